@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The thresholds of the incident report, and how a value becomes a status."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import asdict, dataclass
+
+from .results import OpsError
+
+Status = str
+#: Worst last. ``skipped`` was not asked for; ``unknown`` could not be measured and is never shown as healthy.
+STATUSES: t.Tuple[Status, ...] = ("skipped", "ok", "unknown", "warning", "critical", "emergency")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits in the unit of the value; a value *above* a limit has that status. ``None``: no such limit."""
+
+    warning: t.Optional[float] = None
+    critical: t.Optional[float] = None
+    emergency: t.Optional[float] = None
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.warning, self.critical, self.emergency) if limit is not None]
+        if limits != sorted(limits):
+            raise OpsError(
+                f"The thresholds {limits} do not rise.",
+                hint="Give them as warning <= critical <= emergency.",
+            )
+
+    def status(self, value: t.Optional[float]) -> Status:
+        """The status of a value; ``unknown`` for None."""
+        if value is None:
+            return "unknown"
+        for name in ("emergency", "critical", "warning"):
+            limit = getattr(self, name)
+            if limit is not None and value > limit:
+                return name
+        return "ok"
+
+    def as_dict(self) -> t.Dict[str, t.Optional[float]]:
+        return asdict(self)
+
+
+#: "Automated Alerts" and "Key Performance Indicators" of the incident report.
+DEFAULTS: t.Dict[str, Thresholds] = {
+    "memory": Thresholds(65, 75, 85),
+    "cpu": Thresholds(70, 85),
+    "disk": Thresholds(75, 85),
+    "response_time_ms": Thresholds(500, 1000),
+    "error_rate": Thresholds(1, 5),
+}
+#: "Critical Memory Situation (>90%)": above it a restart is in order where cleaning up was not enough.
+MEMORY_RESTART = 90.0
+#: "Log rotation for files >50MB".
+LOG_MAX_BYTES = 50 * 1000 * 1000
+
+
+def worst(statuses: t.Iterable[Status]) -> Status:
+    """The worst of several; ``unknown`` for none at all."""
+    found = list(statuses)
+    return max(found, key=STATUSES.index) if found else "unknown"

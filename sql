@@ -1,0 +1,1 @@
+collections/wheels/ops/roles/database/files
