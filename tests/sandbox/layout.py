@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where everything of a sandbox lies, and the facts that the inventory reads: ports, addresses, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import typing as t
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.sandbox.binaries import REPOSITORY
+from tests.support.waiting import free_port, port_open
+
+#: A unix socket's address holds 107 bytes.
+_LONGEST_SOCKET = 107
+PROGRAMS = ("postgres", "redis", "pam-backend", "celery-worker", "celery-beat")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ``sandbox.json`` holds; the inventory builds its variables from it."""
+
+    directory: str
+    postgres_port: int
+    redis_port: int
+    http_port: int
+    database_password: str
+    app_database_password: str
+    redis_password: str
+    secret_key: str
+
+    @property
+    def database_dsn(self) -> str:
+        return f"host=127.0.0.1 port={self.postgres_port} dbname=pam user=postgres password={self.database_password}"
+
+    @property
+    def database_url(self) -> str:
+        """What the backend itself connects with: Supabase's ``authenticator``, which may become ``authenticated``."""
+        return f"postgresql://authenticator:{self.app_database_password}@127.0.0.1:{self.postgres_port}/pam"
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://:{self.redis_password}@127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+
+class Sandbox:
+    """The paths below one directory, ``.sandbox`` in the repository unless WHEELS_OPS_SANDBOX names another."""
+
+    def __init__(self, directory: t.Optional[Path] = None) -> None:
+        named = os.environ.get("WHEELS_OPS_SANDBOX")
+        self.directory = (directory or Path(named or REPOSITORY / ".sandbox")).resolve()
+        self.etc = self.directory / "etc"
+        self.run = self.directory / "run"
+        self.log = self.directory / "log"
+        self.tmp = self.directory / "tmp"
+        self.backend = self.directory / "backend"
+        self.postgres = self.directory / "postgres"
+        self.redis = self.directory / "redis"
+        self.state = self.directory / "state"
+        self.reports = self.directory / "reports"
+        self.socket = self.run / "supervisor.sock"
+        self.facts_file = self.directory / "sandbox.json"
+        self.env_file = self.etc / "backend.env"
+        self.supervisor_conf = self.etc / "supervisord.conf"
+        if len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
+            raise SystemExit(f"The path {self.socket} is too long for a socket. Clone the repository to a shorter path, or set WHEELS_OPS_SANDBOX.")
+
+    def make(self) -> None:
+        for path in (self.directory, self.etc, self.run, self.log, self.tmp, self.redis, self.state, self.reports):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def facts(self, *, create: bool = False) -> Facts:
+        """The sandbox's facts; ``create`` makes them, and changes ports that somebody else has taken meanwhile."""
+        if self.facts_file.exists():
+            facts = Facts(**json.loads(self.facts_file.read_text())["facts"])
+        elif create:
+            facts = Facts(
+                directory=str(self.directory),
+                postgres_port=free_port(),
+                redis_port=free_port(),
+                http_port=free_port(),
+                database_password=secrets.token_hex(16),
+                app_database_password=secrets.token_hex(16),
+                redis_password=secrets.token_hex(16),
+                secret_key=secrets.token_hex(32),
+            )
+        else:
+            raise SystemExit("There is no sandbox. Make one: make sandbox-up")
+        if create:
+            ports = {name: getattr(facts, name) for name in ("postgres_port", "redis_port", "http_port")}
+            facts = Facts(**{**asdict(facts), **{name: free_port() if port_open(port) else port for name, port in ports.items()}})
+            self._write(facts)
+        return facts
+
+    def _write(self, facts: Facts) -> None:
+        derived = {name: getattr(facts, name) for name in ("database_dsn", "database_url", "redis_url", "base_url")}
+        new = self.facts_file.with_suffix(".new")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"facts": asdict(facts), **derived, "paths": self.paths()}, file, indent=1)
+        new.replace(self.facts_file)
+
+    def paths(self) -> t.Dict[str, str]:
+        """The paths that the inventory uses."""
+        named = ("directory", "etc", "run", "log", "tmp", "backend", "redis", "state", "reports", "socket", "env_file")
+        return {name: str(getattr(self, name)) for name in named} | {"backend_python": str(REPOSITORY / ".venv-backend/bin/python")}
