@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Row-level security: finds recursive policies by asking the server, repairs them, proves that nothing else changed."""
 
 from __future__ import annotations
+
+from .oracle import Failure, Probe, probe
+
+__all__ = ["Failure", "Probe", "probe"]
