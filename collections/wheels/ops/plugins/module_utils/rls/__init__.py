@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from .audits import Audit, audit
+from .findings import Finding
 from .oracle import Failure, Probe, probe
 
-__all__ = ["Failure", "Probe", "probe"]
+__all__ = ["Audit", "Failure", "Finding", "Probe", "audit", "probe"]

@@ -162,11 +162,12 @@ def ask(
         found = [row for row in found if row["oid"] in relations]
     if not asked or not found:
         return Probe(0, [], unasked)
-    hidden = _hidden_schemas(cursor, asked)
+    # A role that may not look into a schema cannot name a relation there.
+    without = {schema: [number for number, one in enumerate(asked) if schema not in one.schemas] for schema in {row["schema"] for row in found}}
     question = {
         "roles": [{"name": one.name, "number": number} for number, one in enumerate(asked)],
         "relations": [
-            {"relation": row["relation"], "column": row["column"], "kind": row["kind"], "number": number, "without": hidden.get(row["schema"], [])}
+            {"relation": row["relation"], "column": row["column"], "kind": row["kind"], "number": number, "without": without[row["schema"]]}
             for number, row in enumerate(found)
         ],
         "variants": [{"name": name, "statement": statement} for name, statement in VARIANTS.items()],
@@ -180,16 +181,3 @@ def ask(
         for who, what, way, state, complaint in answer["failing"]
     ]
     return Probe(answer["checked"], failing, unasked)
-
-
-def _hidden_schemas(cursor: Cursor, asked: t.Sequence[RoleClass]) -> t.Dict[str, t.List[int]]:
-    """For each schema the numbers of the roles that may not look into it: they cannot name a relation there."""
-    cursor.execute(
-        "select n.nspname, r.number from pg_catalog.pg_namespace n, unnest(%s::oid[]) with ordinality r(oid, number)"
-        " where not has_schema_privilege(r.oid, n.oid, 'USAGE')",
-        ([one.oid for one in asked],),
-    )
-    hidden: t.Dict[str, t.List[int]] = {}
-    for schema, number in cursor.fetchall():
-        hidden.setdefault(schema, []).append(number - 1)
-    return hidden

@@ -19,13 +19,15 @@ class RoleClass:
     """Roles under row-level security that hold the same policy roles and own the same tables.
 
     ``held``: every role (oid) out of those named by policies or owning relations whose privileges the class has.
-    ``settable``: whether the session may ``SET ROLE`` to ``name``, without which the server cannot be asked.
+    ``schemas``: those into which the class may look. ``settable``: whether the session may ``SET ROLE`` to ``name``, without which
+    the server cannot be asked.
     """
 
     name: str
     oid: int
     members: t.Tuple[str, ...]
     held: t.FrozenSet[int]
+    schemas: t.FrozenSet[str]
     settable: bool
 
 
@@ -69,4 +71,11 @@ def _class(group: t.List[t.Dict[str, t.Any]]) -> RoleClass:
         return (not row["settable"], WELL_KNOWN.index(row["name"]) if row["name"] in WELL_KNOWN else len(WELL_KNOWN), row["name"])
 
     spokesman = min(group, key=rank)
-    return RoleClass(spokesman["name"], spokesman["oid"], tuple(row["name"] for row in group), frozenset(spokesman["held"]), bool(spokesman["settable"]))
+    return RoleClass(
+        name=spokesman["name"],
+        oid=spokesman["oid"],
+        members=tuple(row["name"] for row in group),
+        held=frozenset(spokesman["held"]),
+        schemas=frozenset(spokesman["schemas"]),
+        settable=bool(spokesman["settable"]),
+    )

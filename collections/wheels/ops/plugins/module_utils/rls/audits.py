@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The audit: the server's answer, explained by the simulation, which must agree with it in every single access."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+from dataclasses import dataclass, field
+
+from ..results import OpsError
+from . import callgraph, catalog, lints, oracle
+from .findings import Finding
+from .oracle import VARIANTS, Failure
+from .roles import RoleClass
+from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
+from .simulate import Simulator
+
+
+@dataclass
+class Audit:
+    """What was asked and what was found.
+
+    ``checked``: accesses asked for; ``failing``: those that PostgreSQL refuses with a recursion (or with another error while
+    it rewrites); ``findings``: everything worth a person's attention, most severe first; ``catalog``: what the rest is based on.
+    """
+
+    checked: int
+    failing: t.List[Failure]
+    findings: t.List[Finding]
+    catalog: catalog.Catalog = field(repr=False)
+    unasked: t.List[str] = field(default_factory=list)
+    tables: int = 0
+    policies: int = 0
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        return {
+            "checked": self.checked,
+            "tables": self.tables,
+            "policies": self.policies,
+            "failing": [failure.as_dict() for failure in self.failing],
+            "findings": [finding.as_dict() for finding in self.findings],
+            "unasked": self.unasked,
+        }
+
+
+def audit(
+    connection: Connection,
+    *,
+    schemas: t.Optional[t.Sequence[str]] = None,
+    roles: t.Optional[t.Sequence[str]] = None,
+    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+) -> Audit:
+    """Looks at every access of every role class in one READ ONLY transaction that creates nothing.
+
+    ``connection`` is a psycopg2 connection outside of a transaction. Raises ``OpsError`` where the server and the simulation
+    disagree (a defect of ours: nothing may be built on it), when a timeout strikes, and where a role does not exist.
+    """
+    for last in (False, True):
+        with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+            try:
+                return inspect(cursor, schemas=schemas, roles=roles)
+            except Disagreement:
+                # PREPARE sees definitions that were committed after our snapshot; a second look tells a migration from a defect.
+                if last:
+                    raise
+    raise AssertionError("two looks end in an answer or an error")
+
+
+class Disagreement(OpsError):
+    """The server and the simulation of its rewriter say different things about an access."""
+
+
+def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Audit:
+    """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
+    read = catalog.read(cursor, schemas=schemas, roles=roles)
+    asked = oracle.ask(cursor, read.classes, schemas=schemas)
+    failing = explain(read, asked)
+    findings = [*lints.recursion(read, failing), *callgraph.findings(read), *lints.lint(cursor, read)]
+    secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
+    return Audit(
+        asked.checked,
+        failing,
+        sorted(findings, key=Finding.order),
+        read,
+        asked.unasked,
+        tables=len(secured),
+        policies=sum(len(relation.policies) for relation in secured),
+    )
+
+
+def explain(read: catalog.Catalog, asked: oracle.Probe) -> t.List[Failure]:
+    """The server's failures with their witness paths, and those that it could not be asked for; raises ``Disagreement``."""
+    simulator = Simulator(read)
+    relations = {relation.qualified: relation for relation in read.relations.values()}
+    told = {(failure.role, failure.relation, failure.command): failure for failure in asked.failing}
+    failing, disputed = [], []
+    for who, relation, variant in accesses(read):
+        path = simulator.check(who, relation, variant)
+        key = (who.name, relation.qualified, variant)
+        failure = told.pop(key, None)
+        if failure is None and path and not who.settable:
+            failure = Failure(*key, oracle.RECURSION, "predicted: the session may not become this role", roles=who.members)
+        elif who.settable and not relation.ruled and bool(path) != bool(failure and failure.recursive):
+            said = f"{failure.sqlstate} {failure.message}" if failure else "no error"
+            disputed.append(f"{who.name}, {variant} of {relation.qualified}: the server says {said}, the simulation {'recursion' if path else 'no error'}")
+        if failure:
+            failing.append(dataclasses.replace(failure, witness=simulator.words(path) if path else []))
+    # What the simulation does not model (a rule's own commands) is the server's word alone.
+    failing += [failure for key, failure in told.items() if relations[key[1]].ruled]
+    if disputed:
+        raise Disagreement(
+            f"The server and the simulation disagree about {len(disputed)} accesses, the first: {disputed[0]}.",
+            hint="Nothing was changed. This is a defect of wheels.ops: please report it with the policies of these tables.",
+            disagreements=disputed,
+        )
+    return failing
+
+
+def accesses(read: catalog.Catalog) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:
+    """Every access that the oracle asks for, in the same order."""
+    subjects = [
+        relation
+        for relation in read.relations.values()
+        if read.audited(relation)
+        and ((relation.kind in ("r", "p") and (relation.secured or relation.ruled)) or (relation.kind == "v" and not relation.extension))
+    ]
+    for who in read.classes:
+        for relation in subjects:
+            if relation.schema in who.schemas:
+                for variant in VARIANTS if relation.kind != "v" else ("select",):
+                    yield who, relation, variant

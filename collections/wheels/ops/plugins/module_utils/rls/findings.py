@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The one shape of everything that an audit has to say."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import asdict, dataclass, field
+
+#: Worst first. "error": an access fails, or data is open; "warning": it will, or it is slow; "info": worth knowing.
+SEVERITIES = ("error", "warning", "info")
+
+#: Every kind of finding with its severity and what it is called for people.
+KINDS: t.Dict[str, t.Tuple[str, str]] = {
+    "recursion": ("error", "Infinite recursion in a policy"),
+    "possible_54001": ("error", "Recursion at run time through a function"),
+    "rewrite_error": ("error", "PostgreSQL refuses the access"),
+    "captured_column": ("error", "A column compared with itself"),
+    "inner_table_denied": ("error", "A policy reads a table that the role may not read"),
+    "reads_auth_users": ("error", "A policy reads auth.users"),
+    "policy_without_rls": ("error", "Policies on a table without row-level security"),
+    "always_true": ("warning", "A policy that is always true"),
+    "latent_recursion": ("warning", "Recursion as soon as an identity call is wrapped"),
+    "unknown_function": ("warning", "A policy calls a function that cannot be followed"),
+    "definer_exposed": ("warning", "A SECURITY DEFINER function in an exposed schema"),
+    "definer_search_path": ("warning", "A SECURITY DEFINER function with a mutable search_path"),
+    "definer_not_bypassing": ("warning", "A SECURITY DEFINER function that row-level security still binds"),
+    "unwrapped_auth": ("warning", "An identity call that runs for every row"),
+    "nested_wraps": ("info", "Sub-selects wrapped more than once"),
+    "multiple_permissive": ("warning", "Several permissive policies for one role and command"),
+    "unindexed_column": ("warning", "A policy compares a column that has no index"),
+    "rls_without_policy": ("info", "Row-level security without a policy"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``object`` is the table, policy or function; ``why`` says why it matters; ``statement`` is the SQL that would fix it, or empty
+    where only a person can decide. ``details`` holds what a program needs (table, policy, role, command, path)."""
+
+    kind: str
+    object: str
+    why: str
+    statement: str = ""
+    severity: str = ""
+    details: t.Dict[str, t.Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.severity:
+            object.__setattr__(self, "severity", KINDS[self.kind][0])
+
+    @property
+    def title(self) -> str:
+        return KINDS[self.kind][1]
+
+    @property
+    def identity(self) -> t.Tuple[str, str]:
+        """What makes it the same finding in two audits."""
+        return self.kind, self.object
+
+    def order(self) -> t.Tuple[int, str, str]:
+        return SEVERITIES.index(self.severity), self.kind, self.object
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        return {**asdict(self), "title": self.title}
