@@ -68,7 +68,7 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
     programs: t.List[t.Tuple[str, str, t.Mapping[str, str], Path, str]] = [
         ("postgres", server, postgres.env, sandbox.directory, "INT"),
         ("redis", shlex.join([redis.path("redis-server"), str(redis_conf)]), redis.env, sandbox.redis, "TERM"),
-        ("pam-backend", application(f"{python} uvicorn app.main:app --host 127.0.0.1 --port {facts.http_port} --workers 1"), release_env, sandbox.backend, "TERM"),
+        ("pam-backend", application(f"{python} uvicorn app.main:app --host 127.0.0.1 --port {facts.http_port}"), release_env, sandbox.backend, "TERM"),
         ("celery-worker", application(f"{celery} worker --loglevel=info --concurrency=2"), release_env, sandbox.backend, "TERM"),
         ("celery-beat", application(f"{celery} beat --loglevel=info -s {schedule}"), release_env, sandbox.backend, "TERM"),
     ]

@@ -62,3 +62,24 @@ def worst(statuses: t.Iterable[Status]) -> Status:
     """The worst of several; ``unknown`` for none at all."""
     found = list(statuses)
     return max(found, key=STATUSES.index) if found else "unknown"
+
+
+def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
+    """Thresholds from a caller's dictionaries; what is not given keeps its default. Raises ``OpsError`` for nonsense."""
+    parsed = {}
+    for name, limits in given.items():
+        if name not in DEFAULTS:
+            raise OpsError(f"There is no threshold {name!r}.", hint=f"Known are: {', '.join(DEFAULTS)}.")
+        values = {**DEFAULTS[name].as_dict(), **limits}
+        strange = sorted(set(values) - {"warning", "critical", "emergency"})
+        if strange:
+            raise OpsError(f"The threshold {name} has no limit {', '.join(strange)}.", hint="Known are: warning, critical, emergency.")
+        try:
+            numbers = {key: None if value is None else float(value) for key, value in values.items()}
+        except (TypeError, ValueError) as error:
+            raise OpsError(f"The limits of {name} are not numbers: {limits}.") from error
+        top = 100 if name in ("memory", "cpu", "disk", "error_rate") else float("inf")
+        if any(number is not None and not 0 <= number <= top for number in numbers.values()):
+            raise OpsError(f"The limits of {name} are out of range: {limits}.", hint=f"They go from 0 to {top:g}.")
+        parsed[name] = Thresholds(**numbers)
+    return parsed

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""CPU: how busy the host or its services are, and whether the application's event loop stalls."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import time
+import typing as t
+
+from ..health import Check
+from ..thresholds import DEFAULTS, Thresholds, worst
+
+#: How often the light endpoint is asked while the heavy one runs.
+_PROBE_EVERY = 0.05
+
+
+def _host_ticks() -> t.Tuple[int, int]:
+    with open("/proc/stat", encoding="ascii") as file:
+        fields = [int(word) for word in file.readline().split()[1:9]]
+    return sum(fields) - fields[3] - fields[4], sum(fields)
+
+
+def _process_ticks(pids: t.Iterable[int]) -> int:
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        total += int(fields[11]) + int(fields[12])
+    return total
+
+
+def pressure(path: str = "/proc/pressure/cpu") -> t.Optional[float]:
+    """The share of the last ten seconds in which something waited for a CPU (PSI some avg10), None where the kernel does not say."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return float(file.readline().split("avg10=")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) -> float:
+    """The longest answer of a light endpoint, in ms, while a heavy one is served: what a stalled event loop costs others."""
+    import requests
+
+    def ask(path: str) -> float:
+        started = time.monotonic()
+        requests.get(base_url + path, timeout=timeout)
+        return (time.monotonic() - started) * 1000
+
+    ask(light)  # the first answer pays for the connection's set-up on the server
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(ask, heavy)
+        longest = 0.0
+        while True:
+            done = running.done()
+            longest = max(longest, ask(light))
+            if done:
+                running.result()
+                return longest
+            concurrent.futures.wait([running], timeout=_PROBE_EVERY)
+
+
+def check(
+    pids: t.Iterable[int],
+    *,
+    scope: str = "host",
+    sample_s: float = 2.0,
+    base_url: str = "",
+    heavy: str = "",
+    light: str = "/health",
+    thresholds: t.Optional[Thresholds] = None,
+    response: t.Optional[Thresholds] = None,
+) -> Check:
+    """The worst of CPU use over ``sample_s`` seconds and of the stall that ``heavy`` causes.
+
+    ``scope`` ``services`` measures the given processes instead of the host, in percent of all cores.
+    """
+    limits, slow = thresholds or DEFAULTS["cpu"], response or DEFAULTS["response_time_ms"]
+    members = list(pids)
+    cores = os.cpu_count() or 1
+    busy, total = _host_ticks()
+    ticks, started = _process_ticks(members), time.monotonic()
+    stalled = stall_ms(base_url, heavy, light) if base_url and heavy else None
+    time.sleep(max(0.0, sample_s - (time.monotonic() - started)))
+    elapsed = time.monotonic() - started
+    busy_after, total_after = _host_ticks()
+    host = 100.0 * (busy_after - busy) / max(1, total_after - total)
+    services = 100.0 * (_process_ticks(members) - ticks) / os.sysconf("SC_CLK_TCK") / elapsed / cores
+    percent = host if scope == "host" else services
+    status = limits.status(percent)
+    message = f"{percent:.1f} % CPU"
+    if stalled is not None:
+        status = worst([status, slow.status(stalled)])
+        message += f"; {light} takes up to {stalled:.0f} ms while {heavy} is served"
+    return Check(
+        name="cpu",
+        status=status,
+        value=round(stalled, 0) if stalled is not None else round(percent, 1),
+        unit="ms stall" if stalled is not None else "%",
+        thresholds=slow.as_dict() if stalled is not None else limits.as_dict(),
+        message=message + ".",
+        remedy="" if status == "ok" else "backend_patch" if limits.status(percent) == "ok" else "celery_throttle",
+        details={
+            "host_percent": round(host, 1), "services_percent": round(services, 1), "load": os.getloadavg(), "cores": cores,
+            "pressure_avg10": pressure(), "stall_ms": stalled,
+        },
+    )  # fmt: skip

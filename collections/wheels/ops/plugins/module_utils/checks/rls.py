@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Row-level security: which policies recurse, as the server itself says."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .. import postgres
+from ..health import Check
+
+
+def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int = 20) -> Check:
+    """Asks the server to prepare every command on every table as every role; counts the tables that answer 42P17."""
+    from ..rls import oracle
+
+    connection = postgres.connect(dsn, connect_timeout=min(timeout, 10))
+    try:
+        report = oracle.probe(connection, schemas=schemas, statement_timeout_ms=timeout * 1000)
+    finally:
+        connection.close()
+    tables = sorted({failure.relation for failure in report.failing})
+    return Check(
+        name="rls",
+        status="critical" if tables else "ok",
+        value=len(tables),
+        unit="recursive tables",
+        message=f"Infinite recursion (42P17) in {', '.join(tables)}." if tables else f"No policy recurses ({report.checked} accesses asked).",
+        remedy="rls_repair" if tables else "",
+        details={
+            "checked": report.checked,
+            "failing": [{"relation": each.relation, "role": each.role, "command": each.command, "sqlstate": each.sqlstate} for each in report.failing[:100]],
+            "failing_total": len(report.failing),
+        },
+    )

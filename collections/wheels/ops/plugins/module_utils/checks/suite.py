@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""All checks of a host, side by side: what ``health_info``, the health monitor and the proof of a playbook run."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from .. import health
+from ..results import OpsError
+from ..services.model import Manager, Service, parse_services
+from ..services.supervisor import Supervisor
+from ..services.systemd import Systemd, available
+from ..thresholds import DEFAULTS, Thresholds
+from . import celery, cors, cpu, database, disk, http, memory, redis, rls, tts, websocket
+from . import services as services_check
+
+#: Every subject, in the order of a report.
+SUBJECTS: t.Tuple[str, ...] = ("memory", "cpu", "disk", "database", "rls", "redis", "http", "cors", "websocket", "tts", "celery", "services")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What there is on a host to be measured. A subject that lacks what it needs is ``skipped``, and says what it needs."""
+
+    subjects: t.Sequence[str] = SUBJECTS
+    timeout: float = 60.0
+    thresholds: t.Mapping[str, Thresholds] = field(default_factory=dict)
+    scope: str = "host"
+    base_url: str = ""
+    http_paths: t.Sequence[str] = ("/health",)
+    stall_path: str = "/api/memory"
+    database_dsn: str = ""
+    database_tables: t.Optional[t.Mapping[str, t.Sequence[str]]] = None
+    schemas: t.Optional[t.Sequence[str]] = None
+    redis_url: str = ""
+    cors_origins: t.Sequence[str] = ()
+    cors_path: str = "/api/v1/pam/chat"
+    websocket_path: str = ""
+    websocket_heartbeat_within: float = 0.0
+    websocket_dead_peer_within: float = 0.0
+    tts_path: str = "/api/v1/tts/test"
+    filesystems: t.Sequence[str] = ("/",)
+    disk_budgets: t.Mapping[str, int] = field(default_factory=dict)
+    logs: t.Sequence[str] = ()
+    services: t.Sequence[t.Mapping[str, t.Any]] = ()
+    service_manager: str = "auto"
+    supervisor_socket: str = ""
+    memory_limits_mb: t.Mapping[str, float] = field(default_factory=dict)
+
+
+def run(options: Options) -> t.Dict[str, t.Any]:
+    """Measures and gives ``status``, ``checks`` (in report order), ``failing`` (names), ``duration_ms`` and the time."""
+    strange = sorted(set(options.subjects) - set(SUBJECTS))
+    if strange:
+        raise OpsError(f"Unknown subjects: {', '.join(strange)}.", hint=f"Known are: {', '.join(SUBJECTS)}.")
+    started = time.monotonic()
+    known = parse_services(options.services) if options.services else []
+    manager = open_manager(options.service_manager, options.supervisor_socket) if known else None
+    calls = _calls(options, known, manager)
+    wanted = {name: calls[name] for name in SUBJECTS if name in options.subjects}
+    checks = health.measure(wanted, timeout=options.timeout)
+    return {
+        "status": health.overall(checks),
+        "checks": [check.as_dict() for check in checks],
+        "failing": [check.name for check in checks if check.status not in ("ok", "skipped")],
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "duration_ms": round((time.monotonic() - started) * 1000, 1),
+    }
+
+
+def open_manager(kind: str, socket: str = "") -> Manager:
+    """The service manager: ``systemd``, ``supervisor``, or ``auto`` for the one that runs here."""
+    if kind == "supervisor" or (kind == "auto" and (socket or not available())):
+        return Supervisor(socket)
+    return Systemd()
+
+
+def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Manager]) -> t.Dict[str, t.Callable[[], health.Check]]:
+    def limits(name: str) -> Thresholds:
+        return options.thresholds.get(name, DEFAULTS[name])
+
+    def pids() -> t.Dict[str, t.Set[int]]:
+        if manager is None:
+            return {}
+        states = manager.states([service.unit for service in known])
+        return {service.name: manager.pids(states[service.unit]) for service in known if states[service.unit].running}
+
+    def needs(name: str, what: str, present: t.Any, call: t.Callable[[], health.Check]) -> t.Callable[[], health.Check]:
+        if present:
+            return call
+        return lambda: health.Check(name=name, status="skipped", message=f"Not measured: no {what} is given.")
+
+    def measure_cpu() -> health.Check:
+        members = {pid for group in pids().values() for pid in group}
+        return cpu.check(
+            members, scope=options.scope, base_url=options.base_url, heavy=options.stall_path, light=options.http_paths[0], thresholds=limits("cpu"),
+            response=limits("response_time_ms"),
+        )  # fmt: skip
+
+    return {
+        "memory": lambda: memory.check(pids(), options.memory_limits_mb, scope=options.scope, thresholds=limits("memory")),
+        "cpu": measure_cpu,
+        "disk": lambda: disk.check(options.filesystems, budgets=options.disk_budgets, logs=options.logs, thresholds=limits("disk")),
+        "database": needs("database", "database DSN", options.database_dsn, lambda: database.check(options.database_dsn, required=options.database_tables)),
+        "rls": needs("rls", "database DSN", options.database_dsn, lambda: rls.check(options.database_dsn, schemas=options.schemas)),
+        "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url)),
+        "http": needs("http", "base URL", options.base_url, lambda: http.check(options.base_url, paths=options.http_paths)),
+        "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, lambda: cors.check(options.base_url, options.cors_origins)),
+        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, lambda: websocket.check(options.base_url)),
+        "tts": needs("tts", "base URL", options.base_url and options.tts_path, lambda: tts.check(options.base_url)),
+        "celery": needs("celery", "Redis URL", options.redis_url, lambda: celery.check(options.redis_url)),
+        "services": needs(
+            "services",
+            "service",
+            known,
+            lambda: services_check.check(options.services, manager=options.service_manager, supervisor_socket=options.supervisor_socket),
+        ),
+    }

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backend_patch
+short_description: Install patched files, keep the originals, restore them bit for bit
+version_added: 1.0.0
+description:
+  - Installs whole files, and marked blocks in files that are there, below one directory.
+  - Before anything is replaced, the new tree is compiled and imported in a copy, under the application's own interpreter.
+  - The original of every replaced file is kept in the state directory with its owner, mode and time of change.
+  - An interrupted run is finished by the next one.
+extends_documentation_fragment:
+  - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+options:
+  state:
+    description:
+      - V(present) installs O(files) and O(blocks).
+      - V(restored) puts back what the deployment O(deployment_id) replaced.
+    type: str
+    choices: [present, restored]
+    default: present
+  deployment_id:
+    description:
+      - Under which deployment the originals are kept; it must have been begun with M(wheels.ops.deployment).
+      - For O(state=restored) the newest that is in force, if empty.
+    type: str
+    default: ""
+  state_dir:
+    description: Where the journal and the originals lie.
+    type: path
+    default: /var/lib/wheels-ops
+  root:
+    description: The directory that O(files) and O(blocks) are relative to. Needed for O(state=present).
+    type: path
+  files:
+    description: The content of every file by its path relative to O(root).
+    type: dict
+    default: {}
+  blocks:
+    description: The lines of our block by the path, relative to O(root), of the file that gets it.
+    type: dict
+    default: {}
+  optional_blocks:
+    description: Like O(blocks), for files that a release of the backend may lack.
+    type: dict
+    default: {}
+  mode:
+    description: The permissions of files that were not there before, as an octal number in quotes.
+    type: str
+    default: "0644"
+  interpreter:
+    description: The Python that the application runs under, for the proof.
+    type: path
+    default: ""
+  import_module:
+    description: The module that must import in the copy, such as V(app.main). Empty for no proof, as for files that are not code.
+    type: str
+    default: ""
+  environment_of_pid:
+    description: Import with the environment of this process, normally the running application, so that its settings are found.
+    type: int
+  import_environment:
+    description: Environment variables for the import, over those of O(environment_of_pid).
+    type: dict
+    default: {}
+  force:
+    description: Replace also what somebody else changed after we installed it. A copy is kept.
+    type: bool
+    default: false
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: Install the patched CORS configuration
+  wheels.ops.backend_patch:
+    deployment_id: "20250730T0211"
+    root: /production
+    files:
+      app/core/cors_config.py: "{{ lookup('ansible.builtin.file', 'cors_config.py', rstrip=false) }}"
+    interpreter: /production/venv/bin/python
+    import_module: app.main
+
+- name: Put everything back
+  wheels.ops.backend_patch:
+    state: restored
+"""
+
+RETURN = r"""
+deployment_id:
+  description: The deployment that keeps the originals.
+  returned: success
+  type: str
+actions:
+  description: One entry for each file that was, or would be, installed, replaced, restored or removed.
+  returned: success
+  type: list
+  elements: dict
+before:
+  description: SHA-256 of every file that changes, null where there was none.
+  returned: success
+  type: dict
+after:
+  description: SHA-256 of every file that changes, afterwards.
+  returned: success
+  type: dict
+proof:
+  description: What was compiled and imported before anything was replaced.
+  returned: O(state=present)
+  type: dict
+kept:
+  description: Files that were not put back, because somebody changed them since.
+  returned: O(state=restored)
+  type: list
+  elements: str
+msg:
+  description: The outcome in one sentence.
+  returned: always
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of
+from ansible_collections.wheels.ops.plugins.module_utils.remedies import backend_patch
+from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+
+
+def call(module: AnsibleModule) -> Result:
+    given = module.params
+    modes = {"check_mode": module.check_mode, "want_diff": module._diff}
+    if given["state"] == "restored":
+        name = given["deployment_id"] or backend_patch.latest(given["state_dir"])
+        return backend_patch.restore(given["state_dir"], name, **modes)
+    request = backend_patch.Request(
+        root=given["root"],
+        files={path: content.encode("utf-8") for path, content in given["files"].items()},
+        blocks=given["blocks"],
+        optional_blocks=given["optional_blocks"],
+        mode=int(given["mode"], 8),
+        force=given["force"],
+    )
+    environment = environment_of(given["environment_of_pid"]) if given["environment_of_pid"] else {}
+    proof = backend_patch.Proof(given["interpreter"], given["import_module"], {**environment, **given["import_environment"]})
+    return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+            "deployment_id": {"type": "str", "default": ""},
+            "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
+            "root": {"type": "path"},
+            "files": {"type": "dict", "default": {}},
+            "blocks": {"type": "dict", "default": {}},
+            "optional_blocks": {"type": "dict", "default": {}},
+            "mode": {"type": "str", "default": "0644"},
+            "interpreter": {"type": "path", "default": ""},
+            "import_module": {"type": "str", "default": ""},
+            "environment_of_pid": {"type": "int"},
+            "import_environment": {"type": "dict", "default": {}, "no_log": True},
+            "force": {"type": "bool", "default": False},
+        },
+        required_if=[("state", "present", ("root", "deployment_id"))],
+        supports_check_mode=True,
+    )
+    run(module, lambda: call(module))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: health_info
+short_description: Measure every subject of a host, side by side
+version_added: 1.0.0
+description:
+  - Runs all checks in one round trip, each in a thread of its own, and grades what it measured.
+  - A subject for which nothing is given (no DSN, no URL) is V(skipped). One that could not be measured is V(unknown), which is never shown as healthy.
+extends_documentation_fragment:
+  - wheels.ops.attributes.info
+options:
+  subjects:
+    description: What to measure; everything by default.
+    type: list
+    elements: str
+    choices: [memory, cpu, disk, database, rls, redis, http, cors, websocket, tts, celery, services]
+  timeout:
+    description: Seconds for all checks together.
+    type: float
+    default: 60
+  scope:
+    description:
+      - V(host) grades memory and CPU of the whole host.
+      - V(services) grades those of the services alone, on a machine that serves others too.
+    type: str
+    choices: [host, services]
+    default: host
+  thresholds:
+    description:
+      - Limits by measure (V(memory), V(cpu), V(disk), V(response_time_ms), V(error_rate)), each a dictionary with C(warning), C(critical) and C(emergency).
+      - The incident report's by default.
+    type: dict
+    default: {}
+  base_url:
+    description: Where the backend answers, without a path, such as V(http://127.0.0.1:8000).
+    type: str
+    default: ""
+  http_paths:
+    description: Paths that must answer below 400 and in time.
+    type: list
+    elements: str
+    default: [/health]
+  stall_path:
+    description: A path during whose answer the first of O(http_paths) must stay fast; empty to leave the event loop out.
+    type: str
+    default: /api/memory
+  database_dsn:
+    description: libpq connection string or URL.
+    type: str
+    default: ""
+  database_tables:
+    description: Tables, with their columns, that must be there; those that the backend uses by default.
+    type: dict
+  schemas:
+    description: Schemas whose policies are asked for recursion; all but the system's by default.
+    type: list
+    elements: str
+  redis_url:
+    description: URL of Redis, with its password.
+    type: str
+    default: ""
+  cors_origins:
+    description: Front ends that must get in.
+    type: list
+    elements: str
+    default: []
+  cors_path:
+    description: The path that the preflights ask for.
+    type: str
+    default: /api/v1/pam/chat
+  websocket_path:
+    description: Path of the WebSocket endpoint, with the token in its query where one is needed.
+    type: str
+    default: ""
+  websocket_heartbeat_within:
+    description: Seconds within which the server must send a heartbeat; 0 to not wait for one.
+    type: float
+    default: 0
+  websocket_dead_peer_within:
+    description: Seconds within which a peer that answers no heartbeat must be disconnected; 0 to not try.
+    type: float
+    default: 0
+  tts_path:
+    description: The endpoint that synthesises a sample, empty to leave speech out.
+    type: str
+    default: /api/v1/tts/test
+  filesystems:
+    description: Paths whose filesystems are measured.
+    type: list
+    elements: path
+    default: [/]
+  disk_budgets:
+    description: Bytes that directories, joined by V(:), may hold together.
+    type: dict
+    default: {}
+  logs:
+    description: Patterns of logs that must stay under 50 MB.
+    type: list
+    elements: str
+    default: []
+  services:
+    description: The services, as M(wheels.ops.service_restart) takes them.
+    type: list
+    elements: dict
+    default: []
+  service_manager:
+    description: What runs the services.
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+  supervisor_socket:
+    description: supervisord's unix socket.
+    type: path
+    default: ""
+  memory_limits_mb:
+    description: MiB that each service may use, by name.
+    type: dict
+    default: {}
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: Measure everything
+  wheels.ops.health_info:
+    base_url: http://127.0.0.1:8000
+    database_dsn: "{{ database_dsn }}"
+    redis_url: redis://127.0.0.1:6379/0
+    cors_origins: [https://wheelsandwins.com]
+    services:
+      - name: pam-backend
+        gate: {type: http, url: http://127.0.0.1:8000/health}
+  register: health
+"""
+
+RETURN = r"""
+status:
+  description: The worst status of everything that was measured.
+  returned: success
+  type: str
+  sample: critical
+checks:
+  description: One entry a subject, in the order of the report.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name: {description: The subject., type: str}
+    status: {description: "V(ok), V(warning), V(critical), V(emergency), V(unknown) or V(skipped).", type: str}
+    value: {description: What was measured., type: raw}
+    unit: {description: The unit of the value., type: str}
+    thresholds: {description: The limits that graded it., type: dict}
+    message: {description: The finding in one sentence., type: str}
+    remedy: {description: "The module that cures it, empty where nothing is wrong.", type: str}
+    duration_ms: {description: How long the check took., type: float}
+    details: {description: Everything else that was measured., type: dict}
+failing:
+  description: Names of the checks that are not ok.
+  returned: success
+  type: list
+  elements: str
+scores:
+  description: Performance, stability and user experience from 0 to 100, null where nothing to judge by was measured.
+  returned: success
+  type: dict
+measured_at:
+  description: When, in UTC.
+  returned: success
+  type: str
+duration_ms:
+  description: How long all checks took together.
+  returned: success
+  type: float
+msg:
+  description: The outcome in one sentence.
+  returned: always
+  type: str
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
+from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
+
+
+def call(module: AnsibleModule) -> Result:
+    given: t.Dict[str, t.Any] = dict(module.params)
+    given["subjects"] = given["subjects"] or suite.SUBJECTS
+    given["thresholds"] = parse(given["thresholds"])
+    found = suite.run(suite.Options(**given))
+    failing = ", ".join(found["failing"])
+    return Result(msg=f"Everything is healthy ({len(found['checks'])} checks)." if not failing else f"Not healthy: {failing}.", extra=found)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "subjects": {"type": "list", "elements": "str", "choices": list(suite.SUBJECTS)},
+            "timeout": {"type": "float", "default": 60},
+            "scope": {"type": "str", "choices": ["host", "services"], "default": "host"},
+            "thresholds": {"type": "dict", "default": {}},
+            "base_url": {"type": "str", "default": ""},
+            "http_paths": {"type": "list", "elements": "str", "default": ["/health"]},
+            "stall_path": {"type": "str", "default": "/api/memory"},
+            "database_dsn": {"type": "str", "default": "", "no_log": True},
+            "database_tables": {"type": "dict"},
+            "schemas": {"type": "list", "elements": "str"},
+            "redis_url": {"type": "str", "default": "", "no_log": True},
+            "cors_origins": {"type": "list", "elements": "str", "default": []},
+            "cors_path": {"type": "str", "default": "/api/v1/pam/chat"},
+            "websocket_path": {"type": "str", "default": "", "no_log": True},
+            "websocket_heartbeat_within": {"type": "float", "default": 0},
+            "websocket_dead_peer_within": {"type": "float", "default": 0},
+            "tts_path": {"type": "str", "default": "/api/v1/tts/test"},
+            "filesystems": {"type": "list", "elements": "path", "default": ["/"]},
+            "disk_budgets": {"type": "dict", "default": {}},
+            "logs": {"type": "list", "elements": "str", "default": []},
+            "services": {"type": "list", "elements": "dict", "default": []},
+            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+            "supervisor_socket": {"type": "path", "default": ""},
+            "memory_limits_mb": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda: call(module))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: health_report
+short_description: Write the report of a run as JSON and HTML
+version_added: 1.0.0
+description:
+  - Takes two results of M(wheels.ops.health_info), from before and after a run, and what was done in between.
+  - Writes C(before.json), C(after.json) and C(report.html) into O(dest), each readable by its owner alone.
+  - Run it on the controller with C(delegate_to=localhost).
+extends_documentation_fragment:
+  - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+  idempotent:
+    support: N/A
+    description: A report is written anew each time and never counts as a change of a host.
+options:
+  before:
+    description: The result of M(wheels.ops.health_info) before the run.
+    type: dict
+    required: true
+  after:
+    description: The result of M(wheels.ops.health_info) after the run.
+    type: dict
+    required: true
+  done:
+    description: What was done, in words, by the name of the check it cured.
+    type: dict
+    default: {}
+  facts:
+    description: Names and values for the head of the page, such as the deployment and its duration.
+    type: dict
+    default: {}
+  title:
+    description: The title of the page.
+    type: str
+    default: wheels.ops report
+  dest:
+    description: The directory to write to; it is made where it does not exist. Nothing is written if it is empty.
+    type: path
+    default: ""
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: Write the report
+  wheels.ops.health_report:
+    before: "{{ health_before }}"
+    after: "{{ health_after }}"
+    dest: reports
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+table:
+  description: The table of incidents, line by line, for a terminal.
+  returned: success
+  type: list
+  elements: str
+remaining:
+  description: One line for everything that is not healthy after the run.
+  returned: success
+  type: list
+  elements: str
+paths:
+  description: The files that were, or would be, written.
+  returned: success
+  type: list
+  elements: str
+msg:
+  description: Where the report lies.
+  returned: always
+  type: str
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils import report
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.files import write_atomically
+from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+
+
+def call(module: AnsibleModule) -> Result:
+    given = module.params
+    contents = {
+        "before.json": json.dumps(given["before"], indent=1) + "\n",
+        "after.json": json.dumps(given["after"], indent=1) + "\n",
+        "report.html": report.page(given["before"], given["after"], given["done"], title=given["title"], facts=given["facts"]),
+    }
+    paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}
+    if not module.check_mode:
+        for name, path in paths.items():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, contents[name].encode("utf-8"))
+    return Result(
+        msg=f"The report is in {given['dest']}." if paths else "No report was asked for.",
+        extra={
+            "table": report.text(given["before"], given["after"], given["done"]).splitlines(),
+            "remaining": report.remaining(given["after"]),
+            "paths": [str(path) for path in paths.values()],
+        },
+    )
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "before": {"type": "dict", "required": True},
+            "after": {"type": "dict", "required": True},
+            "done": {"type": "dict", "default": {}},
+            "facts": {"type": "dict", "default": {}},
+            "title": {"type": "str", "default": "wheels.ops report"},
+            "dest": {"type": "path", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda: call(module))
+
+
+if __name__ == "__main__":
+    main()
