@@ -1,0 +1,930 @@
+# SPDX-License-Identifier: MIT
+"""The system health API: ``/api/v1/system/*``, ``/livez``, ``/readyz`` and ``/metrics``.
+
+``SystemHealthMiddleware(app)`` serves them outside the application's own CSRF, WAF and address-blocking layers, which
+otherwise refuse them. ``router`` is the same API for ``app.include_router(router, prefix="/api/v1")``.
+
+Answers come from samples (``HealthBoard``), never from waiting for a dependency. Anonymous callers get statuses and
+nothing else. Everything that changes something or shows details needs the ops token (``X-Ops-Token`` or
+``Authorization: Bearer``): several may be valid at once, so that they can be rotated; without one configured all of that
+is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_TOKEN_FILE`` (one a line, ``#`` comments),
+``WHEELS_OPS_STATE_DIR`` (/var/lib/wheels-ops).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import importlib
+import json
+import os
+import platform
+import re
+import secrets
+import socket
+import sys
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Deque, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
+from urllib.parse import parse_qsl
+
+from app.core.logging import get_logger
+from app.core.performance_monitor import AlertLevel, performance_monitor, request_stats
+from app.monitoring.memory_optimizer import memory_optimizer
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = get_logger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PREFIX = "/api/v1/system"
+MAX_BODY = 8192
+MAX_PENDING_REQUESTS = 20
+LARGE_LOG_BYTES = 50 * 1000 * 1000
+OLD_LOG_SECONDS = 7 * 86400
+#: Samples older than this many periods make a check ``warn``, and ``fail``.
+STALE_WARN, STALE_FAIL = 3, 12
+_WORDS = {"pass": "healthy", "warn": "warning", "fail": "critical"}
+_SEVERITY = ("pass", "warn", "fail")
+
+
+def state_directory() -> Path:
+    """Where the host and this process exchange history and requests."""
+    return Path(os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops")
+
+
+def helper(name: str) -> Any:
+    """A module of ``app.wheels_ops``, or None where only the three files of the incident report were copied."""
+    try:
+        return importlib.import_module(f"app.wheels_ops.{name}")
+    except ImportError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()
+
+
+# -- what is known about health --------------------------------------------------------------------------------------
+
+
+@dataclass
+class CheckState:
+    """The last sample of one check. ``status`` is pass, warn or fail; ``output`` is shown to token holders only."""
+
+    status: str
+    output: str = ""
+    value: Any = None
+    unit: str = ""
+    kind: str = "component"
+    at: float = field(default_factory=time.monotonic)
+    time: str = field(default_factory=_now)
+    #: Seconds between two samples; 0: the check is not sampled and never goes stale.
+    period: float = 0.0
+
+    def current(self) -> str:
+        """The status, worse where the sample is old: what is not known is not healthy."""
+        if self.period:
+            periods = (time.monotonic() - self.at) / self.period
+            if periods > STALE_FAIL:
+                return "fail"
+            if periods > STALE_WARN and self.status == "pass":
+                return "warn"
+        return self.status
+
+
+class HealthBoard:
+    """The last sample of every check, and the rendered answers made from them (at most once a second)."""
+
+    def __init__(self) -> None:
+        self.checks: Dict[str, CheckState] = {}
+        self.notes: Dict[str, str] = {}
+        self.sections: Dict[str, Dict[str, Any]] = {}
+        self.stopping = False
+        self._public: Tuple[float, int, bytes] = (0.0, 0, b"")
+
+    def post(self, name: str, status: str, output: str = "", *, value: Any = None, unit: str = "", kind: str = "component", period: float = 0.0) -> None:
+        """Stores a sample under a health+json name such as ``redis:connection``."""
+        before = self.checks.get(name)
+        self.checks[name] = CheckState(status, output, value, unit, kind, period=period)
+        if before is None or before.status != status:
+            self._public = (0.0, 0, b"")
+            if status != "pass":
+                logger.warning(f"🩺 Health check {name}: {status}: {output}")
+            elif before is not None:
+                logger.info(f"🩺 Health check {name}: back to pass")
+
+    def note(self, name: str, text: str) -> None:
+        """What is not checked, and why: it is neither healthy nor ill."""
+        self.checks.pop(name, None)
+        self.notes[name] = text
+
+    def states(self) -> Dict[str, Tuple[str, CheckState]]:
+        """name -> (status, sample): the posted checks and those of the monitor's samples and alerts."""
+        found = dict(self._monitor_states())
+        for name, check in list(self.checks.items()):
+            found[name] = (check.current(), check)
+        return found
+
+    def _monitor_states(self) -> Iterable[Tuple[str, Tuple[str, CheckState]]]:
+        monitor = performance_monitor
+        if not monitor.is_running:
+            yield "monitoring:samples", ("warn", CheckState("warn", "monitoring is not running", kind="system"))
+            return
+        age = time.monotonic() - monitor.last_sample_at
+        stale = "fail" if age > STALE_FAIL * monitor.check_interval + 5 else "warn" if age > STALE_WARN * monitor.check_interval + 5 else "pass"
+        for metric, name in MONITOR_CHECKS.items():
+            sample = monitor.current.get(metric)
+            alert = monitor.active_alerts.get(metric)
+            if sample is None and alert is None:
+                continue
+            status = "pass" if alert is None else "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
+            status = max(status, stale, key=_SEVERITY.index)
+            value = None if sample is None else round(sample.value, 2)
+            taken = sample.timestamp.isoformat() if sample is not None else _now()
+            yield name, (status, CheckState(status, alert.message if alert else "", value, sample.unit if sample else "", "system", time=taken))
+        for metric, alert in list(monitor.active_alerts.items()):
+            if metric not in MONITOR_CHECKS:
+                status = "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
+                yield f"{metric}:alert", (status, CheckState(status, alert.message, kind="component"))
+
+    def status(self) -> str:
+        return max((status for status, _ in self.states().values()), key=_SEVERITY.index, default="warn")
+
+    def ready(self) -> bool:
+        """Whether this process should get traffic: it is not stopping, and reads from a database are possible."""
+        return not self.stopping and all(check.current() != "fail" for name, check in list(self.checks.items()) if name in READINESS_CHECKS)
+
+    def public(self) -> Tuple[int, bytes]:
+        """(HTTP status, body) for anonymous callers: statuses only."""
+        now = time.monotonic()
+        rendered, code, body = self._public
+        if now - rendered < 1.0 and body:
+            return code, body
+        document = self.document(details=False)
+        code = 503 if document["status"] == "fail" else 200
+        body = json.dumps(document, separators=(",", ":")).encode()
+        self._public = (now, code, body)
+        return code, body
+
+    def document(self, *, details: bool) -> Dict[str, Any]:
+        """health+json (``status``, ``checks``) with the keys of the first version beside it."""
+        states = self.states()
+        status = max((one for one, _ in states.values()), key=_SEVERITY.index, default="warn")
+        counts = {word: sum(one == word for one, _ in states.values()) for word in _SEVERITY}
+        checks: Dict[str, List[Dict[str, Any]]] = {}
+        for name, (one, check) in sorted(states.items()):
+            entry: Dict[str, Any] = {"status": one}
+            if details:
+                entry.update(componentType=check.kind, time=check.time)
+                if check.value is not None:
+                    entry.update(observedValue=check.value, observedUnit=check.unit)
+                if one != "pass" and check.output:
+                    entry["output"] = check.output
+            checks[name] = [entry]
+        alerts = [alert.as_dict() for alert in list(performance_monitor.active_alerts.values())] if details else []
+        document: Dict[str, Any] = {
+            "status": status,
+            "timestamp": _now(),
+            "overall_status": _WORDS[status],
+            "status_message": {
+                "pass": "All systems operational", "warn": "Some checks need attention", "fail": "Something that users need is broken",
+            }[status],
+            "system_metrics": {"performance": {}, "memory": {}, "cache": {}},
+            "alerts_summary": {
+                "total_alerts": counts["warn"] + counts["fail"], "critical_alerts": counts["fail"], "warning_alerts": counts["warn"],
+                "active_alerts": alerts,
+            },
+            "checks": checks,
+        }  # fmt: skip
+        if details:
+            document["notes"] = [f"{name}: {text}" for name, text in sorted(self.notes.items())]
+            document["sections"] = dict(self.sections)
+            document["scores"] = self.scores()
+        return document
+
+    def scores(self) -> Dict[str, Any]:
+        """overall, performance, stability, user_experience; None where something is not known."""
+        formulas = helper("scores")
+        if formulas is None:
+            return {"overall": _WORDS[self.status()], "performance": None, "stability": None, "user_experience": None}
+        value = {name: sample.value for name, sample in performance_monitor.current.items()}
+        return {
+            "overall": formulas.overall(one for one, _ in self.states().values()),
+            "performance": formulas.performance(
+                memory_percent=value.get("memory_percent"), cpu_percent=value.get("cpu_percent"), disk_percent=value.get("disk_percent"),
+                loop_lag_ms=value.get("loop_lag_ms"),
+            ),
+            "stability": formulas.stability(**self.sections.get("stability", {})),
+            "user_experience": formulas.user_experience(response_time_ms=value.get("response_p95_ms"), error_rate=value.get("error_rate")),
+        }  # fmt: skip
+
+
+#: metric of the monitor -> name in health+json (``component:measurement``).
+MONITOR_CHECKS = {
+    "memory_percent": "memory:utilization", "cpu_percent": "cpu:utilization", "disk_percent": "disk:utilization",
+    "disk_inodes_percent": "disk:inodes", "process_memory_mb": "process:memory", "response_time_ms": "http:responseTime",
+    "error_rate": "http:errorRate", "active_connections": "websocket:connections", "loop_lag_ms": "eventloop:lag",
+}  # fmt: skip
+READINESS_CHECKS = ("database:connection",)
+board = HealthBoard()
+
+
+# -- who may ---------------------------------------------------------------------------------------------------------
+
+
+class OpsTokens:
+    """The tokens that are valid now. A token file is read again when it changes, so rotation needs no restart."""
+
+    def __init__(self) -> None:
+        self._file: Tuple[str, float, Tuple[str, ...]] = ("", 0.0, ())
+        self._looked = -1.0
+
+    def all(self) -> Tuple[str, ...]:
+        tokens = [word.strip() for word in os.environ.get("WHEELS_OPS_TOKEN", "").split(",") if word.strip()]
+        return (*tokens, *self._from_file(os.environ.get("WHEELS_OPS_TOKEN_FILE", "")))
+
+    def _from_file(self, path: str) -> Tuple[str, ...]:
+        if not path:
+            return ()
+        now = time.monotonic()
+        if self._file[0] == path and 0 <= now - self._looked < 1.0:
+            return self._file[2]
+        self._looked = now
+        try:
+            changed = os.stat(path).st_mtime_ns / 1e9
+            if self._file[0] != path or self._file[1] != changed:
+                lines = (line.split("#", 1)[0].strip() for line in Path(path).read_text("utf-8").splitlines())
+                self._file = (path, changed, tuple(line for line in lines if line))
+        except (OSError, UnicodeError):
+            self._file = (path, 0.0, ())
+        return self._file[2]
+
+    def match(self, presented: str) -> str:
+        """The digest of the valid token that was presented, or an empty string. Looks at every token, in constant time."""
+        wanted = hashlib.sha256(presented.encode()).digest()
+        found = ""
+        for token in self.all():
+            digest = hashlib.sha256(token.encode())
+            if hmac.compare_digest(wanted, digest.digest()):
+                found = digest.hexdigest()
+        return found if presented else ""
+
+
+class Bucket:
+    """A token bucket: ``burst`` at once, then one every ``seconds``. ``take`` gives the seconds to wait, 0 where it may."""
+
+    def __init__(self, burst: int, seconds: float) -> None:
+        self.burst, self.seconds = burst, seconds
+        self._level, self._at = float(burst), time.monotonic()
+
+    def take(self) -> float:
+        now = time.monotonic()
+        self._level = min(self.burst, self._level + (now - self._at) / self.seconds)
+        self._at = now
+        if self._level >= 1:
+            self._level -= 1
+            return 0.0
+        return (1 - self._level) * self.seconds
+
+
+tokens = OpsTokens()
+
+
+# -- requests and answers ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ask:
+    """One request to this API, whichever way it came in."""
+
+    method: str
+    path: str
+    query: Dict[str, str]
+    headers: Mapping[str, str]
+    client: str
+    secure: bool
+    body: Callable[[], Awaitable[bytes]]
+    #: First twelve hex digits of the digest of the ops token; empty for anonymous callers.
+    caller: str = ""
+
+
+@dataclass
+class Answer:
+    status: int
+    body: Any
+    headers: Dict[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+    def encoded(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body, default=str, separators=(",", ":")).encode()
+
+
+def refuse(status: int, detail: str, **headers: str) -> Answer:
+    return Answer(status, {"detail": detail}, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+Handler = Callable[[Ask], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """``token``: needs the ops token. ``audited``: changes something; logged, rate limited, repeatable with Idempotency-Key."""
+
+    method: str
+    path: str
+    handler: Handler
+    token: bool = True
+    audited: bool = False
+    bucket: Optional[Bucket] = None
+
+
+ROUTES: Dict[Tuple[str, str], Route] = {}
+
+
+def route(method: str, path: str, *, token: bool = True, audited: bool = False, burst: int = 0, every: float = 10.0) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        ROUTES[method, path] = Route(method, path, handler, token, audited, Bucket(burst, every) if burst else None)
+        return handler
+
+    return register
+
+
+class HealthApi:
+    """Finds the route, asks for the token, limits the rate, answers. No exception text leaves."""
+
+    def __init__(self) -> None:
+        self.application: Any = None
+        self._failures: OrderedDict[str, Bucket] = OrderedDict()
+        self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
+        self._logins: Deque[float] = deque(maxlen=64)
+
+    def knows(self, method: str, path: str) -> bool:
+        """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
+        if method == "OPTIONS" or not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
+            return False
+        if path == "/metrics" and (self._app_has("/metrics") or helper("exposition") is None):
+            return False
+        return any(known == path for _, known in ROUTES)
+
+    def _app_has(self, path: str) -> bool:
+        return any(getattr(one, "path", None) == path for one in getattr(self.application, "routes", ()))
+
+    async def respond(self, ask: Ask) -> Answer:
+        found = ROUTES.get(("GET" if ask.method == "HEAD" else ask.method, ask.path))
+        if found is None:
+            allowed = sorted({method for method, path in ROUTES if path == ask.path})
+            return refuse(405, "Method Not Allowed", Allow=", ".join(allowed + ["HEAD"] * ("GET" in allowed)))
+        try:
+            return await self._guarded(found, ask)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            logger.error(f"🩺 {ask.method} {ask.path} failed: {type(error).__name__}: {error}")
+            return refuse(500, "Internal error; the server's log has the details")
+
+    async def _guarded(self, found: Route, ask: Ask) -> Answer:
+        presented = ask.headers.get("x-ops-token", "") or _bearer(ask.headers.get("authorization", ""))
+        if presented:
+            ask.caller = tokens.match(presented)[:12]
+        if found.token and not ask.caller:
+            return self._refused(ask, presented)
+        if not found.audited:
+            wait = found.bucket.take() if found.bucket else 0.0
+            return _too_many(wait) if wait else await found.handler(ask)
+        key = (ask.caller, f"{ask.method} {ask.path}", ask.headers.get("idempotency-key", "")[:128])
+        if key[2] and key in self._done and time.monotonic() - self._done[key][0] < 600:
+            return self._done[key][1]
+        wait = found.bucket.take() if found.bucket else 0.0
+        answer = _too_many(wait) if wait else await found.handler(ask)
+        logger.info(f"🛡️ audit: {ask.method} {ask.path} by token {ask.caller} from {ask.client}: {answer.status}")
+        if key[2] and answer.status < 300:
+            self._done[key] = (time.monotonic(), answer)
+            while len(self._done) > 64:
+                self._done.popitem(last=False)
+        return answer
+
+    def _refused(self, ask: Ask, presented: str) -> Answer:
+        if not tokens.all():
+            return refuse(403, "No ops token is configured on this server: set WHEELS_OPS_TOKEN or WHEELS_OPS_TOKEN_FILE. Until then this is refused.")
+        if self.limited(ask.client):
+            return _too_many(60)
+        if presented:
+            logger.warning(f"🛡️ audit: {ask.method} {ask.path} refused, wrong ops token, from {ask.client}")
+        return refuse(401, "An ops token is needed (X-Ops-Token)", WWW_Authenticate='Bearer realm="ops"')
+
+    def limited(self, client: str) -> bool:
+        """Counts one failed try of a client: twenty, then one every three seconds."""
+        bucket = self._failures.pop(client, None) or Bucket(20, 3.0)
+        self._failures[client] = bucket
+        while len(self._failures) > 1024:
+            self._failures.popitem(last=False)
+        return bucket.take() > 0
+
+
+def _bearer(header: str) -> str:
+    kind, _, value = header.partition(" ")
+    return value.strip() if kind.lower() == "bearer" else ""
+
+
+def _too_many(seconds: float) -> Answer:
+    return refuse(429, "Too many requests", Retry_After=str(max(1, int(seconds + 0.999))))
+
+
+api = HealthApi()
+
+
+# -- the endpoints -----------------------------------------------------------------------------------------------------
+
+
+@route("GET", "/livez", token=False)
+async def livez(ask: Ask) -> Answer:
+    """The process runs and its loop turns; knows of no dependency."""
+    return Answer(200, b'{"status":"pass"}', content_type="application/health+json")
+
+
+@route("GET", "/readyz", token=False)
+async def readyz(ask: Ask) -> Answer:
+    ready = board.ready()
+    return Answer(200 if ready else 503, b'{"status":"pass"}' if ready else b'{"status":"fail"}', content_type="application/health+json")
+
+
+@route("GET", f"{PREFIX}/health", token=False)
+async def health(ask: Ask) -> Answer:
+    if not ask.caller:
+        code, body = board.public()
+        return Answer(code, body, {"Cache-Control": "max-age=1"}, "application/health+json")
+    document = board.document(details=True)
+    document["system_metrics"] = {
+        "performance": performance_monitor.status(),
+        "memory": await memory_optimizer.get_memory_stats(),
+        "cache": await _cache_stats(),
+    }
+    return Answer(503 if document["status"] == "fail" else 200, document, content_type="application/health+json")
+
+
+async def _cache_stats() -> Dict[str, Any]:
+    """The last sample; the cache itself is not asked, it may hang."""
+    return dict(board.sections.get("cache") or {"error": "no sample yet"})
+
+
+@route("GET", f"{PREFIX}/performance/report", burst=10, every=1.0)
+async def performance_report(ask: Ask) -> Answer:
+    try:
+        if "days" in ask.query:
+            days = int(ask.query["days"])
+            if not 1 <= days <= 35:
+                return refuse(400, "Days must be between 1 and 35")
+            hours = 24 * days
+        else:
+            hours = int(ask.query.get("hours", "1"))
+            if not 1 <= hours <= 24:
+                return refuse(400, "Hours must be between 1 and 24")
+    except ValueError:
+        return refuse(400, "Hours must be between 1 and 24")
+    report = await performance_monitor.get_performance_report(hours)
+    report["scores"] = board.scores()
+    return Answer(200, report)
+
+
+@route("POST", f"{PREFIX}/memory/optimize", audited=True, burst=5)
+async def memory_optimize(ask: Ask) -> Answer:
+    aggressive = ask.query.get("force_aggressive", "false").lower() in ("1", "true", "yes", "on")
+    level = "aggressive" if aggressive else "standard"
+    started = _now()
+    result = await memory_optimizer.optimize(level, reason="asked for over the API")
+    freed = result["freed_bytes"] / (1 << 20)
+    message = f"Memory optimization done: {freed:.1f} MB given back" if not result["skipped"] else f"Memory optimization: nothing done, {result['skipped']}"
+    return Answer(
+        409 if result["skipped"] and not result["trimmed"] and not result["shrunk"] else 200,
+        {"message": message, "type": level, "started_at": started, **{key: value for key, value in result.items() if key != "level"}},
+    )
+
+
+@route("POST", f"{PREFIX}/cache/clear", audited=True, burst=5)
+async def cache_clear(ask: Ask) -> Answer:
+    kind = ask.query.get("cache_type", "all").lower() or "all"
+    if kind not in ("redis", "memory", "all"):
+        return refuse(400, "cache_type must be redis, memory or all")
+    started = _now()
+    cleared: List[str] = []
+    removed: Dict[str, Any] = {}
+    failed: List[str] = []
+    if kind in ("redis", "all"):
+        try:
+            from app.services.cache_service import cache_service
+
+            await asyncio.wait_for(cache_service.initialize(), 2)
+            if cache_service.redis is None:
+                raise ConnectionError("not connected")
+            await asyncio.wait_for(cache_service.redis.ping(), 2)
+            removed["redis"] = await asyncio.wait_for(cache_service.clear_expired(), 30)
+            cleared.append("redis")
+        except Exception as error:  # whatever a cache client raises: it was not cleared, and that is said
+            logger.warning(f"🗑️ The Redis cache was not cleared: {type(error).__name__}")
+            failed.append("redis")
+    if kind in ("memory", "all"):
+        removed["memory"] = await memory_optimizer._clear_all_caches()
+        cleared.append("memory")
+    logger.info(f"🗑️ Cache clear asked for: {', '.join(cleared) or 'nothing'} cleared, {', '.join(failed) or 'nothing'} failed")
+    return Answer(
+        200 if cleared else 503,
+        {
+            "message": f"Cleared: {', '.join(cleared) or 'nothing'}", "cleared_caches": cleared, "failed_caches": failed, "removed": removed,
+            "started_at": started,
+        },
+    )  # fmt: skip
+
+
+@route("GET", f"{PREFIX}/monitoring/status", burst=20, every=0.5)
+async def monitoring_status(ask: Ask) -> Answer:
+    return Answer(
+        200,
+        {
+            "timestamp": _now(),
+            "services": {
+                "performance_monitor": {
+                    "active": performance_monitor.is_running, "check_interval": performance_monitor.check_interval,
+                    "active_alerts": len(performance_monitor.active_alerts),
+                },
+                "memory_optimizer": {
+                    "active": memory_optimizer.is_running, "optimization_interval": memory_optimizer.optimization_interval,
+                    "optimization_count": memory_optimizer.optimization_count,
+                },
+                "memory_management": {"type": "memory_optimizer", "note": "trims where a prediction says that it pays"},
+                "cache_service": {"initialized": _cache_initialized()},
+            },
+        },
+    )  # fmt: skip
+
+
+def _cache_initialized() -> bool:
+    module = sys.modules.get("app.services.cache_service")
+    return getattr(getattr(module, "cache_service", None), "redis", None) is not None
+
+
+async def _switch(start: bool) -> Dict[str, str]:
+    results: Dict[str, str] = {}
+    for name, service in (("performance_monitor", performance_monitor), ("memory_optimizer", memory_optimizer)):
+        if service.is_running == start:
+            results[name] = "already_running" if start else "already_stopped"
+            continue
+        await (service.start() if start else service.stop())
+        results[name] = ("started" if service.is_running else "switched_off") if start else "stopped"
+    results["memory_management"] = results["memory_optimizer"]
+    return results
+
+
+@route("POST", f"{PREFIX}/monitoring/start", audited=True, burst=5)
+async def monitoring_start(ask: Ask) -> Answer:
+    results = await _switch(True)
+    results["cache_service"] = "already_initialized" if _cache_initialized() else "initialized_on_first_use"
+    return Answer(200, {"message": "Monitoring services started", "results": results, "started_at": _now()})
+
+
+@route("POST", f"{PREFIX}/monitoring/stop", audited=True, burst=5)
+async def monitoring_stop(ask: Ask) -> Answer:
+    results = await _switch(False)
+    results["cache_service"] = "left_open"  # the pool belongs to the application, not to the monitoring
+    return Answer(200, {"message": "Monitoring services stopped", "results": results, "stopped_at": _now()})
+
+
+@route("GET", f"{PREFIX}/recovery/history", burst=10, every=1.0)
+async def recovery_history(ask: Ask) -> Answer:
+    try:
+        limit = max(1, min(500, int(ask.query.get("limit", "50"))))
+    except ValueError:
+        return refuse(400, "limit must be a number between 1 and 500")
+    entries = await asyncio.to_thread(read_history, limit)
+    note = "Newest first, as the host's recovery wrote them." if entries else "The host's recovery has not written anything yet."
+    return Answer(200, {"message": "Recovery history", "note": note, "limit": limit, "timestamp": _now(), "history": entries})
+
+
+def read_history(limit: int) -> List[Dict[str, Any]]:
+    """The newest ``limit`` entries of ``history.jsonl``, newest first; a broken line is left out."""
+    try:
+        with open(state_directory() / "history.jsonl", "rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(max(0, size - 2048 * limit))
+            lines = source.read().split(b"\n")
+            if size > 2048 * limit:
+                lines = lines[1:]
+    except OSError:
+        return []
+    found: List[Dict[str, Any]] = []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line) if line.strip() else None
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+            if len(found) == limit:
+                break
+    return found
+
+
+@route("POST", f"{PREFIX}/recovery/trigger", audited=True, burst=2, every=30.0)
+async def recovery_trigger(ask: Ask) -> Answer:
+    started = _now()
+    identifier = await asyncio.to_thread(write_request, "recover", "asked for over the API", requested_by=f"token {ask.caller}")
+    if not identifier:
+        return refuse(503, "The request could not be handed to the host: its directory is missing, full of pending requests, or not writable")
+    return Answer(
+        200,
+        {
+            "message": "Recovery requested", "started_at": started, "request_id": identifier,
+            "note": "The host's recovery picks it up; see recovery/history for what it did.",
+        },
+    )  # fmt: skip
+
+
+def write_request(kind: str, reason: str, *, requested_by: str, details: Optional[Mapping[str, Any]] = None) -> str:
+    """Hands a request (``recover``, ``restart``, ``alert``) to the host: one JSON file, written whole or not at all.
+
+    Gives its id, or an empty string where it could not be written. Blocking.
+    """
+    directory = state_directory() / "requests"
+    identifier = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+    entry = {
+        "id": identifier, "time": _now(), "kind": kind, "reason": reason, "requested_by": requested_by, "service": "pam-backend",
+        "host": socket.gethostname(), "pid": os.getpid(), "details": dict(details or {}),
+    }  # fmt: skip
+    temporary = directory / f".{identifier}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if sum(name.endswith(".json") for name in os.listdir(directory)) >= MAX_PENDING_REQUESTS:
+            logger.error(f"🛡️ {MAX_PENDING_REQUESTS} requests wait for the host's recovery already: is its timer running?")
+            return ""
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+            json.dump(entry, target)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(temporary, directory / f"{identifier}.json")
+    except OSError as error:
+        logger.error(f"🛡️ The {kind} request could not be written: {type(error).__name__}")
+        temporary.unlink(missing_ok=True)
+        return ""
+    logger.warning(f"🛡️ Request to the host: {kind} ({reason})")
+    return identifier
+
+
+@route("GET", f"{PREFIX}/logs/health", burst=3, every=3.0)
+async def logs_health(ask: Ask) -> Answer:
+    files = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
+    large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
+    old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
+    issues = [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
+    advice = ["Rotate the large log files: run the maintenance playbook with the tag weekly"] * bool(large)
+    advice += ["Remove or archive the old log files"] * bool(old)
+    return Answer(
+        200,
+        {
+            "timestamp": _now(), "healthy": not large, "issues": issues,
+            "log_info": {"log_files": files, "total_size_mb": round(sum(one["size_mb"] for one in files), 2), "large_files": large, "old_files": old},
+            "recommendations": advice or ["Nothing to do"],
+        },
+    )  # fmt: skip
+
+
+def _log_files(most: int = 200) -> List[Dict[str, Any]]:
+    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log)."""
+    directories = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path] or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
+    found = []
+    for directory in directories:
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not entry.name.endswith(".log") or not entry.is_file(follow_symlinks=False):
+                        continue
+                    info = entry.stat(follow_symlinks=False)
+                    found.append(
+                        {
+                            "path": entry.path, "size_mb": round(info.st_size / 1e6, 3), "age_days": round((time.time() - info.st_mtime) / 86400, 2),
+                            "modified": datetime.fromtimestamp(info.st_mtime, timezone.utc).isoformat(),
+                        }
+                    )  # fmt: skip
+        except OSError:
+            continue
+    return sorted(found, key=lambda one: -one["size_mb"])[:most]
+
+
+_debug: Tuple[float, Dict[str, Any]] = (-60.0, {})
+
+
+@route("GET", f"{PREFIX}/admin/debug", burst=5, every=2.0)
+async def admin_debug(ask: Ask) -> Answer:
+    global _debug
+    if time.monotonic() - _debug[0] > 5:
+        _debug = (time.monotonic(), await asyncio.wait_for(asyncio.to_thread(_debug_facts), 10))
+    return Answer(
+        200,
+        {
+            "timestamp": _now(),
+            **_debug[1],
+            "routes": request_stats.by_route()[:50],
+            "loop_lag_worst_ms": round(1000 * performance_monitor.loop_lag.worst(60), 1),
+        },
+    )
+
+
+def _debug_facts() -> Dict[str, Any]:
+    import psutil
+
+    process = psutil.Process()
+    with process.oneshot():
+        own = {
+            "pid": process.pid, "parent_pid": process.ppid(), "name": process.name(), "status": process.status(), "create_time": process.create_time(),
+            "cpu_percent": process.cpu_percent(interval=None), "memory_percent": process.memory_percent(), "num_threads": process.num_threads(),
+            "num_fds": process.num_fds(),
+        }  # fmt: skip
+    try:
+        connections = process.net_connections(kind="inet") if hasattr(process, "net_connections") else process.connections(kind="inet")
+        network: Dict[str, Any] = {
+            "connections": len(connections), "listening_ports": sorted({one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}),
+        }  # fmt: skip
+    except (psutil.Error, OSError) as error:
+        network = {"error": type(error).__name__}
+    return {
+        "system": {
+            "platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count(),
+            "memory_total_gb": psutil.virtual_memory().total / 1024**3, "disk_total_gb": psutil.disk_usage("/").total / 1024**3,
+            "boot_time": datetime.fromtimestamp(psutil.boot_time(), timezone.utc).isoformat(),
+        },
+        "process": own,
+        "network": network,
+        "monitoring_services": {
+            "performance_monitor_running": performance_monitor.is_running, "memory_optimizer_running": memory_optimizer.is_running,
+            "cache_service_connected": _cache_initialized(),
+        },
+    }  # fmt: skip
+
+
+@route("GET", "/metrics", burst=20, every=0.5)
+@route("GET", f"{PREFIX}/metrics", burst=20, every=0.5)
+async def metrics(ask: Ask) -> Answer:
+    exposition = helper("exposition")
+    if exposition is None:
+        return refuse(503, "The metrics renderer is not installed (app/wheels_ops)")
+    return Answer(200, exposition.render(performance_monitor, request_stats, board, memory_optimizer), content_type=exposition.CONTENT_TYPE)
+
+
+# -- the dashboard -----------------------------------------------------------------------------------------------------
+
+
+@route("GET", f"{PREFIX}/dashboard", token=False)
+async def dashboard(ask: Ask) -> Answer:
+    page = helper("dashboard")
+    if page is None:
+        return refuse(503, "The dashboard is not installed (app/wheels_ops)")
+    return await page.show(ask, sys.modules[__name__])
+
+
+@route("POST", f"{PREFIX}/dashboard/login", token=False)
+async def dashboard_login(ask: Ask) -> Answer:
+    page = helper("dashboard")
+    if page is None:
+        return refuse(503, "The dashboard is not installed (app/wheels_ops)")
+    return await page.login(ask, sys.modules[__name__])
+
+
+@route("POST", f"{PREFIX}/dashboard/logout", token=False)
+async def dashboard_logout(ask: Ask) -> Answer:
+    page = helper("dashboard")
+    if page is None:
+        return refuse(503, "The dashboard is not installed (app/wheels_ops)")
+    return await page.logout(ask, sys.modules[__name__])
+
+
+# -- the two ways in ---------------------------------------------------------------------------------------------------
+
+_BASE_HEADERS = ((b"x-content-type-options", b"nosniff"),)
+_LIVE = [(b"content-type", b"application/health+json"), (b"content-length", b"17"), (b"cache-control", b"no-store"), *_BASE_HEADERS]
+
+
+class SystemHealthMiddleware:
+    """The ASGI layer that answers what ``ROUTES`` names and passes everything else to the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if api.application is None and scope.get("app") is not None:
+            api.application = scope["app"]
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path == "/livez" and scope["method"] == "GET":  # the shortest way: asked every few seconds, for ever
+            await send({"type": "http.response.start", "status": 200, "headers": _LIVE})
+            await send({"type": "http.response.body", "body": b'{"status":"pass"}'})
+            return
+        if path.startswith("/api/v1/system/") and path.endswith("/"):
+            path = path.rstrip("/")
+        if not api.knows(scope["method"], path):
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def body() -> bytes:
+            return await asyncio.wait_for(_read_body(receive), 10)
+
+        client = scope.get("client")
+        answer = await api.respond(
+            Ask(
+                scope["method"], path, dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=20)), headers,
+                str(client[0]) if client else "", scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https", body,
+            )
+        )  # fmt: skip
+        content = answer.encoded()
+        await send({"type": "http.response.start", "status": answer.status, "headers": _raw_headers(answer, len(content))})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+
+
+def _raw_headers(answer: Answer, length: int) -> List[Tuple[bytes, bytes]]:
+    headers = [(b"content-type", answer.content_type.encode()), (b"content-length", str(length).encode()), *_BASE_HEADERS]
+    if not any(name.lower() == "cache-control" for name in answer.headers):
+        headers.append((b"cache-control", b"no-store"))
+    return headers + [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+
+
+async def _read_body(receive: Receive) -> bytes:
+    found = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        found += message.get("body", b"")
+        if len(found) > MAX_BODY:
+            return b""
+        if not message.get("more_body"):
+            return found
+
+
+router = APIRouter(prefix="/system", tags=["System Health"])
+
+
+async def _through_router(request: Request) -> Response:
+    if api.application is None:
+        api.application = request.scope.get("app")
+    found = re.search(r"/system/(.*)$", request.url.path)
+    path = f"{PREFIX}/{found[1] if found else ''}".rstrip("/")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+
+    async def body() -> bytes:
+        return await asyncio.wait_for(_read_body(request.receive), 10)
+
+    answer = await api.respond(
+        Ask(
+            request.method, path, dict(request.query_params), headers, request.client.host if request.client else "",
+            request.url.scheme == "https" or headers.get("x-forwarded-proto") == "https", body,
+        )
+    )  # fmt: skip
+    content = answer.encoded()
+    response = Response(b"" if request.method == "HEAD" else content, status_code=answer.status)
+    response.raw_headers = _raw_headers(answer, len(content))
+    return response
+
+
+for _method, _path in ROUTES:
+    if _path.startswith(PREFIX):
+        router.add_api_route(
+            _path[len(PREFIX) :], _through_router, methods=[_method], name=ROUTES[_method, _path].handler.__name__, include_in_schema=False, response_model=None
+        )
+
+
+async def startup() -> None:
+    """Starts monitor and optimizer where nobody has, then the dependency checks; the first round is waited for, bounded."""
+    board.stopping = False
+    await performance_monitor.start()
+    await memory_optimizer.start()
+    memory_optimizer.request_restart = _restart_request
+    checks = helper("health_checks")
+    if checks is not None:
+        await checks.start(sys.modules[__name__])
+
+
+def _restart_request(reason: str, details: Dict[str, Any]) -> None:
+    asyncio.get_running_loop().run_in_executor(None, lambda: write_request("restart", reason, requested_by="memory optimizer", details=details))
+
+
+async def shutdown() -> None:
+    board.stopping = True
+    checks = helper("health_checks")
+    if checks is not None:
+        await checks.stop()
+    await memory_optimizer.stop()
+    await performance_monitor.stop()

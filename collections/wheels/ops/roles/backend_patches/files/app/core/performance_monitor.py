@@ -1,0 +1,704 @@
+# SPDX-License-Identifier: MIT
+"""Samples this process and its host, raises alerts that also clear, and starts the remedy that is known to pay.
+
+Sampling reads a handful of /proc files through open descriptors (some 30 us every 5 s) and never waits: the first
+version called ``psutil.cpu_percent(interval=1)`` in a coroutine and froze the server for one second in thirty.
+
+Alerts have hysteresis: a level is raised after three samples above its threshold and cleared after three samples more
+than five points (5 % of the threshold for milliseconds and counts) below it. Once a sample is over a threshold the next
+ones come sooner, so a real excursion is an alert within ten seconds and a spike is none.
+
+``RequestMetricsMiddleware`` counts requests, errors and times by route template. ``metrics_store`` (in ``app.wheels_ops``)
+keeps the history over restarts; without it the last 24 hours live in memory.
+
+Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, ``MEMORY_*``, ``CPU_*``, ``DISK_*``,
+``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from array import array
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, MutableMapping, Optional, Tuple
+
+from app.core.logging import get_logger
+from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, env_flag, env_number, memory_optimizer
+
+logger = get_logger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Samples on the same side of a limit before an alert is raised or cleared.
+CONFIRMATIONS = 3
+#: Upper bounds of the request histogram, in seconds.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Route templates that are told apart; what comes later is counted together.
+MAX_ROUTES = 300
+FINE_SECONDS = 30
+_CLEAR_BELOW_POINTS = 5.0
+
+
+class AlertLevel(Enum):
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+    EMERGENCY = "emergency"
+
+
+_ORDER = (AlertLevel.INFO, AlertLevel.WARNING, AlertLevel.CRITICAL, AlertLevel.EMERGENCY)
+
+
+@dataclass
+class PerformanceMetric:
+    name: str
+    value: float
+    threshold_warning: float
+    threshold_critical: float
+    timestamp: datetime
+    unit: str = ""
+
+    @property
+    def alert_level(self) -> AlertLevel:
+        if self.name == "memory_percent" and self.value > memory_optimizer.memory_emergency_threshold:
+            return AlertLevel.EMERGENCY
+        if self.value > self.threshold_critical:
+            return AlertLevel.CRITICAL
+        return AlertLevel.WARNING if self.value > self.threshold_warning else AlertLevel.INFO
+
+
+@dataclass
+class PerformanceAlert:
+    metric: str
+    level: AlertLevel
+    message: str
+    timestamp: datetime
+    auto_remediation_attempted: bool = False
+    remediation_result: Optional[str] = None
+
+    def as_dict(self) -> Dict[str, Any]:
+        return {
+            "metric": self.metric, "level": self.level.value, "message": self.message, "timestamp": self.timestamp.isoformat(),
+            "auto_remediation_attempted": self.auto_remediation_attempted, "remediation_result": self.remediation_result,
+        }  # fmt: skip
+
+
+class Hysteresis:
+    """The state of one alert. ``update`` gives the level after a sample; ``pending`` asks for the next sample soon."""
+
+    __slots__ = ("level", "pending", "_above", "_below")
+
+    def __init__(self) -> None:
+        self.level = AlertLevel.INFO
+        self.pending = False
+        self._above = 0
+        self._below = 0
+
+    def update(self, value: float, limits: Tuple[Tuple[AlertLevel, float], ...], margin: float) -> AlertLevel:
+        """``limits`` rise; ``margin`` is how far below a level's limit a value must fall for the level to clear."""
+        reached = AlertLevel.INFO
+        held = AlertLevel.INFO
+        for level, limit in limits:
+            if value > limit:
+                reached = level
+            if value > limit - margin:
+                held = level
+        if _ORDER.index(reached) > _ORDER.index(self.level):
+            self._above, self._below = self._above + 1, 0
+            if self._above >= CONFIRMATIONS:
+                self.level, self._above = reached, 0
+        elif _ORDER.index(held) < _ORDER.index(self.level):
+            self._below, self._above = self._below + 1, 0
+            if self._below >= CONFIRMATIONS:
+                self.level, self._below = held, 0
+        else:
+            self._above = self._below = 0
+        self.pending = self._above > 0
+        return self.level
+
+
+class Ring:
+    """The last ``size`` values of one metric with the time of each slot implied: 4 bytes a value."""
+
+    __slots__ = ("size", "values", "last_slot", "_sum", "_count")
+
+    def __init__(self, size: int = 86400 // FINE_SECONDS) -> None:
+        self.size = size
+        self.values = array("f")
+        self.last_slot = 0
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, now: float, value: float) -> None:
+        slot = int(now // FINE_SECONDS)
+        if slot == self.last_slot and self.values:
+            self._sum += value
+            self._count += 1
+        else:
+            # Slots nobody measured stay empty (NaN): a gap is a gap.
+            missing = min(slot - self.last_slot - 1, self.size) if self.values else 0
+            for _ in range(missing):
+                self._append(float("nan"))
+            self._append(value)
+            self.last_slot, self._sum, self._count = slot, value, 1
+        self.values[-1] = self._sum / self._count
+
+    def _append(self, value: float) -> None:
+        self.values.append(value)
+        if len(self.values) > self.size + 64:  # cut in strides, not with every value
+            del self.values[:64]
+
+    def since(self, start: float) -> List[Tuple[float, float]]:
+        """(time of the slot, mean) of every slot measured since ``start``."""
+        first = self.last_slot - len(self.values) + 1
+        return [
+            (float((first + index) * FINE_SECONDS), value)
+            for index, value in enumerate(self.values)
+            if value == value and (first + index) * FINE_SECONDS >= start - FINE_SECONDS
+        ]
+
+
+class RouteStats:
+    """Counters of one route template: requests, errors (5xx and exceptions), seconds, and a histogram."""
+
+    __slots__ = ("count", "errors", "seconds", "worst", "buckets")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.errors = 0
+        self.seconds = 0.0
+        self.worst = 0.0
+        self.buckets = [0] * (len(BUCKETS) + 1)
+
+
+def quantile(buckets: List[int], share: float, worst: float) -> float:
+    """An upper bound of the quantile in seconds, interpolated inside its histogram bucket."""
+    total = sum(buckets)
+    if not total:
+        return 0.0
+    rank, seen, low = share * total, 0, 0.0
+    for index, count in enumerate(buckets):
+        high = BUCKETS[index] if index < len(BUCKETS) else max(worst, BUCKETS[-1])
+        if count and seen + count >= rank:
+            return min(low + (high - low) * (rank - seen) / count, worst or high)
+        seen += count
+        low = high
+    return worst
+
+
+class RequestStats:
+    """All requests of this process, by route template, and the window since the last sample."""
+
+    def __init__(self) -> None:
+        self.routes: Dict[str, RouteStats] = {}
+        self.in_flight = 0
+        self.window = RouteStats()
+
+    def record(self, route: str, seconds: float, failed: bool) -> None:
+        stats = self.routes.get(route)
+        if stats is None:
+            if len(self.routes) >= MAX_ROUTES:
+                route = "(other)"
+            stats = self.routes.setdefault(route, RouteStats())
+        bucket = bisect_left(BUCKETS, seconds)
+        for one in (stats, self.window):
+            one.count += 1
+            one.seconds += seconds
+            one.buckets[bucket] += 1
+            if seconds > one.worst:
+                one.worst = seconds
+            if failed:
+                one.errors += 1
+
+    def take_window(self) -> RouteStats:
+        taken, self.window = self.window, RouteStats()
+        return taken
+
+    def by_route(self) -> List[Dict[str, Any]]:
+        """The busiest routes first, times in milliseconds."""
+        return [
+            {
+                "route": name, "requests": one.count, "errors": one.errors, "avg_ms": round(1000 * one.seconds / one.count, 2),
+                "p95_ms": round(1000 * quantile(one.buckets, 0.95, one.worst), 2), "max_ms": round(1000 * one.worst, 2),
+            }
+            for name, one in sorted(self.routes.items(), key=lambda item: -item[1].count)
+            if one.count
+        ]  # fmt: skip
+
+
+request_stats = RequestStats()
+
+
+class RequestMetricsMiddleware:
+    """Counts HTTP requests by method and route template; the time is the time to the first byte of the answer.
+
+    Templates, not paths: ``/users/{user_id}``; what no route answers is ``(unmatched)``, so that a caller cannot grow
+    the table. Long downloads and event streams count with the time until they start.
+    """
+
+    def __init__(self, app: ASGIApp, stats: Optional[RequestStats] = None) -> None:
+        self.app = app
+        self.stats = stats or request_stats
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        stats = self.stats
+        started = time.perf_counter()
+        answered = 0.0
+        status = 500
+
+        async def observe(message: Message) -> None:
+            nonlocal answered, status
+            if not answered and message["type"] == "http.response.start":
+                answered = time.perf_counter()
+                status = message["status"]
+            await send(message)
+
+        stats.in_flight += 1
+        try:
+            await self.app(scope, receive, observe)
+        finally:
+            stats.in_flight -= 1
+            route = getattr(scope.get("route"), "path", "(unmatched)")
+            stats.record(f"{scope['method']} {route}", (answered or time.perf_counter()) - started, status >= 500)
+
+
+class LoopLag:
+    """How late the event loop runs what was due: one timer, no task."""
+
+    def __init__(self, every: float = 1.0) -> None:
+        self.every = every
+        self.window_worst = 0.0
+        self._recent: Deque[Tuple[float, float]] = deque(maxlen=16)
+        self._handle: Optional[asyncio.TimerHandle] = None
+        self._due = 0.0
+
+    def start(self) -> None:
+        self.stop()
+        self._arm(asyncio.get_running_loop())
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due = loop.time() + self.every
+        self._handle = loop.call_at(self._due, self._fired, loop)
+
+    def _fired(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        late = now - self._due
+        if late > self.window_worst:
+            self.window_worst = late
+        if late > 0.1:
+            self._recent.append((now, late))
+        self._arm(loop)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def worst(self, seconds: float = 15.0) -> float:
+        """The worst lag in seconds of the last ``seconds``; stalls below 0.1 s count as none."""
+        horizon = time.monotonic() - seconds
+        return max((late for at, late in self._recent if at >= horizon), default=0.0)
+
+    def take(self) -> float:
+        taken, self.window_worst = self.window_worst, 0.0
+        return taken
+
+
+class CpuReader:
+    """Busy share of all cores since the last call, from /proc/stat; and this process' own."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._descriptor: Optional[int] = None
+        self._last: Optional[Tuple[int, int]] = None
+        self._last_own: Optional[Tuple[float, float]] = None
+
+    def system(self) -> Optional[float]:
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(f"{self._proc}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            words = os.pread(self._descriptor, 256, 0).split(b"\n", 1)[0].split()[1:9]
+        except OSError:
+            return None
+        ticks = [int(word) for word in words]
+        total, idle = sum(ticks), ticks[3] + ticks[4]
+        last, self._last = self._last, (total, idle)
+        if last is None or total <= last[0]:
+            return None
+        return max(0.0, min(100.0, 100.0 * (1 - (idle - last[1]) / (total - last[0]))))
+
+    def own(self) -> Optional[float]:
+        now, used = time.monotonic(), time.process_time()
+        last, self._last_own = self._last_own, (now, used)
+        return None if last is None or now <= last[0] else 100.0 * (used - last[1]) / (now - last[0])
+
+
+def disk_usage(path: str) -> Tuple[float, float, int]:
+    """(percent of bytes as ``df`` shows it, percent of inodes, free bytes) of the file system of ``path``."""
+    found = os.statvfs(path)
+    used = found.f_blocks - found.f_bfree
+    usable = used + found.f_bavail
+    inodes = 100.0 * (found.f_files - found.f_favail) / found.f_files if found.f_files else 0.0
+    return (100.0 * used / usable if usable else 0.0), inodes, found.f_bavail * found.f_frsize
+
+
+def _limits(name: str, warning: float, critical: float) -> Dict[str, float]:
+    low = env_number(f"{name}_WARNING_THRESHOLD", warning, 0)
+    high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, 0)
+    return {"warning": low, "critical": max(low, high)}
+
+
+#: unit of each metric; ``percent`` metrics clear five points below their limit, others 5 % of the limit below.
+UNITS = {
+    "memory_percent": "%", "cpu_percent": "%", "disk_percent": "%", "disk_inodes_percent": "%", "process_memory_mb": "MB",
+    "process_cpu_percent": "%", "load_1m": "", "loop_lag_ms": "ms", "response_time_ms": "ms", "response_p95_ms": "ms", "error_rate": "%",
+    "requests_per_second": "1/s", "active_connections": "", "cache_hit_rate": "%", "db_query_ms": "ms", "db_pool_in_use": "",
+    "celery_queue_depth": "", "celery_queue_age_s": "s", "psi_memory": "%",
+}  # fmt: skip
+
+_ADVICE = {
+    "memory_percent": "Memory is the bottleneck: look at the routes with the largest answers, lower the number of workers, or add memory.",
+    "cpu_percent": "The CPU is the bottleneck: move work to the background queues, or add cores.",
+    "disk_percent": "The disk fills up: run the maintenance playbook (log rotation, clean-up), or enlarge the file system.",
+    "disk_inodes_percent": "The file system runs out of inodes: look for directories with very many small files.",
+    "process_memory_mb": "This process is large: recycle the workers after a number of requests.",
+    "response_time_ms": "Answers are slow: see the slowest routes in this report.",
+    "response_p95_ms": "One request in twenty is slow: see the slowest routes in this report.",
+    "error_rate": "Too many requests fail: see the routes with errors in this report.",
+    "loop_lag_ms": "Something blocks the event loop: move blocking calls into threads.",
+    "active_connections": "Many WebSocket connections: add workers or hosts.",
+    "celery_queue_depth": "Background tasks pile up: add workers.",
+}
+
+
+class PerformanceMonitor:
+    """One per process: samples every ``check_interval`` seconds, keeps 24 hours, raises and clears alerts."""
+
+    def __init__(self, reader: Optional[MemoryReader] = None) -> None:
+        self.is_running = False
+        self.monitoring_task: Optional[asyncio.Task[None]] = None
+        self.active_alerts: Dict[str, PerformanceAlert] = {}
+        self.check_interval: float = env_number("MONITORING_INTERVAL", 5.0, low=0.05)
+        self.history_retention = timedelta(hours=24)
+        self.thresholds: Dict[str, Dict[str, float]] = {
+            "memory_percent": _limits("MEMORY", 65, 75),
+            "cpu_percent": _limits("CPU", 70, 85),
+            "disk_percent": _limits("DISK", 75, 85),
+            "disk_inodes_percent": _limits("DISK_INODES", 75, 85),
+            "process_memory_mb": _limits("PROCESS_MEMORY_MB", 1000, 1500),
+            "response_time_ms": _limits("RESPONSE_TIME", 500, 1000),
+            "error_rate": _limits("ERROR_RATE", 1, 5),
+            "active_connections": _limits("ACTIVE_CONNECTIONS", 100, 200),
+            "loop_lag_ms": _limits("LOOP_LAG", 1000, 2500),
+        }
+        self.current: Dict[str, PerformanceMetric] = {}
+        self.rings: Dict[str, Ring] = {}
+        self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 1.0, low=0.05))
+        self.last_sample_at = 0.0
+        self.last_reading: Optional[MemoryReading] = None
+        #: Called with (epoch seconds, {metric: value}, {metric: weight}) after every sample; must not wait.
+        self.sinks: List[Callable[[float, Mapping[str, float], Mapping[str, Tuple[float, float]]], None]] = []
+        #: Further numbers for a sample, by metric name; must not wait.
+        self.sources: List[Callable[[], Mapping[str, float]]] = []
+        #: ``hours -> {metric: {min, max, avg, data_points}}`` from the store that survives restarts; None where there is none.
+        self.history: Optional[Callable[[float], Awaitable[Optional[Dict[str, Dict[str, float]]]]]] = None
+        self.alert_counts: Deque[Tuple[float, str, str]] = deque(maxlen=1000)
+        self._reader = reader or MemoryReader()
+        self._cpu = CpuReader()
+        self._states: Dict[str, Hysteresis] = {}
+        self._paths = [path for path in os.environ.get("DISK_PATHS", "/").split(":") if path]
+        self._disk: Dict[str, float] = {}
+        self._disk_at = 0.0
+        self._disk_task: Optional[asyncio.Task[None]] = None
+        self._remedies: Dict[str, float] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=60)
+
+    # -- life cycle -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        if self.is_running:
+            return
+        if env_flag("DISABLE_MONITORING", False):
+            logger.info("📊 Performance monitor is switched off by DISABLE_MONITORING")
+            return
+        self.is_running = True
+        memory_optimizer.idle_hint = lambda: request_stats.in_flight == 0
+        self.loop_lag.start()
+        self._cpu.system()
+        self._cpu.own()
+        await self._measure_disks()
+        self.sample()
+        self.monitoring_task = asyncio.create_task(self._loop(), name="performance-monitor")
+        logger.info(f"📊 Performance monitor started, every {self.check_interval:g} s")
+
+    async def stop(self) -> None:
+        task, self.monitoring_task = self.monitoring_task, None
+        was_running, self.is_running = self.is_running, False
+        self.loop_lag.stop()
+        waiting = [one for one in (task, self._disk_task, *self._tasks) if one is not None]
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        if was_running:
+            logger.info("📊 Performance monitor stopped")
+
+    async def _loop(self) -> None:
+        while True:
+            soon = any(
+                state.pending for name, state in self._states.items() if name in ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
+            )
+            await asyncio.sleep(min(1.0, self.check_interval) if soon else self.check_interval)
+            try:
+                self.sample()
+            except Exception as error:  # monitoring must outlive one bad reading
+                logger.warning(f"📊 Sampling failed: {type(error).__name__}")
+
+    # -- sampling -------------------------------------------------------------------------------------------------
+
+    def sample(self) -> Dict[str, float]:
+        """One sample, some tens of microseconds; gives the values by metric name."""
+        now = time.time()
+        reading = self.last_reading = self._reader.read()
+        values: Dict[str, float] = {
+            "memory_percent": reading.percent,
+            "process_memory_mb": reading.rss_bytes / (1 << 20),
+            "psi_memory": reading.psi_some_avg10,
+            # The worst of the last 15 s: a stall is over before three samples could confirm it.
+            "loop_lag_ms": 1000 * max(self.loop_lag.take(), self.loop_lag.worst()),
+        }
+        cpu, own = self._cpu.system(), self._cpu.own()
+        if cpu is not None:
+            values["cpu_percent"] = cpu
+        if own is not None:
+            values["process_cpu_percent"] = own
+        values["load_1m"] = os.getloadavg()[0]
+        values.update(self._disk)
+        weights = self._request_values(now, values)
+        for source in self.sources:
+            try:
+                values.update(source())
+            except Exception as error:  # a part that is missing or broken costs its own numbers only
+                logger.debug(f"📊 A metric source failed: {type(error).__name__}")
+        stamp = datetime.fromtimestamp(now, timezone.utc)
+        for name, value in values.items():
+            self._note(name, value, stamp, now)
+        for name in [name for name in self.current if name not in values]:
+            del self.current[name]
+        self.last_sample_at = time.monotonic()
+        for sink in self.sinks:
+            sink(now, values, weights)
+        if time.monotonic() - self._disk_at > min(10.0, self.check_interval) and (self._disk_task is None or self._disk_task.done()):
+            self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
+        return values
+
+    def _request_values(self, now: float, values: Dict[str, float]) -> Dict[str, Tuple[float, float]]:
+        """Adds what the last minute's requests say; gives (sum, count) of this sample's own for exact averages."""
+        window = request_stats.take_window()
+        self._request_window.append((now, window.count, window.errors, window.seconds, window.buckets, window.worst))
+        while self._request_window and self._request_window[0][0] < now - 60:
+            self._request_window.popleft()
+        count = sum(one[1] for one in self._request_window)
+        span = max(self.check_interval, min(60.0, now - self._request_window[0][0]))
+        values["requests_per_second"] = count / span
+        if count:
+            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window), strict=True)]
+            values["response_time_ms"] = 1000 * sum(one[3] for one in self._request_window) / count
+            values["response_p95_ms"] = 1000 * quantile(buckets, 0.95, max(one[5] for one in self._request_window))
+            values["error_rate"] = 100 * sum(one[2] for one in self._request_window) / count
+        if not window.count:
+            return {"response_time_ms": (0.0, 0), "error_rate": (0.0, 0), "response_p95_ms": (0.0, 0)}
+        return {"response_time_ms": (1000 * window.seconds, window.count), "error_rate": (100.0 * window.errors, window.count)}
+
+    async def _measure_disks(self) -> None:
+        """statvfs can hang on a network file system: it never runs on the loop."""
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(lambda: [disk_usage(path) for path in self._paths]), 5)
+        except (OSError, asyncio.TimeoutError) as error:
+            logger.warning(f"📊 The disk did not answer: {type(error).__name__}")
+            self._disk = {}
+        else:
+            self._disk = {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)}
+        self._disk_at = time.monotonic()
+
+    def _note(self, name: str, value: float, stamp: datetime, now: float) -> None:
+        limits = self.thresholds.get(name)
+        metric = PerformanceMetric(
+            name, value, limits["warning"] if limits else float("inf"), limits["critical"] if limits else float("inf"), stamp, UNITS.get(name, "")
+        )
+        self.current[name] = metric
+        ring = self.rings.get(name)
+        if ring is None:
+            ring = self.rings[name] = Ring()
+        ring.add(now, value)
+        if limits:
+            self._judge(metric, limits)
+
+    # -- alerts ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, metric: PerformanceMetric, limits: Mapping[str, float]) -> None:
+        name = metric.name
+        state = self._states.setdefault(name, Hysteresis())
+        steps: List[Tuple[AlertLevel, float]] = [(AlertLevel.WARNING, limits["warning"]), (AlertLevel.CRITICAL, limits["critical"])]
+        if name == "memory_percent":
+            steps.append((AlertLevel.EMERGENCY, max(limits["critical"], memory_optimizer.memory_emergency_threshold)))
+        margin = _CLEAR_BELOW_POINTS if metric.unit == "%" and limits["warning"] > 2 * _CLEAR_BELOW_POINTS else 0.05 * limits["warning"]
+        before = state.level
+        level = state.update(metric.value, tuple(steps), margin)
+        if level is before:
+            if level is not AlertLevel.INFO:
+                self._remedy(name, level)
+            return
+        if level is AlertLevel.INFO:
+            self.active_alerts.pop(name, None)
+            logger.info(f"📊 Alert cleared: {name} is at {metric.value:.1f} {metric.unit}")
+            return
+        limit = dict(steps)[level]
+        self.active_alerts[name] = PerformanceAlert(
+            name, level, f"{name} is {metric.value:.1f} {metric.unit}, above {limit:g} {metric.unit}".replace(" ,", ","), metric.timestamp
+        )
+        self.alert_counts.append((time.time(), name, level.value))
+        logger.warning(f"📊 Alert {level.value}: {self.active_alerts[name].message}")
+        self._remedy(name, level)
+
+    def raise_alert(self, name: str, level: AlertLevel, message: str) -> None:
+        """An alert from outside the sampler (a dependency, for example); replaces the one of the same name."""
+        known = self.active_alerts.get(name)
+        if known is not None and known.level is level:
+            known.message = message
+            return
+        self.active_alerts[name] = PerformanceAlert(name, level, message, datetime.now(timezone.utc))
+        self.alert_counts.append((time.time(), name, level.value))
+        logger.warning(f"📊 Alert {level.value}: {name}: {message}")
+
+    def clear_alert(self, name: str) -> None:
+        if self.active_alerts.pop(name, None) is not None:
+            logger.info(f"📊 Alert cleared: {name}")
+
+    def _remedy(self, name: str, level: AlertLevel) -> None:
+        """What this process itself can do about an alert. Memory is the optimizer's, which measures and backs off itself."""
+        alert = self.active_alerts.get(name)
+        if alert is None or name not in ("memory_percent", "disk_percent"):
+            return
+        if name == "memory_percent":
+            last = memory_optimizer.results[-1] if memory_optimizer.results else None
+            if last and datetime.fromisoformat(last["timestamp"]) >= alert.timestamp:
+                alert.auto_remediation_attempted = True
+                alert.remediation_result = f"freed {last['freed_bytes'] / (1 << 20):.0f} of {last['predicted_bytes'] / (1 << 20):.0f} MB predicted"
+            return
+        if time.monotonic() < self._remedies.get(name, 0.0):
+            return
+        self._remedies[name] = time.monotonic() + 600
+        task = asyncio.get_running_loop().create_task(self._clean_disk(alert))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _clean_disk(self, alert: PerformanceAlert) -> None:
+        alert.auto_remediation_attempted = True
+        result = await memory_optimizer._cleanup_disk_space()
+        alert.remediation_result = f"removed {result['files']} own files, {result['freed_bytes'] / (1 << 20):.1f} MB"
+
+    # -- what callers read ------------------------------------------------------------------------------------------
+
+    @property
+    def metrics_history(self) -> Dict[str, List[PerformanceMetric]]:
+        """The last 24 hours as the first version kept them; built on demand, the store is four bytes a value."""
+        found: Dict[str, List[PerformanceMetric]] = {}
+        for name, ring in self.rings.items():
+            limits = self.thresholds.get(name, {"warning": float("inf"), "critical": float("inf")})
+            found[name] = [
+                PerformanceMetric(name, value, limits["warning"], limits["critical"], datetime.fromtimestamp(at, timezone.utc), UNITS.get(name, ""))
+                for at, value in ring.since(0.0)
+            ]
+        return found
+
+    def status(self) -> Dict[str, Any]:
+        """``get_current_status`` for callers that are not coroutines."""
+        return {
+            "monitoring_active": self.is_running,
+            "current_metrics": {
+                name: {"value": round(one.value, 3), "unit": one.unit, "alert_level": self._level(name).value, "timestamp": one.timestamp.isoformat()}
+                for name, one in self.current.items()
+            },
+            "active_alerts": [one.as_dict() for one in list(self.active_alerts.values())],
+            "metrics_history_size": {name: len(ring.values) for name, ring in self.rings.items()},
+        }
+
+    def _level(self, name: str) -> AlertLevel:
+        alert = self.active_alerts.get(name)
+        return alert.level if alert else AlertLevel.INFO
+
+    async def get_current_status(self) -> Dict[str, Any]:
+        return self.status()
+
+    async def get_performance_report(self, hours: int = 1) -> Dict[str, Any]:
+        """Minimum, maximum and average of every metric over ``hours``; true over restarts where the store is there."""
+        now = time.time()
+        summary: Dict[str, Dict[str, Any]] = {}
+        source = "memory"
+        stored = await self.history(hours) if self.history is not None else None
+        if stored:
+            source = "store"
+            for name, row in stored.items():
+                summary[name] = {**row, "unit": UNITS.get(name, "")}
+        else:
+            for name, ring in self.rings.items():
+                values = [value for _, value in ring.since(now - 3600 * hours)]
+                if values:
+                    summary[name] = {
+                        "min": min(values), "max": max(values), "avg": sum(values) / len(values), "unit": UNITS.get(name, ""), "data_points": len(values),
+                    }  # fmt: skip
+        for name, entry in summary.items():
+            current = self.current.get(name)
+            entry["current"] = current.value if current else None
+            for key in ("min", "max", "avg", "current"):
+                entry[key] = None if entry.get(key) is None else round(entry[key], 3)
+        alerts = [one for one in self.alert_counts if one[0] >= now - 3600 * hours]
+        return {
+            "report_period_hours": hours,
+            "generated_at": datetime.now(timezone.utc).isoformat(),
+            "source": source,
+            "metrics_summary": summary,
+            "alert_summary": {level: sum(one[2] == level for one in alerts) for level in ("warning", "critical", "emergency")},
+            "slowest_routes": sorted(request_stats.by_route(), key=lambda one: -one["p95_ms"])[:10],
+            "memory_remediation": [dict(one) for one in list(memory_optimizer.results)[-10:]],
+            "recommendations": self._recommendations(summary),
+        }
+
+    def _recommendations(self, summary: Mapping[str, Mapping[str, Any]]) -> List[str]:
+        found = []
+        for name, advice in _ADVICE.items():
+            limits, row = self.thresholds.get(name), summary.get(name)
+            if limits and row and row.get("avg") is not None and (row["avg"] > limits["warning"] or row["max"] > limits["critical"]):
+                found.append(f"{advice} (average {row['avg']:g}, highest {row['max']:g} {UNITS.get(name, '')})".replace(" )", ")"))
+        return found or ["Nothing to do: every average is below its warning threshold."]
+
+
+performance_monitor = PerformanceMonitor()
+
+
+async def get_performance_monitor() -> PerformanceMonitor:
+    """For FastAPI's ``Depends``."""
+    return performance_monitor
+
+
+async def startup() -> None:
+    """Called around the application's own lifespan."""
+    await performance_monitor.start()
+
+
+async def shutdown() -> None:
+    await performance_monitor.stop()
