@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Restarts services in order: each waits until the one below it does its work, nothing that waits in a queue is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import typing as t
+from dataclasses import dataclass, field, replace
+
+from ..results import OpsError, Result
+from ..services import broker, gates, ledger
+from ..services.model import Manager, Service, ServiceState
+from ..services.supervisor import Supervisor, find_socket
+from ..services.systemd import Systemd, available
+from .restart_plan import REASONS, Step, plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run behaves; times are seconds.
+
+    ``wait_timeout``: for the manager to stop or start one service. ``wait_sleep``: between two probes of a gate. ``min_healthy_time``: a
+    gate has to hold this long without a break. ``healthy_deadline``: from the start of a service until it did. ``max_restarts`` in
+    ``window`` and ``cooldown`` bound restarts of one service over all runs; 0 turns either off.
+    """
+
+    state: str = "restarted"
+    only: t.Tuple[str, ...] = ()
+    only_if: t.Tuple[str, ...] = ()
+    with_dependents: bool = True
+    wait_timeout: float = 120.0
+    wait_sleep: float = 0.5
+    min_healthy_time: float = 3.0
+    healthy_deadline: float = 60.0
+    max_restarts: int = 3
+    window: float = 3600.0
+    cooldown: float = 0.0
+    allow_task_loss: bool = False
+    queues: t.Tuple[str, ...] = broker.QUEUES
+    log_lines: int = 20
+    reason: str = ""
+    state_dir: str = ""
+
+
+def options_of(given: t.Mapping[str, t.Any]) -> Options:
+    """The options among a caller's parameters; what is None keeps its default, lists become tuples."""
+    taken: t.Dict[str, t.Any] = {key: given[key] for key in Options.__dataclass_fields__ if given.get(key) is not None}
+    taken.update({key: tuple(value) for key, value in taken.items() if isinstance(value, list)})
+    return Options(**taken)
+
+
+_RANGES: t.Tuple[t.Tuple[str, float, float], ...] = (
+    ("wait_timeout", 1, 3600),
+    ("wait_sleep", 0.01, 60),
+    ("min_healthy_time", 0, 600),
+    ("healthy_deadline", 1, 3600),
+    ("max_restarts", 0, 1000),
+    ("window", 1, 30 * 86400),
+    ("cooldown", 0, 86400),
+    ("log_lines", 0, 1000),
+)
+
+
+def manager(kind: str = "auto", *, supervisor_socket: str = "", username: str = "", password: str = "") -> Manager:
+    """The manager that a host's services run under; ``auto`` takes supervisord where its socket is named, else systemd, else any supervisord."""
+    if kind == "systemd" or (kind == "auto" and not supervisor_socket and available()):
+        return Systemd()
+    if kind in ("supervisor", "auto"):
+        if kind == "auto" and not supervisor_socket and not find_socket():
+            raise OpsError("Neither systemd nor supervisord runs on this host.", hint="Set manager, and supervisor_socket where it is not in /run.")
+        return Supervisor(supervisor_socket, username=username, password=password)
+    raise OpsError(f"{kind!r} is no service manager.", hint="Choose auto, systemd or supervisor.")
+
+
+def run(services: t.Sequence[Service], control: Manager, options: Options, *, check_mode: bool = False) -> Result:
+    """Plans and carries out one run; see ``restart_plan.plan`` for the order and the module's documentation for the result.
+
+    Raises ``OpsError`` before anything was touched where the plan is not allowed, and after it where a service does not get healthy; then
+    what was paused and can run runs again, and ``details`` carries ``actions``, ``last_state``, ``last_probe`` and ``log``.
+    """
+    _validate(options)
+    book = ledger.Ledger(ledger.state_dir(options.state_dir))
+    with contextlib.nullcontext() if check_mode else book.locked():
+        return _Run(services, control, options, book).carry_out(check_mode)
+
+
+def _validate(options: Options) -> None:
+    for name, low, high in _RANGES:
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
+    if options.healthy_deadline < options.min_healthy_time:
+        raise OpsError("healthy_deadline is shorter than min_healthy_time.", hint="No service could ever pass.")
+    if options.state not in ("restarted", "started"):
+        raise OpsError(f"state {options.state!r} is not known.", hint="Choose restarted or started.")
+    strange = sorted(set(options.only_if) - set(REASONS))
+    if strange:
+        raise OpsError(f"only_if does not know {', '.join(strange)}.", hint=f"Choose of {', '.join(REASONS)}.")
+
+
+@dataclass
+class _Run:
+    services: t.Sequence[Service]
+    control: Manager
+    options: Options
+    book: ledger.Ledger
+    actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
+    paused: t.List[Service] = field(default_factory=list)
+    tasks: t.Dict[str, t.Any] = field(default_factory=dict)
+
+    def states(self) -> t.Dict[str, ServiceState]:
+        return self.control.states(list(dict.fromkeys(service.unit for service in self.services)))
+
+    def carry_out(self, check_mode: bool) -> Result:
+        before = self.states()
+        steps = self.plan(before)
+        self.allowed(steps)
+        stores = [step for step in steps if step.service.gate.type == "redis" and step.action == "restart"]
+        for step in stores:
+            self.foresee_loss(step.service)
+        if check_mode:
+            for step in steps:
+                self.actions.append(self.describe(step, before[step.service.unit], changed=True))
+            return self.result(before, self.predicted(before, steps), bool(steps), check_mode)
+        try:
+            for step in steps:
+                self.take(step)
+        except OpsError as error:
+            restored = self.resume()
+            after = self.states()
+            details = {
+                **error.details,
+                **self.result(before, after, bool(self.actions), check_mode).as_dict(),
+                "resumed": restored,
+            }
+            details.pop("msg")
+            raise OpsError(error.message, hint=error.hint, **details) from error
+        return self.result(before, self.states(), bool(steps), check_mode)
+
+    def plan(self, states: t.Mapping[str, ServiceState]) -> t.List[Step]:
+        options = self.options
+        return plan(
+            self.services,
+            states,
+            state=options.state,
+            targets=options.only,
+            only_if=options.only_if,
+            unhealthy=self.unhealthy(states) if "unhealthy" in options.only_if else {},
+            stale=self.stale(states) if "stale" in options.only_if else {},
+            with_dependents=options.with_dependents,
+        )
+
+    def unhealthy(self, states: t.Mapping[str, ServiceState]) -> t.Dict[str, str]:
+        """Services whose gate does not hold now: two probes, so that one dropped packet restarts nothing."""
+        found = {}
+        for service in self.services:
+            state = states[service.unit]
+            if not state.exists:
+                continue
+            seen = gates.probe(service, state, self.control)
+            if not seen.ready:
+                time.sleep(self.options.wait_sleep)
+                seen = gates.probe(service, self.control.states([service.unit])[service.unit], self.control)
+            if not seen.ready:
+                found[service.name] = f"its gate does not hold: {seen.why}"
+        return found
+
+    def stale(self, states: t.Mapping[str, ServiceState]) -> t.Dict[str, str]:
+        """Services that run on older files than there are now."""
+        found = {}
+        for service in self.services:
+            uptime = states[service.unit].uptime_s
+            if uptime is None:
+                continue
+            begun = time.time() - uptime
+            for path in service.watch_files:
+                with contextlib.suppress(OSError):
+                    # ctime: a file that is copied with its old mtime is new here all the same.
+                    if max(os.stat(path).st_mtime, os.stat(path).st_ctime) > begun:
+                        found[service.name] = f"{path} is newer than its process"
+        return found
+
+    def allowed(self, steps: t.Sequence[Step]) -> None:
+        """Budget, cool-down and a second beat stop a run before it touches anything."""
+        for step in steps:
+            if step.action in ("restart", "start"):
+                why = self.book.blocked(step.service.name, max_restarts=self.options.max_restarts, window=self.options.window, cooldown=self.options.cooldown)
+                if why and self.options.state == "restarted":
+                    raise OpsError(
+                        f"{step.service.name} is not restarted: {why}.",
+                        hint="Find out why it needs restarts. To go on all the same: max_restarts=0 and cooldown=0.",
+                        service=step.service.name, blocked_reason=why, changed=False,
+                    )  # fmt: skip
+                if step.service.gate.type == "beat":
+                    self.refuse_second_beat(step.service)
+
+    def refuse_second_beat(self, service: Service) -> None:
+        state = self.control.states([service.unit])[service.unit]
+        others = gates.foreign_beats(service, self.control.pids(state) if state.pid else set())
+        if others:
+            names = ", ".join(f"process {pid} ({' '.join(words)[:120]})" for pid, words in others.items())
+            raise OpsError(
+                f"A beat runs already outside of {service.name}: {names}.",
+                hint="Stop it, or give app in the gate where it belongs to another application. Two beats send every periodic task twice.",
+                service=service.name, blocked_reason="a second beat", changed=False,
+            )  # fmt: skip
+
+    def foresee_loss(self, service: Service) -> None:
+        """Refuses to restart a Redis that would forget tasks."""
+        import redis
+
+        try:
+            with contextlib.closing(broker.connect(service.gate.url, timeout=service.gate.timeout)) as client:
+                waiting = broker.count_tasks(client, broker.queues(client, self.options.queues))
+                why = broker.why_not_kept(broker.persistence(client))
+        except redis.exceptions.RedisError as error:
+            if self.options.allow_task_loss:
+                self.tasks[service.name] = {"before": None, "after": None, "unknown": str(error)}
+                return
+            raise OpsError(
+                f"{service.name} does not answer, so what waits in it cannot be counted: {error}.",
+                hint="It may be past saving: set allow_task_loss to restart it all the same.",
+                service=service.name, blocked_reason="tasks cannot be counted", changed=False,
+            ) from None  # fmt: skip
+        self.tasks[service.name] = {"before": waiting, "after": None}
+        total = sum(waiting.values())
+        if why and total and not self.options.allow_task_loss:
+            raise OpsError(
+                f"Restarting {service.name} would lose {total} queued tasks: {why}.",
+                hint="Turn on appendonly or save, let the workers empty the queues, or set allow_task_loss.",
+                service=service.name, blocked_reason=why, queued_tasks=waiting, changed=False,
+            )  # fmt: skip
+
+    def describe(self, step: Step, state: ServiceState, *, changed: bool) -> t.Dict[str, t.Any]:
+        return {
+            "action": step.action,
+            "target": step.service.name,
+            "unit": step.service.unit,
+            "changed": changed,
+            "reason": step.reason,
+            "gate": step.service.gate.type,
+            "instance_before": state.instance,
+            "instance_after": None,
+            "duration_ms": None,
+            "ms_to_ready": None,
+            "gate_attempts": None,
+        }
+
+    def take(self, step: Step) -> None:
+        """One step, and its gate."""
+        service, options = step.service, self.options
+        state = self.control.states([service.unit])[service.unit]
+        entry = self.describe(step, state, changed=False)
+        self.actions.append(entry)
+        started = time.monotonic()
+        if step.action == "pause":
+            entry["changed"] = True
+            self.paused.append(service)
+            self.control.stop(service.unit, options.wait_timeout)
+            entry["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
+            return
+        if service.gate.type == "beat":
+            self.refuse_second_beat(service)
+        self.respect_start_limit(service)
+        if service.gate.type == "redis" and step.action == "restart":
+            entry["persisted"] = self.persist(service)
+        self.book.add(
+            event="begin",
+            service=service.name,
+            unit=service.unit,
+            action=step.action,
+            reason=options.reason or step.reason,
+            instance_before=state.instance,
+            planned=True,
+        )
+        entry["changed"] = True
+        started = time.monotonic()
+        try:
+            if step.action == "restart":
+                self.control.restart(service.unit, options.wait_timeout)
+            else:
+                self.control.start(service.unit, options.wait_timeout)
+            self.paused = [other for other in self.paused if other is not service]
+            passed = gates.wait_healthy(
+                service, self.control, wait_sleep=options.wait_sleep, log_lines=options.log_lines,
+                min_healthy_time=options.min_healthy_time, healthy_deadline=options.healthy_deadline,
+            )  # fmt: skip
+        except OpsError as error:
+            self.book.add(event="end", service=service.name, outcome="failed", message=error.message)
+            entry["failed"] = error.message
+            error.details.setdefault("service", service.name)
+            error.details.setdefault("log", gates.tail(self.control, service.unit, options.log_lines))
+            raise
+        entry.update(
+            instance_after=passed.state.instance,
+            duration_ms=round((time.monotonic() - started) * 1000, 1),
+            ms_to_ready=passed.ms_to_ready,
+            gate_attempts=passed.attempts,
+            answer=passed.seen.answer,
+        )
+        self.book.add(event="end", service=service.name, outcome="healthy", instance_after=passed.state.instance, ms_to_ready=passed.ms_to_ready)
+        if step.action == "restart" and state.instance and passed.state.instance == state.instance:
+            raise OpsError(f"{service.name} still runs as the old instance.", hint="Its manager did not restart it; look at its log.", service=service.name)
+        if service.name in self.tasks:
+            self.count_again(service)
+
+    def respect_start_limit(self, service: Service) -> None:
+        """Waits for systemd's own start limit rather than running into it: at the limit the service stays down."""
+        delay = self.control.start_delay(service.unit)
+        if delay > self.options.wait_timeout:
+            raise OpsError(
+                f"{service.name} was started so often that its manager would refuse; it is free again in {delay:.0f} s.",
+                hint="Find out why it needs restarts, or raise wait_timeout.", service=service.name, blocked_reason="start limit of systemd",
+            )  # fmt: skip
+        time.sleep(delay)
+
+    def persist(self, service: Service) -> t.Dict[str, t.Any]:
+        """Counts what waits, now that nobody takes from it, and brings it to disk."""
+        import redis
+
+        try:
+            with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
+                self.tasks[service.name]["before"] = broker.count_tasks(client, broker.queues(client, self.options.queues))
+                return broker.persist(client, timeout=self.options.wait_timeout)
+        except (OpsError, redis.exceptions.RedisError) as error:
+            waiting = self.tasks[service.name].get("before")
+            if self.options.allow_task_loss or (waiting is not None and not sum(waiting.values())):
+                return {"method": "none", "why": str(error)}
+            raise OpsError(
+                f"{service.name} is not restarted, as its data could not be brought to disk first: {error}",
+                hint="Set allow_task_loss to restart it all the same.", service=service.name, blocked_reason="not persisted", queued_tasks=waiting,
+            ) from None  # fmt: skip
+
+    def count_again(self, service: Service) -> None:
+        import redis
+
+        known = self.tasks[service.name]
+        try:
+            with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
+                known["after"] = broker.count_tasks(client, broker.queues(client, (*self.options.queues, *(known["before"] or {}))))
+        except redis.exceptions.RedisError as error:
+            raise OpsError(f"{service.name} went away after its gate had held: {error}.", service=service.name) from None
+        if known["before"] is None:
+            return
+        lost = sum(known["before"].values()) - sum(known["after"].values())
+        if lost > 0 and not self.options.allow_task_loss:
+            raise OpsError(
+                f"{service.name} came back with {lost} tasks less than it had.",
+                hint="Its data file was not read: look at its dir and dbfilename, and at the dump that was written before the restart.",
+                service=service.name, queued_tasks=dict(known),
+            )  # fmt: skip
+
+    def resume(self) -> t.List[str]:
+        """After a failure: what was paused and is still down is started again, without its gate. A forgotten beat is worse than a failing one."""
+        started = []
+        for service in reversed(self.paused):
+            try:
+                if service.gate.type == "beat":
+                    self.refuse_second_beat(service)
+                self.control.start(service.unit, self.options.wait_timeout)
+                started.append(service.name)
+                self.actions.append({"action": "resume", "target": service.name, "unit": service.unit, "changed": True, "reason": "it was paused"})
+            except OpsError as error:
+                self.actions.append({"action": "resume", "target": service.name, "unit": service.unit, "changed": False, "failed": error.message})
+        return started
+
+    def predicted(self, before: t.Mapping[str, ServiceState], steps: t.Sequence[Step]) -> t.Dict[str, ServiceState]:
+        """The states that a real run would leave: what is acted on runs as a new instance, which has no name yet."""
+        units = {step.service.unit for step in steps}
+        return {
+            unit: replace(state, running=True, state="running", instance="(new)", pid=0, uptime_s=0.0) if unit in units else state
+            for unit, state in before.items()
+        }
+
+    def result(self, before: t.Mapping[str, ServiceState], after: t.Mapping[str, ServiceState], changed: bool, check_mode: bool) -> Result:
+        acted = [entry for entry in self.actions if entry["action"] in ("restart", "start")]
+        names = ", ".join(f"{entry['target']} ({entry['action']})" for entry in acted)
+        would = "would be acted on" if check_mode else "healthy"
+        return Result(
+            changed=changed,
+            before={service.name: before[service.unit].as_dict() for service in self.services},
+            after={service.name: after[service.unit].as_dict() for service in self.services},
+            actions=self.actions,
+            msg=f"{len(acted)} services {would}: {names}." if acted else "Nothing to do: no service needs to be acted on.",
+            diff=[{"before_header": "services", "after_header": "services", "before": _text(self.services, before), "after": _text(self.services, after)}],
+            extra={"manager": self.control.name, "queued_tasks": self.tasks, "order": [entry["target"] for entry in acted]},
+        )
+
+
+def _text(services: t.Sequence[Service], states: t.Mapping[str, ServiceState]) -> str:
+    return "".join(f"{service.name}: {states[service.unit].state} {states[service.unit].instance or '(no instance)'}\n" for service in services)

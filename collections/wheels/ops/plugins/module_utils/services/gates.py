@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether a service does its work: one predicate for each type of gate, and waiting until it holds and keeps holding.
+
+``rc`` of a restart and ``is-active`` caught none of eight start-up faults, an open port three, HTTP 200 five; an answer from the new
+process (the socket's owner is in the service, the instance stays the same) that lasts for three seconds caught all eight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+import typing as t
+import urllib.parse
+from dataclasses import dataclass, field
+
+from ..results import OpsError
+from . import broker, processes
+from .model import Gate, Manager, Service, ServiceState
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one probe saw. ``ready`` False says in ``why`` what is missing; ``answer`` is the evidence."""
+
+    ready: bool
+    why: str = ""
+    answer: t.Dict[str, t.Any] = field(default_factory=dict)
+
+
+def _not_ready(why: str, **answer: t.Any) -> Seen:
+    return Seen(False, why, answer)
+
+
+def probe(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    """One probe of one service, whose state was just read. Never raises for a service that is not ready."""
+    if not state.running:
+        return _not_ready(f"it is {state.state}")
+    if service.gate.type in ("none", "state"):
+        return Seen(True, answer={"state": state.state})
+    return _PROBES[service.gate.type](service, state, manager)
+
+
+def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manager) -> t.Optional[Seen]:
+    """None where only processes of the service listen there; otherwise what is wrong."""
+    if not gate.verify_owner:
+        return None
+    members = manager.pids(state)
+    found = processes.answering(port, host, pid=state.pid or None)
+    if not found:
+        return _not_ready(f"nothing of this host listens on {host}:{port}")
+    held = processes.holders([listener.inode for listener in found], members)
+    foreign = [listener for listener in found if not held[listener.inode]]
+    if not foreign:
+        return None
+    others = sorted({pid for pids in processes.holders([listener.inode for listener in foreign]).values() for pid in pids} - members)
+    names = [{"pid": pid, "command": " ".join(processes.command_line(pid))[:200]} for pid in others]
+    return _not_ready(f"{host}:{port} belongs to {_who(names)}, not to the service", owners=names)
+
+
+def _who(names: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    return ", ".join(f"process {entry['pid']} ({entry['command'] or 'unnamed'})" for entry in names) or "a process that is not visible"
+
+
+def _tcp(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    gate = service.gate
+    try:
+        with socket.create_connection((gate.host, gate.port), timeout=gate.timeout):
+            pass
+    except OSError as error:
+        return _not_ready(f"{gate.host}:{gate.port} does not accept: {error}")
+    return _owner(gate, gate.host, gate.port, state, manager) or Seen(True, answer={"port": gate.port})
+
+
+def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    import requests
+
+    gate = service.gate
+    parts = urllib.parse.urlsplit(gate.url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    shown = urllib.parse.urlunsplit(parts._replace(netloc=f"{host}:{port}", query=""))
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment must not answer for the service
+            reply = session.get(gate.url, headers=dict(gate.headers), timeout=gate.timeout, verify=gate.validate_certs, allow_redirects=False, stream=True)
+            body = _body(reply, gate.timeout)
+    except requests.exceptions.Timeout:
+        return _not_ready(f"{shown} gives no answer within {gate.timeout:g} s")
+    except requests.exceptions.RequestException as error:
+        return _not_ready(f"{shown} cannot be reached: {type(error).__name__}")
+    answer = {"status": reply.status_code, "body": body[:500]}
+    if reply.status_code not in gate.status:
+        return _not_ready(f"{shown} answers {reply.status_code}, expected {' or '.join(map(str, gate.status))}", **answer)
+    if gate.body_regex and not re.search(gate.body_regex, body):
+        return _not_ready(f"the body of {shown} does not match {gate.body_regex!r}", **answer)
+    wrong = _json_mismatch(body, gate.body_json)
+    if wrong:
+        return _not_ready(f"the body of {shown}: {wrong}", **answer)
+    return _owner(gate, host, port, state, manager) or Seen(True, answer=answer)
+
+
+def _body(reply: t.Any, timeout: float, limit: int = 1 << 20) -> str:
+    """The body, at most 1 MiB of it, within the time that the whole request has: a drip of bytes is no answer."""
+    import requests
+
+    deadline, parts, size = time.monotonic() + timeout, [], 0
+    for part in reply.iter_content(16384):
+        parts.append(part)
+        size += len(part)
+        if size >= limit:
+            break
+        if time.monotonic() > deadline:
+            raise requests.exceptions.ReadTimeout
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def _json_mismatch(body: str, wanted: t.Mapping[str, t.Any]) -> str:
+    """What of ``{"checks.database": "ok"}`` (dotted path: value) the body does not say; empty where it says all."""
+    if not wanted:
+        return ""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return "it is not JSON"
+    for path, value in wanted.items():
+        found: t.Any = document
+        for word in path.split("."):
+            if isinstance(found, list):
+                found = found[int(word)] if word.isdigit() and int(word) < len(found) else None
+            else:
+                found = found.get(word) if isinstance(found, dict) else None
+        # Module options arrive as text where YAML did not quote: compare as JSON or as text.
+        if found != value and str(found).lower() != str(value).lower():
+            return f"{path} is {found!r}, expected {value!r}"
+    return ""
+
+
+def _redis(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    import redis
+
+    gate = service.gate
+    try:
+        with contextlib.closing(broker.connect(gate.url, timeout=gate.timeout)) as client:
+            client.ping()
+            info, server = client.info("persistence"), client.info("server")
+    except redis.exceptions.AuthenticationError:
+        raise OpsError(f"Redis at {broker.masked(gate.url)} refuses the password.", hint="Set the right one in the gate's url.") from None
+    except redis.exceptions.RedisError as error:
+        return _not_ready(f"no PONG from {broker.masked(gate.url)}: {error}")
+    answer = {"loading": int(info.get("loading", 0)), "pid": int(server.get("process_id", 0)), "uptime_s": int(server.get("uptime_in_seconds", 0))}
+    if answer["loading"]:
+        return _not_ready("it still loads its data", **answer)
+    if gate.verify_owner and answer["pid"] not in manager.pids(state):
+        # A server in another PID namespace (a container) numbers itself differently: the socket decides then.
+        parts = urllib.parse.urlsplit(gate.url)
+        if parts.scheme == "unix" or parts.hostname is None:
+            return _not_ready(f"process {answer['pid']} answered, which is not of the service", **answer)
+        wrong = _owner(gate, parts.hostname, parts.port or 6379, state, manager)
+        if wrong:
+            return wrong
+    return Seen(True, answer=answer)
+
+
+def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    import redis
+
+    gate, members = service.gate, manager.pids(state)
+
+    def ours(found: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
+        return [
+            node
+            for node, stats in found.items()
+            if (not gate.node or re.search(gate.node, node)) and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
+        ]
+
+    try:
+        with contextlib.closing(broker.connect(gate.url, timeout=gate.timeout + 2)) as client:
+            found = broker.workers(client, timeout=gate.timeout, wanted=lambda answers: bool(ours(answers)))
+    except redis.exceptions.RedisError as error:
+        return _not_ready(f"the broker {broker.masked(gate.url)} does not answer: {error}")
+    nodes = ours(found)
+    if nodes:
+        return Seen(True, answer={"nodes": nodes})
+    if found:
+        return _not_ready("only workers that are not of the service answered", nodes={node: stats.get("pid") for node, stats in found.items()})
+    return _not_ready("no worker answered a ping")
+
+
+def beats(app: str = "") -> t.Dict[int, t.List[str]]:
+    """The processes on this host that run a Celery beat (``celery beat``, or a worker with ``-B``), for one application or all."""
+    found = {}
+    above = processes.parents()
+    for pid in above:
+        words = processes.command_line(pid)
+        if is_beat(words) and (not app or app == application(words)):
+            found[pid] = words
+    # A wrapper (sudo, unshare) that waits for its child is not a second beat.
+    return {pid: words for pid, words in found.items() if not any(above.get(other) == pid for other in found)}
+
+
+def is_beat(words: t.Sequence[str]) -> bool:
+    """Whether a command line is that of a beat."""
+    if " ".join(words).startswith("[celery beat"):
+        return True  # with setproctitle installed Celery renames itself
+    if "celery" not in [os.path.basename(word) for word in words[:6]]:
+        return False
+    return "beat" in words or ("worker" in words and any(word in ("-B", "--beat") for word in words))
+
+
+def application(words: t.Sequence[str]) -> str:
+    """What a Celery command line names with ``-A``; empty where it names none."""
+    for index, word in enumerate(words):
+        if word in ("-A", "--app"):
+            return words[index + 1] if index + 1 < len(words) else ""
+        if word.startswith("--app="):
+            return word[6:]
+        if word.startswith("-A") and len(word) > 2:
+            return word[2:]
+    return ""
+
+
+def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t.List[str]]:
+    """Other beats of the same application, which would send every periodic task a second time."""
+    app = service.gate.app or next((application(processes.command_line(pid)) for pid in members if is_beat(processes.command_line(pid))), "")
+    return {pid: words for pid, words in beats(app).items() if pid not in members}
+
+
+def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
+    gate, members = service.gate, manager.pids(state)
+    own = {pid: words for pid, words in beats(gate.app).items() if pid in members}
+    if not own:
+        return _not_ready("no beat runs in it yet")
+    others = foreign_beats(service, members)
+    if len(own) > 1 or others:
+        pids = sorted([*own, *others])
+        return _not_ready(f"beat runs {len(pids)} times (processes {pids}): every periodic task is sent as often", pids=pids)
+    if gate.schedule_file:
+        written = schedule_written(gate.schedule_file)
+        begun = processes.start_time(next(iter(own)))
+        if written is None or (begun is not None and written < begun - 1):
+            return _not_ready(f"it has not written its schedule {gate.schedule_file} since it was started")
+        return Seen(True, answer={"pid": next(iter(own)), "schedule_age_s": round(time.time() - written, 1)})
+    return Seen(True, answer={"pid": next(iter(own))})
+
+
+def schedule_written(path: str) -> t.Optional[float]:
+    """When beat last wrote its schedule; shelve adds a suffix that depends on the machine's dbm."""
+    times = []
+    for suffix in ("", ".db", ".dat", ".dir", ".bak"):
+        with contextlib.suppress(OSError):
+            times.append(os.stat(path + suffix).st_mtime)
+    return max(times) if times else None
+
+
+_PROBES: t.Dict[str, t.Callable[[Service, ServiceState, Manager], Seen]] = {"tcp": _tcp, "http": _http, "redis": _redis, "celery": _celery, "beat": _beat}
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A gate that held: ``ms_to_ready`` until the first good probe, ``stable_ms`` for how long it then held."""
+
+    state: ServiceState
+    seen: Seen
+    attempts: int
+    ms_to_ready: float
+    stable_ms: float
+
+
+class NotHealthy(OpsError):
+    """The deadline passed, or the service died meanwhile; ``details`` carries ``last_state`` and ``last_probe``."""
+
+
+def wait_healthy(
+    service: Service, manager: Manager, *, min_healthy_time: float, healthy_deadline: float, wait_sleep: float, read_log: bool = True, log_lines: int = 20
+) -> Passed:
+    """Probes until the service was healthy for ``min_healthy_time`` without a break, and the same instance all along.
+
+    Raises ``NotHealthy`` after ``healthy_deadline``, or as soon as its manager has given up or it restarted twice meanwhile.
+    """
+    stable_for = service.gate.min_healthy_time if service.gate.min_healthy_time is not None else min_healthy_time
+    allowed = service.gate.healthy_deadline if service.gate.healthy_deadline is not None else healthy_deadline
+    if service.gate.type == "none":
+        stable_for = 0.0
+    started = time.monotonic()
+    attempts = 0
+    healthy_since: t.Optional[float] = None
+    instances: t.List[str] = []
+    seen = _not_ready("it was not probed yet")
+    while True:
+        state = manager.states([service.unit])[service.unit]
+        if state.instance and state.instance not in instances:
+            instances.append(state.instance)
+            healthy_since = None  # another process answers now: its time begins anew
+        attempts += 1
+        seen = probe(service, state, manager)
+        now = time.monotonic()
+        if seen.ready:
+            after = manager.states([service.unit])[service.unit]
+            if after.instance != state.instance:
+                seen = _not_ready("it was restarted while it was probed")
+        healthy_since = (healthy_since or now) if seen.ready else None
+        if healthy_since is not None and now - healthy_since >= stable_for:
+            return Passed(state, seen, attempts, round((healthy_since - started) * 1000, 1), round((now - healthy_since) * 1000, 1))
+        why = ""
+        if state.failed or (not state.running and state.settled):
+            why = f"{service.name} ended: {state.state}{f', result {state.result}' if state.result and state.result != 'success' else ''}"
+        elif len(instances) > 2:
+            why = f"{service.name} crashes again and again: {len(instances)} instances within {now - started:.0f} s"
+        elif now - started >= allowed:
+            why = f"{service.name} was not healthy within {allowed:g} s: {seen.why or f'it did not stay healthy for {stable_for:g} s'}"
+        if why:
+            raise NotHealthy(
+                f"{why}.",
+                hint="Its last lines are in log.",
+                service=service.name,
+                last_state=state.as_dict(),
+                last_probe={"why": seen.why, **seen.answer},
+                gate_attempts=attempts,
+                log=tail(manager, service.unit, log_lines) if read_log else [],
+            )
+        time.sleep(min(wait_sleep, max(0.01, allowed - (now - started))))
+
+
+def tail(manager: Manager, unit: str, lines: int) -> t.List[str]:
+    """The last lines of a service for a failure's report; the failure itself matters more than a log that cannot be read."""
+    try:
+        return [line[:500] for line in manager.log_tail(unit, lines)]
+    except OpsError as error:
+        return [f"(its log cannot be read: {error})"]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Restarts that were made, over runs: what the budget and the cool-down count, and which restarts were planned."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import typing as t
+from pathlib import Path
+
+from ..results import OpsError
+
+DEFAULT_STATE_DIR = "/var/lib/wheels-ops"
+#: Lines are short (about 300 bytes); the file is cut to the newer half above this.
+_MAX_BYTES = 1 << 20
+
+
+def state_dir(given: str = "") -> Path:
+    """The directory of our state on this host."""
+    return Path(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
+
+
+class Ledger:
+    """``restarts.jsonl`` in the state directory; a lock beside it keeps two runs from overlapping."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.path = directory / "restarts.jsonl"
+
+    @contextlib.contextmanager
+    def locked(self) -> t.Iterator[None]:
+        """Holds the lock of restarts. It ends with the process, even with one that is killed. Raises ``OpsError`` where another run has it."""
+        try:
+            self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            descriptor = os.open(self._directory / "restarts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            raise OpsError(f"The state directory {self._directory} cannot be written: {error.strerror}.", hint="Run as root, or set state_dir.") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OpsError("Another run restarts services on this host.", hint="Wait for it to end; the lock ends with its process.") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> t.List[t.Dict[str, t.Any]]:
+        """All entries, oldest first. A line that was cut by a crash is passed over."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OpsError(f"{self.path} cannot be read: {error.strerror}.", hint="Run as root, or set state_dir.") from None
+        entries = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("time"), (int, float)):
+                    entries.append(entry)
+        return entries
+
+    def add(self, **entry: t.Any) -> None:
+        """Appends one entry with the present time and syncs it: what counts against the budget is on disk before it is done."""
+        line = json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n"
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            try:
+                os.write(descriptor, line.encode())
+                os.fsync(descriptor)
+                size = os.fstat(descriptor).st_size
+            finally:
+                os.close(descriptor)
+            if size > _MAX_BYTES:
+                self._shorten()
+        except OSError as error:
+            raise OpsError(f"{self.path} cannot be written: {error.strerror}.", hint="Give the state directory room and rights.") from None
+
+    def _shorten(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        new = self.path.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(lines[len(lines) // 2 :])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.path)
+
+    def starts(self, service: str, window: float) -> t.List[float]:
+        """When a service was started or restarted by us within the last ``window`` seconds, oldest first.
+
+        A clock that was put back leaves entries of the future; they count as of now.
+        """
+        now = time.time()
+        return [
+            min(now, entry["time"])
+            for entry in self.read()
+            if entry.get("service") == service and entry.get("event") == "begin" and entry["time"] > now - window
+        ]
+
+    def blocked(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> str:
+        """Why a service may not be restarted now; empty where it may."""
+        starts = self.starts(service, max(window, cooldown))
+        if starts and cooldown and time.time() - starts[-1] < cooldown:
+            left = cooldown - (time.time() - starts[-1])
+            return f"it was restarted {time.time() - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts {left:.0f} s more"
+        inside = [start for start in starts if start > time.time() - window]
+        if max_restarts and len(inside) >= max_restarts:
+            return f"its budget of {max_restarts} restarts in {window:g} s is spent; one is free again in {inside[-max_restarts] + window - time.time():.0f} s"
+        return ""

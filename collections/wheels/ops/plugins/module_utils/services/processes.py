@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Processes and listening sockets as /proc shows them. Own processes need no right, those of others need root."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import typing as t
+from dataclasses import dataclass
+
+from ..results import OpsError
+
+_LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket in LISTEN: ``address`` as text, ``inode`` as the kernel numbers it."""
+
+    address: str
+    port: int
+    inode: int
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def parents() -> t.Dict[int, int]:
+    """The parent of every process that is not a zombie."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # The command stands in brackets and may hold anything: fields count from the last bracket.
+                fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended meanwhile
+            if fields[0] != "Z":
+                found[int(entry)] = int(fields[1])
+    return found
+
+
+def tree(root: int) -> t.Set[int]:
+    """A process and all its descendants; empty where it is gone."""
+    children: t.Dict[int, t.List[int]] = {}
+    every = parents()
+    if root not in every:
+        return set()
+    for pid, parent in every.items():
+        children.setdefault(parent, []).append(pid)
+    members, waiting = {root}, [root]
+    while waiting:
+        for pid in children.get(waiting.pop(), ()):
+            if pid not in members:
+                members.add(pid)
+                waiting.append(pid)
+    return members
+
+
+def command_line(pid: int) -> t.List[str]:
+    """The words a process was started with; empty where it is gone or a kernel thread."""
+    try:
+        words = _read(f"/proc/{pid}/cmdline").split("\0")
+    except OSError:
+        return []
+    return words[:-1] if words and not words[-1] else words
+
+
+def working_directory(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> t.Optional[float]:
+    """When it was started, in seconds since the epoch; None where it is gone."""
+    try:
+        ticks = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        boot = next(int(line.split()[1]) for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return boot + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _address(text: str) -> str:
+    raw = bytes.fromhex(text)
+    # The kernel prints each 32-bit word in the byte order of the machine.
+    words = struct.unpack(f"={len(raw) // 4}I", raw)
+    packed = struct.pack(f">{len(words)}I", *words)
+    return str(ipaddress.ip_address(packed))
+
+
+def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
+    """The sockets that listen on a TCP port, in the network namespace of ``pid``."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = _read(f"/proc/{pid or 'self'}/net/{name}").splitlines()[1:]
+        except OSError:
+            continue  # no IPv6 here, or the process ended
+        for line in lines:
+            fields = line.split()
+            host, _colon, number = fields[1].rpartition(":")
+            if fields[3] == _LISTEN and int(number, 16) == port:
+                found.append(Listener(_address(host), port, int(fields[9])))
+    return found
+
+
+def answering(port: int, host: str, *, pid: t.Optional[int] = None) -> t.List[Listener]:
+    """The listening sockets that a connection to ``host`` may reach: an exact address goes before a wildcard."""
+    every = listeners(port, pid=pid)
+    try:
+        targets = {str(ipaddress.ip_address(entry[4][0])) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, ValueError):
+        targets = set()
+    mapped = {f"::ffff:{target}" for target in targets} | {str(ipaddress.ip_address(f"::ffff:{target}")) for target in targets if ":" not in target}
+    exact = [listener for listener in every if listener.address in targets | mapped]
+    return exact or [listener for listener in every if listener.address in ("0.0.0.0", "::")]
+
+
+def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None) -> t.Dict[int, t.Set[int]]:
+    """For each socket inode the processes that have it open, among ``pids`` or all that may be read.
+
+    Raises ``OpsError`` where a process in ``pids`` may not be looked into.
+    """
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: t.Dict[int, t.Set[int]] = {inode: set() for inode in inodes}
+    for pid in parents() if pids is None else pids:
+        try:
+            for entry in os.listdir(f"/proc/{pid}/fd"):
+                try:
+                    inode = wanted.get(os.readlink(f"/proc/{pid}/fd/{entry}"))
+                except FileNotFoundError:
+                    continue
+                if inode is not None:
+                    found[inode].add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:
+            if pids is not None:
+                raise OpsError(
+                    f"Which sockets process {pid} holds cannot be read.",
+                    hint="Run as root or as the user of the service (become: true), or set verify_owner to false in its gate.",
+                ) from None
+    return found

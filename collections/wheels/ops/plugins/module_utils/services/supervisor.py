@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""supervisord through its XML-RPC interface, over its unix socket, with the standard library alone."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import socket
+import stat
+import time
+import typing as t
+import xmlrpc.client
+
+from ..results import OpsError
+from . import processes
+from .model import ServiceState
+
+SOCKETS: t.Tuple[str, ...] = ("/run/supervisor.sock", "/var/run/supervisor.sock", "/run/supervisor/supervisor.sock")
+#: Fault codes of supervisor/xmlrpc.py.
+SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING = 6, 10, 20, 40, 50, 60, 70
+_FAULTS = {
+    SHUTDOWN_STATE: "supervisord itself is shutting down. Start it again first.",
+    BAD_NAME: "supervisord has no such program. Look at supervisorctl status; after a new configuration: supervisorctl update.",
+    NO_FILE: "The command of the program does not exist on this host.",
+    ABNORMAL_TERMINATION: "It ended sooner than startsecs. Its log says why.",
+    SPAWN_ERROR: "It could not be spawned: look at its command, user and directory.",
+}
+#: statecode of supervisor/states.py: what is on its way to somewhere else.
+_MOVING = ("STARTING", "STOPPING")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: str, timeout: float, headers: t.Sequence[t.Tuple[str, str]]) -> None:
+        super().__init__(headers=list(headers))
+        self._path, self._timeout = path, timeout
+
+    def make_connection(self, host: t.Any) -> http.client.HTTPConnection:
+        return _UnixConnection(self._path, self._timeout)
+
+
+def find_socket() -> str:
+    """The socket of this host's supervisord, empty where there is none in the usual places."""
+    for path in SOCKETS:
+        try:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                return path
+        except OSError:
+            continue
+    return ""
+
+
+def state_of(unit: str, info: t.Mapping[str, t.Any]) -> ServiceState:
+    """The state that an entry of ``getAllProcessInfo`` tells."""
+    name = str(info["statename"])
+    running = name == "RUNNING"
+    alive = running or name == "STARTING"
+    return ServiceState(
+        unit=unit,
+        exists=True,
+        running=running,
+        settled=name not in _MOVING,
+        state=name,
+        pid=int(info["pid"]),
+        instance=f"{info['pid']}@{info['start']}" if alive and info["pid"] else "",
+        uptime_s=float(max(0, info["now"] - info["start"])) if running else None,
+        result=str(info.get("spawnerr") or ""),
+        exit_status=int(info["exitstatus"]),
+        details={"group": info["group"], "program": info["name"], "logfile": info.get("stdout_logfile", ""), "description": info.get("description", "")},
+    )
+
+
+class Supervisor:
+    """A running supervisord. Whoever may open its socket may do everything."""
+
+    name = "supervisor"
+
+    def __init__(self, path: str = "", *, username: str = "", password: str = "", wait_sleep: float = 0.1, timeout: float = 10.0) -> None:
+        self._path = path or find_socket()
+        if not self._path:
+            raise OpsError("No socket of supervisord was found.", hint=f"Set supervisor_socket; looked for {', '.join(SOCKETS)}.")
+        self._wait_sleep = wait_sleep
+        word = base64.b64encode(f"{username}:{password}".encode()).decode()
+        headers = [("Authorization", f"Basic {word}")] if username else []
+        self._rpc = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(self._path, timeout, headers), allow_none=True)
+
+    def _call(self, method: str, *words: t.Any) -> t.Any:
+        try:
+            return getattr(self._rpc.supervisor, method)(*words)
+        except xmlrpc.client.Fault as error:
+            if error.faultCode in (ALREADY_STARTED, NOT_RUNNING):
+                raise
+            hint = _FAULTS.get(error.faultCode, "Look at supervisorctl status and at supervisord's own log.")
+            raise OpsError(f"supervisord refuses {method}({', '.join(map(str, words))}): {error.faultString}.", hint=hint, fault=error.faultCode) from None
+        except xmlrpc.client.ProtocolError as error:
+            hint = "Set supervisor_username and supervisor_password." if error.errcode == 401 else ""
+            raise OpsError(f"supervisord answers {error.errcode} {error.errmsg}.", hint=hint) from None
+        except (OSError, http.client.HTTPException) as error:
+            hint = f"Is it running, and may this user open {self._path}? (become: true for a socket of root)"
+            raise OpsError(f"supervisord does not answer on {self._path}: {error}.", hint=hint) from None
+
+    def states(self, units: t.Sequence[str]) -> t.Dict[str, ServiceState]:
+        every = self._call("getAllProcessInfo")
+        found = {}
+        for unit in units:
+            match = [info for info in every if unit in (f"{info['group']}:{info['name']}", info["name"])]
+            exact = [info for info in match if info["group"] == info["name"]] or match
+            if len(exact) > 1:
+                names = ", ".join(f"{info['group']}:{info['name']}" for info in exact)
+                raise OpsError(f"{unit} names several programs of supervisord: {names}.", hint="Give unit as group:program.")
+            found[unit] = state_of(unit, exact[0]) if exact else ServiceState(unit=unit, state="not-found")
+        return found
+
+    def _name(self, unit: str) -> str:
+        state = self.states([unit])[unit]
+        if not state.exists:
+            raise OpsError(f"supervisord has no program {unit}.", hint=_FAULTS[BAD_NAME], service=unit, last_state=state.as_dict())
+        return f"{state.details['group']}:{state.details['program']}"
+
+    def _wait(self, unit: str, verb: str, deadline: float, done: t.Callable[[ServiceState], bool], failed: t.Callable[[ServiceState], bool]) -> ServiceState:
+        while True:
+            state = self.states([unit])[unit]
+            if done(state):
+                return state
+            if failed(state):
+                what = f"exit status {state.exit_status}{', ' + state.result if state.result else ''}"
+                raise OpsError(
+                    f"{unit} did not {verb}: supervisord gave up, {state.state} ({what}).",
+                    hint="Its log says why.", service=unit, last_state=state.as_dict(),
+                )  # fmt: skip
+            if time.monotonic() > deadline:
+                raise OpsError(
+                    f"{unit} did not {verb} in time; it is {state.state}.",
+                    hint="Raise wait_timeout if it is only slow; it must be more than the program's startsecs or stopwaitsecs.",
+                    service=unit, last_state=state.as_dict(),
+                )  # fmt: skip
+            time.sleep(self._wait_sleep)
+
+    def start(self, unit: str, timeout: float) -> ServiceState:
+        deadline = time.monotonic() + timeout
+        name = self._name(unit)
+        # A program on its way down refuses a start: "Process in state STOPPING".
+        self._wait(unit, "stop", deadline, lambda state: state.state != "STOPPING", lambda state: False)
+        try:
+            self._call("startProcess", name, False)
+        except xmlrpc.client.Fault as error:
+            if error.faultCode != ALREADY_STARTED:
+                raise
+        return self._wait(unit, "start", deadline, lambda state: state.running, lambda state: state.state in ("FATAL", "EXITED", "STOPPED"))
+
+    def stop(self, unit: str, timeout: float) -> ServiceState:
+        deadline = time.monotonic() + timeout
+        name = self._name(unit)
+        before = self.states([unit])[unit]
+        members = self.pids(before)
+        try:
+            self._call("stopProcess", name, False)
+        except xmlrpc.client.Fault as error:
+            if error.faultCode != NOT_RUNNING:
+                raise
+        state = self._wait(unit, "stop", deadline, lambda now: now.state in ("STOPPED", "EXITED", "FATAL"), lambda now: False)
+        # supervisord signals and watches the first process only: what it had started may live on and hold the port.
+        while members & set(processes.parents()) and time.monotonic() < deadline:
+            time.sleep(self._wait_sleep)
+        left = members & set(processes.parents())
+        if left:
+            raise OpsError(
+                f"{unit} was stopped, but its processes {sorted(left)} live on.",
+                hint="Set stopasgroup=true and killasgroup=true in its program section.",
+                service=unit, last_state=state.as_dict(),
+            )  # fmt: skip
+        return state
+
+    def restart(self, unit: str, timeout: float) -> ServiceState:
+        self.stop(unit, timeout)
+        return self.start(unit, timeout)
+
+    def pids(self, state: ServiceState) -> t.Set[int]:
+        return processes.tree(state.pid) if state.pid else set()
+
+    def log_tail(self, unit: str, lines: int) -> t.List[str]:
+        name = self._name(unit)
+        found: t.List[str] = []
+        # Without redirect_stderr the reason stands in the other file.
+        for method in ("tailProcessStderrLog", "tailProcessStdoutLog"):
+            try:
+                text, _offset, _overflow = self._call(method, name, 0, 200 * lines)
+            except OpsError:
+                continue  # it has no such log
+            found = text.splitlines()[-lines:] + found if method.endswith("StderrLog") else text.splitlines()[-lines:] + found
+            if len(found) >= lines:
+                break
+        return found[-lines:]
+
+    def start_delay(self, unit: str) -> float:
+        return 0.0  # its limit (startretries) concerns its own attempts only

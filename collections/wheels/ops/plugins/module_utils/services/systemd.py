@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""systemd through its own commands: one ``systemctl show`` for all units, jobs without blocking, the journal for what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import typing as t
+
+from ..results import OpsError
+from . import processes
+from .model import ServiceState
+
+_PROPERTIES = (
+    "Id", "Names", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "InvocationID", "NRestarts", "ExecMainStatus", "Job",
+    "ControlGroup", "ActiveEnterTimestampMonotonic", "StartLimitIntervalUSec", "StartLimitBurst", "Type", "TriggeredBy",
+)  # fmt: skip
+#: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
+STARTED = "39f53479d3a045ac8e11786248231fbf"
+#: "Automatic restarting of a unit has been scheduled".
+AUTOMATIC_RESTART = "5eb03494b6584870a536b337290809b3"
+#: "Unit failed".
+FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
+_SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def span(text: str) -> float:
+    """Seconds of a time span as ``systemctl show`` prints it (``1min 30s``); infinity is ``inf``."""
+    if text in ("infinity", ""):
+        return float("inf") if text else 0.0
+    return sum(float(number) * _SPANS.get(unit, 0.0) for number, unit in re.findall(r"([0-9.]+)([a-z]+)", text))
+
+
+def parse_show(output: str, units: t.Sequence[str], *, uptime: float) -> t.Dict[str, ServiceState]:
+    """The states in the output of ``systemctl show`` for ``units``; ``uptime`` is that of the host in seconds.
+
+    The blocks come in the order of the arguments, so an alias (``redis`` for ``redis-server``) is found although its Id differs.
+    """
+    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.strip("\n").split("\n\n")]
+    if len(blocks) != len(units):
+        raise OpsError(f"systemctl show gave {len(blocks)} answers for {len(units)} units.", hint="Run it by hand to see what it says.", output=output[:2000])
+    return {unit: _state(unit, block, uptime) for unit, block in zip(units, blocks)}
+
+
+def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState:
+    active, sub = block.get("ActiveState", ""), block.get("SubState", "")
+    entered = int(block.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+    # A oneshot unit that stays (postgresql.service of Debian) is active/exited and as up as it will be.
+    running = active in ("active", "reloading") and (sub not in ("exited", "dead") or block.get("Type") == "oneshot")
+    return ServiceState(
+        unit=unit,
+        exists=block.get("LoadState") not in ("not-found", "", None),
+        running=running,
+        settled=block.get("Job") in ("0", "", None) and active not in ("activating", "deactivating"),
+        state=f"{active}/{sub}",
+        pid=int(block.get("MainPID") or 0),
+        instance=block.get("InvocationID", "") if running else "",
+        uptime_s=round(uptime - entered, 3) if running and entered else None,
+        restarts=int(block.get("NRestarts") or 0),
+        result=block.get("Result", ""),
+        exit_status=int(block.get("ExecMainStatus") or 0),
+        details={
+            "id": block.get("Id", unit),
+            "load_state": block.get("LoadState", ""),
+            "control_group": block.get("ControlGroup", ""),
+            "start_limit_interval_s": span(block.get("StartLimitIntervalUSec", "")),
+            "start_limit_burst": int(block.get("StartLimitBurst") or 0),
+            "type": block.get("Type", ""),
+            "triggered_by": block.get("TriggeredBy", "").split(),
+        },
+    )
+
+
+def available() -> bool:
+    """Whether systemd is the init of this host (its own test: sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+class Systemd:
+    """The system manager. Starting and stopping needs root."""
+
+    name = "systemd"
+
+    def __init__(self, *, wait_sleep: float = 0.2) -> None:
+        self._wait_sleep = wait_sleep
+        if not available():
+            raise OpsError(
+                "systemd does not run on this host.",
+                hint="Set manager to supervisor and supervisor_socket to its socket, or run this on a host whose init is systemd.",
+            )
+        found = shutil.which("systemctl")
+        if not found:
+            raise OpsError("systemctl is missing.", hint="Install the package systemd.")
+        self._systemctl = found
+
+    def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
+        try:
+            done = subprocess.run(
+                [self._systemctl, "--no-pager", "--no-ask-password", *words],
+                capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+                env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise OpsError(f"systemctl {words[0]} did not answer within {timeout:g} s.", hint="See whether systemd is alive: systemctl status.") from None
+        if done.returncode:
+            error = (done.stderr or done.stdout).strip()
+            hint = "Run as root (become: true)." if os.geteuid() and re.search(r"denied|authenticat|Permission", error, re.I) else ""
+            raise OpsError(f"systemctl {' '.join(words)} failed: {error}", hint=hint, rc=done.returncode)
+        return done.stdout
+
+    def states(self, units: t.Sequence[str]) -> t.Dict[str, ServiceState]:
+        if not units:
+            return {}
+        names = [unit if re.search(r"\.(service|socket|target|timer)$", unit) else f"{unit}.service" for unit in units]
+        output = self._run(["show", f"--property={','.join(_PROPERTIES)}", "--", *names])
+        with open("/proc/uptime", encoding="ascii") as file:
+            uptime = float(file.read().split()[0])
+        return parse_show(output, units, uptime=uptime)
+
+    def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
+        """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time limits say."""
+        name = self.states([unit])[unit].details["id"]
+        self._run([verb, "--no-block", "--", name])
+        deadline = time.monotonic() + timeout
+        while True:
+            state = self.states([unit])[unit]
+            if state.settled and done(state):
+                return state
+            if state.settled and not state.running and verb != "stop":
+                raise OpsError(
+                    f"{unit} did not {verb}: {state.state}, result {state.result}.", hint=self._advice(state, unit), service=unit, last_state=state.as_dict()
+                )
+            if time.monotonic() > deadline:
+                raise OpsError(
+                    f"{unit} did not {verb} within {timeout:g} s; it is {state.state}.",
+                    hint=f"See systemctl status {name}; raise wait_timeout if it is only slow.",
+                    service=unit, last_state=state.as_dict(),
+                )  # fmt: skip
+            time.sleep(self._wait_sleep)
+
+    def _advice(self, state: ServiceState, unit: str) -> str:
+        if state.result == "start-limit-hit":
+            return f"It was started too often. When the cause is gone: systemctl reset-failed {unit}."
+        return f"See journalctl -u {unit}."
+
+    def start(self, unit: str, timeout: float) -> ServiceState:
+        return self._job("start", unit, timeout, lambda state: state.running)
+
+    def stop(self, unit: str, timeout: float) -> ServiceState:
+        return self._job("stop", unit, timeout, lambda state: not state.running)
+
+    def restart(self, unit: str, timeout: float) -> ServiceState:
+        before = self.states([unit])[unit].instance
+        return self._job("restart", unit, timeout, lambda state: state.running and state.instance != before)
+
+    def pids(self, state: ServiceState) -> t.Set[int]:
+        """The processes of its control group, in whichever hierarchy systemd keeps it."""
+        group = state.details.get("control_group") or ""
+        if group:
+            for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+                found: t.Set[int] = set()
+                for directory, _folders, files in os.walk(root + group):
+                    if "cgroup.procs" in files:
+                        with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+                            found.update(int(line) for line in file)
+                if found:
+                    return found
+        return processes.tree(state.pid) if state.pid else set()
+
+    def log_tail(self, unit: str, lines: int) -> t.List[str]:
+        return [str(entry.get("MESSAGE", "")) for entry in self._journal([f"--lines={lines}", f"--unit={self.states([unit])[unit].details['id']}"])]
+
+    def _journal(self, words: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
+        program = shutil.which("journalctl")
+        if not program:
+            return []
+        try:
+            done = subprocess.run(
+                [program, "--no-pager", "--quiet", "--output=json", *words],
+                capture_output=True, text=True, errors="replace", timeout=15, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return []
+        entries = []
+        for line in done.stdout.splitlines():
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue  # a line cut short by rotation
+        return entries
+
+    def events(self, unit: str, seconds: float, message_id: str = STARTED) -> t.List[t.Dict[str, t.Any]]:
+        """What systemd itself logged about a unit in the last seconds: ``time`` (epoch), ``invocation``.
+
+        NRestarts counts automatic restarts only and is reset by a manual one: the journal is the only witness of starts.
+        """
+        name = self.states([unit])[unit].details["id"]
+        entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", f"UNIT={name}"])
+        since = time.time() - seconds
+        found = [{"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")} for entry in entries]
+        return [event for event in found if event["time"] >= since]
+
+    def start_delay(self, unit: str) -> float:
+        """systemd counts manual starts too and leaves the service down at the limit: the last free start is not spent."""
+        state = self.states([unit])[unit]
+        interval, burst = state.details["start_limit_interval_s"], state.details["start_limit_burst"]
+        if not burst or not interval or interval == float("inf"):
+            return 0.0
+        times = sorted(event["time"] for event in self.events(unit, interval))
+        if len(times) < max(1, burst - 1):
+            return 0.0
+        # It is allowed again when so many have left the window that one start less than the limit remains.
+        return max(0.0, times[-max(1, burst - 1)] + interval - time.time() + 0.1)

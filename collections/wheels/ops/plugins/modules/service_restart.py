@@ -1,0 +1,424 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_restart
+short_description: Restarts services in order, each behind a gate
+version_added: 1.0.0
+description:
+  - Restarts a graph of services, dependencies first, each one once, and goes on to the next only when the new process of the last one does its work.
+  - A gate has to hold without a break for O(min_healthy_time), and it has to be answered by the new process. A port that a stale process
+    still holds, a status 200 from the wrong process, and a service that dies after its start do not pass.
+  - Celery workers and beat are stopped before the Redis below them and started after it. The tasks that wait in Redis are counted before and
+    after, Redis is brought to disk before it is stopped, and a restart that would lose tasks is refused.
+  - A second beat on the host is refused, as it would send every periodic task twice.
+  - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery can do.
+  - systemd counts restarts by hand too, and leaves a service down at its start limit. The module waits before it would reach it.
+options:
+  services:
+    description:
+      - The graph. Services that do not depend on each other keep this order.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: What the service is called here.
+        type: str
+        required: true
+      unit:
+        description: What its manager calls it (V(redis-server), V(group:program)); the name where it is not given.
+        type: str
+      depends_on:
+        description: Services of this list that have to be healthy before it starts, and whose restart restarts it.
+        type: list
+        elements: str
+        default: []
+      watch_files:
+        description: Files that it reads when it starts. It is stale where one of them is newer than its process.
+        type: list
+        elements: path
+        default: []
+      gate:
+        description: When it counts as ready.
+        type: dict
+        default: {}
+        suboptions:
+          type:
+            description:
+              - V(state), what its manager says, is enough for a service without an interface.
+              - V(tcp) connects to O(services[].gate.host) and O(services[].gate.port).
+              - V(http) asks O(services[].gate.url) and looks at status and body.
+              - V(redis) wants a PONG from O(services[].gate.url), and the data loaded.
+              - V(celery) wants an answer of the service's own worker by way of the broker O(services[].gate.url).
+              - V(beat) wants exactly one beat, and its schedule written.
+              - V(none) does not wait.
+            type: str
+            choices: [none, state, tcp, http, redis, celery, beat]
+            default: state
+          url:
+            description: For V(http), V(redis) and V(celery). A password in it is not shown.
+            type: str
+          host:
+            description: For V(tcp).
+            type: str
+            default: 127.0.0.1
+          port:
+            description: For V(tcp), from 1 to 65535.
+            type: int
+          status:
+            description: The HTTP codes that count as healthy.
+            type: list
+            elements: int
+            default: [200]
+          body_regex:
+            description: A regular expression that the HTTP body has to match somewhere.
+            type: str
+          body_json:
+            description: Values that the HTTP body has to hold, by dotted path, for example C(checks.database) with V(ok).
+            type: dict
+            default: {}
+          headers:
+            description: Headers of the HTTP request.
+            type: dict
+            default: {}
+          validate_certs:
+            description: Whether the certificate has to be valid.
+            type: bool
+            default: true
+          timeout:
+            description: Seconds for one probe, above 0 and up to 3600.
+            type: float
+            default: 5
+          verify_owner:
+            description:
+              - Whether the answer has to come from a process of the service. Needs root, or the user of the service.
+              - Turn it off only where the answer comes through a proxy or from another host.
+            type: bool
+            default: true
+          node:
+            description: For V(celery), a regular expression for the names of the nodes that count.
+            type: str
+          app:
+            description: For V(beat), the application as in C(celery -A), where beats of several applications share a host.
+            type: str
+          schedule_file:
+            description: For V(beat), its schedule file (C(celery beat -s)), which it writes when it starts.
+            type: path
+          min_healthy_time:
+            description: Seconds for this service instead of O(min_healthy_time).
+            type: float
+          healthy_deadline:
+            description: Seconds for this service instead of O(healthy_deadline).
+            type: float
+  state:
+    description:
+      - With V(restarted), everything chosen is restarted, or started where it does not run.
+      - With V(started), only what does not run is started.
+    type: str
+    choices: [restarted, started]
+    default: restarted
+  only:
+    description: Names of services to look at; all where it is empty. What depends on a restarted one is restarted with it.
+    type: list
+    elements: str
+    default: []
+  only_if:
+    description:
+      - Restart a service only for one of these reasons. Without any, everything chosen is restarted.
+      - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than its process;
+        V(unhealthy), its gate does not hold.
+    type: list
+    elements: str
+    choices: [failed, stopped, stale, unhealthy]
+    default: []
+  with_dependents:
+    description: Whether what depends on a restarted service is restarted too.
+    type: bool
+    default: true
+  manager:
+    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd, else any supervisord.
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+  supervisor_socket:
+    description: The unix socket of supervisord; looked for in C(/run) where it is not given.
+    type: path
+  supervisor_username:
+    description: The user of supervisord's C([unix_http_server]), where it asks for one.
+    type: str
+  supervisor_password:
+    description: The password for O(supervisor_username).
+    type: str
+  wait_timeout:
+    description: Seconds that the manager has to stop or start one service, 1 to 3600.
+    type: float
+    default: 120
+  wait_sleep:
+    description: Seconds between two probes of a gate, 0.01 to 60.
+    type: float
+    default: 0.5
+  min_healthy_time:
+    description: Seconds that a gate has to hold without a break, 0 to 600. A process that dies 1.5 seconds after its start passes with less than 2.
+    type: float
+    default: 3
+  healthy_deadline:
+    description: Seconds from the start of a service until its gate has held for O(min_healthy_time), 1 to 3600.
+    type: float
+    default: 60
+  max_restarts:
+    description: Restarts of one service within O(window) over all runs; 0 for no limit, up to 1000.
+    type: int
+    default: 3
+  window:
+    description: Seconds that O(max_restarts) counts, 1 second to 30 days.
+    type: float
+    default: 3600
+  cooldown:
+    description: Seconds between two restarts of one service over all runs; 0 for none, up to one day.
+    type: float
+    default: 0
+  allow_task_loss:
+    description: Restart a Redis although tasks that wait in it would be lost or cannot be counted.
+    type: bool
+    default: false
+  queues:
+    description: Celery queues to count, besides those that the broker itself knows.
+    type: list
+    elements: str
+    default: [celery, default, email, maintenance, analytics, cleanup, notifications]
+  log_lines:
+    description: Last lines of a failed service in the result, 0 to 1000.
+    type: int
+    default: 20
+  reason:
+    description: Why, for C(restarts.jsonl).
+    type: str
+  state_dir:
+    description: Where C(restarts.jsonl) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
+    type: path
+requirements:
+  - redis (Python library), for the gates V(redis) and V(celery)
+  - requests, for the gate V(http)
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+extends_documentation_fragment:
+  - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+  idempotent:
+    support: partial
+    details: Full with O(state=started) and with O(only_if). Without them every run restarts, as is asked for.
+seealso:
+  - module: wheels.ops.celery_throttle
+  - module: ansible.builtin.systemd_service
+    description: For one unit without a gate.
+"""
+
+EXAMPLES = r"""
+- name: Restart the backend in order
+  wheels.ops.service_restart:
+    services:
+      - name: redis
+        unit: redis-server
+        gate: {type: redis, url: redis://127.0.0.1:6379/0}
+      - name: pam-backend
+        depends_on: [redis]
+        gate: {type: http, url: http://127.0.0.1:8000/readyz, body_json: {status: pass}}
+      - name: celery-worker
+        depends_on: [redis]
+        gate: {type: celery, url: redis://127.0.0.1:6379/0}
+      - name: celery-beat
+        depends_on: [celery-worker]
+        gate: {type: beat}
+  become: true
+
+- name: Restart what still runs on older files, and what depends on it
+  wheels.ops.service_restart:
+    services:
+      - name: pam-backend
+        watch_files: [/opt/pam/backend/app/main.py, /etc/pam/backend.env]
+        gate: {type: http, url: http://127.0.0.1:8000/readyz}
+    only_if: [failed, stopped, stale]
+  become: true
+"""
+
+RETURN = r"""
+before:
+  description: What the manager said of every service before, by name.
+  returned: always
+  type: dict
+  sample: {redis: {unit: redis-server, running: true, state: active/running, pid: 812, instance: 3f0c..., uptime_s: 86400.0}}
+after:
+  description: The same afterwards. In check mode a restarted service has the instance V((new\)).
+  returned: always
+  type: dict
+actions:
+  description: What was done, in order. RV(actions[].action) is V(pause), V(restart), V(start) or V(resume).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    action:
+      description: The verb.
+      type: str
+    target:
+      description: The name of the service.
+      type: str
+    changed:
+      description: Whether something was changed.
+      type: bool
+    reason:
+      description: Why it was acted on.
+      type: str
+    ms_to_ready:
+      description: Milliseconds until its gate held for the first time; null in check mode.
+      type: float
+    gate_attempts:
+      description: Probes of its gate; null in check mode.
+      type: int
+    instance_before:
+      description: The instance that was replaced.
+      type: str
+    instance_after:
+      description: The instance that answers now; null in check mode.
+      type: str
+    persisted:
+      description: For a Redis, how it was brought to disk.
+      type: dict
+order:
+  description: The names of the services in the order in which they were acted on.
+  returned: always
+  type: list
+  elements: str
+queued_tasks:
+  description: For every Redis that was restarted, the waiting tasks by queue before and after; C(unacked) are those that a worker had taken.
+  returned: always
+  type: dict
+  sample: {redis: {before: {celery: 12, unacked: 1}, after: {celery: 12, unacked: 1}}}
+manager:
+  description: V(systemd) or V(supervisor).
+  returned: always
+  type: str
+diff:
+  description: State and instance of every service, before and after.
+  returned: always
+  type: list
+  elements: dict
+msg:
+  description: One sentence for people.
+  returned: always
+  type: str
+last_state:
+  description: The last state of the service that failed.
+  returned: failure
+  type: dict
+last_probe:
+  description: What its gate saw last, and why that was not enough.
+  returned: failure
+  type: dict
+log:
+  description: Its last lines.
+  returned: failure
+  type: list
+  elements: str
+blocked_reason:
+  description: Why a restart was refused.
+  returned: failure
+  type: str
+resumed:
+  description: Services that had been paused and were started again after the failure.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.remedies import service_restart
+from ansible_collections.wheels.ops.plugins.module_utils.services.model import parse_services
+
+
+def main() -> None:
+    gate = {
+        "type": {"type": "str", "choices": ["none", "state", "tcp", "http", "redis", "celery", "beat"], "default": "state"},
+        # The address of a broker may hold a password: with no_log it would blank every "redis" of the result, so messages mask it instead.
+        "url": {"type": "str", "no_log": False},
+        "host": {"type": "str", "default": "127.0.0.1"},
+        "port": {"type": "int"},
+        "status": {"type": "list", "elements": "int", "default": [200]},
+        "body_regex": {"type": "str"},
+        "body_json": {"type": "dict", "default": {}},
+        "headers": {"type": "dict", "default": {}, "no_log": True},
+        "validate_certs": {"type": "bool", "default": True},
+        "timeout": {"type": "float", "default": 5},
+        "verify_owner": {"type": "bool", "default": True},
+        "node": {"type": "str"},
+        "app": {"type": "str"},
+        "schedule_file": {"type": "path"},
+        "min_healthy_time": {"type": "float"},
+        "healthy_deadline": {"type": "float"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "services": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "unit": {"type": "str"},
+                    "depends_on": {"type": "list", "elements": "str", "default": []},
+                    "watch_files": {"type": "list", "elements": "path", "default": []},
+                    "gate": {"type": "dict", "default": {}, "options": gate},
+                },
+            },
+            "state": {"type": "str", "choices": ["restarted", "started"], "default": "restarted"},
+            "only": {"type": "list", "elements": "str", "default": []},
+            "only_if": {"type": "list", "elements": "str", "choices": ["failed", "stopped", "stale", "unhealthy"], "default": []},
+            "with_dependents": {"type": "bool", "default": True},
+            "manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+            "supervisor_socket": {"type": "path"},
+            "supervisor_username": {"type": "str"},
+            "supervisor_password": {"type": "str", "no_log": True},
+            "wait_timeout": {"type": "float", "default": 120},
+            "wait_sleep": {"type": "float", "default": 0.5},
+            "min_healthy_time": {"type": "float", "default": 3},
+            "healthy_deadline": {"type": "float", "default": 60},
+            "max_restarts": {"type": "int", "default": 3},
+            "window": {"type": "float", "default": 3600},
+            "cooldown": {"type": "float", "default": 0},
+            "allow_task_loss": {"type": "bool", "default": False},
+            "queues": {
+                "type": "list",
+                "elements": "str",
+                "default": ["celery", "default", "email", "maintenance", "analytics", "cleanup", "notifications"],
+            },
+            "log_lines": {"type": "int", "default": 20},
+            "reason": {"type": "str"},
+            "state_dir": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    run(
+        module,
+        lambda: service_restart.run(
+            parse_services(p["services"]),
+            service_restart.manager(
+                p["manager"],
+                supervisor_socket=p["supervisor_socket"] or "",
+                username=p["supervisor_username"] or "",
+                password=p["supervisor_password"] or "",
+            ),
+            service_restart.options_of(p),
+            check_mode=module.check_mode,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""service_restart under a real supervisord: the sequence of modes, and eight ways in which a start goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from tests.support.faulty_app import MODES
+from tests.support.supervised import FAULTY_APP, Program, Supervisord, supervisord
+from tests.support.waiting import free_port, port_open, wait_until
+from wheels_ops.remedies import service_restart
+from wheels_ops.remedies.service_restart import Options
+from wheels_ops.results import OpsError, Result
+from wheels_ops.services.model import parse_services
+
+
+class Web:
+    """A supervised web service whose next start can be made to go wrong."""
+
+    def __init__(self, daemon: Supervisord, port: int, mode: Path, state: Path) -> None:
+        self.daemon, self.port, self.mode, self.state = daemon, port, mode, state
+
+    def run(self, *, check_mode: bool = False, gate: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any) -> Result:
+        settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 8, "max_restarts": 0}
+        return service_restart.run(
+            parse_services([{"name": "web", "gate": gate or {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}}]),
+            service_restart.manager("supervisor", supervisor_socket=self.daemon.socket),
+            Options(**{**settings, "state_dir": str(self.state), **options}),
+            check_mode=check_mode,
+        )
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> t.Iterator[Web]:
+    port, mode = free_port(), tmp_path / "mode"
+    mode.write_text("healthy")
+    program = Program(f"{sys.executable} {FAULTY_APP} {port} {mode}")
+    with supervisord({"web": program}) as daemon:
+        wait_until(lambda: port_open(port) and "RUNNING" in daemon.ctl("status", "web"))
+        yield Web(daemon, port, mode, tmp_path / "state")
+
+
+def test_check_mode_then_real_then_started_again(web: Web) -> None:
+    old = web.daemon.pid("web")
+
+    predicted = web.run(check_mode=True)
+    assert predicted.changed
+    assert [(entry["action"], entry["target"]) for entry in predicted.actions] == [("restart", "web")]
+    assert web.daemon.pid("web") == old
+    assert not web.state.exists()
+
+    done = web.run()
+    new = web.daemon.pid("web")
+    assert done.changed
+    assert new not in (0, old)
+    assert done.actions[0]["instance_after"].startswith(f"{new}@")
+    assert done.actions[0]["ms_to_ready"] > 0
+    assert set(done.as_dict()) == set(predicted.as_dict())
+    assert set(predicted.actions[0]) <= set(done.actions[0])
+
+    again = web.run(state="started")
+    assert not again.changed
+    assert again.actions == []
+    assert web.daemon.pid("web") == new
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_faults_are_caught(web: Web, mode: str) -> None:
+    web.mode.write_text(mode)
+    with contextlib.ExitStack() as stack:
+        if mode == "stale":
+            stale = web.mode.with_name("other")
+            stale.write_text("healthy")
+            web.daemon.ctl("stop", "web")
+            process = subprocess.Popen([sys.executable, str(FAULTY_APP), str(web.port), str(stale)], stdout=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            wait_until(lambda: port_open(web.port))
+        with pytest.raises(OpsError) as caught:
+            web.run()
+    details = caught.value.details
+    assert details["service"] == "web"
+    assert details["last_state"]["unit"] == "web"
+    assert any(f"starting as {mode}" in line for line in details["log"]), details["log"]
+    assert details["changed"]
+    assert set(details) >= {"before", "after", "actions", "diff", "last_state", "log"}
+    if mode == "stale":
+        assert str(process.pid) in caught.value.message
+    if mode == "exit":
+        assert "DATABASE_URL is not set" in "\n".join(details["log"])
+
+
+def test_what_does_not_run_is_started(web: Web) -> None:
+    web.daemon.ctl("stop", "web")
+    done = web.run()
+    assert [(entry["action"], entry["changed"]) for entry in done.actions] == [("start", True)]
+    assert web.daemon.pid("web")
