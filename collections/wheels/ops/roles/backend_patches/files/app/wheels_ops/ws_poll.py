@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The HTTP long poll of ``WebSocketGuard``: the same messages for clients that no WebSocket reaches.
+
+Optional: without this file everything else of ``app/core/websocket_manager.py`` works, and the poll answers 501.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import typing as t
+from urllib.parse import parse_qs, quote, urlencode
+
+from app.core.websocket_manager import (
+    INBOX_MESSAGES,
+    RECONNECT_SPREAD_MS,
+    Connection,
+    Message,
+    Receive,
+    Send,
+    Session,
+    WebSocketGuard,
+    header,
+    respond,
+    whole_number,
+)
+
+SOCKET_PATH = "/api/v1/pam/ws/{user_id}"
+POLL_HOLD = 25.0  # seconds; load balancers cut silent requests at 30
+POLL_BODY = 64 * 1024  # the endpoint's own limit for a message
+
+
+class Virtual:
+    """A long-polling client as the endpoint sees it: a WebSocket whose frames come from POSTs and go into the session's ring."""
+
+    def __init__(self) -> None:
+        self.connection: t.Optional[Connection] = None
+        self.inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX_MESSAGES)
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        self.opened: asyncio.Future[t.Tuple[t.Optional[Session], str, int]] = asyncio.get_running_loop().create_future()
+
+    async def receive(self) -> Message:
+        return await self.inbox.get()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.close" and not self.opened.done():
+            self.opened.set_result((None, "closed", int(message.get("code") or 1000)))
+        elif message["type"] == "websocket.http.response.start" and not self.opened.done():
+            self.opened.set_result((None, "refused", int(message["status"])))
+
+    def attached(self, session: Session, kind: str) -> None:
+        if not self.opened.done():
+            self.opened.set_result((session, kind, 0))
+
+
+class Poll:
+    """One request to ``/api/v1/pam/poll``.
+
+    ``GET ?session=ID&last_seq=N`` waits up to 25 s for messages after N: ``{"session","epoch","seq","messages":[...],"resync"?}``.
+    With ``user_id`` and ``token`` (or ``Authorization: Bearer``) it first opens the very endpoint that a WebSocket would reach,
+    with the same authentication, so a client whose proxy blocks WebSockets is served, too. ``POST ?session=ID`` sends that
+    endpoint one frame. The id of a session is a secret of 144 bits that only its owner was told.
+    """
+
+    def __init__(self, guard: WebSocketGuard, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
+        self.guard, self.manager = guard, guard.manager
+        self.scope, self.receive, self.send = scope, receive, send
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        self.query = {key: values[-1] for key, values in query.items()}
+        self.last_seq = whole_number(self.query.get("last_seq", "0"))
+        self.resync = False
+
+    async def answer(self) -> None:
+        self.manager.totals["polls"] += 1
+        if self.manager.draining:
+            await respond(self.send, 503, {"type": "reconnect", "after_ms": random.randint(0, RECONNECT_SPREAD_MS)}, retry_after=2)
+        elif self.scope["method"] == "POST":
+            await self.post()
+        else:
+            await self.get()
+
+    async def post(self) -> None:
+        session = self.manager.sessions.get(self.query.get("session", ""))
+        virtual = session.connection.virtual if session is not None and session.connection is not None else None
+        body = b""
+        more = True
+        while more:
+            message = await self.receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False) and message["type"] == "http.request"
+            if len(body) > POLL_BODY:
+                await respond(self.send, 413, {"error": "message too large"})
+                return
+        if virtual is None:
+            await respond(self.send, 409, {"error": "no such polling session; GET first"})
+            return
+        try:
+            virtual.inbox.put_nowait({"type": "websocket.receive", "text": body.decode()})
+        except UnicodeDecodeError:
+            await respond(self.send, 400, {"error": "the body must be UTF-8 text"})
+        except asyncio.QueueFull:
+            await respond(self.send, 429, {"error": "too many messages"}, retry_after=1)
+        else:
+            await respond(self.send, 202, {"accepted": True})
+
+    async def get(self) -> None:
+        session = self.manager.sessions.get(self.query.get("session", ""))
+        if session is not None and not self.manager.resumable(session):
+            session = None
+        if session is None or session.connection is None:
+            credentials = self.query.get("token") or (header(self.scope, b"authorization") or "").removeprefix("Bearer ").strip()
+            if self.query.get("user_id") and credentials:
+                opened, problem = await self.open(self.query["user_id"], credentials)
+                if opened is None:
+                    await respond(self.send, *problem)
+                    return
+                session = opened
+            elif session is None:
+                await respond(self.send, 404, {"type": "resync", "error": "unknown session; connect again, or poll with user_id and token"})
+                return
+        missed = session.since(self.last_seq)
+        if missed is None:
+            self.resync = True
+            missed = []
+            self.last_seq = session.seq
+        if not missed and not self.resync:
+            missed = await self.wait(session)
+            if missed is None:
+                return  # the client has gone
+        session = self.manager.sessions.get(session.id, session)
+        virtual = session.connection.virtual if session.connection is not None else None
+        if virtual is not None and virtual.connection is not None:
+            virtual.connection.last_inbound = self.manager.now()
+        await respond(self.send, 200, self.page(session, missed), etag=f"{session.epoch}-{session.seq}")
+
+    async def open(self, user_id: str, token: str) -> t.Tuple[t.Optional[Session], t.Tuple[int, t.Dict[str, t.Any]]]:
+        """Runs the application's own WebSocket endpoint for this client; it authenticates as always."""
+        virtual = Virtual()
+        wanted = {"token": token, "session": self.query.get("session", ""), "last_seq": str(max(0, self.last_seq))}
+        path = SOCKET_PATH.format(user_id=user_id)
+        scope = {
+            **{key: value for key, value in self.scope.items() if key not in ("method", "state")},
+            "state": dict(self.scope.get("state") or {}), "type": "websocket", "scheme": "ws", "path": path,
+            "raw_path": SOCKET_PATH.format(user_id=quote(user_id, safe="")).encode(), "query_string": urlencode(wanted).encode(), "subprotocols": [],
+            "extensions": {"websocket.http.response": {}},
+        }  # fmt: skip
+        task = self.manager.spawn(self.guard.websocket(scope, virtual.receive, virtual.send, virtual))
+        await asyncio.wait({task, virtual.opened}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        if not virtual.opened.done():
+            task.cancel()
+            return None, (504, {"error": "the endpoint did not answer"})
+        session, kind, code = virtual.opened.result()
+        if session is not None:
+            if kind == "resync" or (kind == "session" and not self.query.get("session")):
+                self.resync = kind == "resync"
+                self.last_seq = 0
+            return session, (200, {})
+        if kind == "refused":
+            return None, (code, {"error": "refused"})
+        status = {4001: 401, 4003: 403, 1008: 403, 4008: 429, 1013: 503}.get(code, 502)
+        return None, (status, {"error": "the endpoint refused", "close_code": code})
+
+    async def wait(self, session: Session) -> t.Optional[t.List[str]]:
+        """What comes within the holding time, perhaps nothing; None when the client leaves."""
+        loop = asyncio.get_running_loop()
+        session.wake()  # an older poll of the same client
+        waiter: asyncio.Future[None] = loop.create_future()
+        session.waiter = waiter
+        gone = asyncio.ensure_future(self._disconnected())
+        limit = loop.time() + min(POLL_HOLD, self.manager.connection_timeout / 2)
+        try:
+            await asyncio.wait({waiter, gone}, timeout=limit - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not waiter.done():
+                return None
+            return session.since(self.last_seq) or []
+        finally:
+            if session.waiter is waiter:
+                session.waiter = None
+            gone.cancel()
+
+    async def _disconnected(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def page(self, session: Session, messages: t.Sequence[str]) -> t.Dict[str, t.Any]:
+        parsed = []
+        for text in messages:
+            try:
+                parsed.append(json.loads(text))
+            except ValueError:  # the application sent something that only looked like JSON
+                seq, _, rest = text.removeprefix('{"_seq":').partition(",")
+                parsed.append({"_seq": int(seq), "type": "message", "data": "{" + rest})
+        page: t.Dict[str, t.Any] = {"session": session.id, "epoch": session.epoch, "seq": session.seq, "messages": parsed}
+        if self.resync:
+            page["resync"] = True
+        if self.manager.draining:
+            page["after_ms"] = random.randint(0, RECONNECT_SPREAD_MS)
+        return page
