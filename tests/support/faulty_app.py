@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.mode == "slow":
             time.sleep(60)
         code = 500 if self.mode == "error" else 503 if self.mode == "dependency" and self.path == "/readyz" else 200
-        body = ('{"status": "%s", "pid": %d}' % ("pass" if code == 200 else "fail", os.getpid())).encode()
+        body = json.dumps({"status": "pass" if code == 200 else "fail", "pid": os.getpid()}).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

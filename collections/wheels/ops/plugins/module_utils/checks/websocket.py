@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A real WebSocket: handshake, round trips, the server's heartbeat, and how it closes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import ssl
+import statistics
+import time
+import typing as t
+import urllib.parse
+
+from ..health import Check
+from ..results import OpsError
+
+#: What a browser may see as an HTTP answer to the upgrade and what it means for the person who reads the check.
+_REFUSALS = {
+    401: "the token is refused",
+    403: "the origin or the token is refused",
+    404: "there is no such route",
+    405: "there is no such route",
+    426: "a proxy in between does not pass the upgrade on",
+    400: "the upgrade did not arrive: a proxy in between may drop it",
+    502: "the proxy finds no backend",
+    503: "the server is full or draining",
+}
+
+
+def _shown(url: str) -> str:
+    """The URL without its query: the token stands there."""
+    return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
+
+
+def validate(url: str, *, round_trips: int, timeout: float, heartbeat_within: float, heartbeats: int) -> None:
+    """Refuses nonsense; nothing is sent yet."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise OpsError("The url is not that of a WebSocket.", hint="It begins with ws:// or wss://, for example ws://127.0.0.1:8000/api/v1/pam/ws/probe.")
+    if not 0 <= round_trips <= 1000:
+        raise OpsError(f"round_trips is {round_trips}.", hint="It goes from 0 to 1000.")
+    if not 0 < timeout <= 300:
+        raise OpsError(f"timeout is {timeout:g} s.", hint="It goes from above 0 to 300.")
+    if not 1 <= heartbeats <= 100:
+        raise OpsError(f"heartbeats is {heartbeats}.", hint="It goes from 1 to 100.")
+    if not 0 <= heartbeat_within <= 600:
+        raise OpsError(f"heartbeat_within is {heartbeat_within:g} s.", hint="It goes from 0 to 600; 0 does not wait for one.")
+
+
+def check(
+    url: str,
+    *,
+    token: str = "",
+    origin: str = "",
+    headers: t.Optional[t.Mapping[str, str]] = None,
+    subprotocols: t.Sequence[str] = (),
+    round_trips: int = 3,
+    ping: str = "frame",
+    heartbeat_within: float = 0.0,
+    heartbeats: int = 1,
+    timeout: float = 5.0,
+    max_latency_ms: float = 1000.0,
+    validate_certs: bool = True,
+    foreign_origin: str = "",
+) -> Check:
+    """Connects as a browser does and measures.
+
+    ``ping`` says how a round trip is made: ``frame`` (a control frame, answered by the server's library), ``json`` (the backend's own
+    ``{"type": "ping"}``, answered by its code) or ``none``. ``heartbeat_within`` seconds is how long to wait for ``heartbeats`` pings of
+    the server (frames or ``{"type": "ping"}``, which are answered). ``foreign_origin`` is tried too and has to be refused.
+
+    ``value`` is the median round trip in milliseconds. ``critical``: no connection, a lost round trip, no heartbeat, an unclean close, a
+    foreign origin let in. ``warning``: slower than ``max_latency_ms``.
+    """
+    validate(url, round_trips=round_trips, timeout=timeout, heartbeat_within=heartbeat_within, heartbeats=heartbeats)
+    if ping not in ("frame", "json", "none"):
+        raise OpsError(f"ping {ping!r} is not known.", hint="Choose frame, json or none.")
+    if token:
+        url += ("&" if urllib.parse.urlsplit(url).query else "?") + urllib.parse.urlencode({"token": token})
+    details: t.Dict[str, t.Any] = {"url": _shown(url)}
+    problems: t.List[str] = []
+    if foreign_origin:
+        details["foreign_origin_refused"] = refused = _refuses(url, foreign_origin, timeout, validate_certs)
+        if not refused:
+            problems.append(f"the foreign origin {foreign_origin} is let in")
+    try:
+        connection = Connection(url, origin=origin, headers=headers, subprotocols=subprotocols, timeout=timeout, validate_certs=validate_certs)
+    except _Refused as error:
+        details.update(error.details)
+        return _check(None, [str(error), *problems], details, max_latency_ms)
+    try:
+        details.update(handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions)
+        times = []
+        for _ in range(round_trips if ping != "none" else 0):
+            took = connection.round_trip(ping)
+            if took is None:
+                problems.append(f"a ping ({ping}) was not answered within {timeout:g} s" if connection.open else connection.ended())
+                break
+            times.append(took)
+        details["round_trips_ms"] = times
+        if heartbeat_within and connection.open:
+            arrived = connection.heartbeats(heartbeats, heartbeat_within)
+            details["heartbeats_s"] = arrived
+            gaps = [round(later - earlier, 3) for earlier, later in zip(arrived, arrived[1:])]
+            details["heartbeat_period_s"] = round(statistics.median(gaps), 3) if gaps else None
+            if len(arrived) < heartbeats:
+                why = "" if connection.open else f"; {connection.ended()}"
+                problems.append(f"{len(arrived)} of {heartbeats} heartbeats of the server arrived within {heartbeat_within:g} s{why}")
+        if connection.open:
+            details["close"] = closing = connection.close()
+            if not closing["clean"]:
+                problems.append(f"it did not answer the close frame within {timeout:g} s")
+        else:
+            details["close"] = {"clean": False, "code": connection.close_code, "reason": connection.close_reason}
+            if not problems:
+                problems.append(connection.ended())
+    finally:
+        connection.abort()
+    return _check(round(statistics.median(times), 2) if times else None, problems, details, max_latency_ms)
+
+
+def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], max_latency_ms: float) -> Check:
+    slow = value is not None and value > max_latency_ms
+    message = "; ".join(problems) or (f"The round trip takes {value:g} ms." if value is not None else "It connects and closes cleanly.")
+    return Check(
+        name="websocket",
+        status="critical" if problems else "warning" if slow else "ok",
+        value=value,
+        unit="ms",
+        thresholds={"warning": max_latency_ms, "critical": None, "emergency": None},
+        message=message[0].upper() + message[1:],
+        remedy="service_restart" if problems else "",
+        details=details,
+    )
+
+
+class _Refused(Exception):
+    def __init__(self, message: str, **details: t.Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> bool:
+    """Whether an upgrade from this origin gets no connection; a close right after the handshake counts as refused."""
+    try:
+        connection = Connection(url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs)
+    except _Refused as error:
+        return error.details.get("status") is not None
+    try:
+        return connection.round_trip("frame") is None and not connection.open
+    finally:
+        connection.abort()
+
+
+class Connection:
+    """An open WebSocket, as a browser has it: pings of the server are answered whenever we wait for something."""
+
+    def __init__(
+        self, url: str, *, origin: str, headers: t.Optional[t.Mapping[str, str]], subprotocols: t.Sequence[str], timeout: float, validate_certs: bool
+    ) -> None:
+        import websocket
+
+        self._timeout = timeout
+        self.close_code: t.Optional[int] = None
+        self.close_reason = ""
+        started = time.monotonic()
+        self._socket = websocket.WebSocket(
+            enable_multithread=False, sslopt={} if validate_certs else {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}, skip_utf8_validation=False
+        )
+        try:
+            self._socket.connect(
+                url, timeout=timeout, origin=origin or None, suppress_origin=not origin, header=[f"{name}: {value}" for name, value in (headers or {}).items()],
+                subprotocols=list(subprotocols) or None, http_no_proxy=["*"], redirect_limit=0,
+            )  # fmt: skip
+        except websocket.WebSocketBadStatusException as error:
+            code = int(error.status_code)
+            raise _Refused(f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code) from None
+        except (websocket.WebSocketException, OSError, ValueError) as error:
+            name = "it gives no answer in time" if isinstance(error, (websocket.WebSocketTimeoutException, socket.timeout)) else f"{type(error).__name__}"
+            raise _Refused(f"no connection: {name}", error=re.sub(r"token=[^&\s]*", "token=***", str(error))[:200]) from None
+        self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
+        answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
+        self.subprotocol = self._socket.getsubprotocol()
+        self.extensions = answered.get("sec-websocket-extensions", "")
+        self.open = True
+
+    def ended(self) -> str:
+        """How the server ended it."""
+        code = self.close_code
+        return f"the server closed it ({code} {self.close_reason})".replace(" )", ")") if code else "the connection broke without a close frame"
+
+    def _frame(self, until: float) -> t.Optional[t.Tuple[int, bytes]]:
+        """The next frame as (opcode, payload); None when time is up or the connection has ended. Pings are answered."""
+        import websocket
+
+        left = until - time.monotonic()
+        if left <= 0 or not self.open:
+            return None
+        self._socket.settimeout(left)
+        try:
+            frame = self._socket.recv_frame()
+        except websocket.WebSocketTimeoutException:
+            return None
+        except (websocket.WebSocketException, OSError):
+            self.open = False
+            return None
+        opcode, data = frame.opcode, frame.data if isinstance(frame.data, bytes) else str(frame.data).encode()
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            self.open = False
+            if len(data) >= 2:
+                self.close_code, self.close_reason = int.from_bytes(data[:2], "big"), data[2:].decode("utf-8", "replace")[:120]
+        elif opcode == websocket.ABNF.OPCODE_PING:
+            self._send(lambda: self._socket.pong(data))
+        elif _is_ping(data):
+            self._send(lambda: self._socket.send(json.dumps({"type": "pong"})))
+        return opcode, data
+
+    def _send(self, call: t.Callable[[], t.Any]) -> None:
+        import websocket
+
+        try:
+            self._socket.settimeout(self._timeout)
+            call()
+        except (websocket.WebSocketException, OSError):
+            self.open = False
+
+    def round_trip(self, ping: str) -> t.Optional[float]:
+        """Milliseconds from a ping to its pong; None where there was none."""
+        import websocket
+
+        word = os.urandom(8).hex().encode()
+        started = time.monotonic()
+        self._send(lambda: self._socket.ping(word) if ping == "frame" else self._socket.send(json.dumps({"type": "ping", "timestamp": time.time()})))
+        while True:
+            frame = self._frame(started + self._timeout)
+            if frame is None or not self.open:
+                return None
+            opcode, data = frame
+            if (ping == "frame" and opcode == websocket.ABNF.OPCODE_PONG and data == word) or (ping == "json" and _type(data) == "pong"):
+                return round((time.monotonic() - started) * 1000, 3)
+
+    def heartbeats(self, count: int, within: float) -> t.List[float]:
+        """When pings of the server arrived, in seconds from now; each was answered."""
+        import websocket
+
+        started = time.monotonic()
+        found: t.List[float] = []
+        while len(found) < count:
+            frame = self._frame(started + within)
+            if frame is None or not self.open:
+                break
+            if frame[0] == websocket.ABNF.OPCODE_PING or _is_ping(frame[1]):
+                found.append(round(time.monotonic() - started, 3))
+        return found
+
+    def close(self) -> t.Dict[str, t.Any]:
+        """Says goodbye with 1000 and waits for the answer: ``clean``, ``code``, ``duration_ms``."""
+        started = time.monotonic()
+        self._send(lambda: self._socket.send_close(1000))
+        while self.open and self._frame(started + self._timeout) is not None:
+            continue
+        return {
+            "clean": not self.open and self.close_code is not None,
+            "code": self.close_code,
+            "reason": self.close_reason,
+            "duration_ms": round((time.monotonic() - started) * 1000, 2),
+        }
+
+    def abort(self) -> None:
+        """Closes the TCP connection, whatever its state."""
+        self.open = False
+        self._socket.shutdown()
+
+
+def _type(data: bytes) -> str:
+    if not data.startswith(b"{") or len(data) > 65536:
+        return ""
+    try:
+        message = json.loads(data)
+    except ValueError:
+        return ""
+    kind = message.get("type") if isinstance(message, dict) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _is_ping(data: bytes) -> bool:
+    return _type(data) == "ping"
