@@ -1,0 +1,1073 @@
+# SPDX-License-Identifier: MIT
+"""The backend's cache in Redis.
+
+Every key that a caller names is stored as ``pam:cache:<key>``: the database is shared with Celery's queues, rate limits
+and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
+still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
+
+Callers never wait long for Redis and never see it fail: after three failures in a row a breaker answers "not cached"
+at once, while one probe at a time looks whether Redis is back. What this process read in the last minutes is served
+meanwhile. Invalidations that could not be delivered are kept and applied before Redis is trusted again.
+
+Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
+tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
+
+Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_L1_TTL`` (seconds that
+a value is served from this process's memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may
+stand in while Redis is away), ``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at),
+``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import hashlib
+import json
+import os
+import random
+import re
+import time
+import typing as t
+import uuid
+import weakref
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+from app.core.logging import get_logger
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
+from redis.exceptions import AuthenticationError, DataError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+logger = get_logger(__name__)
+
+PREFIX = "pam:cache:"
+_INTERNAL = PREFIX + "!"  # locks, the sweep's cursor, probes; all of them expire
+
+# What earlier releases of this service wrote, without a common prefix.
+_LEGACY_WORDS = (
+    "user_profile", "user_trips", "trip_details", "user_social_groups", "user_social_posts", "marketplace_listings",
+    "user_purchase_history", "user_wishlists", "personalized_recommendations", "financial_travel_insights",
+    "social_travel_connections", "comprehensive_user_context", "user_calendar_events", "user_settings", "expenses",
+    "budget_summary", "fuel_stations", "user_analytics", "response", "conversation_history", "user_context",
+    "recent_conversation", "recent_conversations", "context", "calendar_events", "travel_events", "user_preferences",
+    "user_insights", "web_search", "web_search_ctx", "script_analysis",
+)  # fmt: skip
+# ``pam:<table>:...``, written by the database service. Not ``pam:`` as a whole: ``pam:response:`` is another module's.
+TABLES = (
+    "profiles", "admin_users", "user_active_sessions", "pam_analytics_logs", "pam_conversation_memory",
+    "pam_conversation_sessions", "pam_memory", "pam_user_context", "pam_learning_events", "pam_feedback", "expenses", "budgets",
+    "budget_categories", "income_entries", "maintenance_records", "fuel_log", "fuel_stations", "local_events",
+    "camping_locations", "calendar_events", "offroad_routes", "manual_waypoints", "youtube_hustles", "hustle_ideas",
+    "user_hustle_attempts", "shop_products", "shop_orders", "affiliate_sales", "social_groups", "group_memberships",
+    "social_posts", "marketplace_listings", "facebook_groups", "analytics_summary", "analytics_daily",
+    "active_recommendations", "chat_sessions", "audio_cache",
+)  # fmt: skip
+# Others in the same database, whatever anybody configures.
+_FOREIGN = re.compile(
+    r"(?:rate_limit|security_event|threats|severity_count|blocked_ip|blocked_user|_kombu.*|unacked.*|celery.*|pam:(?:response|cache|throttle)):"
+)
+
+CONNECT_TIMEOUT = 0.4  # seconds
+OPERATION_TIMEOUT = 0.25
+CALL_TIMEOUT = 0.45  # connecting and the operation together
+SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
+FAILURES_TO_OPEN = 3
+LONGEST_PROBE_DELAY = 3.0
+SLICE = 200  # keys a script looks at; measured: 1.4 ms at the 99th percentile for other clients, 1,000 keys give 5 ms
+LONGEST_KEY = 512  # bytes; a longer one keeps its beginning, the rest becomes a digest
+MOST_PENDING = 1000
+
+
+def _number(name: str, default: float) -> float:
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return default
+    return value if 0 <= value < float("inf") else default
+
+
+def _legacy_prefixes() -> t.FrozenSet[str]:
+    more = [entry.strip() for entry in os.environ.get("CACHE_LEGACY_PREFIXES", "").split(",")]
+    found = {f"{word}:" for word in _LEGACY_WORDS} | {f"pam:{table}:" for table in TABLES}
+    for entry in more:
+        if re.fullmatch(r"(?:pam:)?[A-Za-z0-9_-]+:", entry) and not _FOREIGN.fullmatch(entry):
+            found.add(entry)
+        elif entry:
+            logger.error("Cache prefix left out: it is not of the form word: or belongs to others", prefix=entry[:60])
+    return frozenset(found)
+
+
+LEGACY_PREFIXES = _legacy_prefixes()
+
+
+def _head(key: str) -> str:
+    """``word:`` or ``pam:word:``, what a key begins with."""
+    first, colon, rest = key.partition(":")
+    if not colon:
+        return ""
+    if first == "pam":
+        second, colon, _ = rest.partition(":")
+        return f"pam:{second}:" if colon else ""
+    return first + ":"
+
+
+class CacheUnavailableError(ConnectionError):
+    """Redis cannot be used right now. The message names the kind of error, never an address or a secret."""
+
+
+def redacted(url: object) -> str:
+    """A Redis URL that may be shown: without user and password. What cannot be read safely is not shown at all."""
+    try:
+        parts = urlsplit(str(url))
+        if parts.scheme == "unix":
+            return f"unix://{parts.path}"
+        if "@" in parts.path + parts.query + parts.fragment or not parts.hostname or not re.fullmatch(r"/?\d*", parts.path):
+            return "(unreadable Redis URL)"
+        secret = "***@" if "@" in parts.netloc else ""
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{secret}{parts.hostname}{port}{parts.path}"
+    except ValueError:
+        return "(unreadable Redis URL)"
+
+
+def configured_url() -> str:
+    """``REDIS_URL`` of the settings (text, or a pydantic URL object) or of the environment."""
+    try:
+        from app.core import config
+
+        getter = getattr(config, "get_settings", None)
+        value = getattr(getter() if getter else config.settings, "REDIS_URL", None)
+    except Exception as error:  # settings that cannot be read have their own message; the environment may do
+        logger.warning("Cache reads no settings", error=type(error).__name__)
+        value = None
+    secret = getattr(value, "get_secret_value", None)
+    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+_TYPED = "\x01"  # JSON never begins with it
+_TAG = "$type"
+
+
+def _tagged(value: t.Any) -> t.Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.value if isinstance(value, enum.Enum) else value
+    if isinstance(value, list):
+        return [_tagged(item) for item in value]
+    if isinstance(value, dict):
+        if all(type(key) is str for key in value) and _TAG not in value:
+            return {key: _tagged(item) for key, item in value.items()}
+        return {_TAG: "dict", "v": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
+    for name, kind, write, _ in _TYPES:
+        if type(value) is kind:
+            return {_TAG: name, "v": write(value)}
+    if isinstance(value, enum.Enum):
+        return _tagged(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _tagged({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return _tagged(dump())
+    raise TypeError(f"a value of type {type(value).__name__} cannot be cached")
+
+
+def _untagged(value: t.Any) -> t.Any:
+    if isinstance(value, list):
+        return [_untagged(item) for item in value]
+    if isinstance(value, dict):
+        name = value.get(_TAG)
+        if name is None:
+            return {key: _untagged(item) for key, item in value.items()}
+        if name == "dict":
+            return {_untagged(key): _untagged(item) for key, item in value["v"]}
+        return _READERS[name](value["v"])
+    return value
+
+
+# Exact types only: what is read back has the type that was written, and nothing else is ever constructed.
+_TYPES: t.Tuple[t.Tuple[str, type, t.Callable[[t.Any], t.Any], t.Callable[[t.Any], t.Any]], ...] = (
+    ("datetime", dt.datetime, dt.datetime.isoformat, dt.datetime.fromisoformat),
+    ("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
+    ("time", dt.time, dt.time.isoformat, dt.time.fromisoformat),
+    ("timedelta", dt.timedelta, lambda v: [v.days, v.seconds, v.microseconds], lambda v: dt.timedelta(*v)),
+    ("decimal", decimal.Decimal, str, decimal.Decimal),
+    ("uuid", uuid.UUID, str, uuid.UUID),
+    ("bytes", bytes, lambda v: base64.b64encode(v).decode(), lambda v: base64.b64decode(v, validate=True)),
+    ("tuple", tuple, lambda v: [_tagged(item) for item in v], lambda v: tuple(_untagged(v))),
+    ("set", set, lambda v: [_tagged(item) for item in v], lambda v: set(_untagged(v))),
+    ("frozenset", frozenset, lambda v: [_tagged(item) for item in v], lambda v: frozenset(_untagged(v))),
+)
+_READERS = {name: read for name, _, _, read in _TYPES}
+_dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
+_loads = json.JSONDecoder().decode
+
+
+def encode(value: t.Any, typed: bool = False) -> str:
+    """The text to store. Without ``typed`` what JSON does not know becomes ``str()``, as it always has here."""
+    return _TYPED + _dumps(_tagged(value)) if typed else _dumps(value)
+
+
+def decode(text: str) -> t.Any:
+    """The value of a stored text. Raises ValueError for anything else, pickled data among it."""
+    if text[:1] != _TYPED:
+        return _loads(text)
+    try:
+        return _untagged(_loads(text[1:]))
+    except (KeyError, TypeError, AttributeError, decimal.InvalidOperation, RecursionError) as error:
+        raise ValueError(f"not a cached value: {type(error).__name__}") from None
+
+
+def _seconds(ttl: t.Union[int, float, dt.timedelta, None], default: int) -> float:
+    """0, None and negative numbers mean the default."""
+    value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else ttl
+    return float(value) if value and value > 0 else float(default)
+
+
+def escape_glob(text: str) -> str:
+    """``text`` as a Redis pattern that matches it and nothing else."""
+    return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------
+
+# Each runs for well under a millisecond on one slice, and looks at the prefix before anything else.
+_SWEEP = """
+local own, old = '%(prefix)s', {%(legacy)s}
+local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
+local mine, legacy, adopted, ttl = 0, 0, 0, tonumber(ARGV[3])
+for _, key in ipairs(page[2]) do
+  local head = string.match(key, '^[^:]*:')
+  if head == 'pam:' then head = string.match(key, '^pam:[^:]*:') end
+  if head and (head == own or old[head]) then
+    local left = redis.call('PTTL', key)
+    if left ~= -2 and (head == own or redis.call('TYPE', key).ok == 'string') then
+      if head == own then mine = mine + 1 else legacy = legacy + 1 end
+      if left == -1 then
+        redis.call('PEXPIRE', key, math.random(math.floor(ttl / 2), ttl))
+        adopted = adopted + 1
+      end
+    end
+  end
+end
+return {page[1], #page[2], mine, legacy, adopted}
+""" % {"prefix": PREFIX, "legacy": ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES))}  # noqa: UP031 - braces are Lua's
+_UNLINK = """
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local gone = 0
+for _, key in ipairs(page[2]) do
+  if ARGV[4] == '1' or redis.call('TYPE', key).ok == 'string' then gone = gone + redis.call('UNLINK', key) end
+end
+return {page[1], gone}
+"""
+_MOVE = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('RENAMENX', KEYS[1], KEYS[2]) == 0 then return 0 end
+if redis.call('PTTL', KEYS[2]) == -1 then redis.call('PEXPIRE', KEYS[2], ARGV[1]) end
+return 1
+"""
+_DROP = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return redis.call('UNLINK', KEYS[1]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class SweepResult(int):
+    """How many of the application's own entries a sweep dealt with: given an end, or found past it and reclaimed.
+
+    ``adopted``: entries without an end that now have one. ``expired``: keys that Redis reclaimed meanwhile (Redis counts
+    the whole server). ``scanned``: keys looked at. ``own`` and ``legacy``: entries of ours seen. ``finished``: False when
+    the time was used up or another process was sweeping; the next call goes on from there. ``seconds``: wall time.
+    """
+
+    scanned: int
+    own: int
+    legacy: int
+    adopted: int
+    expired: int
+    finished: bool
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, *, scanned: int = 0, own: int = 0, legacy: int = 0, adopted: int = 0, expired: int = 0, finished: bool = True, seconds: float = 0.0
+    ) -> SweepResult:
+        result = cls(adopted + expired)
+        result.scanned, result.own, result.legacy, result.adopted, result.expired = scanned, own, legacy, adopted, expired
+        result.finished, result.seconds = finished, seconds
+        return result
+
+
+# --- state shared by all instances ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class CacheCounters:
+    """Of this process, since it started."""
+
+    hits: int = 0
+    misses: int = 0
+    local_hits: int = 0
+    stale_hits: int = 0
+    sets: int = 0
+    deletes: int = 0
+    errors: int = 0
+    rejected_values: int = 0
+    short_circuits: int = 0
+    loads: int = 0
+    breaker_opened: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """0 to 1, over everything that was asked for."""
+        asked = self.hits + self.misses
+        return round(self.hits / asked, 4) if asked else 0.0
+
+
+class LocalStore:
+    """What this process knows of the cache: texts as they are in Redis, in the order they came, bounded in bytes.
+
+    An entry is ``(text, fresh until, usable until)``. Fresh ones are served without asking Redis; the others only while
+    Redis is away. Texts, not objects: every caller gets a value of its own.
+    """
+
+    OVERHEAD = 200  # bytes a Python entry costs beside its text, measured
+
+    def __init__(self) -> None:
+        self.fresh_for = _number("CACHE_L1_TTL", 2.0)
+        self.usable_for = _number("CACHE_STALE_IF_ERROR", 300.0)
+        self.limit = int(_number("CACHE_L1_MB", 16.0) * 1_048_576)
+        self.entries: t.Dict[str, t.Tuple[str, float, float]] = {}
+        self.bytes = 0
+        self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
+
+    def put(self, key: str, text: str, *, fresh: bool, ttl: t.Optional[float] = None) -> None:
+        size = len(text) + len(key) + self.OVERHEAD
+        self.drop(key)
+        if size > self.limit // 16:
+            return
+        now = time.monotonic()
+        usable = self.usable_for if ttl is None else min(self.usable_for, ttl + 60.0)
+        self.entries[key] = (text, now + self.fresh_for if fresh else 0.0, now + usable)
+        self.bytes += size
+        while self.bytes > self.limit:
+            oldest = next(iter(self.entries), None)
+            if oldest is None:
+                self.bytes = 0
+                break
+            self.drop(oldest)
+
+    def drop(self, key: str) -> None:
+        entry = self.entries.pop(key, None)
+        if entry is not None:
+            self.bytes -= len(entry[0]) + len(key) + self.OVERHEAD
+
+    def clear(self) -> int:
+        """Forgets everything; gives the bytes that were held."""
+        freed, self.bytes = self.bytes, 0
+        self.entries.clear()
+        self.version += 1
+        return freed
+
+    def usable(self, key: str) -> t.Optional[str]:
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        if entry[2] < time.monotonic():
+            self.drop(key)
+            return None
+        return entry[0]
+
+
+class Link:
+    """One event loop's way to Redis: the client with its pool, and the breaker."""
+
+    def __init__(self, url: str, counters: CacheCounters) -> None:
+        self.shown = redacted(url)
+        self.counters = counters
+        self.lock = asyncio.Lock()
+        self.connected = False  # Redis has answered at least once since this was made
+        self.failures = 0
+        self.open = False
+        self.delay = 0.25
+        self.next_probe = 0.0
+        self.probing: t.Optional[asyncio.Task[None]] = None
+        self.flights: t.Dict[str, asyncio.Task[t.Any]] = {}
+        self.pending: t.Dict[t.Tuple[str, str], None] = {}
+        self.users: weakref.WeakSet[CacheService] = weakref.WeakSet()
+        self.client: t.Optional[aioredis.Redis] = None
+        try:
+            self.client = self._client(url)
+        except Exception as error:  # the text of the error can quote the URL
+            logger.error("Cache is off: REDIS_URL cannot be read", error=type(error).__name__)
+
+    @staticmethod
+    def _client(url: str) -> aioredis.Redis:
+        pool: aioredis.BlockingConnectionPool = aioredis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=max(1, int(_number("REDIS_MAX_CONNECTIONS", 20))),
+            timeout=CALL_TIMEOUT,
+            decode_responses=True,
+            # Bytes that are no UTF-8 (pickled data) must come through, to be refused as a value and not as a broken connection.
+            encoding_errors="surrogateescape",
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=OPERATION_TIMEOUT,
+            socket_keepalive=True,
+            health_check_interval=30,
+            retry=Retry(NoBackoff(), 0),
+        )
+        # A pool and its connections print their arguments; a provider prints only its address.
+        arguments = pool.connection_kwargs
+        username, password = arguments.pop("username", None), arguments.pop("password", None)
+        if username or password:
+            arguments["credential_provider"] = UsernamePasswordCredentialProvider(username, password)
+        return aioredis.Redis(connection_pool=pool)
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.connected = True
+
+    def failed(self, error: BaseException) -> None:
+        self.counters.errors += 1
+        self.failures += 1
+        if self.failures >= FAILURES_TO_OPEN and not self.open:
+            self.open = True
+            self.delay = 0.25
+            self.counters.breaker_opened += 1
+            self._plan_probe()
+            logger.warning("Cache: Redis does not answer, going on without it", redis=self.shown, error=type(error).__name__)
+
+    def _plan_probe(self) -> None:
+        self.next_probe = time.monotonic() + self.delay * random.uniform(0.8, 1.2)
+        self.delay = min(self.delay * 2, LONGEST_PROBE_DELAY / 1.2)
+
+    def refuse(self) -> bool:
+        """Whether to answer without Redis; now and then this sends a probe, which no caller waits for."""
+        if self.client is None:
+            return True
+        if not self.open:
+            return False
+        self.counters.short_circuits += 1
+        if time.monotonic() >= self.next_probe and self.probing is None:
+            self.probing = asyncio.get_running_loop().create_task(self._probe())
+        return True
+
+    async def _probe(self) -> None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                assert self.client is not None
+                await self.client.ping()
+            await self._deliver()
+        except (RedisError, OSError, TimeoutError):
+            self._plan_probe()
+        else:
+            self.open = False
+            self.succeeded()
+            logger.info("Cache: Redis is back", redis=self.shown)
+        finally:
+            self.probing = None
+
+    def remember(self, kind: str, text: str) -> None:
+        """Keeps an invalidation (``key`` or ``pattern``) that Redis did not get."""
+        if len(self.pending) >= MOST_PENDING:
+            self.pending = {("pattern", "*"): None}  # too many to keep: forget all that is cached
+        elif ("pattern", "*") not in self.pending:
+            self.pending[(kind, text)] = None
+
+    async def _deliver(self) -> None:
+        assert self.client is not None
+        waiting, self.pending = self.pending, {}
+        try:
+            keys = [text for kind, text in waiting if kind == "key"]
+            if keys:
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await self.client.unlink(*keys)
+            for text in [text for kind, text in waiting if kind == "pattern"]:
+                async for _ in _unlink_slices(self.client, PREFIX + text, own=True):
+                    pass
+        except BaseException:
+            self.pending = {**waiting, **self.pending}
+            raise
+
+    async def close(self) -> None:
+        if self.probing is not None:
+            self.probing.cancel()
+        client, self.client = self.client, None
+        self.connected = False
+        if client is not None:
+            with contextlib.suppress(RedisError, OSError, RuntimeError, TimeoutError):
+                await client.aclose()
+                await client.connection_pool.disconnect()
+
+
+async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], arguments: t.Sequence[t.Any]) -> t.Any:
+    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    try:
+        return await t.cast(t.Awaitable[t.Any], client.evalsha(digest, len(keys), *keys, *arguments))
+    except NoScriptError:
+        return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
+
+
+async def _unlink_slices(client: aioredis.Redis, pattern: str, *, own: bool) -> t.AsyncIterator[int]:
+    """Deletes what matches in slices, gives the number after each; ``own`` False takes strings only."""
+    cursor: t.Any = "0"
+    while True:
+        async with asyncio.timeout(SWEEP_TIMEOUT):
+            cursor, gone = await _run(client, _UNLINK, (), (cursor, pattern, SLICE, "1" if own else "0"))
+        yield int(gone)
+        if str(cursor) == "0":
+            return
+
+
+_links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, t.Dict[str, Link]] = weakref.WeakKeyDictionary()
+_stores: t.Dict[str, t.Tuple[LocalStore, CacheCounters]] = {}
+# A forked worker must not talk through its parent's sockets.
+os.register_at_fork(after_in_child=lambda: _links.clear())
+
+
+class CacheService:
+    """Instances are cheap and share everything: the pool (per event loop), the breaker, the memory and the counters."""
+
+    def __init__(self, url: t.Optional[str] = None) -> None:
+        self._url = url
+        self.default_ttl = 300
+        self._override: t.Optional[t.Any] = None
+        self._seen: t.Tuple[t.Optional[asyncio.AbstractEventLoop], t.Optional[Link]] = (None, None)
+        self._store, self.counters = _stores.setdefault(url or "", (LocalStore(), CacheCounters()))
+        self._entries = self._store.entries
+        self._legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
+        self._largest = int(_number("CACHE_MAX_VALUE_KB", 8192) * 1024)
+
+    # --- connection ---
+
+    def _link(self) -> Link:
+        loop = asyncio.get_running_loop()
+        seen, link = self._seen
+        if seen is loop and link is not None and link.client is not None:
+            return link
+        links = _links.setdefault(loop, {})
+        link = links.get(self._url or "")
+        if link is None or (link.client is None and link.connected is False and not link.users):
+            link = links[self._url or ""] = Link(self._url or configured_url(), self.counters)
+        link.users.add(self)
+        self._seen = (loop, link)
+        return link
+
+    @property
+    def redis(self) -> t.Optional[t.Any]:
+        """The client, once Redis has answered; None before, after ``close()`` and outside an event loop."""
+        if self._override is not None:
+            return self._override
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return None
+        link = _links.get(loop, {}).get(self._url or "")
+        return link.client if link is not None and link.connected else None
+
+    @redis.setter
+    def redis(self, client: t.Optional[t.Any]) -> None:
+        self._override = client
+
+    @property
+    def _connection_lock(self) -> asyncio.Lock:
+        return self._link().lock
+
+    async def initialize(self) -> None:
+        """Connects. Never raises: without Redis the backend works, uncached."""
+        link = self._link()
+        if link.connected or self._override is not None:
+            return
+        async with link.lock:
+            if link.connected:
+                return
+            try:
+                await self._call(lambda client: client.ping())
+                logger.info("Cache: connected to Redis", redis=link.shown)
+            except CacheUnavailableError as error:
+                logger.warning("Cache: no Redis yet, starting without it", redis=link.shown, error=str(error))
+
+    async def close(self) -> None:
+        """Lets go of the connection. The pool closes with the application's own instance, or with the last user."""
+        loop = asyncio.get_running_loop()
+        links = _links.get(loop, {})
+        link = links.get(self._url or "")
+        self._seen = (None, None)
+        self._override = None
+        if link is None:
+            return
+        link.users.discard(self)
+        if self is globals().get("cache_service") or not link.users:
+            links.pop(self._url or "", None)
+            await link.close()
+
+    async def _call(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], *, timeout: float = CALL_TIMEOUT) -> t.Any:
+        """One exchange with Redis, bounded in time. Raises ``CacheUnavailableError`` only."""
+        if self._override is not None:
+            return await work(self._override)
+        link = self._link()
+        if link.refuse():
+            raise CacheUnavailableError("Redis is not available")
+        try:
+            async with asyncio.timeout(timeout):
+                result = await work(link.client)
+        except (RedisConnectionError, RedisTimeoutError, AuthenticationError, OSError) as error:  # TimeoutError is an OSError
+            link.failed(error)
+            raise CacheUnavailableError(type(error).__name__) from None
+        except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
+            link.succeeded()
+            self.counters.errors += 1
+            raise CacheUnavailableError(type(error).__name__) from None
+        link.succeeded()
+        return result
+
+    # --- keys ---
+
+    @staticmethod
+    def _name(key: str) -> str:
+        """The key in Redis."""
+        key = str(key)
+        if len(key) > LONGEST_KEY // 4 and len(key.encode("utf-8", "replace")) > LONGEST_KEY:
+            digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+            key = f"{key[:96]}:sha256:{digest}"
+        return PREFIX + key
+
+    def _old_name(self, key: str) -> t.Optional[str]:
+        """The key under which an earlier release would have stored this, if that is one of its own prefixes."""
+        if self._legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
+            return key
+        return None
+
+    def _value(self, text: str) -> t.Tuple[bool, t.Any]:
+        try:
+            return True, decode(text)
+        except (ValueError, RecursionError):
+            self.counters.rejected_values += 1
+            return False, None
+
+    # --- the cache ---
+
+    async def get(self, key: str, use_pickle: bool = False) -> t.Any:
+        """The cached value, or None. ``use_pickle`` makes no difference: a value knows how it was written."""
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] > time.monotonic():
+            counters = self.counters
+            counters.hits += 1
+            counters.local_hits += 1
+            text = entry[0]
+            return _loads(text) if text[:1] != _TYPED else decode(text)
+        return await self._fetch(key)
+
+    async def _fetch(self, key: str) -> t.Any:
+        name, old = self._name(key), self._old_name(key)
+        version = self._store.version
+        try:
+            if old is None:
+                text = await self._call(lambda client: client.get(name))
+            else:
+                text, before = await self._call(lambda client: client.mget(name, old))
+                if text is None and before is not None:
+                    text = before
+                    await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
+        except CacheUnavailableError:
+            text = self._store.usable(key)
+            if text is None:
+                self.counters.misses += 1
+                return None
+            self.counters.stale_hits += 1
+            self.counters.hits += 1
+            return self._value(text)[1]
+        if text is not None:
+            good, value = self._value(text)
+            if good:
+                self.counters.hits += 1
+                if version == self._store.version:
+                    self._store.put(key, text, fresh=True)
+                return value
+        self._store.drop(key)
+        self.counters.misses += 1
+        return None
+
+    async def set(self, key: str, value: t.Any, ttl: t.Union[int, float, dt.timedelta, None] = None, use_pickle: bool = False) -> None:
+        """Caches ``value`` for ``ttl`` seconds (0 or None: the default). Up to a tenth less, so that what was written
+        together does not expire together. What cannot be written as JSON is not cached."""
+        try:
+            text = encode(value, use_pickle)
+        except (TypeError, ValueError, RecursionError) as error:
+            self.counters.errors += 1
+            logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
+            return
+        await self._store_text(key, text, _seconds(ttl, self.default_ttl))
+
+    def _milliseconds(self, seconds: float) -> int:
+        return max(1, int(seconds * 1000 * (random.uniform(0.9, 1.0) if seconds >= 10 else 1.0)))
+
+    async def _store_text(self, key: str, text: str, seconds: float) -> None:
+        self._store.version += 1
+        self._store.drop(key)
+        if len(text) > self._largest:
+            self.counters.errors += 1
+            logger.warning("Cache: a value is too large to be cached", prefix=_head(str(key)), bytes=len(text))
+            await self.delete(key)
+            return
+        self._store.put(key, text, fresh=False, ttl=seconds)
+        name, old = self._name(key), self._old_name(key)
+        try:
+            await self._call(lambda client: client.set(name, text, px=self._milliseconds(seconds)))
+            if old is not None:
+                await self._call(lambda client: _run(client, _DROP, (old,), ()))
+        except CacheUnavailableError:
+            self._link().remember("key", name)  # an older value may still be there
+            return
+        self.counters.sets += 1
+
+    async def delete(self, key: str) -> int:
+        """Deletes a key and gives how many went. With ``*`` in it, everything that it matches."""
+        key = str(key)
+        if "*" in key:
+            return await self.delete_pattern("*".join(escape_glob(part) for part in key.split("*")))
+        self._store.version += 1
+        self._store.drop(key)
+        name, old = self._name(key), self._old_name(key)
+        try:
+            gone = int(await self._call(lambda client: client.unlink(name)))
+            if old is not None:
+                gone += int(await self._call(lambda client: _run(client, _DROP, (old,), ())))
+        except CacheUnavailableError:
+            self._link().remember("key", name)
+            return 0
+        self.counters.deletes += gone
+        return gone
+
+    async def exists(self, key: str) -> bool:
+        name, old = self._name(key), self._old_name(key)
+        try:
+            return bool(await self._call(lambda client: client.exists(*([name] if old is None else [name, old]))))
+        except CacheUnavailableError:
+            return self._store.usable(key) is not None
+
+    async def batch_get(self, keys: t.Sequence[str]) -> t.Dict[str, t.Any]:
+        """The cached ones among ``keys``; the others are not in the result."""
+        wanted = list(dict.fromkeys(keys))
+        if not wanted:
+            return {}
+        version = self._store.version
+        names = [self._name(key) for key in wanted]
+        old = [name for name in (self._old_name(key) for key in wanted) if name is not None]
+        try:
+            texts = await self._call(lambda client: client.mget(*names, *old), timeout=1.0)
+        except CacheUnavailableError:
+            texts = [self._store.usable(key) for key in wanted]
+            self.counters.stale_hits += sum(text is not None for text in texts)
+            version = -1
+        before = dict(zip(old, texts[len(wanted) :]))
+        found: t.Dict[str, t.Any] = {}
+        for key, text in zip(wanted, texts):
+            text = before.get(key) if text is None else text
+            good, value = (False, None) if text is None else self._value(text)
+            if good:
+                found[key] = value
+                if version == self._store.version:
+                    self._store.put(key, text, fresh=True)
+        self.counters.hits += len(found)
+        self.counters.misses += len(wanted) - len(found)
+        return found
+
+    async def batch_set(self, data: t.Mapping[str, t.Any], ttl: t.Union[int, float, dt.timedelta, None] = None) -> None:
+        """``set`` for several keys in one exchange."""
+        seconds = _seconds(ttl, self.default_ttl)
+        texts: t.Dict[str, str] = {}
+        for key, value in data.items():
+            try:
+                text = encode(value)
+            except (TypeError, ValueError, RecursionError):
+                self.counters.errors += 1
+                continue
+            if len(text) <= self._largest:
+                texts[key] = text
+        if not texts:
+            return
+        self._store.version += 1
+        for key, text in texts.items():
+            self._store.put(key, text, fresh=False, ttl=seconds)
+
+        async def write(client: t.Any) -> None:
+            pipe = client.pipeline(transaction=False)
+            for key, text in texts.items():
+                pipe.set(self._name(key), text, px=self._milliseconds(seconds))
+                old = self._old_name(key)
+                if old is not None:
+                    pipe.eval(_DROP, 1, old)
+            await pipe.execute()
+
+        try:
+            await self._call(write, timeout=1.0)
+        except CacheUnavailableError:
+            for key in texts:
+                self._link().remember("key", self._name(key))
+            return
+        self.counters.sets += len(texts)
+
+    async def get_or_set(
+        self,
+        key: str,
+        loader: t.Callable[[], t.Union[t.Any, t.Awaitable[t.Any]]],
+        ttl: t.Union[int, float, dt.timedelta, None] = None,
+        *,
+        use_pickle: bool = False,
+        lease: float = 10.0,
+    ) -> t.Any:
+        """The cached value, or what ``loader()`` gives, called once however many ask for it at the same time.
+
+        In this process the others wait for that one call; other processes wait for its result at most ``lease`` seconds.
+        When the loader fails, the last value this process knew stands in; without one its error goes to all who wait.
+        """
+        value = await self.get(key)
+        if value is not None:
+            return value
+        link = self._link()
+        flight = link.flights.get(key)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._load(key, loader, ttl, use_pickle, lease))
+            link.flights[key] = flight
+            flight.add_done_callback(lambda done: (link.flights.pop(key, None), done.cancelled() or done.exception()))
+        loaded, text = await asyncio.shield(flight)
+        return loaded if text is None else decode(text)
+
+    async def _load(
+        self, key: str, loader: t.Callable[[], t.Any], ttl: t.Union[int, float, dt.timedelta, None], use_pickle: bool, lease: float
+    ) -> t.Tuple[t.Any, t.Optional[str]]:
+        """What was loaded, and its text, from which everybody who waits makes a value of his own."""
+        name = _INTERNAL + "lease:" + self._name(key)[len(PREFIX) :]
+        token = uuid.uuid4().hex
+        leased = False
+        deadline = time.monotonic() + lease
+        pause = 0.02
+        with contextlib.suppress(CacheUnavailableError):
+            while not (leased := bool(await self._call(lambda client: client.set(name, token, nx=True, px=int(lease * 1000))))):
+                if time.monotonic() >= deadline:
+                    break
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(pause * 1.5, 0.2)
+                value = await self._fetch(key)
+                if value is not None:
+                    return value, None
+            if leased:
+                value = await self._fetch(key)  # somebody may have finished between our miss and our lease
+                if value is not None:
+                    await self._release(name, token)
+                    return value, None
+        stale = self._store.usable(key)
+        try:
+            self.counters.loads += 1
+            loaded = loader()
+            if asyncio.iscoroutine(loaded) or isinstance(loaded, asyncio.Future):
+                loaded = await loaded
+            if loaded is None:
+                return None, None
+            try:
+                text = encode(loaded, use_pickle)
+            except (TypeError, ValueError, RecursionError):
+                self.counters.errors += 1
+                return loaded, None
+            await self._store_text(key, text, _seconds(ttl, self.default_ttl))
+            return loaded, text
+        except Exception as error:
+            if stale is None:
+                raise
+            self.counters.stale_hits += 1
+            logger.warning("Cache: loading failed, the last known value stands in", prefix=_head(key), error=type(error).__name__)
+            return None, stale
+        finally:
+            if leased:
+                await self._release(name, token)
+
+    async def _release(self, name: str, token: str) -> None:
+        with contextlib.suppress(CacheUnavailableError):
+            await self._call(lambda client: _run(client, _RELEASE, (name,), (token,)))
+
+    # --- deleting many ---
+
+    async def delete_pattern(self, pattern: str) -> int:
+        """Deletes what a Redis pattern matches (callers' keys, without our prefix) in slices that block nobody; gives how many.
+
+        ``table:*`` also takes ``pam:table:*``: the database service writes the one and invalidates the other.
+        """
+        pattern = str(pattern)
+        if not pattern or len(pattern) > LONGEST_KEY or pattern.count("*") > 8:
+            return 0  # nothing that a caller means, and a pattern of stars is expensive to match
+        self._store.clear()
+        head = _head(pattern)
+        literal = not re.search(r"[*?\[\\]", head)
+        targets = [(PREFIX + pattern, True)]
+        if literal and head[:-1] in TABLES:
+            targets.append((f"{PREFIX}pam:{pattern}", True))
+        if literal and self._legacy_reads:
+            targets += [(old, False) for old in (pattern, f"pam:{pattern}") if _head(old) in LEGACY_PREFIXES]
+        gone = 0
+        for target, own in targets:
+            try:
+                gone += await self._call(lambda client, target=target, own=own: self._unlink_all(client, target, own), timeout=60.0)
+            except CacheUnavailableError:
+                if own:
+                    self._link().remember("pattern", target[len(PREFIX) :])
+        self.counters.deletes += gone
+        return gone
+
+    @staticmethod
+    async def _unlink_all(client: t.Any, pattern: str, own: bool) -> int:
+        return sum([gone async for gone in _unlink_slices(client, pattern, own=own)])
+
+    async def clear_prefix(self, prefix: str) -> int:
+        """Deletes every entry whose key begins with ``prefix``."""
+        return await self.delete_pattern(escape_glob(str(prefix)) + "*") if prefix else 0
+
+    def trim_local(self) -> int:
+        """Gives back the memory held for quick answers; the bytes that were held."""
+        return self._store.clear()
+
+    async def clear_expired(self, max_seconds: float = 30.0) -> SweepResult:
+        """Sees to it that every entry of this application ends, and that what has ended is gone.
+
+        Redis expires entries itself, but reclaims lazily, and never what was written without an end. One pass over all
+        keys, in slices of under a millisecond, makes Redis notice the expired ones and gives those of our own prefixes
+        that have no end the default one. Keys of others are read by name only: never opened, changed or touched.
+        Stops after ``max_seconds``; the next call, in any process, goes on. One process at a time.
+        """
+        started = time.monotonic()
+        token = uuid.uuid4().hex
+        try:
+            if not await self._call(lambda client: client.set(_INTERNAL + "sweep:lock", token, nx=True, px=int((max_seconds + 10) * 1000))):
+                return SweepResult.of(finished=False)
+        except CacheUnavailableError:
+            return SweepResult.of(finished=False)
+        totals = [0, 0, 0, 0]
+        finished = False
+        expired = 0
+        whole = False
+        try:
+            saved, before = await self._call(self._sweep_state)
+            cursor = str(saved or "0")
+            whole = cursor == "0"
+            size = SLICE
+            while True:
+                at = time.monotonic()
+                reply = await self._call(
+                    lambda client, cursor=cursor, size=size: _run(client, _SWEEP, (), (cursor, size, self.default_ttl * 1000)), timeout=SWEEP_TIMEOUT
+                )
+                cursor = str(reply[0])
+                totals = [total + int(more) for total, more in zip(totals, reply[1:])]
+                if cursor == "0":
+                    finished = True
+                    break
+                now = time.monotonic()
+                if now - started > max_seconds:
+                    break
+                # Slow answers mean that Redis, or this process, has better things to do.
+                size = max(25, size // 2) if now - at > 0.003 else min(SLICE, size + 25)
+                await asyncio.sleep(0)
+            expired = await self._call(lambda client: self._sweep_done(client, "0" if finished else cursor, before))
+        except CacheUnavailableError as error:
+            logger.warning("Cache: sweep interrupted, the next one goes on", error=str(error), scanned=totals[0])
+        finally:
+            await self._release(_INTERNAL + "sweep:lock", token)
+        scanned, own, legacy, adopted = totals
+        if finished and whole and not legacy and self._legacy_reads and "CACHE_LEGACY_READS" not in os.environ:
+            self._legacy_reads = False
+        result = SweepResult.of(
+            scanned=scanned, own=own, legacy=legacy, adopted=adopted, expired=expired, finished=finished, seconds=round(time.monotonic() - started, 3)
+        )
+        logger.info("Cache: swept", scanned=scanned, own=own, legacy=legacy, adopted=adopted, expired=expired, finished=finished, seconds=result.seconds)
+        return result
+
+    @staticmethod
+    async def _sweep_state(client: t.Any) -> t.Tuple[t.Optional[str], int]:
+        saved = await client.get(_INTERNAL + "sweep:cursor")
+        return saved, int((await client.info("stats")).get("expired_keys", 0))
+
+    @staticmethod
+    async def _sweep_done(client: t.Any, cursor: str, before: int) -> int:
+        if cursor == "0":
+            await client.delete(_INTERNAL + "sweep:cursor")
+        else:
+            await client.set(_INTERNAL + "sweep:cursor", cursor, ex=86_400)
+        return max(0, int((await client.info("stats")).get("expired_keys", 0)) - before)
+
+    # --- what operators see ---
+
+    async def get_cache_stats(self) -> t.Dict[str, t.Any]:
+        """The connection, Redis's own numbers (``redis_*`` and the keys of earlier releases: the whole server) and this process's."""
+        own = {
+            "hit_rate": self.counters.hit_rate,
+            **dataclasses.asdict(self.counters),
+            "local_entries": len(self._entries),
+            "local_bytes": self._store.bytes,
+            "breaker": "open" if self._breaker_open() else "closed",
+        }
+        try:
+            info, keys = await self._call(self._inspect, timeout=1.0)
+        except CacheUnavailableError as error:
+            return {"connected": False, "error": str(error), **own}
+        hits, misses = int(info.get("keyspace_hits", 0)), int(info.get("keyspace_misses", 0))
+        return {
+            "connected": True,
+            "total_keys": keys,
+            "used_memory": info.get("used_memory_human", ""),
+            "memory_usage_mb": round(int(info.get("used_memory", 0)) / 1_048_576, 2),
+            "connected_clients": info.get("connected_clients", 0),
+            "uptime_seconds": info.get("uptime_in_seconds", 0),
+            "redis_version": info.get("redis_version", ""),
+            "redis_hit_rate": round(hits / (hits + misses), 4) if hits + misses else 0.0,
+            "redis_expired_keys": info.get("expired_keys", 0),
+            "redis_evicted_keys": info.get("evicted_keys", 0),
+            "redis_maxmemory": info.get("maxmemory", 0),
+            "redis_maxmemory_policy": info.get("maxmemory_policy", ""),
+            "redis_fragmentation_ratio": info.get("mem_fragmentation_ratio", 0.0),
+            **own,
+        }
+
+    @staticmethod
+    async def _inspect(client: t.Any) -> t.Tuple[t.Dict[str, t.Any], int]:
+        return await client.info(), int(await client.dbsize())
+
+    def _breaker_open(self) -> bool:
+        try:
+            link = self._link()
+        except RuntimeError:
+            return False
+        return link.open or link.client is None
+
+    async def get_stats(self) -> t.Dict[str, t.Any]:
+        """``get_cache_stats()`` with ``memory_usage_mb`` always present (0 without Redis)."""
+        return {"memory_usage_mb": 0.0, **await self.get_cache_stats()}
+
+    async def health_check(self) -> t.Dict[str, t.Any]:
+        """Writes, reads and deletes an entry. Raises ``CacheUnavailableError`` when that fails: callers take a return for good."""
+        name = f"{_INTERNAL}probe:{uuid.uuid4().hex}"
+        started = time.monotonic()
+
+        async def probe(client: t.Any) -> bool:
+            await client.set(name, "1", px=5000)
+            good = await client.get(name) == "1"
+            await client.unlink(name)
+            return good
+
+        if not await self._call(probe):
+            raise CacheUnavailableError("Redis does not give back what was written")
+        return {"status": "healthy", "connected": True, "latency_ms": round((time.monotonic() - started) * 1000, 2), "hit_rate": self.counters.hit_rate}
+
+
+cache_service = CacheService()
+
+
+async def get_cache() -> CacheService:
+    """The application's cache, connected if Redis is there."""
+    if cache_service.redis is None:
+        await cache_service.initialize()
+    return cache_service
