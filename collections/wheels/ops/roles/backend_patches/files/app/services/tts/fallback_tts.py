@@ -458,3 +458,13 @@ def pieces(audio: Audio, *, first_index: int = 0, final: bool = True, metadata: 
 
 
 fallback_tts_service = FallbackTTSService()
+
+
+async def startup() -> None:
+    """Around the application's lifespan."""
+    if not fallback_tts_service.is_initialized:
+        await fallback_tts_service.initialize()
+
+
+async def shutdown() -> None:
+    await fallback_tts_service.shutdown()

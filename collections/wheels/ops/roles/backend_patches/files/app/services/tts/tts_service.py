@@ -658,3 +658,13 @@ class TTSService:
 
 
 tts_service = TTSService()
+
+
+async def startup() -> None:
+    """Around the application's lifespan: some releases start this service only when the first voice request comes."""
+    if not tts_service.is_initialized:
+        await tts_service.initialize()
+
+
+async def shutdown() -> None:
+    await tts_service.shutdown()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Celery: do the workers answer, does beat beat, and how much waits."""
+
+from __future__ import annotations
+
+import json
+import time
+import typing as t
+
+from ..health import Check
+from ..redaction import redact_url
+from ..results import OpsError
+from ..services import broker, gates
+from ..thresholds import Thresholds, worst
+
+#: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
+BEAT_KEY = "pam:beat:heartbeat"
+#: The throttle's hash; see ``remedies/celery_throttle.py``.
+THROTTLE_KEY = "pam:throttle"
+#: Tasks that may wait in all queues together: judgement, two workers finish a thousand short tasks in seconds.
+WAITING = Thresholds(1000, 10_000)
+
+
+def check(
+    redis_url: str,
+    *,
+    queues: t.Sequence[str] = broker.QUEUES,
+    timeout: float = 3.0,
+    waiting: Thresholds = WAITING,
+    expect_workers: int = 1,
+    expect_beat: bool = True,
+) -> Check:
+    """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
+
+    The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer, or the broker does not.
+    Warning: nothing tells of a beat, neither its heartbeat in Redis nor a process on this host.
+    """
+    import redis
+
+    client = broker.connect(redis_url, timeout=max(timeout, 1.0) + 1)
+    try:
+        client.ping()
+        nodes = broker.workers(client, timeout=timeout, wanted=lambda found: len(found) >= max(1, expect_workers))
+        counts = broker.count_tasks(client, broker.queues(client, queues))
+        beat = _beat(client)
+        throttle = _throttle(client)
+        consumed = _consumed(client)
+    except redis.AuthenticationError as error:
+        raise OpsError(f"Redis at {redact_url(redis_url)} refuses the password.", hint="Check the password in the URL.") from error
+    except redis.RedisError as error:
+        return Check(
+            name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} does not answer: {type(error).__name__}.",
+            remedy="service_restart", details={"workers": {}, "beat": {}},
+        )  # fmt: skip
+    finally:
+        client.close()
+    total = sum(count for queue, count in counts.items() if queue != "unacked")
+    depth = waiting.status(total)
+    problems, status = [], depth
+    if len(nodes) < expect_workers:
+        problems.append(f"{len(nodes)} of {expect_workers} workers answer")
+        status = "critical"
+    if expect_beat and not beat:
+        problems.append("beat gives no sign of life")
+        status = worst([status, "warning"])
+    if depth != "ok":
+        problems.append(f"{total} tasks wait")
+    restart = len(nodes) < expect_workers or (expect_beat and not beat)
+    return Check(
+        name="celery",
+        status=status,
+        value=total,
+        unit="waiting tasks",
+        thresholds=waiting.as_dict(),
+        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer, beat is alive, {total} tasks wait."),
+        remedy="" if status == "ok" else "service_restart" if restart else "celery_throttle",
+        details={
+            "workers": {name: _worker(stats) for name, stats in sorted(nodes.items())},
+            "beat": beat, "queues": counts, "throttle": throttle, "bound_queues": consumed,
+        },
+    )  # fmt: skip
+
+
+def _worker(stats: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    pool = stats.get("pool") or {}
+    return {
+        "pid": stats.get("pid"), "uptime_s": stats.get("uptime"), "concurrency": pool.get("max-concurrency"), "tasks_done": stats.get("total"),
+        "max_rss_kb": (stats.get("rusage") or {}).get("maxrss"),
+    }  # fmt: skip
+
+
+def _beat(client: t.Any) -> t.Dict[str, t.Any]:
+    """What is known of beat: ``source`` is ``heartbeat`` or ``process``; empty when there is no sign of it."""
+    raw = client.get(BEAT_KEY)
+    if raw:
+        try:
+            facts = json.loads(raw)
+            age = time.time() - float(facts["at"])
+        except (ValueError, KeyError, TypeError):
+            return {"source": "heartbeat", "readable": False}
+        return {"source": "heartbeat", "age_s": round(max(0.0, age), 1), **{key: facts.get(key) for key in ("pid", "host", "last_sent", "factor")}}
+    try:
+        found = gates.beats()
+    except (OpsError, OSError):
+        found = {}
+    return {"source": "process", "pids": sorted(found)} if found else {}
+
+
+def _throttle(client: t.Any) -> t.Dict[str, t.Any]:
+    fields = client.hgetall(THROTTLE_KEY) if client.type(THROTTLE_KEY) == "hash" else {}
+    return {**fields, "expires_s": client.ttl(THROTTLE_KEY)} if fields else {}
+
+
+def _consumed(client: t.Any) -> t.List[str]:
+    """The queues that a worker has ever bound; a waiting queue that is not among them is consumed by nobody."""
+    return [queue for queue in broker.queues(client, ()) if queue]

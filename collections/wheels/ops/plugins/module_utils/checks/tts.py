@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Speech: does the backend make audio, and with which engine."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ..audio import describe
+from ..health import Check
+from ..results import OpsError
+
+#: Less than a tenth of a second of the poorest format that the chain makes (48 kbit/s): a header and nothing after it.
+MIN_AUDIO = 600
+
+
+def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", timeout: float = 20.0, verify: t.Union[bool, str] = True) -> Check:
+    """Lets the backend speak. The value is the number of bytes of audio.
+
+    Without ``token`` its own test route is asked, which tells the engine and the size; with one (a user's bearer token)
+    the audio itself is fetched from ``/api/v1/tts/synthesize`` and looked into. Critical: no audio. A fallback that
+    speaks is ok, as that is what the chain is for; the message names the engine.
+    """
+    import requests
+
+    route = "/api/v1/tts/synthesize" if token else path
+    try:
+        if token:
+            answer = requests.post(
+                base_url + route, json={"text": "The speech engines work."}, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, verify=verify
+            )
+        else:
+            answer = requests.get(base_url + route, timeout=timeout, verify=verify)
+    except requests.Timeout:
+        return _silent(f"{route} gave no answer within {timeout:g} s.", {"path": route})
+    except requests.RequestException as error:
+        raise OpsError(f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from error
+    if answer.status_code in (404, 405):
+        raise OpsError(f"{route} is not there ({answer.status_code}).", hint="Name the route of the speech test.", path=route)
+    if answer.status_code in (401, 403, 429):
+        raise OpsError(f"{route} refuses us ({answer.status_code}).", hint="Give a valid token, or ask less often.", path=route)
+    if token:
+        return _heard(answer, route)
+    try:
+        facts = answer.json()
+    except ValueError:
+        facts = {}
+    if not isinstance(facts, dict) or answer.status_code >= 400:
+        return _silent(f"{route} answers {answer.status_code}.", {"path": route})
+    size = facts.get("audio_size_bytes")
+    engine = str(facts.get("engine_used") or "none")
+    details = {"path": route, "engine": engine, "generation_time_ms": facts.get("generation_time_ms"), "audio_bytes": size}
+    if facts.get("status") != "healthy" or not isinstance(size, int) or size < MIN_AUDIO:
+        return _silent(f"The backend makes no audio: {str(facts.get('message') or facts.get('status') or 'no reason given')[:200]}.", details)
+    return Check(name="tts", status="ok", value=size, unit="bytes of audio", message=f"Speech works: engine {engine}, {size} bytes.", details=details)
+
+
+def _heard(answer: t.Any, route: str) -> Check:
+    engine = answer.headers.get("X-TTS-Engine", "unknown")
+    details: t.Dict[str, t.Any] = {"path": route, "engine": engine, "content_type": answer.headers.get("Content-Type", "")}
+    if answer.status_code >= 400:
+        return _silent(f"{route} answers {answer.status_code}.", details)
+    try:
+        details.update(describe(answer.content))
+    except OpsError as error:
+        return _silent(f"What {route} gives is no audio: {error.message}", details)
+    if details["format"] not in details["content_type"].replace("mpeg", "mp3"):
+        return _silent(f"{route} calls {details['format']} audio {details['content_type']}.", details)
+    return Check(
+        name="tts", status="ok", value=len(answer.content), unit="bytes of audio",
+        message=f"Speech works: engine {engine}, {details['duration_ms']} ms of {details['format']}.", details=details,
+    )  # fmt: skip
+
+
+def _silent(message: str, details: t.Dict[str, t.Any]) -> Check:
+    return Check(name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy="tts_engine", details=details)
