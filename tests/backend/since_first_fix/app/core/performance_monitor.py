@@ -14,9 +14,11 @@ import psutil
 from app.core.logging import get_logger
 
 try:
-    from app.monitoring.memory_optimizer import memory_optimizer
+    from app.monitoring.memory_optimizer import memory_optimizer as _optimizer
+
+    memory_optimizer: t.Any = _optimizer
 except ImportError:  # the August release has deleted it
-    memory_optimizer = None  # type: ignore[assignment]  # the name stays bound
+    memory_optimizer = None
 
 logger = get_logger(__name__)
 
@@ -149,7 +151,7 @@ class PerformanceMonitor:
 
     async def get_performance_report(self, hours: int = 1) -> t.Dict[str, t.Any]:
         limit = datetime.utcnow() - timedelta(hours=hours)
-        summary = {}
+        summary: t.Dict[str, t.Dict[str, t.Any]] = {}
         for name, history in self.metrics_history.items():
             values = [entry.value for entry in history if entry.timestamp > limit]
             if values:
