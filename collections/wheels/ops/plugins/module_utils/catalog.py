@@ -4,13 +4,20 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 #: ``(kind, name)`` to its definition. Kinds: schema, table, column, constraint, index, trigger, policy, function, view, sequence, type.
 Snapshot = t.Dict[t.Tuple[str, str], str]
 
+#: A list of grants, sorted: the server keeps them in the order in which they were made.
+_ACL = r"(select pg_catalog.string_agg(x::text, ', ' order by x::text) from pg_catalog.unnest(\1) x)"
+
 #: Catalog columns of PostgreSQL 13 to 18 only. Extensions' members are left out: they belong to their extension.
-_QUERY = """
+_QUERY = re.sub(
+    r"<acl (\w+)>",
+    _ACL,
+    """
 with spaces as (
     select oid, nspname, nspacl, nspowner from pg_catalog.pg_namespace
     where nspname !~ '^pg_' and nspname <> 'information_schema'
@@ -19,21 +26,21 @@ with spaces as (
     where not exists (select from pg_catalog.pg_depend d
                       where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype = 'e')
 )
-select 'schema', pg_catalog.quote_ident(nspname), 'owner ' || pg_catalog.pg_get_userbyid(nspowner) || coalesce(' grants ' || nspacl::text, '')
+select 'schema', pg_catalog.quote_ident(nspname), 'owner ' || pg_catalog.pg_get_userbyid(nspowner) || coalesce(' grants ' || <acl nspacl>, '')
   from spaces
 union all
 select case relkind when 'v' then 'view' when 'm' then 'view' when 'S' then 'sequence' else 'table' end,
        pg_catalog.format('%I.%I', nspname, relname),
        pg_catalog.concat_ws(' ', 'owner ' || pg_catalog.pg_get_userbyid(relowner),
            case when relrowsecurity then 'row level security' end, case when relforcerowsecurity then 'forced' end,
-           'options ' || reloptions::text, 'grants ' || relacl::text,
+           'options ' || reloptions::text, 'grants ' || <acl relacl>,
            case when relkind in ('v', 'm') then pg_catalog.pg_get_viewdef(oid) end)
   from rels where relkind in ('r', 'p', 'v', 'm', 'f', 'S')
 union all
 select 'column', pg_catalog.format('%I.%I.%I', nspname, relname, attname),
        pg_catalog.concat_ws(' ', pg_catalog.format_type(atttypid, atttypmod), case when attnotnull then 'not null' end,
            case attgenerated when '' then 'default ' else 'generated ' end || pg_catalog.pg_get_expr(adbin, adrelid),
-           case when attidentity <> '' then 'identity ' || attidentity::text end, 'grants ' || attacl::text)
+           case when attidentity <> '' then 'identity ' || attidentity::text end, 'grants ' || <acl attacl>)
   from rels join pg_catalog.pg_attribute a on a.attrelid = rels.oid
   left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
  where relkind in ('r', 'p', 'f') and attnum > 0 and not attisdropped
@@ -57,7 +64,7 @@ select 'policy', pg_catalog.format('%I on %I.%I', polname, nspname, relname),
 union all
 select 'function', pg_catalog.format('%I.%I(%s)', nspname, proname, pg_catalog.pg_get_function_identity_arguments(f.oid)),
        case when prokind = 'a' then 'aggregate' else pg_catalog.pg_get_functiondef(f.oid) end
-       || 'owner ' || pg_catalog.pg_get_userbyid(proowner) || coalesce(' grants ' || proacl::text, '')
+       || 'owner ' || pg_catalog.pg_get_userbyid(proowner) || coalesce(' grants ' || <acl proacl>, '')
   from pg_catalog.pg_proc f join spaces s on s.oid = f.pronamespace
  where not exists (select from pg_catalog.pg_depend d
                    where d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.objid = f.oid and d.deptype = 'e')
@@ -66,7 +73,8 @@ select 'type', pg_catalog.format('%I.%I', nspname, typname),
        coalesce((select 'enum ' || pg_catalog.string_agg(pg_catalog.quote_literal(enumlabel), ', ' order by enumsortorder)
                  from pg_catalog.pg_enum where enumtypid = y.oid), 'domain ' || pg_catalog.format_type(y.typbasetype, y.typtypmod))
   from pg_catalog.pg_type y join spaces s on s.oid = y.typnamespace where y.typtype in ('e', 'd')
-"""
+""",
+)
 
 
 def snapshot(cursor: t.Any) -> Snapshot:

@@ -27,8 +27,8 @@ if t.TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 LEDGER = f"{PRIVATE_SCHEMA}.sql_scripts"
-#: Any constant will do, as long as every release uses the same one ("wheels.ops", read as a number).
-ADVISORY_LOCK = 0x77686C73
+#: Any constant will do, as long as every release and `critical_database_fixes.sql` use the same one.
+ADVISORY_LOCK = 2003332211
 #: Longest wait between two attempts, in seconds.
 MAX_BACKOFF = 30.0
 #: How much of a failing statement goes into the message.
