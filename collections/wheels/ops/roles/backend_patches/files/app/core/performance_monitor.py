@@ -22,10 +22,11 @@ import os
 import time
 from array import array
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from pathlib import Path
 from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
@@ -409,12 +410,10 @@ class PerformanceMonitor:
         self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 1.0, low=0.05))
         self.last_sample_at = 0.0
         self.last_reading: Optional[MemoryReading] = None
-        #: Called with (epoch seconds, {metric: value}, {metric: weight}) after every sample; must not wait.
-        self.sinks: List[Callable[[float, Mapping[str, float], Mapping[str, Tuple[float, float]]], None]] = []
         #: Further numbers for a sample, by metric name; must not wait.
         self.sources: List[Callable[[], Mapping[str, float]]] = []
-        #: ``hours -> {metric: {min, max, avg, data_points}}`` from the store that survives restarts; None where there is none.
-        self.history: Optional[Callable[[float], Awaitable[Optional[Dict[str, Dict[str, float]]]]]] = None
+        #: The history that survives restarts (``app.wheels_ops.metrics_store``); None where it is not there or not writable.
+        self.store: Optional[Any] = None
         self.alert_counts: Deque[Tuple[float, str, str]] = deque(maxlen=1000)
         self._reader = reader or MemoryReader()
         self._cpu = CpuReader()
@@ -441,6 +440,7 @@ class PerformanceMonitor:
         self._cpu.system()
         self._cpu.own()
         await self._measure_disks()
+        await self._open_store()
         self.sample()
         self.monitoring_task = asyncio.create_task(self._loop(), name="performance-monitor")
         logger.info(f"📊 Performance monitor started, every {self.check_interval:g} s")
@@ -453,8 +453,21 @@ class PerformanceMonitor:
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        store, self.store = self.store, None
+        if store is not None:
+            await store.stop()
         if was_running:
             logger.info("📊 Performance monitor stopped")
+
+    async def _open_store(self) -> None:
+        try:
+            from app.wheels_ops.metrics_store import MetricsStore
+        except ImportError:
+            return
+        directory = os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
+        store = MetricsStore(Path(directory) / "metrics.sqlite")
+        if await store.start():
+            self.store = store
 
     async def _loop(self) -> None:
         while True:
@@ -499,8 +512,8 @@ class PerformanceMonitor:
         for name in [name for name in self.current if name not in values]:
             del self.current[name]
         self.last_sample_at = time.monotonic()
-        for sink in self.sinks:
-            sink(now, values, weights)
+        if self.store is not None:
+            self.store.add(now, values, weights)
         if time.monotonic() - self._disk_at > min(10.0, self.check_interval) and (self._disk_task is None or self._disk_task.done()):
             self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
         return values
@@ -570,8 +583,7 @@ class PerformanceMonitor:
         self.active_alerts[name] = PerformanceAlert(
             name, level, f"{name} is {metric.value:.1f} {metric.unit}, above {limit:g} {metric.unit}".replace(" ,", ","), metric.timestamp
         )
-        self.alert_counts.append((time.time(), name, level.value))
-        logger.warning(f"📊 Alert {level.value}: {self.active_alerts[name].message}")
+        self._note_alert(name, level, self.active_alerts[name].message)
         self._remedy(name, level)
 
     def raise_alert(self, name: str, level: AlertLevel, message: str) -> None:
@@ -581,8 +593,13 @@ class PerformanceMonitor:
             known.message = message
             return
         self.active_alerts[name] = PerformanceAlert(name, level, message, datetime.now(timezone.utc))
+        self._note_alert(name, level, f"{name}: {message}")
+
+    def _note_alert(self, name: str, level: AlertLevel, message: str) -> None:
         self.alert_counts.append((time.time(), name, level.value))
-        logger.warning(f"📊 Alert {level.value}: {name}: {message}")
+        if self.store is not None:
+            self.store.add_alert(name, level.value, message)
+        logger.warning(f"📊 Alert {level.value}: {message}")
 
     def clear_alert(self, name: str) -> None:
         if self.active_alerts.pop(name, None) is not None:
@@ -648,8 +665,16 @@ class PerformanceMonitor:
         """Minimum, maximum and average of every metric over ``hours``; true over restarts where the store is there."""
         now = time.time()
         summary: Dict[str, Dict[str, Any]] = {}
+        raised: Mapping[str, int] = {}
         source = "memory"
-        stored = await self.history(hours) if self.history is not None else None
+        stored = None
+        if self.store is not None:
+            try:
+                stored = await self.store.summary(hours)
+                raised = await self.store.alerts(hours)
+            except Exception as error:  # a broken or busy file: what is in memory is shown, and named so
+                logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
+                stored = None
         if stored:
             source = "store"
             for name, row in stored.items():
@@ -666,13 +691,14 @@ class PerformanceMonitor:
             entry["current"] = current.value if current else None
             for key in ("min", "max", "avg", "current"):
                 entry[key] = None if entry.get(key) is None else round(entry[key], 3)
-        alerts = [one for one in self.alert_counts if one[0] >= now - 3600 * hours]
+        if not stored:
+            raised = Counter(level for at, _, level in self.alert_counts if at >= now - 3600 * hours)
         return {
             "report_period_hours": hours,
             "generated_at": datetime.now(timezone.utc).isoformat(),
             "source": source,
             "metrics_summary": summary,
-            "alert_summary": {level: sum(one[2] == level for one in alerts) for level in ("warning", "critical", "emergency")},
+            "alert_summary": {level: raised.get(level, 0) for level in ("warning", "critical", "emergency")},
             "slowest_routes": sorted(request_stats.by_route(), key=lambda one: -one["p95_ms"])[:10],
             "memory_remediation": [dict(one) for one in list(memory_optimizer.results)[-10:]],
             "recommendations": self._recommendations(summary),

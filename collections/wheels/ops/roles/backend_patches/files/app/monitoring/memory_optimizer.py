@@ -252,7 +252,7 @@ class Heap:
         try:
             libc = ctypes.CDLL(None)  # CDLL, not PyDLL: the GIL is released while it works
             self._trim = libc.malloc_trim
-            self._trim.argtypes, self._trim.restype = [ctypes.c_size_t], ctypes.c_int  # type: ignore[attr-defined]  # a ctypes function
+            self._trim.argtypes, self._trim.restype = [ctypes.c_size_t], ctypes.c_int
         except (AttributeError, OSError):
             self.why_not = "this C library has no malloc_trim"
             return
@@ -261,7 +261,7 @@ class Heap:
             return
         with contextlib.suppress(AttributeError):
             self._info = libc.mallinfo2
-            self._info.restype = _Mallinfo2  # type: ignore[attr-defined]  # a ctypes function
+            self._info.restype = _Mallinfo2
 
     @property
     def usable(self) -> bool:
@@ -459,7 +459,7 @@ class MemoryOptimizer:
             outcome["skipped"] = "another clean-up is running"
             return outcome
         try:
-            heap = self._heap = self._heap or await asyncio.to_thread(Heap)
+            heap = await self._find_heap()
             predicted = outcome["predicted_bytes"] = await asyncio.to_thread(heap.predict)
             worth = predicted >= max(MIN_GAIN_BYTES, MIN_GAIN_SHARE * before.rss_bytes)
             if automatic and not worth and level == "standard":
@@ -502,6 +502,12 @@ class MemoryOptimizer:
         finally:
             self._busy.release()
 
+    async def _find_heap(self) -> Heap:
+        """The C library's heap, looked at once and off the loop: it reads the memory map."""
+        if self._heap is None:
+            self._heap = await asyncio.to_thread(Heap)
+        return self._heap
+
     async def _wait_for_a_gap(self) -> None:
         """Up to a second for a moment in which no request is being served."""
         for _ in range(20):
@@ -543,7 +549,7 @@ class MemoryOptimizer:
         last = self.results[-1] if self.results else None
         if last and time.time() - datetime.fromisoformat(last["timestamp"]).timestamp() < self.optimization_interval:
             return None
-        heap = self._heap = self._heap or await asyncio.to_thread(Heap)
+        heap = await self._find_heap()
         reading = self._reader.read()
         predicted = await asyncio.to_thread(heap.predict)
         if predicted < max(2 * MIN_GAIN_BYTES, reading.rss_bytes / 3):

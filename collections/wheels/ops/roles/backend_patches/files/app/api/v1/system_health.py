@@ -703,7 +703,7 @@ async def logs_health(ask: Ask) -> Answer:
 def _log_files(most: int = 200) -> List[Dict[str, Any]]:
     """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log)."""
     directories = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path] or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
-    found = []
+    found: List[Dict[str, Any]] = []
     for directory in directories:
         try:
             with os.scandir(directory) as entries:

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: MIT
+"""The dashboard page ``/api/v1/system/dashboard``: scores, values against thresholds, 24 hours as charts, alerts, recovery.
+
+Made on the server as one HTML page with inline SVG: no external asset, a Content-Security-Policy that allows nothing but
+this page's own style and script by nonce. The ops token goes in by a form and is not kept: the session is a cookie
+(HttpOnly, SameSite=Strict) with its expiry and a MAC under a key derived from the token, so it works in every worker and
+ends when the token is withdrawn. It opens this page only; nothing that changes anything accepts it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import html
+import math
+import secrets
+import time
+from datetime import datetime, timezone
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from urllib.parse import parse_qs, urlsplit
+
+COOKIE = "wheels_ops_session"
+SESSION_SECONDS = 8 * 3600
+#: metric, title, unit, whether the chart starts at 0 and ends at 100
+CHARTS = (
+    ("memory_percent", "Memory", "%"),
+    ("cpu_percent", "CPU", "%"),
+    ("disk_percent", "Disk", "%"),
+    ("response_p95_ms", "Response time (95th percentile)", "ms"),
+    ("error_rate", "Failed requests", "%"),
+    ("process_memory_mb", "Memory of this process", "MB"),
+    ("loop_lag_ms", "Event-loop lag", "ms"),
+    ("active_connections", "WebSocket connections", ""),
+)
+#: Metrics of the table that have no thresholds of their own.
+MORE_VALUES = (
+    "requests_per_second",
+    "response_p95_ms",
+    "cache_hit_rate",
+    "db_query_ms",
+    "db_pool_in_use",
+    "celery_queue_depth",
+    "celery_queue_age_s",
+    "load_1m",
+)
+_THRESHOLDS_OF = {"response_p95_ms": "response_time_ms"}
+WIDTH, HEIGHT, LEFT, BOTTOM = 560, 150, 44, 22
+
+
+# -- session -----------------------------------------------------------------------------------------------------------
+
+
+def _key(token: str) -> bytes:
+    return hashlib.sha256(b"wheels.ops dashboard session\0" + token.encode()).digest()
+
+
+def seal(token: str, now: float) -> str:
+    """A session value for a token: expiry, nonce, MAC."""
+    body = f"{int(now) + SESSION_SECONDS}.{secrets.token_hex(8)}"
+    return f"{body}.{hmac.new(_key(token), body.encode(), hashlib.sha256).hexdigest()}"
+
+
+def opens(session: str, tokens: Sequence[str], now: float) -> bool:
+    """Whether a session value was made with a token that is still valid, and has not expired."""
+    body, _, mac = session.rpartition(".")
+    expiry = body.partition(".")[0]
+    if not expiry.isdigit() or int(expiry) < now:
+        return False
+    valid = False
+    for token in tokens:
+        valid |= hmac.compare_digest(hmac.new(_key(token), body.encode(), hashlib.sha256).hexdigest(), mac)
+    return valid
+
+
+def _cookie(headers: Mapping[str, str]) -> str:
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""
+
+
+def _set_cookie(value: str, age: int, secure: bool) -> str:
+    return f"{COOKIE}={value}; Path=/api/v1/system/dashboard; Max-Age={age}; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+
+
+def same_origin(headers: Mapping[str, str]) -> bool:
+    """Whether a form was sent by our own page, from what the browser says of it."""
+    site = headers.get("sec-fetch-site", "")
+    if site and site not in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin", "")
+    return not origin or urlsplit(origin).netloc == headers.get("host", "")
+
+
+# -- handlers ----------------------------------------------------------------------------------------------------------
+
+
+async def show(ask: Any, api: Any) -> Any:
+    if not api.tokens.all():
+        return _page(
+            api, 403, "Refused", "<p>No ops token is configured on this server. Set <code>WHEELS_OPS_TOKEN</code> or <code>WHEELS_OPS_TOKEN_FILE</code>.</p>"
+        )
+    if not ask.caller and not opens(_cookie(ask.headers), api.tokens.all(), time.time()):
+        return _page(api, 200, "Sign in", _form())
+    series = await _series(api)
+    history = await api.asyncio.to_thread(api.read_history, 10)
+    return _page(api, 200, "System health", _body(api, series, history), refresh=True)
+
+
+async def login(ask: Any, api: Any) -> Any:
+    if not api.tokens.all():
+        return await show(ask, api)
+    if not same_origin(ask.headers):
+        return api.refuse(403, "The form was not sent by this page")
+    fields = parse_qs((await ask.body()).decode("utf-8", "replace"), max_num_fields=5)
+    presented = (fields.get("token") or [""])[0].strip()
+    if not api.tokens.match(presented):
+        limited = api.api.limited(ask.client)
+        api.logger.warning(f"🛡️ audit: dashboard sign-in refused, from {ask.client}")
+        why = "Too many tries. Wait a minute." if limited else "That token is not valid."
+        return _page(api, 429 if limited else 401, "Sign in", _form(why))
+    api.logger.info(f"🛡️ audit: dashboard sign-in by token {api.tokens.match(presented)[:12]} from {ask.client}")
+    cookie = _set_cookie(seal(presented, time.time()), SESSION_SECONDS, ask.secure)
+    return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": cookie}, "text/plain")
+
+
+async def logout(ask: Any, api: Any) -> Any:
+    if not same_origin(ask.headers):
+        return api.refuse(403, "The form was not sent by this page")
+    return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, ask.secure)}, "text/plain")
+
+
+async def _series(api: Any) -> Dict[str, List[Tuple[float, float]]]:
+    """metric -> [(time, mean)] of the last 24 hours, from the store or else from memory."""
+    names = [name for name, _, _ in CHARTS]
+    monitor = api.performance_monitor
+    if monitor.store is not None:
+        try:
+            found = await monitor.store.series(names, 24)
+        except Exception as error:  # a busy or broken file: what is in memory is shown
+            api.logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
+        else:
+            return {name: [(at, mean) for at, mean, _ in rows] for name, rows in found.items()}
+    return {name: monitor.rings[name].since(time.time() - 86400) for name in names if name in monitor.rings}
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--text:#1b1f24;--soft:#57606a;--line:#d0d7de;--ok:#1a7f37;--warn:#8a5a00;--bad:#b42318;
+--accent:#0b5cad;--grid:#e4e8ec}
+@media(prefers-color-scheme:dark){:root{--bg:#0e1116;--card:#171b22;--text:#e6edf3;--soft:#9aa4af;--line:#30363d;--ok:#4ac26b;--warn:#e3b341;
+--bad:#ff7b72;--accent:#6cb6ff;--grid:#262c34}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,sans-serif}
+header,main{max-width:1200px;margin:0 auto;padding:1rem}header{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;align-items:center;
+justify-content:space-between}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .6rem}a{color:var(--accent)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:.8rem;list-style:none;margin:0;padding:0}
+.card,figure,.box{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;margin:0}
+.card b{display:block;font-size:1.9rem;line-height:1.2}.soft{color:var(--soft);font-size:.9rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.8rem}
+figcaption{font-weight:600;margin-bottom:.3rem}svg{width:100%;height:auto;display:block}
+.ok{color:var(--ok)}.warn{color:var(--warn)}.bad{color:var(--bad)}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+.grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8}.lw{stroke:var(--warn);
+stroke-dasharray:5 4}.lc{stroke:var(--bad);stroke-dasharray:2 3}
+button,input{font:inherit;padding:.5rem .8rem;border-radius:.4rem;border:1px solid var(--line);background:var(--card);color:var(--text)}
+button{background:var(--accent);color:var(--card);border-color:var(--accent);cursor:pointer}button.plain{background:none;color:var(--accent)}
+:focus-visible{outline:3px solid var(--accent);outline-offset:2px}form.sign{display:grid;gap:.7rem;max-width:26rem}.tools{display:flex;gap:.8rem;
+align-items:center;flex-wrap:wrap}
+"""
+_SCRIPT = """
+const box=document.getElementById('auto');let timer=0;
+function set(){clearInterval(timer);if(box.checked)timer=setInterval(load,15000)}
+async function load(){if(document.hidden)return;try{const a=await fetch(location.pathname,{credentials:'same-origin'});
+if(!a.ok)return;const d=new DOMParser().parseFromString(await a.text(),'text/html');const m=d.querySelector('main');
+if(m)document.querySelector('main').replaceChildren(...m.childNodes)}catch(e){}}
+box.addEventListener('change',set);set();
+"""
+
+
+def _page(api: Any, status: int, title: str, body: str, *, refresh: bool = False) -> Any:
+    nonce = secrets.token_urlsafe(16)
+    tools = ""
+    if refresh:
+        tools = (
+            '<div class="tools"><label><input type="checkbox" id="auto" checked> Refresh every 15 seconds</label>'
+            '<form method="post" action="/api/v1/system/dashboard/logout"><button class="plain">Sign out</button></form></div>'
+        )
+    content = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<title>{html.escape(title)}</title><link rel="icon" href="data:,"><style nonce="{nonce}">{_STYLE}</style></head><body>'
+        f"<header><h1>{html.escape(title)}</h1>{tools}</header><main>{body}</main>"
+        + (f'<script nonce="{nonce}">{_SCRIPT}</script>' if refresh else "")
+        + "</body></html>"
+    )
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy, "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin", "Vary": "Cookie",
+    }  # fmt: skip
+    return api.Answer(status, content, headers, "text/html; charset=utf-8")
+
+
+def _form(problem: str = "") -> str:
+    said = f'<p class="bad" role="alert" id="problem">{html.escape(problem)}</p>' if problem else ""
+    described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
+    return (
+        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}<label for="token">Ops token</label>'
+        f'<input id="token" name="token" type="password" autocomplete="current-password" required autofocus{described}><button>Sign in</button></form>'
+    )
+
+
+def _word(level: str) -> Tuple[str, str]:
+    """(class, word) for a status; the word carries the meaning, the colour only helps."""
+    return {"pass": ("ok", "Healthy"), "healthy": ("ok", "Healthy"), "info": ("ok", "OK"), "warn": ("warn", "Warning"), "warning": ("warn", "Warning")}.get(
+        level, ("bad", "Critical" if level in ("fail", "critical") else level.capitalize())
+    )
+
+
+def _number(value: Optional[float], unit: str = "") -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    return f"{text} {unit}".strip()
+
+
+def _body(api: Any, series: Mapping[str, List[Tuple[float, float]]], history: List[Mapping[str, Any]]) -> str:
+    monitor = api.performance_monitor
+    states = api.board.states()
+    moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return "".join(
+        (
+            f'<p class="soft">As of {moment}. Times are UTC.</p>',
+            _scores(api.board.scores()),
+            _alerts(monitor, states),
+            _values(monitor),
+            '<h2>Last 24 hours</h2><div class="charts">',
+            *(_chart(name, title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name))) for name, title, unit in CHARTS),
+            "</div>",
+            _recovery(history),
+        )
+    )
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    css, word = _word(str(scores["overall"]))
+    cards = [f'<li class="card"><span class="soft">Overall health</span><b class="{css}">{word}</b></li>']
+    for key, title in (("performance", "Performance"), ("stability", "Stability"), ("user_experience", "User experience")):
+        value = scores[key]
+        css = "soft" if value is None else "ok" if value >= 80 else "warn" if value >= 50 else "bad"
+        text = "–" if value is None else f"{value:.0f}"
+        note = "not measured yet" if value is None else "of 100"
+        cards.append(f'<li class="card"><span class="soft">{title}</span><b class="{css}">{text}</b><span class="soft">{note}</span></li>')
+    return f'<h2>Scores</h2><ul class="cards">{"".join(cards)}</ul>'
+
+
+def _alerts(monitor: Any, states: Mapping[str, Tuple[str, Any]]) -> str:
+    rows = []
+    for name, (status, check) in sorted(states.items(), key=lambda item: item[1][0]):
+        if status == "pass":
+            continue
+        css, word = _word(status)
+        rows.append(
+            f'<tr><td class="{css}">{word}</td><td>{html.escape(name)}</td><td>{html.escape(check.output or "the sample is old")}</td>'
+            f"<td>{html.escape(check.time[:19].replace('T', ' '))}</td></tr>"
+        )
+    if not rows:
+        return '<h2>Active alerts</h2><p class="box ok">None: every check passes.</p>'
+    head = '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last sample</th></tr>'
+    return f'<h2>Active alerts</h2><div class="box wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _values(monitor: Any) -> str:
+    rows = []
+    for name in (*monitor.thresholds, *MORE_VALUES):
+        metric = monitor.current.get(name)
+        if metric is None:
+            continue
+        limits = monitor.thresholds.get(name, {})
+        alert = monitor.active_alerts.get(name)
+        css, word = _word(alert.level.value if alert else "info")
+        shown = f'<td class="{css}">{word}</td>' if limits else '<td class="soft">no threshold</td>'
+        rows.append(
+            f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td class="n">{_number(metric.value, metric.unit)}</td>'
+            f'<td class="n">{_number(limits.get("warning"), metric.unit)}</td><td class="n">{_number(limits.get("critical"), metric.unit)}</td>{shown}</tr>'
+        )
+    head = '<th scope="col">Metric</th><th scope="col" class="n">Now</th><th scope="col" class="n">Warning above</th>'
+    head += '<th scope="col" class="n">Critical above</th><th scope="col">State</th>'
+    return f'<h2>Values and thresholds</h2><div class="box wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], limits: Optional[Mapping[str, float]]) -> str:
+    """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture alone."""
+    caption = f"<figcaption>{html.escape(title)}{f' ({unit})' if unit else ''}</figcaption>"
+    if not points:
+        return f'<figure>{caption}<p class="soft">No samples yet.</p></figure>'
+    end = max(time.time(), points[-1][0])
+    begin = end - 86400
+    points = _thin([point for point in points if point[0] >= begin - 60], 480)
+    values = [value for _, value in points]
+    shown_limits = [value for value in (limits or {}).values() if value <= 4 * max(*values, 1) or unit == "%"]
+    top = 100.0 if unit == "%" and max(values) > 10 else max([*values, *shown_limits, 1.0]) * 1.05
+    if unit == "%" and max(values) <= 10:
+        top = max(10.0, *shown_limits) if shown_limits and max(shown_limits) <= 10 else 100.0 if shown_limits else 10.0
+
+    def x(at: float) -> float:
+        return LEFT + (WIDTH - LEFT - 6) * (at - begin) / 86400
+
+    def y(value: float) -> float:
+        return (HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - 8) * min(value, top) / top
+
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        level = y(top * share)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 6}" y1="{level:.1f}" y2="{level:.1f}"/>')
+        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{level + 4:.1f}" text-anchor="end">{_number(top * share)}</text>')
+    for hours in (24, 18, 12, 6, 0):
+        at = end - hours * 3600
+        anchor = "start" if hours == 24 else "end" if hours == 0 else "middle"
+        text = datetime.fromtimestamp(at, timezone.utc).strftime("%H:%M")
+        parts.append(f'<text class="axis" x="{x(at):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
+    for css, limit in zip(("lw", "lc"), (limits or {}).values()):
+        if limit <= top:
+            parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - 6}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>')
+    path: List[str] = []
+    previous = 0.0
+    for at, value in points:
+        path.append(f"{'L' if path and at - previous <= 600 else 'M'}{x(at):.1f} {y(value):.1f}")
+        previous = at
+    if len(points) == 1:
+        path.append("h1.5")
+    parts.append(f'<path class="curve" d="{"".join(path)}"/>')
+    alternative = f"{title}: now {_number(values[-1], unit)}, lowest {_number(min(values), unit)}, highest {_number(max(values), unit)} in the last 24 hours"
+    return (
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(alternative)}">{"".join(parts)}</svg>'
+        f'<p class="soft">{html.escape(alternative.partition(": ")[2].capitalize())}</p></figure>'
+    )
+
+
+def _thin(points: List[Tuple[float, float]], most: int) -> List[Tuple[float, float]]:
+    """At most ``most`` points; of each stretch the highest stays, because peaks are what one looks for."""
+    stride = -(-len(points) // most)
+    if stride <= 1:
+        return points
+    return [max(points[start : start + stride], key=lambda point: point[1]) for start in range(0, len(points), stride)]
+
+
+def _recovery(history: List[Mapping[str, Any]]) -> str:
+    if not history:
+        return '<h2>Last recovery actions</h2><p class="box">None yet.</p>'
+    rows = []
+    for entry in history:
+        outcome = str(entry.get("outcome", ""))
+        css = "ok" if outcome in ("ok", "success", "fixed", "relieved", "changed") else "bad" if outcome in ("failed", "error") else ""
+        cells = "".join(f"<td>{html.escape(str(entry.get(key, ''))[:200])}</td>" for key in ("action", "subject", "trigger"))
+        duration = entry.get("duration_s")
+        rows.append(
+            f'<tr><td>{html.escape(str(entry.get("time", ""))[:19].replace("T", " "))}</td>{cells}<td class="{css}">{html.escape(outcome)}</td>'
+            f'<td class="n">{_number(duration, "s") if isinstance(duration, (int, float)) else ""}</td></tr>'
+        )
+    titles = ("Time", "Action", "Subject", "Trigger", "Outcome", "Duration")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    return f'<h2>Last recovery actions</h2><div class="box wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: MIT
+"""Samples the dependencies of this process in the background: database, Redis, Celery, CORS, text to speech, WebSocket.
+
+Each check is a task of its own with its own timeout, so a frozen dependency delays nobody. A failure is confirmed by a
+second try before it is posted: seen within ``2 * timeout + interval`` seconds, and a single slow answer is no alarm.
+Answers of the API come from what was posted; nothing there ever waits for a dependency.
+
+Environment: ``HEALTH_CHECK_INTERVAL`` 5 s, ``HEALTH_CHECK_TIMEOUT`` 1 s, ``DATABASE_URL``, ``DATABASE_REPLICA_URL``,
+``DATABASE_RESTART_AFTER`` 60 s, ``HEALTH_EXPECTED_TABLES``, ``REDIS_URL``, ``CELERY_BROKER_URL``, ``CELERY_QUEUES``,
+``CELERY_QUEUE_DEPTH_WARNING`` 1000, ``CELERY_QUEUE_AGE_WARNING`` 900 s, ``CELERY_BEAT_HEARTBEAT_KEY``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import random
+import socket
+import sys
+import time
+from typing import Any, Callable, Dict, List, MutableMapping, Optional, Tuple
+
+from app.core.logging import get_logger
+from app.monitoring.memory_optimizer import env_number
+from app.wheels_ops.database_guard import DatabaseGuard
+
+logger = get_logger(__name__)
+
+#: Tables whose absence the incident report names.
+EXPECTED_TABLES = "affiliate_sales,user_wishlists,wishlist_items"
+#: Every policy is looked at again after this time, even where the catalogue says that none has changed.
+POLICY_PROBE_SECONDS = 60.0
+QUEUES = "email,maintenance,analytics,cleanup,notifications,default,celery"
+FOREIGN_ORIGIN = "https://wheels-ops-probe.invalid"
+PREFLIGHT_PATH = "/api/v1/pam/chat"
+
+
+class Down(Exception):
+    """A dependency that does not do its work; the message says so in one sentence."""
+
+
+class Check:
+    """``run`` measures and posts its details; it raises where the dependency is down, which becomes ``name: fail``."""
+
+    name = ""
+    kind = "component"
+
+    def __init__(self, checks: HealthChecks) -> None:
+        self.checks = checks
+        self.board = checks.board
+
+    async def run(self) -> None:
+        """Each check has its own."""
+
+    async def failed(self, why: str) -> None:
+        self.post("fail", why)
+
+    async def close(self) -> None:
+        return None
+
+    def post(self, status: str, output: str = "", *, name: str = "", value: Any = None, unit: str = "") -> None:
+        self.board.post(name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.interval)
+
+    def skip(self, why: str, name: str = "") -> None:
+        self.board.note(name or self.name, why)
+
+
+class HealthChecks:
+    """All checks of this process and the numbers they found."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        self.board = api.board
+        self.interval = env_number("HEALTH_CHECK_INTERVAL", 5.0, low=0.05)
+        self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
+        self.numbers: Dict[str, float] = {}
+        self.tasks: List[asyncio.Task[None]] = []
+        self.checks: List[Check] = [DatabaseCheck(self), RedisCheck(self), CorsCheck(self), SpeechCheck(self), WebSocketCheck(self), StabilityCheck(self)]
+
+    async def start(self) -> None:
+        self.api.performance_monitor.sources.append(self.current_numbers)
+        await asyncio.wait([asyncio.create_task(self.once(check)) for check in self.checks], timeout=4 * self.timeout)
+        self.tasks = [asyncio.create_task(self._loop(check), name=f"check-{check.name}") for check in self.checks]
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+        if self.current_numbers in self.api.performance_monitor.sources:
+            self.api.performance_monitor.sources.remove(self.current_numbers)
+        for check in self.checks:
+            with contextlib.suppress(Exception):
+                await check.close()
+
+    def current_numbers(self) -> Dict[str, float]:
+        return self.numbers
+
+    async def _loop(self, check: Check) -> None:
+        await asyncio.sleep(self.interval * random.random())  # not all at the same moment
+        while True:
+            await self.once(check)
+            await asyncio.sleep(self.interval)
+
+    async def once(self, check: Check) -> None:
+        """One measurement, confirmed by a second one where it failed."""
+        why = ""
+        for attempt in (1, 2):
+            try:
+                await asyncio.wait_for(check.run(), 3 * self.timeout)
+                return
+            except Exception as error:
+                why = str(error) if isinstance(error, Down) else f"no answer ({type(error).__name__})"
+                if not isinstance(error, (Down, OSError, asyncio.TimeoutError)):
+                    logger.debug(f"🩺 {check.name}: {type(error).__name__}: {error}")
+            if attempt == 1:
+                await asyncio.sleep(min(0.3, self.interval))
+        try:
+            await check.failed(why)
+        except Exception as error:
+            self.board.post(check.name, "fail", why, kind=check.kind, period=self.interval)
+            logger.error(f"🩺 The procedure for {check.name} failed: {type(error).__name__}: {error}")
+
+
+class DatabaseCheck(Check):
+    """select 1, the tables that must be there, and whether any policy is recursive (42P17), asked as ``authenticated``."""
+
+    name = "database:connection"
+    kind = "datastore"
+
+    def __init__(self, checks: HealthChecks) -> None:
+        super().__init__(checks)
+        monitor, api = checks.api.performance_monitor, checks.api
+        self.guard = DatabaseGuard(
+            timeout=checks.timeout,
+            alert=lambda level, message: monitor.raise_alert("database", api.AlertLevel(level), message),
+            clear=lambda: monitor.clear_alert("database"),
+            ask_host=self._ask_host,
+            restart_after=env_number("DATABASE_RESTART_AFTER", 60.0),
+        )
+        self.tables = [name.strip() for name in os.environ.get("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES).split(",") if name.strip()]
+        self._policies: Tuple[str, float, List[str]] = ("", 0.0, [])
+        self._rounds: Optional[asyncio.Task[None]] = None
+
+    async def _ask_host(self, kind: str, details: Dict[str, Any]) -> None:
+        await asyncio.to_thread(
+            self.checks.api.write_request, kind, f"database {details.get('state') or 'does not come back'}", requested_by="database guard", details=details
+        )
+
+    async def run(self) -> None:
+        guard = self.guard
+        if not guard.primary:
+            self.skip("DATABASE_URL is not set")
+            return
+        try:
+            import asyncpg  # noqa: F401 - only whether it is there
+        except ImportError:
+            self.skip("asyncpg is not installed")
+            return
+        if self._rounds is not None and not self._rounds.done():
+            return  # the emergency procedure is at work and posts what it finds
+        found = await guard.attempt(self._ask)
+        await self._post(found)
+
+    async def _post(self, found: Tuple[float, List[str], Optional[List[str]]]) -> None:
+        milliseconds, missing, recursive = found
+        await self.guard.recovered()
+        self.checks.numbers["db_query_ms"] = milliseconds
+        self.checks.numbers.update(self.guard.pool_numbers())
+        self.post("pass", value=round(milliseconds, 2), unit="ms")
+        self.board.sections["database"] = self.guard.describe()
+        if missing:
+            self.post("fail", f"missing tables: {', '.join(missing)}", name="database:tables", value=len(missing))
+        else:
+            self.post("pass", name="database:tables", value=0)
+        if recursive is None:
+            self.skip("the role authenticated does not exist, or this user may not become it", name="database:policies")
+        elif recursive:
+            self.post("fail", f"infinite recursion in the policies of {', '.join(recursive)}", name="database:policies", value=len(recursive))
+        else:
+            self.post("pass", name="database:policies", value=0)
+
+    async def failed(self, why: str) -> None:
+        self.post("fail", why)
+        for name in ("database:tables", "database:policies"):
+            self.board.note(name, "the database does not answer")
+        self.checks.numbers.pop("db_query_ms", None)
+        await self.guard.failed()
+        self.board.sections["database"] = self.guard.describe()
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.create_task(self._emergency(), name="database-emergency")
+
+    async def _emergency(self) -> None:
+        """Rounds of retries until the primary is back; posts after each."""
+        while True:
+            try:
+                found = await self.guard.reconnect(self._ask)
+            except Exception:  # whatever a driver raises: the primary is still gone
+                await self.guard.gave_up()
+                self.board.sections["database"] = self.guard.describe()
+                if self.guard.read_only:
+                    self.post("warn", "read-only operation from the replica")
+                else:
+                    self.post("fail", "the database does not answer")
+                await asyncio.sleep(self.checks.interval)
+            else:
+                await self._post(found)
+                return
+
+    async def _ask(self, connection: Any) -> Tuple[float, List[str], Optional[List[str]]]:
+        """(milliseconds of ``select 1``, missing tables, recursive tables or None where that cannot be asked)."""
+        started = time.perf_counter()
+        await connection.fetchval("select 1")
+        milliseconds = 1000 * (time.perf_counter() - started)
+        rows = await connection.fetch(
+            "select c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = 'public' and c.relkind in ('r', 'p', 'v', 'f') and c.relname = any($1::text[])",
+            self.tables,
+        )
+        missing = sorted(set(self.tables) - {row["relname"] for row in rows})
+        return milliseconds, missing, await self._recursive(connection)
+
+    async def _recursive(self, connection: Any) -> Optional[List[str]]:
+        if not await connection.fetchval(
+            "select count(*) > 0 from pg_catalog.pg_roles where rolname = 'authenticated' and pg_catalog.pg_has_role(oid, 'member')"
+        ):
+            return None
+        seen = await connection.fetchval(
+            "select md5(coalesce((select string_agg(p.oid::text || ':' || p.xmin::text, ',' order by p.oid) from pg_catalog.pg_policy p), '') || '/' ||"
+            " coalesce((select string_agg(c.oid::text || ':' || c.xmin::text, ',' order by c.oid) from pg_catalog.pg_class c where c.relrowsecurity), ''))"
+        )
+        fingerprint, probed, known = self._policies
+        if seen == fingerprint and time.monotonic() - probed < POLICY_PROBE_SECONDS:
+            return known
+        found: List[str] = []
+        tables = await connection.fetch(
+            "select c.relname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, (select pg_catalog.quote_ident(a.attname)"
+            " from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''"
+            " and a.attidentity = '' order by a.attnum limit 1) as field from pg_catalog.pg_class c"
+            " join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relrowsecurity and n.nspname = 'public' order by c.relname limit 200"
+        )
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute("set local role authenticated")
+            for table in tables:
+                if await self._is_recursive(connection, table["quoted"], table["field"]):
+                    found.append(table["name"])
+        finally:
+            await transaction.rollback()
+        self._policies = (seen, time.monotonic(), found)
+        return found
+
+    async def _is_recursive(self, connection: Any, table: str, field: Optional[str]) -> bool:
+        """PREPARE goes as far as the rewriter, where recursion is found: nothing is planned, run or changed."""
+        statements = [f"select 1 from {table}", f"delete from {table}", f"insert into {table} default values"]
+        if field:
+            statements.append(f"update {table} set {field} = {field}")
+        for statement in statements:
+            savepoint = connection.transaction()
+            await savepoint.start()
+            try:
+                await connection.execute(f"prepare wheels_ops_probe as {statement}")
+                await connection.execute("deallocate wheels_ops_probe")
+            except Exception as error:
+                await savepoint.rollback()
+                if getattr(error, "sqlstate", "") == "42P17":
+                    return True
+            else:
+                await savepoint.commit()
+        return False
+
+    async def close(self) -> None:
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.gather(self._rounds, return_exceptions=True)
+        await self.guard.close()
+
+
+class RedisCheck(Check):
+    """PING, a write under an own key, the depth and age of the Celery queues, and the heartbeat of celery beat."""
+
+    name = "redis:connection"
+    kind = "datastore"
+
+    def __init__(self, checks: HealthChecks) -> None:
+        super().__init__(checks)
+        self.url = os.environ.get("REDIS_URL", "") or self._from_settings()
+        self.key = f"wheels_ops:probe:{socket.gethostname()}:{os.getpid()}"
+        self.queues = [name for name in os.environ.get("CELERY_QUEUES", QUEUES).split(",") if name]
+        self.heartbeat_key = os.environ.get("CELERY_BEAT_HEARTBEAT_KEY", "wheels_ops:beat:heartbeat")
+        self._client: Any = None
+        self._heads: Dict[str, Tuple[bytes, float]] = {}
+        self._beat_seen = False
+
+    @staticmethod
+    def _from_settings() -> str:
+        with contextlib.suppress(Exception):
+            from app.core.config import get_settings
+
+            return str(getattr(get_settings(), "REDIS_URL", "") or "")
+        return ""
+
+    async def run(self) -> None:
+        if not self.url:
+            self.skip("REDIS_URL is not set")
+            return
+        try:
+            import redis.asyncio as redis
+        except ImportError:
+            self.skip("the redis client is not installed")
+            return
+        if self._client is None:
+            timeout = self.checks.timeout
+            self._client = redis.from_url(self.url, socket_timeout=timeout, socket_connect_timeout=timeout, single_connection_client=True)
+        try:
+            started = time.perf_counter()
+            await self._client.ping()
+            self.post("pass", value=round(1000 * (time.perf_counter() - started), 2), unit="ms")
+            await self._write()
+            await self._celery()
+        except BaseException:
+            await self.close()
+            raise
+        await self._cache()
+
+    async def _write(self) -> None:
+        token = f"{time.time():.3f}"
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.set(self.key, token, ex=60)
+                pipe.get(self.key)
+                _, read = await pipe.execute()
+        except Exception as error:
+            if type(error).__name__ in ("TimeoutError", "ConnectionError"):
+                raise
+            self.post("fail", f"Redis refuses writes ({type(error).__name__})", name="redis:write")
+            return
+        wrong = (read.decode() if isinstance(read, bytes) else read) != token
+        self.post("fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write")
+
+    async def _celery(self) -> None:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for queue in self.queues:
+                pipe.llen(queue)
+                pipe.lindex(queue, -1)
+            pipe.get(self.heartbeat_key)
+            answers = await pipe.execute(raise_on_error=False)
+        now = time.monotonic()
+        depth, oldest = 0, 0.0
+        for index, queue in enumerate(self.queues):
+            length, head = answers[2 * index], answers[2 * index + 1]
+            if not isinstance(length, int) or not length or isinstance(head, Exception) or head is None:
+                self._heads.pop(queue, None)
+                continue
+            depth += length
+            known = self._heads.get(queue)
+            if known is None or known[0] != head:
+                known = self._heads[queue] = (head, now)
+            oldest = max(oldest, now - known[1])
+        self.checks.numbers.update(celery_queue_depth=float(depth), celery_queue_age_s=oldest)
+        late = oldest > env_number("CELERY_QUEUE_AGE_WARNING", 900)
+        deep = depth > env_number("CELERY_QUEUE_DEPTH_WARNING", 1000)
+        why = f"the oldest task waits for {oldest:.0f} s at least" if late else f"{depth} tasks wait" if deep else ""
+        self.post("warn" if late or deep else "pass", why, name="celery:queues", value=depth)
+        self._beat(answers[-1])
+
+    def _beat(self, found: Any) -> None:
+        """The heartbeat is the epoch of celery beat's last tick; without one ever seen nothing is claimed."""
+        if found is None or isinstance(found, Exception):
+            if self._beat_seen:
+                self.post("warn", "celery beat has stopped", name="celery:beat")
+            else:
+                self.skip("no heartbeat of celery beat seen", name="celery:beat")
+            return
+        self._beat_seen = True
+        try:
+            age = time.time() - float(found)
+        except ValueError:
+            return
+        limit = max(30.0, 3 * self.checks.interval)
+        self.post(
+            "warn" if age > limit else "pass",
+            f"last tick of celery beat {age:.0f} s ago" if age > limit else "",
+            name="celery:beat",
+            value=round(age, 1),
+            unit="s",
+        )
+
+    async def _cache(self) -> None:
+        """What the cache service says of itself, within the timeout; its hit rate is a metric."""
+        service = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
+        ask = getattr(service, "get_stats", None) or getattr(service, "get_cache_stats", None)
+        if ask is None:
+            return
+        with contextlib.suppress(Exception):
+            answer = ask()
+            stats = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+            self.board.sections["cache"] = {key: value for key, value in stats.items() if isinstance(value, (str, int, float, bool, type(None)))}
+            for key, scale in (("hit_rate_percent", 1.0), ("hit_rate", 100.0)):
+                rate = stats.get(key)
+                if isinstance(rate, (int, float)):
+                    self.checks.numbers["cache_hit_rate"] = float(rate) * (scale if rate <= 1 else 1.0)
+                    break
+
+    async def failed(self, why: str) -> None:
+        self.post("fail", why)
+        for name in ("redis:write", "celery:queues", "celery:beat"):
+            self.board.note(name, "Redis does not answer")
+        for name in ("celery_queue_depth", "celery_queue_age_s"):
+            self.checks.numbers.pop(name, None)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.aclose(), 0.2)
+
+
+class CorsCheck(Check):
+    """A preflight through the application itself: the first own origin must be allowed, a foreign one must not."""
+
+    name = "cors:preflight"
+
+    async def run(self) -> None:
+        application = self.checks.api.api.application
+        origin = _own_origin()
+        if application is None or not origin:
+            self.skip("no application or no CORS origin known yet")
+            return
+        status, headers = await _preflight(application, origin)
+        if status != 200 or headers.get("access-control-allow-origin") != origin:
+            raise Down(f"CORS: the OPTIONS preflight of an own origin is answered {status}")
+        status, headers = await _preflight(application, FOREIGN_ORIGIN)
+        if headers.get("access-control-allow-origin") in (FOREIGN_ORIGIN, "*"):
+            raise Down("CORS: the preflight of a foreign origin is allowed")
+        self.post("pass")
+
+
+def _own_origin() -> str:
+    policy = getattr(sys.modules.get("app.core.cors_config"), "cors_config", None)
+    origins = getattr(policy, "origins", None) or []
+    return next((str(one) for one in origins if "*" not in str(one)), "")
+
+
+async def _preflight(application: Any, origin: str) -> Tuple[int, Dict[str, str]]:
+    """Status and headers of OPTIONS, straight through the ASGI application."""
+    status = 0
+    headers: Dict[str, str] = {}
+    scope: MutableMapping[str, Any] = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "OPTIONS", "scheme": "http", "path": PREFLIGHT_PATH,
+        "raw_path": PREFLIGHT_PATH.encode(), "query_string": b"", "root_path": "", "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 80),
+        "headers": [
+            (b"host", b"127.0.0.1"), (b"origin", origin.encode()), (b"access-control-request-method", b"POST"),
+            (b"access-control-request-headers", b"authorization,content-type"), (b"user-agent", b"wheels-ops-self-check"),
+        ],
+    }  # fmt: skip
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            headers.update({name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message.get("headers", ())})
+
+    await application(scope, receive, send)
+    return status, headers
+
+
+class SpeechCheck(Check):
+    """Whether any engine that makes audio is usable, from the speech service's own breaker states."""
+
+    name = "tts:engines"
+
+    async def run(self) -> None:
+        service = getattr(sys.modules.get("app.services.tts.tts_service"), "tts_service", None)
+        ask: Optional[Callable[[], Any]] = getattr(service, "get_service_status", None)
+        if ask is None:
+            self.skip("the speech service is not loaded")
+            return
+        answer = ask()
+        status: Dict[str, Any] = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+        if not (status.get("initialized") or status.get("is_initialized")):
+            self.post("warn", "the speech service is not initialized: answers are text only")
+            return
+        word = str(status.get("service_status") or status.get("status") or "")
+        usable = _usable_engines(status.get("engines"))
+        if usable == 0 or word in ("unhealthy", "failed", "error", "text_only"):
+            self.post("warn", "no speech engine works: answers are text only", value=0)
+        else:
+            self.post("pass", value=usable)
+
+    async def failed(self, why: str) -> None:
+        self.post("warn", f"the speech service gives no state: {why}")
+
+
+def _usable_engines(engines: Any) -> Optional[int]:
+    """How many engines that make audio are usable; None where the service does not say."""
+    if not isinstance(engines, dict):
+        return None
+    if isinstance(engines.get("healthy_engines"), int):
+        return int(engines["healthy_engines"])
+    table = engines["engines"] if isinstance(engines.get("engines"), dict) else engines
+    found, said = 0, False
+    for name, entry in table.items():
+        if not isinstance(entry, dict) or name == "text_only":
+            continue
+        state = entry.get("state") or entry.get("breaker") or entry.get("status")
+        if state is None:
+            continue
+        said = True
+        word = str(state.get("state") if isinstance(state, dict) else state)
+        found += word in ("closed", "half_open", "half-open", "healthy", "ok", "available", "ready")
+    return found if said else None
+
+
+class WebSocketCheck(Check):
+    """Connections, and whether the heartbeat still runs while there are any."""
+
+    name = "websocket:heartbeat"
+
+    async def run(self) -> None:
+        manager = getattr(sys.modules.get("app.core.websocket_manager"), "manager", None)
+        if manager is None:
+            self.skip("the WebSocket manager is not loaded")
+            return
+        public = getattr(manager, "get_public_stats", None)
+        if public is not None:
+            stats: Dict[str, Any] = public()
+            self.board.sections["websocket"] = json.loads(json.dumps(stats, default=str))
+        count = len(getattr(manager, "active_connections", ()))
+        self.checks.numbers["active_connections"] = float(count)
+        task = getattr(manager, "heartbeat_task", None)
+        if count and (task is None or task.done()):
+            raise Down("the WebSocket heartbeat has stopped while there are connections")
+        self.post("pass", value=count)
+
+
+class StabilityCheck(Check):
+    """Restarts, crash loops and uptime of the last 24 hours, from the history file; once a minute."""
+
+    name = "process:stability"
+    kind = "system"
+
+    def __init__(self, checks: HealthChecks) -> None:
+        super().__init__(checks)
+        self._next = 0.0
+
+    async def run(self) -> None:
+        store = self.checks.api.performance_monitor.store
+        if store is None:
+            self.skip("there is no history on disk")
+            return
+        if time.monotonic() >= self._next:
+            self.board.sections["stability"] = await store.stability()
+            self._next = time.monotonic() + 60
+        found = self.board.sections.get("stability", {})
+        loops = found.get("crash_loops") or 0
+        self.post("warn" if loops else "pass", f"{loops} crash loops in the last 24 hours" if loops else "", value=found.get("restarts"))
+
+    async def failed(self, why: str) -> None:
+        self.skip(f"the history does not answer: {why}")
+
+
+_running: Optional[HealthChecks] = None
+
+
+def guard() -> Optional[DatabaseGuard]:
+    """The database guard of this process, where the checks run."""
+    return next((check.guard for check in _running.checks if isinstance(check, DatabaseCheck)), None) if _running else None
+
+
+async def start(api: Any) -> None:
+    """Starts the checks; ``api`` is the module ``app.api.v1.system_health``."""
+    global _running
+    if _running is None and api.performance_monitor.is_running:
+        _running = HealthChecks(api)
+        await _running.start()
+
+
+async def stop() -> None:
+    global _running
+    running, _running = _running, None
+    if running is not None:
+        await running.stop()
