@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg2.extensions
+import yaml
 
 from tests.backend import database
 from tests.backend.materialise import materialise
@@ -29,16 +30,9 @@ from tests.support.waiting import free_port, wait_until
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: The interpreter of the backend's own environment (dependency group ``backend``).
 BACKEND_PYTHON = Path(os.environ.get("WHEELS_OPS_BACKEND_PYTHON", REPOSITORY / ".venv-backend" / "bin" / "python"))
-PATCHES = REPOSITORY / "collections" / "wheels" / "ops" / "roles" / "backend_patches" / "files" / "app"
+ROLE = REPOSITORY / "collections" / "wheels" / "ops" / "roles" / "backend_patches"
+PATCHES = ROLE / "files" / "app"
 SECRET_KEY = "stand-in-secret-key-of-32-bytes-or-more"  # noqa: S105 - signs tokens of tests only
-INSTALL_BLOCK = """
-
-# >>> wheels.ops
-from app.wheels_ops.wiring import install as _wheels_ops_install
-
-_wheels_ops_install(app)
-# <<< wheels.ops
-"""
 _START_TIMEOUT = 90.0
 
 
@@ -160,6 +154,16 @@ def overlay(directory: Path, patched: t.Sequence[str]) -> None:
             shutil.copyfile(source, target)
 
 
+def install_blocks(directory: Path) -> None:
+    """Writes the marked blocks of the role's defaults into ``main.py`` and the worker, as a deployment does."""
+    from wheels_ops.remedies import blocks
+
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    for name, lines in {**defaults["backend_patches_blocks"], **defaults["backend_patches_optional_blocks"]}.items():
+        path = directory / name
+        path.write_text(blocks.insert(path.read_text(), lines, path=name))
+
+
 def environment(directory: Path, *, database_url: str, redis_url: t.Optional[str], port: int, **extra: t.Optional[str]) -> t.Dict[str, str]:
     """The backend's environment, and nothing of this process's that it would read; ``extra`` wins, None leaves a name out."""
     for name in ("logs", "tmp", "state"):
@@ -188,7 +192,7 @@ def running_backend(
 ) -> t.Iterator[Backend]:
     """One release, materialised into a directory of its own and running on a free port until the block ends.
 
-    ``patched`` files replace those of the release, ``install_block`` appends the marked block to ``main.py``, ``prepare`` is called
+    ``patched`` files replace those of the release, ``install_block`` writes the marked blocks, ``prepare`` is called
     with the directory before the start (for a change of one's own), ``env`` adds to the environment (None takes a name out;
     ``redis_url`` None leaves ``REDIS_URL`` unset). Raises ``DidNotStart``.
     """
@@ -199,8 +203,7 @@ def running_backend(
         materialise(release, directory)
         overlay(directory, patched)
         if install_block:
-            with open(directory / "app" / "main.py", "a", encoding="utf-8") as main:
-                main.write(INSTALL_BLOCK)
+            install_blocks(directory)
         if prepare:
             prepare(directory)
         port = free_port()

@@ -9,6 +9,7 @@ import typing as t
 from collections import deque
 
 import psutil
+
 from app.core.logging import get_logger
 
 logger = get_logger(__name__)

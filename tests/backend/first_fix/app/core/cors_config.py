@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import typing as t
 
+from fastapi import Request, Response
+
 from app.core.config import get_settings
 from app.core.logging import get_logger
-from fastapi import Request, Response
 
 logger = get_logger(__name__)
 

@@ -8,9 +8,10 @@ import json
 import time
 import typing as t
 
-from app.core.logging import get_logger
 from fastapi import WebSocket
 from starlette.websockets import WebSocketState
+
+from app.core.logging import get_logger
 
 logger = get_logger(__name__)
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+
 from app.core.logging import get_logger
 
 logger = get_logger(__name__)

@@ -10,6 +10,7 @@ import pickle
 import typing as t
 
 import redis.asyncio as redis
+
 from app.core.config import get_settings
 from app.core.logging import get_logger, setup_logging
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 import typing as t
 
-from app.core.cors_config import cors_config
-from app.core.logging import get_logger
 from fastapi import Request, Response
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
+
+from app.core.cors_config import cors_config
+from app.core.logging import get_logger
 
 logger = get_logger(__name__)
 

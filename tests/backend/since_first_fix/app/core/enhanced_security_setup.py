@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import typing as t
 
+from fastapi import FastAPI
+
 from app.core.security_monitoring import SecurityMonitoringMiddleware, security_monitor
 from app.core.waf import WAFMiddleware
 from app.core.xss_csrf_protection import EXEMPT, CSRFMiddleware
-from fastapi import FastAPI
 
 
 def _on(name: str) -> bool:

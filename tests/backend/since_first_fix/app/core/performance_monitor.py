@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 import psutil
+
 from app.core.logging import get_logger
 
 try:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import time
 import typing as t
 
-from app.core.logging import get_logger
-from app.services.cache_service import cache_service
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
+
+from app.core.logging import get_logger
+from app.services.cache_service import cache_service
 
 logger = get_logger(__name__)
 

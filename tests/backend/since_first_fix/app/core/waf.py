@@ -7,11 +7,12 @@ import re
 import typing as t
 from urllib.parse import unquote_plus
 
-from app.core.logging import get_logger
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
+
+from app.core.logging import get_logger
 
 logger = get_logger(__name__)
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import secrets
 import typing as t
 
-from app.core.logging import get_logger
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
+
+from app.core.logging import get_logger
 
 logger = get_logger(__name__)
 

@@ -7,13 +7,14 @@ import typing as t
 from datetime import datetime
 
 import psutil
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
 from app.api.deps import check_services
 from app.core.config import get_settings
 from app.core.websocket_manager import manager
 from app.services.cache_service import cache_service
 from app.services.database import database_service
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 
 router = APIRouter()
 

@@ -8,9 +8,10 @@ import typing as t
 from datetime import datetime
 
 import psutil
+from fastapi import APIRouter
+
 from app.monitoring.production_monitor import production_monitor
 from app.services.performance_monitor import performance_monitor
-from fastapi import APIRouter
 
 router = APIRouter(tags=["Monitoring"])
 

@@ -11,10 +11,11 @@ import typing as t
 from datetime import datetime
 
 import psutil
+from fastapi import APIRouter, BackgroundTasks, HTTPException
+
 from app.core.logging import get_logger
 from app.core.performance_monitor import memory_optimizer, performance_monitor
 from app.services.cache_service import cache_service
-from fastapi import APIRouter, BackgroundTasks, HTTPException
 
 logger = get_logger(__name__)
 router = APIRouter(prefix="/system", tags=["System Health"])

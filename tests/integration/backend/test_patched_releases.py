@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our files drop into each release: it starts, answers, and what was broken in it works."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from tests.backend import database
+from tests.backend.materialise import RELEASES
+from tests.support import servers
+from tests.support.backend_env import PATCHES, Backend, running_backend
+
+ANNA = database.USERS["anna"]
+EVERYTHING = tuple(sorted(path.name for path in PATCHES.iterdir() if path.name != "__pycache__"))
+
+
+@pytest.fixture(scope="module", params=sorted(RELEASES))
+def patched(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis) -> t.Iterator[Backend]:
+    with running_backend(str(request.param), postgres.database(), redis_server.url, patched=EVERYTHING, install_block=True) as backend:
+        yield backend
+
+
+def test_august_starts_with_our_speech_service_alone(postgres: servers.Postgres, redis: servers.Redis) -> None:
+    with running_backend("august", postgres.database(), redis.url, patched=["services/tts", "wheels_ops"]) as backend:
+        assert backend.request("GET", "/health").json()["service"] == "wheels-wins-pam-api"
+        status = backend.request("GET", "/api/v1/tts/status").json()
+        assert {"status", "initialized", "is_initialized", "engines", "service_status"} <= set(status)
+
+
+def test_a_patched_release_answers(patched: Backend) -> None:
+    assert patched.request("GET", "/health").status == 200
+    assert patched.request("GET", "/livez").status == 200
+    assert "cannot be imported, its part is left out" not in patched.logged()
+    assert "Traceback" not in patched.logged()
+
+
+def test_a_patched_release_lets_its_front_ends_in_and_nobody_else(patched: Backend) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey,authorization,x-client-info"}
+    answer = patched.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://www.wheelsandwins.com", **asked})
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://www.wheelsandwins.com")
+    refused = patched.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://evil.example", **asked})
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_the_callers_of_a_patched_release_find_what_they_call(patched: Backend) -> None:
+    cache = patched.request("GET", "/health/services").json()["cache"]
+    assert cache["status"] == "healthy"
+    for name in ("clear_expired", "get_stats", "delete_pattern", "allowed_origins", "websocket_manager"):
+        assert f"has no attribute '{name}'" not in patched.logged()
+    assert patched.request("GET", "/api/memory").status == 200
+    assert patched.request("GET", "/api/v1/voice/health").status == 200
+    assert patched.request("GET", "/api/v1/tts/health").status == 200
