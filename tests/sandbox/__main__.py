@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.sandbox import lifecycle
+from tests.sandbox import demo, lifecycle
 from tests.sandbox.layout import Sandbox
 
 COMMANDS = {
     "up": (lifecycle.up, "start PostgreSQL, Redis, the backend, a Celery worker and beat, and wait until they answer"),
     "break": (lifecycle.break_it, "bring back the eight incidents"),
     "down": (lifecycle.down, "stop everything; the directory stays"),
+    "demo": (demo.run, "up, break, deploy, and the table of before and after"),
     "status": (lifecycle.status, "say what runs, and on which ports"),
 }
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import secrets
@@ -45,6 +47,17 @@ class Facts:
         return f"redis://:{self.redis_password}@127.0.0.1:{self.redis_port}/0"
 
     @property
+    def health_token(self) -> str:
+        """A JWT (HS256) with which the health check opens the backend's WebSocket; it names no person."""
+
+        def part(content: bytes) -> str:
+            return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+        claims = {"sub": "wheels-ops-health", "role": "authenticated", "aud": "authenticated", "exp": 4102444800}
+        signed = ".".join(part(json.dumps(each).encode()) for each in ({"alg": "HS256", "typ": "JWT"}, claims))
+        return f"{signed}.{part(hmac.new(self.secret_key.encode(), signed.encode(), 'sha256').digest())}"
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
@@ -75,8 +88,11 @@ class Sandbox:
         for path in (self.directory, self.etc, self.run, self.log, self.tmp, self.redis, self.state, self.reports):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def facts(self, *, create: bool = False) -> Facts:
-        """The sandbox's facts; ``create`` makes them, and changes ports that somebody else has taken meanwhile."""
+    def facts(self, *, create: bool = False, rewrite: bool = False) -> Facts:
+        """The sandbox's facts; ``create`` makes them, and changes ports that somebody else has taken meanwhile.
+
+        ``rewrite`` brings what is derived from them up to date.
+        """
         if self.facts_file.exists():
             facts = Facts(**json.loads(self.facts_file.read_text())["facts"])
         elif create:
@@ -95,11 +111,12 @@ class Sandbox:
         if create:
             ports = {name: getattr(facts, name) for name in ("postgres_port", "redis_port", "http_port")}
             facts = Facts(**{**asdict(facts), **{name: free_port() if port_open(port) else port for name, port in ports.items()}})
+        if create or rewrite:
             self._write(facts)
         return facts
 
     def _write(self, facts: Facts) -> None:
-        derived = {name: getattr(facts, name) for name in ("database_dsn", "database_url", "redis_url", "base_url")}
+        derived = {name: getattr(facts, name) for name in ("database_dsn", "database_url", "redis_url", "base_url", "health_token")}
         new = self.facts_file.with_suffix(".new")
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({"facts": asdict(facts), **derived, "paths": self.paths()}, file, indent=1)

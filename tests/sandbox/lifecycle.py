@@ -35,7 +35,7 @@ def up(sandbox: Sandbox) -> int:
     """Starts what does not run yet, in order, and waits for each until it answers."""
     started = time.monotonic()
     if supervisor.running(sandbox):
-        facts = sandbox.facts()
+        facts = sandbox.facts(rewrite=True)
     else:
         reap(sandbox)
         sandbox.make()

@@ -62,11 +62,23 @@ options:
     description: The module that must import in the copy, such as V(app.main). Empty for no proof, as for files that are not code.
     type: str
     default: ""
-  environment_of_pid:
-    description: Import with the environment of this process, normally the running application, so that its settings are found.
-    type: int
+  environment_of_service:
+    description:
+      - Import with the environment of this running service, so that its settings are found.
+      - Its interpreter is taken as well where O(interpreter) is empty. Without effect where the service does not run.
+    type: str
+    default: ""
+  service_manager:
+    description: What runs O(environment_of_service).
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+  supervisor_socket:
+    description: supervisord's unix socket.
+    type: path
+    default: ""
   import_environment:
-    description: Environment variables for the import, over those of O(environment_of_pid).
+    description: Environment variables for the import, over those of O(environment_of_service).
     type: dict
     default: {}
   force:
@@ -127,9 +139,10 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of
+from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of, interpreter_of
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import backend_patch
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
 
 
 def call(module: AnsibleModule) -> Result:
@@ -146,8 +159,14 @@ def call(module: AnsibleModule) -> Result:
         mode=int(given["mode"], 8),
         force=given["force"],
     )
-    environment = environment_of(given["environment_of_pid"]) if given["environment_of_pid"] else {}
-    proof = backend_patch.Proof(given["interpreter"], given["import_module"], {**environment, **given["import_environment"]})
+    interpreter, environment = given["interpreter"], {}
+    if given["environment_of_service"] and given["import_module"]:
+        manager = open_manager(given["service_manager"], given["supervisor_socket"])
+        pid = manager.states([given["environment_of_service"]])[given["environment_of_service"]].pid
+        if pid:
+            environment = environment_of(pid)
+            interpreter = interpreter or interpreter_of(pid)
+    proof = backend_patch.Proof(interpreter, given["import_module"], {**environment, **given["import_environment"]})
     return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
 
 
@@ -164,7 +183,9 @@ def main() -> None:
             "mode": {"type": "str", "default": "0644"},
             "interpreter": {"type": "path", "default": ""},
             "import_module": {"type": "str", "default": ""},
-            "environment_of_pid": {"type": "int"},
+            "environment_of_service": {"type": "str", "default": ""},
+            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+            "supervisor_socket": {"type": "path", "default": ""},
             "import_environment": {"type": "dict", "default": {}, "no_log": True},
             "force": {"type": "bool", "default": False},
         },

@@ -9,7 +9,7 @@ short_description: Write the report of a run as JSON and HTML
 version_added: 1.0.0
 description:
   - Takes two results of M(wheels.ops.health_info), from before and after a run, and what was done in between.
-  - Writes C(before.json), C(after.json) and C(report.html) into O(dest), each readable by its owner alone.
+  - Writes C(before.json), C(after.json), C(done.json) and C(report.html) into O(dest), each readable by its owner alone.
   - Run it on the controller with C(delegate_to=localhost).
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -94,6 +94,7 @@ def call(module: AnsibleModule) -> Result:
     contents = {
         "before.json": json.dumps(given["before"], indent=1) + "\n",
         "after.json": json.dumps(given["after"], indent=1) + "\n",
+        "done.json": json.dumps(given["done"], indent=1) + "\n",
         "report.html": report.page(given["before"], given["after"], given["done"], title=given["title"], facts=given["facts"]),
     }
     paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 
 from .. import health
 from ..results import OpsError
+from ..services.manager import open_manager
 from ..services.model import Manager, Service, parse_services
-from ..services.supervisor import Supervisor
-from ..services.systemd import Systemd, available
 from ..thresholds import DEFAULTS, Thresholds
-from . import celery, cors, cpu, database, disk, http, memory, redis, rls, tts, websocket
+from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis, rls, tts, websocket
 from . import services as services_check
 
 #: Every subject, in the order of a report.
 SUBJECTS: t.Tuple[str, ...] = ("memory", "cpu", "disk", "database", "rls", "redis", "http", "cors", "websocket", "tts", "celery", "services")
+
+#: What the front end's preflights ask for: its own headers and those of Supabase's client.
+CORS_HEADERS: t.Tuple[str, ...] = ("authorization", "content-type", "apikey", "x-client-info")
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,6 @@ def run(options: Options) -> t.Dict[str, t.Any]:
     }
 
 
-def open_manager(kind: str, socket: str = "") -> Manager:
-    """The service manager: ``systemd``, ``supervisor``, or ``auto`` for the one that runs here."""
-    if kind == "supervisor" or (kind == "auto" and (socket or not available())):
-        return Supervisor(socket)
-    return Systemd()
-
-
 def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Manager]) -> t.Dict[str, t.Callable[[], health.Check]]:
     def limits(name: str) -> Thresholds:
         return options.thresholds.get(name, DEFAULTS[name])
@@ -100,6 +95,17 @@ def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Man
             response=limits("response_time_ms"),
         )  # fmt: skip
 
+    def measure_cors() -> health.Check:
+        return cors.check(options.base_url, options.cors_origins, headers=CORS_HEADERS, path=options.cors_path)
+
+    def measure_websocket() -> health.Check:
+        address = "ws" + options.base_url[len("http") :] + options.websocket_path
+        origin = options.cors_origins[0] if options.cors_origins else ""
+        check = websocket.check(address, origin=origin, ping="json", heartbeat_within=options.websocket_heartbeat_within)
+        if options.websocket_dead_peer_within:
+            check = dead_peer.add_to(check, address, within=options.websocket_dead_peer_within, origin=origin)
+        return check
+
     return {
         "memory": lambda: memory.check(pids(), options.memory_limits_mb, scope=options.scope, thresholds=limits("memory")),
         "cpu": measure_cpu,
@@ -108,9 +114,9 @@ def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Man
         "rls": needs("rls", "database DSN", options.database_dsn, lambda: rls.check(options.database_dsn, schemas=options.schemas)),
         "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url)),
         "http": needs("http", "base URL", options.base_url, lambda: http.check(options.base_url, paths=options.http_paths)),
-        "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, lambda: cors.check(options.base_url, options.cors_origins)),
-        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, lambda: websocket.check(options.base_url)),
-        "tts": needs("tts", "base URL", options.base_url and options.tts_path, lambda: tts.check(options.base_url)),
+        "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, measure_cors),
+        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket),
+        "tts": needs("tts", "base URL", options.base_url and options.tts_path, lambda: tts.check(options.base_url, path=options.tts_path)),
         "celery": needs("celery", "Redis URL", options.redis_url, lambda: celery.check(options.redis_url)),
         "services": needs(
             "services",

@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+from ..results import OpsError
 from .model import Manager
-from .supervisor import Supervisor
+from .supervisor import Supervisor, find_socket
 from .systemd import Systemd, available
 
 
-def open_manager(kind: str, socket: str = "") -> Manager:
-    """The service manager: ``systemd``, ``supervisor``, or ``auto`` for the one that runs here."""
-    if kind == "supervisor" or (kind == "auto" and (socket or not available())):
-        return Supervisor(socket)
-    return Systemd()
+def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
+    """The service manager: ``systemd``, ``supervisor``, or ``auto``: supervisord where its socket is named, else systemd, else any supervisord."""
+    if kind not in ("auto", "systemd", "supervisor"):
+        raise OpsError(f"{kind!r} is no service manager.", hint="Choose auto, systemd or supervisor.")
+    if kind == "systemd" or (kind == "auto" and not socket and available()):
+        return Systemd()
+    if kind == "auto" and not socket and not find_socket():
+        raise OpsError("Neither systemd nor supervisord runs on this host.", hint="Set manager, and supervisor_socket where it is not in /run.")
+    return Supervisor(socket, username=username, password=password)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# make help lists what there is. PYTHON=/path/to/python3.12 chooses the interpreter (3.11, 3.12 or 3.13).
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+# Our own directory: nothing of another project is picked up from the home directory, nothing is left there.
+export ANSIBLE_HOME := $(CURDIR)/.ansible
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHON
+BIN := .venv/bin
+PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
+INVENTORY ?= inventories/sandbox
+COLLECTION := collections/wheels/ops
+
+.PHONY: help run-tools dev-tools system-packages demo test lint bench sandbox-up sandbox-break sandbox-status deploy verify recover rollback health sandbox-down build clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run-tools:
+	@requirements/bootstrap run
+
+dev-tools: system-packages
+	@requirements/bootstrap dev
+
+system-packages:
+	@tests/system-packages
+
+demo: run-tools ## Break a whole backend on this machine, deploy, and see it healthy (all set-up included)
+	@$(BIN)/python -m tests.sandbox demo
+
+test: dev-tools ## Lint and every test that this machine can run (all set-up included)
+	@tests/run
+
+lint: dev-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs
+	@tests/lint
+
+bench: dev-tools ## Benchmarks against a peer in the same run: make bench, or make bench ONLY="W C"
+	@$(BIN)/python -m tests.bench.harness $(ONLY)
+
+sandbox-up: run-tools ## Start PostgreSQL, Redis, the stand-in backend, a Celery worker and beat
+	@$(BIN)/python -m tests.sandbox up
+
+sandbox-break: ## Bring the eight incidents back into the sandbox
+	@$(BIN)/python -m tests.sandbox break
+
+sandbox-status: ## Say what runs in the sandbox
+	@$(BIN)/python -m tests.sandbox status
+
+deploy: ## Run playbooks/deploy.yml on the sandbox, or on INVENTORY=... (ARGS="--check --diff")
+	@$(PLAYBOOK) playbooks/deploy.yml $(ARGS)
+
+verify: ## The proof alone: ends with 0 when everything is healthy
+	@$(PLAYBOOK) playbooks/verify.yml $(ARGS)
+
+recover: ## One remedy for every failing check, then the proof
+	@$(PLAYBOOK) playbooks/recover.yml $(ARGS)
+
+rollback: ## Take the newest deployment back
+	@$(PLAYBOOK) playbooks/rollback.yml $(ARGS)
+
+health: ## Report the health as JSON, HTML, text and Prometheus text
+	@$(PLAYBOOK) playbooks/health.yml $(ARGS)
+
+sandbox-down: ## Stop the sandbox; its files stay in .sandbox
+	@$(BIN)/python -m tests.sandbox down
+
+build: run-tools ## Build the collection's tarball into build/
+	@mkdir -p build && $(BIN)/ansible-galaxy collection build $(COLLECTION) --output-path build --force
+
+clean: ## Stop the sandbox and remove everything that was made
+	@[ ! -x $(BIN)/python ] || $(BIN)/python -m tests.sandbox down || true
+	rm -rf .sandbox .venv .venv-backend .cache .ansible build .mypy_cache .ruff_cache .pytest_cache

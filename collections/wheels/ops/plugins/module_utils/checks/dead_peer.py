@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How long the backend keeps a WebSocket whose other end has died: the incident's sockets hung for minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import typing as t
+
+from ..health import Check
+
+
+def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Optional[float]:
+    """Opens a socket, answers nothing, and gives the seconds until the server ends it; None when it does not ``within``.
+
+    Frames are read raw, so that the library does not answer pings for us: a dead peer answers none.
+    """
+    import websocket
+
+    started = time.monotonic()
+    connection = websocket.create_connection(url, timeout=within, origin=origin or None, suppress_origin=not origin)
+    try:
+        while True:
+            left = within - (time.monotonic() - started)
+            if left <= 0:
+                return None
+            connection.settimeout(left)
+            try:
+                frame = connection.recv_frame()
+            except websocket.WebSocketTimeoutException:
+                return None
+            except (websocket.WebSocketException, OSError):
+                return time.monotonic() - started
+            if frame is None or frame.opcode == websocket.ABNF.OPCODE_CLOSE:
+                return time.monotonic() - started
+    finally:
+        connection.shutdown()
+
+
+def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
+    """A WebSocket check with the end of a dead peer measured as well; a check that is bad already is given as it is."""
+    if check.status != "ok":
+        return check
+    took = seconds_until_closed(url, within=within, origin=origin)
+    details = {**check.details, "dead_peer_closed_after_s": None if took is None else round(took, 1)}
+    if took is None:
+        return dataclasses.replace(
+            check, status="critical", value=within, unit="s, dead peer still connected", remedy="backend_patch", details=details,
+            message=f"A peer that answers nothing is still connected after {within:g} s.",
+        )  # fmt: skip
+    return dataclasses.replace(check, message=f"{check.message} A dead peer is disconnected after {took:.1f} s.", details=details)
