@@ -85,7 +85,11 @@ class Page:
         answer = self.call("Page.navigate", url=url)
         if answer.get("errorText"):
             raise PageError(f"{url}: {answer['errorText']}")
-        wait_until(lambda: self.drain(0.1) or any(event.get("method") == "Page.loadEventFired" for event in self.events), timeout=timeout, what=f"{url} loaded")
+        wait_until(self._loaded, timeout=timeout, what=f"{url} loaded")
+
+    def _loaded(self) -> bool:
+        self.drain(0.1)
+        return any(event.get("method") == "Page.loadEventFired" for event in self.events)
 
     def evaluate(self, expression: str, timeout: float = 60.0) -> t.Any:
         """The JSON value of a JavaScript expression; promises are awaited. Raises ``PageError``."""

@@ -32,7 +32,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, fields
 
 from app.core.logging import get_logger
-from fastapi import Response
+from starlette.responses import Response
 
 logger = get_logger(__name__)
 
