@@ -227,6 +227,22 @@ asyncio.run(main())
     assert found["latency"] == 0
 
 
+def test_a_dropped_peer_is_not_told(postgres: servers.Postgres, redis: servers.Redis) -> None:
+    """A real socket, with the release's times divided by 60: it is forgotten without being closed, and heartbeats cease."""
+
+    def hurry(directory: Path) -> None:
+        with open(directory / "app/main.py", "a", encoding="utf-8") as main:
+            main.write("\n\nmanager.heartbeat_interval /= 60\nmanager.connection_timeout /= 60\n")
+
+    with running_backend("incident", postgres.database(), redis.url, prepare=hurry) as backend, contextlib.closing(_socket(backend)) as connection:
+        wait_until(lambda: "No pong, connection dropped" in backend.logged(), what="the peer that never answers being dropped")
+        connection.send(json.dumps({"type": "chat", "message": "still there?"}))
+        kinds = []
+        while "chat_response" not in kinds:
+            kinds.append(json.loads(connection.recv())["type"])
+        assert "ping" in kinds, "it was asked, and did not answer"
+
+
 def test_sockets_work_otherwise(incident: Backend) -> None:
     """A conversation, the server's pong, and the close codes."""
     with contextlib.closing(_socket(incident)) as connection:
