@@ -17,6 +17,7 @@ from tests.support.waiting import free_port, port_open, wait_until
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.results import OpsError, Result
+from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 
 
@@ -30,7 +31,7 @@ class Web:
         settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 8, "max_restarts": 0}
         return service_restart.run(
             parse_services([{"name": "web", "gate": gate or {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}}]),
-            service_restart.manager("supervisor", supervisor_socket=self.daemon.socket),
+            open_manager("supervisor", self.daemon.socket),
             Options(**{**settings, "state_dir": str(self.state), **options}),
             check_mode=check_mode,
         )

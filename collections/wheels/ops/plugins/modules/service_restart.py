@@ -339,6 +339,7 @@ resumed:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import service_restart
+from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
 from ansible_collections.wheels.ops.plugins.module_utils.services.model import parse_services
 
 
@@ -408,9 +409,9 @@ def main() -> None:
         module,
         lambda: service_restart.run(
             parse_services(p["services"]),
-            service_restart.manager(
+            open_manager(
                 p["manager"],
-                supervisor_socket=p["supervisor_socket"] or "",
+                p["supervisor_socket"] or "",
                 username=p["supervisor_username"] or "",
                 password=p["supervisor_password"] or "",
             ),

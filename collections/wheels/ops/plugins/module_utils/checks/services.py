@@ -9,9 +9,8 @@ import typing as t
 from ..health import Check, unknown
 from ..results import OpsError
 from ..services import gates
+from ..services.manager import open_manager
 from ..services.model import Manager, Service, parse_services
-from ..services.supervisor import Supervisor, find_socket
-from ..services.systemd import Systemd, available
 
 
 def check(
@@ -29,12 +28,10 @@ def check(
     runs for less than ``min_uptime`` seconds or was restarted by its manager. ``unknown`` where the manager cannot be asked.
     """
     parsed = parse_services(services)
-    if manager == "supervisor" or (manager == "auto" and (supervisor_socket or not available())):
-        if not supervisor_socket and not find_socket():
-            return unknown("services", "Neither systemd nor supervisord runs on this host.")
-        control: Manager = Supervisor(supervisor_socket, username=supervisor_username, password=supervisor_password)
-    else:
-        control = Systemd()
+    try:
+        control = open_manager(manager, supervisor_socket, username=supervisor_username, password=supervisor_password)
+    except OpsError as error:
+        return unknown("services", str(error))
     states = control.states([service.unit for service in parsed])
     details: t.Dict[str, t.Any] = {}
     bad: t.List[str] = []

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from ..results import OpsError, Result
 from ..services import broker, gates, ledger
 from ..services.model import Manager, Service, ServiceState
-from ..services.supervisor import Supervisor, find_socket
-from ..services.systemd import Systemd, available
 from .restart_plan import REASONS, Step, plan
 
 
@@ -62,17 +60,6 @@ _RANGES: t.Tuple[t.Tuple[str, float, float], ...] = (
     ("cooldown", 0, 86400),
     ("log_lines", 0, 1000),
 )
-
-
-def manager(kind: str = "auto", *, supervisor_socket: str = "", username: str = "", password: str = "") -> Manager:
-    """The manager that a host's services run under; ``auto`` takes supervisord where its socket is named, else systemd, else any supervisord."""
-    if kind == "systemd" or (kind == "auto" and not supervisor_socket and available()):
-        return Systemd()
-    if kind in ("supervisor", "auto"):
-        if kind == "auto" and not supervisor_socket and not find_socket():
-            raise OpsError("Neither systemd nor supervisord runs on this host.", hint="Set manager, and supervisor_socket where it is not in /run.")
-        return Supervisor(supervisor_socket, username=username, password=password)
-    raise OpsError(f"{kind!r} is no service manager.", hint="Choose auto, systemd or supervisor.")
 
 
 def run(services: t.Sequence[Service], control: Manager, options: Options, *, check_mode: bool = False) -> Result:

@@ -39,7 +39,7 @@ def connect(url: str, *, timeout: float = 5.0) -> t.Any:
     import redis
 
     try:
-        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True)
+        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape")
     except ValueError as error:
         raise OpsError(f"The Redis URL cannot be read: {error}.", hint="It looks like redis://user:password@host:6379/0.") from None
 

@@ -9,6 +9,7 @@ import http.client
 import os
 import socket
 import stat
+import threading
 import time
 import typing as t
 import xmlrpc.client
@@ -94,11 +95,13 @@ class Supervisor:
         self._wait_sleep = wait_sleep
         word = base64.b64encode(f"{username}:{password}".encode()).decode()
         headers = [("Authorization", f"Basic {word}")] if username else []
+        self._lock = threading.Lock()  # one connection, and checks ask from several threads
         self._rpc = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(self._path, timeout, headers), allow_none=True)
 
     def _call(self, method: str, *words: t.Any) -> t.Any:
         try:
-            return getattr(self._rpc.supervisor, method)(*words)
+            with self._lock:
+                return getattr(self._rpc.supervisor, method)(*words)
         except xmlrpc.client.Fault as error:
             if error.faultCode in (ALREADY_STARTED, NOT_RUNNING):
                 raise
