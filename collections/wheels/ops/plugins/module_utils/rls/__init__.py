@@ -7,5 +7,6 @@ from __future__ import annotations
 from .audits import Audit, audit
 from .findings import Finding
 from .oracle import Failure, Probe, probe
+from .plans import Plan, plan
 
-__all__ = ["Audit", "Failure", "Finding", "Probe", "audit", "probe"]
+__all__ = ["Audit", "Failure", "Finding", "Plan", "Probe", "audit", "plan", "probe"]

@@ -123,7 +123,7 @@ class Policy:
         return self.using if name == "using" else self.check
 
 
-@dataclass
+@dataclass(eq=False)
 class Relation:
     """A table, partitioned table, view or other relation that has rows."""
 
@@ -148,7 +148,7 @@ class Relation:
         return self.qualified[len("public.") :] if self.schema == "public" else self.qualified
 
 
-@dataclass
+@dataclass(eq=False)
 class Function:
     """A function in SQL or PL/pgSQL of a user's schema."""
 

@@ -77,12 +77,14 @@ class Cut:
 
 
 class Simulator:
-    """Decides accesses of one catalog; ``cut`` removes references, ``sublinks`` (policy oids) adds sub-selects that are not there."""
+    """Decides accesses of one catalog; ``cut`` removes references, ``sublinks`` and ``unwrapped`` (policy oids) add sub-selects that are not
+    there, or take those away that read no table."""
 
-    def __init__(self, catalog: Catalog, *, cut: t.Optional[Cut] = None, sublinks: t.Collection[int] = ()) -> None:
+    def __init__(self, catalog: Catalog, *, cut: t.Optional[Cut] = None, sublinks: t.Collection[int] = (), unwrapped: t.Collection[int] = ()) -> None:
         self.catalog = catalog
         self.cut = cut
         self.sublinks = frozenset(sublinks)
+        self.unwrapped = frozenset(unwrapped)
         self._applied: t.Dict[t.Tuple[int, int, str], t.Tuple[t.Tuple[Use, ...], bool]] = {}
         self._refs: t.Dict[t.Tuple[int, int, str], t.Tuple[Step, ...]] = {}
         # (session role, relation, effective user) -> relations below that would raise if they were on the stack.
@@ -117,7 +119,10 @@ class Simulator:
             # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the restrictive ones out.
             if any(use.policy.permissive for use in matching):
                 uses += matching
-        return tuple(dict.fromkeys(uses)), any(use.policy.has_sublink or use.policy.oid in self.sublinks for use in uses)
+        return tuple(dict.fromkeys(uses)), any(self._counts(use.policy) for use in uses)
+
+    def _counts(self, policy: Policy) -> bool:
+        return policy.oid in self.sublinks or (policy.has_sublink and policy.oid not in self.unwrapped)
 
     def steps(self, relation: Relation, user: int, role: int, variant: str) -> t.Tuple[Step, ...]:
         """What the rewriter expands next: one step for every relation that the applied expressions read and that is not cut off."""

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Columns, indexes and names that only planning a repair needs."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, field
+
+from .catalog import Catalog
+from .session import Cursor, rows
+
+#: Their value depends on who runs the function or on its search_path, both of which a SECURITY DEFINER function changes.
+IDENTITY_BOUND = frozenset(
+    [
+        "current_user",
+        "session_user",
+        "current_role",
+        "user",
+        "current_schema",
+        "current_schemas",
+        "row_security_active",
+        "pg_has_role",
+        "has_table_privilege",
+        "has_column_privilege",
+        "has_any_column_privilege",
+        "has_schema_privilege",
+        "has_function_privilege",
+        "has_database_privilege",
+        "has_sequence_privilege",
+        "has_type_privilege",
+        "has_language_privilege",
+        "has_server_privilege",
+        "has_tablespace_privilege",
+        "has_foreign_data_wrapper_privilege",
+        "has_parameter_privilege",
+        "has_largeobject_privilege",
+        "to_regclass",
+        "to_regproc",
+        "to_regprocedure",
+        "to_regtype",
+        "to_regrole",
+        "to_regnamespace",
+        "to_regoper",
+        "to_regoperator",
+        "to_regcollation",
+        "pg_table_is_visible",
+        "pg_type_is_visible",
+        "pg_function_is_visible",
+        "set_config",
+        "query_to_xml",
+        "cursor_to_xml",
+        "table_to_xml",
+        "schema_to_xml",
+        "database_to_xml",
+        "ts_stat",
+        "pg_my_temp_schema",
+    ]
+)
+SYSTEM_COLUMNS = frozenset(("tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"))
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    number: int
+    type: str
+
+
+@dataclass
+class Details:
+    """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes; ``plain_types`` the types of
+    users whose input runs no code of users (enums); ``volatile`` the functions of ``pg_catalog`` that are VOLATILE."""
+
+    columns: t.Dict[int, t.Dict[str, Column]] = field(default_factory=dict)
+    leading: t.Dict[int, t.FrozenSet[str]] = field(default_factory=dict)
+    plain_types: t.FrozenSet[t.Tuple[str, str]] = frozenset()
+    volatile: t.FrozenSet[str] = frozenset()
+
+
+_COLUMNS = """
+select attrelid::bigint as relation, attname as name, attnum::integer as number, format_type(atttypid, null) as type
+  from pg_attribute where attrelid = any(%(relations)s::oid[]) and attnum > 0 and not attisdropped order by attrelid, attnum
+"""
+
+_LEADING = """
+select i.indrelid::bigint as relation, array_agg(distinct a.attname::text) as names
+  from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+ where i.indrelid = any(%(relations)s::oid[]) and i.indisvalid and i.indpred is null
+ group by i.indrelid
+"""
+
+
+def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[int]] = None) -> Details:
+    """The details of every relation that a policy belongs to or reads (or of those given)."""
+    if relations is None:
+        relations = set()
+        for policy in catalog.policies():
+            relations.add(policy.relation)
+            for found in (policy.using, policy.check):
+                relations.update(found.relations if found else ())
+    values = {"relations": sorted(relations)}
+    details = Details()
+    for row in rows(cursor, _COLUMNS, values):
+        details.columns.setdefault(row["relation"], {})[row["name"]] = Column(row["name"], row["number"], row["type"])
+    details.leading = {row["relation"]: frozenset(row["names"]) for row in rows(cursor, _LEADING, values)}
+    cursor.execute("select n.nspname, t.typname from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.typtype = 'e'")
+    details.plain_types = frozenset((schema, name) for schema, name in cursor.fetchall())
+    cursor.execute("select distinct proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and provolatile = 'v'")
+    details.volatile = frozenset(name for (name,) in cursor.fetchall())
+    return details
