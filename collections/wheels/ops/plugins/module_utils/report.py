@@ -9,7 +9,7 @@ import json
 import textwrap
 import typing as t
 
-from .thresholds import worst
+from .thresholds import STATUSES, worst
 
 Health = t.Mapping[str, t.Any]
 
@@ -88,6 +88,35 @@ def text(before: Health, after: Health, done: t.Mapping[str, str], *, colour: bo
                 parts.append(part)
             lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def listing(health: Health) -> str:
+    """One health result for a terminal: a line a check."""
+    return "\n".join(f"{check['status']:9}  {check['name']:10}  {check['message']}" for check in health.get("checks", []))
+
+
+def prometheus(health: Health, *, host: str = "") -> str:
+    """One health result in Prometheus' text format, for the textfile collector of node_exporter.
+
+    ``wheels_ops_check_severity`` is 0 for ok, 1 unknown, 2 warning, 3 critical, 4 emergency; skipped checks are left out.
+    """
+
+    def label(value: str) -> str:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+    severity, value, seconds = [], [], []
+    for check in health.get("checks", []):
+        if check["status"] == "skipped":
+            continue
+        labels = f'check="{label(check["name"])}"' + (f',host="{label(host)}"' if host else "")
+        severity.append(f"wheels_ops_check_severity{{{labels}}} {STATUSES.index(check['status']) - 1}")
+        seconds.append(f"wheels_ops_check_duration_seconds{{{labels}}} {check['duration_ms'] / 1000:g}")
+        if isinstance(check["value"], (int, float)) and not isinstance(check["value"], bool):
+            value.append(f'wheels_ops_check_value{{{labels},unit="{label(check["unit"])}"}} {check["value"]:g}')
+    lines = ["# HELP wheels_ops_check_severity 0 ok, 1 unknown, 2 warning, 3 critical, 4 emergency.", "# TYPE wheels_ops_check_severity gauge", *severity]
+    lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
+    lines += ["# HELP wheels_ops_check_duration_seconds How long the check took.", "# TYPE wheels_ops_check_duration_seconds gauge", *seconds]
+    return "\n".join(lines) + "\n"
 
 
 def remaining(after: Health) -> t.List[str]:

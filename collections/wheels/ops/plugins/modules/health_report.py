@@ -9,7 +9,8 @@ short_description: Write the report of a run as JSON and HTML
 version_added: 1.0.0
 description:
   - Takes two results of M(wheels.ops.health_info), from before and after a run, and what was done in between.
-  - Writes C(before.json), C(after.json), C(done.json) and C(report.html) into O(dest), each readable by its owner alone.
+    It writes C(before.json), C(after.json), C(done.json) and C(report.html) into O(dest), each readable by its owner alone.
+  - Without O(before) it reports one result, as C(health.json), C(health.html), C(health.txt) and C(health.prom).
   - Run it on the controller with C(delegate_to=localhost).
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -21,9 +22,9 @@ attributes:
     description: A report is written anew each time and never counts as a change of a host.
 options:
   before:
-    description: The result of M(wheels.ops.health_info) before the run.
+    description: The result of M(wheels.ops.health_info) before the run; empty to report O(after) alone.
     type: dict
-    required: true
+    default: {}
   after:
     description: The result of M(wheels.ops.health_info) after the run.
     type: dict
@@ -91,12 +92,21 @@ from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 def call(module: AnsibleModule) -> Result:
     given = module.params
-    contents = {
-        "before.json": json.dumps(given["before"], indent=1) + "\n",
-        "after.json": json.dumps(given["after"], indent=1) + "\n",
-        "done.json": json.dumps(given["done"], indent=1) + "\n",
-        "report.html": report.page(given["before"], given["after"], given["done"], title=given["title"], facts=given["facts"]),
-    }
+    page = report.page(given["before"] or given["after"], given["after"], given["done"], title=given["title"], facts=given["facts"])
+    if given["before"]:
+        contents = {
+            "before.json": json.dumps(given["before"], indent=1) + "\n",
+            "after.json": json.dumps(given["after"], indent=1) + "\n",
+            "done.json": json.dumps(given["done"], indent=1) + "\n",
+            "report.html": page,
+        }
+    else:
+        contents = {
+            "health.json": json.dumps(given["after"], indent=1) + "\n",
+            "health.txt": report.listing(given["after"]) + "\n",
+            "health.prom": report.prometheus(given["after"]),
+            "health.html": page,
+        }
     paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}
     if not module.check_mode:
         for name, path in paths.items():
@@ -105,7 +115,7 @@ def call(module: AnsibleModule) -> Result:
     return Result(
         msg=f"The report is in {given['dest']}." if paths else "No report was asked for.",
         extra={
-            "table": report.text(given["before"], given["after"], given["done"]).splitlines(),
+            "table": (report.text(given["before"], given["after"], given["done"]) if given["before"] else report.listing(given["after"])).splitlines(),
             "remaining": report.remaining(given["after"]),
             "paths": [str(path) for path in paths.values()],
         },
@@ -115,7 +125,7 @@ def call(module: AnsibleModule) -> Result:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "before": {"type": "dict", "required": True},
+            "before": {"type": "dict", "default": {}},
             "after": {"type": "dict", "required": True},
             "done": {"type": "dict", "default": {}},
             "facts": {"type": "dict", "default": {}},

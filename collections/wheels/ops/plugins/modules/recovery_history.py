@@ -1,0 +1,84 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: recovery_history
+short_description: Note what was done to a host, when, why, and what it gained
+version_added: 1.0.0
+description:
+  - Adds one record to C(history.jsonl) in the state directory; the health API shows it at C(/api/v1/system/recovery/history).
+  - The file is bounded, the oldest records are dropped first. Writing it is bookkeeping and never counts as a change.
+extends_documentation_fragment:
+  - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+  idempotent:
+    support: none
+    description: Every run adds a record.
+options:
+  state_dir:
+    description: Where C(history.jsonl) lies.
+    type: path
+    default: /var/lib/wheels-ops
+  record:
+    description:
+      - The record. C(time) is added. Usual keys are C(run_id), C(trigger), C(host), C(subject), C(action), C(before), C(after), C(outcome) and C(duration_s).
+    type: dict
+    required: true
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: Note the recovery
+  wheels.ops.recovery_history:
+    record:
+      run_id: "20250730T0211"
+      trigger: manual
+      action: service_restart
+      outcome: healthy
+"""
+
+RETURN = r"""
+record:
+  description: The record that was, or would be, written.
+  returned: success
+  type: dict
+msg:
+  description: The outcome in one sentence.
+  returned: always
+  type: str
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils import history
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+
+
+def call(module: AnsibleModule) -> Result:
+    path = Path(module.params["state_dir"]) / "history.jsonl"
+    record = module.params["record"]
+    if not module.check_mode:
+        record = history.append(path, record)
+    return Result(msg=f"Noted in {path}.", extra={"record": record})
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
+            "record": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda: call(module))
+
+
+if __name__ == "__main__":
+    main()

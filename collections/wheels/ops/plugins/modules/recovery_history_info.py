@@ -1,0 +1,72 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: recovery_history_info
+short_description: Read what was done to a host
+version_added: 1.0.0
+description:
+  - Gives the newest records of C(history.jsonl) in the state directory.
+extends_documentation_fragment:
+  - wheels.ops.attributes.info
+options:
+  state_dir:
+    description: Where C(history.jsonl) lies.
+    type: path
+    default: /var/lib/wheels-ops
+  limit:
+    description: How many records, 1 to 10000.
+    type: int
+    default: 50
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: What was done lately
+  wheels.ops.recovery_history_info:
+    limit: 10
+"""
+
+RETURN = r"""
+history:
+  description: The records, newest first.
+  returned: success
+  type: list
+  elements: dict
+msg:
+  description: How many there are.
+  returned: always
+  type: str
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils import history
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError, Result
+
+
+def call(module: AnsibleModule) -> Result:
+    if not 1 <= module.params["limit"] <= 10000:
+        raise OpsError(f"limit is {module.params['limit']}.", hint="It goes from 1 to 10000.")
+    records = history.read(Path(module.params["state_dir"]) / "history.jsonl", module.params["limit"])
+    return Result(msg=f"{len(records)} records.", extra={"history": records})
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
+            "limit": {"type": "int", "default": 50},
+        },
+        supports_check_mode=True,
+    )
+    run(module, lambda: call(module))
+
+
+if __name__ == "__main__":
+    main()
