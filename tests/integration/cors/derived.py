@@ -125,7 +125,8 @@ def vectors() -> t.List[t.Dict[str, t.Any]]:
     for method in ("TRACE", "CONNECT", "TRACK", "PURGE", "patch", "post", "get", "*", "", "GET,POST", "POST POST", "PO\tST", "PROPFIND", "<script>"):
         add("OPTIONS", _preflight(method), _refused("trace", "connect", "purge", "propfind", "script"))
     for lines in (["x-evil"], ["authorization,x-evil"], ["authorization", "x-evil"], ["*"], ["authorization content-type"], ["a;b"],
-                  ["content-type\u00e9"], ["cookie"], ["x-" + "a" * 5000], [",".join(["authorization"] * 65)], ["," * 5000], ["content-type:"], ['"authorization"'],
+                  ["content-type\u00e9"], ["cookie"], ["x-" + "a" * 5000], [",".join(["authorization"] * 65)], ["," * 5000], ["content-type:"],
+                  ['"authorization"'],
                  
                   ["sec-fetch-mode"], ["host"], ["x-forwarded-for"]):  # fmt: skip
         add("OPTIONS", _preflight("POST", lines), _refused("x-evil", "cookie", "sec-fetch", "x-forwarded"))

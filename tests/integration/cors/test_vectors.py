@@ -222,13 +222,13 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("bad", ["*", "http://shop.example", "https://shop.example/", "shop.example", "https://Shop.example", "null"])
 def test_a_bad_additional_origin_stops_the_start_with_one_line(tree: Tree, bad: str) -> None:
-    done = tree.run("import app.core.cors_config", check=False, ADDITIONAL_CORS_ORIGINS=f"https://good.example,{bad}")
+    done = tree.run("import app.core.cors_config", check=False, env={"ADDITIONAL_CORS_ORIGINS": f"https://good.example,{bad}"})
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1 and "ADDITIONAL_CORS_ORIGINS" in done.stderr, done.stderr
 
 
 def test_fail_open_start_drops_only_the_bad_origin(tree: Tree) -> None:
     program = "import json; from app.core.cors_config import cors_config as c; print(json.dumps([c.origins, c.config_problems]))"
-    origins, problems = tree.json(program, ADDITIONAL_CORS_ORIGINS="https://good.example, http://bad.example", CORS_FAIL_OPEN_START="true")
+    origins, problems = tree.json(program, env={"ADDITIONAL_CORS_ORIGINS": "https://good.example, http://bad.example", "CORS_FAIL_OPEN_START": "true"})
     assert "https://good.example" in origins and "http://bad.example" not in origins and len(problems) == 1
     assert any(line["level"] == "error" and "bad.example" in line.get("problem", "") for line in tree.logged())
