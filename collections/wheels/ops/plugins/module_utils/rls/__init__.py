@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from .audits import Audit, audit
+from .changes import apply, undo
 from .findings import Finding
 from .oracle import Failure, Probe, probe
 from .plans import Plan, plan
 
-__all__ = ["Audit", "Failure", "Finding", "Plan", "Probe", "audit", "plan", "probe"]
+__all__ = ["Audit", "Failure", "Finding", "Plan", "Probe", "apply", "audit", "plan", "probe", "undo"]

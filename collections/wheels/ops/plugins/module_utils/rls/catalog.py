@@ -202,6 +202,7 @@ class Catalog:
     held: t.Dict[int, t.FrozenSet[int]]
     identity: t.Dict[int, str]
     schemas: t.Optional[t.FrozenSet[str]] = None
+    asked_roles: t.Optional[t.Tuple[str, ...]] = None
 
     def policies(self) -> t.Iterator[Policy]:
         for relation in self.relations.values():
@@ -311,7 +312,7 @@ def read(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: 
     identity = {row["oid"]: row["name"] for row in rows(cursor, _IDENTITY, {"names": list(AUTH_FUNCTIONS)})}
     return Catalog(
         server, database, current_user, session_user, _default_search_path(cursor), relations, functions, all_roles, classes, held, identity,
-        None if schemas is None else frozenset(schemas),
+        None if schemas is None else frozenset(schemas), None if roles is None else tuple(roles),
     )  # fmt: skip
 
 

@@ -12,50 +12,12 @@ from .session import Cursor, rows
 
 #: Their value depends on who runs the function or on its search_path, both of which a SECURITY DEFINER function changes.
 IDENTITY_BOUND = frozenset(
-    [
-        "current_user",
-        "session_user",
-        "current_role",
-        "user",
-        "current_schema",
-        "current_schemas",
-        "row_security_active",
-        "pg_has_role",
-        "has_table_privilege",
-        "has_column_privilege",
-        "has_any_column_privilege",
-        "has_schema_privilege",
-        "has_function_privilege",
-        "has_database_privilege",
-        "has_sequence_privilege",
-        "has_type_privilege",
-        "has_language_privilege",
-        "has_server_privilege",
-        "has_tablespace_privilege",
-        "has_foreign_data_wrapper_privilege",
-        "has_parameter_privilege",
-        "has_largeobject_privilege",
-        "to_regclass",
-        "to_regproc",
-        "to_regprocedure",
-        "to_regtype",
-        "to_regrole",
-        "to_regnamespace",
-        "to_regoper",
-        "to_regoperator",
-        "to_regcollation",
-        "pg_table_is_visible",
-        "pg_type_is_visible",
-        "pg_function_is_visible",
-        "set_config",
-        "query_to_xml",
-        "cursor_to_xml",
-        "table_to_xml",
-        "schema_to_xml",
-        "database_to_xml",
-        "ts_stat",
-        "pg_my_temp_schema",
-    ]
+    """current_user session_user current_role user current_schema current_schemas row_security_active pg_has_role has_table_privilege
+    has_column_privilege has_any_column_privilege has_schema_privilege has_function_privilege has_database_privilege has_sequence_privilege
+    has_type_privilege has_language_privilege has_server_privilege has_tablespace_privilege has_foreign_data_wrapper_privilege
+    has_parameter_privilege has_largeobject_privilege to_regclass to_regproc to_regprocedure to_regtype to_regrole to_regnamespace to_regoper
+    to_regoperator to_regcollation pg_table_is_visible pg_type_is_visible pg_function_is_visible set_config query_to_xml cursor_to_xml
+    table_to_xml schema_to_xml database_to_xml ts_stat pg_my_temp_schema""".split()  # noqa: SIM905 - one name in a line each would hide the rest
 )
 SYSTEM_COLUMNS = frozenset(("tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"))
 

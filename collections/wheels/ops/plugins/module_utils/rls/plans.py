@@ -41,7 +41,9 @@ class Plan:
     #: The accesses (role, relation, variant) that fail afterwards as well.
     left: t.Set[t.Tuple[str, str, str]] = field(default_factory=set)
     catalog: t.Optional[Catalog] = field(default=None, repr=False)
+    #: What the audit was narrowed down to.
     schemas: t.Optional[t.Tuple[str, ...]] = None
+    roles: t.Optional[t.Tuple[str, ...]] = None
     cut: Cut = field(default_factory=lambda: Cut({}), repr=False)
 
     @property
@@ -107,6 +109,7 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     decision = planner.decide() if "recursion" in fix else Decision()
     made = Plan(catalog=catalog, cuts=decision.cuts, left=decision.left, cut=decision.cut)
     made.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
+    made.roles = catalog.asked_roles
     made.needs_review = [refusal.as_dict() for refusal in decision.refusals]
     if "recursion" not in fix:
         planner.survey()
@@ -169,6 +172,7 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
 def _described(helper: Helper, signature: str, definition: str, belongs: str, roles: t.Collection[str]) -> t.Dict[str, t.Any]:
     return {
         "signature": signature,
+        "name": helper.name,
         "reads": helper.relation_name,
         "bound": helper.bound or "unbounded",
         "owner": belongs,

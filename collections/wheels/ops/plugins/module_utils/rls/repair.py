@@ -323,7 +323,7 @@ class Planner:
                 for slot in ("using", "check"):
                     expression = policy.slot(slot)
                     if expression is not None and expression.has_sublink:
-                        holder = tree.parse(texts[slot] if slot in texts else expression.text)
+                        holder = tree.parse(texts.get(slot, expression.text))
                         wrap.unwrap(holder)
                         texts[slot] = tree.show(holder.val)
                         decision.cuts.append({"table": relation.qualified, "policy": policy.name, "expression": slot, "form": "unwrapped", "weight": 0})

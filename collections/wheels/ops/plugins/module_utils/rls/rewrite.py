@@ -139,10 +139,10 @@ class _Rewriter:
             own = {_alias(item): self._oid(item) for item in items if _alias(item)}
             for item in items:
                 target = self._oid(item)
-                if target in targets:
+                if target is not None and target in targets:
                     if tree.kind(item) != "RangeVar":
                         raise CannotRewrite("the table is read with TABLESAMPLE")
-                    yield _Place(node, item, own, outer), self.catalog.relations[t.cast(int, target)]
+                    yield _Place(node, item, own, outer), self.catalog.relations[target]
             outer = {**outer, **own}
         for child in tree.children(node):
             yield from self._visit(child, outer, targets)
@@ -185,6 +185,7 @@ class _Rewriter:
                 pushed.append(part)
         whole, used = self._used(query, item, alias, columns)
         whole = whole or renamed
+        inside = {name[1] for part in pushed for name in _columns(part) if len(name) == 2 and name[0] == alias}
         conditions = [self._inside(part, alias, place.outer, arguments) for part in pushed]
         exists = self._is_bare_exists(query, item)
         source = ("" if item.inh else "ONLY ") + target.qualified + f" {_ALIAS}"
@@ -198,7 +199,7 @@ class _Rewriter:
             select = "SELECT " + ", ".join(f"{_ALIAS}.{tree.quote(column.name)}" for column in used) + f" FROM {source}{where}"
         else:
             returns, select = "TABLE (hit boolean)", f"SELECT true FROM {source}{where}"
-        names = {column.name for column in used} | {name[1] for part in pushed for name in _columns(part) if len(name) == 2 and name[0] == alias}
+        names = {column.name for column in used} | inside
         identity = frozenset(".".join(tree.function_name(call)) for part in pushed for call in tree.of_type(part, "FuncCall") if wrap.is_identity(call))
         helper = Helper(
             relation=target.oid,
@@ -290,9 +291,9 @@ class _Rewriter:
         if sides is None:
             return False
         for mine, other in (sides, sides[::-1]):
-            if tree.kind(tree.uncast(mine)) == "ColumnRef" and tree.names(tree.uncast(mine))[0] == alias:
-                if not list(_columns(other)) and any(wrap.is_identity(node) for node in tree.walk(other)):
-                    return True
+            about = tree.kind(tree.uncast(mine)) == "ColumnRef" and tree.names(tree.uncast(mine))[0] == alias
+            if about and not list(_columns(other)) and any(wrap.is_identity(node) for node in tree.walk(other)):
+                return True
         return False
 
     def _correlated(self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]]) -> bool:

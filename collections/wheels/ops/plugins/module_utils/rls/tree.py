@@ -30,7 +30,8 @@ def parse(text: str) -> Node:
     """The tree of one expression. The holder is returned, so that the root itself can be replaced: ``holder.val``."""
     from pglast import parse_sql
 
-    return parse_sql(f"SELECT {text}")[0].stmt.targetList[0]
+    statement: Node = parse_sql(f"SELECT {text}")[0].stmt
+    return statement.targetList[0]
 
 
 def parse_statement(text: str) -> Node:
