@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The engines of the speech chain on a host: there, installed where missing, and proved by audio that decodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import typing as t
+import urllib.parse
+from dataclasses import dataclass, field
+
+from ..audio import describe
+from ..results import OpsError, Result
+
+#: The chain by ``TTS_PRIMARY_ENGINE``; text only is always its end (``app/services/tts/tts_service.py``).
+CHAINS: t.Dict[str, t.Tuple[str, ...]] = {
+    "edge": ("edge", "coqui", "espeak", "pyttsx3"),
+    "coqui": ("coqui", "edge", "espeak", "pyttsx3"),
+    "fallback": ("espeak", "pyttsx3"),
+}
+ENGINES: t.Tuple[str, ...] = CHAINS["edge"]
+#: What ``apt`` and ``pip`` call them, and the oldest version that works: Edge's service refuses edge-tts before 7.2.3 with 403.
+PACKAGES: t.Dict[str, t.Tuple[str, str, str]] = {
+    "espeak": ("apt", "espeak-ng", ""), "edge": ("pip", "edge-tts", "7.2.3"), "pyttsx3": ("pip", "pyttsx3", ""), "coqui": ("pip", "coqui-tts", ""),
+}  # fmt: skip
+_IMPORTS = {"edge": "edge_tts", "pyttsx3": "pyttsx3", "coqui": "TTS"}
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_SURVEY = """
+import importlib.metadata as m, importlib.util as u, json, sys
+names = {"edge": ("edge_tts", ("edge-tts",)), "pyttsx3": ("pyttsx3", ("pyttsx3",)), "coqui": ("TTS", ("coqui-tts", "TTS"))}
+found = {}
+for engine, (module, packages) in names.items():
+    version = ""
+    for package in packages:
+        try:
+            version = version or m.version(package)
+        except m.PackageNotFoundError:
+            pass
+    found[engine] = version or "?" if u.find_spec(module) else ""
+json.dump(found, sys.stdout)
+"""
+_EDGE = """
+import asyncio, os, sys, edge_tts
+async def main():
+    spoken = edge_tts.Communicate(sys.stdin.read(), sys.argv[1], proxy=os.environ.get("TTS_EDGE_PROXY") or None)
+    async for item in spoken.stream():
+        if item["type"] == "audio":
+            sys.stdout.buffer.write(item["data"])
+asyncio.run(main())
+"""
+_PYTTSX3 = """
+import sys, pyttsx3
+engine = pyttsx3.init()
+engine.save_to_file(sys.stdin.read(), sys.argv[1])
+engine.runAndWait()
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """``engines`` must be there; ``backend_python`` is the interpreter of the backend's virtual environment, empty for none.
+
+    ``proxy`` is for Edge. ``install`` False only looks. ``allow_text_only`` makes a host without any audio a success.
+    """
+
+    engines: t.Tuple[str, ...] = ("edge", "espeak")
+    primary: str = "edge"
+    backend_python: str = ""
+    proxy: str = ""
+    voice: str = "en-US-AriaNeural"
+    text: str = "The speech engines work."
+    install: bool = True
+    allow_text_only: bool = False
+    timeout: float = 10.0
+    install_timeout: float = 600.0
+
+
+@dataclass
+class Engine:
+    """What is known of one engine: ``speaks`` is None where it was not tried."""
+
+    name: str
+    present: bool = False
+    version: str = ""
+    program: str = ""
+    speaks: t.Optional[bool] = None
+    why: str = ""
+    audio: t.Dict[str, t.Any] = field(default_factory=dict)
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        return {"present": self.present, "version": self.version, "program": self.program, "speaks": self.speaks, "why": self.why, "audio": self.audio}
+
+
+def validate(options: Options) -> None:
+    """Refuses what makes no sense, before anything is touched."""
+    strange = sorted(set(options.engines) - set(ENGINES))
+    if strange or not options.engines:
+        raise OpsError(f"Unknown engines: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(ENGINES)}.")
+    if options.primary not in CHAINS:
+        raise OpsError(f"The primary engine {options.primary!r} is unknown.", hint=f"Choose from {', '.join(CHAINS)}.")
+    if not options.text.strip() or len(options.text) > 500 or "\0" in options.text:
+        raise OpsError("The text of the proof is empty, longer than 500 characters or holds a NUL.", hint="Give a short sentence.")
+    if not re.fullmatch(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural", options.voice):
+        raise OpsError(f"{options.voice!r} is no voice of Edge.", hint="Such as en-US-AriaNeural.")
+    if not 1 <= options.timeout <= 120 or not 1 <= options.install_timeout <= 7200:
+        raise OpsError("A time limit is out of range.", hint="timeout: 1 to 120 s; install_timeout: 1 to 7200 s.")
+    if options.proxy and urllib.parse.urlsplit(options.proxy).scheme not in ("http", "https"):
+        raise OpsError("The proxy is no http or https URL.", hint="Such as http://proxy:3128.")
+    python = options.backend_python
+    if python and not (os.path.isabs(python) and os.access(python, os.X_OK) and os.path.isfile(python)):
+        raise OpsError(f"{python} is no program.", hint="Give the absolute path of the Python in the backend's virtual environment.")
+    needing = sorted(name for name in options.engines if PACKAGES[name][0] == "pip")
+    if needing and not python:
+        raise OpsError(f"{', '.join(needing)} live in the backend's environment, which is not known.", hint="Give backend_python, or other engines.")
+
+
+def run(options: Options, *, check_mode: bool = False) -> Result:
+    """Looks, installs what is missing, lets every engine of the chain speak, and names the one that would speak now."""
+    validate(options)
+    before = survey(options)
+    missing = [name for name in options.engines if reason_to_install(before[name])]
+    if missing and not options.install and not check_mode:
+        raise OpsError(f"Missing: {', '.join(missing)}.", hint="Run with install: true, or install " + ", ".join(PACKAGES[name][1] for name in missing) + ".")
+    actions: t.List[t.Dict[str, t.Any]] = []
+    for name in missing:
+        kind, package, oldest = PACKAGES[name]
+        started = time.monotonic()
+        if not check_mode:
+            install(name, options)
+        actions.append(
+            {
+                "action": "install", "target": f"{package}>={oldest}" if oldest else package, "changed": True, "engine": name, "via": kind,
+                "why": reason_to_install(before[name]), "duration_ms": round((time.monotonic() - started) * 1000, 1),
+            }
+        )  # fmt: skip
+    after = survey(options) if missing and not check_mode else {name: Engine(**vars(engine)) for name, engine in before.items()}
+    for name in CHAINS[options.primary]:
+        engine = after[name]
+        if check_mode and name in missing:
+            engine.present, engine.why = True, "it would be installed; audio cannot be proved before"
+            continue
+        still = reason_to_install(engine) if name in options.engines else ""
+        if name in missing and still:
+            raise OpsError(
+                f"{PACKAGES[name][1]} was installed and {name} is still not usable: {still}.",
+                hint="See what the installation wrote.",
+                last_state=engine.as_dict(),
+            )
+        prove(engine, options)
+        if engine.speaks is not None:
+            actions.append({"action": "speak", "target": name, "changed": False, "speaks": engine.speaks, "why": engine.why, **engine.audio})
+    chosen, reasons = would_speak(after, options.primary, predicted=missing if check_mode else ())
+    if chosen == "text_only" and not options.allow_text_only:
+        raise OpsError(
+            "No speech engine makes audio.", hint="; ".join(f"{name}: {why}" for name, why in reasons.items()) or "Install espeak-ng.",
+            before=_facts(before), after=_facts(after), actions=actions,
+        )  # fmt: skip
+    return Result(
+        changed=bool(missing),
+        before=_facts(before),
+        after={**_facts(after), "engine": chosen},
+        actions=actions,
+        msg=_sentence(chosen, reasons, missing, check_mode),
+        diff=[{"before": _text(before), "after": _text(after), "before_header": "speech engines", "after_header": "speech engines"}],
+        extra={"engine": chosen, "reasons": reasons, "chain": [*CHAINS[options.primary], "text_only"]},
+    )
+
+
+def would_speak(engines: t.Mapping[str, Engine], primary: str, *, predicted: t.Collection[str] = ()) -> t.Tuple[str, t.Dict[str, str]]:
+    """The first engine of the chain that made audio (or, in check mode, would be installed), and why the better ones did not."""
+    reasons: t.Dict[str, str] = {}
+    for name in CHAINS[primary]:
+        engine = engines[name]
+        # That Edge can be installed does not mean that its service can be reached; a local engine speaks once it is there.
+        if engine.speaks or (name in predicted and name not in ("edge", "coqui")):
+            return name, reasons
+        reasons[name] = engine.why or "it made no audio"
+    return "text_only", reasons
+
+
+def reason_to_install(engine: Engine) -> str:
+    """Why an engine must be installed or brought up to date; empty if it need not."""
+    if not engine.present:
+        return engine.why or "it is not installed"
+    oldest = PACKAGES[engine.name][2]
+    if oldest and engine.version not in ("", "?") and _numbers(engine.version) < _numbers(oldest):
+        return f"version {engine.version} is older than {oldest}"
+    return ""
+
+
+def _numbers(version: str) -> t.Tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def survey(options: Options) -> t.Dict[str, Engine]:
+    """What is there; starts nothing but ``--version`` and the backend's interpreter."""
+    import json
+
+    found = {name: Engine(name) for name in ENGINES}
+    path = f"{os.environ.get('PATH', '')}:{_PATH}"
+    espeak = found["espeak"]
+    espeak.program = shutil.which("espeak-ng", path=path) or shutil.which("espeak", path=path) or ""
+    espeak.present = bool(espeak.program)
+    if espeak.present:
+        with contextlib.suppress(OpsError):
+            version = re.search(r"\d+\.\d+[\d.]*", _run([espeak.program, "--version"], timeout=options.timeout).decode(errors="replace"))
+            espeak.version = version[0] if version else "?"
+    else:
+        espeak.why = "neither espeak-ng nor espeak is installed"
+    if not options.backend_python:
+        for name in _IMPORTS:
+            found[name].why = "backend_python is not given"
+        return found
+    raw = _run([options.backend_python, "-c", _SURVEY], timeout=max(options.timeout, 30))
+    try:
+        versions = json.loads(raw)
+    except ValueError as error:
+        raise OpsError(f"{options.backend_python} does not answer as a Python does.", hint="Give the backend's interpreter.") from error
+    for name in _IMPORTS:
+        found[name].version, found[name].present, found[name].program = versions[name], bool(versions[name]), options.backend_python
+        found[name].why = "" if versions[name] else f"the package {PACKAGES[name][1]} is not installed"
+    return found
+
+
+def install(name: str, options: Options) -> None:
+    """Installs one engine. Raises ``OpsError`` that names the package and the right that is missing."""
+    kind, package, oldest = PACKAGES[name]
+    if kind == "apt":
+        _apt(package, options.install_timeout)
+    else:
+        _pip(options.backend_python, f"{package}>={oldest}" if oldest else package, options.install_timeout)
+
+
+def _apt(package: str, timeout: float) -> None:
+    apt = shutil.which("apt-get", path=f"{os.environ.get('PATH', '')}:{_PATH}")
+    if not apt:
+        raise OpsError(f"This host has no apt-get to install {package} with.", hint=f"Install {package} by the means of this system.")
+    if os.geteuid() != 0:
+        raise OpsError(f"Only root may install {package}.", hint=f"Run this task with become: true, or run apt-get install {package} beforehand.")
+    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    words = [apt, "-o", "DPkg::Lock::Timeout=120", "-y", "--no-install-recommends"]
+    try:
+        _run([*words, "install", package], timeout=timeout, environment=environment)
+    except OpsError as error:
+        if not re.search(r"Unable to locate|no installation candidate|404  Not Found", str(error.details.get("stderr", ""))):
+            raise
+        _run([*words, "update"], timeout=timeout, environment=environment)
+        _run([*words, "install", package], timeout=timeout, environment=environment)
+
+
+def _pip(python: str, requirement: str, timeout: float) -> None:
+    """From wheels only: no code of a package runs while it is installed."""
+    try:
+        _run([python, "-m", "pip", "--version"], timeout=60)
+        words = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:", requirement]
+    except OpsError:
+        uv = shutil.which("uv", path=f"{os.path.dirname(python)}:{os.environ.get('PATH', '')}:{_PATH}")
+        if not uv:
+            raise OpsError(f"{python} has no pip to install {requirement} with.", hint=f"Run {python} -m ensurepip, or install {requirement} there.") from None
+        words = [uv, "pip", "install", "--python", python, "--only-binary", ":all:", requirement]
+    _run(words, timeout=timeout)
+
+
+def prove(engine: Engine, options: Options) -> None:
+    """Lets an engine speak and looks into the audio: sets ``speaks``, ``why`` and ``audio``. Raises nothing."""
+    if not engine.present:
+        return
+    if engine.name == "coqui":
+        # A model is hundreds of megabytes, chosen by the backend: loading one here would prove another installation.
+        engine.speaks, engine.why = False, "Coqui is installed; only the backend, which has the model, can prove it"
+        return
+    started = time.monotonic()
+    try:
+        data = _speak(engine, options)
+        engine.audio = {**describe(data), "bytes": len(data), "first_to_last_ms": round((time.monotonic() - started) * 1000, 1)}
+        engine.speaks = not engine.audio["silent"]
+        engine.why = "" if engine.speaks else "the audio is silence"
+    except OpsError as error:
+        engine.speaks, engine.why = False, _why(error)
+
+
+def _speak(engine: Engine, options: Options) -> bytes:
+    text = options.text.encode()
+    if engine.name == "espeak":
+        return _true_sizes(_run([engine.program, "--stdin", "--stdout", "-b", "1"], stdin=text, timeout=options.timeout))
+    if engine.name == "edge":
+        # A proxy's password does not belong into an argument list, which everybody on the host can read.
+        return _run([engine.program, "-c", _EDGE, options.voice], stdin=text, timeout=options.timeout, environment={"TTS_EDGE_PROXY": options.proxy})
+    directory = tempfile.mkdtemp(prefix="wheels-ops-tts-")
+    try:
+        target = os.path.join(directory, "speech.wav")
+        _run([engine.program, "-c", _PYTTSX3, target], stdin=text, timeout=options.timeout)
+        with open(target, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise OpsError(f"no audio was written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _true_sizes(data: bytes) -> bytes:
+    """espeak writes to a pipe before it knows how much there will be, and puts 0x7ffff000 into the header."""
+    place = data.find(b"data", 12)
+    if data[:4] != b"RIFF" or place < 0:
+        return data
+    body = len(data) - place - 8
+    return data[:4] + (place + body).to_bytes(4, "little") + data[8 : place + 4] + body.to_bytes(4, "little") + data[place + 8 :]
+
+
+def _why(error: OpsError) -> str:
+    """The last line that the program wrote, which names the error, or ours."""
+    lines = [line.strip() for line in str(error.details.get("stderr", "")).splitlines() if line.strip()]
+    return re.sub(r" ssl:<[^>]*>", "", lines[-1] if lines else error.message)[:300]
+
+
+def _run(words: t.Sequence[str], *, timeout: float, stdin: bytes = b"", environment: t.Optional[t.Mapping[str, str]] = None) -> bytes:
+    """Runs a program in ``/`` (nothing is imported from where we happen to be) and gives what it printed; kills its group on time-out."""
+    try:
+        process = subprocess.Popen(
+            list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", start_new_session=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8", **(environment or {})},
+        )  # fmt: skip
+    except OSError as error:
+        raise OpsError(f"{words[0]} cannot be started: {error.strerror}.") from error
+    try:
+        output, errors = process.communicate(stdin, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise OpsError(f"{os.path.basename(words[0])} was not done within {timeout:g} s.", hint="") from None
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode:
+        text = errors.decode(errors="replace")[-2000:]
+        raise OpsError(
+            f"{' '.join(os.path.basename(word) if '/' in word else word.split(chr(10))[0] for word in words[:4])} ended with {process.returncode}.", stderr=text
+        )
+    return output
+
+
+def _facts(engines: t.Mapping[str, Engine]) -> t.Dict[str, t.Any]:
+    return {"engines": {name: engine.as_dict() for name, engine in engines.items()}}
+
+
+def _text(engines: t.Mapping[str, Engine]) -> str:
+    return "".join(f"{name}: {('version ' + engine.version).strip() if engine.present else 'missing'}\n" for name, engine in engines.items())
+
+
+def _sentence(chosen: str, reasons: t.Mapping[str, str], missing: t.Sequence[str], check_mode: bool) -> str:
+    verb = "would be installed" if check_mode else "installed"
+    parts = [f"{', '.join(missing)} {verb}."] if missing else []
+    parts.append("Nothing can speak, the backend shows text." if chosen == "text_only" else f"{chosen} {'would speak' if check_mode else 'speaks'}.")
+    if reasons:
+        parts.append("Not before it: " + "; ".join(f"{name} ({why})" for name, why in reasons.items()) + ".")
+    return " ".join(parts)
