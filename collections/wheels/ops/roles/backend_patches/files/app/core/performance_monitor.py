@@ -370,6 +370,9 @@ UNITS = {
     "celery_queue_depth": "", "celery_queue_age_s": "s", "psi_memory": "%",
 }  # fmt: skip
 
+#: Values that do not jump about; CPU does, and is judged at the usual pace.
+_CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
+
 _ADVICE = {
     "memory_percent": "Memory is the bottleneck: look at the routes with the largest answers, lower the number of workers, or add memory.",
     "cpu_percent": "The CPU is the bottleneck: move work to the background queues, or add cores.",
@@ -412,6 +415,8 @@ class PerformanceMonitor:
         self.last_reading: Optional[MemoryReading] = None
         #: Further numbers for a sample, by metric name; must not wait.
         self.sources: List[Callable[[], Mapping[str, float]]] = []
+        #: Called with the values of every sample; must not wait.
+        self.observers: List[Callable[[Mapping[str, float]], Any]] = []
         #: The history that survives restarts (``app.wheels_ops.metrics_store``); None where it is not there or not writable.
         self.store: Optional[Any] = None
         self.alert_counts: Deque[Tuple[float, str, str]] = deque(maxlen=1000)
@@ -471,14 +476,16 @@ class PerformanceMonitor:
 
     async def _loop(self) -> None:
         while True:
-            soon = any(
-                state.pending for name, state in self._states.items() if name in ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
-            )
-            await asyncio.sleep(min(1.0, self.check_interval) if soon else self.check_interval)
+            await asyncio.sleep(self.next_delay())
             try:
                 self.sample()
             except Exception as error:  # monitoring must outlive one bad reading
                 logger.warning(f"📊 Sampling failed: {type(error).__name__}")
+
+    def next_delay(self) -> float:
+        """Seconds until the next sample: fewer while an excursion waits for its confirmation."""
+        soon = any(state.pending for name, state in self._states.items() if name in _CONFIRMED_SOON)
+        return min(1.0, self.check_interval) if soon else self.check_interval
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
@@ -514,6 +521,8 @@ class PerformanceMonitor:
         self.last_sample_at = time.monotonic()
         if self.store is not None:
             self.store.add(now, values, weights)
+        for observer in self.observers:
+            observer(values)
         if time.monotonic() - self._disk_at > min(10.0, self.check_interval) and (self._disk_task is None or self._disk_task.done()):
             self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
         return values

@@ -92,10 +92,14 @@ class MetricsStore:
         self.flush()
         now = self._clock()
         started, worker = self._started, self._worker
-        await self._ask(lambda db: db.execute("update life set stopped = ?, clean = 1 where started = ? and worker = ?", (now, started, worker)))
+        try:
+            await self._ask(lambda db: db.execute("update life set stopped = ?, clean = 1 where started = ? and worker = ?", (now, started, worker)))
+        except (queue.Full, asyncio.TimeoutError, sqlite3.Error) as error:
+            logger.warning(f"📊 The orderly stop was not noted in the history: {type(error).__name__}")
         self.usable = False
-        self._jobs.put(None)
         thread, self._thread = self._thread, None
+        with contextlib.suppress(queue.Full):
+            await asyncio.to_thread(self._jobs.put, None, True, 5)
         if thread is not None:
             await asyncio.to_thread(thread.join, 5)
 
@@ -161,7 +165,10 @@ class MetricsStore:
     async def _ask(self, call: Callable[[sqlite3.Connection], Any], timeout: float = 5.0) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._jobs.put_nowait((call, (loop, future)))
+        try:
+            self._jobs.put_nowait((call, (loop, future)))
+        except queue.Full:  # a disk that hangs: wait for it somewhere else, and not for ever
+            await asyncio.to_thread(self._jobs.put, (call, (loop, future)), True, timeout)
         return await asyncio.wait_for(future, timeout)
 
     # -- writing ------------------------------------------------------------------------------------------------------

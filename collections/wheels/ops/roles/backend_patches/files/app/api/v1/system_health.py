@@ -912,6 +912,9 @@ async def startup() -> None:
     await performance_monitor.start()
     await memory_optimizer.start()
     memory_optimizer.request_restart = _restart_request
+    cache: Any = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
+    if hasattr(cache, "trim_local"):
+        memory_optimizer.register_shrinker("local cache", cache.trim_local)
     checks = helper("health_checks")
     if checks is not None:
         await checks.start(sys.modules[__name__])

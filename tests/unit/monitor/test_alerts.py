@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Alerts: raised in time, cleared in time, and no flapping."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+import typing as t
+
+import pytest
+
+Modules = t.Callable[[str], types.ModuleType]
+
+
+@pytest.fixture
+def monitor(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> t.Any:
+    module = app_modules("core.performance_monitor")
+    for name in ("MEMORY", "CPU", "DISK"):
+        monkeypatch.delenv(f"{name}_WARNING_THRESHOLD", raising=False)
+    return module.PerformanceMonitor()
+
+
+def feed(monitor: t.Any, name: str, values: t.Sequence[float], app_modules: Modules) -> t.List[str]:
+    """The level after each value, one value a sample."""
+    from datetime import datetime, timezone
+
+    levels = []
+    for index, value in enumerate(values):
+        monitor._note(name, value, datetime.now(timezone.utc), 1000.0 + 5 * index)
+        alert = monitor.active_alerts.get(name)
+        levels.append(alert.level.value if alert else "info")
+    return levels
+
+
+def test_raises_after_three_samples_and_clears_after_three(monitor: t.Any, app_modules: Modules) -> None:
+    levels = feed(monitor, "memory_percent", [50, 70, 70, 70, 70, 59, 59, 59], app_modules)
+    assert levels == ["info", "info", "info", "warning", "warning", "warning", "warning", "info"]
+    assert feed(monitor, "memory_percent", [78, 78, 78], app_modules)[-1] == "critical"
+    assert feed(monitor, "memory_percent", [87, 87, 87], app_modules)[-1] == "emergency"
+    assert feed(monitor, "memory_percent", [40, 40, 40], app_modules)[-1] == "info", "clears from any level at once"
+
+
+def test_a_spike_is_no_alert(monitor: t.Any, app_modules: Modules) -> None:
+    assert set(feed(monitor, "cpu_percent", [20, 99, 99, 20, 99, 99, 20] * 5, app_modules)) == {"info"}
+
+
+@pytest.mark.parametrize(("name", "limit"), [("memory_percent", 65), ("memory_percent", 75), ("cpu_percent", 70), ("disk_percent", 85)])
+async def test_no_flaps_on_an_oscillation_around_a_threshold(monitor: t.Any, app_modules: Modules, name: str, limit: float) -> None:
+    """P3: one percent up and down around a threshold changes the level once at most, then never again."""
+    values = [limit + (1 if index % 2 else -1) for index in range(100)] + [limit + (1 if index % 8 < 4 else -1) for index in range(200)]
+    levels = feed(monitor, name, values, app_modules)
+    changes = sum(before != after for before, after in zip(levels, levels[1:]))
+    assert changes <= (1 if limit in (65, 70) else 2), "into warning, and into critical where that is the threshold"
+
+
+@pytest.mark.parametrize(("name", "limit"), [("memory_percent", 10.0), ("cpu_percent", 15.0)])
+def test_raised_within_fifteen_seconds_and_cleared_within_thirty(monitor: t.Any, app_modules: Modules, name: str, limit: float) -> None:
+    """P3 on a simulated clock, for an excursion that begins at any moment between two samples."""
+    from datetime import datetime, timezone
+
+    for phase in range(50):
+        monitor._states.clear()
+        monitor.active_alerts.clear()
+        begins, ends = 20.0 + phase / 10, 80.0 + phase / 10
+        now, raised, cleared = 0.0, None, None
+        while now < 140:
+            now += monitor.next_delay()
+            monitor._note(name, 90.0 if begins <= now < ends else 30.0, datetime.now(timezone.utc), now)
+            if raised is None and name in monitor.active_alerts:
+                raised = now - begins
+            if raised is not None and cleared is None and name not in monitor.active_alerts:
+                cleared = now - ends
+        assert raised is not None and raised <= limit
+        assert cleared is not None and cleared <= 30
+
+
+def test_recovered_memory_clears_its_alert_and_remediation_may_start_again(monitor: t.Any, app_modules: Modules) -> None:
+    """The first version looked its alerts up by the current level, so none ever cleared."""
+    feed(monitor, "memory_percent", [80] * 3, app_modules)
+    assert "memory_percent" in monitor.active_alerts
+    feed(monitor, "memory_percent", [20] * 3, app_modules)
+    assert not monitor.active_alerts
+    assert feed(monitor, "memory_percent", [80] * 3, app_modules)[-1] == "critical"
+
+
+def test_thresholds_come_from_the_environment(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", "50")
+    monkeypatch.setenv("CPU_CRITICAL_THRESHOLD", "90.5")
+    monkeypatch.setenv("DISK_WARNING_THRESHOLD", "not a number")
+    made = app_modules("core.performance_monitor").PerformanceMonitor()
+    assert made.thresholds["memory_percent"] == {"warning": 50, "critical": 75}
+    assert made.thresholds["cpu_percent"] == {"warning": 70, "critical": 90.5}
+    assert made.thresholds["disk_percent"] == {"warning": 75, "critical": 85}
+    assert made.thresholds["response_time_ms"] == {"warning": 500, "critical": 1000}
+    assert made.thresholds["error_rate"] == {"warning": 1, "critical": 5}
+
+
+async def test_the_kill_switch_keeps_the_monitor_off(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISABLE_MONITORING", "true")
+    made = app_modules("core.performance_monitor").PerformanceMonitor()
+    await made.start()
+    assert not made.is_running and made.monitoring_task is None
+    optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
+    await optimizer.start()
+    assert not optimizer.is_running
+
+
+async def test_status_and_report_keep_their_keys(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, tmp_path: t.Any) -> None:
+    monkeypatch.setenv("WHEELS_OPS_STATE_DIR", str(tmp_path))
+    made = app_modules("core.performance_monitor").PerformanceMonitor()
+    await made.start()
+    try:
+        made.sample()
+        await asyncio.sleep(0)
+        status = await made.get_current_status()
+        assert set(status) >= {"monitoring_active", "current_metrics", "active_alerts", "metrics_history_size"}
+        assert status["monitoring_active"] is True
+        for name in ("memory_percent", "disk_percent", "disk_inodes_percent", "process_memory_mb"):
+            assert set(status["current_metrics"][name]) == {"value", "unit", "alert_level", "timestamp"}
+        report = await made.get_performance_report(6)
+        assert set(report) >= {"report_period_hours", "generated_at", "metrics_summary", "alert_summary", "recommendations"}
+        assert set(report["metrics_summary"]["memory_percent"]) == {"min", "max", "avg", "current", "unit", "data_points"}
+        assert report["source"] == "store"
+        assert isinstance(made.metrics_history["memory_percent"][0], app_modules("core.performance_monitor").PerformanceMetric)
+        assert (await app_modules("core.performance_monitor").get_performance_monitor()) is app_modules("core.performance_monitor").performance_monitor
+    finally:
+        await made.stop()
+    assert not made.is_running
