@@ -1,0 +1,216 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: rls_repair
+short_description: Repair recursive row-level-security policies and prove that nothing else changed
+version_added: 1.0.0
+description:
+  - Finds every access that fails with C(infinite recursion detected in policy) as M(wheels.ops.rls_info) does, chooses the smallest set of table
+    references to replace, and replaces each by a C(STABLE SECURITY DEFINER) function in a schema of its own that the API does not expose.
+  - An access that worked before keeps exactly its rows. Where a policy serves both accesses that work and accesses that fail it is split. What cannot be
+    repaired safely is left as it is and listed in RV(needs_review) with the reason and what a person should do; the rest is repaired.
+  - Everything happens in one transaction. Inside it the server is asked again about every access, and what a sample of users sees is compared with
+    what they saw before. Any difference rolls it back and fails the module.
+  - The undo script is on disk before anything is applied.
+extends_documentation_fragment:
+  - wheels.ops.attributes
+  - wheels.ops.postgres
+attributes:
+  check_mode:
+    support: full
+    description: Does everything including the proof and rolls it back.
+  diff_mode:
+    support: full
+    description: Shows the policies before and after, and the functions.
+  idempotent:
+    support: full
+    description: A second run finds nothing that fails and changes nothing.
+options:
+  state:
+    description:
+      - V(repaired) repairs.
+      - V(undone) takes a repair back with the script in O(undo_path).
+    type: str
+    choices: [repaired, undone]
+    default: repaired
+  schemas:
+    description: Schemas to look at. By default all but the system's.
+    type: list
+    elements: str
+  roles:
+    description: Roles to look through. By default one of each class of roles that hold the same policies' roles.
+    type: list
+    elements: str
+  fix:
+    description:
+      - What to repair. V(recursion) are the failing accesses.
+      - V(initplan) wraps identity calls so that they run once for a query instead of once for each row; never where that would cause a recursion.
+      - V(indexes) builds indexes, concurrently, for the columns by which policies look rows up.
+      - V(multiple_permissive) merges permissive policies of the same roles and command.
+    type: list
+    elements: str
+    choices: [recursion, initplan, indexes, multiple_permissive]
+    default: [recursion]
+  allow_unbounded:
+    description: Allow functions that give back all rows of a table, where the policy ties the reference neither to the caller nor to its own row.
+    type: bool
+    default: false
+  accept_captured_columns:
+    description:
+      - Repair policies that compare a column with itself (C(x.trip_id = trip_id), where C(trip_id) is taken from C(x) as well).
+      - The recursion hides them. Without it they let through more than their author meant, so that they are left to a person by default.
+    type: bool
+    default: false
+  helper_schema:
+    description: Schema for the functions. It is created. It must not be one that the API exposes.
+    type: str
+    default: rls_ops
+  owner:
+    description:
+      - Role to own the functions, which must have BYPASSRLS.
+      - By default a superuser makes the role C(rls_definer), which cannot log in; a role with BYPASSRLS owns them itself; else the tables' owners do.
+    type: str
+  undo_dir:
+    description: Directory for the undo scripts.
+    type: path
+    default: /var/lib/wheels-ops/undo
+  undo_path:
+    description: The undo script itself. With O(state=undone) the one to run.
+    type: path
+  force:
+    description: With O(state=undone), take the repair back even where policies were changed since.
+    type: bool
+    default: false
+  lock_timeout:
+    description: Seconds to wait for a lock, and for which locks on tables are held at most. After that it is rolled back and tried again.
+    type: float
+    default: 5
+  statement_timeout:
+    description: Seconds that one statement may take before any table is locked.
+    type: float
+    default: 60
+  run_id:
+    description: Identifier of this run, kept in the undo script.
+    type: str
+    default: ""
+requirements:
+  - psycopg2 >= 2.9
+  - pglast >= 6
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+seealso:
+  - module: wheels.ops.rls_info
+"""
+
+EXAMPLES = r"""
+- name: Repair recursive policies
+  wheels.ops.rls_repair:
+    dsn: "{{ database_dsn }}"
+    run_id: "{{ wheels_ops_run_id }}"
+  register: rls
+
+- name: Repair, and make policies faster where that is safe
+  wheels.ops.rls_repair:
+    dsn: "{{ database_dsn }}"
+    fix: [recursion, initplan, indexes]
+
+- name: Take it back
+  wheels.ops.rls_repair:
+    dsn: "{{ database_dsn }}"
+    state: undone
+    undo_path: "{{ rls.undo }}"
+"""
+
+RETURN = r"""
+changed:
+  description: Whether policies were, or in check mode would be, changed.
+  returned: always
+  type: bool
+msg:
+  description: What was done, in one sentence.
+  returned: always
+  type: str
+diff:
+  description: Policies before and after, and the functions.
+  returned: success
+  type: list
+  elements: dict
+before:
+  description: How many accesses failed.
+  returned: success
+  type: dict
+  sample: {failing: 25}
+after:
+  description:
+    - How many fail now, or would; how many accesses were asked for and how many results compared.
+    - C(strict_reading) says for each table whether its users see more than the strict reading of the policies (their least fixpoint) allows.
+  returned: success
+  type: dict
+  sample: {failing: 0, checked: 90, comparisons: 24}
+actions:
+  description: One per policy, function and index.
+  returned: success
+  type: list
+  elements: dict
+needs_review:
+  description: What was left as it is.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    object:
+      description: The table.
+      type: str
+    reason:
+      description: Why it was left.
+      type: str
+    advice:
+      description: What a person should do.
+      type: str
+plan:
+  description: Every statement, the undo statements, and the references that are replaced with the form that replaces them.
+  returned: when O(state=repaired)
+  type: dict
+undo:
+  description: Path of the undo script, empty when nothing was changed.
+  returned: when O(state=repaired)
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.rls import entry
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **entry.arguments(),
+            "state": {"type": "str", "choices": ["repaired", "undone"], "default": "repaired"},
+            "fix": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["recursion", "initplan", "indexes", "multiple_permissive"],
+                "default": ["recursion"],
+            },
+            "allow_unbounded": {"type": "bool", "default": False},
+            "accept_captured_columns": {"type": "bool", "default": False},
+            "helper_schema": {"type": "str", "default": "rls_ops"},
+            "owner": {"type": "str"},
+            "undo_dir": {"type": "path", "default": "/var/lib/wheels-ops/undo"},
+            "undo_path": {"type": "path"},
+            "force": {"type": "bool", "default": False},
+            "run_id": {"type": "str", "default": ""},
+        },
+        required_if=[("state", "undone", ["undo_path"])],
+        supports_check_mode=True,
+    )
+    run(module, lambda: entry.repair(module.params, check_mode=module.check_mode))
+
+
+if __name__ == "__main__":
+    main()
