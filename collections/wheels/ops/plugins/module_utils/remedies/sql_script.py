@@ -327,7 +327,7 @@ def _ours(kind: str, name: str) -> bool:
 
 def _refusal(node: t.Any) -> str:
     kind = type(node).__name__
-    if kind in _REFUSED:
+    if kind in _REFUSED and getattr(node, "is_vacuumcmd", True):  # ANALYZE shares its node with VACUUM
         return _REFUSED[kind]
     if getattr(node, "concurrent", False) and kind in ("IndexStmt", "DropStmt"):
         return "CONCURRENTLY cannot run inside a transaction"

@@ -465,6 +465,33 @@ end $body$);
       end if;
     end if;
   end loop;
+  -- A numeric column can be widened only while no column is computed from it: that one is dropped and computed again, with all that hangs
+  -- on it. Its values are the same, as they come from the same expression.
+  for r in
+    select c.oid::regclass as rel, c.oid, a.attname, format_type(a.atttypid, a.atttypmod) as type from pg_class c join pg_attribute a on a.attrelid = c.oid
+    where c.oid in ('public.affiliate_sales'::regclass, 'public.user_wishlists'::regclass) and a.attname in ('amount', 'commission', 'commission_rate', 'price')
+      and not a.attisdropped and a.atttypid = 'numeric'::regtype and a.atttypmod > 0
+      -- numeric(p, s) is kept as ((p << 16) | s) + 4: with fewer than three digits before the point, no percentage fits
+      and ((a.atttypmod - 4) >> 16) - ((a.atttypmod - 4) & 2047) < 3
+  loop
+    with computed as (
+      select a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) as type, pg_get_expr(d.adbin, d.adrelid) as expression
+      from pg_attribute a join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+      where a.attrelid = r.oid and a.attgenerated = 's' and not a.attisdropped and pg_get_expr(d.adbin, d.adrelid) ~ format('\m%s\M', r.attname)
+    )
+    select coalesce((select string_agg(format('alter table %s drop column %I; ', r.rel, g.attname), '' order by g.attnum) from computed g), ''),
+           coalesce((select string_agg(format('; alter table %s add column %I %s generated always as (%s) stored', r.rel, g.attname, g.type, g.expression), ''
+                                       order by g.attnum) from computed g), '')
+           || coalesce((select string_agg('; ' || pg_get_indexdef(i.indexrelid), '') from pg_index i
+                        where i.indrelid = r.oid and exists (select from computed g where g.attnum = any (i.indkey::smallint[]))
+                          and not exists (select from pg_constraint k where k.conindid = i.indexrelid)), '')
+           || coalesce((select string_agg(format('; alter table %s add constraint %I %s', r.rel, k.conname, pg_get_constraintdef(k.oid)), '') from pg_constraint k
+                        where k.conrelid = r.oid and exists (select from computed g where g.attnum = any (k.conkey))), '')
+      into v_text, v_type;
+    execute v_text || format('alter table %s alter column %I type numeric', r.rel, r.attname) || v_type;
+    insert into wheels_private.critical_fixes (kind, object, undo)
+      values ('type', format('%s.%I', r.rel, r.attname), v_text || format('alter table %s alter column %I type %s', r.rel, r.attname, r.type) || v_type);
+  end loop;
   -- A key that is not made by itself.
   for r in
     select c.oid::regclass as rel from pg_class c join pg_attribute a on a.attrelid = c.oid
@@ -621,7 +648,8 @@ end $body$);
              and not (v.privilege = 'SELECT' or g.role = 'authenticated' and t.rel <> 'affiliate_sales' and v.privilege in ('INSERT', 'UPDATE', 'DELETE')) as revoke_it
       from unnest(v_shop || case when v_repair_trips then v_trips else '{}' end) as t(rel)
       cross join unnest(array['public', 'anon', 'authenticated', 'service_role']) as g(role)
-      cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) as v(privilege)
+      cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+                        || case when current_setting('server_version_num')::int >= 170000 then array['MAINTAIN'] else '{}' end) as v(privilege)
       where g.role = 'public' or exists (select from pg_roles where rolname = g.role)
     ) w
     cross join lateral (
