@@ -71,8 +71,8 @@ async def socket(websocket: WebSocket, user_id: str, token: str = ""):
                 for number in range(int(data["count"])):
                     await websocket.send_text(json.dumps({"type": "flood", "number": number, "fill": "x" * int(data["size"])}))
             else:
-                messages.append(data.get("message") if isinstance(data, dict) else data)
-                await websocket.send_json({"type": "chat_response", "message": data.get("message") if isinstance(data, dict) else None})
+                messages.append(str(data.get("message") if isinstance(data, dict) else data)[:200])
+                await websocket.send_json({"type": "chat_response", "message": messages[-1]})
     except WebSocketDisconnect:
         pass
     finally:

@@ -375,34 +375,52 @@ class Connection:
         """
         try:
             coroutine = t.cast("t.Coroutine[t.Any, t.Any, None]", self.send(message))
-            yielded = coroutine.send(None)
+            rest: t.Awaitable[None] = _Rest(coroutine, coroutine.send(None))
         except StopIteration:
             return
+        except AssertionError:
+            rest = self._drained()
         except Exception as error:
             self._broken(error)
             return
         self.sending = True
         self.blocked_since = self.manager.now()
         self.manager.blocked[self] = None
-        self.manager.spawn(self._write_rest(coroutine, yielded))
+        self.manager.spawn(self._write_rest(rest))
 
-    async def _write_rest(self, coroutine: t.Coroutine[t.Any, t.Any, None], yielded: t.Any) -> None:
+    async def _write_rest(self, rest: t.Awaitable[None]) -> None:
         """The writer of a connection whose peer is behind: ends when everything is written."""
         try:
-            await _Rest(coroutine, yielded)
-            while self.outbox:
+            while True:
+                try:
+                    await rest
+                except AssertionError:
+                    await self._drained()
+                if self.outbox_bytes < RESUME_WRITING // 2:
+                    self._writable()
+                if not self.outbox:
+                    return
                 message, size, _ = self.outbox.popleft()
                 self.outbox_bytes -= size
                 self.blocked_since = self.manager.now()
-                await self.send(message)
-                if self.outbox_bytes < RESUME_WRITING // 2:
-                    self._writable()
+                rest = self.send(message)
         except Exception as error:
             self._broken(error)
         finally:
             self.sending = False
             self.manager.blocked.pop(self, None)
             self._writable()
+
+    async def _drained(self) -> None:
+        """Waits for the transport itself. The server's own ping may wait for it already, and ``websockets`` 16 and later lets
+        only one wait: the other, with its frame written, gets an ``AssertionError``."""
+        transport = _transport(self.send)
+        if transport is None:
+            raise OSError("the transport is not known")
+        while transport.get_write_buffer_size() > RESUME_WRITING // 4:
+            if transport.is_closing():
+                raise OSError("the transport is closing")
+            await asyncio.sleep(0.02)
 
     def _writable(self) -> None:
         if self.writable is not None:
@@ -884,22 +902,23 @@ class ConnectionManager:
         }  # fmt: skip
 
     def get_public_stats(self) -> t.Dict[str, t.Any]:
-        """Counts and latencies without any user, connection or address in them; at most one second old."""
+        """Counts and latencies without any user, connection or address in them; latencies and score are at most one second old."""
         now = self.now()
-        if now - self._public[0] > 1 or self._public[1]["total_connections"] != len(self.connections):
+        if now - self._public[0] > 1:
             sample = list(self.connections.values())[:DETAILS]
             jitters = sorted(connection.jitter for connection in sample if connection.pongs)
             self._public = (now, {
-                "total_connections": len(self.connections), "unique_users": len(self.user_connections), "sessions": len(self.sessions),
-                "heartbeat_interval_seconds": self.heartbeat_interval, "connection_timeout_seconds": self.connection_timeout,
                 "latency_ms": {
                     "p50": self.latencies.quantile(0.5), "p95": self.latencies.quantile(0.95), "p99": self.latencies.quantile(0.99),
                     "samples": self.latencies.total, "jitter_p50": round(jitters[len(jitters) // 2], 3) if jitters else None,
                 },
                 "stability_score": round(sum(connection.stability() for connection in sample) / len(sample), 1) if sample else 100.0,
-                "slow_connections": len(self.blocked), "draining": self.draining, "totals": dict(self.totals),
             })  # fmt: skip
-        return dict(self._public[1])
+        return {
+            "total_connections": len(self.connections), "unique_users": len(self.user_connections), "sessions": len(self.sessions),
+            "heartbeat_interval_seconds": self.heartbeat_interval, "connection_timeout_seconds": self.connection_timeout, **self._public[1],
+            "slow_connections": len(self.blocked), "draining": self.draining, "totals": dict(self.totals),
+        }  # fmt: skip
 
     async def update_connection_context(self, connection_id: str, context: t.Dict[str, t.Any]) -> None:
         connection = self.connections.get(connection_id)
@@ -1006,15 +1025,10 @@ class ConnectionManager:
         return max(0, sum(1 for at in recent if at > since) - 1)
 
     def _send_to_user(self, text: str, user_id: str) -> int:
-        reached = 0
-        for name in list(self.user_connections.get(user_id, ())):
-            connection = self.connections.get(name)
-            if connection is not None:
-                reached += connection.deliver(text)
-        for session in list(self.user_sessions.get(user_id, {}).values()):
-            if session.connection is None and self.resumable(session):
-                reached += session.add(text)
-        return reached
+        # Both lists first: a connection that breaks while it is written to leaves its session detached, with the message in it.
+        connections = [self.connections[name] for name in self.user_connections.get(user_id, ()) if name in self.connections]
+        waiting = [session for session in self.user_sessions.get(user_id, {}).values() if session.connection is None and self.resumable(session)]
+        return sum(connection.deliver(text) for connection in connections) + sum(session.add(text) for session in waiting)
 
     # --- heartbeat -----------------------------------------------------------------------------------------------------------
 

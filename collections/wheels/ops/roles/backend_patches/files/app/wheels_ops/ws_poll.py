@@ -136,6 +136,8 @@ class Poll:
 
     async def open(self, user_id: str, token: str) -> t.Tuple[t.Optional[Session], t.Tuple[int, t.Dict[str, t.Any]]]:
         """Runs the application's own WebSocket endpoint for this client; it authenticates as always."""
+        if "/" in user_id:
+            return None, (400, {"error": "not a user id"})
         virtual = Virtual()
         wanted = {"token": token, "session": self.query.get("session", ""), "last_seq": str(max(0, self.last_seq))}
         path = SOCKET_PATH.format(user_id=user_id)
@@ -158,7 +160,7 @@ class Poll:
             return session, (200, {})
         if kind == "refused":
             return None, (code, {"error": "refused"})
-        status = {4001: 401, 4003: 403, 1008: 403, 4008: 429, 1013: 503}.get(code, 502)
+        status = {4001: 401, 4002: 403, 4003: 403, 1008: 403, 4008: 429, 1013: 503}.get(code, 502)
         return None, (status, {"error": "the endpoint refused", "close_code": code})
 
     async def wait(self, session: Session) -> t.Optional[t.List[str]]:
