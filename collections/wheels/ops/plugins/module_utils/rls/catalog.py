@@ -164,6 +164,8 @@ class Function:
     settings: t.Tuple[str, ...]
     source: str
     body: t.Optional[Expression]
+    definition: t.Optional[str]
+    arguments: int
     returns_trigger: bool
     extension: bool
     public_execute: bool
@@ -254,6 +256,8 @@ select p.oid::bigint, n.nspname as schema, p.proname as name, format('%%I.%%I', 
        format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as signature,
        l.lanname as language, p.prosecdef as definer, p.provolatile::text as volatility, p.proowner::bigint as owner,
        coalesce(p.proconfig, '{}') as settings, coalesce(p.prosrc, '') as source, %s as body,
+       case when l.lanname = 'plpgsql' and p.prorettype <> 'trigger'::regtype and p.prorettype <> 'event_trigger'::regtype
+            then pg_get_functiondef(p.oid) end as definition, p.pronargs::integer as arguments,
        p.prorettype = 'trigger'::regtype or p.prorettype = 'event_trigger'::regtype as returns_trigger,
        exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e') as extension,
        exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = 0) as public_execute

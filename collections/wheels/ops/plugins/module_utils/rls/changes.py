@@ -14,7 +14,7 @@ import typing as t
 from pathlib import Path
 
 from ..results import OpsError, Result
-from . import audits, catalog, compare, oracle, policies
+from . import audits, callgraph, catalog, compare, oracle, policies
 from .catalog import Catalog
 from .plans import Plan
 from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, set_local, transaction
@@ -80,7 +80,7 @@ def apply(
     if plan.indexes and not check_mode:
         _build_indexes(connection, plan)
     result.changed = True
-    result.before = {"failing": proof.get("failing_before", len(plan.left))}
+    result.before = {"failing": proof.get("failing_before", len(plan.left)), "possible_54001": plan.runtime_before}
     result.after = {"failing": proof.get("failing_after", len(plan.left)), **{k: v for k, v in proof.items() if not k.startswith("failing_")}}
     result.actions = [
         {"action": "change policy", "target": f"{change.relation.qualified}: {', '.join(policy.name for policy in change.before)}", "changed": True}
@@ -222,9 +222,17 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
             hint="Nothing was changed. Please report it.",
             failing=sorted(recursive - plan.left),
         )
+    looping = {(one.role, one.relation.qualified, one.variant) for one in callgraph.runtime(now, audits.accesses(now))}
+    if looping - plan.left:
+        raise Broken(
+            f"The repair would leave recursion through functions: {_list(looping - plan.left)}.",
+            hint="Nothing was changed. Please report it.",
+            failing=sorted(looping - plan.left),
+        )
     _unchanged(plan, before, old, now)
     return {
         "failing_before": len(known),
+        "possible_54001": len(looping),
         "failing_after": len(recursive),
         "checked": asked.checked,
         "other_errors": [failure.as_dict() for failure in failing if not failure.recursive],
@@ -237,12 +245,13 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
     (initplan, merged policies) are left to the data comparison."""
     reworded = {change.relation.qualified for change in plan.changes if set(change.reasons) - {"recursion"}}
     new = Simulator(now)
+    graph = callgraph.CallGraph(before)
 
     def drawn(simulator: Simulator, read: Catalog) -> t.Dict[str, t.Set[t.Tuple[t.Any, ...]]]:
         result: t.Dict[str, t.Set[t.Tuple[t.Any, ...]]] = {}
         seen: t.Dict[str, t.Set[t.Tuple[int, int, str]]] = {}
         for who, relation, variant in audits.accesses(before):
-            if old.check(who, relation, variant):
+            if old.check(who, relation, variant) or (graph.any and graph.check(who, relation, variant)):
                 continue
             here = read.by_name(relation.schema, relation.name)
             assert here is not None

@@ -29,15 +29,33 @@ class Column:
     type: str
 
 
+@dataclass(frozen=True)
+class FunctionDetails:
+    """A function as CREATE FUNCTION needs it."""
+
+    arguments: str
+    identity: str
+    result: str
+    volatility: str
+    strict: bool
+    parallel: str
+    cost: float
+    sqlbody: t.Optional[str]
+
+
 @dataclass
 class Details:
     """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes; ``plain_types`` the types of
-    users whose input runs no code of users (enums); ``volatile`` the functions of ``pg_catalog`` that are VOLATILE."""
+    users whose input runs no code of users (enums); ``volatile`` the functions of ``pg_catalog`` that are VOLATILE; ``open_schemas`` the roles
+    under row-level security that may create objects in a schema."""
 
     columns: t.Dict[int, t.Dict[str, Column]] = field(default_factory=dict)
     leading: t.Dict[int, t.FrozenSet[str]] = field(default_factory=dict)
     plain_types: t.FrozenSet[t.Tuple[str, str]] = frozenset()
     volatile: t.FrozenSet[str] = frozenset()
+    functions: t.Dict[int, FunctionDetails] = field(default_factory=dict)
+    schemas: t.FrozenSet[str] = frozenset()
+    open_schemas: t.Dict[str, t.List[str]] = field(default_factory=dict)
 
 
 _COLUMNS = """
@@ -50,6 +68,22 @@ select i.indrelid::bigint as relation, array_agg(distinct a.attname::text) as na
   from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
  where i.indrelid = any(%(relations)s::oid[]) and i.indisvalid and i.indpred is null
  group by i.indrelid
+"""
+
+
+_FUNCTIONS = """
+select oid::bigint, pg_get_function_arguments(oid) as arguments, pg_get_function_identity_arguments(oid) as identity,
+       pg_get_function_result(oid) as result, provolatile::text as volatility, proisstrict as strict,
+       case proparallel when 's' then 'SAFE' when 'r' then 'RESTRICTED' else 'UNSAFE' end as parallel, procost as cost, {body} as sqlbody
+  from pg_proc where oid = any(%(oids)s::oid[]) and prokind = 'f'
+"""
+
+_SCHEMAS = """
+select n.nspname as schema,
+       array(select r.rolname::text from pg_roles r where not r.rolsuper and not r.rolbypassrls and r.rolname !~ '^pg_'
+                and not pg_has_role(r.oid, n.nspowner, 'USAGE') and has_schema_privilege(r.oid, n.oid, 'CREATE')
+                and r.rolname <> current_user order by 1) as roles
+  from pg_namespace n where n.nspname !~ '^pg_'
 """
 
 
@@ -70,4 +104,14 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     details.plain_types = frozenset((schema, name) for schema, name in cursor.fetchall())
     cursor.execute("select distinct proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and provolatile = 'v'")
     details.volatile = frozenset(name for (name,) in cursor.fetchall())
+    called: t.Set[int] = set()
+    for policy in catalog.policies():
+        for found in (policy.using, policy.check):
+            called |= found.functions if found else set()
+    body = "pg_get_function_sqlbody(oid)" if catalog.version >= 140000 else "null::text"
+    for row in rows(cursor, _FUNCTIONS.format(body=body), {"oids": sorted(called & set(catalog.functions))}):
+        oid = row.pop("oid")
+        details.functions[oid] = FunctionDetails(**row)
+    schemas = {row["schema"]: row["roles"] for row in rows(cursor, _SCHEMAS)}
+    details.schemas, details.open_schemas = frozenset(schemas), schemas
     return details

@@ -27,7 +27,7 @@ def arguments() -> t.Dict[str, t.Dict[str, t.Any]]:
     }
 
 
-def _timeouts(params: t.Mapping[str, t.Any]) -> t.Dict[str, int]:
+def _timeouts(params: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     timeouts = {f"{name}_ms": int(params[name] * 1000) for name in ("lock_timeout", "statement_timeout")}
     for name, value in timeouts.items():
         if value <= 0:

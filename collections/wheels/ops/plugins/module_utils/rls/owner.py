@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from ..results import OpsError
 from . import tree
-from .catalog import Catalog, Relation
-from .rewrite import CannotRewrite, Helper
+from .catalog import Catalog, Function, Relation
+from .clone import Clone
+from .rewrite import CannotRewrite, Creatable, Helper
 from .session import Cursor, rows
 from .simulate import Simulator
 
@@ -44,6 +45,13 @@ class Owners:
             raise CannotRewrite(f"{self.catalog.current_user} may not make functions that belong to {name}, who owns {relation.short}")
         return name
 
+    def of_helper(self, helper: Creatable) -> str:
+        """The owner of a helper, which must be exempt from the row-level security of everything that it reads."""
+        owners = {self.of(self.catalog.relations[oid]) for oid in _relations(helper)}
+        if len(owners) > 1:
+            raise CannotRewrite(f"{helper.relation_name} reads tables of {', '.join(sorted(owners))}: no one of them is exempt from the others' policies")
+        return owners.pop() if owners else self.single or self.catalog.current_user
+
     def below(self, relation: Relation) -> t.List[Relation]:
         """The relation, and what a view with security_invoker reads with the rights of the helper's owner."""
         found, todo = [], [relation]
@@ -63,7 +71,7 @@ class Owners:
     def role_statements(self) -> t.List[str]:
         return [f"CREATE ROLE {tree.quote(DEDICATED)} NOLOGIN NOINHERIT BYPASSRLS"] if self.created else []
 
-    def grants(self, cursor: Cursor, helpers: t.Sequence[Helper]) -> t.List[t.Tuple[str, str]]:
+    def grants(self, cursor: Cursor, helpers: t.Sequence[Creatable]) -> t.List[t.Tuple[str, str]]:
         """(GRANT, REVOKE) of what the dedicated owner lacks for these helpers, by column where that suffices."""
         if not self.dedicated:
             return []
@@ -71,10 +79,11 @@ class Owners:
         role = tree.quote(self.single)
         needed: t.Dict[int, t.Optional[t.Set[str]]] = {}
         for helper in helpers:
-            for relation in self.below(self.catalog.relations[helper.relation]):
-                columns = set(helper.reads) if relation.oid == helper.relation and helper.reads else None
-                known = needed.get(relation.oid, set())
-                needed[relation.oid] = None if columns is None or known is None else known | columns
+            for oid in _relations(helper):
+                for relation in self.below(self.catalog.relations[oid]):
+                    columns = set(helper.reads) if isinstance(helper, Helper) and relation.oid == oid and helper.reads else None
+                    known = needed.get(relation.oid, set())
+                    needed[relation.oid] = None if columns is None or known is None else known | columns
         pairs: t.List[t.Tuple[str, str]] = []
         for oid, names in sorted(needed.items()):
             relation = self.catalog.relations[oid]
@@ -94,22 +103,42 @@ class Owners:
                         continue
             part = "" if names is None else " (" + ", ".join(tree.quote(name) for name in sorted(names)) + ")"
             pairs.append((f"GRANT SELECT{part} ON TABLE {relation.qualified} TO {role}", f"REVOKE SELECT{part} ON TABLE {relation.qualified} FROM {role}"))
-        if self.catalog.version < 140000:
-            # A body kept as text looks its names up when it runs, with the owner's rights.
-            for schema in sorted({self.catalog.relations[helper.relation].schema for helper in helpers} | {"auth"} & _schemas(self.catalog)):
-                pairs.append((f"GRANT USAGE ON SCHEMA {tree.quote(schema)} TO {role}", f"REVOKE USAGE ON SCHEMA {tree.quote(schema)} FROM {role}"))
-        private = {
-            function.signature
-            for function in self.catalog.functions.values()
-            if function.schema == "auth" and not function.public_execute and any(f"auth.{function.name}" in helper.identity for helper in helpers)
-        }
-        for signature in sorted(private):
-            pairs.append((f"GRANT EXECUTE ON FUNCTION {signature} TO {role}", f"REVOKE EXECUTE ON FUNCTION {signature} FROM {role}"))
+        for schema in sorted(self._schemas(helpers)):
+            if not self.created:
+                cursor.execute("select has_schema_privilege(%s::name, %s, 'USAGE')", (self.single, schema))
+                if cursor.fetchone()[0]:
+                    continue
+            pairs.append((f"GRANT USAGE ON SCHEMA {tree.quote(schema)} TO {role}", f"REVOKE USAGE ON SCHEMA {tree.quote(schema)} FROM {role}"))
+        for function in self._private_functions(helpers):
+            pairs.append((f"GRANT EXECUTE ON FUNCTION {function.signature} TO {role}", f"REVOKE EXECUTE ON FUNCTION {function.signature} FROM {role}"))
         return pairs
 
+    def _schemas(self, helpers: t.Sequence[Creatable]) -> t.Set[str]:
+        """The schemas in which a body that is kept as text looks its names up when it runs, with the owner's rights."""
+        found: t.Set[str] = set()
+        for helper in helpers:
+            if isinstance(helper, Clone) or self.catalog.version < 140000:
+                found |= {self.catalog.relations[oid].schema for oid in _relations(helper)}
+                found |= {"auth"} & {function.schema for function in self.catalog.functions.values()}
+            if isinstance(helper, Clone):
+                found |= set(helper.search_path) | {self.catalog.functions[oid].schema for oid in helper.calls}
+        return found
 
-def _schemas(catalog: Catalog) -> t.Set[str]:
-    return {function.schema for function in catalog.functions.values()}
+    def _private_functions(self, helpers: t.Sequence[Creatable]) -> t.List[Function]:
+        """What the helpers call and not everybody may."""
+        called: t.Set[int] = set()
+        for helper in helpers:
+            if isinstance(helper, Clone):
+                called |= set(helper.calls)
+            elif isinstance(helper, Helper):
+                called |= {one.oid for one in self.catalog.functions.values() if one.schema == "auth" and f"auth.{one.name}" in helper.identity}
+        return [self.catalog.functions[oid] for oid in sorted(called) if not self.catalog.functions[oid].public_execute]
+
+
+def _relations(helper: Creatable) -> t.Tuple[int, ...]:
+    if isinstance(helper, Clone):
+        return helper.relations
+    return (helper.relation,) if isinstance(helper, Helper) else ()
 
 
 def choose(cursor: Cursor, catalog: Catalog, requested: t.Optional[str] = None) -> Owners:

@@ -12,7 +12,7 @@ from . import details, owner, performance, policies, tree
 from .audits import Audit
 from .catalog import Catalog
 from .repair import Decision, Options, Planner
-from .rewrite import Helper
+from .rewrite import Creatable
 from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, rows, transaction
 from .simulate import Cut
 
@@ -40,6 +40,8 @@ class Plan:
     locking: int = 0
     #: The accesses (role, relation, variant) that fail afterwards as well.
     left: t.Set[t.Tuple[str, str, str]] = field(default_factory=set)
+    #: How many accesses could end in 54001 before.
+    runtime_before: int = 0
     catalog: t.Optional[Catalog] = field(default=None, repr=False)
     #: What the audit was narrowed down to.
     schemas: t.Optional[t.Tuple[str, ...]] = None
@@ -110,10 +112,11 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     made = Plan(catalog=catalog, cuts=decision.cuts, left=decision.left, cut=decision.cut)
     made.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
     made.roles = catalog.asked_roles
+    made.runtime_before = len(planner.runtime)
     made.needs_review = [refusal.as_dict() for refusal in decision.refusals]
     if "recursion" not in fix:
         planner.survey()
-        made.left = {(access.who.name, access.relation.qualified, access.variant) for access in planner.failing}
+        made.left = {(access.who.name, access.relation.qualified, access.variant) for access in [*planner.failing, *planner.runtime]}
     performance.extend(cursor, made, decision, catalog, known, fix)
     made.changes = decision.changes
     _functions(cursor, made, decision, catalog, owners, options)
@@ -141,7 +144,7 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
     dropped: t.List[str] = []
     for name, (helper, roles) in wanted:
         signature = helper.signature(schema)
-        belongs = owners.of(catalog.relations[helper.relation])
+        belongs = owners.of_helper(helper)
         if name in present:
             if present[name] not in (belongs, catalog.current_user):
                 raise OpsError(
@@ -169,7 +172,7 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
         made.undo.append(_guarded(*(revoke for _, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
 
 
-def _described(helper: Helper, signature: str, definition: str, belongs: str, roles: t.Collection[str]) -> t.Dict[str, t.Any]:
+def _described(helper: Creatable, signature: str, definition: str, belongs: str, roles: t.Collection[str]) -> t.Dict[str, t.Any]:
     return {
         "signature": signature,
         "name": helper.name,

@@ -7,7 +7,8 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
-from . import audits, policies, rewrite, tree, wrap
+from . import audits, callgraph, clone, policies, rewrite, tree, wrap
+from .bodies import Bodies
 from .catalog import COMMANDS, Catalog, Policy, Relation
 from .cut import hitting_set
 from .details import Details
@@ -57,7 +58,7 @@ class Decision:
     """The outcome: what becomes of the policies, which helpers that takes and who may call them."""
 
     changes: t.List[policies.Change] = field(default_factory=list)
-    helpers: t.Dict[str, t.Tuple[rewrite.Helper, t.Set[str]]] = field(default_factory=dict)
+    helpers: t.Dict[str, t.Tuple[rewrite.Creatable, t.Set[str]]] = field(default_factory=dict)
     cuts: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
     refusals: t.List[Refusal] = field(default_factory=list)
     cut: Cut = field(default_factory=lambda: Cut({}))
@@ -86,7 +87,11 @@ class Planner:
         self.policies = {policy.oid: policy for policy in catalog.policies()}
         self.held = _held(cursor)
         self.simulator = Simulator(catalog)
+        self.bodies = Bodies(catalog)
+        self.graph = callgraph.CallGraph(catalog, bodies=self.bodies)
         self.failing: t.List[Access] = []
+        # Accesses that PostgreSQL accepts, but that can go round through a function when they run.
+        self.runtime: t.List[Access] = []
         # For every expression the contexts in which a working access draws it in: there it keeps its text.
         self.kept: t.Dict[Slot, t.Set[Context]] = {}
         self.broken: t.Dict[Slot, t.Set[Context]] = {}
@@ -99,11 +104,13 @@ class Planner:
         for who, relation, variant in audits.accesses(self.catalog):
             if self.simulator.check(who, relation, variant):
                 self.failing.append(Access(who, relation, variant))
+            elif self.graph.any and self.graph.check(who, relation, variant):
+                self.runtime.append(Access(who, relation, variant))
             else:
                 for use, context in self.simulator.reached(who, relation, variant, working.setdefault(who.name, set())):
                     self.kept.setdefault((use.policy.oid, use.slot), set()).add(context)
         seen: t.Dict[str, t.Set[t.Tuple[int, int, str]]] = {}
-        for who, relation, variant in self.failing:
+        for who, relation, variant in [*self.failing, *self.runtime]:
             for use, context in self.simulator.reached(who, relation, variant, seen.setdefault(who.name, set())):
                 slot = (use.policy.oid, use.slot)
                 if context not in self.kept.get(slot, ()):
@@ -126,7 +133,7 @@ class Planner:
         decision = Decision()
         review: t.Dict[Access, Refusal] = {}
         if not self.options.accept_captured_columns:
-            for access in self.failing:
+            for access in [*self.failing, *self.runtime]:
                 captured = self.reads_captured(access)
                 if captured:
                     review[access] = Refusal(
@@ -181,9 +188,47 @@ class Planner:
                 else:
                     review[access] = self._refuse(access, path, simulator)
             if not found:
+                found = self._solve_runtime(Cut(cut), review, constraints, members)
+            if not found:
                 return cut, unwrapped, {access: frozenset(edges) for access, edges in members.items()}
             chosen = hitting_set(constraints, lambda edge: self._option(edge).weight)
             cut = {edge: frozenset(self.kept.get((edge.policy, edge.slot), ())) for edge in chosen}
+
+    def _solve_runtime(self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Set[t.FrozenSet[Edge]], members: t.Dict[Access, t.Set[Edge]]) -> bool:
+        """Adds what breaks the cycles through functions that a cut leaves; whether there were any."""
+        if not self.graph.any:
+            return False
+        graph = callgraph.CallGraph(self.catalog, cut=cut, bodies=self.bodies)
+        found = False
+        for access in [*self.failing, *self.runtime]:
+            path = None if access in review else graph.check(*access)
+            if not path:
+                continue
+            found = True
+            candidates, reasons = set(), {}
+            for hop in callgraph.cycle(path):
+                if hop.use is None:
+                    continue
+                edge = Edge(hop.use.policy.oid, hop.use.slot, hop.target.relation or -hop.target.function)
+                context = Context(hop.source.user or hop.source.session or access.who.oid, hop.use.command)
+                option = self._option(edge)
+                if context not in self.kept.get((edge.policy, edge.slot), ()) and not option.reason:
+                    candidates.add(edge)
+                else:
+                    table = self.catalog.relations[hop.source.relation].short
+                    reasons[f"{table} ({describe(hop.use)}): {option.reason or 'an access that works draws in the same expression'}"] = option.advice
+            if candidates:
+                constraints.add(frozenset(candidates))
+                members.setdefault(access, set()).update(candidates)
+            else:
+                words = " -> ".join(graph.words(path))
+                review[access] = Refusal(
+                    access.relation.qualified,
+                    f"{words} can end in 54001 and cannot be cut: " + "; ".join(reasons),
+                    " ".join(dict.fromkeys(advice for advice in reasons.values() if advice)) or "Make the function SECURITY DEFINER by hand.",
+                    {"path": words},
+                )
+        return found
 
     def _candidates(self, access: Access, path: t.Sequence[Step]) -> t.FrozenSet[Edge]:
         edges = set()
@@ -205,12 +250,14 @@ class Planner:
         policy = self.policies[edge.policy]
         expression = policy.slot(edge.slot)
         assert expression is not None
-        owner, target = self.catalog.relations[policy.relation], self.catalog.relations[edge.target]
         try:
-            self.owners.of(target)
-            done = rewrite.rewrite(expression.text, owner, [edge.target], self.catalog, self.details, self.options.helper_schema)
+            done = self._rewrite(policy, edge.slot, [edge.target])
+            for helper in done.helpers:
+                self.owners.of_helper(helper)
         except rewrite.CannotRewrite as error:
             return _Option(reason=str(error), advice="Rewrite the policy by hand with a SECURITY DEFINER function.")
+        if edge.target > 0:
+            target = self.catalog.relations[edge.target]
         if done.unbounded and not self.options.allow_unbounded:
             return _Option(
                 reason=f"the function would give back every row of {target.short}: the policy neither ties it to the caller nor to its own row",
@@ -225,6 +272,15 @@ class Planner:
                 return _Option(reason=reason, advice="Split the policy by hand, so that what works has a policy of its own.")
             weight += SPLIT_COST
         return _Option(weight, bool(kept))
+
+    def _rewrite(self, policy: Policy, slot: str, targets: t.Sequence[int]) -> rewrite.Rewritten:
+        """The new expression; a negative target is a function."""
+        expression = policy.slot(slot)
+        assert expression is not None
+        copies = {-target: clone.clone(self.catalog.functions[-target], self.catalog, self.details, self.bodies) for target in targets if target < 0}
+        tables = [target for target in targets if target > 0]
+        owner = self.catalog.relations[policy.relation]
+        return rewrite.rewrite(expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies)
 
     def _unwrappable(self, access: Access, path: t.Sequence[Step], simulator: Simulator) -> t.Set[int]:
         """The policies whose FROM-less sub-selects make a harmless second visit an error: without them it is none (and the same rows)."""
@@ -332,9 +388,7 @@ class Planner:
             self._grant(decision, change)
 
     def _new_text(self, decision: Decision, policy: Policy, relation: Relation, slot: str, targets: t.List[int]) -> str:
-        expression = policy.slot(slot)
-        assert expression is not None
-        done = rewrite.rewrite(expression.text, relation, targets, self.catalog, self.details, self.options.helper_schema)
+        done = self._rewrite(policy, slot, targets)
         for helper in done.helpers:
             decision.helpers.setdefault(helper.name, (helper, set()))
         decision.cuts.append(
@@ -342,7 +396,7 @@ class Planner:
                 "table": relation.qualified,
                 "policy": policy.name,
                 "expression": slot,
-                "reads": [self.catalog.relations[target].qualified for target in targets],
+                "reads": [(self.catalog.relations[target] if target > 0 else self.catalog.functions[-target]).qualified for target in targets],
                 "form": ", ".join(dict.fromkeys(done.forms)),
                 "helpers": [helper.name for helper in done.helpers],
                 "bound": [helper.bound or "unbounded" for helper in done.helpers],

@@ -69,18 +69,31 @@ class Helper:
         return f"{head}AS {tree.literal(self.body)}"
 
 
+class Creatable(t.Protocol):
+    """What a plan needs to know of a function that it creates: a ``Helper``, or the copy of a function."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def relation_name(self) -> str: ...
+    @property
+    def bound(self) -> str: ...
+    def signature(self, schema: str) -> str: ...
+    def create(self, schema: str, *, atomic: bool) -> str: ...
+
+
 @dataclass
 class Rewritten:
     """The new text of an expression, with the helpers that it calls."""
 
     text: str
-    helpers: t.List[Helper] = field(default_factory=list)
+    helpers: t.List[Creatable] = field(default_factory=list)
     forms: t.List[str] = field(default_factory=list)
 
     @property
     def weight(self) -> int:
         """The smaller, the less a cut gives away and costs: 1 bound to the caller, 3 to the row, 10 not at all; for each occurrence."""
-        return sum({"caller": 1, "arguments": 3, "boolean": 3}.get(helper.bound, 10) for helper in self.helpers)
+        return sum({"caller": 1, "arguments": 3, "boolean": 3, "function": 4}.get(helper.bound, 10) for helper in self.helpers)
 
     @property
     def unbounded(self) -> bool:
@@ -97,8 +110,17 @@ class _Place:
     outer: t.Dict[str, t.Optional[int]]
 
 
-def rewrite(text: str, owner: Relation, targets: t.Collection[int], catalog: Catalog, details: Details, schema: str) -> Rewritten:
-    """The expression ``text`` of a policy on ``owner`` with every reference to ``targets`` (oids) replaced by a function in ``schema``.
+def rewrite(
+    text: str,
+    owner: Relation,
+    targets: t.Collection[int],
+    catalog: Catalog,
+    details: Details,
+    schema: str,
+    copies: t.Optional[t.Mapping[int, Creatable]] = None,
+) -> Rewritten:
+    """The expression ``text`` of a policy on ``owner`` with every reference to ``targets`` (oids) replaced by a function in ``schema``, and
+    every call of a function in ``copies`` (by oid) by a call of its copy there.
 
     Raises ``CannotRewrite`` where that would not keep the meaning.
     """
@@ -107,7 +129,7 @@ def rewrite(text: str, owner: Relation, targets: t.Collection[int], catalog: Cat
     holder = tree.parse(text)
     result = Rewritten(text)
     work = _Rewriter(holder, owner, catalog, details, schema, result)
-    found = False
+    found = work.repoint(copies or {})
     for place, target in list(work.places(targets)):
         work.replace(place, target)
         found = True
@@ -154,6 +176,23 @@ class _Rewriter:
             return None
         found = self.catalog.by_name(item.schemaname, item.relname)
         return found.oid if found else None
+
+    def repoint(self, copies: t.Mapping[int, Creatable]) -> bool:
+        """Calls the copies instead of the functions."""
+        from pglast import ast
+
+        found = False
+        for oid, copy in copies.items():
+            function = self.catalog.functions[oid]
+            calls = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            if not calls:
+                raise CannotRewrite(f"the call of {function.qualified} is not in the expression's text")
+            for call in calls:
+                call.funcname = (ast.String(sval=self.schema), ast.String(sval=copy.name))
+            self.result.helpers.append(copy)
+            self.result.forms.append("copy of the function")
+            found = True
+        return found
 
     # -- one reference -------------------------------------------------------------------------------------------------
 
