@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import subprocess
 import sys
@@ -24,13 +25,13 @@ from wheels_ops.services.model import parse_services
 class Web:
     """A supervised web service whose next start can be made to go wrong."""
 
-    def __init__(self, daemon: Supervisord, port: int, mode: Path, state: Path) -> None:
-        self.daemon, self.port, self.mode, self.state = daemon, port, mode, state
+    def __init__(self, daemon: Supervisord, port: int, mode: Path, state: Path, name: str = "web") -> None:
+        self.daemon, self.port, self.mode, self.state, self.name = daemon, port, mode, state, name
 
     def run(self, *, check_mode: bool = False, gate: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any) -> Result:
-        settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 8, "max_restarts": 0}
+        settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 6, "max_restarts": 0}
         return service_restart.run(
-            parse_services([{"name": "web", "gate": gate or {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}}]),
+            parse_services([{"name": self.name, "gate": gate or {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}}]),
             open_manager("supervisor", self.daemon.socket),
             Options(**{**settings, "state_dir": str(self.state), **options}),
             check_mode=check_mode,
@@ -71,30 +72,45 @@ def test_check_mode_then_real_then_started_again(web: Web) -> None:
     assert web.daemon.pid("web") == new
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_eight_faults_are_caught(web: Web, mode: str) -> None:
-    web.mode.write_text(mode)
-    with contextlib.ExitStack() as stack:
-        if mode == "stale":
-            stale = web.mode.with_name("other")
-            stale.write_text("healthy")
-            web.daemon.ctl("stop", "web")
-            process = subprocess.Popen([sys.executable, str(FAULTY_APP), str(web.port), str(stale)], stdout=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            wait_until(lambda: port_open(web.port))
-        with pytest.raises(OpsError) as caught:
-            web.run()
-    details = caught.value.details
-    assert details["service"] == "web"
-    assert details["last_state"]["unit"] == "web"
-    assert any(f"starting as {mode}" in line for line in details["log"]), details["log"]
-    assert details["changed"]
-    assert set(details) >= {"before", "after", "actions", "diff", "last_state", "log"}
-    if mode == "stale":
-        assert str(process.pid) in caught.value.message
-    if mode == "exit":
-        assert "DATABASE_URL is not set" in "\n".join(details["log"])
+def test_eight_faults_are_caught_and_a_healthy_start_passes(tmp_path: Path) -> None:
+    """All nine at once, each with a state of its own: eight are caught, with the last state and the last lines."""
+    names = (*MODES, "healthy")
+    ports = {name: free_port() for name in names}
+    programs = {}
+    for name in names:
+        (tmp_path / name).write_text("healthy")
+        programs[name] = Program(f"{sys.executable} {FAULTY_APP} {ports[name]} {tmp_path / name}")
+    caught: t.Dict[str, OpsError] = {}
+    passed: t.Dict[str, Result] = {}
+
+    def attempt(name: str) -> None:
+        try:
+            passed[name] = Web(daemon, ports[name], tmp_path / name, tmp_path / "state" / name, name).run()
+        except OpsError as error:
+            caught[name] = error
+
+    with supervisord(programs) as daemon, contextlib.ExitStack() as stack:
+        wait_until(lambda: all(port_open(port) for port in ports.values()))
+        for name in names:
+            (tmp_path / name).write_text(name)
+        daemon.ctl("stop", "stale")
+        (tmp_path / "other").write_text("healthy")
+        stale = subprocess.Popen([sys.executable, str(FAULTY_APP), str(ports["stale"]), str(tmp_path / "other")], stdout=subprocess.DEVNULL)
+        stack.callback(stale.wait)
+        stack.callback(stale.kill)
+        wait_until(lambda: port_open(ports["stale"]))
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(attempt, names))
+    assert sorted(caught) == sorted(MODES)
+    assert list(passed) == ["healthy"]
+    for name, error in caught.items():
+        assert error.details["service"] == name
+        assert error.details["last_state"]["unit"] == name
+        assert any(f"starting as {name}" in line for line in error.details["log"]), error.details["log"]
+        assert error.details["changed"]
+        assert set(error.details) >= {"before", "after", "actions", "diff", "last_state", "log"}
+    assert str(stale.pid) in caught["stale"].message
+    assert "DATABASE_URL is not set" in "\n".join(caught["exit"].details["log"])
 
 
 def test_what_does_not_run_is_started(web: Web) -> None:

@@ -59,7 +59,10 @@ options:
             choices: [none, state, tcp, http, redis, celery, beat]
             default: state
           url:
-            description: For V(http), V(redis) and V(celery). A password in it is not shown.
+            description:
+              - For V(http), V(redis) and V(celery), what is asked.
+              - For V(beat), the broker, which tells beats of several installations apart. That of the services it depends on where it is not given.
+              - A password in it is not shown.
             type: str
           host:
             description: For V(tcp).

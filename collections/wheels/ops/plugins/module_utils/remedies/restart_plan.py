@@ -124,11 +124,11 @@ def _reason(
 def _steps(ordered: t.Sequence[Service], states: t.Mapping[str, ServiceState], reasons: t.Mapping[str, str]) -> t.List[Step]:
     """Who takes tasks or sends them is stopped before the Redis below it, so that what waits there can be counted and kept."""
     chosen = [service for service in ordered if service.name in reasons]
-    stores = [service.name for service in chosen if service.gate.type == "redis" and states[service.unit].running]
+    stores = [service.name for service in chosen if service.gate.type == "redis" and states[service.unit].up]
     below = dependents(ordered, stores)
-    paused = [service for service in chosen if service.gate.type in ("celery", "beat") and service.name in below and states[service.unit].running]
+    paused = [service for service in chosen if service.gate.type in ("celery", "beat") and service.name in below and states[service.unit].up]
     steps = [Step("pause", service, f"its broker {', '.join(stores)} is restarted") for service in reversed(paused)]
     for service in chosen:
-        starts = service in paused or not states[service.unit].running
+        starts = service in paused or not states[service.unit].up
         steps.append(Step("start" if starts else "restart", service, reasons[service.name]))
     return steps

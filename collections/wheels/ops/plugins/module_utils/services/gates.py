@@ -223,10 +223,39 @@ def application(words: t.Sequence[str]) -> str:
     return ""
 
 
+#: Variables that name the broker of a Celery application; the backend reads the second.
+_BROKERS = ("CELERY_BROKER_URL", "REDIS_URL")
+
+
+def _broker(url: str) -> t.Tuple[str, int, str]:
+    """What of a broker's URL says which broker it is: host, port and database."""
+    parts = urllib.parse.urlsplit(url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+    return host, parts.port or 6379, parts.path.strip("/") or "0"
+
+
+def _broker_of(pid: int) -> t.Optional[t.Tuple[str, int, str]]:
+    """The broker that a process was told in its environment; None where it was not."""
+    found = processes.environment(pid, _BROKERS)
+    url = next((found[name] for name in _BROKERS if found.get(name)), "")
+    return _broker(url) if url else None
+
+
 def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t.List[str]]:
-    """Other beats of the same application, which would send every periodic task a second time."""
-    app = service.gate.app or next((application(processes.command_line(pid)) for pid in members if is_beat(processes.command_line(pid))), "")
-    return {pid: words for pid, words in beats(app).items() if pid not in members}
+    """Other beats of the same application and the same broker, which would send every periodic task a second time.
+
+    A beat that names another broker is of another installation (staging beside production). Which broker is ours says the gate's url,
+    else the running beat's environment; where neither is known, every beat of the application counts.
+    """
+    own = [pid for pid in members if is_beat(processes.command_line(pid))]
+    app = service.gate.app or next((application(processes.command_line(pid)) for pid in own), "")
+    ours = _broker(service.gate.url) if service.gate.url else next((_broker_of(pid) for pid in own), None)
+    found = {}
+    for pid, words in beats(app).items():
+        theirs = _broker_of(pid)
+        if pid not in members and not (ours and theirs and ours != theirs):
+            found[pid] = words
+    return found
 
 
 def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:

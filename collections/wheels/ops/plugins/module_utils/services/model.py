@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import typing as t
 import urllib.parse
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from ..results import OpsError
 
@@ -36,6 +36,11 @@ class ServiceState:
     result: str = ""
     exit_status: t.Optional[int] = None
     details: t.Dict[str, t.Any] = field(default_factory=dict)
+
+    @property
+    def up(self) -> bool:
+        """Whether something of it runs or is about to: starting it would leave that in place, only a restart replaces it."""
+        return self.running or bool(self.instance) or not self.settled or self.state == "BACKOFF"
 
     @property
     def failed(self) -> bool:
@@ -138,7 +143,23 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
         for dependency in service.depends_on:
             if dependency not in names:
                 raise OpsError(f"{service.name} depends on {dependency}, which is not listed.", hint=f"Listed are: {', '.join(names)}.")
-    return services
+    return [_with_broker(service, services) for service in services]
+
+
+def _with_broker(service: Service, services: t.Sequence[Service]) -> Service:
+    """A beat whose gate names no broker has that of the worker or the Redis below it."""
+    if service.gate.type != "beat" or service.gate.url:
+        return service
+    by_name = {other.name: other for other in services}
+    waiting, seen = list(service.depends_on), {service.name}
+    while waiting:
+        other = by_name[waiting.pop(0)]
+        if other.gate.type in ("redis", "celery"):
+            return replace(service, gate=replace(service.gate, url=other.gate.url))
+        if other.name not in seen:
+            seen.add(other.name)
+            waiting.extend(other.depends_on)
+    return service
 
 
 def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:

@@ -71,11 +71,13 @@ def command_line(pid: int) -> t.List[str]:
     return words[:-1] if words and not words[-1] else words
 
 
-def working_directory(pid: int) -> str:
+def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
+    """Some variables that a process was started with; empty where it is gone or may not be read."""
     try:
-        return os.readlink(f"/proc/{pid}/cwd")
+        words = _read(f"/proc/{pid}/environ").split("\0")
     except OSError:
-        return ""
+        return {}
+    return {name: value for name, _sign, value in (word.partition("=") for word in words) if name in names}
 
 
 def start_time(pid: int) -> t.Optional[float]:

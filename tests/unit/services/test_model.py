@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How services are described, what is refused before anything is touched, and what recorded answers of the managers mean."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from wheels_ops.remedies import service_restart
+from wheels_ops.remedies.service_restart import Options
+from wheels_ops.results import OpsError
+from wheels_ops.services import gates, ledger, processes, supervisor, systemd
+from wheels_ops.services.model import parse_services
+
+#: systemctl show of systemd 252 (Debian 12) for redis (an alias), a unit that is missing, and one at its start limit.
+SHOWN = """Type=notify
+Result=success
+NRestarts=0
+ExecMainStatus=0
+MainPID=123
+StartLimitIntervalUSec=10s
+StartLimitBurst=5
+Id=redis-server.service
+Names=redis.service redis-server.service
+LoadState=loaded
+ActiveState=active
+SubState=running
+InvocationID=0123456789abcdef0123456789abcdef
+ActiveEnterTimestampMonotonic=5000000
+ControlGroup=/system.slice/redis-server.service
+
+Result=success
+NRestarts=0
+Id=nothing.service
+Names=nothing.service
+LoadState=not-found
+ActiveState=inactive
+SubState=dead
+
+Type=simple
+Result=start-limit-hit
+NRestarts=5
+ExecMainStatus=1
+MainPID=0
+Id=web.service
+LoadState=loaded
+ActiveState=failed
+SubState=failed
+InvocationID=ffffffffffffffffffffffffffffffff
+StartLimitIntervalUSec=1min 30s
+StartLimitBurst=5
+"""
+
+
+def test_one_answer_of_systemctl_for_several_units() -> None:
+    found = systemd.parse_show(SHOWN, ["redis", "nothing", "web"], uptime=65.0)
+    redis, nothing, web = found["redis"], found["nothing"], found["web"]
+    assert (redis.exists, redis.running, redis.pid, redis.uptime_s, redis.instance) == (True, True, 123, 60.0, "0123456789abcdef0123456789abcdef")
+    assert redis.details["id"] == "redis-server.service"
+    assert not nothing.exists
+    assert (web.failed, web.running, web.result, web.restarts, web.instance) == (True, False, "start-limit-hit", 5, "")
+    assert web.details["start_limit_interval_s"] == 90
+    with pytest.raises(OpsError, match="2 units"):
+        systemd.parse_show(SHOWN, ["a", "b"], uptime=1.0)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10.0), ("1min 30s", 90.0), ("500ms", 0.5), ("1d 2h", 93600.0), ("infinity", float("inf")), ("", 0.0)])
+def test_time_spans_of_systemd(text: str, seconds: float) -> None:
+    assert systemd.span(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "running", "failed", "up"),
+    [
+        ("RUNNING", True, False, True),
+        ("STARTING", False, False, True),
+        ("STOPPING", False, False, True),
+        ("BACKOFF", False, True, True),
+        ("FATAL", False, True, False),
+        ("STOPPED", False, False, False),
+        ("EXITED", False, False, False),
+    ],
+)
+def test_states_of_supervisord(name: str, running: bool, failed: bool, up: bool) -> None:
+    pid = 7 if name in ("RUNNING", "STARTING", "STOPPING") else 0
+    info = {"statename": name, "pid": pid, "start": 100, "now": 130, "exitstatus": 0, "spawnerr": "", "group": "g", "name": "p"}
+    found = supervisor.state_of("p", info)
+    assert (found.running, found.failed, found.up) == (running, failed, up)
+    assert found.uptime_s == (30 if running else None)
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        [],
+        [{"name": ""}],
+        [{"name": "-a"}],
+        [{"name": "a", "unit": "b c"}],
+        [{"name": "a", "unit": "../a"}],
+        [{"name": "a"}, {"name": "a"}],
+        [{"name": "a", "depends_on": ["b"]}],
+        [{"name": "a", "gate": {"type": "http"}}],
+        [{"name": "a", "gate": {"type": "http", "url": "file:///etc/passwd"}}],
+        [{"name": "a", "gate": {"type": "redis", "url": "http://127.0.0.1"}}],
+        [{"name": "a", "gate": {"type": "tcp"}}],
+        [{"name": "a", "gate": {"type": "tcp", "port": 65536}}],
+        [{"name": "a", "gate": {"type": "telnet"}}],
+        [{"name": "a", "gate": {"type": "state", "colour": "red"}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://a/", "status": [99]}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://a/", "status": []}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://a/", "body_regex": "("}}],
+        [{"name": "a", "gate": {"timeout": -1}}],
+        [{"name": "a", "gate": {"healthy_deadline": 3601}}],
+    ],
+)
+def test_nonsense_is_refused(services: t.List[t.Dict[str, t.Any]]) -> None:
+    with pytest.raises(OpsError):
+        parse_services(services)
+
+
+def test_a_refused_url_does_not_show_its_password() -> None:
+    with pytest.raises(OpsError) as caught:
+        parse_services([{"name": "a", "gate": {"type": "redis", "url": "amqp://u:s3cret@h/"}}])
+    assert "s3cret" not in str(caught.value)
+
+
+def test_beat_has_the_broker_of_what_it_depends_on() -> None:
+    url = "redis://127.0.0.1:7000/3"
+    services: t.List[t.Dict[str, t.Any]] = [
+        {"name": "redis", "gate": {"type": "redis", "url": url}},
+        {"name": "worker", "depends_on": ["redis"]},
+        {"name": "beat", "depends_on": ["worker"], "gate": {"type": "beat"}},
+    ]
+    assert parse_services(services)[2].gate.url == url
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(wait_timeout=0),
+        Options(wait_sleep=0),
+        Options(min_healthy_time=-1),
+        Options(healthy_deadline=1, min_healthy_time=2),
+        Options(max_restarts=-1),
+        Options(window=0),
+        Options(cooldown=-1),
+        Options(state="absent"),
+        Options(only_if=("bored",)),
+    ],
+)
+def test_options_have_ranges(options: Options, tmp_path: Path) -> None:
+    class Untouched:
+        """Any call would be one too many."""
+
+    with pytest.raises(OpsError):
+        service_restart.run(parse_services([{"name": "a"}]), t.cast(t.Any, Untouched()), options)
+
+
+@pytest.mark.parametrize(
+    ("words", "beat", "app"),
+    [
+        (["/v/bin/python", "-m", "celery", "-A", "app.workers.celery", "beat", "--loglevel=info"], True, "app.workers.celery"),
+        (["/v/bin/python", "/v/bin/celery", "--app=a.b", "worker", "-B"], True, "a.b"),
+        (["/v/bin/celery", "-Aa.b", "beat"], True, "a.b"),
+        (["[celery beat] --"], True, ""),
+        (["/v/bin/celery", "-A", "a", "worker"], False, "a"),
+        (["vi", "beat"], False, ""),
+        (["grep", "celery beat"], False, ""),
+        ([], False, ""),
+    ],
+)
+def test_which_command_lines_are_a_beat(words: t.List[str], beat: bool, app: str) -> None:
+    assert gates.is_beat(words) is beat
+    assert gates.application(words) == app
+
+
+def test_the_budget_over_runs(tmp_path: Path) -> None:
+    book = ledger.Ledger(tmp_path)
+    limits: t.Dict[str, t.Any] = {"max_restarts": 2, "window": 100.0, "cooldown": 0.0}
+    assert book.blocked("web", **limits) == ""
+    book.add(event="begin", service="web")
+    book.add(event="end", service="web")
+    book.add(event="begin", service="other")
+    assert book.blocked("web", **limits) == ""
+    assert "cool-down" in book.blocked("web", **{**limits, "cooldown": 60.0})
+    book.add(event="begin", service="web")
+    assert "budget of 2" in book.blocked("web", **limits)
+    assert book.blocked("web", **{**limits, "max_restarts": 0}) == ""
+    # A line that a crash cut short, and one of an hour ago, count for nothing.
+    lines = [f'{{"time": {time.time() - 3600}, "event": "begin", "service": "web"}}\n', '{"time": 1']
+    book.path.write_text(lines[0] * 5 + lines[1])
+    assert book.blocked("web", **limits) == ""
+
+
+def test_the_ledger_stays_small_and_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_MAX_BYTES", 2000)
+    book = ledger.Ledger(tmp_path)
+    for number in range(100):
+        book.add(event="begin", service="web", number=number)
+    assert book.path.stat().st_size < 2500
+    assert book.read()[-1]["number"] == 99
+    book.path.unlink()
+    book.path.symlink_to(tmp_path / "victim")
+    with pytest.raises(OpsError):
+        book.add(event="begin", service="web")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_two_runs_do_not_overlap_and_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    book = ledger.Ledger(tmp_path)
+    with book.locked(), pytest.raises(OpsError, match="Another run"), ledger.Ledger(tmp_path).locked():
+        raise AssertionError("both have it")
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl,os,time; d=os.open({str(tmp_path / 'restarts.lock')!r}, os.O_RDWR); fcntl.flock(d, 2); print(1, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(OpsError, match="Another run"), book.locked():
+        raise AssertionError("both have it")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with book.locked():
+        pass
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")])
+def test_who_listens(family: int, address: str) -> None:
+    with socket.socket(family) as server:
+        server.bind((address, 0))
+        port = server.getsockname()[1]
+        assert processes.listeners(port) == []
+        server.listen()
+        found = processes.listeners(port)
+        assert [(entry.address, entry.port) for entry in found] == [(address, port)]
+        assert processes.holders([found[0].inode]) == {found[0].inode: {os.getpid()}}
+        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        assert processes.answering(port, host) == found
+    assert processes.listeners(port) == []
+
+
+def test_the_process_tree() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess,sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    try:
+        members = processes.tree(parent.pid)
+        assert len(members) == 2
+        assert parent.pid in members
+        begun = processes.start_time(parent.pid)
+        assert begun is not None
+        assert abs(begun - time.time()) < 60
+    finally:
+        parent.communicate(b"\n")
+    assert processes.tree(parent.pid) == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted", "right"),
+    [
+        ('{"status": "pass"}', {"status": "pass"}, True),
+        ('{"status": "fail"}', {"status": "pass"}, False),
+        ('{"checks": {"db": [{"ok": true}]}}', {"checks.db.0.ok": True}, True),
+        ('{"checks": {"db": [{"ok": true}]}}', {"checks.db.0.ok": "true"}, True),
+        ('{"checks": {"db": []}}', {"checks.db.0.ok": True}, False),
+        ("not json", {"status": "pass"}, False),
+        ("[]", {"status": "pass"}, False),
+        ("anything", {}, True),
+    ],
+)
+def test_body_predicates(body: str, wanted: t.Dict[str, t.Any], right: bool) -> None:
+    assert (gates._json_mismatch(body, wanted) == "") is right
