@@ -418,12 +418,13 @@ class Link:
             encoding_errors="surrogateescape",
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=OPERATION_TIMEOUT,
-            socket_keepalive=True,
             health_check_interval=30,
             retry=Retry(NoBackoff(), 0),
         )
-        # A pool and its connections print their arguments; a provider prints only its address.
         arguments = pool.connection_kwargs
+        if "path" not in arguments:
+            arguments["socket_keepalive"] = True
+        # A pool and its connections print their arguments; a provider prints only its address.
         username, password = arguments.pop("username", None), arguments.pop("password", None)
         if username or password:
             arguments["credential_provider"] = UsernamePasswordCredentialProvider(username, password)
@@ -505,6 +506,14 @@ class Link:
                 await client.aclose()
                 await client.connection_pool.disconnect()
 
+    def abandon(self) -> None:
+        """Frees the sockets of a loop that has been closed, and with it the only way to close them properly."""
+        client, self.client = self.client, None
+        pool = client.connection_pool if client is not None else None
+        for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
+            with contextlib.suppress(Exception):
+                connection._writer.get_extra_info("socket")._sock.close()
+
 
 async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], arguments: t.Sequence[t.Any]) -> t.Any:
     digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
@@ -525,7 +534,7 @@ async def _unlink_slices(client: aioredis.Redis, pattern: str, *, own: bool) -> 
             return
 
 
-_links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, t.Dict[str, Link]] = weakref.WeakKeyDictionary()
+_links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
 _stores: t.Dict[str, t.Tuple[LocalStore, CacheCounters]] = {}
 # A forked worker must not talk through its parent's sockets.
 os.register_at_fork(after_in_child=lambda: _links.clear())
@@ -551,7 +560,13 @@ class CacheService:
         seen, link = self._seen
         if seen is loop and link is not None and link.client is not None:
             return link
-        links = _links.setdefault(loop, {})
+        links = _links.get(loop)
+        if links is None:
+            # A loop's connections refer to it, so nothing else would ever let go of a closed one (asyncio.run() in a task).
+            for old in [known for known in list(_links) if known.is_closed()]:
+                for link in _links.pop(old).values():
+                    link.abandon()
+            links = _links[loop] = {}
         link = links.get(self._url or "")
         if link is None or (link.client is None and link.connected is False and not link.users):
             link = links[self._url or ""] = Link(self._url or configured_url(), self.counters)
@@ -623,6 +638,9 @@ class CacheService:
         except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
             link.succeeded()
             self.counters.errors += 1
+            raise CacheUnavailableError(type(error).__name__) from None
+        except Exception as error:  # whatever a client library can think of: no caller of a cache is prepared for it
+            link.failed(error)
             raise CacheUnavailableError(type(error).__name__) from None
         link.succeeded()
         return result
@@ -828,20 +846,21 @@ class CacheService:
         In this process the others wait for that one call; other processes wait for its result at most ``lease`` seconds.
         When the loader fails, the last value this process knew stands in; without one its error goes to all who wait.
         """
+        stale = self._store.usable(key)  # before asking Redis, whose "no" makes this process forget it
         value = await self.get(key)
         if value is not None:
             return value
         link = self._link()
         flight = link.flights.get(key)
         if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._load(key, loader, ttl, use_pickle, lease))
+            flight = asyncio.get_running_loop().create_task(self._load(key, loader, ttl, use_pickle, lease, stale))
             link.flights[key] = flight
             flight.add_done_callback(lambda done: (link.flights.pop(key, None), done.cancelled() or done.exception()))
         loaded, text = await asyncio.shield(flight)
         return loaded if text is None else decode(text)
 
     async def _load(
-        self, key: str, loader: t.Callable[[], t.Any], ttl: t.Union[int, float, dt.timedelta, None], use_pickle: bool, lease: float
+        self, key: str, loader: t.Callable[[], t.Any], ttl: t.Union[int, float, dt.timedelta, None], use_pickle: bool, lease: float, stale: t.Optional[str]
     ) -> t.Tuple[t.Any, t.Optional[str]]:
         """What was loaded, and its text, from which everybody who waits makes a value of his own."""
         name = _INTERNAL + "lease:" + self._name(key)[len(PREFIX) :]
@@ -863,7 +882,6 @@ class CacheService:
                 if value is not None:
                     await self._release(name, token)
                     return value, None
-        stale = self._store.usable(key)
         try:
             self.counters.loads += 1
             loaded = loader()

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What callers rely on: names, round trips, expiry, patterns, statistics; against a real Redis."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from tests.support import servers
+from tests.support.cache_program import run
+from tests.support.patched_tree import Tree, patched_tree
+
+
+@pytest.fixture
+def tree(tmp_path: t.Any) -> Tree:
+    return patched_tree(tmp_path, "services/cache_service.py")
+
+
+def test_round_trips_and_expiry(tree: Tree, redis: servers.Redis) -> None:
+    found = run(tree, redis.url, """
+    assert cache.redis is None and cache.default_ttl == 300
+    await cache.initialize(); await cache.initialize()
+    assert (await get_cache()) is cache and await cache.redis.ping()
+    values = {"zero": 0, "empty": "", "false": False, "list": [], "dict": {}, "none": None, "text": "\\ud83d\\ude80 \\x00 x", "deep": {"a": [1, {"b": 2.5}]},
+              "date": dt.date(2025, 7, 30), "amount": decimal.Decimal("1.10")}
+    for key, value in values.items():
+        assert await cache.set(f"user_profile:{key}", value) is None
+    back = {key: await cache.get(f"user_profile:{key}") for key in values}
+    batch = await cache.batch_get([f"user_profile:{key}" for key in values] + ["user_profile:absent"])
+    await cache.batch_set({"a:1": 0, "a:2": "", "a:3": None}, ttl=60)
+    return [back, batch, await cache.batch_get(["a:1", "a:2", "a:3", "a:4"]), await cache.exists("a:1"), await cache.exists("a:9"),
+            await cache.get("absent"), await cache.batch_get([]), await cache.delete("a:1"), await cache.delete("a:1"), await cache.exists("a:1"),
+            [await cache.redis.pttl("pam:cache:" + key) for key in ("a:2", "user_profile:zero")]]
+    """)  # fmt: skip
+    back, batch, second, there, absent, nothing, empty, gone, again, after, ttls = found
+    assert back == {
+        "zero": 0, "empty": "", "false": False, "list": [], "dict": {}, "none": None, "text": "\U0001f680 \x00 x", "deep": {"a": [1, {"b": 2.5}]},
+        "date": "2025-07-30", "amount": "1.10",
+    }  # fmt: skip
+    assert batch == {f"user_profile:{key}": value for key, value in back.items()}
+    assert second == {"a:1": 0, "a:2": "", "a:3": None}
+    assert (there, absent, nothing, empty, gone, again, after) == (True, False, None, {}, 1, 0, False)
+    assert 53_000 < ttls[0] <= 60_000 and 269_000 < ttls[1] <= 300_000
+    assert all(key.startswith("pam:cache:") for key in redis.cli("KEYS", "*").splitlines())
+
+
+def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
+    found = run(tree, redis.url, """
+    for key, ttl in {"zero": 0, "none": None, "negative": -5, "float": 2.5, "delta": dt.timedelta(minutes=2), "one": 1}.items():
+        await cache.set(key, 1, ttl)
+    return {key: await cache.redis.pttl("pam:cache:" + key) for key in ("zero", "none", "negative", "float", "delta", "one")}
+    """)  # fmt: skip
+    for key in ("zero", "none", "negative"):
+        assert 269_000 < found[key] <= 300_000
+    assert 2_000 < found["float"] <= 2_500 and 107_000 < found["delta"] <= 120_000 and 0 < found["one"] <= 1_000
+
+
+def test_use_pickle_keeps_types_without_pickle(tree: Tree, redis: servers.Redis) -> None:
+    assert run(tree, redis.url, """
+    class Colour(enum.Enum):
+        RED = "red"
+    value = {"when": dt.datetime(2025, 7, 30, 12, tzinfo=dt.timezone.utc), "day": dt.date(2025, 1, 2), "at": dt.time(3, 4),
+             "for": dt.timedelta(days=1, microseconds=3),
+             "amount": decimal.Decimal("1.10"), "id": uuid.UUID(int=7), "raw": b"\\x00\\xff", "pair": (1, (2,)), "set": {1, 2}, "frozen": frozenset({"a"}),
+             1: "int key", "$type": "bytes", "nan": None, "list": [(1, 2)], "text": "\\x01{}"}
+    await cache.set("typed", value, use_pickle=True)
+    back = await cache.get("typed", use_pickle=True)
+    await cache.set("enum", [Colour.RED], use_pickle=True)
+    await cache.set("bad", object(), use_pickle=True)
+    return [back == value, {type(a) is type(back[k]) for k, a in value.items()} == {True}, await cache.get("typed") == value, await cache.get("enum"),
+            await cache.get("bad"), cache.counters.errors]
+    """) == [True, True, True, ["red"], None, 1]  # fmt: skip
+
+
+def test_glob_semantics_where_callers_use_them(tree: Tree, redis: servers.Redis) -> None:
+    found = run(tree, redis.url, """
+    async def fill():
+        await cache.batch_set({"expenses:u1:a": 1, "expenses:u1:b": 1, "expenses:u2:a": 1, "expensesX": 1, "pam:expenses:q1": 1, "pam:budgets:q": 1,
+                               "odd:[x]*?": 1, "odd:x": 1})
+    async def left():
+        return sorted([key async for key in cache.redis.scan_iter("pam:cache:*")])
+    out = {}
+    await fill(); out["delete with star"] = [await cache.delete("expenses:u1:*"), len(await left())]
+    await fill(); out["delete_pattern"] = [await cache.delete_pattern("expenses:*"), await left()]
+    await fill(); out["clear_prefix"] = [await cache.clear_prefix("odd:[x]"), await cache.exists("odd:x")]
+    await fill(); out["literal delete"] = [await cache.delete("odd:[x]*?"), await cache.exists("odd:x")]
+    out["empty"] = [await cache.clear_prefix(""), await cache.delete_pattern(""), await cache.delete_pattern("*" * 50)]
+    await cache.redis.set("foreign", "x")
+    out["everything of ours"] = [await cache.delete_pattern("*") > 0, await cache.redis.keys("*")]
+    await cache.get("expenses:u1:a")
+    return out
+    """)  # fmt: skip
+    assert found["delete with star"] == [2, 6]
+    assert found["delete_pattern"][0] == 4 and not [key for key in found["delete_pattern"][1] if ":expenses:" in key], "and what the database service wrote"
+    assert found["clear_prefix"] == [1, True] and found["literal delete"] == [1, True]
+    assert found["empty"] == [0, 0, 0] and found["everything of ours"] == [True, ["foreign"]]
+
+
+def test_statistics_and_health(tree: Tree, redis: servers.Redis) -> None:
+    found = run(
+        tree,
+        redis.url,
+        """
+    await cache.set("a", 1)
+    for _ in range(3):
+        await cache.get("a")
+    await cache.get("b")
+    return [await cache.get_cache_stats(), await cache.get_stats(), await cache.health_check()]
+    """,
+    )
+    stats, short, health = found
+    assert {"connected", "total_keys", "used_memory", "connected_clients", "uptime_seconds", "redis_version"} <= set(stats)
+    assert (
+        stats["connected"] is True and stats["total_keys"] == 1 and stats["hit_rate"] == 0.75 and (stats["hits"], stats["misses"], stats["sets"]) == (3, 1, 1)
+    )
+    assert short["memory_usage_mb"] > 0 and health["status"] == "healthy" and health["latency_ms"] >= 0
+    found = run(
+        tree,
+        "redis://127.0.0.1:1/0",
+        """
+    await cache.initialize()
+    try:
+        await cache.health_check()
+        health = "returned"
+    except CacheUnavailableError as error:
+        health = str(error)
+    return [cache.redis, await cache.get_cache_stats(), await cache.get_stats(), health]
+    """,
+    )
+    assert found[0] is None and found[1]["connected"] is False and found[1]["error"] and found[2]["memory_usage_mb"] == 0 and found[3] != "returned"
+
+
+def test_instances_share_one_pool_and_survive_event_loops(tree: Tree, redis: servers.Redis) -> None:
+    found = run(tree, redis.url, """
+    def other_loops():
+        for number in range(30):
+            async def once():
+                await CacheService().set(f"loop:{number}", number)
+                return await CacheService().get(f"loop:{number}")
+            assert asyncio.run(once()) == number
+        return len(os.listdir("/proc/self/fd"))
+    async def request(number):
+        service = CacheService()
+        await service.set(f"k:{number}", number)
+        assert await service.get(f"k:{number}") == number
+    await cache.initialize()
+    for wave in range(20):
+        await asyncio.gather(*[request(number) for number in range(50)])
+    clients = len(await cache.redis.client_list())
+    await asyncio.to_thread(other_loops)
+    before = len(os.listdir("/proc/self/fd"))
+    await asyncio.to_thread(other_loops)
+    after = len(os.listdir("/proc/self/fd"))
+    passing = CacheService()
+    await passing.get("x"); await passing.close()
+    still = await cache.redis.ping()
+    await cache.close()
+    closed = cache.redis
+    await cache.set("again", 1)
+    return [clients, after - before, still, closed, await cache.get("again"), cache.redis is not None]
+    """)  # fmt: skip
+    clients, growth, still, closed, again, reopened = found
+    assert clients <= 20 and growth <= 3 and still is True and closed is None and again == 1 and reopened is True
+
+
+def test_a_stand_in_client_can_be_put_in(tree: Tree) -> None:
+    """Tests of the backend replace ``.redis``."""
+    assert run(tree, "redis://127.0.0.1:1/0", """
+    from unittest.mock import AsyncMock
+    cache.redis = AsyncMock()
+    cache.redis.get.return_value = '{"a": 1}'
+    return [await cache.get("x"), (await get_cache()) is cache, cache.redis.get.await_args.args]
+    """) == [{"a": 1}, True, ["pam:cache:x"]]  # fmt: skip
+
+
+def test_hostile_keys_and_values(tree: Tree, redis: servers.Redis) -> None:
+    found = run(tree, redis.url, """
+    keys = ["", " ", "\\n\\r\\n*1", "\\x00", "\\ud800", "a" * 100_000, "\\U0001f680" * 1000, "pam:cache:pam:cache:x", "*", "[", "{tag}", "../../x",
+            "k:%s" % ("b" * 600)]
+    for key in keys:
+        await cache.set(key, key.encode("utf-8", "replace").decode())
+        await cache.get(key)
+        await cache.exists(key)
+    long = await cache.get("a" * 100_000) == "a" * 100_000
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    await cache.set("deep", deep); await cache.set("typed-deep", deep, use_pickle=True)
+    loop = []; loop.append(loop)
+    await cache.set("loop", loop)
+    await cache.set("huge", "x" * 9_000_000)
+    await cache.redis.set("pam:cache:nested", "[" * 200_000, ex=60)
+    await cache.redis.set("pam:cache:digits", "1" * 10_000, ex=60)
+    await cache.redis.rpush("pam:cache:list", "x")
+    await cache.redis.set("pam:cache:types", '\\x01{"$type":"os.system","v":"true"}', ex=60)
+    await cache.redis.set("pam:cache:types2", '\\x01{"$type":["x"],"v":1}', ex=60)
+    await cache.redis.set("pam:cache:types3", '\\x01{"$type":"decimal","v":"junk"}', ex=60)
+    read = [await cache.get(key) for key in ("deep", "typed-deep", "loop", "huge", "nested", "digits", "list", "types", "types2", "types3")]
+    sizes = [len(key) async for key in cache.redis.scan_iter("*")]
+    for key in keys:
+        await cache.delete(key)
+    await cache.set("well", 1)
+    return [long, read, max(sizes) < 600, cache.counters.rejected_values, await cache.get("well"), cache._breaker_open()]
+    """)  # fmt: skip
+    assert found[0] is True and found[1] == [None] * 10 and found[2] is True and found[3] >= 5 and found[4:] == [1, False]
