@@ -112,7 +112,7 @@ def reap(sandbox: Sandbox) -> None:
     mine: t.List[psutil.Process] = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("WHEELS_OPS_SANDBOX") == str(sandbox.directory) and process.pid not in _ancestors():
+            if process.environ().get(supervisor.MARK) == str(sandbox.directory) and process.pid not in _ancestors():
                 mine.append(process)
         except psutil.Error:
             continue

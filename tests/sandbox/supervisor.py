@@ -17,6 +17,9 @@ from tests.sandbox import binaries, unprivileged
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Facts, Sandbox
 
+#: Stands in the environment of every process of a sandbox, with its directory, so that none is ever taken for another's.
+MARK = "WHEELS_OPS_SANDBOX_PROCESS"
+
 
 def rpc(sandbox: Sandbox) -> t.Any:
     """supervisord's XML-RPC namespace ``supervisor``."""
@@ -80,7 +83,7 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
         "[supervisorctl]", f"serverurl=unix://{sandbox.socket}",
     ]  # fmt: skip
     for name, command, env, directory, signal in programs:
-        environment = {**env, "WHEELS_OPS_SANDBOX": str(sandbox.directory)}
+        environment = {**env, MARK: str(sandbox.directory)}
         lines += [
             f"[program:{name}]", f"command={_escape(command)}", f"directory={directory}", "autostart=false", "autorestart=true",
             "startsecs=1", "startretries=3",

@@ -39,14 +39,14 @@ def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Opti
 
 
 def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
-    """A WebSocket check with the end of a dead peer measured as well; a check that is bad already is given as it is."""
-    if check.status != "ok":
+    """A WebSocket check with the end of a dead peer measured as well; one that could not even connect is given as it is."""
+    if "handshake_ms" not in check.details:
         return check
     took = seconds_until_closed(url, within=within, origin=origin)
     details = {**check.details, "dead_peer_closed_after_s": None if took is None else round(took, 1)}
     if took is None:
         return dataclasses.replace(
             check, status="critical", value=within, unit="s, dead peer still connected", remedy="backend_patch", details=details,
-            message=f"A peer that answers nothing is still connected after {within:g} s.",
+            message=f"A peer that answers nothing is still connected after {within:g} s." + ("" if check.status == "ok" else f" {check.message}"),
         )  # fmt: skip
     return dataclasses.replace(check, message=f"{check.message} A dead peer is disconnected after {took:.1f} s.", details=details)

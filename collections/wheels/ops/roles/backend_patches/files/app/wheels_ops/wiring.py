@@ -82,6 +82,20 @@ def install_celery(namespace: t.Mapping[str, t.Any]) -> None:
     log.error("wheels.ops: no Celery application in %s, background work is not throttled", namespace.get("__name__"))
 
 
+def plain_redis_url(namespace: t.Mapping[str, t.Any]) -> None:
+    """Makes ``REDIS_URL`` of the settings a string again.
+
+    The August release parses it into an object as soon as the environment sets it. Celery then cannot start at all, and
+    nothing that looks into the address, as into a string, connects to Redis.
+    """
+    settings = namespace.get("settings")
+    url = getattr(settings, "REDIS_URL", None)
+    if settings is None or url is None or isinstance(url, str):
+        return
+    # Past pydantic's own assignment, which would parse it again.
+    settings.__dict__["REDIS_URL"] = str(url)
+
+
 def _find(module_name: str, name: str) -> t.Any:
     try:
         module = importlib.import_module(module_name)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One sandbox of its own for these tests, beside any that runs in the repository's own directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from tests.sandbox import lifecycle, supervisor
+from tests.sandbox.binaries import REPOSITORY
+from tests.sandbox.layout import Facts, Sandbox
+
+#: Gates that hold for one second are enough here; production's default is three.
+FAST = ("-e", "services_min_healthy_time=1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished playbook."""
+
+    status: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        """The sum of changed= in the recap."""
+        return sum(int(number) for number in re.findall(r"changed=(\d+)", self.output))
+
+    @property
+    def text(self) -> str:
+        """The output with line breaks and indentation folded, as messages are wrapped."""
+        return re.sub(r"\s+", " ", self.output)
+
+
+class Stage:
+    """The sandbox, the playbooks that run on it, and witnesses that share no code with them."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+
+    @property
+    def facts(self) -> Facts:
+        return self.sandbox.facts()
+
+    def command(self, name: str, *words: str) -> t.List[str]:
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        return [program, "-i", "inventories/sandbox", f"playbooks/{name}.yml", *FAST, *words]
+
+    def environment(self) -> t.Dict[str, str]:
+        return {
+            **os.environ, "WHEELS_OPS_SANDBOX": str(self.sandbox.directory), "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+            "ANSIBLE_HOME": str(REPOSITORY / ".ansible"), "ANSIBLE_FORCE_COLOR": "0",
+        }  # fmt: skip
+
+    def playbook(self, name: str, *words: str) -> Run:
+        done = subprocess.run(self.command(name, *words), cwd=REPOSITORY, env=self.environment(), capture_output=True, text=True, check=False)
+        return Run(done.returncode, done.stdout + done.stderr)
+
+    def sql(self, statement: str) -> t.List[t.Tuple[t.Any, ...]]:
+        connection = psycopg2.connect(self.facts.database_dsn)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def rpc(self) -> t.Any:
+        return supervisor.rpc(self.sandbox)
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Stage]:
+    """A sandbox in the broken state."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
+    try:
+        lifecycle.up(sandbox)
+        lifecycle.break_it(sandbox)
+        yield Stage(sandbox)
+    finally:
+        lifecycle.down(sandbox)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job: a broken backend becomes healthy, on real parts. The tests of this file build on each other, in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+import requests
+
+from tests.backend.materialise import materialise
+from tests.integration.sandbox.conftest import Stage
+from tests.sandbox import lifecycle
+from tests.sandbox.binaries import REPOSITORY
+from tests.support.backend_env import make_jwt
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+EIGHT = ("memory", "tts", "database", "rls", "websocket", "cors", "cpu", "disk", "redis")
+TASKS = 150
+CATALOG = {
+    "policies": "select polrelid::regclass, polname, polcmd, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) from pg_policy order by 1, 2",
+    "tables": "select table_schema, table_name, column_name, data_type from information_schema.columns where table_schema not like 'pg_%' order by 1, 2, 3",
+    "functions": "select proname, prosrc from pg_proc order by 1, 2",
+}
+
+
+def fingerprint(stage: Stage) -> t.Dict[str, str]:
+    """Everything that a deployment may change: files with their modes and times, the catalog, the processes."""
+    found = {}
+    roots = (stage.sandbox.backend, stage.sandbox.etc, stage.sandbox.state, stage.sandbox.tmp)
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+                status = path.stat()
+                found[str(path)] = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {status.st_mode:o} {status.st_mtime_ns}"
+    for kind, query in CATALOG.items():
+        found[kind] = hashlib.sha256(repr(stage.sql(query)).encode()).hexdigest()
+    for info in stage.rpc().getAllProcessInfo():
+        found[f"process {info['name']}"] = str(info["pid"])
+    return found
+
+
+def tree(root: Path) -> t.Dict[str, str]:
+    """Contents and modes of a directory."""
+    return {
+        str(path.relative_to(root)): f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mode:o}"
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def report(stage: Stage, name: str) -> t.Dict[str, t.Any]:
+    return t.cast(t.Dict[str, t.Any], json.loads((stage.sandbox.reports / name).read_text()))
+
+
+def statuses(health: t.Mapping[str, t.Any]) -> t.Dict[str, str]:
+    return {check["name"]: check["status"] for check in health["checks"]}
+
+
+def token(stage: Stage, user: str) -> str:
+    return make_jwt(user, key=stage.facts.secret_key)
+
+
+def test_verify_is_red_and_names_all_eight(stage: Stage) -> None:
+    run = stage.playbook("verify")
+    assert run.status != 0
+    for subject in EIGHT:
+        assert f"{subject}: " in run.text, subject
+
+
+def test_check_mode_changes_nothing_and_predicts(stage: Stage) -> None:
+    before = fingerprint(stage)
+    run = stage.playbook("deploy", "--check", "--diff")
+    assert run.status == 0, run.output[-3000:]
+    assert run.changed > 0
+    assert fingerprint(stage) == before
+    for words in ("app/core/cors_config.py (after)", "BEGIN wheels.ops", "would be patched"):
+        assert words in run.text, words
+
+
+def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
+    program = (
+        "from app.workers.tasks.notification_tasks import send_notification\n"
+        f"for number in range({TASKS}): send_notification.apply_async((number,), countdown=number % 7)\n"
+    )
+    environment = {
+        **os.environ, "REDIS_URL": stage.facts.redis_url, "DATABASE_URL": stage.facts.database_url, "SECRET_KEY": stage.facts.secret_key,
+        "LOG_DIR": str(stage.sandbox.log), "PYTHONPATH": str(stage.sandbox.backend),
+    }  # fmt: skip
+    subprocess.run([str(REPOSITORY / ".venv-backend/bin/python"), "-c", program], check=True, cwd=stage.sandbox.backend, env=environment)
+    run = stage.playbook("deploy")
+    assert run.status == 0, run.output[-5000:]
+    before, after = statuses(report(stage, "before.json")), statuses(report(stage, "after.json"))
+    assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
+    assert set(after.values()) == {"ok"}
+    assert "<table>" in (stage.sandbox.reports / "report.html").read_text()
+    connection = redis_client.Redis.from_url(stage.facts.redis_url, decode_responses=True)
+
+    def sent() -> t.List[int]:
+        return sorted(int(number) for number in set(connection.lrange("pam:sent:notifications", 0, -1)))
+
+    wait_until(lambda: len(sent()) == TASKS, timeout=60, what="every task to run")
+    assert sent() == list(range(TASKS))
+    assert connection.get("sess:of-another-application") == "untouched"
+    assert connection.ttl("sess:of-another-application") == -1
+
+
+def test_what_a_user_sees(stage: Stage) -> None:
+    """Everybody sees exactly the trips that he takes part in or made; a stranger none."""
+    for (user,) in stage.sql("select id::text from auth.users"):
+        made = f"select id::text from group_trips where created_by = '{user}'"
+        mine = {row[0] for row in stage.sql(f"{made} union select trip_id::text from group_trip_participants where user_id = '{user}'")}
+        answer = requests.get(f"{stage.facts.base_url}/api/v1/trips", headers={"Authorization": f"Bearer {token(stage, user)}"}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        rows = answer.json()
+        assert {row["id"] for row in (rows["trips"] if isinstance(rows, dict) else rows)} == mine
+    stranger = requests.get(
+        f"{stage.facts.base_url}/api/v1/trips", headers={"Authorization": f"Bearer {token(stage, '00000000-0000-4000-8000-00000000dead')}"}, timeout=10
+    )
+    rows = stranger.json()
+    assert (rows["trips"] if isinstance(rows, dict) else rows) == []
+    for origin, allowed in (("https://www.wheelsandwins.com", True), ("https://evil.example", False)):
+        preflight = requests.options(
+            f"{stage.facts.base_url}/api/v1/pam/chat", timeout=10,
+            headers={"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey, x-client-info"},
+        )  # fmt: skip
+        assert (preflight.headers.get("Access-Control-Allow-Origin") == origin) is allowed
+        assert (preflight.status_code == 200) is allowed
+
+
+def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
+    before = fingerprint(stage)
+    run = stage.playbook("deploy")
+    assert run.status == 0, run.output[-3000:]
+    assert run.changed == 0
+    assert {name: value for name, value in fingerprint(stage).items() if "restarts.jsonl" not in name} == {
+        name: value for name, value in before.items() if "restarts.jsonl" not in name
+    }
+
+
+def test_verify_names_whatever_is_broken_again(stage: Stage) -> None:
+    stage.sql(
+        "create policy broken on group_trip_participants for select to authenticated using "
+        "(exists (select 1 from group_trip_participants other where other.trip_id = group_trip_participants.trip_id))"
+    )
+    stage.rpc().stopProcess("celery-beat", True)
+    redis_client.Redis.from_url(stage.facts.redis_url).set("user_profile:again", "1")
+    run = stage.playbook("verify")
+    assert run.status != 0
+    for words in ("group_trip_participants", "celery-beat", "1 cache keys never expire"):
+        assert words in run.text, words
+
+
+def test_recover_repairs_it(stage: Stage) -> None:
+    run = stage.playbook("recover")
+    assert run.status == 0, run.output[-4000:]
+    assert stage.playbook("verify").status == 0
+    history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["outcome"] == "healthy"
+    assert {"rls", "services"} <= set(history[-1]["before"])
+
+
+def test_a_deployment_that_somebody_else_holds_is_refused(stage: Stage) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        start = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        lock = stage.sandbox.state / "deploy.lock"
+        lock.write_text(json.dumps({"holder": f"{os.uname().nodename}:{other.pid}:{start}", "since": time.time(), "at": "now", "host": "here"}))
+        run = stage.playbook("deploy")
+        other.kill()
+    assert run.status != 0
+    assert "Another deployment holds this host" in run.text
+    assert run.changed == 0
+    # Its holder is dead now, so the next run takes the lock over.
+    assert stage.playbook("deploy").status == 0
+
+
+def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
+    before = tree(stage.sandbox.backend)
+    environment = stage.sandbox.env_file.read_text()
+    # uvicorn reads it and cannot start; importing the application proves nothing of it.
+    run = stage.playbook("deploy", "-e", '{"wheels_ops_environment_extra": {"UVICORN_SSL_KEYFILE": "/nowhere/key.pem"}, "services_healthy_deadline": 12}')
+    assert run.status != 0
+    assert "The backend answers again." in run.text, run.output[-4000:]
+    assert tree(stage.sandbox.backend) == before
+    assert stage.sandbox.env_file.read_text() == environment
+    assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
+
+
+def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage) -> None:
+    lifecycle.break_it(stage.sandbox)
+    process = subprocess.Popen(stage.command("deploy"), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("TASK [Environment]"):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    process.wait()
+    assert "BEGIN wheels.ops" in (stage.sandbox.backend / "app/main.py").read_text()
+    run = stage.playbook("deploy")
+    assert run.status == 0, run.output[-4000:]
+    assert "was interrupted at step" in run.text
+    assert set(statuses(report(stage, "after.json")).values()) == {"ok"}
+
+
+def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
+    run = stage.playbook("rollback")
+    assert run.status == 0, run.output[-3000:]
+    assert "The backend answers again." in run.text
+    assert tree(stage.sandbox.backend) == tree(materialise("incident", tmp_path / "incident"))
+    assert not stage.sandbox.env_file.exists()
+    assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('{"wheels_ops_backend_dir": "/nowhere"}', "There is no app/main.py in /nowhere"),
+        ('{"prerequisites_free_bytes": 900000000000000}', "are needed. Nothing was changed."),
+        ('{"wheels_ops_hosts": "nobody"}', "No host matches nobody."),
+        ('{"services_of_the_report": [{"name": "no-such-service"}]}', "no-such-service"),
+        ('{"wheels_ops_database_dsn": "host=127.0.0.1 port=1 dbname=x user=x"}', "Nothing listens there"),
+        ('{"wheels_ops_state_dir": "/proc/nowhere"}', "The state directory /proc/nowhere cannot be written"),
+        ('{"wheels_ops_environment_extra": {"BAD": "it\'s"}}', "a value with a quote or a line break"),
+    ],
+)
+def test_bad_input_gives_one_clear_error_and_changes_no_file(stage: Stage, extra: str, message: str) -> None:
+    before = tree(stage.sandbox.backend)
+    run = stage.playbook("deploy", "-e", extra)
+    assert run.status != 0
+    assert message in run.text, run.output[-3000:]
+    assert tree(stage.sandbox.backend) == before
