@@ -130,6 +130,8 @@ _MOST_HEADER_NAMES = 64
 class CORSPolicyError(ValueError):
     """The policy cannot be used. ``problems`` has one sentence for each reason; ``str()`` joins them in one line."""
 
+    stops_the_start = True  # the layer's absence would be worse than the backend's
+
     def __init__(self, problems: t.Sequence[str]) -> None:
         self.problems = list(problems)
         super().__init__("CORS policy refused: " + "; ".join(self.problems))
@@ -699,14 +701,15 @@ class CORSConfig:
 
         The incident release's second argument was ``cache_bust``; a bool in that place is taken for it.
         """
+        method = None if isinstance(requested_method, bool) else requested_method
         if isinstance(requested_method, bool):
-            requested_method, cache_bust = None, requested_method
+            cache_bust = requested_method
         granted = self.decider.headers_for(origin.encode("latin-1", "replace")) if origin else None
         refusal = None
         if origin is not None:
             refusal = self.decider.preflight_refusal(
                 granted,
-                requested_method.encode("latin-1", "replace") if requested_method else self.policy.allow_methods[0].encode(),
+                method.encode("latin-1", "replace") if method else self.policy.allow_methods[0].encode(),
                 [requested_headers.encode("latin-1", "replace")] if requested_headers else [],
             )
         if refusal:

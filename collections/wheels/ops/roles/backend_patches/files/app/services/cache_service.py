@@ -27,6 +27,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import hashlib
 import json
 import os
@@ -145,7 +146,7 @@ def configured_url() -> str:
         from app.core import config
 
         getter = getattr(config, "get_settings", None)
-        value = getattr(getter() if getter else config.settings, "REDIS_URL", None)
+        value = getattr(getter() if getter else getattr(config, "settings", None), "REDIS_URL", None)
     except Exception as error:  # settings that cannot be read have their own message; the environment may do
         logger.warning("Cache reads no settings", error=type(error).__name__)
         value = None
@@ -597,10 +598,10 @@ class CacheService:
     async def initialize(self) -> None:
         """Connects. Never raises: without Redis the backend works, uncached."""
         link = self._link()
-        if link.connected or self._override is not None:
+        if self._override is not None:
             return
         async with link.lock:
-            if link.connected:
+            if link.connected:  # somebody was faster
                 return
             try:
                 await self._call(lambda client: client.ping())
@@ -788,7 +789,9 @@ class CacheService:
         found: t.Dict[str, t.Any] = {}
         for key, text in zip(wanted, texts):
             text = before.get(key) if text is None else text
-            good, value = (False, None) if text is None else self._value(text)
+            if text is None:
+                continue
+            good, value = self._value(text)
             if good:
                 found[key] = value
                 if version == self._store.version:
@@ -931,7 +934,7 @@ class CacheService:
         gone = 0
         for target, own in targets:
             try:
-                gone += await self._call(lambda client, target=target, own=own: self._unlink_all(client, target, own), timeout=60.0)
+                gone += int(await self._call(functools.partial(self._unlink_all, pattern=target, own=own), timeout=60.0))
             except CacheUnavailableError:
                 if own:
                     self._link().remember("pattern", target[len(PREFIX) :])
@@ -976,9 +979,8 @@ class CacheService:
             size = SLICE
             while True:
                 at = time.monotonic()
-                reply = await self._call(
-                    lambda client, cursor=cursor, size=size: _run(client, _SWEEP, (), (cursor, size, self.default_ttl * 1000)), timeout=SWEEP_TIMEOUT
-                )
+                slice_of = (cursor, size, self.default_ttl * 1000)
+                reply = await self._call(functools.partial(_run, script=_SWEEP, keys=(), arguments=slice_of), timeout=SWEEP_TIMEOUT)
                 cursor = str(reply[0])
                 totals = [total + int(more) for total, more in zip(totals, reply[1:])]
                 if cursor == "0":
