@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Brings filesystems and budgeted directories under their targets: source after source, oldest file first, never an open or a protected one."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import heapq
+import os
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from .. import holders, units
+from ..checks.disk import directory_bytes, filesystem
+from ..results import OpsError, Result
+from ..safe_tree import Directory, Tree, absolute, require_safe
+
+#: Candidates that are held in memory at once. Where there are more, the tree is walked again for the next oldest.
+BATCH = 100_000
+#: The filesystem is asked again after so many removals: others write meanwhile.
+_REFRESH_FILES = 512
+#: Names that ``diff`` lists.
+_SHOWN = 200
+_AGES: t.Tuple[str, ...] = ("atime", "mtime", "ctime")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files below ``path`` that may go: older than ``age`` seconds by the newest of ``age_by``, of at least ``min_size`` bytes on disk, with a name
+    that one of ``patterns`` matches and none of ``exclude``. The ``keep_newest`` newest of them stay."""
+
+    path: str
+    age: float = 0.0
+    age_by: t.Tuple[str, ...] = _AGES
+    patterns: t.Tuple[str, ...] = ("*",)
+    exclude: t.Tuple[str, ...] = ()
+    keep_newest: int = 0
+    min_size: int = 0
+    recurse: bool = True
+    kind: str = "files"
+
+
+@dataclass
+class Target:
+    """What is to be reached: ``percent`` and ``inodes_percent`` at most, ``free_bytes`` at least, on the filesystem of ``filesystem``; or for
+    ``directories`` together ``percent`` of ``budget`` bytes at most."""
+
+    filesystem: str = ""
+    directories: t.Tuple[str, ...] = ()
+    budget: int = 0
+    percent: t.Optional[float] = None
+    inodes_percent: t.Optional[float] = None
+    free_bytes: t.Optional[int] = None
+    device: int = 0
+    used: int = 0
+    available: int = 0
+    files_used: int = 0
+    files_total: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.filesystem or ":".join(self.directories)
+
+    def measure(self) -> None:
+        if self.directories:
+            self.used = sum(directory_bytes(path) for path in self.directories)
+            return
+        found = os.statvfs(self.filesystem)
+        self.device = os.stat(self.filesystem).st_dev
+        self.used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        self.available = found.f_bavail * found.f_frsize
+        self.files_used, self.files_total = found.f_files - found.f_ffree, found.f_files
+
+    def freed(self, count: int, files: int = 1) -> None:
+        """Takes what was removed, or in check mode would be, into account."""
+        self.used -= count
+        self.available += count
+        self.files_used -= files
+
+    def share(self) -> float:
+        return 100.0 * self.used / max(1, self.budget if self.directories else self.used + self.available)
+
+    def inodes_share(self) -> float:
+        return 100.0 * self.files_used / self.files_total if self.files_total else 0.0
+
+    def met(self) -> bool:
+        return (
+            (self.percent is None or self.share() <= self.percent)
+            and (self.inodes_percent is None or self.inodes_share() <= self.inodes_percent)
+            and (self.free_bytes is None or self.available >= self.free_bytes)
+        )
+
+    def concerns(self, path: str, device: int) -> bool:
+        if self.directories:
+            return any(path == entry or path.startswith(entry.rstrip("/") + "/") or entry.startswith(path + "/") for entry in self.directories)
+        return device == self.device
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        shown: t.Dict[str, t.Any] = {"percent": round(self.share(), 2), "used_bytes": self.used, "met": self.met()}
+        if self.directories:
+            return {**shown, "budget_bytes": self.budget}
+        return {**shown, "available_bytes": self.available, "inodes_percent": round(self.inodes_share(), 2)}
+
+
+@dataclass
+class _Tally:
+    """What one source gave."""
+
+    files: int = 0
+    bytes: int = 0
+    candidates: int = 0
+    skipped: t.Counter[str] = field(default_factory=collections.Counter)
+    names: t.List[str] = field(default_factory=list)
+
+
+class _Candidate(t.NamedTuple):
+    key: t.Tuple[int, int]
+    size: int
+    directory: Directory
+    name: str
+
+
+def parse_source(given: t.Mapping[str, t.Any]) -> Source:
+    """A source from a caller's dictionary; ages and sizes with units. Raises ``OpsError`` for nonsense."""
+    path = require_safe(str(given["path"]), "path of a source")
+    names = {key: tuple(given.get(key) or default) for key, default in (("patterns", ("*",)), ("exclude", ()), ("age_by", _AGES))}
+    for pattern in names["patterns"] + names["exclude"]:
+        if not pattern or "/" in pattern or ".." in pattern:
+            raise OpsError(f"The pattern {pattern!r} of {path} is no pattern for a name.", hint="Use *, ? and [a-z]; directories belong into path.")
+    strange = sorted(set(names["age_by"]) - set(_AGES))
+    if strange:
+        raise OpsError(f"age_by of {path} names {', '.join(strange)}.", hint=f"Choose of {', '.join(_AGES)}.")
+    keep = int(given.get("keep_newest") or 0)
+    if not 0 <= keep <= 1_000_000:
+        raise OpsError(f"keep_newest of {path} is {keep}.", hint="It goes from 0 to 1,000,000.")
+    return Source(
+        path=path, age=units.duration(given.get("age") or 0, f"age of {path}"), age_by=names["age_by"], patterns=names["patterns"], exclude=names["exclude"],
+        keep_newest=keep, min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"), recurse=given.get("recurse") is not False,
+        kind=str(given.get("kind") or "files"),
+    )  # fmt: skip
+
+
+def parse_target(given: t.Mapping[str, t.Any]) -> Target:
+    """A target from a caller's dictionary. Raises ``OpsError`` for nonsense."""
+    directories = tuple(os.path.realpath(absolute(str(path), "directories of a target")) for path in given.get("directories") or ())
+    place = str(given.get("filesystem") or "")
+    if bool(directories) == bool(place):
+        raise OpsError("A target names neither a filesystem nor directories, or both.", hint="Give one of them.")
+    target = Target(filesystem=absolute(place, "filesystem") if place else "", directories=directories)
+    for key in ("percent", "inodes_percent"):
+        value = given.get(key)
+        if value is not None:
+            if not 0 < float(value) <= 100:
+                raise OpsError(f"{key} of the target {target.name} is {value}.", hint="It goes from above 0 to 100.")
+            setattr(target, key, float(value))
+    if given.get("free_bytes") is not None:
+        target.free_bytes = units.size(given["free_bytes"], f"free_bytes of the target {target.name}")
+    if directories:
+        target.budget = units.size(given.get("budget") or 0, f"budget of the target {target.name}")
+        if not target.budget or target.inodes_percent is not None or target.free_bytes is not None:
+            raise OpsError(f"The target {target.name} needs a budget and takes only percent beside it.", hint="For example budget: 150MB, percent: 75.")
+        target.percent = 100.0 if target.percent is None else target.percent
+    elif given.get("budget") or (target.percent is None and target.inodes_percent is None and target.free_bytes is None):
+        raise OpsError(
+            f"The target {target.name} does not say what is to be reached.", hint="Give percent, inodes_percent or free_bytes; budget is for directories."
+        )
+    return target
+
+
+class Cleanup:
+    """One run over sources and targets."""
+
+    def __init__(
+        self,
+        sources: t.Sequence[Source],
+        targets: t.Sequence[Target],
+        *,
+        protect: t.Sequence[str] = (),
+        check_mode: bool = False,
+        now: t.Optional[float] = None,
+        batch: int = BATCH,
+    ) -> None:
+        self.sources = sources
+        self.targets = targets
+        self.protect = [absolute(path, "protect") for path in protect]
+        self.check_mode = check_mode
+        self.now = time.time() if now is None else now
+        self.batch = batch
+        self.open = holders.Open()
+        self._since_refresh = 0
+
+    def unmet(self, path: str, device: int) -> t.List[Target]:
+        return [target for target in self.targets if target.concerns(path, device) and not target.met()]
+
+    def wanted(self, path: str, device: int) -> bool:
+        """Whether something of a source is still to go: always without targets, else while one that concerns it is not met."""
+        return not self.targets or bool(self.unmet(path, device))
+
+    def clean(self, source: Source) -> _Tally:
+        tally = _Tally()
+        with Tree(source.path, protect=self.protect, recurse=source.recurse) as tree:
+            if not self.wanted(source.path, tree.device):
+                return tally
+            kept = self._newest(tree, source) if source.keep_newest else frozenset()
+            after = (-1, -1)
+            while self.wanted(source.path, tree.device):
+                tally.skipped.clear()
+                batch, more = self._oldest(tree, source, after, kept, tally)
+                tally.candidates += len(batch)
+                for candidate in batch:
+                    if not self.wanted(source.path, tree.device):
+                        break
+                    self._take(tree, source, candidate, tally)
+                if not more or not batch:
+                    break
+                after = batch[-1].key
+        return tally
+
+    def _matching(self, tree: Tree, source: Source, tally: t.Optional[_Tally] = None) -> t.Iterator[t.Tuple[int, Directory, str, os.stat_result]]:
+        """The time (ns) by which each file of a source is old, its directory, name and status."""
+        limit = int((self.now - source.age) * 1e9)
+        by = [f"st_{name}_ns" for name in source.age_by]
+        anything = source.patterns == ("*",)
+        for directory, name, status, _descriptor in tree.walk():
+            moment = max(getattr(status, entry) for entry in by)
+            if not anything and not any(fnmatch.fnmatchcase(name, pattern) for pattern in source.patterns):
+                continue
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude):
+                continue
+            if status.st_blocks * 512 < source.min_size:
+                continue
+            if moment > limit and tally is not None:
+                tally.skipped["young"] += 1
+                continue
+            yield moment, directory, name, status
+        if tally is not None:
+            tally.skipped.update(tree.skipped)
+
+    def _newest(self, tree: Tree, source: Source) -> t.FrozenSet[t.Tuple[int, int]]:
+        return frozenset(heapq.nlargest(source.keep_newest, ((moment, status.st_ino) for moment, _directory, _name, status in self._matching(tree, source))))
+
+    def _oldest(
+        self, tree: Tree, source: Source, after: t.Tuple[int, int], kept: t.FrozenSet[t.Tuple[int, int]], tally: _Tally
+    ) -> t.Tuple[t.List[_Candidate], bool]:
+        """The oldest ``batch`` files after a key, oldest first, and whether there are more."""
+        heap: t.List[t.Tuple[int, int, int, Directory, str]] = []
+        more = False
+        for moment, directory, name, status in self._matching(tree, source, tally):
+            key = (moment, status.st_ino)
+            if key <= after:
+                continue
+            if key in kept:
+                tally.skipped["kept"] += 1
+                continue
+            # A heap's first is its smallest: with the key negated, the newest, which is the one to give way.
+            entry = (-moment, -status.st_ino, status.st_blocks * 512, directory, name)
+            if len(heap) < self.batch:
+                heapq.heappush(heap, entry)
+            else:
+                more = True
+                if entry[:2] > heap[0][:2]:
+                    heapq.heapreplace(heap, entry)
+        heap.sort(key=lambda entry: entry[:2], reverse=True)
+        return [_Candidate((-first, -second), size, directory, name) for first, second, size, directory, name in heap], more
+
+    def _take(self, tree: Tree, source: Source, candidate: _Candidate, tally: _Tally) -> None:
+        if self.open.of((tree.device, candidate.key[1])):
+            tally.skipped["open"] += 1
+            return
+        parent = tree.descriptor_of(candidate.directory)
+        try:
+            if parent is None:
+                raise FileNotFoundError
+            status = os.stat(candidate.name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            tally.skipped["changed"] += 1
+            return
+        moment = max(getattr(status, f"st_{name}_ns") for name in source.age_by)
+        outcome = "changed" if (moment, status.st_ino) != candidate.key else "removed" if self.check_mode else tree.remove(parent, candidate.name, status)
+        if outcome != "removed":
+            tally.skipped[outcome] += 1
+            return
+        tally.files += 1
+        tally.bytes += candidate.size
+        if len(tally.names) < _SHOWN:
+            tally.names.append(tree.path_of(candidate.directory, candidate.name))
+        path = tally.names[-1] if len(tally.names) < _SHOWN else tree.path_of(candidate.directory, candidate.name)
+        for target in self.targets:
+            if target.concerns(path, tree.device) or (target.directories and target.concerns(source.path, tree.device)):
+                target.freed(candidate.size)
+        self._since_refresh += 1
+        if self._since_refresh >= _REFRESH_FILES and not self.check_mode:
+            self._since_refresh = 0
+            for target in self.targets:
+                if target.filesystem:
+                    target.measure()
+
+
+def run(
+    sources: t.Sequence[t.Mapping[str, t.Any]],
+    targets: t.Sequence[t.Mapping[str, t.Any]] = (),
+    *,
+    protect: t.Sequence[str] = (),
+    check_mode: bool = False,
+    want_diff: bool = False,
+) -> Result:
+    """Cleans; see the module's documentation for the options and the result. Everything is validated before anything is touched."""
+    wanted = [parse_source(source) for source in sources]
+    goals = [parse_target(target) for target in targets]
+    if not wanted:
+        raise OpsError("No source is named.", hint="Name directories whose old files may go.")
+    for goal in goals:
+        try:
+            goal.measure()
+        except OSError as error:
+            raise OpsError(f"Cannot look at {goal.name}: {error.strerror}.", hint="Name a directory that exists.") from error
+    started = time.monotonic()
+    before = {goal.name: goal.as_dict() for goal in goals}
+    places = sorted({source.path for source in wanted})
+    space_before = {place: filesystem(place)["used_bytes"] for place in places}
+    cleanup = Cleanup(wanted, goals, protect=protect, check_mode=check_mode)
+    needed = not goals or any(not goal.met() for goal in goals)
+    if needed:
+        cleanup.open = holders.open_files()
+    actions: t.List[t.Dict[str, t.Any]] = []
+    names: t.List[str] = []
+    for source in wanted:
+        tally = cleanup.clean(source)
+        names += tally.names
+        actions.append({
+            "action": "delete", "target": source.path, "kind": source.kind, "changed": bool(tally.files), "files": tally.files, "bytes_freed": tally.bytes,
+            "candidates": tally.candidates, "skipped": dict(sorted(tally.skipped.items())),
+        })  # fmt: skip
+    if not check_mode:
+        for goal in goals:
+            goal.measure()
+    files, freed = sum(action["files"] for action in actions), sum(action["bytes_freed"] for action in actions)
+    missed = [goal.name for goal in goals if not goal.met()]
+    verb = "would be removed" if check_mode else "removed"
+    msg = f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
+    if missed:
+        msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
+    return Result(
+        changed=bool(files),
+        before={"targets": before, "used_bytes": space_before},
+        after={
+            "targets": {goal.name: goal.as_dict() for goal in goals},
+            "used_bytes": {place: space_before[place] - freed if check_mode else filesystem(place)["used_bytes"] for place in places},
+        },
+        actions=actions,
+        msg=msg,
+        diff=[{"before_header": "files", "after_header": "files", "before": "\n".join([*names, ""]), "after": ""}] if want_diff and names else [],
+        extra={
+            "files": files, "bytes_freed": freed, "missed": missed, "unreadable_processes": cleanup.open.unreadable,
+            "duration_ms": round((time.monotonic() - started) * 1000, 1),
+        },
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: log_rotate
+short_description: Rotates logs while they are written, without losing a line
+version_added: 1.0.0
+description:
+  - Rotates every log whose bytes on disk are over O(max_size), in the way that those who have it open can bear.
+  - A log that nobody writes is renamed. The kernel says so by a lease, which also holds off whoever comes in between.
+  - Where O(reopen) says how the writers are told to reopen, C(logrotate) renames and tells them. The old file is compressed when nobody
+    writes it any more.
+  - Where every writer appends (C(O_APPEND)) and the filesystem can (ext4, xfs), the head is archived and then taken out of the file in place.
+  - Where a writer does not append, the archived head becomes a hole. The length of the file goes on growing, the disk does not fill.
+  - C(copytruncate), which loses lines, is used with O(allow_loss) only.
+  - A run that was killed is finished by the next one. No line is lost or doubled by it.
+options:
+  paths:
+    description: Logs, absolute, with wildcards. Links and our own rotated parts are passed over.
+    type: list
+    elements: path
+    required: true
+  max_size:
+    description: Rotate above so many bytes on disk. V(50MB) is a power of 1000, V(50M) of 1024. At least 4096.
+    type: str
+    default: 50MB
+  strategy:
+    description:
+      - How to rotate.
+      - V(auto) chooses by who has the log open.
+      - V(rename) renames a log that nobody writes, V(logrotate) has C(logrotate) rename it and tells the writers by O(reopen).
+      - V(collapse) takes the head out in place, V(punch) makes a hole of it.
+      - V(copytruncate) copies and truncates, and needs O(allow_loss).
+    type: str
+    choices: [auto, rename, logrotate, collapse, punch, copytruncate]
+    default: auto
+  reopen:
+    description:
+      - The command, as a list of words, that tells the writers to open their logs again, for example C(systemctl kill -s HUP nginx).
+      - It is run without a shell.
+    type: list
+    elements: str
+    default: []
+  reopen_timeout:
+    description: Seconds for the writers to let go of the renamed log, 1 to 600.
+    type: float
+    default: 30
+  keep:
+    description: So many rotated parts of each log stay, 1 to 1000.
+    type: int
+    default: 7
+  compress:
+    description: Compress rotated parts with gzip.
+    type: bool
+    default: true
+  allow_loss:
+    description: Use C(copytruncate) where nothing else is possible. Lines that are written while it cuts are lost.
+    type: bool
+    default: false
+  owner:
+    description: User of the rotated parts. By default that of the log.
+    type: str
+  group:
+    description: Group of the rotated parts. By default that of the log.
+    type: str
+  mode:
+    description: Permissions of the rotated parts, octal, at most V(0777). By default those of the log.
+    type: str
+notes:
+  - Run it as root, or as the owner of the logs where no other user writes them.
+  - Readers that follow a log (C(tail -F), log shippers) see it become shorter. What they had not read yet is in the rotated part.
+  - Rotated parts are called C(NAME.20250730T021107Z.gz) and sort as their lines do.
+requirements:
+  - logrotate, for O(strategy=logrotate) only
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+extends_documentation_fragment:
+  - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+seealso:
+  - module: wheels.ops.disk_cleanup
+"""
+
+EXAMPLES = r"""
+- name: Rotate what is over 50 MB, whoever writes it
+  wheels.ops.log_rotate:
+    paths: [/opt/backend/log/*.log]
+
+- name: Rotate a log whose writer reopens on SIGHUP
+  wheels.ops.log_rotate:
+    paths: [/var/log/pam/access.log]
+    reopen: [systemctl, kill, --kill-whom=main, --signal=HUP, pam-backend]
+    keep: 14
+"""
+
+RETURN = r"""
+before:
+  description: C(bytes) on disk of every log before.
+  returned: success
+  type: dict
+  sample: {bytes: {/opt/backend/log/access.log: 66000000}}
+after:
+  description: The same afterwards; in check mode what is to be expected.
+  returned: success
+  type: dict
+actions:
+  description: What was done, or would be. V(rotate), V(finish) (of a run that was killed), V(compress), V(delete) (beyond O(keep)).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    action:
+      description: The verb.
+      type: str
+    target:
+      description: The log, or the rotated part.
+      type: str
+    changed:
+      description: Whether it changes anything.
+      type: bool
+    strategy:
+      description: How it was rotated.
+      type: str
+    rotated_to:
+      description: The rotated part.
+      type: str
+    holders:
+      description: Who has the log open. C(pid), C(command), C(fd), C(append), C(writes).
+      type: list
+      elements: dict
+    size_before:
+      description: Length in bytes before.
+      type: int
+    size_after:
+      description: Length in bytes afterwards.
+      type: int
+    disk_before:
+      description: Bytes on disk before.
+      type: int
+    disk_after:
+      description: Bytes on disk afterwards.
+      type: int
+    stall_ms:
+      description: How long writers were held off, at most, when the head was taken out in place.
+      type: float
+    whole_lines:
+      description: Whether the part ends with a whole line. If not, its last line goes on in the log.
+      type: bool
+    note:
+      description: What is special about this way.
+      type: str
+rotated:
+  description: How many logs were rotated, or would be.
+  returned: success
+  type: int
+refused:
+  description: Logs that could not be rotated safely, and why. The module fails then, after the others were rotated.
+  returned: failure
+  type: dict
+duration_ms:
+  description: How long it took.
+  returned: success
+  type: float
+diff:
+  description: Bytes of every log before and after.
+  returned: success
+  type: list
+  elements: dict
+msg:
+  description: One sentence for people.
+  returned: always
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.remedies import log_rotate
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "required": True},
+            "max_size": {"type": "str", "default": "50MB"},
+            "strategy": {"type": "str", "choices": ["auto", "rename", "logrotate", "collapse", "punch", "copytruncate"], "default": "auto"},
+            "reopen": {"type": "list", "elements": "str", "default": []},
+            "reopen_timeout": {"type": "float", "default": 30},
+            "keep": {"type": "int", "default": 7},
+            "compress": {"type": "bool", "default": True},
+            "allow_loss": {"type": "bool", "default": False},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+            "mode": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    given = dict(module.params)
+    paths = given.pop("paths")
+    run(module, lambda: log_rotate.run(paths, log_rotate.options_of(given), check_mode=module.check_mode, want_diff=module._diff))
+
+
+if __name__ == "__main__":
+    main()
