@@ -77,7 +77,7 @@ def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, role
     read = catalog.read(cursor, schemas=schemas, roles=roles)
     asked = oracle.ask(cursor, read.classes, schemas=schemas)
     failing = explain(read, asked)
-    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *lints.lint(cursor, read)]
+    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *lints.lint(cursor, read, lambda: accesses(read))]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
         asked.checked,

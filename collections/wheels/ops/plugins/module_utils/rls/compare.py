@@ -187,6 +187,8 @@ def measure(cursor: Cursor, catalog: Catalog, subjects: t.Sequence[t.Tuple[RoleC
             if re.fullmatch(r"[A-Za-z_]\w*", name):
                 settings[f"request.jwt.claim.{name}"] = value
         question.append({"number": number, "role": who.name, "settings": settings, "query": texts[relation]})
+    # Compiling these short queries would take longer than running them.
+    set_local(cursor, jit="off")
     set_local(cursor, search_path=", ".join(f'"{name}"' for name in catalog.search_path))
     try:
         cursor.execute("select pg_catalog.set_config('wheels_ops.ask', %s, true)", (json.dumps(question),))
