@@ -155,7 +155,7 @@ class CoquiEngine:
 
     async def stream(self, text: str, voice: Voice, wanted: str) -> t.AsyncIterator[bytes]:
         if self.engine is None:
-            module = await asyncio.to_thread(importlib.import_module, f"{__package__}.coqui_tts_engine")
+            module = await asyncio.to_thread(importlib.import_module, "app.services.tts.coqui_tts_engine")
             kind = getattr(module, "CoquiTTS", None) or getattr(module, "CoquiTTSEngine", None)
             if kind is None:
                 raise SpeechError("missing", "the application has no Coqui engine")

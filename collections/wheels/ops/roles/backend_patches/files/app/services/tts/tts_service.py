@@ -136,6 +136,8 @@ class TTSService:
         self.is_initialized = True
         for name in order:
             self._probe_soon(name)
+            if self.breakers[name].state != "closed":
+                self._wake[name].set()  # somebody pressed the button: not after the next pause
         logger.info("TTS service initialized", chain=[*order, "text_only"])
         return True
 
@@ -166,32 +168,33 @@ class TTSService:
         task.add_done_callback(observe)
 
     async def _probe(self, name: str) -> None:
-        """Asks an engine for audio until it makes some: at once the first time, then while its breaker is open."""
+        """Asks an engine for audio: at once where nothing is known of it, then while its breaker is open, with pauses."""
         engine, breaker = self.engines[name], self.breakers[name]
         while True:
+            if breaker.state != "closed":
+                wanted = time.monotonic() - self._last_request < DEMAND
+                pause = min(breaker.pause, PROBE_BUSY if wanted else PROBE_IDLE) * random.uniform(0.9, 1.1)
+                breaker.pause = min(2 * breaker.pause, PROBE_IDLE)
+                breaker.retry_at = time.monotonic() + pause
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._wake[name].wait(), pause)
+                self._wake[name].clear()
             why = engine.unavailable()
             if why:
                 breaker.failure("missing", why)
-            else:
-                if breaker.state == "open":
-                    breaker.state = "half_open"
-                attempt = Attempt(engine, breaker, PROBE_TEXT, Voice(), "", first=PROBE_BUDGET, gap=GAP_STREAM, total=2 * PROBE_BUDGET)
-                try:
-                    while not attempt.done:
-                        await attempt.progress(None)
-                finally:
-                    attempt.drop()
-                if attempt.error is not None and breaker.state == "half_open":
+                continue
+            if breaker.state == "open":
+                breaker.state = "half_open"
+            attempt = Attempt(engine, breaker, PROBE_TEXT, Voice(), "", first=PROBE_BUDGET, gap=GAP_STREAM, total=2 * PROBE_BUDGET)
+            try:
+                while not attempt.done:
+                    await attempt.progress(None)
+            finally:
+                attempt.drop()
+                if breaker.state == "half_open":
                     breaker.state = "open"
-            if breaker.state == "closed" and (breaker.proven is not None or not breaker.row):
-                return
-            wanted = time.monotonic() - self._last_request < DEMAND
-            pause = min(breaker.pause, PROBE_BUSY if wanted else PROBE_IDLE) * random.uniform(0.9, 1.1)
-            breaker.pause = min(2 * breaker.pause, PROBE_IDLE)
-            breaker.retry_at = time.monotonic() + pause
-            self._wake[name].clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake[name].wait(), pause)
+            if breaker.state == "closed":
+                return  # it spoke, or one failure is tolerated: then a request is the next to find out
 
     def _demand(self) -> None:
         """Somebody wants speech: probes that slept long because nobody did come earlier. The request does not wait for them."""

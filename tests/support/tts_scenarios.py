@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs under the backend's interpreter: ``tts_scenarios.py DIRECTORY FUNCTION ARGUMENTS``; prints the result as one line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import random
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+
+def app(name: str) -> t.Any:
+    """A module of the backend, which only this interpreter can import."""
+    return importlib.import_module(f"app.{name}")
+
+
+def set_mode(name: str) -> None:
+    directory = Path(os.environ["FAKE_EDGE"])
+    (directory / "mode.new").write_text(name)
+    (directory / "mode.new").rename(directory / "mode")
+
+
+async def service(*, settle: bool = True) -> t.Any:
+    """A service whose first probes are done."""
+    TTSService = app("services.tts.tts_service").TTSService
+
+    made = TTSService()
+    await made.initialize()
+    while settle and any(not task.done() and made.breakers[name].state == "closed" for name, task in made._probes.items()):
+        await asyncio.sleep(0.01)
+    return made
+
+
+def shown(answer: t.Any, *, audio: bool = False) -> t.Dict[str, t.Any]:
+    data = answer.audio_data
+    return {
+        "success": answer.success,
+        "engine": answer.engine_used.value if answer.engine_used else None, "format": answer.request.format.value,
+        "error": answer.error,
+        "bytes": len(data) if data else 0, "sha": hashlib.sha256(data).hexdigest() if data else "", "duration_ms": answer.duration_ms,
+        "cache_hit": answer.cache_hit, "degraded": getattr(answer, "degraded", None), "text": getattr(answer, "text_response", None),
+        "mime": getattr(answer, "mime_type", None), "audio": base64.b64encode(data).decode() if audio and data else "", "rate": answer.request.sample_rate,
+    }  # fmt: skip
+
+
+async def speak(text: str, times: int = 1, stream: bool = False, settle: bool = True, **arguments: t.Any) -> t.Any:
+    """Says a text and gives the answers and the status."""
+    made = await service(settle=settle)
+    answers: t.List[t.Any] = []
+    for _ in range(times):
+        if stream:
+            answers.append(await collect(await made.synthesize_for_pam(text, stream=True, **arguments)))
+        else:
+            answer = await made.synthesize_for_pam(text, **arguments)
+            answers.append(None if answer is None else shown(answer, audio=True))
+    status = await made.get_service_status()
+    await made.shutdown()
+    return {"answers": answers, "status": status}
+
+
+async def collect(chunks: t.AsyncIterator[t.Any]) -> t.Dict[str, t.Any]:
+    segments: t.Dict[int, bytes] = {}
+    engines, finals, formats, restarted = [], 0, [], []
+    last: t.Dict[str, t.Any] = {}
+    started, first = time.monotonic(), None
+    async for chunk in chunks:
+        if chunk.data and first is None:
+            first = time.monotonic() - started
+        last = chunk.metadata or {}
+        finals += chunk.is_final
+        if chunk.data:
+            number = last["segment"]
+            if number not in segments:
+                engines.append(last["engine"])
+                formats.append(chunk.format.value)
+                restarted.append(bool(last.get("restarted")))
+            segments[number] = segments.get(number, b"") + chunk.data
+    return {
+        "segments": [base64.b64encode(segments[number]).decode() for number in sorted(segments)], "engines": engines, "finals": finals,
+        "formats": formats, "restarted": restarted, "last": last, "first_s": first, "total_s": time.monotonic() - started,
+    }  # fmt: skip
+
+
+async def faults(modes: t.Sequence[str]) -> t.Any:
+    """For every fault: a fresh service with every breaker closed, one complete and one streamed utterance."""
+    found = {}
+    for mode in modes:
+        set_mode("ok")
+        made = await service()
+        set_mode(mode)
+        complete = await asyncio.wait_for(made.synthesize_for_pam(f"Complete in spite of {mode}."), 20)
+        made.breakers["edge"].success()
+        streamed = await asyncio.wait_for(collect(await made.synthesize_for_pam(f"Streamed in spite of {mode}.", stream=True)), 20)
+        found[mode] = {"complete": shown(complete, audio=True), "stream": streamed, "failures": made.breakers["edge"].failures}
+        await made.shutdown()
+    return found
+
+
+async def breaker(mode: str, requests: int) -> t.Any:
+    """The breaker's state after every one of several failing requests."""
+    set_mode("ok")
+    made = await service()
+    set_mode(mode)
+    states = []
+    for number in range(requests):
+        await made.synthesize_for_pam(f"Request {number} during {mode}.")
+        # An attempt that was overtaken is judged to its end.
+        tts_engines = app("wheels_ops.tts_engines")
+
+        while tts_engines.ATTEMPTS and made.breakers["edge"].state == "closed":
+            await asyncio.sleep(0.01)
+        states.append(made.breakers["edge"].state)
+    await made.shutdown()
+    return {"states": states, "failures": made.breakers["edge"].failures}
+
+
+async def recovery() -> t.Any:
+    """The service comes back while nobody asks: who finds out?"""
+    set_mode("ok")
+    made = await service()
+    set_mode("unavailable")
+    before = shown(await made.synthesize_for_pam("Is anybody there?", user_id="a"))
+    state_down = made.breakers["edge"].state
+    requests = made._requests
+    set_mode("ok")
+    started = time.monotonic()
+    while made.breakers["edge"].state != "closed" and time.monotonic() - started < 20:
+        await asyncio.sleep(0.05)
+    seconds = time.monotonic() - started
+    quiet = made._requests == requests
+    sticky = shown(await made.synthesize_for_pam("The same voice for the same user.", user_id="a"))
+    other = shown(await made.synthesize_for_pam("The better voice for another one.", user_id="b"))
+    await made.shutdown()
+    return {"before": before, "state_down": state_down, "seconds": seconds, "quiet": quiet, "sticky": sticky, "other": other}
+
+
+async def single_flight(count: int) -> t.Any:
+    set_mode("slow_ok")
+    made = await service()
+    answers = await asyncio.gather(*(made.synthesize_for_pam("The same sentence for everybody.", user_id=str(number)) for number in range(count)))
+    again = shown(await made.synthesize_for_pam("The same sentence for everybody."))
+    await made.shutdown()
+    return {"distinct": len({answer.audio_data for answer in answers}), "again": again, "engine": answers[0].engine_used.value}
+
+
+def resources() -> t.Dict[str, int]:
+    temporary = Path(os.environ["TMPDIR"])
+    children = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                children += int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+    return {"fds": len(os.listdir("/proc/self/fd")), "children": children, "files": sum(1 for _ in temporary.rglob("*")), "tasks": len(asyncio.all_tasks())}
+
+
+async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
+    """Many requests, some of them abandoned, while the remote engine changes its mind several times a second."""
+    rng = random.Random(seed)
+    set_mode("ok")
+    made = await service()
+    await made.synthesize_for_pam("Warm up.")
+    before = resources()
+    kinds: t.Dict[str, int] = {}
+    slowest = 0.0
+    stop = asyncio.Event()
+
+    async def weather() -> None:
+        while not stop.is_set():
+            set_mode(rng.choice(modes))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.25)
+            # Otherwise one failure would keep the engine out of nearly the whole run.
+            made.breakers["edge"].success()
+
+    async def one(number: int) -> None:
+        nonlocal slowest
+        text = f"Request number {rng.randrange(requests)}."
+        started = time.monotonic()
+        kind = "audio"
+        try:
+            if number % 10 == 0:
+                async with asyncio.timeout(rng.uniform(0.01, 0.3)):
+                    await made.synthesize_for_pam(text + " abandoned")
+                kind = "abandoned too late"
+            elif number % 4 == 0:
+                result = await asyncio.wait_for(collect(await made.synthesize_for_pam(text, stream=True)), 30)
+                kind = "audio" if result["segments"] else "text" if result["last"].get("text_response") else "nothing"
+            else:
+                answer = await asyncio.wait_for(made.synthesize_for_pam(text, user_id=str(number)), 30)
+                kind = "audio" if answer.audio_data else "text" if answer.success else "nothing"
+        except TimeoutError:
+            kind = "abandoned" if number % 10 == 0 else "hang"
+        kinds[kind] = kinds.get(kind, 0) + 1
+        if number % 10:
+            slowest = max(slowest, time.monotonic() - started)
+
+    task = asyncio.ensure_future(weather())
+    gate = asyncio.Semaphore(8)
+
+    async def gated(number: int) -> None:
+        async with gate:
+            await one(number)
+
+    await asyncio.gather(*(gated(number) for number in range(requests)))
+    stop.set()
+    await task
+    set_mode("ok")
+    tts_engines = app("wheels_ops.tts_engines")
+
+    end = time.monotonic() + 15
+    while (tts_engines.ATTEMPTS or made._flights or resources()["children"]) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # cancelled readers finish their second cancellation
+    after = resources()
+    await made.shutdown()
+    return {"kinds": kinds, "slowest": slowest, "before": before, "after": after, "usage": made._usage, "fallbacks": made.fallbacks}
+
+
+async def corpus(texts: t.Sequence[str]) -> t.Any:
+    """The digest of the sound of every text; None where it was refused."""
+    FallbackTTSService = app("services.tts.fallback_tts").FallbackTTSService
+
+    made = FallbackTTSService()
+    found = []
+    for text in texts:
+        answer = await made.synthesize_speech(text)
+        data = answer["audio_data"]
+        found.append({"sha": hashlib.sha256(data).hexdigest() if data else None, "engine": answer["engine"], "kind": answer.get("error_kind")})
+    return found
+
+
+async def fallback(text: str) -> t.Any:
+    """The local service by itself, and the engine that the managers use."""
+    base, local = app("services.tts.base_tts"), app("services.tts.fallback_tts")
+    TTSRequest, VoiceProfile, SystemTTS, fallback_tts_service = base.TTSRequest, base.VoiceProfile, local.SystemTTS, local.fallback_tts_service
+
+    started = await fallback_tts_service.initialize()
+    again = await fallback_tts_service.initialize()
+    answer = await fallback_tts_service.synthesize_speech(text, user_id="u")
+    engine = SystemTTS()
+    ready = await engine.initialize()
+    response = await engine.synthesize(TTSRequest(text, VoiceProfile("v", "v", "male", "adult", "")))
+    health = await engine.health_check()
+    chunks = []
+    if ready:
+        chunks = [len(chunk.data) async for chunk in engine.synthesize_stream(TTSRequest(text, VoiceProfile("v", "v", "male", "adult", "")))]
+    await fallback_tts_service.shutdown()
+    answer = {**answer, "audio_data": len(answer["audio_data"]) if answer["audio_data"] else None}
+    return {
+        "started": [started, again], "engines": fallback_tts_service.available_engines, "answer": answer, "ready": ready, "response": shown(response),
+        "health": health, "chunks": chunks, "available": engine.is_available(),
+    }  # fmt: skip
+
+
+async def cancelled() -> t.Any:
+    """A request that its caller abandons while the engine hangs, and one that runs into the time limit."""
+    fallback_tts = app("services.tts.fallback_tts")
+
+    made = fallback_tts.FallbackTTSService()
+    await made.initialize()
+    task = asyncio.ensure_future(made.speak("Nobody waits for this."))
+    marker = Path(os.environ["TMPDIR"], "started")
+    while not marker.exists():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    fallback_tts.TIME_LIMIT = 0.3
+    try:
+        await fallback_tts.speak_with(made.programs[0], "Late.", fallback_tts.Voice(), limit=0.3)
+        kind = "spoke"
+    except fallback_tts.SpeechError as error:
+        kind = error.kind
+    return {"cancelled": task.cancelled(), "kind": kind, **resources()}
+
+
+async def installed_later() -> t.Any:
+    """No engine at first; then one appears. Probes come at the speed of the test."""
+    module = app("services.tts.tts_service")
+    tts_engines = app("wheels_ops.tts_engines")
+
+    tts_engines.PROBE_FIRST = 0.2
+    module.PROBE_FIRST = 0.2
+    real = os.environ["PATH"]
+    os.environ["PATH"] = "/nonexistent"
+    made = await service()
+    made.breakers["system"].pause = 0.2
+    first = shown(await made.synthesize_for_pam("Can you hear me?"))
+    status = await made.get_service_status()
+    os.environ["PATH"] = real
+    made.breakers["system"].pause = 0.2
+    made._wake["system"].set()
+    end = time.monotonic() + 15
+    while made.breakers["system"].state != "closed" and time.monotonic() < end:
+        await asyncio.sleep(0.02)
+    second = shown(await made.synthesize_for_pam("Can you hear me?"))
+    await made.shutdown()
+    return {"first": first, "status": status["status"], "second": second}
+
+
+async def start_time() -> t.Any:
+    """How long the service takes to start, and whether its probe was still waiting then."""
+    TTSService = app("services.tts.tts_service").TTSService
+
+    made = TTSService()
+    started = time.monotonic()
+    ready = await made.initialize()
+    seconds = time.monotonic() - started
+    await asyncio.sleep(0.5)
+    waiting = not made._probes["edge"].done() and made.breakers["edge"].proven is None
+    answer = shown(await made.synthesize_for_pam("Here I am."))
+    await made.shutdown()
+    return {"ready": ready, "seconds": seconds, "waiting": waiting, "answer": answer}
+
+
+async def surface() -> t.Any:
+    """Everything that the callers of the service use."""
+    module = app("services.tts.tts_service")
+    TTSService, tts_service = module.TTSService, module.tts_service
+
+    early = await TTSService().get_service_status()
+    nothing = await TTSService().synthesize_for_pam("Too early.")
+    made = await service()
+    status = await made.get_service_status()
+    voices = await made.get_available_voices(user_id="u")
+    preferred = await made.set_user_voice_preference("u", {"voice_id": "en-GB-RyanNeural", "gender": "male"}, context=None, is_default=True)
+    profile = made._voice(None, "u", "general_conversation")
+    rated = await made.rate_voice("u", {"voice_id": "en-GB-RyanNeural"}, 4.5, feedback="good")
+    analytics = await made.get_user_analytics("u")
+    answer = shown(await made.synthesize_for_pam(text="All of it.", user_id="u", context="general_conversation", voice_preference=None, stream=False))
+    cleared = await made.clear_cache()
+    streaming = made.streaming_service is not None
+    await made.shutdown()
+    off = await made.get_service_status()
+    return {
+        "early": early, "nothing": nothing, "status": status, "voices": voices, "preferred": preferred, "voice": [profile.voice_id, profile.gender],
+        "rated": rated, "analytics": analytics, "answer": answer,
+        "cleared": cleared,
+        "streaming": streaming, "off": off["status"], "is": isinstance(tts_service, TTSService),
+    }  # fmt: skip
+
+
+async def disk_cache() -> t.Any:
+    """Two services, one after the other, with one directory."""
+    first = await service()
+    one = shown(await first.synthesize_for_pam("Kept on disk."))
+    await asyncio.sleep(0.2)
+    await first.shutdown()
+    second = await service()
+    two = shown(await second.synthesize_for_pam("Kept on disk."))
+    usage = dict(second.breakers["system"].health())
+    cleared = await second.clear_cache()
+    await second.shutdown()
+    directory = Path(os.environ["TTS_CACHE_DIR"])
+    return {
+        "one": one,
+        "two": two,
+        "successes": usage["successes"],
+        "cleared": cleared,
+        "left": len(list(directory.iterdir())),
+        "mode": oct(directory.stat().st_mode & 0o777),
+    }
+
+
+async def pure() -> t.Any:
+    """Functions without any engine."""
+    fallback_tts, tts_service = app("services.tts.fallback_tts"), app("services.tts.tts_service")
+    tts_engines = app("wheels_ops.tts_engines")
+
+    long_text = "One sentence here. " * 200
+    parts = tts_service.segments(long_text, 300)
+    broken = {}
+    for name, data in {"empty": b"", "html": b"<html>", "header only": b"RIFF\0\0\0\0WAVE", "no data": b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + b"\0" * 16}.items():
+        try:
+            fallback_tts.wav_with_sizes(data)
+            broken[name] = "passed"
+        except fallback_tts.SpeechError as error:
+            broken[name] = error.kind
+    return {
+        "parts": [len(part) for part in parts], "joined": " ".join(parts) == long_text.strip(), "endings": {part[-1] for part in parts} == {"."},
+        "word": [len(part) for part in tts_service.segments("x" * 2500)], "broken": broken,
+        "genders": [tts_engines.gender_of(name) for name in ("en-US-AriaNeural", "en-US-GuyNeural", "de-DE-ConradNeural")],
+        "voices": [
+            tts_engines.edge_voice(fallback_tts.Voice("de-AT", "male")), tts_engines.edge_voice(fallback_tts.Voice("xx", "female")),
+            tts_engines.edge_voice(fallback_tts.Voice(), "en-GB-RyanNeural"), tts_engines.edge_voice(fallback_tts.Voice(), "evil' onload='x"),
+        ],
+        "espeak": [fallback_tts.espeak_voice(fallback_tts.Voice(language, "male")) for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")],
+    }  # fmt: skip
+
+
+def main() -> None:
+    sys.path.insert(0, sys.argv[1])
+    result = asyncio.run(globals()[sys.argv[2]](**json.loads(sys.argv[3])))
+    sys.stdout.write(json.dumps(result, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
