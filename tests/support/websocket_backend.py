@@ -21,11 +21,10 @@ from pathlib import Path
 from tests.support.backend_env import BACKEND_PYTHON, PATCHES
 from tests.support.waiting import free_port, wait_until
 
-STATIC = PATCHES / "static"
 MAIN = """
 import asyncio, contextlib, json, os, time, uuid
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import HTMLResponse
 from app.core import websocket_manager
 from app.core.websocket_manager import manager
 
@@ -101,13 +100,9 @@ async def stats():
     found["metadata"] = [dict(manager.connection_metadata[name]) for name in list(manager.connection_metadata)[:10]]
     return found
 
-@api.get("/pam-socket.js")
-async def script():
-    return FileResponse(os.environ["PAM_SOCKET_JS"], media_type="text/javascript")
-
 @api.get("/page")
 async def page():
-    return HTMLResponse("<!doctype html><title>pam</title><script src=/pam-socket.js></script>")
+    return HTMLResponse("<!doctype html><title>pam</title><script src=/api/v1/pam/socket.js></script>")
 
 app = api
 if os.environ.get("GUARD", "1") == "1" and hasattr(websocket_manager, "WebSocketGuard"):
@@ -201,9 +196,10 @@ def socket_backend(
         shutil.copy(manager_file or PATCHES / "core/websocket_manager.py", directory / "app/core/websocket_manager.py")
         if poll:
             shutil.copy(PATCHES / "wheels_ops/ws_poll.py", directory / "app/wheels_ops/ws_poll.py")
+            shutil.copytree(PATCHES / "static", directory / "app/static")
         port = free_port()
         variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        variables.update(GUARD="1" if guard else "0", PAM_SOCKET_JS=str(STATIC / "pam-socket.js"), PYTHONDONTWRITEBYTECODE="1")
+        variables.update(GUARD="1" if guard else "0", PYTHONDONTWRITEBYTECODE="1")
         variables.update({name: str(value) for name, value in environment.items()})
         words = [str(BACKEND_PYTHON), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port), "--no-access-log", *options]
         server = SocketBackend(port, directory, t.cast("subprocess.Popen[bytes]", None), directory / "uvicorn.log", words, variables)

@@ -62,6 +62,7 @@ App = t.Callable[[t.MutableMapping[str, t.Any], Receive, Send], t.Awaitable[None
 
 SCOPE_KEY = "wheels_ops.websocket"
 POLL_PATH = "/api/v1/pam/poll"
+SCRIPT_PATH = "/api/v1/pam/socket.js"  # the browser's end, app/static/pam-socket.js
 
 SLOTS = 200  # of the heartbeat wheel: at 20 s one slot each 0.1 s, so the load is flat
 OUTBOX_MESSAGES = 256
@@ -1264,14 +1265,17 @@ class WebSocketGuard:
     async def __call__(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self.websocket(scope, receive, send)
-        elif scope["type"] == "http" and scope.get("path") == POLL_PATH and scope.get("method") in ("GET", "POST"):
+        elif scope["type"] == "http" and scope.get("path") in (POLL_PATH, SCRIPT_PATH) and scope.get("method") in ("GET", "POST"):
             try:
-                from app.wheels_ops.ws_poll import Poll
+                from app.wheels_ops import ws_poll
             except ImportError:
                 _log("error", "🔌 No long poll: copy app/wheels_ops/ws_poll.py of the same release next to the patched files")
                 await respond(send, 501, {"error": "the long poll is not installed"})
+                return
+            if scope["path"] == POLL_PATH:
+                await ws_poll.Poll(self, scope, receive, send).answer()
             else:
-                await Poll(self, scope, receive, send).answer()
+                await ws_poll.script(scope, send)
         else:
             await self.app(scope, receive, send)
 

@@ -7,9 +7,11 @@ Optional: without this file everything else of ``app/core/websocket_manager.py``
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import typing as t
+from pathlib import Path
 from urllib.parse import parse_qs, quote, urlencode
 
 from app.core.websocket_manager import (
@@ -29,6 +31,7 @@ from app.core.websocket_manager import (
 SOCKET_PATH = "/api/v1/pam/ws/{user_id}"
 POLL_HOLD = 25.0  # seconds; load balancers cut silent requests at 30
 POLL_BODY = 64 * 1024  # the endpoint's own limit for a message
+SCRIPT = Path(__file__).resolve().parents[1] / "static" / "pam-socket.js"
 
 
 class Virtual:
@@ -70,6 +73,7 @@ class Poll:
         self.query = {key: values[-1] for key, values in query.items()}
         self.last_seq = whole_number(self.query.get("last_seq", "0"))
         self.resync = False
+        self.hold = True
 
     async def answer(self) -> None:
         self.manager.totals["polls"] += 1
@@ -116,6 +120,7 @@ class Poll:
                     await respond(self.send, *problem)
                     return
                 session = opened
+                self.hold = False  # the client may send from now on: tell it
             elif session is None:
                 await respond(self.send, 404, {"type": "resync", "error": "unknown session; connect again, or poll with user_id and token"})
                 return
@@ -124,7 +129,7 @@ class Poll:
             self.resync = True
             missed = []
             self.last_seq = session.seq
-        if not missed and not self.resync:
+        if not missed and not self.resync and self.hold:
             missed = await self.wait(session)
             if missed is None:
                 return  # the client has gone
@@ -199,3 +204,18 @@ class Poll:
         if self.manager.draining:
             page["after_ms"] = random.randint(0, RECONNECT_SPREAD_MS)
         return page
+
+
+async def script(scope: t.Mapping[str, t.Any], send: Send) -> None:
+    """The browser's end of all this, for pages that have no build of their own. Small enough to be read each time."""
+    try:
+        body = SCRIPT.read_bytes()
+    except OSError:
+        await respond(send, 404, {"error": "app/static/pam-socket.js is not installed"})
+        return
+    etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'.encode()
+    known = (header(scope, b"if-none-match") or "").encode() == etag
+    headers = [(b"content-type", b"text/javascript; charset=utf-8"), (b"cache-control", b"no-cache"), (b"etag", etag)]
+    headers.append((b"content-length", str(0 if known else len(body)).encode()))
+    await send({"type": "http.response.start", "status": 304 if known else 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if known else body})
