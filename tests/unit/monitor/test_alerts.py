@@ -83,6 +83,30 @@ def test_recovered_memory_clears_its_alert_and_remediation_may_start_again(monit
     assert feed(monitor, "memory_percent", [80] * 3, app_modules)[-1] == "critical"
 
 
+async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = app_modules("core.performance_monitor")
+    stats = module.RequestStats()
+    monkeypatch.setattr(module, "request_stats", stats)
+    clock = [1_000_000.0]
+    monkeypatch.setattr(module.time, "time", lambda: clock[0])
+
+    def round_of(requests: int, seconds: float, failed: bool) -> None:
+        clock[0] += 5
+        for _ in range(requests):
+            stats.record("GET /", seconds, failed)
+        monitor.sample()
+
+    for _ in range(4):
+        round_of(2, 3.0, True)
+    assert monitor.current["response_time_ms"].value == 3000 and not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}
+    for _ in range(4):
+        round_of(50, 3.0, True)
+    assert monitor.active_alerts["response_time_ms"].level.value == "critical" and monitor.active_alerts["error_rate"].level.value == "critical"
+    for _ in range(6):
+        round_of(0, 0.0, False)
+    assert not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "cleared within thirty seconds"
+
+
 def test_thresholds_come_from_the_environment(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", "50")
     monkeypatch.setenv("CPU_CRITICAL_THRESHOLD", "90.5")

@@ -47,6 +47,9 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: Route templates that are told apart; what comes later is counted together.
 MAX_ROUTES = 300
 FINE_SECONDS = 30
+#: Response time and error rate are those of the last so many seconds; fewer requests than that are shown but never an alert.
+REQUEST_WINDOW, REQUESTS_TO_JUDGE = 15.0, 10
+_REQUEST_METRICS = ("response_time_ms", "error_rate")
 _CLEAR_BELOW_POINTS = 5.0
 
 
@@ -429,7 +432,8 @@ class PerformanceMonitor:
         self._disk_task: Optional[asyncio.Task[None]] = None
         self._remedies: Dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=60)
+        self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=400)
+        self._few_requests = True
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
@@ -497,8 +501,8 @@ class PerformanceMonitor:
             "memory_percent": reading.percent,
             "process_memory_mb": reading.rss_bytes / (1 << 20),
             "psi_memory": reading.psi_some_avg10,
-            # The worst of the last 15 s: a stall is over before three samples could confirm it.
-            "loop_lag_ms": 1000 * max(self.loop_lag.take(), self.loop_lag.worst()),
+            # The worst of the last samples: a stall is over before three samples could confirm it.
+            "loop_lag_ms": 1000 * max(self.loop_lag.take(), self.loop_lag.worst(3 * self.check_interval + 2)),
         }
         cpu, own = self._cpu.system(), self._cpu.own()
         if cpu is not None:
@@ -516,6 +520,9 @@ class PerformanceMonitor:
         stamp = datetime.fromtimestamp(now, timezone.utc)
         for name, value in values.items():
             self._note(name, value, stamp, now)
+        if self._few_requests:  # nobody asks: an alert of the past must not stay for ever
+            for name in _REQUEST_METRICS:
+                self._judge(PerformanceMetric(name, 0.0, 0.0, 0.0, stamp, UNITS[name]), self.thresholds[name])
         for name in [name for name in self.current if name not in values]:
             del self.current[name]
         self.last_sample_at = time.monotonic()
@@ -528,14 +535,14 @@ class PerformanceMonitor:
         return values
 
     def _request_values(self, now: float, values: Dict[str, float]) -> Dict[str, Tuple[float, float]]:
-        """Adds what the last minute's requests say; gives (sum, count) of this sample's own for exact averages."""
+        """Adds what the last requests say; gives (sum, count) of this sample's own for exact averages."""
         window = request_stats.take_window()
         self._request_window.append((now, window.count, window.errors, window.seconds, window.buckets, window.worst))
-        while self._request_window and self._request_window[0][0] < now - 60:
+        while self._request_window and self._request_window[0][0] <= now - REQUEST_WINDOW:
             self._request_window.popleft()
         count = sum(one[1] for one in self._request_window)
-        span = max(self.check_interval, min(60.0, now - self._request_window[0][0]))
-        values["requests_per_second"] = count / span
+        self._few_requests = count < REQUESTS_TO_JUDGE
+        values["requests_per_second"] = count / max(self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval))
         if count:
             buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window), strict=True)]
             values["response_time_ms"] = 1000 * sum(one[3] for one in self._request_window) / count
@@ -566,7 +573,7 @@ class PerformanceMonitor:
         if ring is None:
             ring = self.rings[name] = Ring()
         ring.add(now, value)
-        if limits:
+        if limits and not (self._few_requests and name in _REQUEST_METRICS):
             self._judge(metric, limits)
 
     # -- alerts ---------------------------------------------------------------------------------------------------

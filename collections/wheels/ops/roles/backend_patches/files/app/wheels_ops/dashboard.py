@@ -175,8 +175,10 @@ _SCRIPT = """
 const box=document.getElementById('auto');let timer=0;
 function set(){clearInterval(timer);if(box.checked)timer=setInterval(load,15000)}
 async function load(){if(document.hidden)return;try{const a=await fetch(location.pathname,{credentials:'same-origin'});
-if(!a.ok)return;const d=new DOMParser().parseFromString(await a.text(),'text/html');const m=d.querySelector('main');
-if(m)document.querySelector('main').replaceChildren(...m.childNodes)}catch(e){}}
+if(!a.ok)return;const s=await a.text(),i=s.indexOf('<main>'),j=s.lastIndexOf('</main>');
+if(i<0||j<0||s.includes('id="token"'))return location.reload();
+const d=new DOMParser().parseFromString(s.slice(i,j),'text/html');
+document.querySelector('main').replaceChildren(...d.querySelector('main').childNodes)}catch(e){}}
 box.addEventListener('change',set);set();
 """
 
@@ -211,7 +213,8 @@ def _form(problem: str = "") -> str:
     said = f'<p class="bad" role="alert" id="problem">{html.escape(problem)}</p>' if problem else ""
     described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
     return (
-        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}<label for="token">Ops token</label>'
+        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}'
+        '<input type="text" name="username" value="ops" autocomplete="username" hidden><label for="token">Ops token</label>'
         f'<input id="token" name="token" type="password" autocomplete="current-password" required autofocus{described}><button>Sign in</button></form>'
     )
 

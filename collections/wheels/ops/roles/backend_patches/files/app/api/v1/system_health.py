@@ -14,6 +14,7 @@ is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import importlib
@@ -118,7 +119,7 @@ class HealthBoard:
         before = self.checks.get(name)
         self.checks[name] = CheckState(status, output, value, unit, kind, period=period)
         if before is None or before.status != status:
-            self._public = (0.0, 0, b"")
+            self.forget()
             if status != "pass":
                 logger.warning(f"🩺 Health check {name}: {status}: {output}")
             elif before is not None:
@@ -164,6 +165,10 @@ class HealthBoard:
     def ready(self) -> bool:
         """Whether this process should get traffic: it is not stopping, and reads from a database are possible."""
         return not self.stopping and all(check.current() != "fail" for name, check in list(self.checks.items()) if name in READINESS_CHECKS)
+
+    def forget(self) -> None:
+        """Has the next answer made anew."""
+        self._public = (0.0, 0, b"")
 
     def public(self) -> Tuple[int, bytes]:
         """(HTTP status, body) for anonymous callers: statuses only."""
@@ -584,6 +589,7 @@ async def _switch(start: bool) -> Dict[str, str]:
         await (service.start() if start else service.stop())
         results[name] = ("started" if service.is_running else "switched_off") if start else "stopped"
     results["memory_management"] = results["memory_optimizer"]
+    board.forget()
     return results
 
 
@@ -676,7 +682,8 @@ def write_request(kind: str, reason: str, *, requested_by: str, details: Optiona
         os.replace(temporary, directory / f"{identifier}.json")
     except OSError as error:
         logger.error(f"🛡️ The {kind} request could not be written: {type(error).__name__}")
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         return ""
     logger.warning(f"🛡️ Request to the host: {kind} ({reason})")
     return identifier
