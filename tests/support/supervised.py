@@ -53,7 +53,7 @@ class Supervisord:
 
 
 @contextlib.contextmanager
-def supervisord(programs: t.Mapping[str, Program], *, username: str = "", password: str = "") -> t.Iterator[Supervisord]:
+def supervisord(programs: t.Mapping[str, Program], *, username: str = "", password: str = "", section: str = "program") -> t.Iterator[Supervisord]:
     directory = Path(tempfile.mkdtemp(prefix="wops-sv-"))
     account = [f"username={username}", f"password={password}"] if username else []
     lines = [
@@ -68,7 +68,7 @@ def supervisord(programs: t.Mapping[str, Program], *, username: str = "", passwo
             "startsecs": "1", "startretries": "1", "autorestart": "true", "stopwaitsecs": "5", "stopasgroup": "true", "killasgroup": "true",
             "redirect_stderr": "true", "stdout_logfile": f"{directory}/{name}.log", "directory": str(directory), **program.options,
         }  # fmt: skip
-        lines += [f"[program:{name}]", f"command={program.command}", f"autostart={'true' if program.autostart else 'false'}"]
+        lines += [f"[{section}:{name}]", f"command={program.command}", f"autostart={'true' if program.autostart else 'false'}"]
         lines += [f"{key}={value}" for key, value in options.items()]
         if program.environment:
             lines.append("environment=" + ",".join(f'{key}="{value}"' for key, value in program.environment.items()))
