@@ -203,7 +203,7 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
             slowest = max(slowest, time.monotonic() - started)
 
     task = asyncio.ensure_future(weather())
-    gate = asyncio.Semaphore(8)
+    gate = asyncio.Semaphore(16)
 
     async def gated(number: int) -> None:
         async with gate:

@@ -30,7 +30,7 @@ def plays(encoded: str) -> str:
 
 
 def test_fake_edge_endpoint_speaks_mp3_that_decodes_and_is_called_mp3(tree: Tree, edge: FakeEdge) -> None:
-    answer = tree.run("speak", text="The road is clear.", env=edge.env)["answers"][0]
+    answer = tree.run("speak", text="The road is clear.", env=edge.patient)["answers"][0]
     assert (answer["engine"], answer["format"], answer["mime"], answer["degraded"]) == ("edge", "mp3", "audio/mpeg", False)
     assert plays(answer["audio"]) == "mp3"
     assert abs(answer["duration_ms"] - describe(base64.b64decode(answer["audio"]))["duration_ms"]) < 60
@@ -39,7 +39,7 @@ def test_fake_edge_endpoint_speaks_mp3_that_decodes_and_is_called_mp3(tree: Tree
 
 def test_fake_edge_endpoint_hears_plain_text_and_no_markup(tree: Tree, edge: FakeEdge) -> None:
     text = '5 < 6 & <speak>not markup</speak>, it\'s "text".'
-    tree.run("speak", text=text, voice_preference={"voice_id": "en-GB-RyanNeural"}, env=edge.env)
+    tree.run("speak", text=text, voice_preference={"voice_id": "en-GB-RyanNeural"}, env=edge.patient)
     heard = edge.seen("ssml")[-1]
     assert heard["text"] == text
     assert "en-GB, RyanNeural" in heard["voice"]
@@ -72,7 +72,7 @@ def test_fake_edge_endpoint_breaker_opens_by_class_of_error(tree: Tree, edge: Fa
 
 
 def test_fake_edge_endpoint_recovery_is_found_in_the_background_and_a_user_keeps_one_voice(tree: Tree, edge: FakeEdge) -> None:
-    found = tree.run("recovery", env=edge.env)
+    found = tree.run("recovery", env=edge.patient)
     assert found["before"]["engine"] == "system" and found["state_down"] == "open"
     assert found["quiet"], "a user's request found out"
     assert found["seconds"] < 20, "the goal: seen within 20 s"
@@ -81,7 +81,7 @@ def test_fake_edge_endpoint_recovery_is_found_in_the_background_and_a_user_keeps
 
 
 def test_fake_edge_endpoint_two_hundred_who_want_the_same_cost_one_synthesis(tree: Tree, edge: FakeEdge) -> None:
-    env: t.Dict[str, t.Optional[str]] = {**edge.env, "TTS_FALLBACK_ENABLED": "false"}
+    env: t.Dict[str, t.Optional[str]] = {**edge.patient, "TTS_FALLBACK_ENABLED": "false"}
     found = tree.run("single_flight", count=200, env=env)
     assert found["distinct"] == 1 and found["engine"] == "edge"
     assert len([heard for heard in edge.seen("ssml") if "everybody" in heard["text"]]) == 1
@@ -114,7 +114,7 @@ def test_fake_edge_endpoint_black_hole_does_not_delay_the_start(tree: Tree, edge
 
 def test_fake_edge_endpoint_streams_segments_of_a_long_text_in_one_voice(tree: Tree, edge: FakeEdge) -> None:
     text = " ".join(f"This is sentence {number} of a long story." for number in range(60))
-    answer = tree.run("speak", text=text, stream=True, env=edge.env)["answers"][0]
+    answer = tree.run("speak", text=text, stream=True, env=edge.patient)["answers"][0]
     assert set(answer["engines"]) == {"edge"} and len(answer["segments"]) == 3 and answer["finals"] == 1
     assert mpg123_decodes(b"".join(base64.b64decode(part) for part in answer["segments"]))
     assert " ".join(heard["text"] for heard in edge.seen("ssml") if "story" in heard["text"]) == text

@@ -104,7 +104,7 @@ def test_coqui_interface_with_a_fake_coqui_engine(tree: Tree, edge: FakeEdge) ->
     )
     edge.mode("unavailable")
     try:
-        env = {**edge.env, "PYTHONPATH": f"{edge.env['PYTHONPATH']}:{package.parent}"}
+        env = {**edge.patient, "PYTHONPATH": f"{edge.env['PYTHONPATH']}:{package.parent}"}
         found = tree.run("speak", text="Who speaks?", env=env)
         assert found["answers"][0]["engine"] == "coqui", found["status"]
         assert found["answers"][0]["rate"] == 16000

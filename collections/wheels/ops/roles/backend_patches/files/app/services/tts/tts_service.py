@@ -45,9 +45,10 @@ from .fallback_tts import STREAM_PIECE, Audio, LocalEngine, SpeechError, Voice, 
 
 logger = get_logger(__name__)
 
-#: Seconds until the first audio of a remote engine, and without any after it (complete and streamed answers).
+#: Seconds until the first audio of a remote engine (``TTS_FIRST_AUDIO_SECONDS``), and without any after it (complete and
+#: streamed answers).
 FIRST_AUDIO, GAP_COMPLETE, GAP_STREAM = 1.2, 1.0, 2.0
-#: Seconds of silence after which the next engine starts beside the first.
+#: Seconds of silence after which the next engine starts beside the first (``TTS_HEDGE_SECONDS``).
 HEDGE = 0.4
 #: A complete utterance may take TOTAL + TOTAL_PER_CHARACTER * length seconds.
 TOTAL, TOTAL_PER_CHARACTER = 2.4, 0.01
@@ -62,6 +63,14 @@ PROBE_TEXT = "OK."
 #: The user under whom ``GET /api/v1/tts/test`` asks. A test that is answered from the cache would prove nothing.
 TEST_USER = "test"
 _ENGINE_NAMES = {"edge": TTSEngine.EDGE, "coqui": TTSEngine.COQUI, "system": LocalEngine.SYSTEM, "text_only": LocalEngine.TEXT_ONLY}
+
+
+def _seconds(name: str, default: float) -> float:
+    """A time from the environment or the settings, within a tenth and a minute."""
+    try:
+        return min(60.0, max(0.1, float(setting(name, default))))
+    except (TypeError, ValueError):
+        return default
 
 
 def segments(text: str, limit: int = SEGMENT) -> t.List[str]:
@@ -100,6 +109,7 @@ class TTSService:
         self._generation_ms: t.Deque[float] = deque(maxlen=1000)
         self._usage: t.Dict[str, int] = {}
         self._last_request = float("-inf")
+        self.hedge, self.first_audio = HEDGE, FIRST_AUDIO
 
     @property
     def streaming_service(self) -> t.Any:
@@ -132,6 +142,7 @@ class TTSService:
             self.engines.setdefault(name, kind())
             self.breakers.setdefault(name, Breaker(name))
         self.chain = order
+        self.hedge, self.first_audio = _seconds("TTS_HEDGE_SECONDS", HEDGE), _seconds("TTS_FIRST_AUDIO_SECONDS", FIRST_AUDIO)
         self.cache.configure()
         self.is_initialized = True
         for name in order:
@@ -234,8 +245,8 @@ class TTSService:
     def _attempt(self, name: str, text: str, voice: Voice, wanted: str, *, gap: float) -> Attempt:
         remote = self.engines[name].remote
         # The machine's own engine bounds itself by the length of the text.
-        total = TOTAL + TOTAL_PER_CHARACTER * len(text) if remote and gap == GAP_COMPLETE else 600.0
-        return Attempt(self.engines[name], self.breakers[name], text, voice, wanted, first=FIRST_AUDIO if remote else 60.0, gap=gap, total=total)
+        total = TOTAL - FIRST_AUDIO + self.first_audio + TOTAL_PER_CHARACTER * len(text) if remote and gap == GAP_COMPLETE else 600.0
+        return Attempt(self.engines[name], self.breakers[name], text, voice, wanted, first=self.first_audio if remote else 60.0, gap=gap, total=total)
 
     def _fell(self, name: str, cause: str) -> None:
         key = f"{name}:{cause}"
@@ -253,7 +264,7 @@ class TTSService:
         try:
             while not attempt.done:
                 silence = time.monotonic() - attempt.moved
-                if backup is None and rest and silence >= HEDGE:
+                if backup is None and rest and silence >= self.hedge:
                     backup = asyncio.ensure_future(self._complete(text, voice, wanted, rest))
                 if backup is not None and not attempt.chunks:
                     moved = asyncio.ensure_future(attempt.progress(None))
@@ -268,7 +279,7 @@ class TTSService:
                             return backup.result()
                         rest, backup = (), None
                     continue
-                await attempt.progress(max(0.01, HEDGE - silence) if rest and backup is None else None)
+                await attempt.progress(max(0.01, self.hedge - silence) if rest and backup is None else None)
             try:
                 return attempt.audio()
             except SpeechError as error:
@@ -297,12 +308,12 @@ class TTSService:
                 if not running and not waiting:
                     raise last
                 newest = running[-1][1].started if running else float("-inf")
-                if waiting and (not running or time.monotonic() - newest >= HEDGE):
+                if waiting and (not running or time.monotonic() - newest >= self.hedge):
                     name = waiting.pop(0)
                     running.append((name, self._attempt(name, text, voice, wanted, gap=GAP_STREAM)))
                     continue
                 moves = [asyncio.ensure_future(attempt.progress(None)) for _, attempt in running]
-                pause = max(0.01, HEDGE - (time.monotonic() - newest)) if waiting else None
+                pause = max(0.01, self.hedge - (time.monotonic() - newest)) if waiting else None
                 try:
                     await asyncio.wait(moves, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 finally:
