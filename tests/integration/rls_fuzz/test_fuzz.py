@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Random schemas: found, repaired, compared with an independent evaluation of the original policies, taken back.
+
+``WHEELS_OPS_FUZZ=500`` runs that many on PostgreSQL 15 and a fifth of it on the newest; ``WHEELS_OPS_FUZZ_SEED=123`` begins with that seed
+(``WHEELS_OPS_FUZZ_SEED=123 WHEELS_OPS_FUZZ=1`` runs it alone). A failing schema is made smaller and printed as SQL: put it
+into ``tests/integration/rls/cases`` when the defect is mended.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.integration.rls_fuzz.checking import Checker, Outcome
+from tests.integration.rls_fuzz.generator import Generator
+from tests.integration.rls_fuzz.shrinking import shrink
+from tests.support import servers
+
+#: About half a second each on a quiet machine.
+COUNT = int(os.environ.get("WHEELS_OPS_FUZZ", "60"))
+FIRST = int(os.environ.get("WHEELS_OPS_FUZZ_SEED", "0"))
+
+
+def campaign(server: servers.Postgres, first: int, count: int, *, allow_unbounded: bool) -> Outcome:
+    """Checks ``count`` schemas and gives the sums; fails at the first that does not hold, with its shrunk SQL."""
+    checker = Checker(server.database(supabase=True))
+    total = Outcome()
+    recursive = 0
+    for seed in range(first, first + count):
+        schema = Generator(seed).make()
+        outcome = checker.check(schema, allow_unbounded=allow_unbounded)
+        if outcome.problem and not outcome.problem.startswith("too large"):
+            small = shrink(checker, schema, outcome, allow_unbounded=allow_unbounded)
+            pytest.fail(f"seed {seed}: {outcome.problem}\nShrunk:\n{small.text()}")
+        recursive += bool(outcome.failing)
+        for name in ("failing", "cuts", "split", "unwrapped", "review", "d1", "d2", "left"):
+            setattr(total, name, getattr(total, name) + getattr(outcome, name))
+    print(  # the seeds belong to the result
+        f"\nseeds {first}..{first + count - 1}: {recursive} recursive schemas, {total.failing} failing accesses, {total.cuts} cuts ({total.split} split,"
+        f" {total.unwrapped} unwrapped), {total.review} refused, {total.left} accesses left;"
+        f" {total.d1} comparisons under D1 and {total.d2} under D2, 0 differences"
+    )
+    assert recursive >= count // 4, "the generator makes too few recursive schemas to prove anything"
+    return total
+
+
+def test_random_schemas(postgres: servers.Postgres) -> None:
+    total = campaign(postgres, FIRST, COUNT, allow_unbounded=True)
+    if COUNT >= 60:
+        assert total.cuts and total.d1 and total.d2
+
+
+def test_random_schemas_on_the_newest_server(newest_postgres: servers.Postgres) -> None:
+    campaign(newest_postgres, FIRST + 100_000, max(1, COUNT // 5), allow_unbounded=True)
+
+
+def test_random_schemas_with_cautious_options(postgres: servers.Postgres) -> None:
+    """Unbounded functions are not allowed: more is refused, and what is repaired is as right as before."""
+    campaign(postgres, FIRST + 200_000, max(1, COUNT // 5), allow_unbounded=False)
