@@ -242,7 +242,7 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
 
 def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> None:
     """D1, statically: the expressions that working accesses draw in are the very same texts. Rewordings that keep the meaning
-    (initplan, merged policies) are left to the data comparison."""
+    (initplan, unwrapped, merged policies) are left to the data comparison."""
     reworded = {change.relation.qualified for change in plan.changes if set(change.reasons) - {"recursion"}}
     new = Simulator(now)
     graph = callgraph.CallGraph(before)
@@ -413,8 +413,8 @@ def _undo_once(
         changed = sorted(name for name in set(now) | set(head["after"]) if now.get(name) != head["after"].get(name))
         if head["after"] and changed and not force:
             raise OpsError(
-                f"Policies were changed after the repair: {', '.join(changed)}.",
-                hint="Look at them; force takes the repair back all the same.",
+                f"Policies are not as the repair left them: {', '.join(changed)}.",
+                hint="It was taken back already, or someone changed them since. Look at them; force takes the repair back all the same.",
                 changed_since=changed,
             )
         statements = inside.rpartition("COMMIT;")[0]

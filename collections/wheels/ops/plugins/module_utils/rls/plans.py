@@ -117,7 +117,8 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     if "recursion" not in fix:
         planner.survey()
         made.left = {(access.who.name, access.relation.qualified, access.variant) for access in [*planner.failing, *planner.runtime]}
-    made.indexes, made.drop_indexes, made.warnings = performance.extend(cursor, decision, catalog, known, fix)
+    made.indexes, made.drop_indexes, slow = performance.extend(cursor, decision, catalog, known, fix)
+    made.warnings = [*decision.warnings, *slow]
     made.changes = decision.changes
     _functions(cursor, made, decision, catalog, owners, options)
     _policies(made, decision)

@@ -64,6 +64,7 @@ class Decision:
     cut: Cut = field(default_factory=lambda: Cut({}))
     unwrapped: t.FrozenSet[int] = frozenset()
     left: t.Set[t.Tuple[str, str, str]] = field(default_factory=set)
+    warnings: t.List[str] = field(default_factory=list)
 
 
 @dataclass
@@ -384,8 +385,14 @@ class Planner:
                         texts[slot] = tree.show(holder.val)
                         decision.cuts.append({"table": relation.qualified, "policy": policy.name, "expression": slot, "form": "unwrapped", "weight": 0})
             change = policies.Change(relation, [policy], self._pieces(policy, relation, texts, cut), ["recursion"])
+            if oid in decision.unwrapped:
+                change.reasons.append("unwrapped")
             decision.changes.append(change)
             self._grant(decision, change)
+            if 0 in policy.roles and any(piece.roles != policy.role_names for piece in change.after):
+                decision.warnings.append(
+                    f"{relation.qualified}: {policy.name} was for PUBLIC and is now for each role by name: a role made later needs to be added to it."
+                )
 
     def _new_text(self, decision: Decision, policy: Policy, relation: Relation, slot: str, targets: t.List[int]) -> str:
         done = self._rewrite(policy, slot, targets)
