@@ -92,6 +92,40 @@ async def send(user_id: str, request: Request):
         await manager.send_message_to_user({"type": "note", "number": body.get("number", 0) + number, "at": time.time()}, user_id)
     return {}
 
+@api.post("/control/clog/{user_id}")
+async def clog(user_id: str):
+    # Sends until this user, who does not read, holds up a write.
+    fill = json.dumps({"type": "filler", "fill": "x" * 60000})
+    for number in range(400):
+        if any(conn.user_id == user_id for conn in getattr(manager, "blocked", ())):
+            return {"messages": number}
+        try:
+            await asyncio.wait_for(manager.send_message_to_user(fill, user_id), 0.2)
+        except asyncio.TimeoutError:
+            return {"messages": number}
+        await asyncio.sleep(0)
+    return {"messages": 0}
+
+@api.post("/control/hold")
+async def hold(request: Request):
+    # Longest CPU time of one turn of the event loop while a broadcast runs, in milliseconds.
+    worst, ended = 0.0, False
+    async def probe():
+        nonlocal worst
+        before = time.thread_time()
+        while not ended:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            worst, before = max(worst, now - before), now
+    task = asyncio.ensure_future(probe())
+    await asyncio.sleep(0.05)
+    worst = 0.0
+    await manager.broadcast({"type": "news", "number": (await request.json())["number"], "fill": "x" * 1000})
+    await asyncio.sleep(0.3)
+    ended = True
+    await task
+    return {"milliseconds": worst * 1000}
+
 @api.get("/control/stats")
 async def stats():
     found = await manager.get_connection_stats()

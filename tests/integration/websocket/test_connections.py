@@ -11,7 +11,6 @@ import random
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -200,27 +199,6 @@ def test_nonsense_from_the_network(backend: SocketBackend) -> None:
     wait_until(lambda: backend.stats()["total_connections"] == 0, timeout=15, what=f"seed {seed}: all of them to be closed")
     assert backend.process.poll() is None
     assert "Traceback" not in "".join(line for line in backend.logged().splitlines() if "websocket_manager" in line)
-
-
-@pytest.mark.parametrize("milliseconds", [5, 50, 200])
-async def test_latency_is_measured_right(backend: SocketBackend, milliseconds: int) -> None:
-    """Within 1 ms + 5 % of an injected round trip that varies by 20 %."""
-    async with Relay(backend.port, delay=milliseconds / 2000, jitter=0.2) as relay, Relay(backend.port) as direct, contextlib.AsyncExitStack() as stack:
-        tasks = []
-        for user, through in (("delayed", relay), ("direct", direct)):
-            for number in range(8):
-                url = backend.url(f"{user}{number}").replace(str(backend.port), str(through.port))
-                tasks.append(asyncio.ensure_future(answer(await stack.enter_async_context(connect(url)))))
-        samples: t.Dict[str, t.List[float]] = {"delayed": [], "direct": []}
-        for _ in range(6):
-            await asyncio.sleep(0.3)
-            for item in (await asyncio.to_thread(backend.stats))["connection_details"]:
-                if item["total_pongs_received"]:
-                    samples[item["user_id"][:-1]].append(item["last_latency_ms"])
-        for task in tasks:
-            task.cancel()
-    own = statistics.median(samples["direct"])  # what client, relay and machine take by themselves
-    assert abs(statistics.median(samples["delayed"]) - own - milliseconds) <= 1 + 0.05 * milliseconds, (own, samples["delayed"])
 
 
 def test_what_the_log_says(backend: SocketBackend) -> None:
