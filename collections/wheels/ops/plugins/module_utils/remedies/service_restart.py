@@ -120,7 +120,7 @@ class _Run:
             after = self.states()
             details = {
                 **error.details,
-                **self.result(before, after, bool(self.actions), check_mode).as_dict(),
+                **self.result(before, after, any(entry["changed"] for entry in self.actions), check_mode).as_dict(),
                 "resumed": restored,
             }
             details.pop("msg")
@@ -181,6 +181,7 @@ class _Run:
                         hint="Find out why it needs restarts. To go on all the same: max_restarts=0 and cooldown=0.",
                         service=step.service.name, blocked_reason=why, changed=False,
                     )  # fmt: skip
+                self.start_delay(step.service)
                 if step.service.gate.type == "beat":
                     self.refuse_second_beat(step.service)
 
@@ -251,7 +252,7 @@ class _Run:
             return
         if service.gate.type == "beat":
             self.refuse_second_beat(service)
-        self.respect_start_limit(service)
+        time.sleep(self.start_delay(service))
         if service.gate.type == "redis" and step.action == "restart":
             entry["persisted"] = self.persist(service)
         self.book.add(
@@ -294,15 +295,18 @@ class _Run:
         if service.name in self.tasks:
             self.count_again(service)
 
-    def respect_start_limit(self, service: Service) -> None:
-        """Waits for systemd's own start limit rather than running into it: at the limit the service stays down."""
+    def start_delay(self, service: Service) -> float:
+        """Seconds until its manager allows a start; refuses where waiting would take too long. At the limit of systemd a service stays down."""
         delay = self.control.start_delay(service.unit)
         if delay > self.options.wait_timeout:
             raise OpsError(
                 f"{service.name} was started so often that its manager would refuse; it is free again in {delay:.0f} s.",
-                hint="Find out why it needs restarts, or raise wait_timeout.", service=service.name, blocked_reason="start limit of systemd",
-            )  # fmt: skip
-        time.sleep(delay)
+                hint="Find out why it needs restarts, or raise wait_timeout.",
+                service=service.name,
+                blocked_reason="start limit of systemd",
+                changed=False,
+            )
+        return delay
 
     def persist(self, service: Service) -> t.Dict[str, t.Any]:
         """Counts what waits, now that nobody takes from it, and brings it to disk."""

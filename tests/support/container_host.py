@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host of its own with systemd as its first process, in a container made from the fleet's image; the repository is mounted read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD = REPOSITORY / "molecule/fleet/image/build"
+MODULES = REPOSITORY / "collections/wheels/ops/plugins/modules"
+
+
+class Unavailable(RuntimeError):
+    """Why this machine starts no such host."""
+
+
+class ContainerHost:
+    """A running host. Commands go in by ``podman exec``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, *words: str, stdin: str = "", check: bool = True, env: t.Optional[t.Mapping[str, str]] = None) -> subprocess.CompletedProcess[str]:
+        variables = [f"--env={key}={value}" for key, value in (env or {}).items()]
+        done = subprocess.run(["podman", "exec", "--interactive", *variables, self.name, *words], input=stdin, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    def write(self, path: str, text: str) -> None:
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat > "$0"', path, stdin=text)
+
+    def unit(self, name: str, command: str, **service: str) -> None:
+        """Installs and starts a unit; ``service`` are further lines of its section."""
+        lines = "".join(f"{key}={value}\n" for key, value in service.items())
+        self.write(f"/etc/systemd/system/{name}.service", f"[Unit]\nDescription={name}\n[Service]\nExecStart={command}\n{lines}")
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "start", name)
+
+    def show(self, unit: str, name: str) -> str:
+        """One property, by systemctl: the witness that shares no code with ours."""
+        return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
+
+    def module(self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False) -> t.Dict[str, t.Any]:
+        """Runs one of our modules as Ansible does, with its arguments on standard input; gives its result."""
+        given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}}
+        done = self.run(
+            sys.executable, str(MODULES / f"{name}.py"), stdin=json.dumps(given), check=False, env={"PYTHONPATH": str(REPOSITORY / "collections")}
+        )  # fmt: skip
+        try:
+            return t.cast("t.Dict[str, t.Any]", json.loads(done.stdout))
+        except ValueError:
+            raise AssertionError(f"{name} gave no result:\n{done.stdout}\n{done.stderr}") from None
+
+    def playbook(self, text: str, *words: str) -> str:
+        """Runs a playbook inside, against itself; gives its output."""
+        self.write("/root/play.yml", text)
+        environment = {
+            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "collections"), "ANSIBLE_HOME": "/root/.ansible", "HOME": "/root", "LC_ALL": "C.UTF-8",
+            "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
+        }  # fmt: skip
+        done = self.run(str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", "/root/play.yml", *words, env=environment)
+        return done.stdout
+
+
+@contextlib.contextmanager
+def container_host() -> t.Iterator[ContainerHost]:
+    """A fresh host. Raises ``Unavailable`` where podman, root or an OCI runtime is missing."""
+    if os.geteuid() or not shutil.which("podman"):
+        raise Unavailable("needs root and podman")
+    name = f"wops-test-{secrets.token_hex(4)}"
+    bases = {str(REPOSITORY), os.path.realpath(sys.base_prefix), os.path.realpath(_backend_base())}
+    mounts = [f"--volume={path}:{path}:ro" for path in sorted(bases) if path not in ("/", "/usr")]
+    done = subprocess.run([str(BUILD), "--run", name, *mounts], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(done.stderr.strip()[-500:])
+    host = ContainerHost(name)
+    try:
+        wait_until(lambda: host.run("systemctl", "is-system-running", check=False).stdout.strip() in ("running", "degraded"), timeout=60, what="systemd")
+        yield host
+    finally:
+        subprocess.run(["podman", "rm", "--force", "--ignore", "--time=0", "--volumes", name], capture_output=True, check=False)
+
+
+def _backend_base() -> str:
+    """Where the backend's interpreter has its standard library."""
+    link = REPOSITORY / ".venv-backend/bin/python"
+    return str(Path(os.path.realpath(link)).parents[1]) if link.exists() else sys.base_prefix
