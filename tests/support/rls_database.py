@@ -36,7 +36,7 @@ def database(server: servers.Postgres, sql: str = "", *, user: str = "postgres")
         admin.autocommit = True
         with admin.cursor() as cursor:
             cursor.execute("select count(*) from pg_available_extensions where name = 'pgcrypto'")
-            cursor.execute(shim(contrib=bool(cursor.fetchone()[0])))
+            cursor.execute(shim(contrib=cursor.fetchone() != (0,)))
             if sql:
                 cursor.execute(sql)
     connection = psycopg2.connect(dsn.replace("user=postgres", f"user={user}"))

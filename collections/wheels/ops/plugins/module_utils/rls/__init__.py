@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+from ..results import OpsError
 from .audits import Audit, audit
 from .changes import apply, undo
 from .findings import Finding
 from .oracle import Failure, Probe, probe
 from .plans import Plan, plan
 
-__all__ = ["Audit", "Failure", "Finding", "Plan", "Probe", "apply", "audit", "plan", "probe", "undo"]
+__all__ = ["Audit", "Failure", "Finding", "OpsError", "Plan", "Probe", "apply", "audit", "plan", "probe", "undo"]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who repairs: a superuser, the role that hosted Supabase calls postgres, the tables' owner; and with what rights the functions run."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from tests.support import rls_database as db
+from tests.support import servers
+from wheels_ops import rls
+
+TABLES = """
+create table public.trips(id int primary key, created_by uuid, title text);
+create table public.parts(id int primary key, trip_id int, user_id uuid, secret text);
+alter table trips enable row level security; alter table parts enable row level security;
+create policy t on trips for select to authenticated using (created_by = auth.uid()
+  or exists (select 1 from parts p where p.trip_id = trips.id and p.user_id = auth.uid()));
+create policy p on parts for select to authenticated using (exists (select 1 from trips t where t.id = parts.trip_id));
+"""
+OWNER = """
+do $$ begin
+  if not exists (select from pg_roles where rolname = '{name}') then create role {name} login {attributes}; end if;
+end $$;
+grant anon, authenticated, service_role to {name};
+do $$ begin execute format('grant create, connect on database %I to {name}', current_database()); end $$;
+grant usage, create on schema public to {name}; grant usage on schema auth to {name};
+alter table trips owner to {name}; alter table parts owner to {name};
+grant all on trips, parts to anon, authenticated;
+"""
+
+
+def one_value(connection: t.Any, query: str) -> t.Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()[0]
+
+
+def test_superuser_makes_a_role_that_may_read_those_columns_only(server: servers.Postgres, tmp_path: Path) -> None:
+    with db.database(server, TABLES) as connection:
+        db.fill(connection)
+        plan = rls.plan(connection, rls.audit(connection))
+        rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
+        with connection.cursor() as cursor:
+            cursor.execute("select rolcanlogin, rolinherit, rolbypassrls, rolsuper from pg_roles where rolname = 'rls_definer'")
+            assert cursor.fetchall() == [(False, False, True, False)]
+            cursor.execute(
+                "select attname from pg_attribute where attrelid = 'parts'::regclass and has_column_privilege('rls_definer', attrelid, attnum, 'SELECT') and attnum > 0"
+            )
+            assert sorted(name for (name,) in cursor.fetchall()) == ["trip_id", "user_id"]
+            cursor.execute(
+                "select proowner::regrole::text, prosecdef, provolatile, proconfig, proacl::text from pg_proc where pronamespace = 'rls_ops'::regnamespace"
+            )
+            ((owner, definer, volatility, settings, acl),) = cursor.fetchall()
+        assert (owner, definer, volatility, settings) == ("rls_definer", True, "s", ['search_path=""'])
+        assert "authenticated=X" in acl and "anon" not in acl and "{=X" not in acl and ",=X" not in acl
+        name = db.helpers(connection)[0]
+        with pytest.raises(Exception, match="permission denied for schema rls_ops"):
+            db.see(connection, f"select {name}", user=db.PEOPLE[0])
+        with pytest.raises(Exception, match="permission denied"):
+            db.see(connection, "select * from parts", role="rls_definer")
+        rls.undo(connection, tmp_path / "undo.sql")
+        assert one_value(connection, "select count(*) from pg_roles where rolname = 'rls_definer'") == 0
+        assert one_value(connection, "select count(*) from pg_namespace where nspname = 'rls_ops'") == 0
+
+
+@pytest.mark.parametrize(("name", "attributes"), [("rls_hosted", "createrole createdb bypassrls"), ("rls_owner", "")])
+@pytest.mark.parametrize("forced", [False, True], ids=["plain", "forced"])
+def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, attributes: str, forced: bool) -> None:
+    force = "alter table trips force row level security; alter table parts force row level security;" if forced else ""
+    with db.database(server, TABLES + OWNER.format(name=name, attributes=attributes) + force) as admin:
+        db.fill(admin)
+        before = db.snapshot(admin)
+        import psycopg2
+
+        connection = psycopg2.connect(admin.dsn.replace("user=postgres", f"user={name}"))
+        connection.autocommit = True
+        try:
+            found = rls.audit(connection)
+            assert found.failing
+            plan = rls.plan(connection, found)
+            if forced and not attributes:
+                # Row-level security would bind the functions: the recursion would stay.
+                assert plan.empty and "would bind" in plan.needs_review[0]["reason"]
+                return
+            result = rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
+            assert result["after"]["failing"] == 0
+            assert one_value(admin, "select distinct proowner::regrole::text from pg_proc where pronamespace = 'rls_ops'::regnamespace") == name
+            assert [failure for failure in rls.audit(admin).failing] == []
+            mine = db.see(admin, "select count(*) from trips", user=db.PEOPLE[0])[0][0]
+            assert 0 < mine < one_value(admin, "select count(*) from trips")
+            assert rls.apply(connection, rls.plan(connection, rls.audit(connection)))["changed"] is False
+            rls.undo(connection, tmp_path / "undo.sql")
+            assert db.snapshot(admin) == before
+        finally:
+            connection.close()
+            with admin.cursor() as cursor:
+                cursor.execute(f"drop owned by {name} cascade")
+                cursor.execute(f"drop role {name}")
+
+
+def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres) -> None:
+    sql = TABLES + "do $$ begin if not exists (select from pg_roles where rolname = 'rls_guest') then create role rls_guest login; end if; end $$;"
+    with db.database(postgres, sql) as admin:
+        import psycopg2
+
+        connection = psycopg2.connect(admin.dsn.replace("user=postgres", "user=rls_guest"))
+        try:
+            found = rls.audit(connection)
+            assert "authenticated" in found.unasked
+            assert {failure.role for failure in found.failing} == {"authenticated"}
+            assert "predicted" in found.failing[0].message
+            probed = rls.probe(connection)
+            assert probed.unasked == found.unasked and probed.failing == []
+        finally:
+            connection.close()
+            with admin.cursor() as cursor:
+                cursor.execute("drop role rls_guest")
+
+
+def test_the_audit_creates_nothing_and_blocks_nobody(server: servers.Postgres) -> None:
+    with db.database(server, TABLES) as connection:
+        state = "select sum(n_tup_ins + n_tup_upd + n_tup_del) from pg_stat_sys_tables"
+        counts = "select (select count(*) from pg_class), (select count(*) from pg_proc), (select count(*) from pg_policy), (select count(*) from pg_roles)"
+        with connection.cursor() as cursor:
+            cursor.execute(counts)
+            before = cursor.fetchone()
+            rls.audit(connection)
+            cursor.execute(counts)
+            assert cursor.fetchone() == before
+            cursor.execute(state)
+            cursor.execute("select count(*) from pg_prepared_statements")
+            assert cursor.fetchone() == (0,)
+            cursor.execute("select current_user, current_setting('role')")
+            assert cursor.fetchone() == ("postgres", "none")
+
+
+def test_the_audit_gives_way_to_a_lock(postgres: servers.Postgres) -> None:
+    with db.database(postgres, TABLES) as connection:
+        import psycopg2
+
+        other = psycopg2.connect(connection.dsn)
+        try:
+            with other.cursor() as cursor:
+                cursor.execute("lock table trips in access exclusive mode")
+            with pytest.raises(rls.OpsError, match="holds a lock"):
+                rls.audit(connection, lock_timeout_ms=200)
+        finally:
+            other.close()
+        assert rls.audit(connection).failing
