@@ -142,10 +142,11 @@ async def test_a_full_queue_never_blocks(app_modules: Modules, tmp_path: Path) -
         ([(NOW - 3600, NOW - 1800, False), (NOW - 1790, NOW - 5, False)], (1, 0, 100.0)),
         ([(NOW - 4000, NOW - 3000, False), (NOW - 1000, NOW - 5, False)], (1, 0, 50.0)),
         ([(NOW - 1000 + 60 * k, NOW - 1000 + 60 * k + 30, False) for k in range(4)] + [(NOW - 700, NOW - 5, False)], (4, 1, 91.0)),
+        ([(NOW - 100 + 3 * k, NOW - 100 + 3 * k + 2, False) for k in range(4)] + [(NOW - 80, NOW, False)], (4, 1, 100.0)),
         ([(NOW - 3600, NOW - 5, False), (NOW - 3599, NOW - 5, False), (NOW - 3598, NOW - 1800, False), (NOW - 1795, NOW - 5, False)], (1, 0, 100.0)),
         ([(NOW - 3600, NOW - 1800, True), (NOW - 3599, NOW - 1800, True), (NOW - 1795, NOW - 5, False), (NOW - 1794, NOW - 5, False)], (0, 0, 100.0)),
     ],
-    ids=["alive", "deployed", "crashed", "was away", "crash loop", "one of three workers crashed", "two workers redeployed"],
+    ids=["alive", "deployed", "crashed", "was away", "crash loop", "quick crash loop", "one of three workers crashed", "two workers redeployed"],
 )
 def test_stability_from_lives(app_modules: Modules, lives: t.List[t.Tuple[float, float, bool]], expected: t.Tuple[int, int, float]) -> None:
     found = app_modules("wheels_ops.metrics_store").stability_of(sorted(lives), NOW - 86400, NOW)

@@ -359,6 +359,22 @@ def disk_usage(path: str) -> Tuple[float, float, int]:
     return (100.0 * used / usable if usable else 0.0), inodes, found.f_bavail * found.f_frsize
 
 
+def is_local(path: str) -> bool:
+    """Whether the file system of ``path`` is one whose statvfs cannot hang; False where that is not known."""
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as source:
+            for line in source:
+                before, _, after = line.partition(" - ")
+                point = before.split()[4]
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, after.split()[0]
+    except (OSError, IndexError):
+        return False
+    return kind in ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs", "vfat")
+
+
 def _limits(name: str, warning: float, critical: float) -> Dict[str, float]:
     low = env_number(f"{name}_WARNING_THRESHOLD", warning, 0)
     high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, 0)
@@ -427,6 +443,7 @@ class PerformanceMonitor:
         self._cpu = CpuReader()
         self._states: Dict[str, Hysteresis] = {}
         self._paths = [path for path in os.environ.get("DISK_PATHS", "/").split(":") if path]
+        self._paths_are_local = all(is_local(path) for path in self._paths)
         self._disk: Dict[str, float] = {}
         self._disk_at = 0.0
         self._disk_task: Optional[asyncio.Task[None]] = None
@@ -530,8 +547,11 @@ class PerformanceMonitor:
             self.store.add(now, values, weights)
         for observer in self.observers:
             observer(values)
-        if time.monotonic() - self._disk_at > min(10.0, self.check_interval) and (self._disk_task is None or self._disk_task.done()):
-            self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
+        if time.monotonic() - self._disk_at > min(10.0, self.check_interval):
+            if self._paths_are_local:
+                self._note_disks([disk_usage(path) for path in self._paths])
+            elif self._disk_task is None or self._disk_task.done():
+                self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
         return values
 
     def _request_values(self, now: float, values: Dict[str, float]) -> Dict[str, Tuple[float, float]]:
@@ -553,14 +573,16 @@ class PerformanceMonitor:
         return {"response_time_ms": (1000 * window.seconds, window.count), "error_rate": (100.0 * window.errors, window.count)}
 
     async def _measure_disks(self) -> None:
-        """statvfs can hang on a network file system: it never runs on the loop."""
+        """statvfs can hang on a network file system: there it never runs on the loop."""
         try:
             found = await asyncio.wait_for(asyncio.to_thread(lambda: [disk_usage(path) for path in self._paths]), 5)
         except (OSError, asyncio.TimeoutError) as error:
             logger.warning(f"📊 The disk did not answer: {type(error).__name__}")
-            self._disk = {}
-        else:
-            self._disk = {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)}
+            found = []
+        self._note_disks(found)
+
+    def _note_disks(self, found: List[Tuple[float, float, int]]) -> None:
+        self._disk = {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)} if found else {}
         self._disk_at = time.monotonic()
 
     def _note(self, name: str, value: float, stamp: datetime, now: float) -> None:

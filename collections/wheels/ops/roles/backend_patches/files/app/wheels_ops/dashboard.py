@@ -156,15 +156,15 @@ _STYLE = """
 header,main{max-width:1200px;margin:0 auto;padding:1rem}header{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;align-items:center;
 justify-content:space-between}
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .6rem}a{color:var(--accent)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:.8rem;list-style:none;margin:0;padding:0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;list-style:none;margin:0;padding:0}
 .card,figure,.box{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;margin:0}
 .card b{display:block;font-size:1.9rem;line-height:1.2}.soft{color:var(--soft);font-size:.9rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.8rem}
 figcaption{font-weight:600;margin-bottom:.3rem}svg{width:100%;height:auto;display:block}
 .ok{color:var(--ok)}.warn{color:var(--warn)}.bad{color:var(--bad)}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-.grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8}.lw{stroke:var(--warn);
+td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+.grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8;stroke-linecap:round}.lw{stroke:var(--warn);
 stroke-dasharray:5 4}.lc{stroke:var(--bad);stroke-dasharray:2 3}
 button,input{font:inherit;padding:.5rem .8rem;border-radius:.4rem;border:1px solid var(--line);background:var(--card);color:var(--text)}
 button{background:var(--accent);color:var(--card);border-color:var(--accent);cursor:pointer}button.plain{background:none;color:var(--accent)}
@@ -176,8 +176,8 @@ const box=document.getElementById('auto');let timer=0;
 function set(){clearInterval(timer);if(box.checked)timer=setInterval(load,15000)}
 async function load(){if(document.hidden)return;try{const a=await fetch(location.pathname,{credentials:'same-origin'});
 if(!a.ok)return;const s=await a.text(),i=s.indexOf('<main>'),j=s.lastIndexOf('</main>');
-if(i<0||j<0||s.includes('id="token"'))return location.reload();
 const d=new DOMParser().parseFromString(s.slice(i,j),'text/html');
+if(d.getElementById('token'))return location.reload();
 document.querySelector('main').replaceChildren(...d.querySelector('main').childNodes)}catch(e){}}
 box.addEventListener('change',set);set();
 """
@@ -243,7 +243,7 @@ def _body(api: Any, series: Mapping[str, List[Tuple[float, float]]], history: Li
             _scores(api.board.scores()),
             _alerts(monitor, states),
             _values(monitor),
-            '<h2>Last 24 hours</h2><div class="charts">',
+            '<h2>Last 24 hours</h2><p class="soft">Dashed line: warning. Dotted line: critical.</p><div class="charts">',
             *(_chart(name, title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name))) for name, title, unit in CHARTS),
             "</div>",
             _recovery(history),
@@ -305,6 +305,7 @@ def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], 
         return f'<figure>{caption}<p class="soft">No samples yet.</p></figure>'
     end = max(time.time(), points[-1][0])
     begin = end - 86400
+    last = points[-1][1]
     points = _thin([point for point in points if point[0] >= begin - 60], 480)
     values = [value for _, value in points]
     shown_limits = [value for value in (limits or {}).values() if value <= 4 * max(*values, 1) or unit == "%"]
@@ -339,7 +340,7 @@ def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], 
     if len(points) == 1:
         path.append("h1.5")
     parts.append(f'<path class="curve" d="{"".join(path)}"/>')
-    alternative = f"{title}: now {_number(values[-1], unit)}, lowest {_number(min(values), unit)}, highest {_number(max(values), unit)} in the last 24 hours"
+    alternative = f"{title}: now {_number(last, unit)}, lowest {_number(min(values), unit)}, highest {_number(max(values), unit)} in the last 24 hours"
     return (
         f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(alternative)}">{"".join(parts)}</svg>'
         f'<p class="soft">{html.escape(alternative.partition(": ")[2].capitalize())}</p></figure>'

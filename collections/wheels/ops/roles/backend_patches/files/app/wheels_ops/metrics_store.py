@@ -60,7 +60,7 @@ class MetricsStore:
         self.usable = False
         self._flush_seconds = flush_seconds
         self._clock = clock
-        self._worker = f"{os.getpid()}"
+        self._worker = _process(os.getpid())
         self._started = 0.0
         self._open_slots: Dict[Tuple[int, str], Row] = {}
         self._jobs: queue.Queue[Optional[Tuple[Callable[[sqlite3.Connection], Any], Optional[Tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]]]]]
@@ -287,10 +287,29 @@ class MetricsStore:
             return {}
         now = self._clock()
         since = now - 3600 * hours
-        lives = await self._ask(
-            lambda db: db.execute("select started, coalesce(stopped, started), clean from life where coalesce(stopped, started) >= ?", (since,))
+        rows = await self._ask(
+            lambda db: [
+                (float(started), now if not clean and _is_alive(worker) else float(seen), bool(clean))
+                for started, seen, clean, worker in db.execute(
+                    "select started, coalesce(stopped, started), clean, worker from life where coalesce(stopped, started) >= ?", (since,)
+                ).fetchall()
+            ]
         )
-        return stability_of(sorted((float(a), float(b), bool(c)) for a, b, c in lives), since, now)
+        return stability_of(sorted(rows), since, now)
+
+
+def _process(pid: int) -> str:
+    """A process so that a later one with the same number is told apart: its number and its start in clock ticks."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{pid}:{text.rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        return f"{pid}:"
+
+
+def _is_alive(worker: str) -> bool:
+    pid = worker.partition(":")[0]
+    return pid.isdigit() and not worker.endswith(":") and _process(int(pid)) == worker
 
 
 def stability_of(lives: List[Tuple[float, float, bool]], since: float, now: float) -> Dict[str, Any]:
@@ -302,10 +321,11 @@ def stability_of(lives: List[Tuple[float, float, bool]], since: float, now: floa
     starts: List[Tuple[float, bool]] = []
     covered: List[List[float]] = []
     for started, seen, _ in lives:
-        if not starts or started - starts[-1][0] > TOGETHER:
-            previous = starts[-1][0] if starts else float("-inf")
-            crashed = any(not clean and previous <= last <= started and begun < started for begun, last, clean in lives)
-            starts.append((started, crashed))
+        previous = starts[-1][0] if starts else float("-inf")
+        crashed = any(not clean and previous <= begun < started and last <= started for begun, last, clean in lives)
+        if not starts or crashed or started - previous > TOGETHER:
+            ended = any(not clean and previous <= last <= started and begun < started for begun, last, clean in lives)
+            starts.append((started, crashed or ended))
         if covered and started <= covered[-1][1] + FLUSH_SECONDS:
             covered[-1][1] = max(covered[-1][1], seen)
         else:

@@ -485,7 +485,7 @@ async def _cache_stats() -> Dict[str, Any]:
     return dict(board.sections.get("cache") or {"error": "no sample yet"})
 
 
-@route("GET", f"{PREFIX}/performance/report", burst=10, every=1.0)
+@route("GET", f"{PREFIX}/performance/report", burst=20, every=0.5)
 async def performance_report(ask: Ask) -> Answer:
     try:
         if "days" in ask.query:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The emergency procedure for the database: bounded retries, the replica, the restart request, and back again."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+from tests.support import servers
+from tests.support.backend_env import postgres_url, running_backend
+from tests.support.health_app import HEALTHY_SQL, REPORT_FILES, TOKEN, Relay, health_app
+from tests.support.waiting import wait_until
+
+QUICK = {"HEALTH_CHECK_INTERVAL": "0.3", "HEALTH_CHECK_TIMEOUT": "0.5", "MONITORING_INTERVAL": "0.5"}
+
+
+def requests_of(state: Path) -> t.List[str]:
+    return sorted(json.loads(path.read_text())["kind"] for path in (state / "requests").glob("*.json"))
+
+
+def test_reads_go_to_the_replica_and_come_back(tmp_path: Path, postgres: servers.Postgres) -> None:
+    primary, replica = postgres.database(supabase=True), postgres.database(supabase=True)
+    for dsn in (primary, replica):
+        postgres.psql(dsn, sql=HEALTHY_SQL)
+    relay = Relay(postgres.port)
+    try:
+        url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
+        with health_app(
+            **QUICK, state=tmp_path, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(replica), DATABASE_RESTART_AFTER="2",
+            CPU_WARNING_THRESHOLD="1000", CPU_CRITICAL_THRESHOLD="1000",
+        ) as app:  # fmt: skip
+            assert app.check("database:connection") == "pass"
+            relay.refuse()
+            wait_until(lambda: app.health()["sections"]["database"]["state"] == "read_only", timeout=30)
+            document = app.health()
+            assert document["checks"]["database:connection"][0]["status"] == "warn"
+            assert document["overall_status"] == "critical" and "database:alert" in document["checks"], "administrators are told at once"
+            assert app.request("GET", "/readyz").status == 200, "reads work: traffic may come"
+            assert document["sections"]["database"]["attempts"] >= 4
+            wait_until(lambda: requests_of(tmp_path) == ["alert", "restart"], timeout=30, what="one alert and one restart request")
+            relay.open()
+            wait_until(lambda: app.health()["sections"]["database"]["state"] == "ok", timeout=30)
+            wait_until(lambda: app.health()["overall_status"] == "healthy", timeout=30)
+            assert requests_of(tmp_path) == ["alert", "restart"]
+            assert "-> read_only" in app.logged() and "The database answers again" in app.logged()
+    finally:
+        relay.close()
+
+
+def test_the_backends_own_pool_follows(postgres: servers.Postgres, redis_server: servers.Redis) -> None:
+    """In the backend: profile reads work from the replica while the primary is away, and go back to it."""
+    primary = postgres.database(supabase=True)
+    relay = Relay(postgres.port)
+    try:
+        url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
+        with running_backend(
+            "incident", primary, redis_server.url, patched=(*REPORT_FILES, "wheels_ops"), install_block=True,
+            WHEELS_OPS_TOKEN=TOKEN, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(primary), **QUICK,
+        ) as backend:  # fmt: skip
+
+            def state() -> str:
+                found = backend.request("GET", "/api/v1/system/health", headers={"X-Ops-Token": TOKEN}).json()
+                return str(found["sections"].get("database", {}).get("state"))
+
+            def database_up() -> bool:
+                return bool(backend.request("GET", "/health/detailed", timeout=40).status == 200)
+
+            wait_until(lambda: state() == "ok", timeout=30)
+            assert database_up()
+            relay.refuse()
+            wait_until(lambda: state() == "read_only", timeout=30)
+            wait_until(database_up, timeout=40)
+            relay.open()
+            wait_until(lambda: state() == "ok", timeout=30)
+            wait_until(database_up, timeout=40)
+    finally:
+        relay.close()
