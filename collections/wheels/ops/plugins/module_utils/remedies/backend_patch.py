@@ -110,6 +110,8 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
         current = _read(path)
         original = None if entry["original"] is None else (journal.directory(deployment_id) / "originals" / entry["original"]).read_bytes()
         if current == original:
+            if original is None and not check_mode:  # interrupted between making the directory and the file
+                _remove_empty_parents(path.parent, entry["made_directories"])
             continue
         target = original
         if current is not None and sha256(current) not in entry["installed"]:
@@ -266,7 +268,7 @@ def _replace(change: _Change, mode: int) -> None:
 
 
 def _remove_empty_parents(directory: Path, made: t.Sequence[str]) -> None:
-    while str(directory) in made:
+    while str(directory) in made and directory.exists():
         shutil.rmtree(directory / "__pycache__", ignore_errors=True)
         try:
             directory.rmdir()

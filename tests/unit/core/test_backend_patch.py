@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files of ours among somebody else's: check mode, install, again, restore; interrupted anywhere; changed by others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from wheels_ops.remedies import backend_patch, deployment
+from wheels_ops.results import OpsError
+
+NO_PROOF = backend_patch.Proof()
+
+
+class Host:
+    """A directory with a backend, and a state directory with one deployment begun."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.root = tmp_path / "production"
+        self.state = str(tmp_path / "state")
+        (self.root / "app/core").mkdir(parents=True)
+        (self.root / "app/__init__.py").touch()
+        (self.root / "app/core/__init__.py").touch()
+        (self.root / "app/main.py").write_text('app = []\nif __name__ == "__main__":\n    pass\n')
+        cors = self.root / "app/core/cors_config.py"
+        cors.write_text("ORIGINS = []\n")
+        cors.chmod(0o640)
+        os.utime(cors, ns=(1_000_000_000_123_456_789, 1_000_000_000_123_456_789))
+        deployment.begin(self.state, "one", holder="me")
+
+    def request(self, **changes: t.Any) -> backend_patch.Request:
+        files = {"app/core/cors_config.py": b"ORIGINS = ['https://a']\n", "app/ours/__init__.py": b"", "app/ours/deep/extra.py": b"X = 1\n"}
+        values = {"root": str(self.root), "files": files, "blocks": {"app/main.py": ["app.append(1)"]}, "optional_blocks": {"app/none.py": ["pass"]}, **changes}
+        return backend_patch.Request(**values)
+
+    def install(self, request: t.Optional[backend_patch.Request] = None, *, name: str = "one", **options: t.Any) -> t.Dict[str, t.Any]:
+        return backend_patch.install(self.state, name, request or self.request(), options.pop("proof", NO_PROOF), **options).as_dict()
+
+    def tree(self) -> t.Dict[str, t.Tuple[str, int, int]]:
+        return {
+            str(path.relative_to(self.root)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mode, path.stat().st_mtime_ns)
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        } | {f"{path.relative_to(self.root)}/": ("", path.stat().st_mode, 0) for path in self.root.rglob("*") if path.is_dir()}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_check_then_run_then_again_then_restore(host: Host) -> None:
+    original = host.tree()
+    predicted = host.install(check_mode=True, want_diff=True)
+    assert host.tree() == original
+    real = host.install(want_diff=True)
+    assert predicted["changed"] is True
+    assert {**real, "msg": ""} == {**predicted, "msg": ""}
+    assert [action["action"] for action in real["actions"]] == ["replace", "install", "install", "insert block"]
+    assert (host.root / "app/core/cors_config.py").read_text() == "ORIGINS = ['https://a']\n"
+    assert (host.root / "app/core/cors_config.py").stat().st_mode & 0o777 == 0o640
+    assert host.install()["changed"] is False
+    foretold = backend_patch.restore(host.state, "one", check_mode=True)
+    assert foretold.changed
+    backend_patch.restore(host.state, "one")
+    assert host.tree() == original
+    assert backend_patch.restore(host.state, "one").changed is False
+
+
+@pytest.mark.parametrize("stop_after", range(7))
+def test_interrupted_after_any_write_it_is_finished_or_taken_back(host: Host, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+    original = host.tree()
+    real, writes = backend_patch.write_atomically, iter(range(100))
+
+    def dying(*words: t.Any, **options: t.Any) -> None:
+        if next(writes) == stop_after:
+            raise KeyboardInterrupt
+        real(*words, **options)
+
+    monkeypatch.setattr(backend_patch, "write_atomically", dying)
+    with pytest.raises(KeyboardInterrupt) if stop_after < 6 else contextlib.nullcontext():
+        host.install()
+    monkeypatch.setattr(backend_patch, "write_atomically", real)
+    assert deployment.begin(host.state, "two", holder="me").extra == {"deployment_id": "one", "resumed": True, "holder": "me"}
+    if stop_after % 2:
+        host.install()
+        assert host.install()["changed"] is False
+    backend_patch.restore(host.state, "one")
+    assert host.tree() == original
+
+
+def test_a_file_that_somebody_changed_is_refused_then_kept(host: Host) -> None:
+    host.install()
+    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    (host.root / "app/core/cors_config.py").write_text("SOMEBODY = 'else'\n")
+    deployment.begin(host.state, "two", holder="me")
+    request = host.request(files={"app/core/cors_config.py": b"NEW = 1\n"}, blocks={})
+    with pytest.raises(OpsError, match="changed by somebody else.*cors_config"):
+        host.install(request, name="two")
+    assert (host.root / "app/core/cors_config.py").read_text() == "SOMEBODY = 'else'\n"
+    forced = host.install(host.request(files={"app/core/cors_config.py": b"NEW = 1\n"}, blocks={}, force=True), name="two")
+    assert forced["actions"][0]["foreign"] is True
+    backend_patch.restore(host.state, "two")
+    assert (host.root / "app/core/cors_config.py").read_text() == "SOMEBODY = 'else'\n"
+
+
+def test_restore_leaves_what_somebody_changed_since_but_takes_our_block_out(host: Host) -> None:
+    host.install()
+    main = host.root / "app/main.py"
+    main.write_text(main.read_text().replace("app = []", "app = ['theirs']"))
+    result = backend_patch.restore(host.state, "one")
+    assert result.extra["kept"] == [str(main)]
+    assert "theirs" in main.read_text()
+    assert "wheels.ops" not in main.read_text()
+
+
+def test_the_proof_keeps_a_release_that_does_not_fit_untouched(host: Host) -> None:
+    original = host.tree()
+    proof = backend_patch.Proof(sys.executable, "app.main", {})
+    for content, message in ((b"def (:\n", "do not compile"), (b"import nothing_of_that_name\n", "cannot be imported")):
+        request = host.request(files={"app/core/cors_config.py": content}, blocks={"app/main.py": ["import app.core.cors_config"]})
+        with pytest.raises(OpsError, match=message):
+            host.install(request, proof=proof)
+        assert host.tree() == original
+    assert host.install(proof=proof)["proof"]["imported"] == "app.main"
+    with pytest.raises(OpsError, match="does not exist"):
+        host.install(host.request(files={"app/core/cors_config.py": b"Y = 1\n"}), proof=backend_patch.Proof("/nowhere/python", "app.main"))
+
+
+@pytest.mark.parametrize("path", ["../outside.py", "/etc/passwd", "app/../../x", ""])
+def test_paths_stay_below_the_root(host: Host, path: str) -> None:
+    with pytest.raises(OpsError, match="not a path below"):
+        host.install(host.request(files={path: b""}))
+
+
+def test_links_are_not_written_through(host: Host, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (host.root / "app/ours").symlink_to(outside)
+    with pytest.raises(OpsError, match="symbolic link"):
+        host.install()
+    assert list(outside.iterdir()) == []
+
+
+def test_a_missing_directory_and_a_missing_file_say_what_to_name(host: Host) -> None:
+    with pytest.raises(OpsError, match="does not exist.*wheels_ops_backend_dir"):
+        host.install(host.request(root="/nowhere"))
+    with pytest.raises(OpsError, match=r"missing\.py does not exist"):
+        host.install(host.request(blocks={"app/missing.py": ["pass"]}))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Thresholds, checks side by side, the report, the history."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pytest
+
+from wheels_ops import health, history, report, thresholds
+from wheels_ops.results import OpsError
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("memory", 65, "ok"), ("memory", 65.1, "warning"), ("memory", 75.1, "critical"), ("memory", 85.1, "emergency"), ("cpu", 70.5, "warning"),
+        ("cpu", 87.1, "critical"), ("disk", 75.5, "warning"), ("disk", 85.5, "critical"), ("response_time_ms", 501, "warning"),
+        ("response_time_ms", 1001, "critical"), ("error_rate", 1.1, "warning"), ("error_rate", 5.1, "critical"), ("memory", None, "unknown"),
+    ],
+)  # fmt: skip
+def test_thresholds_of_the_report(name: str, value: float, status: str) -> None:
+    assert thresholds.DEFAULTS[name].status(value) == status
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"memory": {"warning": 80}}, "do not rise"), ({"memory": {"warning": "x"}}, "not numbers"), ({"ram": {}}, "no threshold 'ram'"),
+     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic")],
+)  # fmt: skip
+def test_nonsense_thresholds_are_refused(given: dict[str, dict[str, object]], message: str) -> None:
+    with pytest.raises(OpsError, match=message):
+        thresholds.parse(given)
+
+
+def test_checks_run_side_by_side_and_a_broken_one_is_unknown() -> None:
+    meet = threading.Barrier(2, timeout=10)
+
+    def subject() -> health.Check:
+        meet.wait()  # passes only when both run at once
+        return health.Check("x", "ok", 1)
+
+    def broken() -> health.Check:
+        raise RuntimeError("no")
+
+    never = threading.Event()
+
+    def hanging() -> health.Check:
+        never.wait(30)
+        return health.Check("x", "ok")
+
+    checks = health.measure({"a": subject, "b": subject, "c": broken, "d": hanging}, timeout=2)
+    never.set()
+    assert [(check.name, check.status) for check in checks] == [("a", "ok"), ("b", "ok"), ("c", "unknown"), ("d", "unknown")]
+    assert "No answer within 2 s" in checks[3].message
+    assert health.overall(checks) == "unknown"
+
+
+BEFORE = {
+    "status": "critical",
+    "checks": [{"name": "cors", "status": "critical", "value": 40, "unit": "%", "message": "<b>bad</b>", "duration_ms": 1.0, "remedy": "x"}],
+}
+AFTER = {"status": "ok", "checks": [{"name": "cors", "status": "ok", "value": 100, "unit": "%", "message": "fine", "duration_ms": 1.0, "remedy": ""}]}
+
+
+def test_report_names_before_what_was_done_and_after() -> None:
+    table = report.text(BEFORE, AFTER, {"cors": "patched"})
+    assert "5  CORS               critical   40 %                      patched                             ok         100 %" in table
+    assert report.remaining(AFTER) == []
+    assert report.remaining(BEFORE) == ["cors: critical: <b>bad</b> Remedy: x."]
+
+
+def test_page_escapes_what_was_measured() -> None:
+    page = report.page(AFTER, BEFORE, {}, title="<script>", facts={"host": "<i>"})
+    for words in ("<script>", "<i>", "<b>bad"):
+        assert words not in page
+
+
+def test_prometheus_escapes_labels() -> None:
+    text = report.prometheus(BEFORE, host='a"b')
+    assert 'wheels_ops_check_severity{check="cors",host="a\\"b"} 3' in text
+
+
+def _append(path: str) -> None:
+    for number in range(50):
+        history.append(Path(path), {"number": number})
+
+
+def test_history_from_several_processes_keeps_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    workers = [multiprocessing.Process(target=_append, args=(str(path),)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 200
+
+
+def test_history_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"number": 1}\n{"num')
+    history.append(path, {"number": 2})
+    assert [record["number"] for record in history.read(path)] == [2, 1]
+    for number in range(200):
+        history.append(path, {"number": number, "padding": "x" * 100}, max_bytes=5000)
+    assert path.stat().st_size <= 5000
+    assert history.read(path, 1)[0]["number"] == 199
+
+
+def test_history_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    (tmp_path / "history.jsonl").symlink_to(victim)
+    with pytest.raises(OpsError, match="Cannot write the history"):
+        history.append(tmp_path / "history.jsonl", {})
+    assert victim.read_text() == ""
