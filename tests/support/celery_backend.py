@@ -60,7 +60,8 @@ class CeleryBackend:
     def worker(self, *words: str, name: str = "worker", **variables: str) -> subprocess.Popen[bytes]:
         """A prefork worker with two children; waits until it takes tasks."""
         process = self.start(name, "worker", "--loglevel=info", "--concurrency=2", "-n", f"{name}@test", *words, **variables)
-        wait_until(lambda: f"{name}@test ready" in self.log(name) or self._ended(name), timeout=60, what="worker ready")
+        sign = f"pam:worker:heartbeat:{name}@test"
+        wait_until(lambda: f"{name}@test ready" in self.log(name) or self.redis.exists(sign) or self._ended(name), timeout=60, what="worker ready")
         return process
 
     def beat(self, *words: str, name: str = "beat", **variables: str) -> subprocess.Popen[bytes]:

@@ -488,11 +488,13 @@ class ThrottleStep(bootsteps.StartStopStep):
             if consumer.consuming_from(name) and len(consumer._queues) > 1:
                 parent.cancel_task_queue(name)
                 self._left.add(name)
+                self._next_heartbeat = 0.0
                 logger.warning("Queue %s is left alone while the load is high", name)
         for name in sorted(self._left - wanted):
             self._select(parent, name)
             parent.add_task_queue(name)
             self._left.discard(name)
+            self._next_heartbeat = 0.0
             logger.warning("Queue %s is taken up again", name)
 
     @staticmethod
