@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import random
@@ -35,6 +36,7 @@ from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 from tests.support.websocket_module import Clock, Peer, Socket, load
 
+logging.disable(logging.CRITICAL)  # what the manager says of its dead peers would drown the results
 PEERS = Path(__file__).with_name("websocket_peers")
 MANY = int(os.environ.get("WHEELS_OPS_BENCH_CLIENTS", "2000"))
 NO_LIMITS = {
@@ -348,7 +350,10 @@ def broadcast_cost() -> t.Iterator[Pair]:
 
 
 async def latency_error(backend: SocketBackend, milliseconds: float) -> float:
-    """Difference of the server's median round trip and the injected one, less that of clients without a delay; in ms."""
+    """Difference of the server's median round trip and the injected one, less that of clients without a delay; in ms.
+
+    The injected one is what the relay really waited: its timers are late, too, on a busy machine.
+    """
 
     async def answer(websocket: t.Any) -> None:
         async for text in websocket:
@@ -370,7 +375,8 @@ async def latency_error(backend: SocketBackend, milliseconds: float) -> float:
                     samples[item["user_id"][:-1]].append(item["last_latency_ms"])
         for task in tasks:
             task.cancel()
-    return abs(statistics.median(samples["far"]) - statistics.median(samples["near"]) - milliseconds)
+        far, near = (sum(statistics.median(waits) for waits in through.waits) * 1000 for through in (relay, direct))
+    return abs((statistics.median(samples["far"]) - far) - (statistics.median(samples["near"]) - near))
 
 
 @benchmark("W5", what="measured latency against injected 5, 50, 200 ms +- 20 %: worst error in units of 1 ms + 5 %", unit="x", goal="ours <= 1", runs=3)

@@ -16,6 +16,7 @@ class Relay:
         self.target, self.delay, self.jitter = target, delay, jitter
         self.port = 0
         self.silent = False
+        self.waits: t.Tuple[t.List[float], t.List[float]] = ([], [])  # what data really waited here, to the target and from it
         self._chance = random.Random(seed)
         self._server: t.Optional[asyncio.AbstractServer] = None
         self._writers: t.Set[asyncio.StreamWriter] = set()
@@ -46,18 +47,18 @@ class Relay:
             writer.close()
             return
         self._writers |= {writer, down}
-        for source, target in ((reader, down), (upstream, writer)):
-            task = asyncio.ensure_future(self._pump(source, target))
+        for source, target, waits in ((reader, down, self.waits[0]), (upstream, writer, self.waits[1])):
+            task = asyncio.ensure_future(self._pump(source, target, waits))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, waits: t.List[float]) -> None:
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[t.Tuple[float, bytes]] = asyncio.Queue()
+        queue: asyncio.Queue[t.Tuple[float, float, bytes]] = asyncio.Queue()
 
         async def deliver() -> None:
             while True:
-                due, data = await queue.get()
+                came, due, data = await queue.get()
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 if self.silent:
                     continue
@@ -65,6 +66,7 @@ class Relay:
                     target.close()
                     return
                 target.write(data)
+                waits.append(loop.time() - came)
                 await target.drain()
 
         sender = asyncio.ensure_future(deliver())
@@ -72,7 +74,7 @@ class Relay:
             while True:
                 data = await source.read(65536)
                 wait = self.delay * (1 + self._chance.uniform(-self.jitter, self.jitter))
-                queue.put_nowait((loop.time() + wait, data))
+                queue.put_nowait((loop.time(), loop.time() + wait, data))
                 if not data:
                     await sender
                     return

@@ -375,7 +375,7 @@ class Connection:
         returns, and one heartbeat costs no task switch. A close, which waits for the peer, never comes through here.
         """
         try:
-            coroutine = t.cast("t.Coroutine[t.Any, t.Any, None]", self.send(message))
+            coroutine: t.Any = self.send(message)
             rest: t.Awaitable[None] = _Rest(coroutine, coroutine.send(None))
         except StopIteration:
             return
@@ -600,8 +600,9 @@ class Connection:
 
     # --- heartbeat -----------------------------------------------------------------------------------------------------------
 
-    def ping(self, now: float, epoch: float) -> None:
-        self.ping_seq += 1
+    def ping(self, now: float, head: str) -> None:
+        """Sends one; ``head`` is the beginning of the frame, the same for all of a slot."""
+        self.ping_seq = seq = self.ping_seq + 1
         self.pings += 1
         if self.outstanding:
             self.missed += 1
@@ -609,8 +610,12 @@ class Connection:
         if self.first_unanswered is None:
             self.first_unanswered = now
         self.last_ping = now
-        self._expect(self.ping_seq)
-        self.push(f'{{"type":"ping","timestamp":{epoch:.6f},"connection_id":{self.id_json},"seq":{self.ping_seq}}}', droppable="ping")
+        self._expect(seq)
+        text = f"{head}{self.id_json}{seq}}}"
+        if self.sending or self.closing or self.closed:
+            self.push(text, droppable="ping")
+        else:
+            self._write({"type": "websocket.send", "text": text})
 
     def _expect(self, seq: t.Optional[int]) -> None:
         """Notes a ping that is on its way. Sent times come from the finest clock, never from the client."""
@@ -787,7 +792,7 @@ class ConnectionManager:
         elif earlier is None and connection.id:
             self.forget(connection)  # the endpoint gave the socket a new name
         connection.id, connection.user_id, connection.websocket = str(connection_id), str(user_id), websocket
-        connection.id_json = json.dumps(connection.id)
+        connection.id_json = f'{json.dumps(connection.id)},"seq":'
         now = self.now()
         connection.connected_at = connection.last_inbound = connection.last_ping = connection.last_pong = now
         mine = self.user_connections.setdefault(connection.user_id, {})
@@ -1090,10 +1095,16 @@ class ConnectionManager:
         for connection in due:
             if connection.slot >= 0:
                 self._watch(connection, now, step)
+        head = f'{{"type":"ping","timestamp":{epoch:.6f},"connection_id":'
+        # Of the others the deadline comes after their next ping: they are looked at again then.
+        heard_before = now - self.connection_timeout + self.heartbeat_interval
+        waiting_since = now - (self.max_missed_pings - 1) * self.heartbeat_interval
         for connection in list(self._slots[slot]):
             if connection.virtual is None and connection.slot >= 0:
-                connection.ping(now, epoch)
-            self._watch(connection, now, step)
+                connection.ping(now, head)
+            unanswered = connection.first_unanswered
+            if connection.last_inbound <= heard_before or (unanswered is not None and unanswered <= waiting_since):
+                self._watch(connection, now, step)
 
     def _watch(self, connection: Connection, now: float, step: float) -> None:
         """Ends a connection whose deadline has passed, or looks again at the deadline if that is before its next ping."""
