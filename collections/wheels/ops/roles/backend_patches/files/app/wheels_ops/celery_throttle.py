@@ -358,7 +358,7 @@ class LoadAwareScheduler(PersistentScheduler):
         factor = self._reader.throttle.factor(kind)
         if factor <= 1:
             return 0.0
-        return min(MAX_DELAY[kind], (factor - 1) * period_of(entry.schedule, entry.last_run_at))
+        return min(MAX_DELAY[kind], (factor - 1) * period_of(entry.schedule))
 
     def is_due(self, entry: t.Any) -> t.Tuple[bool, float]:
         """As Celery's, later by ``delay``. The second number must be right: beat looks at nothing before its first entry."""
@@ -424,16 +424,17 @@ class LoadAwareScheduler(PersistentScheduler):
         super().close()
 
 
-def period_of(schedule: t.Any, last_run_at: t.Any) -> float:
-    """Seconds between two runs of a schedule; 0 for one that has no period we understand, which is then not throttled."""
+def period_of(schedule: t.Any) -> float:
+    """Seconds between two runs, on average; 0 for a schedule that has no period we understand, which is then not throttled."""
     every = getattr(schedule, "run_every", None)
     if isinstance(every, timedelta):
         return every.total_seconds()
     try:
-        first, step, _ = schedule.remaining_delta(last_run_at)
-        following, step_after, _ = schedule.remaining_delta(first + step)
-        return float(max(0.0, ((following + step_after) - (first + step)).total_seconds()))
-    except Exception as error:  # solar and foreign schedules
+        seconds = 86_400.0 / (len(schedule.minute) * len(schedule.hour))
+        for name, all_of_them in (("day_of_week", 7), ("day_of_month", 31), ("month_of_year", 12)):
+            seconds *= all_of_them / len(getattr(schedule, name))
+        return seconds
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
         logger.debug("Schedule %r has no period: %s", schedule, error)
         return 0.0
 
@@ -564,7 +565,7 @@ def _expire(app: t.Any, done: Installed) -> None:
         route = options.get("queue") or ""
         kind = class_of(name, str(entry.get("task", "")), str(getattr(route, "name", route)))
         every = entry.get("schedule")
-        seconds = every.total_seconds() if isinstance(every, timedelta) else every if isinstance(every, (int, float)) else period_of(every, None)
+        seconds = every.total_seconds() if isinstance(every, timedelta) else every if isinstance(every, (int, float)) else period_of(every)
         if kind not in QUEUES or "expires" in options or not seconds:
             continue
         schedule[name] = {**entry, "options": {**options, "expires": EXPIRES_SHARE * float(seconds)}}
