@@ -56,7 +56,7 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(
         f'#!/bin/sh\necho "$DEBIAN_FRONTEND $@" >> {tmp_path}/apt.log\n'
         f'case " $* " in *" install "*) [ -e {tmp_path}/lists ] || {{ echo "E: Unable to locate package espeak-ng" >&2; exit 100; }}\n'
-        f"/bin/ln -s /usr/bin/espeak-ng {programs}/espeak-ng ;; *" update "*) : > {tmp_path}/lists ;; esac\n"
+        f'/bin/ln -s /usr/bin/espeak-ng {programs}/espeak-ng ;; *" update "*) : > {tmp_path}/lists ;; esac\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs))
