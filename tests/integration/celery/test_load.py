@@ -21,7 +21,7 @@ def backend(redis_server: servers.Redis) -> t.Iterator[CeleryBackend]:
 def levels(backend: CeleryBackend, samples: t.Sequence[t.Tuple[float, t.Optional[float], t.Optional[float]]], every: float = 1.0) -> t.List[int]:
     """The level after each sample, ``every`` seconds apart."""
     code = (
-        "import json; from app.wheels_ops.celery_throttle import Load; load = Load()\n"
+        "import json; from app.wheels_ops.load import Load; load = Load()\n"
         f"print(json.dumps([load.observe(*s, now={every} * n) for n, s in enumerate(json.loads({json.dumps(json.dumps(samples))}))]))"
     )
     return [int(level) for level in json.loads(backend.python(code))]
@@ -100,7 +100,7 @@ def test_a_hash_that_nobody_understands_is_full_rate(backend: CeleryBackend) -> 
 
 def test_an_operators_throttle_is_not_overwritten_by_a_measurement(backend: CeleryBackend) -> None:
     code = (
-        "import asyncio; from app.wheels_ops import celery_throttle as c\n"
+        "import asyncio; from app.wheels_ops import load as c\n"
         "client = c.client_for(c.default_url()); client.flushall()\n"
         "client.hset(c.KEY, mapping={'level': '1', 'classes': 'cleanup', 'source': 'operator'}); client.expire(c.KEY, 50)\n"
         "print(asyncio.run(c.publish_level(3, reason='cpu')), asyncio.run(c.publish_level(0)), client.hget(c.KEY, 'level'))\n"
@@ -109,3 +109,19 @@ def test_an_operators_throttle_is_not_overwritten_by_a_measurement(backend: Cele
         "print(asyncio.run(c.publish_level(0)), client.exists(c.KEY))"
     )
     assert backend.python(code).splitlines() == ["False False 1", "True 3 True 1", "True 0"]
+
+
+def test_an_idle_machine_does_not_undo_the_throttle_of_a_busy_one(backend: CeleryBackend) -> None:
+    code = (
+        "import asyncio; from app.wheels_ops import load\n"
+        "client = load.client_for(load.default_url()); client.flushall()\n"
+        "load.WRITER = 'busy:1'; print(asyncio.run(load.publish_level(2)))\n"
+        "load.WRITER = 'idle:1'; print(asyncio.run(load.publish_level(0)), client.hget(load.KEY, 'level'), asyncio.run(load.publish_level(3)))\n"
+        "load.WRITER = 'busy:1'; print(asyncio.run(load.publish_level(0)), client.hget(load.KEY, 'level'))\n"
+    )
+    assert backend.python(code).splitlines() == ["True", "False 2 True", "False 3"]
+
+
+def test_the_writer_needs_no_celery(backend: CeleryBackend) -> None:
+    """Importing it would cost every web process 25 MB."""
+    assert backend.python("import sys, app.wheels_ops.load; print('celery' in sys.modules)").strip() == "False"

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""The load of the machine as a level, and the signal that background work obeys. Needs no Celery: the web processes write it too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+import time
+import typing as t
+from dataclasses import dataclass
+
+from app.core.logging import get_logger
+
+logger = get_logger(__name__)
+
+KEY = "pam:throttle"
+#: Says that a performance monitor measures, so that beat need not.
+OBSERVER_KEY = "pam:throttle:observer"
+#: Seconds after which a throttle ends when nobody renews it, and between two renewals.
+EXPIRES, RENEW = 90, 15
+#: Levels and the classes of work that are slowed down without anybody asking for it; see ``celery_throttle``.
+LEVELS = 4
+AUTOMATIC: t.Tuple[str, ...] = ("cleanup", "analytics", "digest")
+#: CPU in percent at which level 1, 2 and 3 begin: the report's warning and critical, and what leaves nothing for requests.
+RAISE: t.Tuple[float, ...] = (70.0, 85.0, 95.0)
+#: A level ends when the load has been this far below its beginning for HOLD seconds.
+BELOW, HOLD = 10.0, 15.0
+#: Time constant of the average in seconds: 2-core machine busy from one moment to the next is at level 2 after 6 s.
+TAU = 3.0
+#: PSI cpu ``some avg10`` in percent, and event-loop lag in ms, that mean as much as RAISE.
+PSI_RAISE: t.Tuple[float, ...] = (50.0, 70.0, 90.0)
+LAG_RAISE: t.Tuple[float, ...] = (100.0, 250.0, 1000.0)
+
+
+#: Writes, and renews the expiry: 1 written, 0 left alone. Left alone is an operator's throttle, and a higher level that
+#: another process wrote (a busy machine beside an idle one): it expires when that one no longer renews it.
+_WRITE = """
+if redis.call('HGET', KEYS[1], 'source') == 'operator' then return 0 end
+local writer, level = redis.call('HGET', KEYS[1], 'writer'), tonumber(redis.call('HGET', KEYS[1], 'level') or '0') or 0
+if writer and writer ~= ARGV[7] and level > tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+if ARGV[1] == '0' then return 1 end
+redis.call('HSET', KEYS[1], 'level', ARGV[1], 'classes', ARGV[2], 'source', ARGV[3], 'reason', ARGV[4], 'since', ARGV[5], 'writer', ARGV[7])
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+return 1
+"""
+
+
+#: Who writes: one process.
+WRITER = f"{socket.gethostname()}:{os.getpid()}"
+
+
+def client_for(url: str) -> t.Any:
+    """A client that never keeps its caller waiting for long: a slow Redis means full rate."""
+    import redis
+
+    return redis.Redis.from_url(str(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
+
+
+def _score(value: t.Optional[float], limits: t.Sequence[float]) -> float:
+    """A measurement on the scale of RAISE, linear between the limits."""
+    if value is None or value <= 0:
+        return 0.0
+    xs, ys = (0.0, *limits), (0.0, *RAISE)
+    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:]):
+        if value <= right:
+            return low + (high - low) * (value - left) / (right - left)
+    return 100.0
+
+
+@dataclass
+class Load:
+    """From measurements to a level: an average, the worst of three signals, and hysteresis."""
+
+    level: int = 0
+    average: float = 0.0
+    reason: str = ""
+    _last: t.Optional[float] = None
+    _below_since: t.Optional[float] = None
+
+    def observe(self, cpu_percent: float, psi: t.Optional[float] = None, loop_lag_ms: t.Optional[float] = None, *, now: t.Optional[float] = None) -> int:
+        """One measurement at any interval; ``psi`` is cpu ``some avg10`` in percent. Gives the level."""
+        now = time.monotonic() if now is None else now
+        # The first measurement is taken as it is, a later one counts by the time since the one before.
+        weight = 1.0 if self._last is None else 1.0 - 2.718281828 ** (-max(0.0, now - self._last) / TAU)
+        if self._last is None:
+            weight = 0.5
+        self._last = now
+        self.average += weight * (max(0.0, min(100.0, cpu_percent)) - self.average)
+        scores = {"cpu": self.average, "psi": _score(psi, PSI_RAISE), "lag": _score(loop_lag_ms, LAG_RAISE)}
+        worst = max(scores, key=lambda name: scores[name])
+        score = scores[worst]
+        target = sum(score >= limit for limit in RAISE)
+        if target >= self.level:
+            self._below_since = None
+            self.level = target
+        elif score < RAISE[self.level - 1] - BELOW:
+            self._below_since = now if self._below_since is None else self._below_since
+            if now - self._below_since >= HOLD:
+                self.level, self._below_since = sum(score >= limit - BELOW for limit in RAISE[: self.level - 1]), None
+        else:
+            self._below_since = None
+        shown = {"cpu": f"cpu {self.average:.0f} %", "psi": f"cpu pressure {psi or 0:.0f} %", "lag": f"event loop {loop_lag_ms or 0:.0f} ms late"}
+        self.reason = shown[worst]
+        return self.level
+
+
+class LoadPublisher:
+    """For whoever measures the load: ``observe`` after every sample, ``close`` at the end.
+
+    ``observe`` never waits for Redis: writing is the work of a thread of its own, which starts with the first call. The
+    hash is written when the level changes and renewed while it is above 0; it expires by itself when we die.
+    """
+
+    def __init__(self, redis_url: t.Optional[str] = None, *, source: str = "monitor") -> None:
+        self.url, self.source = redis_url, source
+        self.load = Load()
+        self._queue: queue.Queue[t.Optional[t.Tuple[int, str]]] = queue.Queue(maxsize=8)
+        self._thread: t.Optional[threading.Thread] = None
+        self._written: t.Tuple[int, float] = (0, float("-inf"))
+        self._since = ""
+
+    def observe(self, cpu_percent: float, psi: t.Optional[float] = None, loop_lag_ms: t.Optional[float] = None) -> int:
+        """Takes a measurement and gives the level (0 to 3). Cheap, may be called on an event loop."""
+        level = self.load.observe(cpu_percent, psi, loop_lag_ms)
+        now = time.monotonic()
+        if level != self._written[0] or now - self._written[1] >= RENEW:
+            self._written = (level, now)
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait((level, self.load.reason))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="throttle-writer", daemon=True)
+                self._thread.start()
+        return level
+
+    def close(self) -> None:
+        """Ends the thread; what was written is left to expire."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
+        if self._thread is not None:
+            self._thread.join(2)
+
+    def _work(self) -> None:
+        client = None
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            level, reason = item
+            try:
+                client = client or client_for(self.url or default_url())
+                self._since = (self._since or str(int(time.time()))) if level else ""
+                publish(client, level, AUTOMATIC, self.source, reason, since=self._since)
+            except Exception as error:  # the hash expires, which is the full rate
+                logger.warning("Throttle cannot be written: %s", type(error).__name__)
+
+
+def publish(client: t.Any, level: int, classes: t.Sequence[str], source: str, reason: str, *, since: str = "", expires: int = EXPIRES) -> bool:
+    """Writes the hash, unless an operator's is in force; whether it was written."""
+    if source == "monitor":
+        client.set(OBSERVER_KEY, source, ex=2 * RENEW)
+    return bool(client.eval(_WRITE, 1, KEY, str(level), ",".join(classes), source, reason, since or str(int(time.time())), str(expires), WRITER))
+
+
+async def publish_level(level: int, *, reason: str = "", redis_url: t.Optional[str] = None, source: str = "monitor") -> bool:
+    """Writes a level once, without stopping the event loop; for callers that have their own way of judging the load."""
+    import asyncio
+
+    def write() -> bool:
+        client = client_for(redis_url or default_url())
+        try:
+            return publish(client, max(0, min(LEVELS - 1, level)), AUTOMATIC, source, reason)
+        finally:
+            client.close()
+
+    return await asyncio.to_thread(write)
+
+
+def default_url() -> str:
+    """The broker's URL as the application has it: in one release the settings hold an object instead of text."""
+    if os.environ.get("REDIS_URL"):
+        return os.environ["REDIS_URL"]
+    from app.core import config
+
+    read = getattr(config, "get_settings", None)
+    return str(getattr(read() if read else config.settings, "REDIS_URL", "redis://localhost:6379"))
+
+
+class ProcessorSampler:
+    """CPU of the whole machine in percent since the last call, and PSI, from /proc; (None, None) elsewhere."""
+
+    def __init__(self) -> None:
+        self._last: t.Optional[t.Tuple[int, int]] = None
+
+    def sample(self) -> t.Tuple[t.Optional[float], t.Optional[float]]:
+        try:
+            with open("/proc/stat", encoding="ascii") as file:
+                numbers = [int(word) for word in file.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return None, None
+        total, idle = sum(numbers), numbers[3] + numbers[4]
+        last, self._last = self._last, (total, idle)
+        psi = None
+        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/pressure/cpu", encoding="ascii") as file:
+            psi = float(file.readline().split("avg10=")[1].split()[0])
+        if last is None or total <= last[0]:
+            return None, psi
+        return 100.0 * (1.0 - (idle - last[1]) / (total - last[0])), psi
