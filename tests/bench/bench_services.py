@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,12 +15,12 @@ import threading
 import typing as t
 from pathlib import Path
 
-from tests.bench.harness import Pair, benchmark
+from tests.bench.harness import Pair, Unavailable, benchmark
 from tests.support.backend_env import BACKEND_PYTHON, REPOSITORY
 from tests.support.faulty_app import MODES
 from tests.support.supervised import FAULTY_APP, Program, Supervisord, supervisord
 from tests.support.waiting import free_port, port_open, wait_until
-from wheels_ops.remedies import service_restart
+from wheels_ops.remedies import cpu_relief, service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.results import OpsError
 from wheels_ops.services.manager import open_manager
@@ -140,3 +142,59 @@ def faults() -> t.Iterator[Pair]:
             fixture = Faults(daemon, directory, ports)
             yield lambda: fixture.caught(fixture.gate), lambda: fixture.caught(fixture.plain)
 
+
+class Busy:
+    """A web service that needs CPU for every answer, and four hogs of another session."""
+
+    def __init__(self, port: int, pid: int, directory: Path) -> None:
+        self.port, self.pid, self.directory = port, pid, directory
+        self.word = f"hog-{secrets.token_hex(6)}"
+
+    def throughput(self) -> float:
+        """Answers a second, eight clients on kept connections."""
+        words = [sys.executable, "-m", "tests.support.load", "--port", str(self.port), "--seconds", "4", "--clients", "8", "--slow-path", "", "--pace", "0"]
+        done = subprocess.run([*words, "--keep-alive"], capture_output=True, cwd=REPOSITORY, check=True)
+        return float(json.loads(done.stdout)["ok"]) / 4
+
+    @contextlib.contextmanager
+    def hogs(self) -> t.Iterator[t.List[int]]:
+        running = [subprocess.Popen([sys.executable, str(SUPPORT / "hog.py"), self.word], start_new_session=True) for _ in range(4)]
+        try:
+            yield [process.pid for process in running]
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+    def share(self, relief: bool) -> float:
+        """Throughput beside the hogs as a share of that without them, measured before and after."""
+        alone = self.throughput()
+        with self.hogs() as pids:
+            before = [(cpu_relief.scheduling(pid), cpu_relief.autogroup(pid)) for pid in pids]
+            if relief:
+                protected = frozenset({self.pid})
+                cpu_relief.run(cpu_relief.Options(demote=(self.word,), protected_pids=protected, sample_s=1.0, min_percent=5.0, state_dir=str(self.directory)))
+            beside = self.throughput()
+            if relief:
+                cpu_relief.run(cpu_relief.Options(state="normal", state_dir=str(self.directory)))
+                if [(cpu_relief.scheduling(pid), cpu_relief.autogroup(pid)) for pid in pids] != before:
+                    raise AssertionError("the hogs were not put back as they were")
+        return beside / statistics.mean([alone, self.throughput()])
+
+
+@benchmark("K6", what="throughput beside four CPU hogs, share of that without them", unit="", goal="ours >= 0.8", peer="nothing done", runs=3)
+@contextlib.contextmanager
+def beside_hogs() -> t.Iterator[Pair]:
+    if os.geteuid():
+        raise Unavailable("putting the hogs back needs root")
+    port = free_port()
+    words = [str(BACKEND_PYTHON), "-m", "uvicorn", "busy_app:app", "--app-dir", str(SUPPORT), "--port", str(port), "--log-level", "warning"]
+    process = subprocess.Popen(words, start_new_session=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="wops-k6-") as directory:
+            wait_until(lambda: port_open(port))
+            busy = Busy(port, process.pid, Path(directory))
+            yield lambda: busy.share(True), lambda: busy.share(False)
+    finally:
+        process.terminate()
+        process.wait()
