@@ -125,8 +125,18 @@ class HealthApp:
         self.tree, self.port, self.process = tree, port, process
         self.url = f"http://127.0.0.1:{port}"
 
-    def request(self, method: str, path: str, *, token: str = "", timeout: float = 20.0, data: t.Optional[bytes] = None, **headers: str) -> Answer:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str = "",
+        timeout: float = 20.0,
+        data: t.Optional[bytes] = None,
+        more: t.Optional[t.Mapping[str, str]] = None,
+        **headers: str,
+    ) -> Answer:
+        sent = {name.replace("_", "-"): value for name, value in {**headers, **(more or {})}.items()}
         if token:
             sent["X-Ops-Token"] = token
         request = urllib.request.Request(self.url + path, method=method, headers=sent, data=data)
@@ -158,9 +168,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def health_app(
-    *, files: t.Optional[t.Sequence[str]] = None, uvicorn: t.Sequence[str] = (), state: t.Optional[Path] = None, **env: str
+    *environments: t.Mapping[str, str], files: t.Optional[t.Sequence[str]] = None, uvicorn: t.Sequence[str] = (), state: t.Optional[Path] = None, **env: str
 ) -> t.Iterator[HealthApp]:
-    """Runs it under the backend's interpreter; ``env`` is its environment beside the essentials, ``state`` its state directory."""
+    """Runs it under the backend's interpreter; ``environments`` and ``env`` are its environment beside the essentials, ``state`` its state directory."""
     directory = Path(tempfile.mkdtemp(prefix="wops-health-"))
     if files is None:
         own = [str(path.relative_to(PATCHES)) for path in (PATCHES / "wheels_ops").glob("*.py") if path.name != "__init__.py"]
@@ -175,7 +185,9 @@ def health_app(
     port = free_port()
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     environment.update(PYTHONPATH=str(directory), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1", WHEELS_OPS_TOKEN=f"{TOKEN},{OTHER_TOKEN}")
-    environment.update({"WHEELS_OPS_STATE_DIR": str(state or directory / "state"), **env})
+    environment.update(
+        {"WHEELS_OPS_STATE_DIR": str(state or directory / "state"), **{name: value for one in environments for name, value in one.items()}, **env}
+    )
     words = [str(BACKEND_PYTHON), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *uvicorn]
     with open(directory / "output", "wb") as output:
         process = subprocess.Popen(words, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

@@ -9,7 +9,7 @@ import socket
 import typing as t
 from pathlib import Path
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]  # it has no stubs of its own
 import pytest
 
 from tests.support.backend_env import BACKEND_PYTHON

@@ -124,7 +124,7 @@ def contrast(page: browsers.Page) -> float:
 
 
 def login(app: HealthApp, token: str, **headers: str) -> t.Tuple[int, str]:
-    answer = app.request("POST", PAGE + "/login", data=urlencode({"token": token}).encode(), **headers)
+    answer = app.request("POST", PAGE + "/login", data=urlencode({"token": token}).encode(), more=headers)
     return answer.status, answer.headers.get("set-cookie", "")
 
 

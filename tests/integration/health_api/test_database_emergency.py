@@ -27,7 +27,7 @@ def test_reads_go_to_the_replica_and_come_back(tmp_path: Path, postgres: servers
     try:
         url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
         with health_app(
-            **QUICK, state=tmp_path, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(replica), DATABASE_RESTART_AFTER="2",
+            QUICK, state=tmp_path, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(replica), DATABASE_RESTART_AFTER="2",
             CPU_WARNING_THRESHOLD="1000", CPU_CRITICAL_THRESHOLD="1000",
         ) as app:  # fmt: skip
             assert app.check("database:connection") == "pass"
@@ -56,7 +56,8 @@ def test_the_backends_own_pool_follows(postgres: servers.Postgres, redis_server:
         url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
         with running_backend(
             "incident", primary, redis_server.url, patched=(*REPORT_FILES, "wheels_ops"), install_block=True,
-            WHEELS_OPS_TOKEN=TOKEN, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(primary), **QUICK,
+            WHEELS_OPS_TOKEN=TOKEN, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(primary),
+            HEALTH_CHECK_INTERVAL="0.3", HEALTH_CHECK_TIMEOUT="0.5",
         ) as backend:  # fmt: skip
 
             def state() -> str:

@@ -68,8 +68,8 @@ def world(**env: str) -> t.Iterator[World]:
         url = postgres_url(dsn).replace(f":{postgres.port}/", f":{relays[0].port}/")
         app = stack.enter_context(
             health_app(
-                **INTERVALS, **BUSY_MACHINE, DATABASE_URL=url, REDIS_URL=f"redis://127.0.0.1:{relays[1].port}/0", MEMORY_LIMIT_MB="500",
-                DISK_PATHS=str(disk or "/"), ENVIRONMENT="production", STUB_ENVIRONMENT="production", **env,
+                INTERVALS, BUSY_MACHINE, env, DATABASE_URL=url, REDIS_URL=f"redis://127.0.0.1:{relays[1].port}/0", MEMORY_LIMIT_MB="500",
+                DISK_PATHS=str(disk or "/"), ENVIRONMENT="production", STUB_ENVIRONMENT="production",
             )
         )  # fmt: skip
         yield World(app, postgres, dsn, redis, relays[0], relays[1], disk)
@@ -131,7 +131,7 @@ def no_inodes(world: World) -> t.ContextManager[t.Any]:
         pytest.skip("this user cannot mount a small file system")
     subprocess.run(["mount", "-o", "remount,nr_inodes=200", str(world.disk)], check=True)
     files = [world.disk / f"empty{number}" for number in range(190)]
-    return both(lambda: [path.touch() for path in files], lambda: [path.unlink() for path in files])
+    return both(lambda: list(map(Path.touch, files)), lambda: list(map(Path.unlink, files)))
 
 
 FAULTS: t.Dict[str, Fault] = {
@@ -205,7 +205,7 @@ def test_a_server_that_is_stopped_for_good(tmp_path: Path) -> None:
     with servers.postgres() as postgres, servers.redis() as redis:
         dsn = postgres.database(supabase=True)
         postgres.psql(dsn, sql=HEALTHY_SQL)
-        with health_app(**INTERVALS, state=state, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url, DATABASE_RESTART_AFTER="1") as app:
+        with health_app(INTERVALS, state=state, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url, DATABASE_RESTART_AFTER="1") as app:
             assert app.check("database:connection") == "pass" and app.check("redis:connection") == "pass"
             postgres.process.send_signal(signal.SIGINT)
             redis.process.terminate()
@@ -221,7 +221,7 @@ def test_no_fault_in_fifty_healthy_runs() -> None:
     with servers.postgres() as postgres, servers.redis() as redis:
         dsn = postgres.database(supabase=True)
         postgres.psql(dsn, sql=HEALTHY_SQL)
-        with health_app(**quick, **BUSY_MACHINE, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url) as app:
+        with health_app(quick, BUSY_MACHINE, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url) as app:
             rounds: t.Dict[str, t.Set[str]] = {}
 
             def look() -> bool:

@@ -27,13 +27,13 @@ def points(app: HealthApp, name: str = "memory_percent") -> int:
 
 
 def test_a_report_is_true_after_a_restart_and_after_a_crash(tmp_path: Path) -> None:
-    with health_app(state=tmp_path, **QUICK) as app:
+    with health_app(QUICK, state=tmp_path) as app:
         for _ in range(40):
             app.request("GET", "/items/5")
         wait_until(lambda: points(app) >= 10, timeout=30)
         wait_until(lambda: points(app, "response_time_ms") >= 40, timeout=30, what="an average weighted by requests")
         before = points(app)
-    with health_app(state=tmp_path, **QUICK) as app:
+    with health_app(QUICK, state=tmp_path) as app:
         assert points(app) >= before
         report = report_of(app)
         assert report["source"] == "store" and report["metrics_summary"]["response_time_ms"]["data_points"] >= 40
@@ -44,19 +44,19 @@ def test_a_report_is_true_after_a_restart_and_after_a_crash(tmp_path: Path) -> N
         wait_until(lambda: points(app) > before, timeout=30)
         os.kill(app.process.pid, signal.SIGKILL)
         app.process.wait()
-    with health_app(state=tmp_path, **QUICK) as app:
+    with health_app(QUICK, state=tmp_path) as app:
         assert points(app) >= before
         assert app.health()["sections"]["stability"]["restarts"] == 1
         assert app.health()["scores"]["stability"] == 95.0
 
 
 def test_several_workers_share_one_history(tmp_path: Path) -> None:
-    with health_app(state=tmp_path, uvicorn=("--workers", "3"), **QUICK) as app:
+    with health_app(QUICK, state=tmp_path, uvicorn=("--workers", "3")) as app:
         for _ in range(30):
             assert app.request("GET", "/items/5").status == 200
         wait_until(lambda: points(app, "process_memory_mb") >= 30, timeout=60)
         report = report_of(app)
         assert report["source"] == "store"
-    with health_app(state=tmp_path, **QUICK) as app:
+    with health_app(QUICK, state=tmp_path) as app:
         assert report_of(app)["metrics_summary"]["response_time_ms"]["data_points"] >= 30, "of all workers together"
         assert app.health()["sections"]["stability"]["restarts"] == 0

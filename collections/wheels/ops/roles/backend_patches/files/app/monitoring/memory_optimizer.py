@@ -12,7 +12,7 @@ and backs off when the last trims did not pay. Everything runs in a thread; the 
 
 Environment: ``MEMORY_OPTIMIZATION_ENABLED`` (true), ``DISABLE_MEMORY_OPTIMIZER``, ``DISABLE_MONITORING`` (kill switches),
 ``MEMORY_WARNING_THRESHOLD`` 65, ``MEMORY_CRITICAL_THRESHOLD`` 75, ``MEMORY_EMERGENCY_THRESHOLD`` 85,
-``MEMORY_LIMIT_MB`` (a budget for this process, where the platform's limit cannot be seen), ``MEMORY_CHECK_INTERVAL`` 5 s,
+``MEMORY_LIMIT_MB`` (a budget for this process, where the platform's limit cannot be seen), ``MEMORY_CHECK_INTERVAL`` 2 s,
 ``DISK_CLEANUP_DIRS`` (colon-separated directories of the application's own temporary files and logs).
 """
 
@@ -308,7 +308,7 @@ class MemoryOptimizer:
 
     def __init__(self, reader: Optional[MemoryReader] = None, heap: Optional[Heap] = None) -> None:
         self.optimization_interval = 180
-        self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 5.0, low=0.05)
+        self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 2.0, low=0.05)
         self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 1, 100)
         self.memory_critical_threshold = env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 1, 100)
         self.memory_emergency_threshold = env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 1, 100)
@@ -460,11 +460,13 @@ class MemoryOptimizer:
             return outcome
         try:
             heap = await self._find_heap()
-            predicted = outcome["predicted_bytes"] = await asyncio.to_thread(heap.predict)
+            predicted, used = await asyncio.to_thread(_timed, heap.predict)
+            outcome["predicted_bytes"] = predicted
             worth = predicted >= max(MIN_GAIN_BYTES, MIN_GAIN_SHARE * before.rss_bytes)
             if automatic and not worth and level == "standard":
                 outcome["skipped"] = "not worth it"
                 self._floor = max(self._floor, before.rss_bytes - predicted)
+                self._next_allowed = time.monotonic() + max(self.check_interval, 100 * used)
                 return outcome
             lag = _LagProbe()
             lag.start()
@@ -478,7 +480,8 @@ class MemoryOptimizer:
                 else:
                     if automatic and level == "standard":
                         await self._wait_for_a_gap()
-                    outcome["trimmed"] = await asyncio.to_thread(heap.trim)
+                    outcome["trimmed"], more = await asyncio.to_thread(_timed, heap.trim)
+                    used += more
             finally:
                 outcome["pause_ms"] = round(await lag.stop() * 1000, 1)
             after = self._reader.read()
@@ -488,7 +491,7 @@ class MemoryOptimizer:
             self.optimization_count += 1
             self._floor = after.rss_bytes
             # At most one percent of a core goes into trimming, whatever the load does.
-            self._next_allowed = time.monotonic() + max(2 * self.check_interval, 100 * seconds, self._gap)
+            self._next_allowed = time.monotonic() + max(2 * self.check_interval, 100 * used, self._gap)
             if automatic:
                 paid = freed >= PAYS_FROM * max(predicted, MIN_GAIN_BYTES)
                 self._note_payment(paid)
@@ -663,6 +666,13 @@ class _LagProbe:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         return self._worst
+
+
+def _timed(call: Callable[[], Any]) -> Tuple[Any, float]:
+    """What ``call`` gives, and the CPU seconds that this thread spent on it."""
+    started = time.thread_time()
+    answer = call()
+    return answer, time.thread_time() - started
 
 
 def _clean(roots: List[str], temp_age: float = 24 * 3600, log_age: float = 7 * 86400) -> Tuple[int, int]:

@@ -26,11 +26,11 @@ import secrets
 import socket
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Deque, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
 from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
@@ -374,7 +374,6 @@ class HealthApi:
         self.application: Any = None
         self._failures: OrderedDict[str, Bucket] = OrderedDict()
         self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
-        self._logins: Deque[float] = deque(maxlen=64)
 
     def knows(self, method: str, path: str) -> bool:
         """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
@@ -623,10 +622,11 @@ def read_history(limit: int) -> List[Dict[str, Any]]:
     try:
         with open(state_directory() / "history.jsonl", "rb") as source:
             size = source.seek(0, os.SEEK_END)
-            source.seek(max(0, size - 2048 * limit))
+            begin = max(0, size - max(256 * 1024, 8192 * limit))
+            source.seek(begin)
             lines = source.read().split(b"\n")
-            if size > 2048 * limit:
-                lines = lines[1:]
+            if begin:
+                lines = lines[1:]  # the first one is cut
     except OSError:
         return []
     found: List[Dict[str, Any]] = []
