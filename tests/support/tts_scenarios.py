@@ -71,7 +71,10 @@ async def collect(chunks: t.AsyncIterator[t.Any]) -> t.Dict[str, t.Any]:
     engines, finals, formats, restarted = [], 0, [], []
     last: t.Dict[str, t.Any] = {}
     started, first = time.monotonic(), None
+    before, longest = started, 0.0
     async for chunk in chunks:
+        now = time.monotonic()
+        before, longest = now, max(longest, now - before)
         if chunk.data and first is None:
             first = time.monotonic() - started
         last = chunk.metadata or {}
@@ -85,7 +88,7 @@ async def collect(chunks: t.AsyncIterator[t.Any]) -> t.Dict[str, t.Any]:
             segments[number] = segments.get(number, b"") + chunk.data
     return {
         "segments": [base64.b64encode(segments[number]).decode() for number in sorted(segments)], "engines": engines, "finals": finals,
-        "formats": formats, "restarted": restarted, "last": last, "first_s": first, "total_s": time.monotonic() - started,
+        "formats": formats, "restarted": restarted, "last": last, "first_s": first, "silence_s": longest, "total_s": time.monotonic() - started,
     }  # fmt: skip
 
 
@@ -184,7 +187,7 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
         nonlocal slowest
         text = f"Request number {rng.randrange(requests)}."
         started = time.monotonic()
-        kind = "audio"
+        kind, silence = "audio", None
         try:
             if number % 10 == 0:
                 async with asyncio.timeout(rng.uniform(0.01, 0.3)):
@@ -192,6 +195,7 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
                 kind = "abandoned too late"
             elif number % 4 == 0:
                 result = await asyncio.wait_for(collect(await made.synthesize_for_pam(text, stream=True)), 30)
+                silence = result["silence_s"]
                 kind = "audio" if result["segments"] else "text" if result["last"].get("text_response") else "nothing"
             else:
                 answer = await asyncio.wait_for(made.synthesize_for_pam(text, user_id=str(number)), 30)
@@ -200,7 +204,8 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
             kind = "abandoned" if number % 10 == 0 else "hang"
         kinds[kind] = kinds.get(kind, 0) + 1
         if number % 10:
-            slowest = max(slowest, time.monotonic() - started)
+            # Of a stream: the longest wait for anything, as a long text takes its time.
+            slowest = max(slowest, time.monotonic() - started if silence is None else silence)
 
     task = asyncio.ensure_future(weather())
     gate = asyncio.Semaphore(16)
@@ -309,6 +314,7 @@ async def start_time() -> t.Any:
     """How long the service takes to start, and whether its probe was still waiting then."""
     TTSService = app("services.tts.tts_service").TTSService
 
+    app("core.config").get_settings()  # as a backend has done long before
     made = TTSService()
     started = time.monotonic()
     ready = await made.initialize()
@@ -393,6 +399,93 @@ async def pure() -> t.Any:
         ],
         "espeak": [fallback_tts.espeak_voice(fallback_tts.Voice(language, "male")) for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")],
     }  # fmt: skip
+
+
+def percentile(values: t.Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def first_audio(modes: t.Sequence[str], each: int, keep_open: bool = False) -> t.Any:
+    """The 99th percentile of the time to the first audio in ms: per request another text, and a breaker that knows nothing (or is open)."""
+    set_mode("ok")
+    made = await service()
+    times: t.List[float] = []
+    for mode in modes:
+        set_mode(mode)
+        for number in range(each):
+            edge = made.breakers["edge"]
+            edge.state, edge.row = ("open", {}) if keep_open else ("closed", {})
+            found = await collect(await made.synthesize_for_pam(f"Sentence {number} during {mode}.", stream=True))
+            assert found["segments"], mode
+            times.append(1000 * found["first_s"])
+    await made.shutdown()
+    return {"p99": percentile(times, 0.99), "p50": percentile(times, 0.5), "count": len(times)}
+
+
+async def naive_first_audio(modes: t.Sequence[str], cut_off: float) -> t.Any:
+    """edge-tts by itself, cut off: what never came counts as the cut-off."""
+    import edge_tts  # only in the backend's environment
+
+    times = []
+    for mode in modes:
+        set_mode(mode)
+        started = time.monotonic()
+        seconds = cut_off
+
+        async def first() -> bool:
+            async for item in edge_tts.Communicate("One sentence.", proxy=os.environ["TTS_EDGE_PROXY"]).stream():
+                if item["type"] == "audio":
+                    return True
+            return False
+
+        task = asyncio.ensure_future(first())
+        await asyncio.wait({task}, timeout=cut_off)
+        if task.done() and not task.exception() and task.result():
+            seconds = time.monotonic() - started
+        elif not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+        times.append(1000 * seconds)
+    return {"p99": percentile(times, 0.99)}
+
+
+async def naive_start(cut_off: float) -> t.Any:
+    """A start that proves its engine by synthesis and waits for it, as the incident's service did."""
+    import edge_tts  # only in the backend's environment
+
+    started = time.monotonic()
+
+    async def prove() -> None:
+        async for _ in edge_tts.Communicate("Test", proxy=os.environ["TTS_EDGE_PROXY"]).stream():
+            pass
+
+    task = asyncio.ensure_future(prove())
+    await asyncio.wait({task}, timeout=cut_off)
+    task.cancel()
+    return {"seconds": time.monotonic() - started}
+
+
+async def cache_hit(times: int, by_hand: int = 10) -> t.Any:
+    """Milliseconds of a request that the cache answers, and of one espeak-ng run for the same words."""
+    made = await service()
+    text = "Turn left in two hundred metres, then keep right."
+    await made.synthesize_for_pam(text)
+    hits = []
+    for _ in range(times):
+        started = time.perf_counter()
+        answer = await made.synthesize_for_pam(text)
+        hits.append(1000 * (time.perf_counter() - started))
+        assert answer.cache_hit
+    runs = []
+    for _ in range(by_hand):
+        started = time.perf_counter()
+        process = await asyncio.create_subprocess_exec("espeak-ng", "--stdin", "--stdout", stdin=-1, stdout=-1)
+        await process.communicate(text.encode())
+        runs.append(1000 * (time.perf_counter() - started))
+    await made.shutdown()
+    return {"p50": percentile(hits, 0.5), "p99": percentile(hits, 0.99), "espeak": percentile(runs, 0.5), "espeak_p99": percentile(runs, 0.99)}
 
 
 def main() -> None:
