@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 import typing as t
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import pytest
 from tests.support.faulty_app import MODES
 from tests.support.supervised import FAULTY_APP, Program, Supervisord, supervisord
 from tests.support.waiting import free_port, port_open, wait_until
+from wheels_ops.checks import services as services_check
+from wheels_ops.health import Check
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.results import OpsError, Result
+from wheels_ops.services import processes
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 
@@ -28,10 +34,10 @@ class Web:
     def __init__(self, daemon: Supervisord, port: int, mode: Path, state: Path, name: str = "web") -> None:
         self.daemon, self.port, self.mode, self.state, self.name = daemon, port, mode, state, name
 
-    def run(self, *, check_mode: bool = False, gate: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any) -> Result:
+    def run(self, *, check_mode: bool = False, entry: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any) -> Result:
         settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 6, "max_restarts": 0}
         return service_restart.run(
-            parse_services([{"name": self.name, "gate": gate or {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}}]),
+            parse_services([{"name": self.name, "gate": {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}, **(entry or {})}]),
             open_manager("supervisor", self.daemon.socket),
             Options(**{**settings, "state_dir": str(self.state), **options}),
             check_mode=check_mode,
@@ -118,3 +124,82 @@ def test_what_does_not_run_is_started(web: Web) -> None:
     done = web.run()
     assert [(entry["action"], entry["changed"]) for entry in done.actions] == [("start", True)]
     assert web.daemon.pid("web")
+
+
+def test_only_where_a_reason_is_found(web: Web, tmp_path: Path) -> None:
+    watched = tmp_path / "main.py"
+    watched.write_text("old")
+    os.utime(watched, (1, 1))
+    # ctime cannot be put back: the service has to be younger than the file to begin with.
+    web.run()
+    old = web.daemon.pid("web")
+    entry = {"watch_files": [str(watched), str(tmp_path / "missing")]}
+    assert not web.run(only_if=("stale", "failed", "stopped", "unhealthy"), entry=entry).changed
+    assert web.daemon.pid("web") == old
+
+    wait_until(lambda: time.time() - (processes.start_time(old) or 0) > 2)
+    watched.write_text("new")
+    done = web.run(only_if=("stale",), entry=entry)
+    assert done.changed
+    assert "main.py is newer" in done.actions[0]["reason"]
+    new = web.daemon.pid("web")
+    assert new not in (0, old)
+
+    # It runs for its manager and does not answer: only the gate knows.
+    os.kill(new, signal.SIGSTOP)
+    try:
+        assert not web.run(only_if=("failed", "stopped"), entry=entry).changed
+        done = web.run(only_if=("unhealthy",), entry=entry)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(new, signal.SIGCONT)
+    assert "its gate does not hold" in done.actions[0]["reason"]
+    assert web.daemon.pid("web") not in (0, new)
+
+
+def test_the_check_sees_what_its_manager_had_to_do(web: Web) -> None:
+    entry = {"name": "web", "gate": {"type": "http", "url": f"http://127.0.0.1:{web.port}/readyz"}}
+
+    def check() -> Check:
+        return services_check.check([entry], manager="supervisor", supervisor_socket=web.daemon.socket)
+
+    assert check().status == "ok"
+    os.kill(web.daemon.pid("web"), signal.SIGKILL)
+    wait_until(lambda: check().status != "critical")
+    assert check().status == "warning", check()
+    assert "start it again" in check().message
+    web.daemon.ctl("stop", "web")
+    stopped = check()
+    assert (stopped.status, stopped.remedy, stopped.value) == ("critical", "service_restart", 0.0)
+
+
+def test_what_supervisord_refuses_is_said_with_a_way_out(tmp_path: Path) -> None:
+    programs = {
+        "missing": Program("/nowhere/at/all", autostart=False),
+        "brief": Program("/bin/false", autostart=False),
+        "steady": Program("sleep 600", options={"process_name": "%(program_name)s_%(process_num)d", "numprocs": "2"}),
+    }
+    with supervisord(programs, username="ops", password="s3cret") as daemon:
+
+        def run(unit: str, **account: str) -> Result:
+            services = parse_services([{"name": "service", "unit": unit}])
+            control = open_manager("supervisor", daemon.socket, **{"username": "ops", "password": "s3cret", **account})
+            options = Options(wait_timeout=10, wait_sleep=0.1, min_healthy_time=0.2, healthy_deadline=5, max_restarts=0, state_dir=str(tmp_path))
+            return service_restart.run(services, control, options)
+
+        with pytest.raises(OpsError, match="401") as caught:
+            run("steady:steady_0", password="wrong")
+        assert "supervisor_password" in caught.value.hint
+        assert "wrong" not in str(caught.value)
+        with pytest.raises(OpsError, match="does not know service"):
+            run("nobody")
+        with pytest.raises(OpsError, match="does not exist|NO_FILE|gave up"):
+            run("missing")
+        with pytest.raises(OpsError, match="gave up, FATAL"):
+            run("brief")
+        before = daemon.pid("steady:steady_1")
+        assert run("steady:steady_0").changed
+        assert daemon.pid("steady:steady_1") == before
+    with pytest.raises(OpsError, match="does not answer") as caught:
+        open_manager("supervisor", str(tmp_path / "no.sock")).states(["a"])
+    assert "Is it running" in caught.value.hint

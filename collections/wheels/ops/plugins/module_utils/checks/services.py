@@ -10,7 +10,10 @@ from ..health import Check, unknown
 from ..results import OpsError
 from ..services import gates
 from ..services.manager import open_manager
-from ..services.model import Manager, Service, parse_services
+from ..services.model import Manager, Service, ServiceState, parse_services
+
+#: An automatic restart of the last hour is worth a look; one of last month is not.
+RECENT = 3600.0
 
 
 def check(
@@ -25,7 +28,8 @@ def check(
     """One probe of every service's gate; ``services`` are dictionaries as ``service_restart`` takes them.
 
     ``value`` is the share of healthy services in percent. ``critical`` where one is down or does not do its work, ``warning`` where one
-    runs for less than ``min_uptime`` seconds or was restarted by its manager. ``unknown`` where the manager cannot be asked.
+    runs for less than ``min_uptime`` seconds or its manager had to start it again within the last hour, ``unknown`` where the manager
+    cannot be asked or a gate cannot be judged (a right is missing).
     """
     parsed = parse_services(services)
     try:
@@ -34,37 +38,40 @@ def check(
         return unknown("services", str(error))
     states = control.states([service.unit for service in parsed])
     details: t.Dict[str, t.Any] = {}
-    bad: t.List[str] = []
-    weak: t.List[str] = []
+    found: t.Dict[str, t.List[str]] = {"critical": [], "unknown": [], "warning": [], "ok": []}
     for service in parsed:
         state = states[service.unit]
-        why = _why(service, state, control)
-        details[service.name] = {"state": state.state, "pid": state.pid, "uptime_s": state.uptime_s, "restarts": state.restarts, "healthy": not why, "why": why}
-        if why:
-            bad.append(f"{service.name}: {why}")
-        elif min_uptime and state.uptime_s is not None and state.uptime_s < min_uptime:
-            weak.append(f"{service.name} runs for {state.uptime_s:.0f} s only")
-        elif state.restarts:
-            weak.append(f"{service.name} was restarted {state.restarts} times by {control.name}")
-    healthy = 100.0 * (len(parsed) - len(bad)) / len(parsed)
-    status = "critical" if bad else "warning" if weak else "ok"
+        status, why = _judge(service, state, control)
+        again = control.automatic_restarts(service.unit, RECENT) if status == "ok" else 0
+        if status == "ok" and min_uptime and state.uptime_s is not None and state.uptime_s < min_uptime:
+            status, why = "warning", f"runs for {state.uptime_s:.0f} s only"
+        elif again:
+            status, why = "warning", f"{control.name} had to start it again {again} times within the last hour"
+        found[status].append(f"{service.name}: {why}")
+        details[service.name] = {
+            "state": state.state, "pid": state.pid, "uptime_s": state.uptime_s, "restarts": state.restarts, "status": status, "why": why,
+            "healthy": status in ("ok", "warning"),
+        }  # fmt: skip
+    status = next(name for name in ("critical", "unknown", "warning", "ok") if found[name])
+    healthy = 100.0 * (len(found["ok"]) + len(found["warning"])) / len(parsed)
+    bad = [*found["critical"], *found["unknown"], *found["warning"]]
     return Check(
         name="services",
         status=status,
         value=round(healthy, 1),
         unit="percent",
-        message="; ".join(bad or weak) or f"All {len(parsed)} services are healthy.",
-        remedy="service_restart" if bad else "",
+        message="; ".join(bad) or f"All {len(parsed)} services are healthy.",
+        remedy="service_restart" if status == "critical" else "",
         details={"manager": control.name, "services": details},
     )
 
 
-def _why(service: Service, state: t.Any, control: Manager) -> str:
-    """Why a service is not healthy; empty where it is."""
+def _judge(service: Service, state: ServiceState, control: Manager) -> t.Tuple[str, str]:
+    """Status and reason of one service."""
     if not state.exists:
-        return f"{control.name} does not know it"
+        return "critical", f"{control.name} does not know it"
     try:
         seen = gates.probe(service, state, control)
     except OpsError as error:
-        return str(error)
-    return "" if seen.ready else seen.why
+        return "unknown", str(error)
+    return ("ok", "") if seen.ready else ("critical", seen.why)

@@ -11,7 +11,7 @@ import typing as t
 from dataclasses import dataclass, field, replace
 
 from ..results import OpsError, Result
-from ..services import broker, gates, ledger
+from ..services import broker, gates, ledger, processes
 from ..services.model import Manager, Service, ServiceState
 from .restart_plan import REASONS, Step, plan
 
@@ -159,10 +159,9 @@ class _Run:
         """Services that run on older files than there are now."""
         found = {}
         for service in self.services:
-            uptime = states[service.unit].uptime_s
-            if uptime is None:
+            begun = processes.start_time(states[service.unit].pid) if states[service.unit].pid else None
+            if begun is None:
                 continue
-            begun = time.time() - uptime
             for path in service.watch_files:
                 with contextlib.suppress(OSError):
                     # ctime: a file that is copied with its old mtime is new here all the same.

@@ -128,18 +128,26 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05) -> t.Dic
         time.sleep(wait_sleep)
 
 
-def workers(client: t.Any, *, timeout: float, wanted: t.Callable[[t.Dict[str, t.Dict[str, t.Any]]], bool]) -> t.Dict[str, t.Dict[str, t.Any]]:
+def workers(
+    client: t.Any,
+    *,
+    timeout: float,
+    wanted: t.Callable[[t.Dict[str, t.Dict[str, t.Any]]], bool],
+    method: str = "stats",
+    arguments: t.Optional[t.Mapping[str, t.Any]] = None,
+    destination: t.Optional[t.Sequence[str]] = None,
+) -> t.Dict[str, t.Dict[str, t.Any]]:
     """Asks every Celery worker for its ``stats`` as ``celery inspect`` does; by node name, until ``wanted`` is satisfied or time is up.
 
     ``celery inspect`` starts an interpreter with the whole application (2.1 s measured); this is one publish and one pop (7 ms), and the
-    answer carries the worker's ``pid``.
+    answer carries the worker's ``pid``. Another remote control command is sent with ``method`` and ``arguments``, to the nodes in ``destination``.
     """
     oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
     reply_queue = f"{oid}.reply.{_CONTROL}"
     binding, member = f"_kombu.binding.reply.{_CONTROL}", SEPARATOR.join([oid, "", reply_queue])
     body = {
-        "method": "stats", "arguments": {}, "destination": None, "pattern": None, "matcher": None, "ticket": ticket,
-        "reply_to": {"exchange": f"reply.{_CONTROL}", "routing_key": oid},
+        "method": method, "arguments": dict(arguments or {}), "destination": None if destination is None else list(destination), "pattern": None,
+        "matcher": None, "ticket": ticket, "reply_to": {"exchange": f"reply.{_CONTROL}", "routing_key": oid},
     }  # fmt: skip
     message = {
         "body": base64.b64encode(json.dumps(body).encode()).decode(), "content-encoding": "utf-8", "content-type": "application/json",

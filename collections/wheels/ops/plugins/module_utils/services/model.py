@@ -74,6 +74,9 @@ class Manager(t.Protocol):
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
         """The last lines that it wrote, newest last; empty where they cannot be read."""
 
+    def automatic_restarts(self, unit: str, seconds: float) -> int:
+        """How often the manager itself had to start it again in the last seconds."""
+
     def start_delay(self, unit: str) -> float:
         """Seconds until the manager's own start limit allows one more start; 0 where it does now."""
 

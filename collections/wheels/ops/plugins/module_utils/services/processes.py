@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 import typing as t
 from dataclasses import dataclass
 
@@ -81,13 +82,14 @@ def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
 
 
 def start_time(pid: int) -> t.Optional[float]:
-    """When it was started, in seconds since the epoch; None where it is gone."""
+    """When it was started, in seconds since the epoch, to a hundredth; None where it is gone."""
     try:
         ticks = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
-        boot = next(int(line.split()[1]) for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
-    except (OSError, StopIteration, ValueError):
+        up = float(_read("/proc/uptime").split()[0])
+    except (OSError, IndexError, ValueError):
         return None
-    return boot + ticks / os.sysconf("SC_CLK_TCK")
+    # Not by btime of /proc/stat: that is a whole second.
+    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _address(text: str) -> str:

@@ -52,6 +52,14 @@ class _UnixTransport(xmlrpc.client.Transport):
         return _UnixConnection(self._path, self._timeout)
 
 
+def _logged_at(line: str) -> float:
+    """When supervisord wrote a line of its log (``2026-11-23 20:00:01,123 WARN exited: ...``), in seconds since the epoch; 0 for another."""
+    try:
+        return time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
+    except ValueError:
+        return 0.0
+
+
 def find_socket() -> str:
     """The socket of this host's supervisord, empty where there is none in the usual places."""
     for path in SOCKETS:
@@ -206,6 +214,16 @@ class Supervisor:
             if len(found) >= lines:
                 break
         return found[-lines:]
+
+    def automatic_restarts(self, unit: str, seconds: float) -> int:
+        """From supervisord's own log, which is the only place that tells an exit that nobody asked for."""
+        try:
+            text = str(self._call("readLog", -65536, 0))
+        except OpsError:
+            return 0
+        program = self._name(unit).partition(":")[2]
+        since = time.time() - seconds
+        return sum(_logged_at(line) >= since for line in text.splitlines() if f"exited: {program} (" in line)
 
     def start_delay(self, unit: str) -> float:
         return 0.0  # its limit (startretries) concerns its own attempts only

@@ -205,6 +205,9 @@ class Systemd:
         found = [{"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")} for entry in entries]
         return [event for event in found if event["time"] >= since]
 
+    def automatic_restarts(self, unit: str, seconds: float) -> int:
+        return len(self.events(unit, seconds, AUTOMATIC_RESTART))
+
     def start_delay(self, unit: str) -> float:
         """systemd counts manual starts too and leaves the service down at the limit: the last free start is not spent."""
         state = self.states([unit])[unit]
