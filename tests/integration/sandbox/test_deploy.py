@@ -235,7 +235,7 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
 )
 def test_bad_input_gives_one_clear_error_and_changes_no_file(stage: Stage, extra: str, message: str) -> None:
     before = tree(stage.sandbox.backend)
-    run = stage.playbook("deploy", "-e", extra)
+    run = stage.playbook("deploy", "-e", extra, "-e", '{"monitoring_subjects": ["http"]}')
     assert run.status != 0
     assert message in run.text, run.output[-3000:]
     assert tree(stage.sandbox.backend) == before

@@ -128,6 +128,14 @@ def write_part(
                 os.unlink(hidden, dir_fd=directory)
 
 
+def sweep(directory: int, name: str) -> None:
+    """Removes what killed runs left half written."""
+    pattern = re.compile(rf"\.{re.escape(name)}(?:{_STAMP}\.partial|\.rotation\.new)")
+    for entry in os.listdir(directory):
+        if pattern.fullmatch(entry):
+            os.unlink(entry, dir_fd=directory)
+
+
 def same_content(directory: int, plain: str, packed: str) -> bool:
     """Whether a compressed part holds exactly the bytes of a plain one."""
     with contextlib.ExitStack() as stack:

@@ -1,30 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Memory: of the host as the kernel sees it, and of every service against its own limit."""
+"""Memory: of the host as the kernel sees it, of the container around us, and of every service against its own limit and that of its cgroup."""
 
 from __future__ import annotations
 
 import typing as t
 
+from .. import pressure
 from ..health import Check
 from ..results import OpsError
 from ..thresholds import DEFAULTS, Thresholds, worst
 
 MEBIBYTE = 1024 * 1024
-
-
-def host_percent(meminfo: str = "/proc/meminfo") -> t.Tuple[float, int, int]:
-    """What is not available, in percent, with total and available bytes.
-
-    MemAvailable is the kernel's own estimate of what can be had without swapping: page cache counts as available.
-    """
-    values = {}
-    with open(meminfo, encoding="ascii") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            values[name] = int(rest.split()[0]) * 1024
-    total, available = values["MemTotal"], values.get("MemAvailable", values["MemFree"])
-    return 100.0 * (total - available) / total, total, available
 
 
 def resident_bytes(pids: t.Iterable[int]) -> int:
@@ -44,24 +31,37 @@ def resident_bytes(pids: t.Iterable[int]) -> int:
 
 
 def check(
-    services: t.Mapping[str, t.Iterable[int]],
+    services: t.Mapping[str, t.Collection[int]],
     limits_mb: t.Mapping[str, float],
     *,
     scope: str = "host",
     thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
-    """The worst of the host's percentage and of each service's share of its limit.
+    """The worst of the host's percentage, that of the container around us, and of each service's share of its limits.
 
-    ``services`` gives the processes of each, ``limits_mb`` its limit in MiB; ``scope`` ``services`` leaves the host out, for
-    a machine that serves others too.
+    ``services`` gives the processes of each, ``limits_mb`` its limit in MiB; a limit of the service's own cgroup counts too. ``scope``
+    ``services`` leaves the host out, for a machine that serves others too.
     """
     limits = thresholds or DEFAULTS["memory"]
-    details: t.Dict[str, t.Any] = {"services": {}}
+    details: t.Dict[str, t.Any] = {"services": {}, "stalls": pressure.stalls()}
     shares: t.Dict[str, float] = {}
     if scope == "host":
-        percent, total, available = host_percent()
-        details["host"] = {"percent": round(percent, 1), "total_bytes": total, "available_bytes": available}
-        shares["the host"] = percent
+        machine = pressure.host()
+        details["host"] = {
+            "percent": round(machine.percent, 1), "total_bytes": machine.limit_bytes, "available_bytes": machine.limit_bytes - machine.used_bytes,
+        }  # fmt: skip
+        shares["the host"] = machine.percent
+        container = pressure.cgroup()
+        if container is not None:
+            details["container"] = container.as_dict()
+            shares["the container"] = container.percent
+    groups: t.Dict[str, pressure.Scope] = {}
+    for name, members in services.items():
+        around = pressure.cgroup(min(members)) if members else None
+        if around is not None:
+            groups[name] = around
+            shares[f"{name} in its cgroup"] = around.percent
+    details["cgroups"] = {name: group.as_dict() for name, group in groups.items()}
     for name, limit in limits_mb.items():
         if limit <= 0:
             raise OpsError(f"The memory limit of {name} is {limit} MiB.", hint="Give a positive number.")

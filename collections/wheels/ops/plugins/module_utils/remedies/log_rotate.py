@@ -25,12 +25,15 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from .. import extents, holders, log_archive, units
+from .. import extents, holders, log_archive, log_policy, units
 from ..log_archive import Ownership, disk_bytes
 from ..results import OpsError, Result
 from ..safe_tree import DANGEROUS_BELOW, absolute, open_directory
 from ..thresholds import LOG_MAX_BYTES
 
+#: How often a log is looked at again whose writer opens it for every line.
+_ATTEMPTS = 25
+_RECORD = ".rotation"
 STRATEGIES: t.Tuple[str, ...] = ("auto", "rename", "logrotate", "collapse", "punch", "copytruncate")
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -53,12 +56,20 @@ class Options:
 
 
 def find(patterns: t.Sequence[str]) -> t.List[str]:
-    """The regular files that the patterns name, without our own rotated parts; links are not followed."""
+    """The regular files that the patterns name, without our own rotated parts; links are not followed.
+
+    A log that a killed run had just renamed away is there too: what it wrote down names it.
+    """
     found = set()
     for pattern in patterns:
-        for path in glob.glob(absolute(pattern, "paths")):
-            if not log_archive.is_part(path) and stat.S_ISREG(os.lstat(path).st_mode):
-                found.add(path)
+        pattern = absolute(pattern, "paths")
+        directory, name = os.path.split(pattern)
+        for path in glob.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if not log_archive.is_part(path) and stat.S_ISREG(os.lstat(path).st_mode):
+                    found.add(path)
+        for path in glob.glob(os.path.join(directory, f".{name}{_RECORD}")):
+            found.add(os.path.join(os.path.dirname(path), os.path.basename(path)[1 : -len(_RECORD)]))
     return sorted(found)
 
 
@@ -104,7 +115,7 @@ class Log:
     @property
     def record(self) -> str:
         """Where a rotation that has begun is written down."""
-        return f".{self.name}.rotation"
+        return f".{self.name}{_RECORD}"
 
     def status(self) -> os.stat_result:
         return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
@@ -161,20 +172,22 @@ class Log:
         """Finishes what an earlier run had begun; gives an action, or None."""
         facts = self.begun()
         if facts is None:
+            if not self.check_mode:
+                log_archive.sweep(self.directory, self.name)
             return None
         action: t.Dict[str, t.Any] = {"action": "finish", "target": self.path, "changed": True, "strategy": facts["strategy"], "rotated_to": facts["part"]}
         if self.check_mode:
             return action
         names = set(os.listdir(self.directory))
-        hidden = log_archive.partial_name(facts["part"])
-        if facts["strategy"] == "rename":
-            if facts["part"] in names and self.name not in names:
+        if facts["strategy"] in ("rename", "logrotate"):
+            if facts["part"] in names:
                 self._create(Ownership(facts["mode"], facts["uid"], facts["gid"]))
+                if facts["strategy"] == "logrotate" and self.options.reopen:
+                    self._tell_writers(facts["part"])
         elif facts["part"] in names:
             self._take_out(facts)
-        elif hidden in names:
-            os.unlink(hidden, dir_fd=self.directory)
         self.end()
+        log_archive.sweep(self.directory, self.name)
         return action
 
     # The ways to rotate.
@@ -182,26 +195,24 @@ class Log:
     def choose(self) -> str:
         """The strategy for this log now. Raises ``OpsError`` where none is safe."""
         wanted = self.options.strategy
-        self.look_for_holders()
-        writers = self.writers()
-        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
-        try:
-            with holders.lease(descriptor, writers_only=True) as free:
-                pass
-        finally:
-            os.close(descriptor)
-        if free is None:
-            free = not writers and not self.unreadable
+        for _attempt in range(_ATTEMPTS):
+            self.look_for_holders()
+            writers = self.writers()
+            free = self._unwritten(writers)
+            if free or writers:
+                break
+            time.sleep(0.02)  # a writer that opens the log for every line was there, and is gone
         if wanted == "copytruncate":
             return wanted
         if free and wanted in ("auto", "rename", "logrotate"):
-            return "rename" if wanted == "auto" else wanted
+            return "rename"
         if not free and not writers:
             raise OpsError(f"Somebody writes {self.path} whom this user cannot see.", hint="Run as root, on the host itself and not in a container.")
         if wanted == "rename":
             names = ", ".join(f"{holder.command} ({holder.pid})" for holder in writers)
             raise OpsError(f"{self.path} is being written by {names}, who would go on writing the renamed file.", hint="Choose strategy auto.")
-        if wanted == "logrotate" or (wanted == "auto" and self.options.reopen):
+        if wanted == "logrotate" or (wanted == "auto" and self.options.reopen and log_policy.installed()):
+            log_policy.require()
             return "logrotate"
         append = all(holder.append for holder in writers)
         if wanted in ("auto", "collapse") and append and extents.supports(self.directory, "collapse"):
@@ -216,6 +227,15 @@ class Log:
             hint="Say with reopen how its writer is told to reopen it, or accept lost lines with allow_loss: true.",
         )
 
+    def _unwritten(self, writers: t.Sequence[holders.Holder]) -> bool:
+        """Whether nobody has the log open for writing: by the kernel's word, or where it cannot give it, by what /proc shows to one who sees all."""
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            with holders.lease(descriptor, writers_only=True) as free:
+                return bool(free) if free is not None else not writers and not self.unreadable
+        finally:
+            os.close(descriptor)
+
     def rotate(self, strategy: str) -> t.Dict[str, t.Any]:
         """Rotates by ``strategy``, or in check mode says what it would do, and gives the action."""
         started = time.monotonic()
@@ -226,10 +246,12 @@ class Log:
         }  # fmt: skip
         part = log_archive.free_name(self.directory, self.name)
         if self.check_mode:
-            packed = self.options.compress
-            return {**action, **self._foreseen(strategy, before), "rotated_to": f"{self.directory_path}/{part}{'.gz' if packed else ''}"}
-        call = {"rename": self._rename, "collapse": self._in_place, "punch": self._in_place, "copytruncate": self._copytruncate}[strategy]
-        more = call(strategy, part, before)
+            packed = ".gz" if self.options.compress else ""
+            return {**action, **self._foreseen(strategy, before), "rotated_to": f"{self.directory_path}/{part}{packed}", "duration_ms": 0.0}
+        ways = {
+            "rename": self._rename, "logrotate": self._logrotate, "collapse": self._in_place, "punch": self._in_place, "copytruncate": self._copytruncate,
+        }  # fmt: skip
+        more = ways[strategy](strategy, part, before)
         after = self.status()
         return {
             **action, "size_after": after.st_size, "disk_after": after.st_blocks * 512, **more, "rotated_to": f"{self.directory_path}/{more['rotated_to']}",
@@ -244,8 +266,9 @@ class Log:
             finally:
                 os.close(descriptor)
             rest = before.st_size - cut
-            return {"size_after": rest if strategy == "collapse" else before.st_size, "disk_after": rest, "whole_lines": whole}
-        return {"size_after": 0, "disk_after": 0}
+            length = rest if strategy == "collapse" else before.st_size
+            return {"size_after": length, "disk_after": rest, "whole_lines": whole, "archived_bytes": cut, "stall_ms": 0.0}
+        return {"size_after": 0, "disk_after": 0, **({"reopened_ms": 0.0} if strategy == "logrotate" else {})}
 
     def _create(self, owner: Ownership) -> None:
         """A fresh log, unless its writer was quicker."""
@@ -261,23 +284,71 @@ class Log:
     def _rename(self, _strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
         own = Ownership(stat.S_IMODE(before.st_mode), before.st_uid, before.st_gid)
         self.begin({"strategy": "rename", "part": part, "mode": own.mode, "uid": own.uid, "gid": own.gid})
-        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
-        try:
-            with holders.lease(descriptor, writers_only=True) as free:
-                status = os.fstat(descriptor)
-                if (status.st_dev, status.st_ino) != (before.st_dev, before.st_ino) or free is False:
-                    self.end()
-                    raise OpsError(f"Somebody opened or replaced {self.path} just now.", hint="Run it again.")
-                os.rename(self.name, part, src_dir_fd=self.directory, dst_dir_fd=self.directory)
-                self._create(own)
-        finally:
-            os.close(descriptor)
+        for _attempt in range(_ATTEMPTS):
+            if self._rename_unwritten(part, own, before):
+                break
+            time.sleep(0.02)
+        else:
+            self.end()
+            raise OpsError(f"{self.path} is opened again and again by a writer.", hint="Say with reopen how it is told to reopen, or run it again.")
         log_archive.sync(self.directory)
         self.end()
         packed = log_archive.compress_part(self.directory, part, self.owner(before)) if self.options.compress else None
         if not self.options.compress:
             self._own(part, self.owner(before))
         return {"rotated_to": packed or part}
+
+    def _rename_unwritten(self, part: str, own: Ownership, before: os.stat_result) -> bool:
+        """Renames the log while the kernel holds writers off, and puts a fresh file in its place. False where somebody writes it just now."""
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            with holders.lease(descriptor, writers_only=True) as free:
+                status = os.fstat(descriptor)
+                if (status.st_dev, status.st_ino) != (before.st_dev, before.st_ino):
+                    self.end()
+                    raise OpsError(f"Somebody replaced {self.path} just now.", hint="Let only one rotate it, then run it again.")
+                if free is False:
+                    return False
+                os.rename(self.name, part, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+                self._create(own)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _logrotate(self, _strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
+        own = Ownership(stat.S_IMODE(before.st_mode), before.st_uid, before.st_gid)
+        self.begin({"strategy": "logrotate", "part": part, "mode": own.mode, "uid": own.uid, "gid": own.gid})
+        log_policy.rename(self.directory_path, self.name, part)
+        self._create(own)
+        told = self._tell_writers(part)
+        self.end()
+        packed = log_archive.compress_part(self.directory, part, self.owner(before)) if self.options.compress else None
+        if not self.options.compress:
+            self._own(part, self.owner(before))
+        return {"rotated_to": packed or part, **told}
+
+    def _tell_writers(self, part: str) -> t.Dict[str, t.Any]:
+        """Tells the writers to reopen, and waits until none writes the renamed file. Raises ``OpsError`` that names who goes on; nothing is lost then."""
+        status = os.stat(part, dir_fd=self.directory, follow_symlinks=False)
+        identity = (status.st_dev, status.st_ino)
+        begun = time.monotonic()
+        told = 0
+        while True:
+            waited = time.monotonic() - begun
+            # Told a second time half way: a signal that comes while a program starts is lost.
+            if told == 0 or (told == 1 and waited > self.options.reopen_timeout / 2):
+                log_policy.tell(self.options.reopen)
+                told += 1
+            writers = [holder for holder in holders.open_files({identity}, mappings=False).of(identity) if holder.writes]
+            if not writers:
+                return {"reopened_ms": round((time.monotonic() - begun) * 1000, 1)}
+            if waited > self.options.reopen_timeout:
+                names = ", ".join(f"{holder.command} ({holder.pid})" for holder in writers)
+                raise OpsError(
+                    f"{names} still writes the renamed {self.directory_path}/{part}, {self.options.reopen_timeout:g} s after it was told to reopen.",
+                    hint="Nothing is lost. Look whether the command in reopen reaches it; the next run tells it again.",
+                )
+            time.sleep(0.05)
 
     def _own(self, part: str, owner: Ownership) -> None:
         descriptor = os.open(part, _READ_FLAGS, dir_fd=self.directory)
@@ -417,6 +488,8 @@ def validate(options: Options) -> None:
         raise OpsError(f"max_size is {options.max_size} bytes.", hint="Give 4096 bytes or more, for example 50MB.")
     if not 1 <= options.reopen_timeout <= 600:
         raise OpsError(f"reopen_timeout is {options.reopen_timeout:g}.", hint="It goes from 1 to 600 seconds.")
+    if options.strategy == "logrotate" and not options.reopen:
+        raise OpsError("strategy logrotate does not know how the writers are told to reopen.", hint="Give the command in reopen.")
     if options.mode is not None and not 0 <= options.mode <= 0o777:
         raise OpsError(f"mode is {options.mode:o}.", hint="Give an octal mode such as 0640.")
 
@@ -437,8 +510,10 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
     after: t.Dict[str, int] = {}
     for path in logs:
         with contextlib.suppress(FileNotFoundError), Log(path, options, check_mode) as log:
-            before[path] = after[path] = disk_bytes(log.status())
             try:
+                finished = log.finish()
+                actions += [finished] if finished else []
+                before[path] = after[path] = disk_bytes(log.status())
                 done = _one(log)
             except OpsError as error:
                 refused[path] = error
@@ -470,9 +545,6 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
 
 def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
     actions = []
-    finished = log.finish()
-    if finished:
-        actions.append(finished)
     status = log.status()
     rotated = False
     if disk_bytes(status) > log.options.max_size:

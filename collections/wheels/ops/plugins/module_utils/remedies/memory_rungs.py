@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The rungs of ``memory_trim``: what each is for, what it may give back at most, and how it is done.
+
+Nothing is injected into a process: a debugger that called malloc_trim deadlocked 10 of 310 targets.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import errno
+import json
+import os
+import signal
+import time
+import typing as t
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+
+from .. import heap, pressure
+from ..checks.memory import resident_bytes
+from ..results import OpsError
+from ..services import broker, processes
+from ..services.model import Manager, Service
+from . import service_restart
+
+
+@dataclass
+class Context:
+    """What there is on the host."""
+
+    services: t.Sequence[Service]
+    control: t.Optional[Manager]
+    base_url: str = ""
+    token: str = ""
+    application: str = ""
+    redis_url: str = ""
+    protect: t.AbstractSet[str] = frozenset()
+    timeout: float = 30.0
+    max_restarts: int = 3
+    state_dir: str = ""
+
+    @property
+    def names(self) -> t.List[str]:
+        return [service.name for service in self.services]
+
+    def pids(self, name: str) -> t.Set[int]:
+        """The processes of a service now; none while it does not run."""
+        service = next(service for service in self.services if service.name == name)
+        if self.control is None:
+            return set()
+        state = self.control.states([service.unit])[service.unit]
+        return self.control.pids(state) if state.running else set()
+
+    def of_type(self, kind: str, among: t.Sequence[str]) -> t.List[str]:
+        return [service.name for service in self.services if service.gate.type == kind and service.name in among]
+
+    def protected(self, name: str) -> bool:
+        """Whether a service, by its name, its unit or one of its programs, is to be left alone."""
+        service = next(service for service in self.services if service.name == name)
+        words = {name, service.unit, service.unit.rpartition(".")[0]}
+        return bool(words & self.protect) or any(program(pid) in self.protect for pid in self.pids(name))
+
+
+def program(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+@dataclass
+class Outcome:
+    """What a rung says of itself. ``given_back``: bytes that the subject's share does not show. ``replaced``: a process was."""
+
+    details: t.Dict[str, t.Any] = field(default_factory=dict)
+    given_back: int = 0
+    replaced: bool = False
+
+
+class Rung(abc.ABC):
+    """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless."""
+
+    bounded = False
+
+    @abc.abstractmethod
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        """What it can be applied to, of the services ``among``."""
+
+    def predict(self, context: Context, target: str) -> int:
+        """Bytes that it may give back; 0 where that cannot be known."""
+        return 0
+
+    @abc.abstractmethod
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        """Does it. Raises ``OpsError`` where it cannot be done; the next rung is tried then."""
+
+
+def _heaps(pids: t.Iterable[int]) -> t.List[heap.Heap]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.append(heap.look(pid))
+    return found
+
+
+class Application(Rung):
+    """Asks the application to trim itself: caches, garbage, malloc_trim."""
+
+    bounded = True
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        if not context.base_url:
+            return []
+        name = context.application or next(iter(context.of_type("http", context.names)), "")
+        return [name or context.base_url] if not name or name in among else []
+
+    def predict(self, context: Context, target: str) -> int:
+        pids = context.pids(target) if target in context.names else set()
+        return sum(found.trim_bound for found in _heaps(pids))
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        url = f"{context.base_url}/api/v1/system/memory/optimize" + ("?force_aggressive=true" if emergency else "")
+        if not url.startswith(("http://", "https://")):
+            raise OpsError(f"{context.base_url!r} is no http address.", hint="Correct base_url.")
+        request = urllib.request.Request(url, data=b"", method="POST", headers={"X-Ops-Token": context.token})
+        try:
+            with urllib.request.urlopen(request, timeout=context.timeout) as answer:
+                body = json.loads(answer.read(1 << 20))
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.") from error
+            raise OpsError(f"The application answers {error.code} to {url}.", hint="Deploy the patched files, or look at its log.") from error
+        except (OSError, ValueError) as error:
+            raise OpsError(f"The application does not answer at {url}: {error}.", hint="Look whether it runs.") from error
+        known = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
+        return Outcome({"reported": {key: body[key] for key in known if isinstance(body, dict) and key in body}})
+
+
+class RedisPurge(Rung):
+    """Has Redis give back pages that its allocator keeps: 231 to 140 MB in 23 ms after nine of ten keys were removed."""
+
+    bounded = True
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        names = context.of_type("redis", among)
+        return names if names and context.redis_url else []
+
+    def _memory(self, context: Context) -> t.Dict[str, t.Any]:
+        import redis
+
+        try:
+            with contextlib.closing(broker.connect(context.redis_url, timeout=context.timeout)) as client:
+                return t.cast(t.Dict[str, t.Any], client.info("memory"))
+        except redis.exceptions.RedisError as error:
+            raise OpsError(f"Redis at {broker.masked(context.redis_url)} does not answer: {error}.", hint="Look whether it runs.") from None
+
+    def predict(self, context: Context, target: str) -> int:
+        try:
+            found = self._memory(context)
+        except OpsError:
+            return 0
+        return max(0, int(found.get("used_memory_rss", 0)) - int(found.get("used_memory", 0)))
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        import redis
+
+        before = int(self._memory(context)["used_memory_rss"])
+        try:
+            with contextlib.closing(broker.connect(context.redis_url, timeout=context.timeout)) as client:
+                client.execute_command("MEMORY", "PURGE")
+        except redis.exceptions.RedisError as error:
+            raise OpsError(f"Redis does not purge: {error}.", hint="It needs jemalloc, and the right to MEMORY.") from None
+        # Redis looks at its own size ten times a second.
+        after, deadline = before, time.monotonic() + 1.5
+        while after >= before and time.monotonic() < deadline:
+            time.sleep(0.1)
+            after = int(self._memory(context)["used_memory_rss"])
+        return Outcome({"rss_before": before, "rss_after": after}, given_back=before - after)
+
+
+class CeleryPool(Rung):
+    """Replaces the idle child processes of a worker by fresh ones, by its own remote control. A child at work is left alone; no task is lost."""
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        return [name for name in context.of_type("celery", among) if not context.protected(name) and len(context.pids(name)) > 1]
+
+    def predict(self, context: Context, target: str) -> int:
+        parents = processes.parents()
+        pids = context.pids(target)
+        return sum(found.trim_bound + found.other_anonymous for found in _heaps(pid for pid in pids if parents.get(pid) in pids))
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        import redis
+
+        service = next(service for service in context.services if service.name == target)
+        try:
+            with contextlib.closing(broker.connect(service.gate.url or context.redis_url, timeout=context.timeout)) as client:
+                return self._recycle(client, context, target)
+        except redis.exceptions.RedisError as error:
+            raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
+
+    def _recycle(self, client: t.Any, context: Context, target: str) -> Outcome:
+        pids = context.pids(target)
+
+        def nodes() -> t.Dict[str, t.Dict[str, t.Any]]:
+            answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
+            return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
+
+        found = nodes()
+        if not found:
+            raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
+        replaced: t.List[int] = []
+        said = ""
+        for node, stats in found.items():
+            before = set(stats.get("pool", {}).get("processes") or ())
+            for _child in before:
+                for method in ("pool_grow", "pool_shrink"):
+                    answer = broker.workers(
+                        client, timeout=min(5.0, context.timeout), wanted=bool, method=method, arguments={"n": 1}, destination=[node]
+                    )  # fmt: skip
+                    said = str(answer.get(node, {}).get("error", "")) or said
+            deadline = time.monotonic() + min(10.0, context.timeout)
+            gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
+            while len(gone) < len(before) and time.monotonic() < deadline:
+                time.sleep(0.1)
+                gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
+            replaced += sorted(gone)
+        if not replaced:
+            raise OpsError(f"No child of {target} could be replaced: {said or 'all are at work'}.", hint="Run it again when tasks have ended.")
+        return Outcome({"replaced": replaced}, replaced=True)
+
+
+class Reclaim(Rung):
+    """Has a cgroup v2 give up file cache, and only that; it is counted apart, as MemAvailable and our percentage count such cache as free."""
+
+    def _directory(self, context: Context, name: str) -> str:
+        first = next(iter(sorted(context.pids(name))), None)
+        return "" if first is None else pressure.own_directory(first)
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        usable = (name for name in among if not context.protected(name))
+        return [name for name in usable if os.path.exists(f"{self._directory(context, name) or '/nowhere'}/memory.reclaim")]
+
+    def predict(self, context: Context, target: str) -> int:
+        return 0
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        return reclaim(self._directory(context, target))
+
+
+def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
+    """Reclaims the clean file cache of one cgroup directory. Raises ``OpsError`` where the kernel would swap out instead."""
+    amount, anonymous = pressure.file_cache(directory), pressure.anonymous(directory)
+    if amount < 1 << 20:
+        raise OpsError(f"{directory} holds no file cache.", hint="There is nothing to reclaim.")
+    wanted = [f"{amount} swappiness=0"]
+    if not pressure.swap_total(proc):
+        wanted.append(str(amount))  # without swap nothing else than cache can go, and older kernels do not know swappiness here
+    said = ""
+    for text in wanted:
+        descriptor = os.open(f"{directory}/memory.reclaim", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # A buffered write would swallow the kernel's answer.
+            os.write(descriptor, text.encode())
+            said = ""
+            break
+        except OSError as error:
+            said = os.strerror(error.errno or 0)
+            if error.errno == errno.EAGAIN:
+                said = ""  # it could not reclaim all of it: what it did is measured
+                break
+            if error.errno != errno.EINVAL:
+                break
+        finally:
+            os.close(descriptor)
+    if said:
+        raise OpsError(
+            f"The kernel does not reclaim from {directory}: {said}.", hint="Where there is swap, a kernel is needed that takes swappiness in memory.reclaim."
+        )
+    freed = amount - pressure.file_cache(directory)
+    return Outcome({"cache_bytes_freed": freed, "anonymous_bytes": anonymous - pressure.anonymous(directory)}, given_back=freed)
+
+
+class Recycle(Rung):
+    """Ends the largest worker of a server that replaces its workers (gunicorn, uvicorn --workers), gracefully and one at a time.
+
+    It is the only cure for memory that small objects hold in part: a trim gives back 0 to 1 % of that.
+    """
+
+    def _workers(self, context: Context, name: str) -> t.List[int]:
+        pids = context.pids(name)
+        parents = processes.parents()
+        masters = {pid for pid in pids if any(os.path.basename(word) in ("gunicorn", "uvicorn") for word in processes.command_line(pid)[:3])}
+        children = [pid for pid in pids if parents.get(pid) in masters and not any("resource_tracker" in word for word in processes.command_line(pid))]
+        return children if len(children) > 1 else []  # the only one is not ended: nobody would serve meanwhile
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        return [name for name in among if not context.protected(name) and self._workers(context, name)]
+
+    def _worst(self, context: Context, target: str) -> int:
+        return max(self._workers(context, target), key=lambda pid: resident_bytes([pid]), default=0)
+
+    def predict(self, context: Context, target: str) -> int:
+        sizes = sorted(resident_bytes([pid]) for pid in self._workers(context, target))
+        return sizes[-1] - sizes[0] if sizes else 0
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        worst = self._worst(context, target)
+        if not worst:
+            raise OpsError(f"{target} has no worker that its server would replace.", hint="Restart it: allow_restart: true.")
+        before = set(self._workers(context, target))
+        size = resident_bytes([worst])
+        end_gracefully(worst, context.timeout)
+        deadline = time.monotonic() + context.timeout
+        while len(self._workers(context, target)) < len(before):
+            if time.monotonic() > deadline:
+                raise OpsError(f"{target} did not replace worker {worst} within {context.timeout:g} s.", hint="Look at its log.")
+            time.sleep(0.1)
+        return Outcome({"worker": worst, "worker_bytes": size, "new": sorted(set(self._workers(context, target)) - before)}, replaced=True)
+
+
+def end_gracefully(pid: int, timeout: float) -> None:
+    """SIGTERM to one process by a handle that cannot mean another; waits until it is gone. Raises ``OpsError`` where it stays."""
+    import select
+
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], timeout)[0]:
+            raise OpsError(f"Process {pid} did not end within {timeout:g} s of SIGTERM.", hint="It is finishing its work. It is not killed.")
+    except PermissionError as error:
+        raise OpsError(f"Process {pid} is not ours to end.", hint="Run as root or as its user.") from error
+    finally:
+        os.close(handle)
+
+
+class Restart(Rung):
+    """Restarts a service behind its gate, within the budget of restarts. The last rung."""
+
+    def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
+        usable = [name for name in among if not context.protected(name) and context.pids(name)]
+        return sorted(usable, key=lambda name: -resident_bytes(context.pids(name)))[:1]
+
+    def predict(self, context: Context, target: str) -> int:
+        return sum(found.trim_bound + found.other_anonymous for found in _heaps(context.pids(target)))
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        if context.control is None:
+            raise OpsError("There is no service manager.", hint="Give service_manager.")
+        options = service_restart.Options(
+            only=(target,), with_dependents=False, max_restarts=context.max_restarts, reason="memory above the last tier", state_dir=context.state_dir
+        )
+        result = service_restart.run(context.services, context.control, options)
+        return Outcome({"restarted": [action["target"] for action in result.actions if action.get("changed")]}, replaced=True)
+
+
+RUNGS: t.Dict[str, Rung] = {
+    "application": Application(), "redis": RedisPurge(), "celery": CeleryPool(), "reclaim": Reclaim(), "recycle": Recycle(), "restart": Restart(),
+}  # fmt: skip

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Gives memory back, rung by rung of the incident report's ladder, and measures each rung. Never drops the page cache, never kills.
+
+The lower rungs cost a pause, the upper ones a process. A rung is tried when the share of memory in use is above its tier, and the ladder ends
+as soon as the target is reached.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import typing as t
+from dataclasses import dataclass, field, replace
+
+from .. import pressure, units
+from ..checks.memory import MEBIBYTE, resident_bytes
+from ..results import OpsError, Result
+from ..services.manager import open_manager
+from ..services.model import Manager, Service, parse_services
+from ..thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
+from . import memory_rungs
+from .memory_rungs import Context, Outcome
+
+#: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
+PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
+#: Every rung with its tier, in the order in which they are tried.
+LADDER: t.Tuple[t.Tuple[str, str], ...] = (
+    ("application", "warning"), ("redis", "warning"), ("celery", "critical"), ("reclaim", "critical"), ("recycle", "emergency"), ("restart", "restart"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run behaves. ``target`` and ``tiers`` in percent; ``min_gain`` in bytes: less than that was not worth a rung. Times in seconds."""
+
+    scope: str = "host"
+    target: float = 0.0
+    thresholds: Thresholds = DEFAULTS["memory"]
+    restart_above: float = MEMORY_RESTART
+    actions: t.Tuple[str, ...] = tuple(name for name, _tier in LADDER)
+    base_url: str = ""
+    token: str = ""
+    application: str = ""
+    redis_url: str = ""
+    allow_restart: bool = False
+    protect: t.Tuple[str, ...] = ()
+    min_gain: int = 32 * MEBIBYTE
+    timeout: float = 30.0
+    verify_after: float = 0.0
+    max_restarts: int = 3
+    state_dir: str = ""
+
+    def tier(self, name: str) -> float:
+        """The percentage above which a tier begins; above 100 where there is none."""
+        limit = self.restart_above if name == "restart" else getattr(self.thresholds, name)
+        return 101.0 if limit is None else float(limit)
+
+    @property
+    def goal(self) -> float:
+        return self.target or self.tier("warning")
+
+
+@dataclass
+class Subject:
+    """What has a share of memory: the host, the container around us, or a service with a limit."""
+
+    name: str
+    limit: int
+    measure: t.Callable[[], int]
+    services: t.Sequence[str] = ()
+    used: int = 0
+
+    def look(self) -> float:
+        """Measures, and gives the percentage."""
+        self.used = self.measure()
+        return self.percent
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.used / max(1, self.limit)
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        return {"percent": round(self.percent, 1), "used_bytes": self.used, "limit_bytes": self.limit}
+
+
+@dataclass
+class _Run:
+    context: Context
+    options: Options
+    check_mode: bool
+    actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
+
+    def climb(self, subject: Subject) -> None:
+        """Tries the rungs for one subject, lowest first."""
+        for name, tier in LADDER:
+            if subject.percent <= self.options.goal:
+                return
+            if name not in self.options.actions or subject.percent <= self.options.tier(tier):
+                continue
+            if name == "restart" and not self.options.allow_restart:
+                continue
+            rung = memory_rungs.RUNGS[name]
+            for target in rung.targets(self.context, subject.services):
+                self._take(subject, name, target)
+                if subject.percent <= self.options.goal:
+                    return
+
+    def _take(self, subject: Subject, name: str, target: str) -> None:
+        rung = memory_rungs.RUNGS[name]
+        emergency = subject.percent > self.options.tier("emergency")
+        forced = subject.percent > self.options.tier("critical")
+        predicted = rung.predict(self.context, target)
+        before, percent = subject.used, subject.percent
+        entry: t.Dict[str, t.Any] = {
+            "action": name, "target": target, "subject": subject.name, "changed": False, "predicted_bytes": predicted, "bytes_freed": 0,
+            "percent_before": round(percent, 1), "percent_after": round(percent, 1), "effective": False, "duration_ms": 0.0,
+        }  # fmt: skip
+        self.actions.append(entry)
+        if rung.bounded and predicted < self.options.min_gain and not forced:
+            entry["skipped"] = f"not worth it: no more than {units.readable(predicted)} could come back"
+            return
+        if self.check_mode:
+            # What a prediction cannot know, a restart or a garbage collection, is taken as it is foretold: no more than that.
+            subject.used = max(0, subject.used - predicted)
+            entry.update(changed=True, bytes_freed=predicted, percent_after=round(subject.percent, 1), effective=predicted >= self.options.min_gain)
+            return
+        started = time.monotonic()
+        try:
+            outcome: Outcome = rung.act(self.context, target, emergency)
+        except OpsError as error:
+            entry.update(skipped=str(error), duration_ms=round((time.monotonic() - started) * 1000, 1))
+            return
+        subject.look()
+        freed = before - subject.used
+        entry.update(
+            changed=outcome.replaced or freed >= self.options.min_gain or outcome.given_back >= self.options.min_gain,
+            bytes_freed=freed, percent_after=round(subject.percent, 1), effective=freed >= self.options.min_gain,
+            duration_ms=round((time.monotonic() - started) * 1000, 1), **outcome.details,
+        )  # fmt: skip
+
+
+def validate(options: Options) -> None:
+    """Refuses nonsense before anything is touched."""
+    unknown = sorted(set(options.actions) - {name for name, _tier in LADDER})
+    if unknown:
+        raise OpsError(f"There is no action {', '.join(unknown)}.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.")
+    if options.scope not in ("host", "services"):
+        raise OpsError(f"scope is {options.scope!r}.", hint="Choose host or services.")
+    for name, low, high in (("restart_above", 1, 100), ("target", 0, 100), ("timeout", 1, 600), ("verify_after", 0, 300), ("max_restarts", 0, 1000)):
+        if not low <= getattr(options, name) <= high:
+            raise OpsError(f"{name} is {getattr(options, name):g}.", hint=f"It goes from {low} to {high}.")
+    if options.thresholds.warning is None:
+        raise OpsError("The warning threshold is missing.", hint="Give it in percent, for example 65.")
+    if options.goal > options.tier("warning"):
+        raise OpsError(f"The target of {options.goal:g} % lies above the warning at {options.tier('warning'):g} %.", hint="Give a lower target, or none.")
+    highest = max(limit for limit in (options.thresholds.warning, options.thresholds.critical, options.thresholds.emergency) if limit is not None)
+    if options.restart_above < highest:
+        raise OpsError(f"restart_above is {options.restart_above:g} %, below another tier at {highest:g} %.", hint="It comes last.")
+    if not 0 <= options.min_gain <= 1 << 50:
+        raise OpsError(f"min_gain is {options.min_gain} bytes.", hint="Give bytes, for example 32M.")
+
+
+def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float]) -> t.List[Subject]:
+    """What is measured: each service with a limit of ours or of its cgroup, and with scope ``host`` the machine and the container around us."""
+    found = []
+    for name, limit in limits_mb.items():
+        if limit <= 0 or name not in context.names:
+            raise OpsError(
+                f"memory_limits_mb gives {limit} MiB for {name}.", hint=f"Give positive numbers for services of the list: {', '.join(context.names)}."
+            )
+    for name in context.names:
+        if name in limits_mb:
+            found.append(Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name]))
+        first = next(iter(sorted(context.pids(name))), None)
+        around = None if first is None else pressure.cgroup(first)
+        if around is not None and (options.scope == "services" or around.path != "/"):
+            found.append(Subject(f"{name} ({around.path})", around.limit_bytes, _cgroup_use(context, name), [name]))
+    if options.scope == "host":
+        machine = pressure.host()
+        found.append(Subject("the host", machine.limit_bytes, lambda: pressure.host().used_bytes, context.names))
+        own = pressure.cgroup()
+        if own is not None and own.path == "/":
+            found.append(Subject("the container", own.limit_bytes, lambda: _used(pressure.cgroup()), context.names))
+    if not found:
+        raise OpsError("There is no memory to measure.", hint="Give memory_limits_mb for services, or scope: host.")
+    return found
+
+
+def _resident(context: Context, name: str) -> int:
+    return resident_bytes(context.pids(name))
+
+
+def _cgroup_use(context: Context, name: str) -> t.Callable[[], int]:
+    def measure() -> int:
+        first = next(iter(sorted(context.pids(name))), None)
+        return 0 if first is None else _used(pressure.cgroup(first))
+
+    return measure
+
+
+def _used(scope: t.Optional[pressure.Scope]) -> int:
+    return 0 if scope is None else scope.used_bytes
+
+
+def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: t.Mapping[str, float], options: Options, *, check_mode: bool = False) -> Result:
+    """Climbs the ladder for every subject that is above the warning; see the module's documentation for the result."""
+    validate(options)
+    context = Context(
+        services=services, control=control, base_url=options.base_url.rstrip("/"), token=options.token, application=options.application,
+        redis_url=options.redis_url, protect=frozenset(PROTECTED) | set(options.protect), timeout=options.timeout, max_restarts=options.max_restarts, state_dir=options.state_dir,
+    )  # fmt: skip
+    every = subjects(context, options, limits_mb)
+    for subject in every:
+        subject.look()
+    before = {subject.name: subject.as_dict() for subject in every}
+    stalls = pressure.stalls()
+    started = time.monotonic()
+    ladder = _Run(context, options, check_mode)
+    # The tightest first: what a service gives back, the host around it has too.
+    for subject in sorted(every, key=lambda subject: -subject.percent):
+        if not check_mode:
+            subject.look()
+        if subject.percent > options.tier("warning"):
+            ladder.climb(subject)
+    if not check_mode:
+        for subject in every:
+            subject.look()
+    after = {subject.name: subject.as_dict() for subject in every}
+    rebound = {}
+    if options.verify_after and not check_mode and any(action["changed"] for action in ladder.actions):
+        time.sleep(options.verify_after)
+        rebound = {subject.name: round(subject.look(), 1) for subject in every}
+    worst = max(every, key=lambda subject: after[subject.name]["percent"])
+    highest = max(before.values(), key=lambda entry: entry["percent"])["percent"]
+    freed = sum(max(0, before[name]["used_bytes"] - after[name]["used_bytes"]) for name in before if name not in ("the host", "the container"))
+    missed = [name for name, entry in after.items() if entry["percent"] > options.goal and before[name]["percent"] > options.tier("warning")]
+    return Result(
+        changed=any(action["changed"] for action in ladder.actions),
+        before={"subjects": before, "stalls": stalls, "tier": tier_of(highest, options)},
+        after={"subjects": after, "stalls": pressure.stalls(), "tier": tier_of(after[worst.name]["percent"], options)},
+        actions=ladder.actions,
+        msg=_message(ladder.actions, before, after, missed, options, check_mode),
+        diff=[
+            {"before_header": name, "after_header": name, "before": f"{before[name]['percent']} %\n", "after": f"{after[name]['percent']} %\n"}
+            for name in before
+            if before[name]["percent"] != after[name]["percent"] and any(action["changed"] for action in ladder.actions)
+        ],
+        extra={"bytes_freed": freed, "missed": missed, "rebound_percent": rebound, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
+    )  # fmt: skip
+
+
+def tier_of(percent: float, options: Options) -> str:
+    """The highest tier that a percentage is above; ``ok`` below all."""
+    return next((name for name in ("restart", "emergency", "critical", "warning") if percent > options.tier(name)), "ok")
+
+
+def _message(
+    actions: t.Sequence[t.Mapping[str, t.Any]],
+    before: t.Mapping[str, t.Mapping[str, t.Any]],
+    after: t.Mapping[str, t.Mapping[str, t.Any]],
+    missed: t.Sequence[str],
+    options: Options,
+    check_mode: bool,
+) -> str:
+    over = [name for name, entry in before.items() if entry["percent"] > options.tier("warning")]
+    if not over:
+        return "Memory is below the warning; nothing was done."
+    shown = ", ".join(f"{name} from {before[name]['percent']} to {after[name]['percent']} %" for name in over)
+    text = f"{'At best: ' if check_mode else ''}{shown}."
+    if missed:
+        tried = {action["action"] for action in actions}
+        further = [name for name, _tier in LADDER if name not in tried and name in options.actions and (name != "restart" or options.allow_restart)]
+        text += f" Not at {options.goal:g} %: {', '.join(missed)}."
+        if not options.allow_restart and any(after[name]["percent"] > options.restart_above for name in missed):
+            text += " A restart is in order: allow_restart: true."
+        elif further:
+            text += f" Not tried, as there is nothing of that kind or the tier is not reached: {', '.join(further)}."
+    return text
+
+
+def token_of(given: str, path: str) -> str:
+    """The ops token: given, or the first line of a file that is no comment."""
+    if given or not path:
+        return given
+    try:
+        with open(path, encoding="utf-8") as file:
+            return next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
+    except OSError as error:
+        raise OpsError(f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file.") from error
+
+
+def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
+    """``run`` for a caller's parameters: sizes and thresholds as people write them, the services' manager opened. Raises ``OpsError`` for nonsense."""
+    known = parse_services(given["services"]) if given.get("services") else []
+    taken: t.Dict[str, t.Any] = {key: given[key] for key in Options.__dataclass_fields__ if key != "thresholds" and given.get(key) is not None}
+    taken.update({key: tuple(value) for key, value in taken.items() if isinstance(value, list)})
+    if "min_gain" in taken:
+        taken["min_gain"] = units.size(taken["min_gain"], "min_gain")
+    if given.get("thresholds"):
+        taken["thresholds"] = parse({"memory": given["thresholds"]})["memory"]
+    try:
+        limits = {str(name): float(limit) for name, limit in (given.get("memory_limits_mb") or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise OpsError("memory_limits_mb is not a number of MiB for every service.", hint="For example {pam-backend: 512}.") from error
+    options = Options(**taken)
+    validate(options)
+    # In check mode nobody is asked: the token need not be there yet.
+    options = replace(options, token=options.token or ("" if check_mode else token_of("", given.get("token_file") or "")))
+    control = open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
+    return run(known, control, limits, options, check_mode=check_mode)
