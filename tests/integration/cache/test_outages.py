@@ -278,7 +278,7 @@ def test_memory_stays_bounded(tree: Tree, redis: servers.Redis) -> None:
     for start in range(0, count, 500):
         await cache.batch_set({f"k{n}": "x" * 400 for n in range(start, start + 500)}, ttl=60)
         await cache.batch_get([f"k{n}" for n in range(start, start + 500)])
-    held = sum(len(entry[0]) + len(key) + 200 for key, entry in cache._entries.items())
+    held = sum(len(entry[0]) + len(key) + cache._store.OVERHEAD for key, entry in cache._entries.items())
     full = [cache._store.bytes, held, len(cache._entries)]
     freed = cache.trim_local()
     link = cache._link()

@@ -366,6 +366,7 @@ class CORSDecider:
         self._good_lists: t.Set[bytes] = {b""}
         self.shared: t.Dict[bytes, t.Tuple[HeaderPair, ...]] = {}
         self._from_pattern: t.Dict[bytes, t.Tuple[HeaderPair, ...]] = {}
+        self._foreign: t.Set[bytes] = set()  # refused lately
         self._preflights: t.Dict[bytes, t.List[HeaderPair]] = {}
         for origin in policy.allow_origins:
             if origin != "*":
@@ -387,15 +388,22 @@ class CORSDecider:
             return found
         if self._anonymous is not None:
             return self._anonymous
+        if origin in self._foreign:
+            return None
         found = self._from_pattern.get(origin)
-        if found is not None:
-            return found
-        origin = origin.strip(b" \t")  # optional whitespace around a field value is not part of it
+        return found if found is not None else self._matched(origin)
+
+    def _matched(self, raw: bytes) -> t.Optional[t.Tuple[HeaderPair, ...]]:
+        origin = raw.strip(b" \t")  # optional whitespace around a field value is not part of it
         found = self.shared.get(origin)
         if found is None and len(origin) <= _LONGEST_ORIGIN and any(pattern.fullmatch(origin) for pattern in self._patterns):
             found = self._actual_headers(origin)
             if len(self._from_pattern) < 256:  # bounded: an attacker can invent numbers of previews
                 self._from_pattern[origin] = found
+        if found is None and len(raw) <= _LONGEST_ORIGIN:
+            if len(self._foreign) >= 256:
+                self._foreign.clear()
+            self._foreign.add(raw)
         return found
 
     def method_allowed(self, method: t.Optional[bytes]) -> bool:
@@ -491,6 +499,18 @@ class CORSDecider:
         return "not listed"
 
 
+class _Refusal:
+    """One refused origin: how often, when (monotonic seconds), as what."""
+
+    __slots__ = ("count", "event", "first", "last", "length", "reason")
+
+    def __init__(self, now: float, length: int) -> None:
+        self.count = 0
+        self.first = self.last = now
+        self.length = length
+        self.event = self.reason = ""
+
+
 class CORSActivity:
     """What was decided: counters, the last refused origins, and log lines. All of it bounded whatever is sent."""
 
@@ -506,24 +526,31 @@ class CORSActivity:
         self.preflight_allowed = 0
         self.preflight_denied: t.Dict[str, int] = {"origin": 0, "method": 0, "header": 0}
         self.websocket_denied = 0
-        self._refused: OrderedDict[str, t.Dict[str, t.Any]] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Refusal] = OrderedDict()
         self._window_end = 0.0
         self._lines = 0
         self._suppressed = 0
 
-    def refused(self, event: str, origin: bytes, reason: str, path: str, **more: object) -> None:
-        """Remembers a refusal and logs it, a bounded number of lines a minute."""
-        shown = _shown(origin)
-        entry = self._refused.pop(shown, None)
-        now = time.time()
+    def refused(self, event: str, origin: bytes, reason: str, path: str, asked: t.Optional[t.Mapping[str, object]] = None) -> None:
+        """Remembers a refusal and logs it, a bounded number of lines a minute. Runs for every refused request of an attack."""
+        now = time.monotonic()
+        key = origin[: _LONGEST_ORIGIN + 1]
+        entry = self._refused.get(key)
         if entry is None:
-            entry = {"origin": shown, "count": 0, "first_seen": now}
             if len(self._refused) >= self.KEPT:
                 self._refused.popitem(last=False)
-        entry.update(count=entry["count"] + 1, last_seen=now, event=event, reason=reason, raw=bytes(origin[: _LONGEST_ORIGIN + 1]))
-        self._refused[shown] = entry
-        if self._may_log():
-            logger.warning(event, origin=shown, reason=reason, path=_shown(path), **{key: _shown(value) for key, value in more.items()}, **self._gap())
+            self._refused[key] = entry = _Refusal(now, len(origin))
+        else:
+            self._refused.move_to_end(key)
+        entry.count += 1
+        entry.last = now
+        entry.event = event
+        entry.reason = reason
+        if now < self._window_end and self._lines >= self.lines_per_window:
+            self._suppressed += 1
+        elif self._may_log():
+            more = {name: _shown(value) for name, value in (asked or {}).items()}
+            logger.warning(event, origin=_shown(origin), reason=reason, path=_shown(path), **more, **self._gap())
 
     def granted(self, event: str, origin: bytes, path: str) -> None:
         """Logs a decision in favour; only called when debugging."""
@@ -557,9 +584,19 @@ class CORSActivity:
         }
 
     def last_refused(self, decider: CORSDecider) -> t.List[t.Dict[str, t.Any]]:
-        """Newest first, with the explanation."""
+        """Newest first, with the explanation; times are seconds since 1970."""
+        epoch = time.time() - time.monotonic()
         return [
-            {**{key: value for key, value in entry.items() if key != "raw"}, "why": decider.explain(entry["raw"])} for entry in reversed(self._refused.values())
+            {
+                "origin": _shown(key, 120) + (f" ({entry.length} bytes)" if entry.length > len(key) else ""),
+                "count": entry.count,
+                "first_seen": round(epoch + entry.first, 3),
+                "last_seen": round(epoch + entry.last, 3),
+                "event": entry.event,
+                "reason": entry.reason,
+                "why": decider.explain(key),
+            }
+            for key, entry in reversed(self._refused.items())
         ]
 
 
@@ -805,7 +842,7 @@ class CORSMiddleware:
         self._decider = config.decider
         self._shared = config.decider.shared
         self._debug = config.debug
-        self._explain = config.environment == "development"
+        self._refusals = {reason: self._refusal(reason, explain=config.environment == "development") for reason in ("origin", "method", "header")}
         self.app = app
         self._plain = not config.enhanced
         if self._plain:
@@ -813,6 +850,12 @@ class CORSMiddleware:
 
             self.app = t.cast(ASGIApp, StarletteCORSMiddleware(t.cast(t.Any, app), **config.policy.starlette_arguments()))
             logger.warning("CORS enhanced handling is off, Starlette's middleware applies the policy")
+
+    @staticmethod
+    def _refusal(reason: str, explain: bool) -> t.Tuple[int, bytes, t.List[HeaderPair]]:
+        """A refused preflight's answer. Only a developer is told which of the three it was."""
+        body = b"CORS preflight denied" + (f": this {reason} is not allowed".encode() if explain else b"")
+        return 403, body, [(b"vary", VARY_PREFLIGHT), (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -840,7 +883,7 @@ class CORSMiddleware:
                 return
             if granted is None:
                 activity.denied += 1
-                activity.refused("CORS origin denied", origin, "origin", scope["path"], method=scope["method"])
+                activity.refused("CORS origin denied", origin, "origin", scope["path"])
                 cors = _ONLY_VARY
             else:
                 activity.allowed += 1
@@ -895,12 +938,9 @@ class CORSMiddleware:
         else:
             reason = refusal or "origin"
             self.activity.preflight_denied[reason] += 1
-            asked = {"requested_method": method or b"", "requested_headers": b",".join(lists)} if self._debug else {}
-            self.activity.refused("CORS preflight denied (OPTIONS)", origin, reason, scope["path"], **asked)
-            status, body = 403, b"CORS preflight denied"
-            if self._explain:
-                body += b": this " + reason.encode() + b" is not allowed"
-            headers = [(b"vary", VARY_PREFLIGHT), (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+            asked = {"requested_method": method or b"", "requested_headers": b",".join(lists)} if self._debug else None
+            self.activity.refused("CORS preflight denied (OPTIONS)", origin, reason, scope["path"], asked)
+            status, body, headers = self._refusals[reason]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return True

@@ -44,9 +44,7 @@ from app.core.logging import get_logger
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, DataError, NoScriptError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
 
 logger = get_logger(__name__)
 
@@ -224,7 +222,7 @@ def decode(text: str) -> t.Any:
         return _loads(text)
     try:
         return _untagged(_loads(text[1:]))
-    except (KeyError, TypeError, AttributeError, decimal.InvalidOperation, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"not a cached value: {type(error).__name__}") from None
 
 
@@ -247,7 +245,7 @@ local own, old = '%(prefix)s', {%(legacy)s}
 local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local mine, legacy, adopted, ttl = 0, 0, 0, tonumber(ARGV[3])
 for _, key in ipairs(page[2]) do
-  local head = string.match(key, '^[^:]*:')
+  local head = string.sub(key, 1, #own) == own and own or string.match(key, '^[^:]*:')
   if head == 'pam:' then head = string.match(key, '^pam:[^:]*:') end
   if head and (head == own or old[head]) then
     local left = redis.call('PTTL', key)
@@ -264,11 +262,14 @@ return {page[1], #page[2], mine, legacy, adopted}
 """ % {"prefix": PREFIX, "legacy": ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES))}  # noqa: UP031 - braces are Lua's
 _UNLINK = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-local gone = 0
-for _, key in ipairs(page[2]) do
-  if ARGV[4] == '1' or redis.call('TYPE', key).ok == 'string' then gone = gone + redis.call('UNLINK', key) end
+local keys = page[2]
+if ARGV[4] ~= '1' then
+  keys = {}
+  for _, key in ipairs(page[2]) do
+    if redis.call('TYPE', key).ok == 'string' then keys[#keys + 1] = key end
+  end
 end
-return {page[1], gone}
+return {page[1], #keys > 0 and redis.call('UNLINK', unpack(keys)) or 0}
 """
 _MOVE = """
 if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('RENAMENX', KEYS[1], KEYS[2]) == 0 then return 0 end
@@ -338,7 +339,7 @@ class LocalStore:
     Redis is away. Texts, not objects: every caller gets a value of its own.
     """
 
-    OVERHEAD = 200  # bytes a Python entry costs beside its text, measured
+    OVERHEAD = 250  # bytes that an entry costs beside its characters, measured with tracemalloc
 
     def __init__(self) -> None:
         self.fresh_for = _number("CACHE_L1_TTL", 2.0)
@@ -399,6 +400,7 @@ class Link:
         self.delay = 0.25
         self.next_probe = 0.0
         self.probing: t.Optional[asyncio.Task[None]] = None
+        self.delivering: t.Optional[asyncio.Task[None]] = None
         self.flights: t.Dict[str, asyncio.Task[t.Any]] = {}
         self.pending: t.Dict[t.Tuple[str, str], None] = {}
         self.users: weakref.WeakSet[CacheService] = weakref.WeakSet()
@@ -482,6 +484,18 @@ class Link:
         elif ("pattern", "*") not in self.pending:
             self.pending[(kind, text)] = None
 
+    def deliver_soon(self) -> None:
+        """Applies what was remembered during a failure too short to open the breaker."""
+        if self.delivering is None:
+            self.delivering = asyncio.get_running_loop().create_task(self._delivery())
+
+    async def _delivery(self) -> None:
+        try:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await self._deliver()
+        finally:
+            self.delivering = None
+
     async def _deliver(self) -> None:
         assert self.client is not None
         waiting, self.pending = self.pending, {}
@@ -493,13 +507,16 @@ class Link:
             for text in [text for kind, text in waiting if kind == "pattern"]:
                 async for _ in _unlink_slices(self.client, PREFIX + text, own=True):
                     pass
+        except ResponseError as error:  # Redis is there and will refuse it again: nothing to wait for
+            logger.error("Cache: an invalidation was refused by Redis", error=type(error).__name__, count=len(waiting))
         except BaseException:
             self.pending = {**waiting, **self.pending}
             raise
 
     async def close(self) -> None:
-        if self.probing is not None:
-            self.probing.cancel()
+        for task in (self.probing, self.delivering):
+            if task is not None:
+                task.cancel()
         client, self.client = self.client, None
         self.connected = False
         if client is not None:
@@ -529,7 +546,7 @@ async def _unlink_slices(client: aioredis.Redis, pattern: str, *, own: bool) -> 
     cursor: t.Any = "0"
     while True:
         async with asyncio.timeout(SWEEP_TIMEOUT):
-            cursor, gone = await _run(client, _UNLINK, (), (cursor, pattern, SLICE, "1" if own else "0"))
+            cursor, gone = await _run(client, _UNLINK, (), (cursor, pattern, SLICE // 2, "1" if own else "0"))
         yield int(gone)
         if str(cursor) == "0":
             return
@@ -625,25 +642,25 @@ class CacheService:
 
     async def _call(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], *, timeout: float = CALL_TIMEOUT) -> t.Any:
         """One exchange with Redis, bounded in time. Raises ``CacheUnavailableError`` only."""
-        if self._override is not None:
-            return await work(self._override)
         link = self._link()
-        if link.refuse():
-            raise CacheUnavailableError("Redis is not available")
+        client = self._override
+        if client is None:
+            if link.refuse():
+                raise CacheUnavailableError("Redis is not available")
+            client = link.client
         try:
             async with asyncio.timeout(timeout):
-                result = await work(link.client)
-        except (RedisConnectionError, RedisTimeoutError, AuthenticationError, OSError) as error:  # TimeoutError is an OSError
-            link.failed(error)
-            raise CacheUnavailableError(type(error).__name__) from None
+                result = await work(client)
         except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
             link.succeeded()
             self.counters.errors += 1
             raise CacheUnavailableError(type(error).__name__) from None
-        except Exception as error:  # whatever a client library can think of: no caller of a cache is prepared for it
+        except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
             link.failed(error)
             raise CacheUnavailableError(type(error).__name__) from None
         link.succeeded()
+        if link.pending and not link.open and client is link.client:
+            link.deliver_soon()
         return result
 
     # --- keys ---
@@ -652,7 +669,7 @@ class CacheService:
     def _name(key: str) -> str:
         """The key in Redis."""
         key = str(key)
-        if len(key) > LONGEST_KEY // 4 and len(key.encode("utf-8", "replace")) > LONGEST_KEY:
+        if len(key) > LONGEST_KEY // 4 and len(key.encode("utf-8", "surrogatepass")) > LONGEST_KEY:
             digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
             key = f"{key[:96]}:sha256:{digest}"
         return PREFIX + key
@@ -744,6 +761,7 @@ class CacheService:
         except CacheUnavailableError:
             self._link().remember("key", name)  # an older value may still be there
             return
+        self._link().pending.pop(("key", name), None)
         self.counters.sets += 1
 
     async def delete(self, key: str) -> int:
@@ -953,7 +971,7 @@ class CacheService:
         """Gives back the memory held for quick answers; the bytes that were held."""
         return self._store.clear()
 
-    async def clear_expired(self, max_seconds: float = 30.0) -> SweepResult:
+    async def clear_expired(self, max_seconds: float = 25.0) -> SweepResult:
         """Sees to it that every entry of this application ends, and that what has ended is gone.
 
         Redis expires entries itself, but reclaims lazily, and never what was written without an end. One pass over all
@@ -989,8 +1007,8 @@ class CacheService:
                 now = time.monotonic()
                 if now - started > max_seconds:
                     break
-                # Slow answers mean that Redis, or this process, has better things to do.
-                size = max(25, size // 2) if now - at > 0.003 else min(SLICE, size + 25)
+                # Slow answers mean that Redis, or this machine, has better things to do.
+                size = SLICE // 2 if now - at > 0.003 else SLICE
                 await asyncio.sleep(0)
             expired = await self._call(lambda client: self._sweep_done(client, "0" if finished else cursor, before))
         except CacheUnavailableError as error:

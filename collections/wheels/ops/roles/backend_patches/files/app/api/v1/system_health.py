@@ -744,8 +744,16 @@ async def admin_debug(ask: Ask) -> Answer:
             **_debug[1],
             "routes": request_stats.by_route()[:50],
             "loop_lag_worst_ms": round(1000 * performance_monitor.loop_lag.worst(60), 1),
+            "cors": _cors_facts(),
         },
     )
+
+
+def _cors_facts() -> Dict[str, Any]:
+    """The CORS policy, its counters, and the last refused origins with the reason; empty without our CORS file."""
+    config = getattr(sys.modules.get("app.core.cors_config"), "cors_config", None)
+    snapshot = getattr(config, "debug_snapshot", None)
+    return snapshot() if callable(snapshot) else {}
 
 
 def _debug_facts() -> Dict[str, Any]:
