@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import typing as t
 
 import psutil
@@ -28,7 +27,17 @@ from tests.support.websocket_backend import SocketBackend, socket_backend
 
 #: The report's 20 s and 60 s, a hundred times faster. The server's own protocol pings are off: they must not do our work.
 FAST = {"WEBSOCKET_HEARTBEAT_INTERVAL": "0.3", "WEBSOCKET_CONNECTION_TIMEOUT": "0.9", "WEBSOCKET_STALL_SECONDS": "0.5", "WEBSOCKET_MAX_PER_USER": "0"}
-OPTIONS = ("--ws-ping-interval", "86400", "--ws-ping-timeout", "86400", "--ws-max-size", "65536", "--ws-per-message-deflate", "false")
+OPTIONS = (
+    *os.environ.get("WHEELS_OPS_UVICORN_OPTIONS", "").split(),
+    "--ws-ping-interval",
+    "86400",
+    "--ws-ping-timeout",
+    "86400",
+    "--ws-max-size",
+    "65536",
+    "--ws-per-message-deflate",
+    "false",
+)
 
 
 @pytest.fixture(scope="module", params=["guard", "manager alone"])
@@ -52,12 +61,12 @@ async def answer(websocket: t.Any) -> None:
 
 async def test_old_clients_are_served_as_before(backend: SocketBackend) -> None:
     async with connect(backend.url("ann")) as websocket:
-        first = json.loads(await websocket.recv())
-        assert first["type"] == "connection" and set(first) == {"type", "status", "connection_id"}
+        first = (await collect(websocket, "connection", 1))[0]
+        assert set(first) == {"type", "status", "connection_id"}
         await websocket.send('{"type":"chat","message":"hello"}')
-        assert json.loads(await websocket.recv()) == {"type": "chat_response", "message": "hello"}
+        assert await collect(websocket, "chat_response", 1) == [{"type": "chat_response", "message": "hello"}]
         await websocket.send('{"type":"ping"}')
-        assert json.loads(await websocket.recv()) == {"type": "pong"}
+        assert await collect(websocket, "pong", 1) == [{"type": "pong"}]
         await websocket.send('{"type":"close","code":4009}')
         with pytest.raises(ConnectionClosed) as closed:
             while True:
@@ -284,22 +293,3 @@ async def test_sigterm_tells_everybody_when_to_come_back() -> None:
         assert seconds <= 10
         tenths = [sum(1 for hint in hints if number * 800 <= hint < (number + 1) * 800) for number in range(10)]
         assert max(tenths) <= many * 0.2, tenths
-
-
-def test_new_handshakes_are_refused_while_draining() -> None:
-    with socket_backend(options=OPTIONS, WEBSOCKET_DRAIN_SECONDS=8, WEBSOCKET_MAX_PER_ADDRESS=0) as server, contextlib.ExitStack() as stack:
-        for number in range(200):
-            stack.enter_context(connect_now(server.url(f"u{number}")))
-        began = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "Draining" in server.logged())
-        with contextlib.suppress(OSError):  # it may be down already
-            try:
-                connect_now(server.url("late"), legacy=True).close()
-                raise AssertionError("accepted while draining")
-            except InvalidStatus as refused:
-                assert refused.response.status_code == 503 and "Retry-After" in refused.response.headers
-                status, body = server.request("GET", "/api/v1/pam/poll?session=x")
-                assert status == 503 and body["after_ms"] >= 0
-        server.process.wait(15)
-        assert time.monotonic() - began < 10

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guard's decisions before a handshake is accepted, and what passes through it."""
+
+from __future__ import annotations
+
+import random
+import sys
+import tracemalloc
+import types
+import typing as t
+
+import pytest
+
+from tests.support.websocket_module import Clock, Peer, Socket, load
+
+ws = load("websocket_guard_under_test")
+
+
+async def nothing(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+    """An application that ends at once."""
+
+
+def scope(address: str = "192.0.2.1", *headers: t.Tuple[str, str], path: str = "/api/v1/pam/ws/ann", extension: bool = True) -> t.Dict[str, t.Any]:
+    return {
+        "type": "websocket", "path": path, "client": (address, 5), "query_string": b"", "extensions": {"websocket.http.response": {}} if extension else {},
+        "headers": [(name.encode(), value.encode()) for name, value in headers],
+    }  # fmt: skip
+
+
+async def knock(guard: t.Any, asked: t.Dict[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
+    sent: t.List[t.Dict[str, t.Any]] = []
+
+    async def receive() -> t.Dict[str, t.Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: t.Dict[str, t.Any]) -> None:
+        sent.append(message)
+
+    await guard(asked, receive, send)
+    return sent
+
+
+@pytest.fixture
+def guard() -> t.Any:
+    return ws.WebSocketGuard(nothing, ws.ConnectionManager(Clock()))
+
+
+async def test_draining_refuses_with_a_time_to_come_back(guard: t.Any) -> None:
+    guard.manager.draining = True
+    start, body = await knock(guard, scope())
+    assert start["type"] == "websocket.http.response.start" and start["status"] == 503 and int(dict(start["headers"])[b"retry-after"]) > 0
+    assert body["type"] == "websocket.http.response.body"
+
+
+async def test_a_server_that_cannot_answer_with_http(guard: t.Any) -> None:
+    guard.manager.draining = True
+    assert await knock(guard, scope(extension=False)) == [{"type": "websocket.close", "code": 1012, "reason": "server restarts"}]
+
+
+@pytest.mark.parametrize(("verdict", "status"), [(True, None), (False, 403)])
+async def test_the_cors_policy_decides_about_origins(guard: t.Any, monkeypatch: pytest.MonkeyPatch, verdict: bool, status: t.Optional[int]) -> None:
+    asked = []
+    policy = types.SimpleNamespace(is_websocket_origin_allowed=lambda origin: asked.append(origin) or verdict)
+    for name in ("app", "app.core"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "app.core.cors_config", types.SimpleNamespace(cors_config=policy))
+    refusal = guard.refuse(scope("192.0.2.1", ("Origin", "https://page.example")), "x")
+    assert (refusal and refusal.status) == status and asked == ["https://page.example"]
+    assert guard.refuse(scope(), "x") is None, "a client without an Origin is no browser"
+
+
+def test_a_policy_that_cannot_judge_sockets_is_tolerated(guard: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release's own cors_config.py has no such method."""
+    for name in ("app", "app.core"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "app.core.cors_config", types.SimpleNamespace(cors_config=object()))
+    assert guard.refuse(scope("192.0.2.1", ("Origin", "https://page.example")), "x") is None
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "counted"),
+    [
+        ("8.8.8.8", (), "8.8.8.8"),
+        ("8.8.8.8", (("X-Forwarded-For", "9.9.9.9"),), "8.8.8.8"),  # no proxy of ours: not believed
+        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, 9.9.9.9"),), "9.9.9.9"),  # the entry of the proxy, not the client's own
+        ("10.0.0.1", (("X-Forwarded-For", "9.9.9.9, 10.0.0.7"),), "9.9.9.9"),
+        ("10.0.0.1", (("CF-Connecting-IP", "9.9.9.9"), ("X-Forwarded-For", "9.9.9.9, 172.64.0.1")), "9.9.9.9"),
+        ("127.0.0.1", (), "127.0.0.1"),
+        ("127.0.0.1", (("X-Forwarded-For", "nonsense, ,"),), "127.0.0.1"),
+        ("::1", (("X-Forwarded-For", "2a00::1"),), "2a00::1"),
+        ("testclient", (), "testclient"),
+    ],
+)
+def test_whom_a_connection_is_counted_against(peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str) -> None:
+    assert ws._client_address(scope(peer, *headers)) == counted
+
+
+async def test_counts_are_given_back(guard: t.Any) -> None:
+    for _ in range(10):
+        await knock(guard, scope())
+    assert guard.open == 0 and not guard.by_address
+
+    async def broken(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        raise ValueError("the endpoint failed")
+
+    guard.app = broken
+    with pytest.raises(ValueError, match="the endpoint failed"):
+        await knock(guard, scope())
+    assert guard.open == 0 and not guard.by_address
+
+
+async def test_other_traffic_passes_untouched(guard: t.Any) -> None:
+    seen = []
+
+    async def application(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        seen.append((scope, receive, send))
+
+    guard.app = application
+    for kind in ("http", "lifespan"):
+        arguments = ({"type": kind, "path": "/api/v1/pam/chat", "method": "GET"}, object(), object())
+        await guard(*arguments)
+        assert all(one is other for one, other in zip(seen.pop(), arguments))
+
+
+def test_the_books_do_not_grow_with_attackers(guard: t.Any) -> None:
+    for number in range(20_000):
+        guard.refuse(scope(path=f"/{number}"), str(number))
+    assert len(guard.handshakes) <= 4097 and not guard.by_address
+
+
+async def test_a_hundred_thousand_hostile_frames_leave_nothing_behind() -> None:
+    chance = random.Random(20250730)
+    manager = ws.ConnectionManager(Clock())
+    manager._start_heartbeat = lambda: None
+    await manager.connect(Socket(Peer()), "ann", "c1")
+    connection = manager.connections["c1"]
+    parts = ['{"type":"pong"', ',"seq":', "NaN", "1e999", "-1", "}", "[", '{"type":"resume"', "null", "\x00", "\ud800", "9" * 50, '"', "💓"]
+
+    def storm(count: int) -> None:
+        for _ in range(count):
+            connection.heard({"type": "websocket.receive", "text": "".join(chance.choices(parts, k=chance.randrange(8)))})
+
+    storm(1000)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    storm(100_000)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 50_000 and not connection.closed and len(manager.sessions) <= 1
+    connection.gone(1000)
