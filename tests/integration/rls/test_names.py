@@ -94,8 +94,8 @@ OBJECTS = {
         alter table t enable row level security; alter table o enable row level security;
         create policy o on o for select using (true);
         create policy p on t for select to authenticated using (grp in (select grp from t x join o using (grp) where x.u = auth.uid()));
-        create policy q on t for update to authenticated using (exists (select 1 from o, lateral (select y.grp from t y where y.grp = o.grp and y.u = auth.uid()) z
-          where z.grp = t.grp));
+        create policy q on t for update to authenticated using (exists (select 1 from o,
+          lateral (select y.grp from t y where y.grp = o.grp and y.u = auth.uid()) z where z.grp = t.grp));
         create policy r on t for delete to authenticated using ((select count(distinct y.u) from t y left join o on o.grp = y.grp
           where y.grp = t.grp group by y.grp having bool_or(y.u = auth.uid()) order by 1 limit 1) > 0);
     """,

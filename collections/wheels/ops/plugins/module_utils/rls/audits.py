@@ -77,7 +77,7 @@ def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, role
     read = catalog.read(cursor, schemas=schemas, roles=roles)
     asked = oracle.ask(cursor, read.classes, schemas=schemas)
     failing = explain(read, asked)
-    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *lints.lint(cursor, read, lambda: accesses(read))]
+    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *lints.lint(cursor, read, lambda: working(read, failing))]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
         asked.checked,
@@ -116,6 +116,14 @@ def explain(read: catalog.Catalog, asked: oracle.Probe) -> t.List[Failure]:
             disagreements=disputed,
         )
     return failing
+
+
+def working(read: catalog.Catalog, failing: t.Sequence[Failure]) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:
+    """The accesses that do not fail."""
+    known = {(failure.role, failure.relation, failure.command) for failure in failing}
+    for who, relation, variant in accesses(read):
+        if (who.name, relation.qualified, variant) not in known:
+            yield who, relation, variant
 
 
 def accesses(read: catalog.Catalog) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:

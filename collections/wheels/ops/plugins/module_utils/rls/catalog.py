@@ -31,9 +31,11 @@ _RELATION = re.compile(r":rtekind 0 :relid (\d+)")
 _IDENTIFIER = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _COLUMN = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
 _SELF_COMPARISON = re.compile(rf"(?<![\w\".])(\({_COLUMN}\)::[\w. ]+?|{_COLUMN}) = \1(?![\w\".:(])")
+#: What every self-comparison has, and quick to search for.
+_SUSPECT = re.compile(r"([\w\"]+)(?:\)::[\w. ]+)? = \(?(?:[^ ]*\.)?\1(?!\w)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expression:
     """One expression of a policy, or the query of a view: its text and what its node tree refers to.
 
@@ -50,6 +52,9 @@ class Expression:
 
     def identity_calls(self, identity: t.Collection[int]) -> t.Tuple[t.Dict[int, int], int, int]:
         """(bare calls by oid, wrapped calls, nested wraps), from the nesting of the node tree."""
+        if not self.has_sublink:
+            counts = {oid: self.tree.count(f":funcid {oid} ") for oid in identity if oid in self.functions}
+            return {oid: count for oid, count in counts.items() if count}, 0, 0
         bare: t.Dict[int, int] = {}
         wrapped = nested = 0
         # One entry for every open brace: "" or the kind of node; a query becomes "fromless" once its range table is seen empty.
@@ -81,6 +86,8 @@ class Expression:
 
     def self_comparisons(self) -> t.List[str]:
         """Comparisons of a column with itself: what is left of ``x.trip_id = trip_id`` when the inner table captured the name."""
+        if not _SUSPECT.search(self.text):
+            return []
         return [found[0] for found in _SELF_COMPARISON.finditer(self.text)]
 
 
@@ -98,7 +105,7 @@ def expression(text: t.Optional[str], tree: t.Optional[str]) -> t.Optional[Expre
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """A row of ``pg_policy``. ``roles`` holds oids, 0 for PUBLIC; ``command`` is one of r a w d ``*``."""
 

@@ -116,7 +116,9 @@ def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeou
             seen = compare.measure(cursor, before, subjects, texts)
             for statement in plan.statements[: len(plan.statements) - plan.locking]:
                 cursor.execute(statement)
+            # Whoever wants the table queues up behind us, while we wait for it and while we hold it: both count.
             deadline = time.monotonic() + lock_timeout_ms / 1000
+            set_local(cursor, lock_timeout=max(1, lock_timeout_ms // 2))
             for statement in plan.statements[len(plan.statements) - plan.locking :]:
                 _bounded(cursor, deadline)
                 cursor.execute(statement)

@@ -18,7 +18,7 @@ from .roles import RoleClass
 from .session import Cursor, rows, set_local
 
 #: Tables above this size are compared by a sample of their rows, so that the proof does not hold locks for long.
-LARGE_BYTES = 16 * 1024 * 1024
+LARGE_BYTES = 1024 * 1024
 SAMPLE_ROWS = 2_000
 USERS = 8
 
@@ -57,7 +57,7 @@ _MEASURE = """
 do $wheels_ops$
 declare
   ask json := current_setting('wheels_ops.ask')::json;
-  answer jsonb := '[]';
+  answer text[] := '{}';
   item record; setting record; seen bigint; digest text; state text; context text;
 begin
   for item in select x.number, x.role, x.settings, x.query
@@ -70,14 +70,14 @@ begin
       execute item.query into seen, digest;
       raise exception using errcode = 'WOPS0';
     exception
-      when sqlstate 'WOPS0' then answer := answer || jsonb_build_array(jsonb_build_array(item.number, seen, digest, ''));
+      when sqlstate 'WOPS0' then answer := array_append(answer, json_build_array(item.number, seen, digest, '')::text);
       when lock_not_available then raise;
       when others then
         get stacked diagnostics state = returned_sqlstate, context = pg_exception_context;
-        answer := answer || jsonb_build_array(jsonb_build_array(item.number, 0, '', state, context));
+        answer := array_append(answer, json_build_array(item.number, 0, '', state, context)::text);
     end;
   end loop;
-  perform set_config('wheels_ops.answer', answer::text, true);
+  perform set_config('wheels_ops.answer', '[' || array_to_string(answer, ',') || ']', true);
 end
 $wheels_ops$
 """

@@ -53,8 +53,8 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
     return found
 
 
-def lint(cursor: Cursor, read: Catalog, accesses: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
-    """Everything else. ``accesses`` gives those that were asked for."""
+def lint(cursor: Cursor, read: Catalog, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
+    """Everything else. ``working`` gives the accesses that PostgreSQL accepts."""
     found: t.List[Finding] = []
     bare: t.Set[int] = set()
     leading = _leading(cursor)
@@ -75,7 +75,7 @@ def lint(cursor: Cursor, read: Catalog, accesses: t.Callable[[], t.Iterable[t.Tu
         _unindexed(read, relation, leading, unindexed)
         found += _multiple(read, relation)
     found += [_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in unindexed.items()]
-    latent = _latent(read, bare, accesses)
+    latent = _latent(read, bare, working)
     found = latent + [_cautious(finding, latent) for finding in found]
     found += _denied(cursor, read, users)
     found += _functions(cursor, read)
@@ -288,16 +288,16 @@ def _bare(name: str) -> str:
 # -- what is hidden ----------------------------------------------------------------------------------------------------
 
 
-def _latent(read: Catalog, bare: t.Set[int], accesses: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
+def _latent(read: Catalog, bare: t.Set[int], working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
     """What would break if every identity call were wrapped, as linters advise."""
     mine = {policy.oid for policy in read.policies() if policy.oid in bare and not policy.has_sublink}
     if not mine:
         return []
-    now, then = Simulator(read), Simulator(read, sublinks=mine)
+    then = Simulator(read, sublinks=mine)
     groups: t.Dict[t.Tuple[str, t.Tuple[str, ...]], t.Tuple[t.Set[str], t.Set[str]]] = {}
-    for who, relation, variant in accesses():
+    for who, relation, variant in working():
         path = then.check(who, relation, variant)
-        if path and not now.check(who, relation, variant):
+        if path:
             commands, roles = groups.setdefault((relation.qualified, tuple(then.words(path))), (set(), set()))
             commands.add(variant)
             roles.update(who.members)

@@ -92,22 +92,24 @@ _ASK = """
 do $wheels_ops$
 declare
   ask json := current_setting('wheels_ops.ask')::json;
-  answer jsonb := '[]';
+  answer text[] := '{}';  -- an array grows in place, a jsonb value would be copied for every failure
   made integer := 0;
-  rel record; who record; way record; statement text; state text; complaint text;
+  names text[]; statements text[];  -- of the variants
+  rel record; who record; way integer; statement text; state text; complaint text;
 begin
   begin
     perform set_config('lc_messages', 'C', true);
   exception when insufficient_privilege then null;  -- only a superuser may choose the language of messages
   end;
+  select array_agg(x.name order by x.number), array_agg(x.statement order by x.number) into names, statements
+    from json_to_recordset(ask->'variants') as x(name text, statement text, number integer);
   for who in select x.name, x.number from json_to_recordset(ask->'roles') as x(name text, number integer) loop
     for rel in select x.relation, x."column", x.kind, x.number, x.without
                  from json_to_recordset(ask->'relations') as x(relation text, "column" text, kind text, number integer, without integer[])
                 where who.number <> all (x.without) loop
-      for way in select x.name, x.statement
-                   from json_to_recordset(ask->'variants') as x(name text, statement text)
-                  where (rel.kind <> 'v' or x.name = 'select') and (rel."column" is not null or strpos(x.statement, '{c}') = 0) loop
-        statement := replace(replace(way.statement, '{t}', rel.relation), '{c}', coalesce(rel."column", ''));
+      for way in 1 .. cardinality(names) loop
+        continue when rel.kind = 'v' and names[way] <> 'select' or rel."column" is null and strpos(statements[way], '{c}') > 0;
+        statement := replace(replace(statements[way], '{t}', rel.relation), '{c}', coalesce(rel."column", ''));
         made := made + 1;
         begin
           perform set_config('role', who.name, true);
@@ -119,12 +121,12 @@ begin
           when lock_not_available then raise;
           when others then
             get stacked diagnostics state = returned_sqlstate, complaint = message_text;
-            answer := answer || jsonb_build_array(jsonb_build_array(who.number, rel.number, way.name, state, complaint));
+            answer := array_append(answer, json_build_array(who.number, rel.number, names[way], state, complaint)::text);
         end;
       end loop;
     end loop;
   end loop;
-  perform set_config('wheels_ops.answer', jsonb_build_object('checked', made, 'failing', answer)::text, true);
+  perform set_config('wheels_ops.answer', '{"checked": ' || made || ', "failing": [' || array_to_string(answer, ',') || ']}', true);
 end
 $wheels_ops$
 """
@@ -170,7 +172,7 @@ def ask(
             {"relation": row["relation"], "column": row["column"], "kind": row["kind"], "number": number, "without": without[row["schema"]]}
             for number, row in enumerate(found)
         ],
-        "variants": [{"name": name, "statement": statement} for name, statement in VARIANTS.items()],
+        "variants": [{"name": name, "statement": statement, "number": number} for number, (name, statement) in enumerate(VARIANTS.items())],
     }
     cursor.execute("select pg_catalog.set_config('wheels_ops.ask', %s, true)", (json.dumps(question),))
     cursor.execute(_ASK)

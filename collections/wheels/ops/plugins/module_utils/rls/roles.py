@@ -14,7 +14,7 @@ from .session import Cursor, rows
 WELL_KNOWN = ("authenticated", "anon", "authenticator")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RoleClass:
     """Roles under row-level security that hold the same policy roles and own the same tables.
 

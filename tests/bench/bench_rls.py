@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Speed of the policy engine: audit, plan, and the policies that a repair leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import typing as t
+import uuid
+
+from tests.bench.harness import Pair, benchmark
+from tests.support import rls_database as db
+from tests.support import servers
+from wheels_ops import rls
+
+TABLES, POLICIES_EACH = 1_000, 5
+#: 1,000 tables x 9 ways x (anon, authenticated, and the class of all other roles).
+ROLES = ("anon", "authenticated")
+TRIPS, PARTS = 200_000, 1_000_000
+
+Connection = t.Any
+
+
+def large(cursor: t.Any) -> None:
+    """1,000 tables with 5,000 policies: of each ten one reads itself, eight read the last one, which reads none."""
+    statements = []
+    for number in range(TABLES):
+        cursor.execute(f"create table t{number}(id int primary key, owner uuid, parent int, open boolean); alter table t{number} enable row level security")
+    for number in range(TABLES):
+        name, inner = f"t{number}", f"t{number if number % 10 == 0 else number - number % 10 + 9}"
+        lookup = f" or exists (select 1 from {inner} x where x.id = {name}.parent and x.owner = auth.uid())" if inner != name or number % 10 == 0 else ""
+        statements.append(
+            f"create policy p1 on {name} for select using (owner = auth.uid(){lookup});"
+            f"create policy p2 on {name} for insert to authenticated with check (owner = auth.uid());"
+            f"create policy p3 on {name} for update to authenticated using (owner = auth.uid()) with check (owner = auth.uid());"
+            f"create policy p4 on {name} for delete to authenticated using (owner = auth.uid());"
+            f"create policy p5 on {name} for select to anon using (open);"
+        )
+        if number % 100 == 99:
+            cursor.execute("".join(statements))
+            statements = []
+
+
+@contextlib.contextmanager
+def large_database() -> t.Iterator[t.Tuple[servers.Postgres, Connection]]:
+    # The subtransactions of 5,000 policies take more locks than a small server is set up for only while tables are made.
+    with servers.postgres(settings=["max_locks_per_transaction=1024"]) as server, db.database(server) as connection:
+        with connection.cursor() as cursor:
+            large(cursor)
+            cursor.execute("analyze")
+        yield server, connection
+
+
+def timed(call: t.Callable[[], t.Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+@benchmark("S1", what="audit of 1,000 tables and 5,000 policies, seconds after connecting", unit="s", goal="ours <= 1.5", runs=3)
+@contextlib.contextmanager
+def audit_seconds() -> t.Iterator[Pair]:
+    with large_database() as (_, connection):
+        yield lambda: timed(lambda: rls.audit(connection, roles=ROLES)), None
+
+
+@benchmark(
+    "S2",
+    what="one access asked for: whole audit divided by its accesses, against one psql a check (sample of 60)",
+    unit="ms",
+    goal="ratio <= 0.00333",
+    peer="shell loop with psql",
+    runs=3,
+)
+@contextlib.contextmanager
+def against_psql() -> t.Iterator[Pair]:
+    with large_database() as (server, connection):
+
+        def ours() -> float:
+            found: t.List[rls.Audit] = []
+            seconds = timed(lambda: found.append(rls.audit(connection, roles=ROLES)))
+            return seconds * 1000 / found[0].checked
+
+        def peer() -> float:
+            psql = server.programs.path("psql")
+            script = "\n".join(
+                f'"{psql}" -X -q -d \'{connection.dsn}\' -c "begin; set local role {role}; prepare c as {statement}; rollback" >/dev/null 2>&1'
+                for role in ROLES
+                for number in range(10)
+                for statement in (f"select from t{number}", f"insert into t{number} default values", f"delete from t{number} returning id")
+            )
+            return timed(lambda: subprocess.run(["sh", "-c", script], check=False, env=server.programs.environ())) * 1000 / 60
+
+        yield ours, peer
+
+
+@benchmark("S3", what="memory of a Python that audits 1,000 tables and 5,000 policies (highest resident set)", unit="MB", goal="ours <= 300", runs=3)
+@contextlib.contextmanager
+def memory() -> t.Iterator[Pair]:
+    program = (
+        "import json, resource, sys, psycopg2; from wheels_ops import rls; c = psycopg2.connect(sys.argv[1]);"
+        "found = rls.audit(c, roles=['anon', 'authenticated']); print(json.dumps([found.checked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+    )
+    with large_database() as (_, connection):
+
+        def ours() -> float:
+            done = subprocess.run([sys.executable, "-c", program, connection.dsn], capture_output=True, text=True, check=True, env={"PYTHONPATH": "src:."})
+            return float(json.loads(done.stdout)[1]) / 1024
+
+        yield ours, None
+
+
+@benchmark("S4", what="repair plan of a schema with 200 tables and 20 cycles of three", unit="s", goal="ours <= 5", runs=3)
+@contextlib.contextmanager
+def plan_seconds() -> t.Iterator[Pair]:
+    with servers.postgres(settings=["max_locks_per_transaction=1024"]) as server, db.database(server) as connection:
+        with connection.cursor() as cursor:
+            for number in range(200):
+                cursor.execute(f"create table t{number}(id int primary key, owner uuid, parent int); alter table t{number} enable row level security")
+            for number in range(200):
+                # The first 60 tables form 20 rings of three; the others lead into them.
+                ring = number - number % 3
+                target = ring + (number + 1) % 3 if number < 60 else number % 60
+                cursor.execute(
+                    f"create policy p on t{number} for all using (owner = auth.uid() or exists (select 1 from t{target} x where x.id = t{number}.parent"
+                    " and x.owner = auth.uid()))"
+                )
+        found = rls.audit(connection)
+        assert found.failing
+
+        def ours() -> float:
+            made: t.List[rls.Plan] = []
+            seconds = timed(lambda: made.append(rls.plan(connection, found)))
+            assert len(made[0].changes) == 20 and not made[0].needs_review
+            return seconds
+
+        yield ours, None
+
+
+BIG = f"""
+create table public.group_trips(id int primary key, created_by uuid, title text, is_public boolean default false);
+create table public.group_trip_participants(trip_id int, user_id uuid, role text default 'member', primary key (trip_id, user_id));
+insert into group_trips select n, ('00000000-0000-0000-0001-' || lpad((n % 5000)::text, 12, '0'))::uuid, 'trip ' || n from generate_series(1, {TRIPS}) n;
+insert into group_trip_participants
+  select n % {TRIPS} + 1, ('00000000-0000-0000-0000-' || lpad((n / 56)::text, 12, '0'))::uuid from generate_series(1, {PARTS}) n;
+create index on group_trip_participants(user_id); create index on group_trips(created_by);
+analyze group_trips; analyze group_trip_participants;
+alter table group_trips enable row level security; alter table group_trip_participants enable row level security;
+"""
+RECURSIVE = """
+create policy t on group_trips for select using (exists (select 1 from group_trip_participants p where p.trip_id = group_trips.id and p.user_id = auth.uid()));
+create policy p on group_trip_participants for select using (user_id = auth.uid()
+  or exists (select 1 from group_trips t where t.id = group_trip_participants.trip_id and t.created_by = auth.uid()));
+"""
+#: What people write by hand, in the wheels backend as well: a SECURITY DEFINER helper that is asked for every row, ...
+BY_ROW = """
+create function public.is_participant(trip int, who uuid) returns boolean language plpgsql security definer as
+  $$ begin return exists (select 1 from group_trip_participants where trip_id = trip and user_id = who); end $$;
+create policy t on group_trips for select using (is_participant(id, auth.uid()));
+create policy p on group_trip_participants for select using (user_id = auth.uid() or trip_id in (select id from group_trips where created_by = auth.uid()));
+"""
+#: ... and the better one of Supabase's documentation: a function that gives the caller's ids.
+BY_SET = """
+create function public.my_trips() returns setof int language sql stable security definer set search_path = '' as
+  $$ select trip_id from public.group_trip_participants where user_id = (select auth.uid()) $$;
+create policy t on group_trips for select using (id in (select my_trips()));
+create policy p on group_trip_participants for select using (user_id = auth.uid());
+"""
+
+
+def _policy_speed(query: str, hand: str) -> t.Iterator[Pair]:
+    user = str(uuid.UUID("00000000-0000-0000-0000-000000000777"))
+    with (
+        servers.postgres(settings=["shared_buffers=256MB", "jit=off"]) as server,
+        db.database(server, BIG + RECURSIVE) as ours,
+        db.database(server, BIG + hand) as peer,
+    ):
+        rls.apply(ours, rls.plan(ours, rls.audit(ours)), lock_timeout_ms=60_000)
+
+        def measure(connection: Connection) -> t.Callable[[], float]:
+            def once() -> float:
+                best = []
+                for _ in range(3):
+                    best.append(timed(lambda: db.see(connection, query, user=user)))
+                return min(best) * 1000
+
+            return once
+
+        counts = [db.see(connection, query, user=user) for connection in (ours, peer)]
+        assert counts[0] == counts[1] and counts[0][0][0] > 0, counts
+        yield measure(ours), measure(peer)
+
+
+@benchmark("S5", what="all trips of a user out of 200,000, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper asked for every row", runs=3)
+@contextlib.contextmanager
+def rows_against_row_helper() -> t.Iterator[Pair]:
+    yield from _policy_speed("select count(*) from group_trips", BY_ROW)
+
+
+@benchmark("S6", what="all trips of a user out of 200,000, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper that gives the user's ids", runs=3)
+@contextlib.contextmanager
+def rows_against_set_helper() -> t.Iterator[Pair]:
+    yield from _policy_speed("select count(*) from group_trips", BY_SET)
+
+
+@benchmark("S7", what="one trip by its id, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper that gives the user's ids", runs=5)
+@contextlib.contextmanager
+def one_row() -> t.Iterator[Pair]:
+    # (777 * 56) participations before this user's, so that this trip is one of his.
+    yield from _policy_speed("select count(*) from group_trips where id = 43513", BY_SET)
