@@ -121,11 +121,15 @@ class Evaluator:
         """The text that PostgreSQL would apply to a row of ``name`` for ``command``: permissive ones joined by OR, restrictive ones by AND."""
         if name not in self.original.secured:
             return "true"
+        serving = [
+            policy for policy in self.original.policies.get(name, ())
+            if policy.serves(command) and policy.roles & self.original.held[self.role] and (policy.using or policy.check)
+        ]  # fmt: skip
+        if not any(policy.permissive for policy in serving):
+            return "false"  # whatever restrictive ones read
         permissive: t.List[str] = []
         restrictive: t.List[str] = []
-        for policy in self.original.policies.get(name, ()):
-            if not policy.serves(command) or not policy.roles & self.original.held[self.role]:
-                continue
+        for policy in serving:
             used = "check" if slot == "check" and policy.check is not None else "using"
             text = policy.check if used == "check" else policy.using
             if text is None:

@@ -9,15 +9,17 @@ into ``tests/integration/rls/cases`` when the defect is mended.
 from __future__ import annotations
 
 import os
+import typing as t
 
 import pytest
 
 from tests.integration.rls_fuzz.checking import Checker, Outcome
-from tests.integration.rls_fuzz.generator import Generator
+from tests.integration.rls_fuzz.generator import PEOPLE, Generator, Group, Policy, Schema, Table, quote
 from tests.integration.rls_fuzz.shrinking import shrink
 from tests.support import servers
+from wheels_ops import rls
 
-#: About half a second each on a quiet machine.
+#: About a third of a second each on a quiet machine.
 COUNT = int(os.environ.get("WHEELS_OPS_FUZZ", "60"))
 FIRST = int(os.environ.get("WHEELS_OPS_FUZZ_SEED", "0"))
 
@@ -58,3 +60,37 @@ def test_random_schemas_on_the_newest_server(newest_postgres: servers.Postgres) 
 def test_random_schemas_with_cautious_options(postgres: servers.Postgres) -> None:
     """Unbounded functions are not allowed: more is refused, and what is repaired is as right as before."""
     campaign(postgres, FIRST + 200_000, max(1, COUNT // 5), allow_unbounded=False)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "noticed"),
+    [
+        ("alter policy {policy} on {table} using (true)", {"D1", "D2"}),
+        ("alter policy {policy} on {table} using (false)", {"D1", "D2"}),
+        ("alter policy {policy} on {table} to service_role", {"D1", "D2"}),
+        ("create policy more on {table} as restrictive for select using (id <> 1)", {"D1", "D2"}),
+        ("create index on {table} (grp)", {"undo"}),
+    ],
+)
+def test_the_judge_notices(postgres: servers.Postgres, monkeypatch: pytest.MonkeyPatch, tamper: str, noticed: t.Set[str]) -> None:
+    """A repair that gives more, gives less or leaves something behind is found: the judge is not blind."""
+    checker = Checker(postgres.database(supabase=True))
+    really_apply = rls.apply
+
+    def apply(connection: t.Any, plan: rls.Plan, **options: t.Any) -> t.Dict[str, t.Any]:
+        result = really_apply(connection, plan, **options)
+        if not options.get("check_mode"):
+            change = plan.changes[0]
+            with connection, connection.cursor() as cursor:
+                cursor.execute(tamper.format(policy=quote(change.before[0].name), table=change.relation.qualified))
+        return result
+
+    schema = Schema(
+        0, "fuzz_judge",
+        [Table("trips", rows=[f"({n}, '{PEOPLE[n % 3]}', null, {n}, 1, true, 'a')" for n in range(1, 6)])], [], [],
+        [Policy("trips", "see", "select", "public", True,
+                Group("or", ['fuzz_judge."trips".id in (select s.ref from fuzz_judge."trips" s where s.owner = auth.uid())', "grp = 2"]), None)],
+    )  # fmt: skip
+    assert checker.check(schema).problem == ""
+    monkeypatch.setattr(rls, "apply", apply)
+    assert checker.check(schema).kind in noticed
