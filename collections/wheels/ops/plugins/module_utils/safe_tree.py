@@ -274,11 +274,11 @@ class Tree:
             os.close(self._cache.popitem(last=False)[1])
         return descriptor
 
-    def remove(self, parent: int, name: str, seen: os.stat_result) -> str:
-        """Unlinks a file that is still the one that was seen and that nobody has open. Gives ``removed``, or why it was left.
+    def remove(self, parent: int, name: str, seen: os.stat_result, *, is_open: t.Callable[[holders.Identity], t.Optional[bool]], dry: bool = False) -> str:
+        """Unlinks a file that is still the one that was seen and that nobody has open. Gives ``removed``, or why it was left; ``dry`` only tells.
 
-        ``open``: somebody has it open. ``changed``: it is another file, or was written since. ``refused``: no right, read-only, a mount
-        point or immutable.
+        ``is_open`` is asked where the kernel gives no lease. ``open``: somebody has it open. ``unseen``: somebody may, whom we cannot see.
+        ``changed``: it is another file, or was written since. ``refused``: no right, read-only, a mount point or immutable.
         """
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
@@ -289,18 +289,21 @@ class Tree:
                 return "open"  # somebody holds a lease on it
             if error.errno != errno.EACCES:
                 return "changed"
-            descriptor = -1  # not ours to read, though perhaps ours to remove: the caller's view of /proc has to do
+            descriptor = -1  # not ours to read, though perhaps ours to remove
         try:
             status = os.fstat(descriptor) if descriptor >= 0 else os.stat(name, dir_fd=parent, follow_symlinks=False)
             if (status.st_dev, status.st_ino, status.st_mtime_ns) != (seen.st_dev, seen.st_ino, seen.st_mtime_ns) or status.st_nlink != 1:
                 return "changed"
-            if descriptor < 0:
-                os.unlink(name, dir_fd=parent)
-                return "removed"
-            with holders.lease(descriptor) as free:
-                if free is False:
+            with holders.lease(descriptor) if descriptor >= 0 else contextlib.nullcontext() as free:
+                if free is None:
+                    known = is_open((status.st_dev, status.st_ino))
+                    if known is None:
+                        return "unseen"
+                    free = not known
+                if not free:
                     return "open"
-                os.unlink(name, dir_fd=parent)
+                if not dry:
+                    os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             return "changed"
         except OSError:

@@ -21,10 +21,20 @@ options:
     elements: dict
     required: true
     suboptions:
+      kind:
+        description:
+          - V(files) and V(core_dumps) are removed file by file.
+          - V(journal) is vacuumed by C(journalctl) of archived journals that begin longer than O(sources[].age) ago.
+          - V(packages), downloaded ones, are cleared by C(apt-get clean).
+          - V(backups) are originals of our own deployments that were taken back. What a rollback may need stays.
+        type: str
+        choices: [files, core_dumps, journal, packages, backups]
+        default: files
       path:
-        description: A directory. System directories and homes are refused, and so is one where everyone may rename files.
+        description:
+          - A directory. System directories and homes are refused, and so is one where everyone may rename files.
+          - The kinds other than V(files) have a usual place each.
         type: path
-        required: true
       age:
         description: Only files that are older, for example V(24h) or V(7d). A bare number is in seconds.
         type: str
@@ -36,10 +46,9 @@ options:
         choices: [atime, mtime, ctime]
         default: [atime, mtime, ctime]
       patterns:
-        description: Only files with a name that one of these globs matches.
+        description: Only files with a name that one of these globs matches. By default all, and C(core*) for V(core_dumps).
         type: list
         elements: str
-        default: ["*"]
       exclude:
         description: No file with a name that one of these globs matches.
         type: list
@@ -82,6 +91,13 @@ options:
       budget:
         description: What O(targets[].directories) may hold together, for example V(150MB).
         type: str
+  release_deleted:
+    description:
+      - Globs for the names of logs. One that was deleted, but is still open and appended to, is emptied where its name matches.
+      - Other deleted files are only named in RV(deleted_open), with their owner.
+    type: list
+    elements: str
+    default: []
   protect:
     description: Absolute paths that are neither entered nor removed.
     type: list
@@ -140,7 +156,7 @@ actions:
   elements: dict
   contains:
     action:
-      description: Always V(delete).
+      description: V(delete), or V(release) for a deleted log that was emptied.
       type: str
     target:
       description: The directory.
@@ -169,6 +185,11 @@ bytes_freed:
   description: Their bytes on disk.
   returned: success
   type: int
+deleted_open:
+  description: Files without a name that take room until their owner lets go. C(path), C(bytes), C(pid), C(command), C(unit). Largest first.
+  returned: success
+  type: list
+  elements: dict
 missed:
   description: Targets that are not met.
   returned: success
@@ -206,10 +227,11 @@ def main() -> None:
                 "elements": "dict",
                 "required": True,
                 "options": {
-                    "path": {"type": "path", "required": True},
+                    "kind": {"type": "str", "choices": ["files", "core_dumps", "journal", "packages", "backups"], "default": "files"},
+                    "path": {"type": "path"},
                     "age": {"type": "str", "default": "0"},
                     "age_by": {"type": "list", "elements": "str", "choices": ["atime", "mtime", "ctime"], "default": ["atime", "mtime", "ctime"]},
-                    "patterns": {"type": "list", "elements": "str", "default": ["*"]},
+                    "patterns": {"type": "list", "elements": "str"},
                     "exclude": {"type": "list", "elements": "str", "default": []},
                     "keep_newest": {"type": "int", "default": 0, "no_log": False},
                     "min_size": {"type": "str", "default": "0"},
@@ -229,6 +251,7 @@ def main() -> None:
                     "budget": {"type": "str"},
                 },
             },
+            "release_deleted": {"type": "list", "elements": "str", "default": []},
             "protect": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
@@ -236,7 +259,14 @@ def main() -> None:
     given = module.params
     run(
         module,
-        lambda: disk_cleanup.run(given["sources"], given["targets"], protect=given["protect"], check_mode=module.check_mode, want_diff=module._diff),
+        lambda: disk_cleanup.run(
+            given["sources"],
+            given["targets"],
+            protect=given["protect"],
+            release_deleted=given["release_deleted"],
+            check_mode=module.check_mode,
+            want_diff=module._diff,
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .. import holders, units
+from .. import disk_sources, holders, units
 from ..checks.disk import directory_bytes, filesystem
 from ..results import OpsError, Result
 from ..safe_tree import Directory, Tree, absolute, require_safe
@@ -23,6 +23,8 @@ BATCH = 100_000
 _REFRESH_FILES = 512
 #: Names that ``diff`` lists.
 _SHOWN = 200
+#: ``files`` and ``core_dumps`` are removed by us, file by file; the others by the program that they belong to.
+KINDS: t.Tuple[str, ...] = ("files", "core_dumps", "journal", "packages", "backups")
 _AGES: t.Tuple[str, ...] = ("atime", "mtime", "ctime")
 
 
@@ -40,6 +42,7 @@ class Source:
     min_size: int = 0
     recurse: bool = True
     kind: str = "files"
+    optional: bool = False
 
 
 @dataclass
@@ -124,7 +127,14 @@ class _Candidate(t.NamedTuple):
 
 def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     """A source from a caller's dictionary; ages and sizes with units. Raises ``OpsError`` for nonsense."""
-    path = require_safe(str(given["path"]), "path of a source")
+    kind = str(given.get("kind") or "files")
+    if kind not in KINDS:
+        raise OpsError(f"There is no kind {kind!r} of sources.", hint=f"Choose of {', '.join(KINDS)}.")
+    named = str(given.get("path") or disk_sources.PLACES.get(kind, ""))
+    if not named:
+        raise OpsError("A source of files has no path.", hint="Name its directory.")
+    # The programs that own the other kinds clear them; what may not be cleaned as a whole may be cleared so.
+    path = require_safe(named, "path of a source") if kind in ("files", "core_dumps") else absolute(named, "path of a source")
     names = {key: tuple(given.get(key) or default) for key, default in (("patterns", ("*",)), ("exclude", ()), ("age_by", _AGES))}
     for pattern in names["patterns"] + names["exclude"]:
         if not pattern or "/" in pattern or ".." in pattern:
@@ -132,13 +142,15 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     strange = sorted(set(names["age_by"]) - set(_AGES))
     if strange:
         raise OpsError(f"age_by of {path} names {', '.join(strange)}.", hint=f"Choose of {', '.join(_AGES)}.")
+    if kind == "core_dumps" and not given.get("patterns"):
+        names["patterns"] = ("core*",)
     keep = int(given.get("keep_newest") or 0)
     if not 0 <= keep <= 1_000_000:
         raise OpsError(f"keep_newest of {path} is {keep}.", hint="It goes from 0 to 1,000,000.")
     return Source(
         path=path, age=units.duration(given.get("age") or 0, f"age of {path}"), age_by=names["age_by"], patterns=names["patterns"], exclude=names["exclude"],
         keep_newest=keep, min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"), recurse=given.get("recurse") is not False,
-        kind=str(given.get("kind") or "files"),
+        kind=kind, optional=not given.get("path"),
     )  # fmt: skip
 
 
@@ -188,7 +200,7 @@ class Cleanup:
         self.check_mode = check_mode
         self.now = time.time() if now is None else now
         self.batch = batch
-        self.open = holders.Open()
+        self._seen: t.Optional[holders.Open] = None
         self._since_refresh = 0
 
     def unmet(self, path: str, device: int) -> t.List[Target]:
@@ -199,7 +211,12 @@ class Cleanup:
         return not self.targets or bool(self.unmet(path, device))
 
     def clean(self, source: Source) -> _Tally:
+        """Takes from one source until nothing is left of it, or every target that it concerns is met."""
+        if source.kind not in ("files", "core_dumps"):
+            return self._clear(source)
         tally = _Tally()
+        if source.optional and not os.path.isdir(source.path):
+            return tally  # the usual place of core dumps, on a host that has none
         with Tree(source.path, protect=self.protect, recurse=source.recurse) as tree:
             if not self.wanted(source.path, tree.device):
                 return tally
@@ -216,6 +233,28 @@ class Cleanup:
                 if not more or not batch:
                     break
                 after = batch[-1].key
+        return tally
+
+    def _clear(self, source: Source) -> _Tally:
+        """Has the program that owns a source clear it, and measures that."""
+        tally = _Tally()
+        if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
+            return tally
+        foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)
+        tally.candidates = len(foreseen)
+        if foreseen and not self.check_mode:
+            disk_sources.clear(source.kind, source.path, source.age, [name for name, _size in foreseen])
+        device = os.stat(source.path).st_dev
+        for name, size in foreseen:
+            if not self.check_mode and os.path.lexists(name):
+                tally.skipped["kept"] += 1
+                continue
+            tally.files += 1
+            tally.bytes += size
+            tally.names += [name] if len(tally.names) < _SHOWN else []
+            for target in self.targets:
+                if target.concerns(name, device):
+                    target.freed(size)
         return tally
 
     def _matching(self, tree: Tree, source: Source, tally: t.Optional[_Tally] = None) -> t.Iterator[t.Tuple[int, Directory, str, os.stat_result]]:
@@ -265,10 +304,13 @@ class Cleanup:
         heap.sort(key=lambda entry: entry[:2], reverse=True)
         return [_Candidate((-first, -second), size, directory, name) for first, second, size, directory, name in heap], more
 
+    def _is_open(self, identity: holders.Identity) -> t.Optional[bool]:
+        """What /proc says of a file on which the kernel gives no lease; None where processes cannot be looked into."""
+        if self._seen is None:
+            self._seen = holders.open_files()
+        return True if self._seen.of(identity) else None if self._seen.unreadable else False
+
     def _take(self, tree: Tree, source: Source, candidate: _Candidate, tally: _Tally) -> None:
-        if self.open.of((tree.device, candidate.key[1])):
-            tally.skipped["open"] += 1
-            return
         parent = tree.descriptor_of(candidate.directory)
         try:
             if parent is None:
@@ -278,7 +320,10 @@ class Cleanup:
             tally.skipped["changed"] += 1
             return
         moment = max(getattr(status, f"st_{name}_ns") for name in source.age_by)
-        outcome = "changed" if (moment, status.st_ino) != candidate.key else "removed" if self.check_mode else tree.remove(parent, candidate.name, status)
+        if (moment, status.st_ino) != candidate.key:
+            outcome = "changed"
+        else:
+            outcome = tree.remove(parent, candidate.name, status, is_open=self._is_open, dry=self.check_mode)
         if outcome != "removed":
             tally.skipped[outcome] += 1
             return
@@ -303,6 +348,7 @@ def run(
     targets: t.Sequence[t.Mapping[str, t.Any]] = (),
     *,
     protect: t.Sequence[str] = (),
+    release_deleted: t.Sequence[str] = (),
     check_mode: bool = False,
     want_diff: bool = False,
 ) -> Result:
@@ -318,12 +364,13 @@ def run(
             raise OpsError(f"Cannot look at {goal.name}: {error.strerror}.", hint="Name a directory that exists.") from error
     started = time.monotonic()
     before = {goal.name: goal.as_dict() for goal in goals}
-    places = sorted({source.path for source in wanted})
+    places = sorted({source.path for source in wanted if os.path.isdir(source.path)})
     space_before = {place: filesystem(place)["used_bytes"] for place in places}
     cleanup = Cleanup(wanted, goals, protect=protect, check_mode=check_mode)
     needed = not goals or any(not goal.met() for goal in goals)
-    if needed:
-        cleanup.open = holders.open_files()
+    seen = holders.open_files(mappings=False)
+    devices = {os.stat(place).st_dev for place in places} | {goal.device for goal in goals if goal.filesystem}
+    nameless = disk_sources.deleted_but_open(devices, seen)
     actions: t.List[t.Dict[str, t.Any]] = []
     names: t.List[str] = []
     for source in wanted:
@@ -333,6 +380,9 @@ def run(
             "action": "delete", "target": source.path, "kind": source.kind, "changed": bool(tally.files), "files": tally.files, "bytes_freed": tally.bytes,
             "candidates": tally.candidates, "skipped": dict(sorted(tally.skipped.items())),
         })  # fmt: skip
+    for entry in nameless:
+        if release_deleted and needed and (check_mode or disk_sources.release(entry, release_deleted)):
+            actions.append({"action": "release", "target": entry["path"], "changed": True, "files": 0, "bytes_freed": entry["bytes"], "pid": entry["pid"]})
     if not check_mode:
         for goal in goals:
             goal.measure()
@@ -340,10 +390,16 @@ def run(
     missed = [goal.name for goal in goals if not goal.met()]
     verb = "would be removed" if check_mode else "removed"
     msg = f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
+    if nameless:
+        held = sum(entry["bytes"] for entry in nameless)
+        first = nameless[0]
+        msg += (
+            f" {units.readable(held)} are deleted but still open, most by {first['unit'] or first['command']} ({first['pid']}): have it reopen or restart it."
+        )
     if missed:
         msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
     return Result(
-        changed=bool(files),
+        changed=any(action["changed"] for action in actions),
         before={"targets": before, "used_bytes": space_before},
         after={
             "targets": {goal.name: goal.as_dict() for goal in goals},
@@ -353,7 +409,7 @@ def run(
         msg=msg,
         diff=[{"before_header": "files", "after_header": "files", "before": "\n".join([*names, ""]), "after": ""}] if want_diff and names else [],
         extra={
-            "files": files, "bytes_freed": freed, "missed": missed, "unreadable_processes": cleanup.open.unreadable,
+            "files": files, "bytes_freed": freed, "missed": missed, "deleted_open": nameless, "unreadable_processes": seen.unreadable,
             "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },
     )  # fmt: skip

@@ -208,7 +208,8 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
     validate(options)
     context = Context(
         services=services, control=control, base_url=options.base_url.rstrip("/"), token=options.token, application=options.application,
-        redis_url=options.redis_url, protect=frozenset(PROTECTED) | set(options.protect), timeout=options.timeout, max_restarts=options.max_restarts, state_dir=options.state_dir,
+        redis_url=options.redis_url, protect=frozenset(PROTECTED) | set(options.protect), timeout=options.timeout,
+        max_restarts=options.max_restarts, state_dir=options.state_dir,
     )  # fmt: skip
     every = subjects(context, options, limits_mb)
     for subject in every:
