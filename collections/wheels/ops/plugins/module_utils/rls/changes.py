@@ -14,7 +14,7 @@ import typing as t
 from pathlib import Path
 
 from ..results import OpsError, Result
-from . import audits, callgraph, catalog, compare, oracle, policies
+from . import audits, callgraph, catalog, compare, oracle, policies, strict
 from .catalog import Catalog
 from .plans import Plan
 from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, set_local, transaction
@@ -114,6 +114,9 @@ def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeou
             old = Simulator(before)
             subjects, texts = _subjects(cursor, plan, before, old)
             seen = compare.measure(cursor, before, subjects, texts)
+            relations = {relation.qualified: relation for relation in before.relations.values()}
+            recursive = [(who, user, relations[name]) for who, user, name in subjects if seen[who.name, user, name].state == oracle.RECURSION]
+            due = strict.read(cursor, before, recursive)
             for statement in plan.statements[: len(plan.statements) - plan.locking]:
                 cursor.execute(statement)
             # Whoever wants the table queues up behind us, while we wait for it and while we hold it: both count.
@@ -125,7 +128,9 @@ def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeou
             _bounded(cursor, deadline)
             proof = _prove(cursor, plan, before, old, deadline)
             _bounded(cursor, deadline)
-            proof.update(_compare(plan, before, seen, compare.measure(cursor, before, subjects, texts)))
+            now = compare.measure(cursor, before, subjects, texts)
+            proof.update(_compare(plan, before, seen, now))
+            proof["strict_reading"] = strict.report(due, {key: now[key].rows for key in due if not now[key].state})
             if check_mode:
                 return proof
         except psycopg2.errors.QueryCanceled as error:

@@ -175,17 +175,23 @@ def _sample(cursor: Cursor, relation: Relation) -> str:
     return f"'{cursor.fetchone()[0]}'::tid[]"
 
 
+def identify(who: RoleClass, user: User) -> t.Dict[str, str]:
+    """The settings that make a session that user's, as PostgREST makes them (the old form, one for each claim, as well)."""
+    claims = {**dict(user.claims), "role": who.name}
+    settings = {"request.jwt.claims": json.dumps(claims), **dict(user.settings)}
+    for name, value in claims.items():
+        if re.fullmatch(r"[A-Za-z_]\w*", name):
+            settings[f"request.jwt.claim.{name}"] = value
+    return settings
+
+
 def measure(cursor: Cursor, catalog: Catalog, subjects: t.Sequence[t.Tuple[RoleClass, User, str]], texts: t.Mapping[str, str]) -> t.Dict[Key, Seen]:
     """Runs the queries as those roles and users, in one round trip; nothing that they do stays."""
     if not subjects:
         return {}
     question = []
     for number, (who, user, relation) in enumerate(subjects):
-        claims = {**dict(user.claims), "role": who.name}
-        settings = {"request.jwt.claims": json.dumps(claims), **dict(user.settings)}
-        for name, value in claims.items():
-            if re.fullmatch(r"[A-Za-z_]\w*", name):
-                settings[f"request.jwt.claim.{name}"] = value
+        settings = identify(who, user)
         question.append({"number": number, "role": who.name, "settings": settings, "query": texts[relation]})
     # Compiling these short queries would take longer than running them.
     set_local(cursor, jit="off")

@@ -25,7 +25,7 @@ def rows(cursor: Cursor, query: str, values: t.Optional[t.Mapping[str, t.Any]] =
     return [dict(zip(names, row)) for row in cursor.fetchall()]
 
 
-def set_local(cursor: Cursor, **settings: t.Any) -> None:
+def set_local(cursor: Cursor, /, **settings: t.Any) -> None:
     """``SET LOCAL`` with bound values; numbers of ``*_timeout`` settings are milliseconds."""
     for name, value in settings.items():
         cursor.execute("select pg_catalog.set_config(%s, %s, true)", (name, str(value)))
