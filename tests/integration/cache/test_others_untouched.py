@@ -140,7 +140,7 @@ def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, redis:
     keys = sorted(await cache.redis.keys("*"))
     ttls = [await cache.redis.ttl("pam:cache:user_profile:1"), await cache.redis.ttl("pam:cache:user_trips:1")]
     await cache.clear_expired(); await cache.clear_expired()
-    return [first, exists, keys, ttls, cache._legacy_reads]
+    return [first, exists, keys, ttls, CacheService()._store.legacy_reads]
     """,
     )
     assert found[0] == [{"name": "old"}, ["old"], None, {"calendar_events:1": 1}] and found[1] is True

@@ -260,13 +260,17 @@ for _, key in ipairs(page[2]) do
 end
 return {page[1], #page[2], mine, legacy, adopted}
 """ % {"prefix": PREFIX, "legacy": ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES))}  # noqa: UP031 - braces are Lua's
+# ARGV[4] and on: beginnings of which a key must have one, each after 1 (ours: any type) or 0 (an earlier release's: strings only).
 _UNLINK = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-local keys = page[2]
-if ARGV[4] ~= '1' then
-  keys = {}
-  for _, key in ipairs(page[2]) do
-    if redis.call('TYPE', key).ok == 'string' then keys[#keys + 1] = key end
+local keys = {}
+for _, key in ipairs(page[2]) do
+  for at = 4, #ARGV do
+    local beginning = string.sub(ARGV[at], 2)
+    if string.sub(key, 1, #beginning) == beginning then
+      if string.sub(ARGV[at], 1, 1) == '1' or redis.call('TYPE', key).ok == 'string' then keys[#keys + 1] = key end
+      break
+    end
   end
 end
 return {page[1], #keys > 0 and redis.call('UNLINK', unpack(keys)) or 0}
@@ -347,6 +351,7 @@ class LocalStore:
         self.limit = int(_number("CACHE_L1_MB", 16.0) * 1_048_576)
         self.entries: t.Dict[str, t.Tuple[str, float, float]] = {}
         self.bytes = 0
+        self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
         self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
 
     def put(self, key: str, text: str, *, fresh: bool, ttl: t.Optional[float] = None) -> None:
@@ -505,8 +510,7 @@ class Link:
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await self.client.unlink(*keys)
             for text in [text for kind, text in waiting if kind == "pattern"]:
-                async for _ in _unlink_slices(self.client, PREFIX + text, own=True):
-                    pass
+                await _unlink_slices(self.client, PREFIX + text, ["1" + PREFIX])
         except ResponseError as error:  # Redis is there and will refuse it again: nothing to wait for
             logger.error("Cache: an invalidation was refused by Redis", error=type(error).__name__, count=len(waiting))
         except BaseException:
@@ -541,15 +545,37 @@ async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], argum
         return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
 
 
-async def _unlink_slices(client: aioredis.Redis, pattern: str, *, own: bool) -> t.AsyncIterator[int]:
-    """Deletes what matches in slices, gives the number after each; ``own`` False takes strings only."""
-    cursor: t.Any = "0"
+async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Sequence[str]) -> int:
+    """Deletes what matches and has one of the beginnings (``_UNLINK``), in slices; gives how many."""
+    cursor, total, size = "0", 0, SLICE // 2
     while True:
         async with asyncio.timeout(SWEEP_TIMEOUT):
-            cursor, gone = await _run(client, _UNLINK, (), (cursor, pattern, SLICE // 2, "1" if own else "0"))
-        yield int(gone)
-        if str(cursor) == "0":
-            return
+            reply = await _run(client, _UNLINK, (), (cursor, match, size, *beginnings))
+        cursor, gone = str(reply[0]), int(reply[1])
+        total += gone
+        if cursor == "0":
+            return total
+        size = SLICE // 2 if gone else SLICE * 5  # names that do not match cost next to nothing
+
+
+def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str]]:
+    """How to delete a caller's pattern in one pass: the pattern for SCAN, the beginnings, and our own patterns among it.
+
+    Everything that a beginning with ``*`` after it means fits one pass: our key, the database service's, an earlier release's.
+    Of other patterns, which no caller has yet, only our own keys are looked at.
+    """
+    ours = [pattern]
+    found = re.fullmatch(r"((?:[^*?\[\]\\]|\\.)+)\*", pattern)
+    if found is None:
+        return PREFIX + pattern, ["1" + PREFIX], ours
+    literal = re.sub(r"\\(.)", r"\1", found[1])
+    beginnings = ["1" + PREFIX + literal]
+    if _head(literal)[:-1] in TABLES:
+        ours.append("pam:" + pattern)
+        beginnings.append(f"1{PREFIX}pam:{literal}")
+    if legacy:
+        beginnings += ["0" + old for old in (literal, "pam:" + literal) if _head(old) in LEGACY_PREFIXES]
+    return (PREFIX if len(beginnings) == 1 else "*") + pattern, beginnings, ours
 
 
 _links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
@@ -568,7 +594,6 @@ class CacheService:
         self._seen: t.Tuple[t.Optional[asyncio.AbstractEventLoop], t.Optional[Link]] = (None, None)
         self._store, self.counters = _stores.setdefault(url or "", (LocalStore(), CacheCounters()))
         self._entries = self._store.entries
-        self._legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
         self._largest = int(_number("CACHE_MAX_VALUE_KB", 8192) * 1024)
 
     # --- connection ---
@@ -676,7 +701,7 @@ class CacheService:
 
     def _old_name(self, key: str) -> t.Optional[str]:
         """The key under which an earlier release would have stored this, if that is one of its own prefixes."""
-        if self._legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
+        if self._store.legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
             return key
         return None
 
@@ -942,26 +967,15 @@ class CacheService:
         if not pattern or len(pattern) > LONGEST_KEY or pattern.count("*") > 8:
             return 0  # nothing that a caller means, and a pattern of stars is expensive to match
         self._store.clear()
-        head = _head(pattern)
-        literal = not re.search(r"[*?\[\\]", head)
-        targets = [(PREFIX + pattern, True)]
-        if literal and head[:-1] in TABLES:
-            targets.append((f"{PREFIX}pam:{pattern}", True))
-        if literal and self._legacy_reads:
-            targets += [(old, False) for old in (pattern, f"pam:{pattern}") if _head(old) in LEGACY_PREFIXES]
-        gone = 0
-        for target, own in targets:
-            try:
-                gone += int(await self._call(functools.partial(self._unlink_all, pattern=target, own=own), timeout=60.0))
-            except CacheUnavailableError:
-                if own:
-                    self._link().remember("pattern", target[len(PREFIX) :])
+        match, beginnings, ours = _targets(pattern, self._store.legacy_reads)
+        try:
+            gone = int(await self._call(lambda client: _unlink_slices(client, match, beginnings), timeout=60.0))
+        except CacheUnavailableError:
+            for text in ours:
+                self._link().remember("pattern", text)
+            return 0
         self.counters.deletes += gone
         return gone
-
-    @staticmethod
-    async def _unlink_all(client: t.Any, pattern: str, own: bool) -> int:
-        return sum([gone async for gone in _unlink_slices(client, pattern, own=own)])
 
     async def clear_prefix(self, prefix: str) -> int:
         """Deletes every entry whose key begins with ``prefix``."""
@@ -1016,8 +1030,8 @@ class CacheService:
         finally:
             await self._release(_INTERNAL + "sweep:lock", token)
         scanned, own, legacy, adopted = totals
-        if finished and whole and not legacy and self._legacy_reads and "CACHE_LEGACY_READS" not in os.environ:
-            self._legacy_reads = False
+        if finished and whole and not legacy and self._store.legacy_reads and "CACHE_LEGACY_READS" not in os.environ:
+            self._store.legacy_reads = False
         result = SweepResult.of(
             scanned=scanned, own=own, legacy=legacy, adopted=adopted, expired=expired, finished=finished, seconds=round(time.monotonic() - started, 3)
         )
