@@ -157,6 +157,26 @@ async def test_leaves_alone_what_does_not_pay(parts: t.Any, percent: float, rss:
     assert heap.trims == 0
 
 
+async def test_memory_in_use_is_asked_again_ever_less_often(parts: t.Any) -> None:
+    """A burst in progress is not worth a trim; once it is over it is, though RSS is the same."""
+    optimizer, reader, heap = parts
+    reader.percent, reader.rss, heap.predicted = 70.0, 600 * MIB, 10 * MIB
+    waits = []
+    for _ in range(9):
+        optimizer._next_allowed = 0.0
+        await optimizer._tick()
+        waits.append(round(optimizer._next_allowed - time.monotonic()))
+    assert waits == [2, 4, 8, 16, 32, 64, 120, 120, 120] and heap.trims == 0
+    reader.rss = 700 * MIB
+    optimizer._next_allowed = 0.0
+    await optimizer._tick()
+    assert round(optimizer._next_allowed - time.monotonic()) == 2, "it has grown: something happens"
+    heap.predicted = 400 * MIB
+    optimizer._next_allowed = 0.0
+    await optimizer._tick()
+    assert heap.trims == 1
+
+
 async def test_backs_off_when_three_trims_freed_nothing(parts: t.Any) -> None:
     optimizer, reader, heap = parts
     heap.freed = 0

@@ -280,9 +280,9 @@ class RequestMetricsMiddleware:
 
 
 class LoopLag:
-    """How late the event loop runs what was due: one timer, no task."""
+    """How late the event loop runs what was due: one timer, no task. Every stall longer than ``every`` seconds is seen, shorter ones by chance."""
 
-    def __init__(self, every: float = 1.0) -> None:
+    def __init__(self, every: float = 2.0) -> None:
         self.every = every
         self.window_worst = 0.0
         self._recent: Deque[Tuple[float, float]] = deque(maxlen=16)
@@ -429,7 +429,7 @@ class PerformanceMonitor:
         }
         self.current: Dict[str, PerformanceMetric] = {}
         self.rings: Dict[str, Ring] = {}
-        self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 1.0, low=0.05))
+        self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 2.0, low=0.05))
         self.last_sample_at = 0.0
         self.last_reading: Optional[MemoryReading] = None
         #: Further numbers for a sample, by metric name; must not wait.

@@ -45,6 +45,8 @@ RESTART_PERCENT = 90.0
 #: Freed less than this share of the prediction, or back within seconds: the trim did not pay.
 PAYS_FROM = 0.10
 MAX_BACKOFF_SECONDS = 3600.0
+#: A prediction costs some milliseconds: at most this long between two where the last ones said that a trim is not worth it.
+MAX_ASK_AGAIN_SECONDS = 120.0
 #: glibc's arenas other than the main one are mapped in regions of this size and alignment (HEAP_MAX_SIZE, 64 bit).
 ARENA_BYTES = 64 * MIB
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -328,6 +330,7 @@ class MemoryOptimizer:
         self._floor = 0
         self._next_allowed = 0.0
         self._gap = 0.0
+        self._ask_again, self._asked_at_rss = 0.0, 0
         self._paid: Deque[bool] = deque(maxlen=3)
         self._pending: Optional[Tuple[float, int, int]] = None
         self._busy = threading.Lock()
@@ -465,9 +468,13 @@ class MemoryOptimizer:
             worth = predicted >= max(MIN_GAIN_BYTES, MIN_GAIN_SHARE * before.rss_bytes)
             if automatic and not worth and level == "standard":
                 outcome["skipped"] = "not worth it"
-                self._floor = max(self._floor, before.rss_bytes - predicted)
-                self._next_allowed = time.monotonic() + max(self.check_interval, 100 * used)
+                # The memory is in use now; the same pages are waste once it is not, and RSS does not tell. Ask again, ever less often.
+                grown = before.rss_bytes - self._asked_at_rss >= MIN_GAIN_BYTES
+                self._ask_again = self.check_interval if grown else min(MAX_ASK_AGAIN_SECONDS, max(self.check_interval, 2 * self._ask_again))
+                self._asked_at_rss = before.rss_bytes
+                self._next_allowed = time.monotonic() + max(self._ask_again, 100 * used)
                 return outcome
+            self._ask_again, self._asked_at_rss = 0.0, 0
             lag = _LagProbe()
             lag.start()
             try:
