@@ -39,7 +39,7 @@ from tests.support.websocket_module import Clock, Peer, Socket, load
 logging.disable(logging.CRITICAL)  # what the manager says of its dead peers would drown the results
 PEERS = Path(__file__).with_name("websocket_peers")
 MANY = int(os.environ.get("WHEELS_OPS_BENCH_CLIENTS", "2000"))
-NO_LIMITS = {
+NO_LIMITS: t.Dict[str, t.Any] = {
     "WEBSOCKET_MAX_PER_USER": 0, "WEBSOCKET_MAX_PER_ADDRESS": 0, "WEBSOCKET_ACCEPT_RATE": 0, "WEBSOCKET_MAX_CONNECTIONS": 100_000,
 }  # fmt: skip
 #: As the backend should run; the server's own pings stay out of the measurement.
@@ -122,7 +122,9 @@ async def our_detection(seed: int) -> float:
     chance, clock = random.Random(seed), Clock()
     manager = load().ConnectionManager(clock)
     manager.max_per_user, manager._start_heartbeat = 0, lambda: None
-    last, silent, found = {}, {}, {}
+    last: t.Dict[str, float] = {}
+    silent: t.Dict[str, float] = {}
+    found: t.Dict[str, float] = {}
     for number in range(1000):
         name = f"c{number}"
         await manager.connect(Double(), name, name)
@@ -191,7 +193,8 @@ class Stuck:
                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
             )
             self.sockets.append(peer)
-            wait_until(lambda user=user: backend.request("POST", f"/control/clog/{user}")[1]["messages"], timeout=30, what=f"{user} to be stuck")
+            clog = functools.partial(backend.request, "POST", f"/control/clog/{user}")
+            wait_until(lambda: clog()[1]["messages"], timeout=30, what=f"{user} to be stuck")  # noqa: B023 - waited for before it changes
 
     def close(self) -> None:
         for peer in self.sockets:

@@ -16,7 +16,7 @@ def load(name: str = "websocket_manager_under_test") -> t.Any:
     """A fresh copy of the module."""
     spec = importlib.util.spec_from_file_location(name, PATCHES / "core" / "websocket_manager.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: t.Any = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     module.logger = logging.getLogger(name)
@@ -90,7 +90,7 @@ class Socket:
         await self._send({"type": "websocket.send", "text": text})
 
     async def receive(self) -> t.Dict[str, t.Any]:
-        return t.cast(t.Dict[str, t.Any], await self._receive())
+        return await self._receive()
 
     async def close(self, code: int = 1000) -> None:
         await self._send({"type": "websocket.close", "code": code})

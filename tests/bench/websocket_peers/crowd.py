@@ -159,7 +159,9 @@ async def main() -> None:
             for first in range(0, count, 100):
                 some = min(100, count - first)
                 made = [Client(path.replace("{n}", str(len(clients) + index)), ready) for index in range(some)]
-                clients += await asyncio.gather(*(loop.create_connection(lambda client=client: client, "127.0.0.1", port) for client in made))
+                waiting = iter(made)
+                await asyncio.gather(*(loop.create_connection(lambda: next(waiting), "127.0.0.1", port) for _ in made))  # noqa: B023 - awaited at once
+                clients += made
                 await wait_for(order["seconds"], lambda: opened - before >= first + some)  # noqa: B023 - awaited at once
             answer = opened - before
         elif order["command"] == "delivered":

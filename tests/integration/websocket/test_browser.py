@@ -16,7 +16,7 @@ from tests.support.browser import Browser, Page, browser
 from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 
-SETTINGS = {
+SETTINGS: t.Dict[str, t.Any] = {
     "WEBSOCKET_HEARTBEAT_INTERVAL": "0.2", "WEBSOCKET_CONNECTION_TIMEOUT": "3", "WEBSOCKET_MAX_PER_USER": "0", "WEBSOCKET_MAX_PER_ADDRESS": "0",
 }  # fmt: skip
 #: The client's times, shortened; what is not named keeps its real value.

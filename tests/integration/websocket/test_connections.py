@@ -26,7 +26,12 @@ from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 
 #: The report's 20 s and 60 s, a hundred times faster. The server's own protocol pings are off: they must not do our work.
-FAST = {"WEBSOCKET_HEARTBEAT_INTERVAL": "0.3", "WEBSOCKET_CONNECTION_TIMEOUT": "0.9", "WEBSOCKET_STALL_SECONDS": "0.5", "WEBSOCKET_MAX_PER_USER": "0"}
+FAST: t.Dict[str, t.Any] = {
+    "WEBSOCKET_HEARTBEAT_INTERVAL": "0.3",
+    "WEBSOCKET_CONNECTION_TIMEOUT": "0.9",
+    "WEBSOCKET_STALL_SECONDS": "0.5",
+    "WEBSOCKET_MAX_PER_USER": "0",
+}
 OPTIONS = (
     *os.environ.get("WHEELS_OPS_UVICORN_OPTIONS", "").split(),
     "--ws-ping-interval",
@@ -162,7 +167,7 @@ async def test_a_busy_endpoint_does_not_lose_its_peer(backend: SocketBackend) ->
 async def test_an_endpoint_that_floods_its_client_does_not_lose_a_message(backend: SocketBackend) -> None:
     async with connect(backend.url("ann"), max_queue=4, close_timeout=1) as websocket:
         await websocket.send('{"type":"flood","count":300,"size":20000}')
-        flood = []
+        flood: t.List[t.Dict[str, t.Any]] = []
         while len(flood) < 300:
             flood += await asyncio.wait_for(collect(websocket, "flood", 1), 20)
             if len(flood) % 100 == 0:

@@ -27,7 +27,7 @@ SEED = int(os.environ.get("WHEELS_OPS_SEED", "20250730"))
 
 @pytest.fixture(scope="module")
 def backend() -> t.Iterator[SocketBackend]:
-    limits = {"WEBSOCKET_MAX_PER_USER": 0, "WEBSOCKET_MAX_PER_ADDRESS": 0, "WEBSOCKET_ACCEPT_RATE": 0}
+    limits: t.Dict[str, t.Any] = {"WEBSOCKET_MAX_PER_USER": 0, "WEBSOCKET_MAX_PER_ADDRESS": 0, "WEBSOCKET_ACCEPT_RATE": 0}
     with socket_backend(WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=5, **limits) as server:
         yield server
 

@@ -10,6 +10,7 @@ import typing as t
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.support import servers
 from tests.support.backend_env import Backend, running_backend
@@ -79,10 +80,10 @@ def test_no_token_no_conversation(backend: Backend) -> None:
 
 def test_origins(backend: Backend) -> None:
     """With the guard a page of a foreign origin gets no socket."""
-    with connect(backend.websocket_url("ann"), origin="https://wheelsandwins.com") as websocket:  # type: ignore[arg-type]  # a NewType of str
+    with connect(backend.websocket_url("ann"), origin=Origin("https://wheelsandwins.com")) as websocket:
         receive(websocket, "connection")
     expected = pytest.raises(InvalidStatus) if backend.installed else contextlib.nullcontext()  # type: ignore[attr-defined]  # see the fixture
-    with expected, connect(backend.websocket_url("ann"), origin="https://evil.example") as websocket:  # type: ignore[arg-type]  # a NewType of str
+    with expected, connect(backend.websocket_url("ann"), origin=Origin("https://evil.example")) as websocket:
         receive(websocket, "connection")
 
 

@@ -59,8 +59,13 @@ async def test_a_server_that_cannot_answer_with_http(guard: t.Any) -> None:
 
 @pytest.mark.parametrize(("verdict", "status"), [(True, None), (False, 403)])
 async def test_the_cors_policy_decides_about_origins(guard: t.Any, monkeypatch: pytest.MonkeyPatch, verdict: bool, status: t.Optional[int]) -> None:
-    asked = []
-    policy = types.SimpleNamespace(is_websocket_origin_allowed=lambda origin: asked.append(origin) or verdict)
+    asked: t.List[str] = []
+
+    def judge(origin: str) -> bool:
+        asked.append(origin)
+        return verdict
+
+    policy = types.SimpleNamespace(is_websocket_origin_allowed=judge)
     for name in ("app", "app.core"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "app.core.cors_config", types.SimpleNamespace(cors_config=policy))

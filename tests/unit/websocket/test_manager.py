@@ -166,6 +166,14 @@ class TestContract:
         assert [peer.closed for peer in peers] == [4409, 4409, None, None, None, None, None]
         assert list(manager.user_connections["ann"]) == ["c2", "c3", "c4", "c5", "c6"]
 
+    async def test_a_resumed_connection_pushes_out_none_but_its_predecessor(self, manager: t.Any) -> None:
+        peers = [await join(manager, f"c{number}", query="session=") for number in range(5)]
+        session = json.loads(peers[3].texts()[0])["session"]
+        again = await join(manager, "again", query=f"session={session}&last_seq=0")
+        await settle()
+        assert [peer.closed for peer in peers] == [None, None, None, 4409, None]
+        assert json.loads(again.texts()[0])["type"] == "session" and len(manager.user_connections["ann"]) == 5
+
     async def test_a_peer_that_left_during_authentication(self, manager: t.Any) -> None:
         peer = Peer()
         connection = ws.Connection(manager, peer.asgi_send, peer.asgi_receive, peer.scope)
@@ -467,8 +475,8 @@ class TestLatency:
             histogram.add(value)
         for share in (0.5, 0.95, 0.99):
             assert histogram.quantile(share) == pytest.approx(share * 1000, rel=0.1)
-        for value in (0, -1, 1e12):
-            histogram.add(value)
+        for odd in (0.0, -1.0, 1e12):
+            histogram.add(odd)
 
 
 class TestBounds:

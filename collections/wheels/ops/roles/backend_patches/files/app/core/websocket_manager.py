@@ -795,6 +795,7 @@ class ConnectionManager:
         connection.id_json = f'{json.dumps(connection.id)},"seq":'
         now = self.now()
         connection.connected_at = connection.last_inbound = connection.last_ping = connection.last_pong = now
+        self._release_session(connection)
         mine = self.user_connections.setdefault(connection.user_id, {})
         if self.max_per_user and len(mine) >= self.max_per_user:
             oldest = self.connections.get(next(iter(mine)))
@@ -1123,6 +1124,15 @@ class ConnectionManager:
 
     def resumable(self, session: Session) -> bool:
         return session.detached_at is None or self.now() - session.detached_at <= self.session_seconds
+
+    def _release_session(self, connection: Connection) -> None:
+        """Ends the connection that this one continues, so that it does not count against the user's limit."""
+        query = parse_qs(connection.scope.get("query_string", b"").decode("latin-1"))
+        session = self.sessions.get(query.get("session", [""])[-1])
+        old = session.connection if session is not None and session.user_id == connection.user_id else None
+        if old is not None and old is not connection:
+            old.shut(4409, "resumed elsewhere", flush=False)
+            self.forget(old)
 
     def _offer_session(self, connection: Connection) -> None:
         """Binds a client that asked for it in the query string to its session, before anything else is sent to it."""
