@@ -17,11 +17,28 @@ description:
   - C(copytruncate), which loses lines, is used with O(allow_loss) only.
   - A run that was killed is finished by the next one. No line is lost or doubled by it.
 options:
+  state:
+    description:
+      - V(rotated) rotates now what is too large.
+      - V(present) installs a permanent policy O(name) for C(logrotate), which has to read it without an error first. It needs O(reopen).
+      - V(absent) removes that policy.
+    type: str
+    choices: [rotated, present, absent]
+    default: rotated
+  name:
+    description: The name of the policy in C(/etc/logrotate.d).
+    type: str
+    default: wheels-ops
+  frequency:
+    description: How often the policy rotates, even a log that is not too large.
+    type: str
+    choices: [hourly, daily, weekly, monthly]
+    default: daily
   paths:
-    description: Logs, absolute, with wildcards. Links and our own rotated parts are passed over.
+    description: Logs, absolute, with wildcards. Links and our own rotated parts are passed over. Not needed for O(state=absent).
     type: list
     elements: path
-    required: true
+    default: []
   max_size:
     description: Rotate above so many bytes on disk. V(50MB) is a power of 1000, V(50M) of 1024. At least 4096.
     type: str
@@ -73,7 +90,7 @@ notes:
   - Readers that follow a log (C(tail -F), log shippers) see it become shorter. What they had not read yet is in the rotated part.
   - Rotated parts are called C(NAME.20250730T021107Z.gz) and sort as their lines do.
 requirements:
-  - logrotate, for O(strategy=logrotate) only
+  - logrotate, for O(strategy=logrotate) and O(state=present) only
 author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:
@@ -95,11 +112,18 @@ EXAMPLES = r"""
     paths: [/var/log/pam/access.log]
     reopen: [systemctl, kill, --kill-whom=main, --signal=HUP, pam-backend]
     keep: 14
+
+- name: Have the same done every night
+  wheels.ops.log_rotate:
+    state: present
+    name: pam-backend
+    paths: [/var/log/pam/*.log]
+    reopen: [systemctl, kill, --kill-whom=main, --signal=HUP, pam-backend]
 """
 
 RETURN = r"""
 before:
-  description: C(bytes) on disk of every log before.
+  description: C(bytes) on disk of every log before; or C(policy), its text.
   returned: success
   type: dict
   sample: {bytes: {/opt/backend/log/access.log: 66000000}}
@@ -108,7 +132,9 @@ after:
   returned: success
   type: dict
 actions:
-  description: What was done, or would be. V(rotate), V(finish) (of a run that was killed), V(compress), V(delete) (beyond O(keep)).
+  description:
+    - What was done, or would be. V(rotate), V(finish) (of a run that was killed), V(compress), V(delete) (beyond O(keep)).
+    - For a policy V(install) or V(remove).
   returned: always
   type: list
   elements: dict
@@ -184,7 +210,10 @@ from ansible_collections.wheels.ops.plugins.module_utils.remedies import log_rot
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "paths": {"type": "list", "elements": "path", "required": True},
+            "state": {"type": "str", "choices": ["rotated", "present", "absent"], "default": "rotated"},
+            "name": {"type": "str", "default": "wheels-ops"},
+            "frequency": {"type": "str", "choices": ["hourly", "daily", "weekly", "monthly"], "default": "daily"},
+            "paths": {"type": "list", "elements": "path", "default": []},
             "max_size": {"type": "str", "default": "50MB"},
             "strategy": {"type": "str", "choices": ["auto", "rename", "logrotate", "collapse", "punch", "copytruncate"], "default": "auto"},
             "reopen": {"type": "list", "elements": "str", "default": []},
@@ -198,9 +227,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = dict(module.params)
-    paths = given.pop("paths")
-    run(module, lambda: log_rotate.run(paths, log_rotate.options_of(given), check_mode=module.check_mode, want_diff=module._diff))
+    run(module, lambda: log_rotate.run_with(module.params, check_mode=module.check_mode, want_diff=module._diff))
 
 
 if __name__ == "__main__":

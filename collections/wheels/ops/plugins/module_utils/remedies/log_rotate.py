@@ -26,6 +26,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .. import extents, holders, log_archive, log_policy, units
+from ..files import write_atomically
 from ..log_archive import Ownership, disk_bytes
 from ..results import OpsError, Result
 from ..safe_tree import DANGEROUS_BELOW, absolute, open_directory
@@ -553,3 +554,66 @@ def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
         actions.append(log.rotate(log.choose()))
         rotated = True
     return actions + log.tidy(rotated)
+
+
+def manage_policy(
+    state: str,
+    name: str,
+    paths: t.Sequence[str],
+    options: Options,
+    *,
+    frequency: str = "daily",
+    owner: str = "",
+    group: str = "",
+    directory: str = log_policy.POLICIES,
+    check_mode: bool = False,
+    want_diff: bool = False,
+) -> Result:
+    """Installs (``present``) a permanent policy that logrotate has read and understood, or removes it (``absent``)."""
+    path = log_policy.policy_path(name, directory)
+    before = log_policy.current(path)
+    wanted: t.Optional[str] = None
+    if state == "present":
+        validate(options)
+        if frequency not in log_policy.FREQUENCIES:
+            raise OpsError(f"frequency is {frequency!r}.", hint=f"Choose of {', '.join(log_policy.FREQUENCIES)}.")
+        if not paths:
+            raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
+        named = [absolute(entry, "paths") for entry in paths]
+        wanted = log_policy.policy_text(
+            named, max_size=options.max_size, keep=options.keep, frequency=frequency, compress=options.compress, reopen=options.reopen, mode=options.mode,
+            owner=owner, group=group, allow_loss=options.allow_loss,
+        )  # fmt: skip
+        others = log_policy.others_with(named, path)
+        if others:
+            raise OpsError(f"{', '.join(others)} rotates one of these logs already.", hint="Remove it there: logrotate refuses a log that is named twice.")
+        log_policy.validated(wanted)
+    changed = wanted != before
+    if changed and not check_mode:
+        if wanted is not None:
+            write_atomically(path, wanted.encode(), mode=0o644)
+        else:
+            path.unlink()
+    verb = "install" if wanted is not None else "remove"
+    done = f"{'would be ' if check_mode else ''}{'installed' if wanted is not None else 'removed'}"
+    return Result(
+        changed=changed,
+        before={"policy": before},
+        after={"policy": wanted},
+        actions=[{"action": verb, "target": str(path), "changed": True}] if changed else [],
+        msg=f"The policy {path} {done}." if changed else f"The policy {path} is as it should be.",
+        diff=[{"before_header": str(path), "after_header": str(path), "before": before or "", "after": wanted or ""}] if want_diff and changed else [],
+        extra={"rotated": 0, "duration_ms": 0.0},
+    )
+
+
+def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False, want_diff: bool = False) -> Result:
+    """``run`` or ``manage_policy`` for a caller's parameters."""
+    options = options_of(given)
+    paths = given.get("paths") or []
+    if given.get("state", "rotated") == "rotated":
+        return run(paths, options, check_mode=check_mode, want_diff=want_diff)
+    return manage_policy(
+        given["state"], given["name"], paths, options, frequency=given["frequency"], owner=given.get("owner") or "", group=given.get("group") or "",
+        check_mode=check_mode, want_diff=want_diff,
+    )  # fmt: skip
