@@ -174,6 +174,16 @@ def test_settings_of_the_application_are_kept(redis: servers.Redis) -> None:
         assert found["scheduler"] == "celery.beat:PersistentScheduler" and found["memory"] == 512 * 1024 and found["expires"]["cleanup-expired-data"] is None
 
 
+def test_the_august_release_starts_only_with_us(redis: servers.Redis) -> None:
+    """Its settings hold the broker's URL as an object, which Celery cannot use."""
+    with celery_backend(redis.url, release="august", install=False) as broken, pytest.raises((RuntimeError, AssertionError), match="RedisDsn"):
+        broken.python("from app.workers.celery import celery_app as a; a.send_task('x')")
+    with celery_backend(redis.url, release="august", schedule={"maintenance-check-daily": 1.0}) as backend:
+        backend.worker()
+        backend.beat()
+        wait_until(lambda: ran(backend)[OTHER] >= 2, timeout=40, what="a periodic task runs")
+
+
 def test_schedule_file_is_readable_without_us(backend: CeleryBackend) -> None:
     """After a rollback Celery's own scheduler opens the file that ours wrote; a class of ours in it would stop beat."""
     backend.beat()

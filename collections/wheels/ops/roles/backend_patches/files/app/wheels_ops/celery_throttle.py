@@ -155,6 +155,7 @@ class LoadAwareScheduler(PersistentScheduler):
 
     #: Beat looks at the signal at least this often, in seconds.
     max_interval = 2
+    _heap: t.Any = None
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         app = kwargs.get("app") or args[0]
