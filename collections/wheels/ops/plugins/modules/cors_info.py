@@ -98,7 +98,7 @@ check:
       description: What is wrong first.
       type: str
     details:
-      description: RV(check.details.reflected) names the foreign origins that were let in, C(exchanges) every request with its answer.
+      description: C(reflected) names the foreign origins that were let in, C(exchanges) every request with its answer.
       type: dict
 exchanges:
   description: Every request with C(kind), C(origin), C(method), C(status), C(expected), C(passed), C(why) and the headers that decided.

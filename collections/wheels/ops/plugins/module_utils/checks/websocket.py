@@ -94,7 +94,7 @@ def check(
     try:
         details.update(handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions)
         times = []
-        for _ in range(round_trips if ping != "none" else 0):
+        for _number in range(round_trips if ping != "none" else 0):
             took = connection.round_trip(ping)
             if took is None:
                 problems.append(f"a ping ({ping}) was not answered within {timeout:g} s" if connection.open else connection.ended())

@@ -62,8 +62,8 @@ def plan(
     state: str = "restarted",
     targets: t.Sequence[str] = (),
     only_if: t.Sequence[str] = (),
-    unhealthy: t.Mapping[str, str] = {},  # noqa: B006 - never changed
-    stale: t.Mapping[str, str] = {},  # noqa: B006 - never changed
+    unhealthy: t.Optional[t.Mapping[str, str]] = None,
+    stale: t.Optional[t.Mapping[str, str]] = None,
     with_dependents: bool = True,
 ) -> t.List[Step]:
     """The steps of a run; empty where there is nothing to do.
@@ -84,7 +84,7 @@ def plan(
     wanted = [service for service in ordered if not targets or service.name in targets]
     reasons: t.Dict[str, str] = {}
     for service in wanted:
-        found = _reason(service, states[service.unit], state=state, only_if=only_if, unhealthy=unhealthy, stale=stale)
+        found = _reason(service, states[service.unit], state=state, only_if=only_if, unhealthy=unhealthy or {}, stale=stale or {})
         if found:
             reasons[service.name] = found
     if with_dependents and state == "restarted":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Runs uvicorn so that a restart fails no request: ``python drain.py app.main:app --port 8000 [any option of uvicorn]``.
 
-The listening socket belongs to whoever outlives us, systemd (a ``.socket`` unit) or supervisord (``[fcgi-program]`` with ``socket=``, then
-``--fd 0``; see the README of the role for the process that has to hold it): while nobody accepts, the kernel queues new connections for the next process. What plain uvicorn loses even then are requests
-on connections that exist already: it closes an idle keep-alive connection just as the next request arrives, and drops one that it has
-accepted and not read. So at SIGTERM we
+The listening socket belongs to whoever outlives us: systemd (a ``.socket`` unit), or supervisord (``[fcgi-program]`` with ``socket=``, then
+``--fd 0``; the README of the role names the process that has to hold it). While nobody accepts, the kernel queues new connections for the
+next process. What plain uvicorn loses even then are requests on connections that exist already: it closes an idle keep-alive connection
+just as the next request arrives, and drops one that it has accepted and not read. So at SIGTERM we
 
 1. stop accepting, close WebSockets with 1012 (clients come back by themselves),
 2. answer what comes on open connections for at most DRAIN_SECONDS (3) with ``Connection: close``, so that each client leaves by itself,
