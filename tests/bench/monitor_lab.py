@@ -80,7 +80,7 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
     loop = asyncio.get_running_loop()
     optimizer: t.Any = None
     if which != "none":
-        from app.monitoring.memory_optimizer import memory_optimizer  # type: ignore[import-not-found]  # the backend's
+        from app.monitoring.memory_optimizer import memory_optimizer
 
         if which == "ours":
             optimizer = memory_optimizer
@@ -131,14 +131,15 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
         await optimizer.stop()
     latencies.sort()
     return {
-        "mean_rss_mb": sum(samples) / len(samples) / 1e6, "peak_rss_mb": max(samples) / 1e6, "cpu_s": cpu, "cpu_ms_per_request": 1000 * cpu / max(1, len(latencies)), "trims": trims, "pause_ms": pause,
+        "mean_rss_mb": sum(samples) / len(samples) / 1e6, "peak_rss_mb": max(samples) / 1e6, "cpu_s": cpu,
+        "cpu_ms_per_request": 1000 * cpu / max(1, len(latencies)), "trims": trims, "pause_ms": pause,
         "p99_ms": 1000 * latencies[int(0.99 * len(latencies))] if latencies else 0.0, "requests": len(latencies),
     }  # fmt: skip
 
 
 async def sampler(seconds: float, which: str) -> t.Dict[str, float]:
     """CPU in percent of a core and RSS of the monitor alone, and the worst stall of the loop, at the interval of production."""
-    from app.core import performance_monitor as module  # type: ignore[import-not-found]  # the backend's
+    from app.core import performance_monitor as module
 
     base, longest = rss(), 0.0
     if which == "ours":

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-calls = []
+calls: list[str] = []
 
 
 async def endpoint(request: Request) -> Response:

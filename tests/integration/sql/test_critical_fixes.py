@@ -7,6 +7,7 @@ import re
 import typing as t
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from tests.support import pam_database as pam
@@ -351,6 +352,21 @@ def test_other_shapes_of_the_tables(server: servers.Postgres) -> None:
     assert ask(dsn, ADMIN, "update admin_users set role = 'super' where email = 'd'") == 1
     assert ": 0 changes made" in apply(server, dsn)
     apply(server, dsn, file=pam.UNDO)
+    assert pam.snapshot(dsn) == before
+
+
+def test_pasted_into_an_editor_as_one_query(server: servers.Postgres) -> None:
+    """Supabase's editor sends the whole text as one query, which the server runs as one transaction."""
+    dsn = pam.create(server, "20250722")
+    assert query(dsn, pam.FIXES.read_text())[0][2] == "verified"
+    check_trips(dsn)
+    changes = query(dsn, pam.FIXES.read_text())
+    assert changes == query(dsn, pam.FIXES.read_text())
+    query(dsn, pam.UNDO.read_text())
+    broken = pam.FIXES.read_text() + "\nselect 1/0;"
+    before = pam.snapshot(dsn)
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        query(dsn, broken)
     assert pam.snapshot(dsn) == before
 
 

@@ -93,8 +93,19 @@ def test_a_changed_script_is_applied_again_and_a_failing_one_leaves_nothing(dsn:
     assert caught.value.details["line"] == 6 and caught.value.details["sqlstate"] == "22P02" and caught.value.details["statement"].startswith("insert into d")
     assert query(dsn, "select to_regclass('c') is not null, to_regclass('d') is not null") == [(True, False)]
     assert [row[0] for row in query(dsn, f"select name from {LEDGER} order by id")] == ["a", "a", "c"]
-    assert run(dsn, Script("always", "select 1", always_run=True)).changed
-    assert run(dsn, Script("always", "select 1", always_run=True)).changed
+
+
+def test_a_script_that_always_runs_is_a_change_only_when_something_differs(dsn: str) -> None:
+    script = Script("always", "create table if not exists a (i int); insert into a select 1 where not exists (select from a)", always_run=True)
+    assert run(dsn, script).changed
+    again = run(dsn, script)
+    assert not again.changed and again.actions[0]["action"] == "apply"
+    assert query(dsn, f"select count(*) from {LEDGER}") == [(2,)]
+    query(dsn, "delete from a")
+    assert run(dsn, script, check_mode=True).changed
+    assert run(dsn, script).changed
+    query(dsn, "drop table a")
+    assert run(dsn, script).changed
 
 
 def test_the_undo_that_belongs_to_what_was_applied(dsn: str) -> None:

@@ -72,8 +72,8 @@ def this_run() -> str:
 
 
 def dead(holder: str) -> bool:
-    host, _, rest = holder.partition(":")
-    pid, _, when = rest.partition(":")
+    host, _ignored, rest = holder.partition(":")
+    pid, _ignored, when = rest.partition(":")
     return host == socket.gethostname() and pid.isdigit() and started(int(pid)) != when
 
 

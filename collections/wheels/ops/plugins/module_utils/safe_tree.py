@@ -144,7 +144,7 @@ class Tree:
     def __enter__(self) -> Tree:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_ignored: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -183,6 +183,8 @@ msg:
   type: str
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import cache_purge
@@ -207,7 +209,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items() if key != "url"}
+    given: t.Dict[str, t.Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items() if key != "url"}
     run(module, lambda: cache_purge.run(module.params["url"], cache_purge.Options(**given), check_mode=module.check_mode))
 
 

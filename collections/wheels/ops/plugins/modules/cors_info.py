@@ -12,7 +12,7 @@ description:
     the Fetch standard.
   - Sends them from foreign origins too, which must not be given anything. An answer that reflects a foreign origin is critical, whatever
     its status.
-  - The task does not fail because of a bad policy. Assert on RV(check.status).
+  - The task does not fail because of a bad policy. Assert on C(check.status).
 options:
   base_url:
     description: Scheme, host and port of the backend.

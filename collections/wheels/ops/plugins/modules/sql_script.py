@@ -28,7 +28,7 @@ attributes:
     description: Shows what becomes different in the catalog (tables, columns, policies, functions, indexes, triggers, grants).
   idempotent:
     support: full
-    description: A second run finds every script in the ledger. A script with C(always_run) is run, and reported as changed, each time.
+    description: A second run finds every script in the ledger. A script with C(always_run) is run each time, and is a change when something differs.
 options:
   scripts:
     description: The scripts, in the order in which they are applied. With O(state=undone) they are worked on in reverse.
@@ -52,7 +52,9 @@ options:
         description: The script that takes it back, itself, beside O(scripts[].content).
         type: str
       always_run:
-        description: Run it even when the ledger knows it.
+        description:
+          - Run it even when the ledger knows it, to find what someone changed since.
+          - It is then reported as changed when the catalog differs afterwards or one of its statements wrote rows. Rows that a C(DO) block wrote do not count.
         type: bool
         default: false
   state:
@@ -158,7 +160,7 @@ actions:
       description: How many statements it has.
       type: int
     rows:
-      description: How many rows its statements reported.
+      description: How many rows its statements wrote.
       type: int
     duration_ms:
       description: How long its statements took, in milliseconds.

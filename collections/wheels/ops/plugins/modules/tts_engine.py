@@ -140,6 +140,8 @@ msg:
   type: str
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import tts_engine
@@ -161,7 +163,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items()}
+    given: t.Dict[str, t.Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items()}
     run(module, lambda: tts_engine.run(tts_engine.Options(**given), check_mode=module.check_mode))
 
 

@@ -31,7 +31,7 @@ def check(
     with requests.Session() as session:
         session.verify = verify
         for path in paths:
-            for _ in range(samples):
+            for _ignored in range(samples):
                 started = time.monotonic()
                 try:
                     answer = session.get(base_url + path, timeout=timeout, headers={"User-Agent": "wheels.ops health"})

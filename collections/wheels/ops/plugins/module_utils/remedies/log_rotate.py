@@ -110,7 +110,7 @@ class Log:
                 raise OpsError(f"Another run rotates logs in {self.directory_path}.", hint="Wait for it to end; the lock ends with its process.") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_ignored: object) -> None:
         os.close(self.directory)
 
     @property

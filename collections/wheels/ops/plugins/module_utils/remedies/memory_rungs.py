@@ -10,13 +10,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import json
 import os
 import signal
 import time
 import typing as t
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 
 from .. import heap, pressure
@@ -126,15 +123,16 @@ class Application(Rung):
         url = f"{context.base_url}/api/v1/system/memory/optimize" + ("?force_aggressive=true" if emergency else "")
         if not url.startswith(("http://", "https://")):
             raise OpsError(f"{context.base_url!r} is no http address.", hint="Correct base_url.")
-        request = urllib.request.Request(url, data=b"", method="POST", headers={"X-Ops-Token": context.token})
+        import requests
+
         try:
-            with urllib.request.urlopen(request, timeout=context.timeout) as answer:
-                body = json.loads(answer.read(1 << 20))
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.") from error
-            raise OpsError(f"The application answers {error.code} to {url}.", hint="Deploy the patched files, or look at its log.") from error
-        except (OSError, ValueError) as error:
+            answer = requests.post(url, headers={"X-Ops-Token": context.token}, timeout=context.timeout)
+            if answer.status_code in (401, 403):
+                raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.")
+            if answer.status_code >= 400:
+                raise OpsError(f"The application answers {answer.status_code} to {url}.", hint="Deploy the patched files, or look at its log.")
+            body = answer.json()
+        except (requests.RequestException, ValueError) as error:
             raise OpsError(f"The application does not answer at {url}: {error}.", hint="Look whether it runs.") from error
         known = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
         return Outcome({"reported": {key: body[key] for key in known if isinstance(body, dict) and key in body}})

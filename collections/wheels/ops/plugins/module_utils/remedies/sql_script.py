@@ -34,6 +34,9 @@ MAX_BACKOFF = 30.0
 #: How much of a failing statement goes into the message.
 EXCERPT = 400
 
+#: Command tags that count rows which were written.
+_WRITING = ("INSERT", "UPDATE", "DELETE", "MERGE", "COPY")
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,50}\Z")
 _BODY_LINE = re.compile(r"PL/pgSQL function inline_code_block line (\d+)")
 _DOLLAR = re.compile(r"\$(?:[A-Za-z_][A-Za-z_0-9]*)?\$")
@@ -53,7 +56,11 @@ _REFUSED: t.Dict[str, str] = {
 
 @dataclass(frozen=True)
 class Script:
-    """One script: its name in the ledger, its text, and the text that takes it back ("" when there is none)."""
+    """One script: its name in the ledger, its text, and the text that takes it back ("" when there is none).
+
+    With ``always_run`` it runs even when the ledger knows it; that is a change when the catalog differs afterwards or a statement wrote rows.
+    What a DO block did to rows cannot be seen from outside and does not count.
+    """
 
     name: str
     text: str
@@ -263,6 +270,9 @@ class _Run:
             after = catalog.snapshot(cursor)
             now = self._write(cursor, script, action)
         action["catalog"] = catalog.difference(before, after, ignored=_ours)
+        if not undo and was["state"] == "applied" and was["checksum"] == script.checksum:
+            # It ran again because it always does: that alone changes nothing.
+            action["changed"] = bool(action["catalog"] or action["rows"])
         old, new = catalog.as_text(action["catalog"])
         diff = {"before_header": f"{label}: catalog", "after_header": f"{label}: catalog", "before": old, "after": new} if old or new else None
         return action, shown, now, diff
@@ -283,7 +293,8 @@ class _Run:
                     f"{label}, line {line}, statement {number} of {len(statements)}", error,
                     script=label, line=line, statement=_excerpt(statement.sql), context=error.diag.context or "",
                 ) from error  # fmt: skip
-            rows += max(0, cursor.rowcount)
+            if (cursor.statusmessage or "").split(" ")[0] in _WRITING:
+                rows += max(0, cursor.rowcount)
         with translated(f"{label}, at its end"):
             cursor.execute("set constraints all immediate")
         return rows

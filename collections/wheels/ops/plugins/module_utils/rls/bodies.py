@@ -25,7 +25,7 @@ class Body:
 
     @property
     def writes(self) -> bool:
-        return any(variant != "select" for _, variant in self.relations)
+        return any(variant != "select" for _ignored, variant in self.relations)
 
 
 class Bodies:

@@ -181,7 +181,7 @@ class Function:
     def search_path(self) -> t.Optional[str]:
         """The search_path pinned by the function itself."""
         for setting in self.settings:
-            name, _, value = setting.partition("=")
+            name, _ignored, value = setting.partition("=")
             if name == "search_path":
                 return value
         return None
@@ -212,6 +212,8 @@ class Catalog:
     identity: t.Dict[int, str]
     schemas: t.Optional[t.FrozenSet[str]] = None
     asked_roles: t.Optional[t.Tuple[str, ...]] = None
+    #: What the simulations of this catalog have worked out and can share.
+    uses: t.Dict[t.Any, t.Any] = field(default_factory=dict, repr=False)
 
     def policies(self) -> t.Iterator[Policy]:
         for relation in self.relations.values():

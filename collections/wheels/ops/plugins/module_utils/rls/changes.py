@@ -200,7 +200,7 @@ def _subjects(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator) -> t.
         for relation in before.relations.values():
             if relation.schema not in who.schemas or not (relation.secured or relation.kind == "v"):
                 continue
-            reached = relation.oid in touched or any(use.policy.relation in touched for use, _ in old.reached(who, relation, "select", set()))
+            reached = relation.oid in touched or any(use.policy.relation in touched for use, _ignored in old.reached(who, relation, "select", set()))
             if reached:
                 pairs.append((who, relation))
                 depending.add(relation.oid)
@@ -261,7 +261,8 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
             if old.check(who, relation, variant) or (graph.any and graph.check(who, relation, variant)):
                 continue
             here = read.by_name(relation.schema, relation.name)
-            assert here is not None
+            if here is None:
+                raise AssertionError("a defect: here is missing")
             for use, context in simulator.reached(who, here, variant, seen.setdefault(who.name, set())):
                 expression = use.policy.slot(use.slot)
                 table = read.relations[use.policy.relation].qualified
@@ -356,7 +357,8 @@ def fingerprint(read: Catalog, tables: t.Collection[str]) -> t.Dict[str, str]:
 
 def undo_script(plan: Plan, run_id: str = "", after: t.Optional[t.Dict[str, str]] = None) -> str:
     """The SQL that takes a plan back, for ``undo`` and for psql alike."""
-    assert plan.catalog is not None
+    if plan.catalog is None:
+        raise AssertionError("a defect: plan.catalog is missing")
     head = {
         "run": run_id,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -390,7 +392,7 @@ def undo(
         script = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise OpsError(f"Cannot read the undo script: {error}.", hint="rls_repair keeps them in undo_dir, one for each run.") from error
-    first, _, body = script.partition("\n")
+    first, _ignored, body = script.partition("\n")
     if not first.startswith(_MARK):
         raise OpsError(f"{path} is not an undo script of ours.", hint="Name one that rls_repair wrote.")
     head = json.loads(first[len(_MARK) :])
@@ -410,7 +412,7 @@ def _undo_once(
     import psycopg2
 
     begin = "BEGIN;\n"
-    before, _, inside = body.partition(begin)
+    before, _ignored, inside = body.partition(begin)
     with transaction(connection, read_only=False, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
         cursor.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK,))
         read = catalog.read(cursor)

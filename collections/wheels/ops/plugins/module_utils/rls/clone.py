@@ -62,7 +62,7 @@ class Clone:
             f"  SET search_path = {path}",
         ]
         for setting in self.settings:
-            name, _, value = setting.partition("=")
+            name, _ignored, value = setting.partition("=")
             lines.append(f"  SET {name} = {tree.literal(value)}")
         if self.shown.sqlbody and atomic:
             return "\n".join(lines) + f"\n{self.shown.sqlbody}"
@@ -93,7 +93,7 @@ def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies
         word = _IDENTITY_WORD.search(one.source if one.body is None else "")
         if word:
             raise CannotRewrite(f"{short(one)} asks for {word[1]}, which is another inside a SECURITY DEFINER function")
-        relations |= {oid for oid, _ in body.relations}
+        relations |= {oid for oid, _ignored in body.relations}
     path = split_search_path(function.search_path) if function.search_path is not None else catalog.search_path
     path = tuple(name for name in path if name in details.schemas and name != "pg_temp")
     unsafe = [name for name in path if details.open_schemas.get(name)]

@@ -138,7 +138,7 @@ def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[
             if getattr(error, "pgcode", None) not in ("42P17", "42501", "54001"):
                 raise
         cursor.execute("release savepoint wheels_ops_values")
-    return [value for value, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))][:count]
+    return [value for value, _ignored in sorted(seen.items(), key=lambda item: (-item[1], item[0]))][:count]
 
 
 def queries(cursor: Cursor, catalog: Catalog, relations: t.Collection[int]) -> t.Dict[str, str]:

@@ -44,7 +44,7 @@ def _components(constraints: t.List[t.FrozenSet[T]]) -> t.List[t.List[t.FrozenSe
             merged[0].update(elements)
             merged[1].extend(members)
         groups.append(merged)
-    return [members for _, members in groups]
+    return [members for _ignored, members in groups]
 
 
 def _solve(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) -> t.Set[T]:

@@ -101,7 +101,7 @@ def _policy(read: Catalog, relation: Relation, policy: Policy, bare: t.Set[int],
         if expression is None:
             continue
         if not read.identity.keys().isdisjoint(expression.functions):
-            open_calls, _, twice = expression.identity_calls(read.identity)
+            open_calls, _ignored, twice = expression.identity_calls(read.identity)
             nested += twice
             for oid, count in open_calls.items():
                 calls[read.identity[oid]] = calls.get(read.identity[oid], 0) + count
@@ -343,7 +343,7 @@ def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.Lis
       from unnest(%(roles)s::oid[], %(inners)s::oid[], %(outers)s::oid[]) as p(role, "inner", "outer")
      where not has_any_column_privilege(p.role, p.inner, 'SELECT') and has_any_column_privilege(p.role, p.outer, 'SELECT, INSERT, UPDATE')
     """
-    flat = sorted({(role, inner, outer) for (role, inner), places in pairs.items() for outer, _, _ in places})
+    flat = sorted({(role, inner, outer) for (role, inner), places in pairs.items() for outer, _first, _second in places})
     values = {"roles": [one[0] for one in flat], "inners": [one[1] for one in flat], "outers": [one[2] for one in flat]}
     names = {who.oid: who for who in read.classes}
     groups: t.Dict[t.Tuple[int, int, int, str], t.Set[str]] = {}
@@ -352,7 +352,7 @@ def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.Lis
             if outer == row["outer"]:
                 groups.setdefault((outer, row["inner"], policy, told), set()).update(names[row["role"]].members)
     found = []
-    for (outer, inner, _, told), roles in sorted(groups.items()):
+    for (outer, inner, _ignored, told), roles in sorted(groups.items()):
         table, below = read.relations[outer], read.relations[inner]
         listed = sorted(roles)
         why = f"{told} reads {below.short}, which {', '.join(listed)} may not: the access fails with 42501, perhaps only once another error is out of the way."
@@ -414,7 +414,7 @@ def _still_bound(read: Catalog, function: Function, in_policy: bool, details: t.
     simulator = Simulator(read)
     bound = [
         read.relations[oid]
-        for oid, _ in sorted(Bodies(read).of(function).relations)
+        for oid, _ignored in sorted(Bodies(read).of(function).relations)
         if oid in read.relations and not simulator.exempt(read.relations[oid], function.owner)
     ]
     if not bound:

@@ -75,7 +75,8 @@ class Owners:
         """(GRANT, REVOKE) of what the dedicated owner lacks for these helpers, by column where that suffices."""
         if not self.dedicated:
             return []
-        assert self.single is not None
+        if self.single is None:
+            raise AssertionError("a defect: self.single is missing")
         role = tree.quote(self.single)
         needed: t.Dict[int, t.Optional[t.Set[str]]] = {}
         for helper in helpers:

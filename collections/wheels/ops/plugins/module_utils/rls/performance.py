@@ -56,7 +56,7 @@ def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
     failing = _failing(catalog, decision, set())
     # All at once first: it is safe nearly always, and one simulation instead of one for each policy.
     todo = [(relation, policy) for relation, policy in candidates if policy.oid not in decision.unwrapped]
-    safe = {policy.oid for _, policy in todo} if _failing(catalog, decision, {policy.oid for _, policy in todo}) <= failing else None
+    safe = {policy.oid for _ignored, policy in todo} if _failing(catalog, decision, {policy.oid for _ignored, policy in todo}) <= failing else None
     for relation, policy in todo:
         together = {one.oid for one in changed[policy.oid].before} if policy.oid in changed else {policy.oid}
         if safe is None and _failing(catalog, decision, wrapped | together) - failing:
@@ -78,7 +78,7 @@ def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
 def _calls_identity(catalog: Catalog, policy: Policy) -> bool:
     for expression in (policy.using, policy.check):
         if expression is not None and not catalog.identity.keys().isdisjoint(expression.functions):
-            bare, _, nested = expression.identity_calls(catalog.identity)
+            bare, _ignored, nested = expression.identity_calls(catalog.identity)
             if bare or nested:
                 return True
     return False

@@ -140,8 +140,8 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
     if not exists and new:
         made.statements.append(f"CREATE SCHEMA {tree.quote(schema)}")
         made.statements.append(f"REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM {', '.join(['PUBLIC', *strangers['n']])}")
-    grants = owners.grants(cursor, [helper for _, helper, _ in new]) if new else []
-    made.statements += [grant for grant, _ in grants]
+    grants = owners.grants(cursor, [helper for _text, helper, _roles in new]) if new else []
+    made.statements += [grant for grant, _ignored in grants]
     dropped: t.List[str] = []
     for name, (helper, roles) in wanted:
         signature = helper.signature(schema)
@@ -166,11 +166,11 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
         callers = ["PUBLIC"] if "public" in roles else sorted(roles)
         made.statements.append(f"GRANT EXECUTE ON FUNCTION {signature} TO {', '.join(callers)}")
     made.undo += dropped
-    made.undo += [_guarded(revoke) for _, revoke in reversed(grants)] if not owners.created else []
+    made.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)] if not owners.created else []
     if not exists and new:
         made.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
     if owners.created and new:
-        made.undo.append(_guarded(*(revoke for _, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
+        made.undo.append(_guarded(*(revoke for _ignored, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
 
 
 def _described(helper: Creatable, signature: str, definition: str, belongs: str, roles: t.Collection[str]) -> t.Dict[str, t.Any]:

@@ -120,7 +120,7 @@ class Planner:
     def reads_captured(self, access: Access) -> t.List[str]:
         """The policies below an access that compare a column with itself: what the error hides."""
         found = []
-        for use, _ in self.simulator.reached(*access, set()):
+        for use, _ignored in self.simulator.reached(*access, set()):
             expression = use.policy.slot(use.slot)
             if expression and expression.self_comparisons():
                 table = self.catalog.relations[use.policy.relation].short
@@ -250,7 +250,8 @@ class Planner:
     def _weigh(self, edge: Edge) -> _Option:
         policy = self.policies[edge.policy]
         expression = policy.slot(edge.slot)
-        assert expression is not None
+        if expression is None:
+            raise AssertionError("a defect: expression is missing")
         try:
             done = self._rewrite(policy, edge.slot, [edge.target])
             for helper in done.helpers:
@@ -277,7 +278,8 @@ class Planner:
     def _rewrite(self, policy: Policy, slot: str, targets: t.Sequence[int]) -> rewrite.Rewritten:
         """The new expression; a negative target is a function."""
         expression = policy.slot(slot)
-        assert expression is not None
+        if expression is None:
+            raise AssertionError("a defect: expression is missing")
         copies = {-target: clone.clone(self.catalog.functions[-target], self.catalog, self.details, self.bodies) for target in targets if target < 0}
         tables = [target for target in targets if target > 0]
         owner = self.catalog.relations[policy.relation]
@@ -289,14 +291,14 @@ class Planner:
         again = self.catalog.relations[last.target]
         if again.kind == "v":
             return set()
-        uses, _ = simulator.applied(again, last.user or access.who.oid, "select")
+        uses, _ignored = simulator.applied(again, last.user or access.who.oid, "select")
         guilty = {use.policy for use in uses if use.policy.has_sublink and use.policy.oid not in simulator.unwrapped}
         for policy in guilty:
             for expression in (policy.using, policy.check):
                 if expression is None or not expression.has_sublink:
                     continue
                 holder = tree.parse(expression.text)
-                if not tree.faithful(expression.text) or not wrap.unwrap(holder) or any(True for _ in tree.of_type(holder, "SubLink")):
+                if not tree.faithful(expression.text) or not wrap.unwrap(holder) or any(True for _ignored in tree.of_type(holder, "SubLink")):
                     return set()
         return {policy.oid for policy in guilty}
 

@@ -209,7 +209,7 @@ class _Rewriter:
         if not renamed:
             sites = list(_sites(query, item))
             movable = [(holder, name, part) for holder, name in sites for part in tree.conjuncts(getattr(holder, name)) if self._movable(part, alias)]
-            if any(self._caller_bound(part, alias) for _, _, part in movable):
+            if any(self._caller_bound(part, alias) for _ignored, _ignored, part in movable):
                 bound = "caller"
             else:
                 for holder, name in sites:
@@ -244,7 +244,7 @@ class _Rewriter:
             relation=target.oid,
             relation_name=target.qualified,
             label="is" if exists else "scan",
-            arguments=tuple(kind for _, kind in arguments),
+            arguments=tuple(kind for _ignored, kind in arguments),
             returns=returns,
             body=select,
             bound=bound,
@@ -253,7 +253,7 @@ class _Rewriter:
         )
         self.result.helpers.append(helper)
         call = tree.parse(f"{tree.quote(self.schema)}.{tree.quote(helper.name)}()").val
-        call.args = tuple(node for node, _ in arguments) or None
+        call.args = tuple(node for node, _ignored in arguments) or None
         if exists:
             self._put_boolean(query, call, bool(arguments))
         else:
@@ -292,7 +292,7 @@ class _Rewriter:
 
     def _movable(self, part: Node, alias: str) -> bool:
         """Whether a condition says something about ``alias`` alone and means the same inside the function."""
-        about = [name for name in _columns(part)]
+        about = list(_columns(part))
         return bool(about) and all(len(name) == 2 and name[0] == alias and name[1] not in SYSTEM_COLUMNS | {"*"} for name in about) and self._portable(part)
 
     def _portable(self, part: Node) -> bool:
@@ -365,7 +365,7 @@ class _Rewriter:
                 node.fields = (ast.String(sval=_ALIAS), ast.String(sval=name[1]))
                 continue
             outside = ast.ColumnRef(fields=node.fields)
-            known = [number for number, (given, _) in enumerate(arguments) if given == outside]
+            known = [number for number, (given, _ignored) in enumerate(arguments) if given == outside]
             if not known:
                 arguments.append((outside, t.cast(str, self._outer_type(name, outer))))
                 known = [len(arguments) - 1]

@@ -74,7 +74,8 @@ def load(
             errors += failed
             found = audit(connection, schemas=schemas, roles=roles, **timeouts)
             known = {finding.identity: known.get(finding.identity, str(path)) for finding in found.findings}
-    assert found is not None
+    if found is None:
+        raise AssertionError("a defect: found is missing")
     return Loaded(found, known, errors)
 
 

@@ -45,7 +45,7 @@ def transaction(
     that it prints and nobody's objects can shadow those of ``pg_catalog``.
     """
     import psycopg2
-    import psycopg2.extensions as extensions
+    from psycopg2 import extensions
 
     if connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
         raise OpsError("The connection is inside a transaction.", hint="Commit or roll it back first, or give a connection of its own.")

@@ -85,6 +85,7 @@ class Simulator:
         self.cut = cut
         self.sublinks = frozenset(sublinks)
         self.unwrapped = frozenset(unwrapped)
+        self._inert_tables: t.Dict[int, bool] = {}
         self._applied: t.Dict[t.Tuple[int, int, str], t.Tuple[t.Tuple[Use, ...], bool]] = {}
         self._refs: t.Dict[t.Tuple[int, int, str], t.Tuple[Step, ...]] = {}
         # (session role, relation, effective user) -> relations below that would raise if they were on the stack.
@@ -111,15 +112,27 @@ class Simulator:
     def _apply(self, relation: Relation, user: int, variant: str) -> t.Tuple[t.Tuple[Use, ...], bool]:
         if not relation.policies or self.exempt(relation, user):
             return (), False
-        held = self.catalog.held.get(user, frozenset()) | {user, 0}
-        mine = [policy for policy in relation.policies if not held.isdisjoint(policy.roles)]
-        uses: t.List[Use] = []
+        key = (relation.oid, user, variant)
+        uses = self.catalog.uses.get(key)
+        if uses is None:
+            uses = self.catalog.uses[key] = self._uses(relation, user, variant)
+        return uses, any(self._counts(use.policy) for use in uses)
+
+    def _uses(self, relation: Relation, user: int, variant: str) -> t.Tuple[Use, ...]:
+        """The same for every simulation of a catalog."""
+        found: t.Dict[Use, None] = {}
         for command, manner in _STEPS[variant]:
-            matching = [use for use in (_use(policy, command, manner) for policy in mine if policy.command in ("*", command)) if use]
-            # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the restrictive ones out.
-            if any(use.policy.permissive for use in matching):
-                uses += matching
-        return tuple(dict.fromkeys(uses)), any(self._counts(use.policy) for use in uses)
+            key = (relation.oid, user, command, manner)
+            step = self.catalog.uses.get(key)
+            if step is None:
+                held = self.catalog.held.get(user, frozenset()) | {user, 0}
+                mine = [policy for policy in relation.policies if policy.command in ("*", command) and not held.isdisjoint(policy.roles)]
+                step = [use for use in (_use(policy, command, manner) for policy in mine) if use]
+                # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the restrictive ones out.
+                step = step if any(use.policy.permissive for use in step) else []
+                self.catalog.uses[key] = step
+            found.update(dict.fromkeys(step))
+        return tuple(found)
 
     def _counts(self, policy: Policy) -> bool:
         return policy.oid in self.sublinks or (policy.has_sublink and policy.oid not in self.unwrapped)
@@ -154,8 +167,19 @@ class Simulator:
 
     def check(self, who: RoleClass, relation: Relation, variant: str) -> t.Optional[t.List[Step]]:
         """None where the access is accepted, else the steps that lead from it to the relation that is met again."""
-        if not self._raises(relation, INVOKER, who.oid, variant):
-            return None
+        if not self._inert(relation) and self._raises(relation, INVOKER, who.oid, variant):
+            return self._from(who, relation, variant)
+        return None
+
+    def _inert(self, relation: Relation) -> bool:
+        """Whether no policy of a table holds a sub-select, so that nothing can go wrong there for anybody."""
+        known = self._inert_tables.get(relation.oid)
+        if known is None:
+            known = relation.kind != "v" and not any(self._counts(policy) for policy in relation.policies)
+            self._inert_tables[relation.oid] = known
+        return known
+
+    def _from(self, who: RoleClass, relation: Relation, variant: str) -> t.Optional[t.List[Step]]:
         below: t.Set[int] = set()
         for step in self.steps(relation, INVOKER, who.oid, variant):
             path = self._descend(step, who.oid, [relation.oid], below)

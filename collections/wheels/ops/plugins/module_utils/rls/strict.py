@@ -90,7 +90,7 @@ class StrictReading:
         queries = {table.oid: self._query(who, table, {one.oid for one in tables}) for table in tables}
         seen: t.Dict[int, t.Set[str]] = {table.oid: set() for table in tables}
         set_local(self.cursor, **identify(who, user))
-        for _ in range(_ROUNDS):
+        for _ignored in range(_ROUNDS):
             now = {}
             for oid, (text, order) in queries.items():
                 self.cursor.execute(text, [sorted(seen[target]) for target in order])
@@ -133,7 +133,7 @@ class StrictReading:
             tree.replace(holder, item, inner)
             marks.append((mark, relation.oid))
         printed = tree.show(holder.val).replace("%", "%%")
-        for _, (mark, oid) in sorted(((printed.index(mark), (mark, oid)) for mark, oid in marks)):
+        for _ignored, (mark, oid) in sorted(((printed.index(mark), (mark, oid)) for mark, oid in marks)):
             printed = printed.replace(mark, "%s::tid[]")
             order.append(oid)
         return printed
@@ -144,13 +144,13 @@ def monotone(text: str) -> bool:
     holder = tree.parse(text)
     for node in tree.walk(holder.val):
         kind = tree.kind(node)
-        links = any(True for _ in tree.of_type(node, "SubLink")) and kind != "SubLink"
+        links = any(True for _ignored in tree.of_type(node, "SubLink")) and kind != "SubLink"
         if kind == "BoolExpr" and int(node.boolop) == 2 and links:
             return False
         if kind in ("CaseExpr", "NullTest", "BooleanTest", "CoalesceExpr") and links:
             return False
         if kind == "SubLink":
-            read = any(True for _ in tree.of_type(node.subselect, "RangeVar"))
+            read = any(True for _ignored in tree.of_type(node.subselect, "RangeVar"))
             if int(node.subLinkType) in (1, 4) and read:
                 return False
         if kind == "JoinExpr" and int(node.jointype) != 0:

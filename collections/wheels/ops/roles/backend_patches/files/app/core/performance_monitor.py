@@ -18,6 +18,7 @@ Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from array import array
@@ -151,7 +152,7 @@ class Ring:
         else:
             # Slots nobody measured stay empty (NaN): a gap is a gap.
             missing = min(slot - self.last_slot - 1, self.size) if self.values else 0
-            for _ in range(missing):
+            for _ignored in range(missing):
                 self._append(float("nan"))
             self._append(value)
             self.last_slot, self._sum, self._count = slot, value, 1
@@ -168,7 +169,7 @@ class Ring:
         return [
             (float((first + index) * FINE_SECONDS), value)
             for index, value in enumerate(self.values)
-            if value == value and (first + index) * FINE_SECONDS >= start - FINE_SECONDS
+            if not math.isnan(value) and (first + index) * FINE_SECONDS >= start - FINE_SECONDS
         ]
 
 
@@ -365,7 +366,7 @@ def is_local(path: str) -> bool:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as source:
             for line in source:
-                before, _, after = line.partition(" - ")
+                before, _ignored, after = line.partition(" - ")
                 point = before.split()[4]
                 inside = path == point or path.startswith(point.rstrip("/") + "/")
                 if inside and len(point) >= len(best):
@@ -719,7 +720,7 @@ class PerformanceMonitor:
                 summary[name] = {**row, "unit": UNITS.get(name, "")}
         else:
             for name, ring in self.rings.items():
-                values = [value for _, value in ring.since(now - 3600 * hours)]
+                values = [value for _ignored, value in ring.since(now - 3600 * hours)]
                 if values:
                     summary[name] = {
                         "min": min(values), "max": max(values), "avg": sum(values) / len(values), "unit": UNITS.get(name, ""), "data_points": len(values),
@@ -730,7 +731,7 @@ class PerformanceMonitor:
             for key in ("min", "max", "avg", "current"):
                 entry[key] = None if entry.get(key) is None else round(entry[key], 3)
         if not stored:
-            raised = Counter(level for at, _, level in self.alert_counts if at >= now - 3600 * hours)
+            raised = Counter(level for at, _ignored, level in self.alert_counts if at >= now - 3600 * hours)
         return {
             "report_period_hours": hours,
             "generated_at": datetime.now(timezone.utc).isoformat(),

@@ -353,7 +353,7 @@ class Connection:
             self._write(message)
             return not self.closed
         if droppable:
-            for index, (_, old, key) in enumerate(self.outbox):
+            for index, (_ignored, old, key) in enumerate(self.outbox):
                 if key == droppable:
                     self.outbox[index] = (message, size, key)
                     self.outbox_bytes += size - old
@@ -401,7 +401,7 @@ class Connection:
                     self._writable()
                 if not self.outbox:
                     return
-                message, size, _ = self.outbox.popleft()
+                message, size, _ignored = self.outbox.popleft()
                 self.outbox_bytes -= size
                 self.blocked_since = self.manager.now()
                 rest = self.send(message)
@@ -767,8 +767,8 @@ class ConnectionManager:
         self.draining = False
         self.heartbeat_task: t.Optional[asyncio.Task[None]] = None
         self.epoch = secrets.token_hex(4)
-        self._slots: t.List[t.Dict[Connection, None]] = [{} for _ in range(SLOTS)]
-        self._due: t.List[t.List[Connection]] = [[] for _ in range(SLOTS)]
+        self._slots: t.List[t.Dict[Connection, None]] = [{} for _ignored in range(SLOTS)]
+        self._due: t.List[t.List[Connection]] = [[] for _ignored in range(SLOTS)]
         self._cursor = self._next_slot = 0
         self._wheel_time = self._swept = self._reported = self.now()
         self._recent: OrderedDict[str, t.Deque[float]] = OrderedDict()
@@ -1073,7 +1073,7 @@ class ConnectionManager:
         else:
             self._wheel_time += steps * step
         epoch = time.time()
-        for _ in range(steps):
+        for _ignored in range(steps):
             self._cursor = (self._cursor + 1) % SLOTS
             self._visit(self._cursor, now, epoch, step)
         for connection in [slow for slow in self.blocked if now - slow.blocked_since > self.stall_seconds]:

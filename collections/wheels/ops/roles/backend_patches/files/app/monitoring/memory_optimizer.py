@@ -121,7 +121,7 @@ class MemoryReader:
 
     def _read(self, path: str, size: int = 4096) -> bytes:
         """The start of a pseudo file; empty where it is not there."""
-        for _ in (1, 2):
+        for _ignored in (1, 2):
             descriptor = self._descriptors.get(path)
             try:
                 if descriptor is None:
@@ -184,7 +184,7 @@ class MemoryReader:
         """The memory files of this process' cgroup and of its ancestors, found through the mount table."""
         own: Dict[str, str] = {}
         for line in _lines(f"{self._proc}/self/cgroup"):
-            _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+            _ignored, controllers, path = (line.split(":", 2) + ["", ""])[:3]
             for name in controllers.split(",") if controllers else [""]:
                 own[name] = path
         found: List[Tuple[str, str, str, str]] = []
@@ -408,7 +408,7 @@ class MemoryOptimizer:
         """Whether the last automatic trim held: memory that is back after seconds was needed, trimming it cost twice."""
         if self._pending is None or time.monotonic() < self._pending[0]:
             return
-        _, before, freed = self._pending
+        _ignored, before, freed = self._pending
         self._pending = None
         if freed and reading.rss_bytes > before - freed // 4:
             self._note_payment(False)
@@ -520,7 +520,7 @@ class MemoryOptimizer:
 
     async def _wait_for_a_gap(self) -> None:
         """Up to a second for a moment in which no request is being served."""
-        for _ in range(20):
+        for _ignored in range(20):
             if self.idle_hint is None or self.idle_hint():
                 return
             await asyncio.sleep(0.05)
@@ -689,7 +689,7 @@ def _clean(roots: List[str], temp_age: float = 24 * 3600, log_age: float = 7 * 8
     for root in roots:
         try:
             device = os.lstat(root).st_dev
-            for _, folders, names, directory in os.fwalk(root, follow_symlinks=False):
+            for _ignored, folders, names, directory in os.fwalk(root, follow_symlinks=False):
                 if os.fstat(directory).st_dev != device:
                     folders[:] = []
                     continue

@@ -114,7 +114,7 @@ def _head(key: str) -> str:
     if not colon:
         return ""
     if first == "pam":
-        second, colon, _ = rest.partition(":")
+        second, colon, _ignored = rest.partition(":")
         return f"pam:{second}:" if colon else ""
     return first + ":"
 
@@ -164,11 +164,11 @@ def _tagged(value: t.Any) -> t.Any:
     if isinstance(value, list):
         return [_tagged(item) for item in value]
     if isinstance(value, dict):
-        if all(type(key) is str for key in value) and _TAG not in value:
+        if all(key.__class__ is str for key in value) and _TAG not in value:
             return {key: _tagged(item) for key, item in value.items()}
         return {_TAG: "dict", "v": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
-    for name, kind, write, _ in _TYPES:
-        if type(value) is kind:
+    for name, kind, write, _ignored in _TYPES:
+        if value.__class__ is kind:
             return {_TAG: name, "v": write(value)}
     if isinstance(value, enum.Enum):
         return _tagged(value.value)
@@ -206,7 +206,7 @@ _TYPES: t.Tuple[t.Tuple[str, type, t.Callable[[t.Any], t.Any], t.Callable[[t.Any
     ("set", set, lambda v: [_tagged(item) for item in v], lambda v: set(_untagged(v))),
     ("frozenset", frozenset, lambda v: [_tagged(item) for item in v], lambda v: frozenset(_untagged(v))),
 )
-_READERS = {name: read for name, _, _, read in _TYPES}
+_READERS = {name: read for name, _ignored, _ignored, read in _TYPES}
 _dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _loads = json.JSONDecoder().decode
 
@@ -581,7 +581,7 @@ def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str
 _links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
 _stores: t.Dict[str, t.Tuple[LocalStore, CacheCounters]] = {}
 # A forked worker must not talk through its parent's sockets.
-os.register_at_fork(after_in_child=lambda: _links.clear())
+os.register_at_fork(after_in_child=_links.clear)
 
 
 class CacheService:

@@ -62,7 +62,7 @@ def seal(token: str, now: float) -> str:
 
 def opens(session: str, tokens: Sequence[str], now: float) -> bool:
     """Whether a session value was made with a token that is still valid, and has not expired."""
-    body, _, mac = session.rpartition(".")
+    body, _ignored, mac = session.rpartition(".")
     expiry = body.partition(".")[0]
     if not expiry.isdigit() or int(expiry) < now:
         return False
@@ -74,7 +74,7 @@ def opens(session: str, tokens: Sequence[str], now: float) -> bool:
 
 def _cookie(headers: Mapping[str, str]) -> str:
     for part in headers.get("cookie", "").split(";"):
-        name, _, value = part.strip().partition("=")
+        name, _ignored, value = part.strip().partition("=")
         if name == COOKIE:
             return value
     return ""
@@ -133,7 +133,7 @@ async def logout(ask: Any, api: Any) -> Any:
 
 async def _series(api: Any) -> Dict[str, List[Tuple[float, float]]]:
     """metric -> [(time, mean)] of the last 24 hours, from the store or else from memory."""
-    names = [name for name, _, _ in CHARTS]
+    names = [name for name, _ignored, _ignored in CHARTS]
     monitor = api.performance_monitor
     if monitor.store is not None:
         try:
@@ -141,7 +141,7 @@ async def _series(api: Any) -> Dict[str, List[Tuple[float, float]]]:
         except Exception as error:  # a busy or broken file: what is in memory is shown
             api.logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
         else:
-            return {name: [(at, mean) for at, mean, _ in rows] for name, rows in found.items()}
+            return {name: [(at, mean) for at, mean, _ignored in rows] for name, rows in found.items()}
     return {name: monitor.rings[name].since(time.time() - 86400) for name in names if name in monitor.rings}
 
 
@@ -307,7 +307,7 @@ def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], 
     begin = end - 86400
     last = points[-1][1]
     points = _thin([point for point in points if point[0] >= begin - 60], 480)
-    values = [value for _, value in points]
+    values = [value for _ignored, value in points]
     shown_limits = [value for value in (limits or {}).values() if value <= 4 * max(*values, 1) or unit == "%"]
     top = 100.0 if unit == "%" and max(values) > 10 else max([*values, *shown_limits, 1.0]) * 1.05
     if unit == "%" and max(values) <= 10:

@@ -85,14 +85,14 @@ class DatabaseGuard:
         found = list(self._pools)
         service = getattr(sys.modules.get("app.services.database"), "database_service", None)
         pool = getattr(service, "_pool", None)
-        if hasattr(pool, "set_connect_args") and all(pool is not one for one, _ in found):
+        if hasattr(pool, "set_connect_args") and all(pool is not one for one, _ignored in found):
             found.append((pool, {"command_timeout": 30}))
         return found
 
     def pool_numbers(self) -> Dict[str, float]:
         """Connections in use and in all, over every known pool."""
         size = idle = 0
-        for pool, _ in self.pools():
+        for pool, _ignored in self.pools():
             with contextlib.suppress(Exception):
                 size, idle = size + pool.get_size(), idle + pool.get_idle_size()
         return {"db_pool_size": float(size), "db_pool_in_use": float(size - idle)} if self.pools() else {}

@@ -36,7 +36,7 @@ def render(monitor: Any, requests: Any, board: Any, optimizer: Any) -> str:
     states = board.states()
     _family(
         lines, "pam_health_check", "gauge", "0 pass, 1 warn, 2 fail",
-        [("", {"check": name}, _STATES[status]) for name, (status, _) in sorted(states.items())],
+        [("", {"check": name}, _STATES[status]) for name, (status, _ignored) in sorted(states.items())],
     )  # fmt: skip
     scores = board.scores()
     _family(lines, "pam_health_score", "gauge", "0 to 100, see docs/scores.md", [("", {"score": n}, scores[n]) for n in _SCORES if scores[n] is not None])

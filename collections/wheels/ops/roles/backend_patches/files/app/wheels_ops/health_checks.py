@@ -362,7 +362,7 @@ class RedisCheck(Check):
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.set(self.key, token, ex=60)
                 pipe.get(self.key)
-                _, read = await pipe.execute()
+                _ignored, read = await pipe.execute()
         except Exception as error:
             if type(error).__name__ in ("TimeoutError", "ConnectionError"):
                 raise
@@ -465,7 +465,7 @@ class CorsCheck(Check):
         if status != 200 or headers.get("access-control-allow-origin") != origin:
             raise Down(f"CORS: the OPTIONS preflight of an own origin is answered {status}")
         if time.monotonic() >= self._next_foreign:
-            _, headers = await _preflight(application, FOREIGN_ORIGIN)
+            _ignored, headers = await _preflight(application, FOREIGN_ORIGIN)
             if headers.get("access-control-allow-origin") in (FOREIGN_ORIGIN, "*"):
                 raise Down("CORS: the preflight of a foreign origin is allowed")
             self._next_foreign = time.monotonic() + self.FOREIGN_EVERY

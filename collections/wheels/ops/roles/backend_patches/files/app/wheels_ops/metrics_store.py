@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import queue
 import sqlite3
@@ -180,7 +181,7 @@ class MetricsStore:
         slot = int(now // FINE)
         for name, value in values.items():
             total, count = weights.get(name, (value, 1))
-            if not count or value != value:
+            if not count or math.isnan(value):
                 continue
             row = self._open_slots.get((slot, name))
             if row is None:
@@ -320,7 +321,7 @@ def stability_of(lives: List[Tuple[float, float, bool]], since: float, now: floa
     """
     starts: List[Tuple[float, bool]] = []
     covered: List[List[float]] = []
-    for started, seen, _ in lives:
+    for started, seen, _ignored in lives:
         previous = starts[-1][0] if starts else float("-inf")
         crashed = any(not clean and previous <= begun < started and last <= started for begun, last, clean in lives)
         if not starts or crashed or started - previous > TOGETHER:

@@ -89,7 +89,7 @@ class Cache:
     def clear(self, older_than_seconds: float = 0.0) -> int:
         """Forgets what is older; the number of entries, in memory and on disk."""
         limit = time.time() - older_than_seconds
-        old = [key for key, (made, _) in self.entries.items() if made <= limit]
+        old = [key for key, (made, _ignored) in self.entries.items() if made <= limit]
         for key in old:
             self._drop(key)
         gone = set(old)
@@ -130,7 +130,7 @@ class Cache:
             os.replace(temporary, self.directory / f"{key}.{audio.format.value}")
             files = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in self._files()), reverse=True)
             used = 0
-            for _, size, path in files:
+            for _ignored, size, path in files:
                 used += size
                 if used > CACHE_DISK_BYTES:
                     path.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def edge_voice(voice: Voice, wanted: str = "") -> str:
         if sex == gender and language.lower() == voice.language.lower():
             return name
     for (language, sex), name in EDGE_VOICES.items():
-        if sex == gender and language.split("-")[0] == voice.language.split("-")[0].lower():
+        if sex == gender and language.split("-", maxsplit=1)[0] == voice.language.split("-", maxsplit=1)[0].lower():
             return name
     return EDGE_VOICES["en-US", gender]
 

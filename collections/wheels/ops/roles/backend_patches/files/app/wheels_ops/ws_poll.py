@@ -196,7 +196,7 @@ class Poll:
             try:
                 parsed.append(json.loads(text))
             except ValueError:  # the application sent something that only looked like JSON
-                seq, _, rest = text.removeprefix('{"_seq":').partition(",")
+                seq, _ignored, rest = text.removeprefix('{"_seq":').partition(",")
                 parsed.append({"_seq": int(seq), "type": "message", "data": "{" + rest})
         page: t.Dict[str, t.Any] = {"session": session.id, "epoch": session.epoch, "seq": session.seq, "messages": parsed}
         if self.resync:

@@ -160,7 +160,7 @@ class HealthBoard:
                 yield f"{metric}:alert", (status, CheckState(status, alert.message, kind="component"))
 
     def status(self) -> str:
-        return max((status for status, _ in self.states().values()), key=_SEVERITY.index, default="warn")
+        return max((status for status, _ignored in self.states().values()), key=_SEVERITY.index, default="warn")
 
     def ready(self) -> bool:
         """Whether this process should get traffic: it is not stopping, and reads from a database are possible."""
@@ -185,8 +185,8 @@ class HealthBoard:
     def document(self, *, details: bool) -> Dict[str, Any]:
         """health+json (``status``, ``checks``) with the keys of the first version beside it."""
         states = self.states()
-        status = max((one for one, _ in states.values()), key=_SEVERITY.index, default="warn")
-        counts = {word: sum(one == word for one, _ in states.values()) for word in _SEVERITY}
+        status = max((one for one, _ignored in states.values()), key=_SEVERITY.index, default="warn")
+        counts = {word: sum(one == word for one, _ignored in states.values()) for word in _SEVERITY}
         checks: Dict[str, List[Dict[str, Any]]] = {}
         for name, (one, check) in sorted(states.items()):
             entry: Dict[str, Any] = {"status": one}
@@ -225,7 +225,7 @@ class HealthBoard:
             return {"overall": _WORDS[self.status()], "performance": None, "stability": None, "user_experience": None}
         value = {name: sample.value for name, sample in performance_monitor.current.items()}
         return {
-            "overall": formulas.overall(one for one, _ in self.states().values()),
+            "overall": formulas.overall(one for one, _ignored in self.states().values()),
             "performance": formulas.performance(
                 memory_percent=value.get("memory_percent"), cpu_percent=value.get("cpu_percent"), disk_percent=value.get("disk_percent"),
                 loop_lag_ms=value.get("loop_lag_ms"),
@@ -381,7 +381,7 @@ class HealthApi:
             return False
         if path == "/metrics" and (self._app_has("/metrics") or helper("exposition") is None):
             return False
-        return any(known == path for _, known in ROUTES)
+        return any(known == path for _ignored, known in ROUTES)
 
     def _app_has(self, path: str) -> bool:
         return any(getattr(one, "path", None) == path for one in getattr(self.application, "routes", ()))
@@ -439,7 +439,7 @@ class HealthApi:
 
 
 def _bearer(header: str) -> str:
-    kind, _, value = header.partition(" ")
+    kind, _ignored, value = header.partition(" ")
     return value.strip() if kind.lower() == "bearer" else ""
 
 

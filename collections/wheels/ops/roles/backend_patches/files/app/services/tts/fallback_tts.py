@@ -254,7 +254,7 @@ async def run_program(words: t.Sequence[str], text: str, *, limit: float = TIME_
     )  # fmt: skip
     _limit(process.pid)
     try:
-        output, _ = await asyncio.wait_for(process.communicate(text.encode("utf-8")), limit)
+        output, _ignored = await asyncio.wait_for(process.communicate(text.encode("utf-8")), limit)
     except asyncio.TimeoutError:
         raise SpeechError("timeout", f"{os.path.basename(words[0])} was not done within {limit:g} s") from None
     finally:

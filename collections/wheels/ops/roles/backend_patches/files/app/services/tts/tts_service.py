@@ -312,7 +312,7 @@ class TTSService:
                     name = waiting.pop(0)
                     running.append((name, self._attempt(name, text, voice, wanted, gap=GAP_STREAM)))
                     continue
-                moves = [asyncio.ensure_future(attempt.progress(None)) for _, attempt in running]
+                moves = [asyncio.ensure_future(attempt.progress(None)) for _ignored, attempt in running]
                 pause = max(0.01, self.hedge - (time.monotonic() - newest)) if waiting else None
                 try:
                     await asyncio.wait(moves, timeout=pause, return_when=asyncio.FIRST_COMPLETED)

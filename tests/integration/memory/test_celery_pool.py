@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real worker's idle children are replaced by its own remote control: a child at work finishes its task, and no task is lost."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import redis as redis_client
+
+from tests.support import servers
+from tests.support.backend_env import BACKEND_PYTHON
+from tests.support.supervised import Program, supervisord
+from tests.support.waiting import wait_until
+from wheels_ops.remedies import memory_rungs, memory_trim
+from wheels_ops.services import broker
+from wheels_ops.services.manager import open_manager
+from wheels_ops.services.model import parse_services
+
+APP = """
+import os, time, celery, redis
+app = celery.Celery("fat", broker=os.environ["BROKER"])
+app.conf.update(worker_prefetch_multiplier=1, task_acks_late=True, task_default_queue="celery")
+client = redis.Redis.from_url(os.environ["BROKER"])
+KEPT = []
+
+@app.task
+def waste():
+    KEPT.append([str(number) * 4 for number in range(300_000)])
+    client.rpush("wasted", os.getpid())
+
+@app.task
+def work(number):
+    client.rpush("begun", os.getpid())
+    while not client.exists("go"):
+        time.sleep(0.05)
+    client.rpush("done", number)
+"""
+
+
+def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tmp_path: Path) -> None:
+    (tmp_path / "fat.py").write_text(APP)
+    command = f"{BACKEND_PYTHON} -m celery -A fat worker --concurrency=3 -n fat@test --loglevel=info"
+    program = Program(command, environment={"BROKER": redis.url, "C_FORCE_ROOT": "1"}, options={"directory": str(tmp_path), "stopasgroup": "true"})
+    client: t.Any = redis_client.Redis.from_url(redis.url, decode_responses=True)
+
+    def send(name: str, *arguments: t.Any) -> None:
+        import subprocess
+
+        call = f"import fat; fat.{name}.delay(*{arguments!r})"
+        subprocess.run([str(BACKEND_PYTHON), "-c", call], cwd=tmp_path, env={"BROKER": redis.url}, check=True)
+
+    with supervisord({"worker": program}) as daemon:
+        control = open_manager("supervisor", daemon.socket)
+        services = parse_services([{"name": "worker", "gate": {"type": "celery", "url": redis.url}}])
+        with broker.connect(redis.url) as asked:
+            wait_until(lambda: broker.workers(asked, timeout=2, wanted=bool), timeout=60, what="a worker")
+        context = memory_rungs.Context(services=services, control=control, redis_url=redis.url)
+        for _ in range(6):
+            send("waste")
+        wait_until(lambda: client.llen("wasted") == 6)
+        send("work", 1)
+        wait_until(lambda: client.llen("begun") == 1)
+        busy = int(client.lindex("begun", 0))
+        before = context.pids("worker")
+        used = memory_trim.resident_bytes(before)
+        given = {
+            "services": [{"name": "worker", "gate": {"type": "celery", "url": redis.url}}], "service_manager": "supervisor",
+            "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"worker": used / 0.8 / memory_trim.MEBIBYTE},
+            "redis_url": redis.url, "actions": ["celery"], "min_gain": "1M",
+        }  # fmt: skip
+        foreseen = memory_trim.run_with(given, check_mode=True)
+        assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * memory_trim.MEBIBYTE
+        result = memory_trim.run_with(given)
+        after = context.pids("worker")
+        assert result.changed and result.actions[0]["action"] == "celery", result.actions
+        replaced = set(result.actions[0]["replaced"])
+        assert replaced and busy not in replaced and busy in after and not replaced & after
+        assert result.actions[0]["bytes_freed"] > 10 * memory_trim.MEBIBYTE
+        assert len(after) == len(before)
+        client.set("go", 1)
+        for number in range(2, 8):
+            send("work", number)
+        wait_until(lambda: client.llen("done") == 7)
+        assert sorted(map(int, client.lrange("done", 0, -1))) == list(range(1, 8))
