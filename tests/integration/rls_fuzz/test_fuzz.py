@@ -9,7 +9,9 @@ into ``tests/integration/rls/cases`` when the defect is mended.
 from __future__ import annotations
 
 import os
+import re
 import typing as t
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,30 @@ def test_random_schemas_on_the_newest_server(newest_postgres: servers.Postgres) 
 def test_random_schemas_with_cautious_options(postgres: servers.Postgres) -> None:
     """Unbounded functions are not allowed: more is refused, and what is repaired is as right as before."""
     campaign(postgres, FIRST + 200_000, max(1, COUNT // 5), allow_unbounded=False)
+
+
+class Written(Schema):
+    """A schema from a file: what the fuzzer found, made smaller, kept."""
+
+    @classmethod
+    def read(cls, file: Path) -> Written:
+        text = file.read_text()
+        tables = [Table(name) for name in re.findall(r'^create table fuzz_found\."?([^" ]+)', text, re.MULTILINE)]
+        made = cls(0, "fuzz_found", tables, [], [], [])
+        made.text_of_file = text
+        return made
+
+    text_of_file = ""
+
+    def statements(self) -> t.List[str]:
+        return [self.text_of_file]
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "found").glob("*.sql")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("allow_unbounded", [True, False])
+def test_what_was_found(postgres: servers.Postgres, file: Path, allow_unbounded: bool) -> None:
+    outcome = Checker(postgres.database(supabase=True)).check(Written.read(file), allow_unbounded=allow_unbounded)
+    assert outcome.problem == "" and outcome.failing
 
 
 @pytest.mark.parametrize(

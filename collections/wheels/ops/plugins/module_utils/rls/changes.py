@@ -216,7 +216,15 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
     failing = audits.explain(now, asked)
     failed_before = [(who, relation, variant) for who, relation, variant in audits.accesses(before) if old.check(who, relation, variant)]
     known = {(who.name, relation.qualified, variant) for who, relation, variant in failed_before}
-    recursive = {(failure.role, failure.relation, failure.command) for failure in failing if failure.recursive}
+    # A policy that was split names roles that no policy named before, so that a class of then may be several now: compare in the names of then.
+    then = {member: who.name for who in before.classes for member in who.members}
+    members = {who.name: who.members for who in now.classes}
+    recursive = {
+        (then.get(member, member), failure.relation, failure.command)
+        for failure in failing
+        if failure.recursive
+        for member in members.get(failure.role, (failure.role,))
+    }
     if recursive - known:
         raise Broken(
             f"The repair would make accesses fail that work: {_list(recursive - known)}.",
@@ -229,7 +237,11 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
             hint="Nothing was changed. Please report it.",
             failing=sorted(recursive - plan.left),
         )
-    looping = {(one.role, one.relation.qualified, one.variant) for one in callgraph.runtime(now, audits.accesses(now))}
+    looping = {
+        (then.get(member, member), one.relation.qualified, one.variant)
+        for one in callgraph.runtime(now, audits.accesses(now))
+        for member in members.get(one.role, (one.role,))
+    }
     if looping - plan.left:
         raise Broken(
             f"The repair would leave recursion through functions: {_list(looping - plan.left)}.",
