@@ -217,8 +217,6 @@ attributes:
     details: Full with O(state=started) and with O(only_if). Without them every run restarts, as is asked for.
 seealso:
   - module: wheels.ops.celery_throttle
-  - module: ansible.builtin.systemd_service
-    description: For one unit without a gate.
 """
 
 EXAMPLES = r"""

@@ -81,7 +81,7 @@ def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Man
         if manager is None:
             return {}
         states = manager.states([service.unit for service in known])
-        return {service.name: manager.pids(states[service.unit]) for service in known if states[service.unit].running}
+        return {service.name: manager.pids(states[service.unit]) for service in known if states[service.unit].pid}
 
     def needs(name: str, what: str, present: t.Any, call: t.Callable[[], health.Check]) -> t.Callable[[], health.Check]:
         if present:

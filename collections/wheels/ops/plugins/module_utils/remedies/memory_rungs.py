@@ -49,7 +49,7 @@ class Context:
         if self.control is None:
             return set()
         state = self.control.states([service.unit])[service.unit]
-        return self.control.pids(state) if state.running else set()
+        return self.control.pids(state) if state.pid else set()  # one that is starting uses memory as well
 
     def of_type(self, kind: str, among: t.Sequence[str]) -> t.List[str]:
         return [service.name for service in self.services if service.gate.type == kind and service.name in among]

@@ -52,7 +52,7 @@ class Expression:
 
     def identity_calls(self, identity: t.Collection[int]) -> t.Tuple[t.Dict[int, int], int, int]:
         """(bare calls by oid, wrapped calls, nested wraps), from the nesting of the node tree."""
-        if not self.has_sublink:
+        if ":rtable <>" not in self.tree:  # no FROM-less sub-select
             counts = {oid: self.tree.count(f":funcid {oid} ") for oid in identity if oid in self.functions}
             return {oid: count for oid, count in counts.items() if count}, 0, 0
         bare: t.Dict[int, int] = {}
@@ -149,6 +149,11 @@ class Relation:
     policies: t.List[Policy] = field(default_factory=list)
     query: t.Optional[Expression] = None
 
+    def references(self) -> t.Set[int]:
+        """The relations that its policies or its query name."""
+        expressions = [self.query, *(expression for policy in self.policies for expression in (policy.using, policy.check))]
+        return {oid for expression in expressions if expression is not None for oid in expression.relations}
+
     @property
     def short(self) -> str:
         """How people call it: without the schema where that is ``public``."""
@@ -214,6 +219,13 @@ class Catalog:
     asked_roles: t.Optional[t.Tuple[str, ...]] = None
     #: What the simulations of this catalog have worked out and can share.
     uses: t.Dict[t.Any, t.Any] = field(default_factory=dict, repr=False)
+
+    def circular(self) -> t.FrozenSet[int]:
+        """The relations from which references lead in a circle, whoever reads and for whatever command. Nothing else can recurse."""
+        if "circular" not in self.uses:
+            self.uses["circular"] = _circular({oid: relation.references() for oid, relation in self.relations.items()})
+        found: t.FrozenSet[int] = self.uses["circular"]
+        return found
 
     def policies(self) -> t.Iterator[Policy]:
         for relation in self.relations.values():
@@ -327,6 +339,24 @@ def read(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: 
         server, database, current_user, session_user, _default_search_path(cursor), relations, functions, all_roles, classes, held, identity,
         None if schemas is None else frozenset(schemas), None if roles is None else tuple(roles),
     )  # fmt: skip
+
+
+def _circular(references: t.Mapping[int, t.Set[int]]) -> t.FrozenSet[int]:
+    """What is left when everything is taken away, again and again, that refers to nothing that is left."""
+    referred: t.Dict[int, t.List[int]] = {}
+    for oid, targets in references.items():
+        for target in targets & references.keys():
+            referred.setdefault(target, []).append(oid)
+    left = {oid: len(targets & references.keys()) for oid, targets in references.items()}
+    done = [oid for oid, count in left.items() if not count]
+    while done:
+        oid = done.pop()
+        del left[oid]
+        for source in referred.get(oid, ()):
+            left[source] -= 1
+            if not left[source]:
+                done.append(source)
+    return frozenset(left)
 
 
 def _default_search_path(cursor: Cursor) -> t.Tuple[str, ...]:

@@ -14,7 +14,7 @@ from .catalog import COMMANDS, Catalog, Expression, Function, Policy, Relation
 from .findings import Finding
 from .oracle import Failure
 from .session import Cursor, rows
-from .simulate import INVOKER, Simulator, describe
+from .simulate import Simulator
 
 _NAME = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _IDENTITY = r"(?:auth\.(?:uid|role|email|jwt)\(\)|current_setting\()"
@@ -329,13 +329,16 @@ def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.Lis
     pairs: t.Dict[t.Tuple[int, int], t.Set[t.Tuple[int, int, str]]] = {}
     for who in read.classes:
         for relation in read.relations.values():
-            if not relation.secured or not relation.policies or not read.audited(relation) or relation.schema not in who.schemas:
+            if not relation.secured or not relation.references() or not read.audited(relation) or relation.schema not in who.schemas:
                 continue
-            for variant in ("select", "insert_returning", "update", "delete"):
-                for use in simulator.applied(relation, who.oid, variant)[0]:
-                    for step in simulator.steps(relation, INVOKER, who.oid, variant):
-                        if step.use == use and step.target != relation.oid and step.target in read.relations and (users is None or step.target != users.oid):
-                            pairs.setdefault((who.oid, step.target), set()).add((relation.oid, use.policy.oid, describe(use)))
+            held = who.held | {who.oid, 0}
+            for policy in relation.policies:
+                if held.isdisjoint(policy.roles) or simulator.exempt(relation, who.oid):
+                    continue
+                for target in {oid for expression in (policy.using, policy.check) if expression for oid in expression.relations}:
+                    if target != relation.oid and target in read.relations and (users is None or target != users.oid):
+                        told = f'{COMMANDS[policy.command]} policy "{policy.name}"'
+                        pairs.setdefault((who.oid, target), set()).add((relation.oid, policy.oid, told))
     if not pairs:
         return []
     query = """

@@ -172,10 +172,11 @@ class Simulator:
         return None
 
     def _inert(self, relation: Relation) -> bool:
-        """Whether no policy of a table holds a sub-select, so that nothing can go wrong there for anybody."""
+        """Whether nothing can go wrong there for anybody: no policy of the table holds a sub-select, or no reference from it leads in a circle."""
         known = self._inert_tables.get(relation.oid)
         if known is None:
-            known = relation.kind != "v" and not any(self._counts(policy) for policy in relation.policies)
+            silent = relation.kind != "v" and not any(self._counts(policy) for policy in relation.policies)
+            known = silent or relation.oid not in self.catalog.circular()
             self._inert_tables[relation.oid] = known
         return known
 

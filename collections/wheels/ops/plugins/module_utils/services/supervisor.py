@@ -223,7 +223,14 @@ class Supervisor:
             return 0
         program = self._name(unit).partition(":")[2]
         since = time.time() - seconds
-        return sum(_logged_at(line) >= since for line in text.splitlines() if f"exited: {program} (" in line)
+        found = 0
+        for line in text.splitlines():
+            # Somebody stopped it, or supervisord gave up and somebody started it: systemd begins to count anew there, too.
+            if f"stopped: {program} (" in line or f"gave up: {program} " in line:
+                found = 0
+            elif f"exited: {program} (" in line and _logged_at(line) >= since:
+                found += 1
+        return found
 
     def start_delay(self, unit: str) -> float:
         return 0.0  # its limit (startretries) concerns its own attempts only
