@@ -351,9 +351,9 @@ def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.Lis
     names = {who.oid: who for who in read.classes}
     groups: t.Dict[t.Tuple[int, int, int, str], t.Set[str]] = {}
     for row in rows(cursor, query, values):
-        for outer, policy, told in pairs[row["role"], row["inner"]]:
+        for outer, policy_oid, told in pairs[row["role"], row["inner"]]:
             if outer == row["outer"]:
-                groups.setdefault((outer, row["inner"], policy, told), set()).update(names[row["role"]].members)
+                groups.setdefault((outer, row["inner"], policy_oid, told), set()).update(names[row["role"]].members)
     found = []
     for (outer, inner, _ignored, told), roles in sorted(groups.items()):
         table, below = read.relations[outer], read.relations[inner]
