@@ -10,6 +10,12 @@ import pytest
 from tests.support import servers
 
 
+def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
+    """Files with slow tests first: of files that run side by side, a long one that is begun last would keep the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> t.Iterator[servers.Postgres]:
     """The machine's PostgreSQL (Debian 12: 15). Take a database of your own with ``postgres.database()``."""

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import random
 import socket
 import time
 import typing as t
@@ -31,10 +35,28 @@ def wait_until(condition: t.Callable[[], T], *, timeout: float = 20.0, every: fl
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of 127.0.0.1 that is free now, given once.
+
+    It lies below the range from which Linux takes ports for outgoing connections, and each of several pytest processes
+    has a share of its own: nobody else takes the port between this call and the moment that a server listens on it.
+    """
+    for port in _PORTS:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no TCP port is free")
+
+
+def _ports(first: int = 12_000, last: int = 32_000) -> t.Iterator[int]:
+    """Endlessly the ports of this process's share, from a random one on."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = (last - first) // workers
+    first += share * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    start = random.randrange(share)
+    return itertools.cycle([first + (start + number) % share for number in range(share)])
+
+
+_PORTS = _ports()
 
 
 def port_open(port: int, host: str = "127.0.0.1") -> bool:
