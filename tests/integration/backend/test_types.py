@@ -47,7 +47,12 @@ _FORMS = (
 @pytest.mark.parametrize("release", sorted(MISSING))
 def test_a_release_lacks_what_it_lacked(release: str, tmp_path: Path) -> None:
     materialise(release, tmp_path)
-    words = [sys.executable, "-m", "mypy", "--config-file", str(REPOSITORY / "pyproject.toml"), "--python-executable", str(BACKEND_PYTHON)]
+    # The repository's own rules, but here a module of the backend that cannot be found is a finding.
+    rules = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"app.*", ' in rules
+    configuration = tmp_path / "pyproject.toml"
+    configuration.write_text(rules.replace('"app.*", ', ""), encoding="utf-8")
+    words = [sys.executable, "-m", "mypy", "--config-file", str(configuration), "--python-executable", str(BACKEND_PYTHON)]
     words += ["--disable-error-code", "import-untyped", "--no-pretty", "--no-error-summary", "--hide-error-context", "-p", "app"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
     assert done.stderr == ""
