@@ -103,9 +103,13 @@ def celery_backend(
     install: bool = True,
     schedule: t.Optional[t.Mapping[str, float]] = None,
     recorders: bool = True,
+    look: float = 0.0,
     **env: t.Optional[str],
 ) -> t.Iterator[CeleryBackend]:
-    """A release whose periodic tasks have the intervals of ``schedule`` (by entry name, seconds). Starts nothing."""
+    """A release whose periodic tasks have the intervals of ``schedule`` (by entry name, seconds). Starts nothing.
+
+    ``look`` is how often a worker looks for the throttle and gives its sign of life, in seconds, in place of every five.
+    """
     directory = Path(tempfile.mkdtemp(prefix="wops-celery-"))
     backend = None
     try:
@@ -127,10 +131,13 @@ def celery_backend(
         if install:
             overlay(directory, ["wheels_ops"])
             install_blocks(directory)
+            if look:
+                text = f"\nfrom app.wheels_ops import celery_throttle\n\ncelery_throttle.LOOK_WORKER = celery_throttle.HEARTBEAT = {look}\n"
+                path.write_text(path.read_text() + text)
         backend = CeleryBackend(directory, redis_url, environment(directory, database_url="postgresql://localhost/none", redis_url=redis_url, port=0, **env))
         yield backend
     finally:
         if backend is not None:
             for name in list(backend.processes):
-                backend.stop(name, timeout=5)
+                backend.stop(name, signal.SIGKILL)  # what is in the directory is of no use to anybody
         shutil.rmtree(directory, ignore_errors=True)

@@ -49,7 +49,7 @@ class Service:
 tts_service = Service()
 """
 _MAIN = """
-import asyncio, os, time
+import asyncio, os, random, time
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse
 import app.services.tts.tts_service as speech
@@ -61,6 +61,7 @@ except ImportError:
 
 app = FastAPI()
 held = []
+survivors = []
 
 @app.middleware("http")
 async def csrf(request: Request, call_next):
@@ -79,6 +80,15 @@ async def stall(seconds: float):
 @app.get("/fault/hog")
 async def hog(mb: int):
     held.append(bytearray(os.urandom(1 << 20) * mb)) if mb else held.clear()
+
+@app.get("/fault/fragment")
+async def fragment(mb: int):
+    # Lets go of that much, of which one block in fifty stays: glibc keeps the pages between them.
+    made, used = [], 0
+    while used < mb << 20:
+        made.append(bytearray(random.randrange(600, 32_000)))
+        used += len(made[-1])
+    survivors.extend(made[::50])
 
 @app.get("/fault/speech")
 async def dead_speech(engines: int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import signal
 import typing as t
 
@@ -16,62 +17,62 @@ from tests.support.waiting import wait_until
 from wheels_ops.checks import celery as check
 from wheels_ops.remedies import celery_throttle
 
-SCHEDULE = {"cleanup-expired-data": 1.0, "process-analytics-hourly": 1.0, "send-daily-digest": 1.0, "maintenance-check-daily": 1.0}
-LOW, OTHER = ("cleanup_expired_data", "process_hourly_analytics"), "check_maintenance_reminders"
+#: Periodic tasks of every class, so often that a test need not wait for them.
+EVERY = 0.3
+LOW, OTHER, DIGEST = ("cleanup-expired-data", "process-analytics-hourly"), "maintenance-check-daily", "send-daily-digest"
+SCHEDULE = dict.fromkeys((*LOW, OTHER, DIGEST), EVERY)
 
 
 @pytest.fixture
 def backend(redis: servers.Redis) -> t.Iterator[CeleryBackend]:
-    with celery_backend(redis.url, schedule=SCHEDULE) as made:
+    with celery_backend(redis.url, schedule=SCHEDULE, look=1.0) as made:
         # Somebody measures: the machine of the test is not what the schedule shall depend on.
         made.redis.set("pam:throttle:observer", "test", ex=3600)
         yield made
 
 
-def ran(backend: CeleryBackend) -> t.Dict[str, int]:
-    return {name: int(backend.redis.get(f"pam:ran:{name}") or 0) for name in (*LOW, OTHER, "send_daily_digest")}
+def sent(backend: CeleryBackend) -> t.Counter[str]:
+    """How often beat has sent each periodic task, as it says itself."""
+    return collections.Counter(re.findall(r"Sending due task (\S+)", backend.log("beat")))
 
 
-def during(backend: CeleryBackend, runs: int) -> t.Dict[str, int]:
-    """How often each task ran while the one that is never throttled ran so many times: no clock but beat's own."""
-    before = ran(backend)
-    wait_until(lambda: ran(backend)[OTHER] >= before[OTHER] + runs, timeout=60 + 3 * runs, what=f"{runs} runs of {OTHER}")
-    after = ran(backend)
-    return {name: after[name] - before[name] for name in after}
+def during(backend: CeleryBackend, times: int) -> t.Counter[str]:
+    """How often each task was sent while the one that is never throttled was sent so many times: no clock but beat's own."""
+    before = sent(backend)
+    wait_until(lambda: sent(backend)[OTHER] >= before[OTHER] + times, timeout=60 + 3 * times, what=f"{OTHER}, {times} times")
+    after = sent(backend)
+    return collections.Counter({name: after[name] - before[name] for name in SCHEDULE})
 
 
 def test_beat_slows_by_class_and_returns_by_itself(backend: CeleryBackend, redis: servers.Redis) -> None:
-    backend.worker()
     backend.beat()
-    wait_until(lambda: ran(backend)[OTHER] >= 2, timeout=40, what="beat sends")
-    full = during(backend, 6)
-    assert all(full[name] >= 4 for name in LOW), full
+    wait_until(lambda: sent(backend)[OTHER] >= 2, timeout=40, what="beat sends")
+    full = during(backend, 12)
+    assert all(full[name] >= 10 for name in LOW), full
     # As an operator would, proved by beat's own heartbeat.
-    result = celery_throttle.run(redis.url, level=2, classes=["cleanup", "analytics"], expires_s=12)
+    result = celery_throttle.run(redis.url, level=2, classes=["cleanup", "analytics"], expires_s=10)
     assert result.changed and result.extra["applied"] is True, result.msg
-    slow = during(backend, 8)
-    assert all(slow[name] <= 3 for name in LOW), slow
-    assert slow["send_daily_digest"] >= 6, "not among the classes that were named"
+    slow = during(backend, 16)
+    assert all(slow[name] <= 5 for name in LOW), slow
+    assert slow[DIGEST] >= 14, "not among the classes that were named"
     # The throttle's writer is gone for good: it ends by its expiry alone.
-    wait_until(lambda: not backend.redis.exists("pam:throttle"), timeout=20, what="expiry")
-    during(backend, 3)
-    back = during(backend, 6)
-    assert all(back[name] >= 4 for name in LOW), back
-    assert "full rate" in backend.log("beat")
+    wait_until(lambda: "full rate" in backend.log("beat"), timeout=30, what="expiry")
+    assert not backend.redis.exists("pam:throttle")
+    back = during(backend, 12)
+    assert all(back[name] >= 10 for name in LOW), back
 
 
 def test_an_entry_that_waits_does_not_hold_up_those_behind_it(backend: CeleryBackend, redis: servers.Redis) -> None:
     """Celery looks at nothing before the first entry of its heap: with factor 8 a wrong time there would stop everything."""
     celery_throttle.run(redis.url, level=3, expires_s=60, wait_timeout=0)
-    backend.worker()
     backend.beat()
-    wait_until(lambda: ran(backend)[OTHER] >= 1, timeout=40)
-    counts = during(backend, 10)
-    assert counts[OTHER] >= 10 and all(counts[name] <= 3 for name in (*LOW, "send_daily_digest")), counts
+    wait_until(lambda: "level 0 -> 3" in backend.log("beat"), timeout=40, what="throttle in force")
+    counts = during(backend, 16)
+    assert counts[OTHER] >= 16 and all(counts[name] <= 4 for name in (*LOW, DIGEST)), counts
 
 
 def test_beat_measures_when_nobody_does(redis: servers.Redis) -> None:
-    with celery_backend(redis.url, schedule={"maintenance-check-daily": 1.0}) as backend:
+    with celery_backend(redis.url, schedule={OTHER: 1.0}) as backend:
         code = (
             "import time\n"
             "from app.wheels_ops.celery_throttle import LoadPublisher\n"
@@ -103,7 +104,7 @@ def test_level_three_leaves_queues_alone_and_takes_them_up_again(backend: Celery
 
 def test_a_lost_connection_while_throttled_loses_no_queue(redis: servers.Redis) -> None:
     """Celery forgets a queue that was cancelled when its consumer is built anew."""
-    with celery_backend(redis.url, schedule=SCHEDULE) as backend:
+    with celery_backend(redis.url, schedule=SCHEDULE, look=1.0) as backend:
         backend.worker()
         celery_throttle.run(redis.url, level=3, expires_s=600, wait_timeout=0)
         wait_until(lambda: "Queue cleanup is left alone" in backend.log("worker"), timeout=30)
@@ -178,10 +179,10 @@ def test_the_august_release_starts_only_with_us(redis: servers.Redis) -> None:
     """Its settings hold the broker's URL as an object, which Celery cannot use."""
     with celery_backend(redis.url, release="august", install=False) as broken, pytest.raises((RuntimeError, AssertionError), match="RedisDsn"):
         broken.python("from app.workers.celery import celery_app as a; a.send_task('x')")
-    with celery_backend(redis.url, release="august", schedule={"maintenance-check-daily": 1.0}) as backend:
-        backend.worker()
+    with celery_backend(redis.url, release="august", schedule={OTHER: EVERY}) as backend:
         backend.beat()
-        wait_until(lambda: ran(backend)[OTHER] >= 2, timeout=40, what="a periodic task runs")
+        backend.worker()
+        wait_until(lambda: int(backend.redis.get("pam:ran:check_maintenance_reminders") or 0) >= 2, timeout=40, what="a periodic task runs")
 
 
 def test_schedule_file_is_readable_without_us(backend: CeleryBackend) -> None:
@@ -196,11 +197,10 @@ def test_schedule_file_is_readable_without_us(backend: CeleryBackend) -> None:
 
 def test_redis_that_fails_means_full_rate(backend: CeleryBackend) -> None:
     backend.redis.set("pam:throttle", "not a hash")
-    backend.worker()
     backend.beat()
-    wait_until(lambda: ran(backend)[OTHER] >= 1, timeout=40)
-    assert all(during(backend, 5)[name] >= 3 for name in LOW)
-    assert "full rate" in backend.log("beat")
+    wait_until(lambda: "full rate" in backend.log("beat"), timeout=40, what="its error is seen")
+    counts = during(backend, 10)
+    assert all(counts[name] >= 8 for name in LOW), counts
 
 
 def test_check_tells_workers_beat_and_queues(backend: CeleryBackend, redis: servers.Redis) -> None:

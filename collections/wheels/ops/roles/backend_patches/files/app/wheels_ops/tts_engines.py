@@ -304,8 +304,8 @@ class Attempt:
                 self.breaker.success(1000 * ((self.first_at or self.moved) - self.started))
             elif not isinstance(error, asyncio.CancelledError):
                 kind = classify(error)
-                # A text that nobody can speak says nothing about the engine.
-                if kind not in ("empty", "too_long"):
+                # A text that nobody can speak says nothing about the engine, nor does a crowd.
+                if kind not in ("empty", "too_long", "busy"):
                     self.breaker.failure(kind, str(error) or type(error).__name__)
             if error is not None:
                 self.error = error if isinstance(error, SpeechError) else SpeechError(classify(error), f"{type(error).__name__}: {error}"[:300])

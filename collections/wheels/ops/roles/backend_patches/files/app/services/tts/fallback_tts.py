@@ -31,8 +31,10 @@ logger = get_logger(__name__)
 
 #: Longest text that is spoken, in characters; longer requests are refused, not cut.
 MAX_TEXT = 10_000
-#: Seconds a local engine may take: espeak-ng speaks 500 characters in 0.03 s, so this is for a machine in trouble.
-TIME_LIMIT = 2.5
+#: Seconds a local engine may take, so that the next one can still speak in time: espeak-ng speaks 500 characters in 0.03 s.
+TIME_LIMIT = 1.2
+#: Seconds for which an engine that was not done in time is asked last.
+SLOW_FOR = 300.0
 #: Limits of the engine's process: processor seconds and bytes of address space.
 CPU_LIMIT = 10
 MEMORY_LIMIT = 512 * 1024 * 1024
@@ -49,7 +51,7 @@ class LocalEngine(Enum):
 
 
 class SpeechError(Exception):
-    """No audio. ``kind``: missing, refused, timeout, no_audio, garbage, dropped, failed, too_long, empty."""
+    """No audio. ``kind``: missing, refused, timeout, no_audio, garbage, dropped, failed, busy, too_long, empty."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -302,6 +304,7 @@ class FallbackTTSService:
         self.programs: t.List[Program] = []
         self._slots: t.Optional[asyncio.Semaphore] = None
         self._slots_loop: t.Optional[asyncio.AbstractEventLoop] = None
+        self._slow: t.Dict[str, float] = {}
 
     async def initialize(self) -> bool:
         """Looks for engines; may be called again. Always True, as text is always possible."""
@@ -327,14 +330,25 @@ class FallbackTTSService:
             await self.initialize()
         speakable(text)
         last = SpeechError("missing", "there is no speech engine on this machine; install espeak-ng")
-        for program in self.programs:
-            try:
-                async with self._semaphore():
+        slots = self._semaphore()
+        try:
+            # In a queue that is longer than the patience of those who wait in it, everybody would get nothing.
+            await asyncio.wait_for(slots.acquire(), 2 * TIME_LIMIT)
+        except asyncio.TimeoutError:
+            raise SpeechError("busy", "more is to be said than this machine can say") from None
+        try:
+            now = time.monotonic()
+            for program in sorted(self.programs, key=lambda one: self._slow.get(one.name, 0.0) > now):
+                try:
                     return await speak_with(program, text, voice or Voice())
-            except SpeechError as error:
-                logger.warning("Local TTS engine failed", engine=program.name, cause=error.kind, error=str(error))
-                last = error
-        raise last
+                except SpeechError as error:
+                    logger.warning("Local TTS engine failed", engine=program.name, cause=error.kind, error=str(error))
+                    last = error
+                    if error.kind == "timeout":
+                        self._slow[program.name] = time.monotonic() + SLOW_FOR
+            raise last
+        finally:
+            slots.release()
 
     async def synthesize_speech(self, text: str, user_id: t.Optional[str] = None) -> t.Dict[str, t.Any]:
         """``audio_data, format, duration`` (seconds)``, engine, success``; without audio also ``text_response, message, degraded``."""

@@ -50,8 +50,11 @@ logger = get_logger(__name__)
 FIRST_AUDIO, GAP_COMPLETE, GAP_STREAM = 1.2, 1.0, 2.0
 #: Seconds of silence after which the next engine starts beside the first (``TTS_HEDGE_SECONDS``).
 HEDGE = 0.4
-#: A complete utterance may take TOTAL + TOTAL_PER_CHARACTER * length seconds.
-TOTAL, TOTAL_PER_CHARACTER = 2.4, 0.01
+#: A remote engine may take TOTAL seconds for a complete utterance, and PER_CHARACTER for each character over FREE; the next
+#: engine has spoken by then, as it begins RESERVE seconds before. Nobody waits longer than ANSWER (for a complete answer, or
+#: for the next sound of a stream; the same per character): then it is text.
+TOTAL, RESERVE, ANSWER = 2.3, 0.8, 2.6
+PER_CHARACTER, FREE = 0.01, 100
 #: A user whose utterance came from a later engine keeps that voice for so long, instead of hearing two by turns.
 STICKY = 60.0
 #: Characters a streamed segment may have; it ends with a sentence.
@@ -242,10 +245,14 @@ class TTSService:
             while len(self._sticky) > 1024:
                 self._sticky.popitem(last=False)
 
+    def _allowed(self, seconds: float, text: str) -> float:
+        """TOTAL or ANSWER for this text; who lets a remote engine begin later waits that much longer."""
+        return seconds - FIRST_AUDIO + self.first_audio + PER_CHARACTER * max(0, len(text) - FREE)
+
     def _attempt(self, name: str, text: str, voice: Voice, wanted: str, *, gap: float) -> Attempt:
         remote = self.engines[name].remote
         # The machine's own engine bounds itself by the length of the text.
-        total = TOTAL - FIRST_AUDIO + self.first_audio + TOTAL_PER_CHARACTER * len(text) if remote and gap == GAP_COMPLETE else 600.0
+        total = self._allowed(TOTAL, text) if remote and gap == GAP_COMPLETE else 600.0
         return Attempt(self.engines[name], self.breakers[name], text, voice, wanted, first=self.first_audio if remote else 60.0, gap=gap, total=total)
 
     def _fell(self, name: str, cause: str) -> None:
@@ -260,11 +267,12 @@ class TTSService:
             raise SpeechError("missing", "no speech engine works at the moment")
         name, rest = order[0], order[1:]
         attempt = self._attempt(name, text, voice, wanted, gap=GAP_COMPLETE)
+        backup_at = attempt.started + self._allowed(TOTAL, text) - RESERVE
         backup: t.Optional[asyncio.Task[Audio]] = None
         try:
             while not attempt.done:
-                silence = time.monotonic() - attempt.moved
-                if backup is None and rest and silence >= self.hedge:
+                pause = min(attempt.moved + self.hedge, backup_at) - time.monotonic()
+                if backup is None and rest and pause <= 0:
                     backup = asyncio.ensure_future(self._complete(text, voice, wanted, rest))
                 if backup is not None and not attempt.chunks:
                     moved = asyncio.ensure_future(attempt.progress(None))
@@ -279,7 +287,7 @@ class TTSService:
                             return backup.result()
                         rest, backup = (), None
                     continue
-                await attempt.progress(max(0.01, self.hedge - silence) if rest and backup is None else None)
+                await attempt.progress(max(0.01, pause) if rest and backup is None else None)
             try:
                 return attempt.audio()
             except SpeechError as error:
@@ -295,25 +303,30 @@ class TTSService:
                 backup.add_done_callback(observe)
                 backup.cancel()
 
-    async def _first_speaker(self, text: str, voice: Voice, wanted: str, order: t.Sequence[str]) -> Attempt:
-        """The attempt that has audio first; the others are dropped before anything is sent."""
+    async def _first_speaker(self, text: str, voice: Voice, wanted: str, order: t.Sequence[str], until: float) -> Attempt:
+        """The attempt that has audio first; the others are dropped before anything is sent. ``until`` (monotonic) at the latest."""
         if not order:
             raise SpeechError("missing", "no speech engine works at the moment")
         running: t.List[t.Tuple[str, Attempt]] = []
         waiting = list(order)
         last = SpeechError("missing", "no speech engine works at the moment")
         winner: t.Optional[Attempt] = None
+        late = False
         try:
             while winner is None:
+                now = time.monotonic()
                 if not running and not waiting:
                     raise last
+                if now >= until:
+                    late = True
+                    raise SpeechError("timeout", "no speech engine made audio in time")
                 newest = running[-1][1].started if running else float("-inf")
-                if waiting and (not running or time.monotonic() - newest >= self.hedge):
+                if waiting and (not running or now - newest >= self.hedge):
                     name = waiting.pop(0)
                     running.append((name, self._attempt(name, text, voice, wanted, gap=GAP_STREAM)))
                     continue
                 moves = [asyncio.ensure_future(attempt.progress(None)) for _ignored, attempt in running]
-                pause = max(0.01, self.hedge - (time.monotonic() - newest)) if waiting else None
+                pause = max(0.01, min(newest + self.hedge if waiting else until, until) - now)
                 try:
                     await asyncio.wait(moves, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -331,7 +344,7 @@ class TTSService:
             for name, attempt in running:
                 if attempt is winner:
                     continue
-                if winner is None:
+                if winner is None and not late:
                     attempt.drop()
                 else:
                     attempt.only_judged = True
@@ -384,6 +397,21 @@ class TTSService:
             task.add_done_callback(observe)
             self._flights[key] = task
         return await asyncio.shield(task)
+
+    async def _in_time(self, work: t.Coroutine[t.Any, t.Any, Audio], limit: float) -> Audio:
+        """What ``work`` gives within ``limit`` seconds. Later it goes on without the caller, so that its engines are judged to their end."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task}, timeout=limit)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done():
+            return task.result()
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(observe)
+        raise SpeechError("timeout", "no speech engine made audio in time")
 
     def _voice(self, preference: t.Any, user_id: t.Optional[str], context: str) -> VoiceProfile:
         """The wished voice, else the user's, else the default (``TTS_VOICE_DEFAULT``)."""
@@ -450,7 +478,8 @@ class TTSService:
             hit = audio is not None
             self.cache.hits, self.cache.misses = self.cache.hits + hit, self.cache.misses + (not hit)
             if audio is None:
-                audio = await self._flight(clean, voice, wanted, order, fresh=fresh)
+                limit = max(0.05, started + self._allowed(ANSWER, clean) - time.monotonic())
+                audio = await self._in_time(self._flight(clean, voice, wanted, order, fresh=fresh), limit)
         except SpeechError as error:
             return self._without_audio(request, error, started)
         took = 1000 * (time.monotonic() - started)
@@ -496,7 +525,7 @@ class TTSService:
         """
         index, number, engine, format_, rate = 0, 0, "text_only", AudioFormat.WAV, 22_050
         problem: t.Optional[SpeechError] = None
-        started = time.monotonic()
+        started = heard = time.monotonic()
         self._requests += 1
         try:
             parts = segments(speakable(request.text))
@@ -516,12 +545,13 @@ class TTSService:
                 for chunk in pieces(known, first_index=index, final=False, metadata={"segment": number, "cached": True}):
                     index, engine, format_, rate = index + 1, known.engine, known.format, known.sample_rate
                     yield chunk
+                    heard = time.monotonic()
                 number, engine_from = number + 1, known.engine if known.engine in self.engines else "system"
                 continue
             while True:
                 problem = None
                 try:
-                    attempt = await self._first_speaker(part, voice, wanted, order)
+                    attempt = await self._first_speaker(part, voice, wanted, order, heard + self._allowed(ANSWER, ""))
                 except SpeechError as error:
                     problem = error
                     break
@@ -540,6 +570,7 @@ class TTSService:
                                 index += 1
                                 piece = data[start : start + STREAM_PIECE]
                                 yield AudioChunk(piece, rate, format_, index - 1, False, {"engine": engine, "segment": number, "restarted": restarted})
+                                heard = time.monotonic()
                         if attempt.done:
                             break
                         await attempt.progress(None)
