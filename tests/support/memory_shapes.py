@@ -27,13 +27,15 @@ class Node:
         self.other: t.Any = self
 
 
-def medium(size: int, seed: int = 1) -> None:
-    random.seed(seed)
+def medium(size: int, seed: int = 1, full: t.Callable[[], object] = lambda: None) -> None:
+    """Calls ``full`` while all of it is held."""
+    sizes = random.Random(seed)
     made, used = [], 0
     while used < size:
-        block = bytearray(random.randrange(600, 32_000))
+        block = bytearray(sizes.randrange(600, 32_000))
         used += len(block)
         made.append(block)
+    full()
     KEPT.extend(made[::50])
 
 
@@ -49,7 +51,9 @@ def waste(shape: str, size: int) -> None:
     elif shape == "medium":
         medium(size)
     elif shape == "threads":
-        threads = [threading.Thread(target=medium, args=(size // 8, number)) for number in range(8)]
+        # All at once: a thread that is done hands its arena to the next one, and fewer would hold less.
+        together = threading.Barrier(8)
+        threads = [threading.Thread(target=medium, args=(size // 8, number, together.wait)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

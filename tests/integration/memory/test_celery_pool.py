@@ -6,12 +6,14 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
+import pytest
 import redis as redis_client
 
 from tests.support import servers
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.supervised import Program, supervisord
 from tests.support.waiting import wait_until
+from wheels_ops import heap
 from wheels_ops.remedies import memory_rungs, memory_trim
 from wheels_ops.services import broker
 from wheels_ops.services.manager import open_manager
@@ -26,8 +28,10 @@ KEPT = []
 
 @app.task
 def waste():
-    KEPT.append([str(number) * 4 for number in range(300_000)])
+    KEPT.append([str(number) * 4 for number in range(600_000)])
     client.rpush("wasted", os.getpid())
+    while client.llen("wasted") < 3:  # so that each child gets one
+        time.sleep(0.05)
 
 @app.task
 def work(number):
@@ -56,9 +60,10 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
         with broker.connect(redis.url) as asked:
             wait_until(lambda: broker.workers(asked, timeout=2, wanted=bool), timeout=60, what="a worker")
         context = memory_rungs.Context(services=services, control=control, redis_url=redis.url)
-        for _ in range(6):
+        for _ in range(3):
             send("waste")
-        wait_until(lambda: client.llen("wasted") == 6)
+        wait_until(lambda: client.llen("wasted") == 3, timeout=60)
+        assert len(set(client.lrange("wasted", 0, -1))) == 3
         send("work", 1)
         wait_until(lambda: client.llen("begun") == 1)
         busy = int(client.lindex("begun", 0))
@@ -70,6 +75,9 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
             "redis_url": redis.url, "actions": ["celery"], "min_gain": "1M",
         }  # fmt: skip
         foreseen = memory_trim.run_with(given, check_mode=True)
+        children = [heap.look(pid) for pid in before - {daemon.pid("worker"), busy}]
+        idle = sum(found.trim_bound + found.other_anonymous for found in children)
+        assert foreseen.actions[0]["predicted_bytes"] == pytest.approx(idle, rel=0.05), "what the child at work holds does not come back"
         assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * memory_trim.MEBIBYTE
         result = memory_trim.run_with(given)
         after = context.pids("worker")

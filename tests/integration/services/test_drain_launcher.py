@@ -79,7 +79,7 @@ def test_an_open_connection_is_answered_and_told_to_leave() -> None:
         old = daemon.pid(WEB)
         stopper = threading.Thread(target=daemon.ctl, args=("stop", WEB))
         stopper.start()
-        wait_until(lambda: "STOPPING" in daemon.ctl("status", WEB))
+        wait_until(lambda: "Draining: 1 open connections" in daemon.ctl("tail", WEB))
         answer = exchange(sock)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer.lower()

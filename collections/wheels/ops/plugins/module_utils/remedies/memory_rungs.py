@@ -187,28 +187,36 @@ class CeleryPool(Rung):
         return [name for name in context.of_type("celery", among) if not context.protected(name) and len(context.pids(name)) > 1]
 
     def predict(self, context: Context, target: str) -> int:
+        import redis
+
         parents = processes.parents()
         pids = context.pids(target)
-        return sum(found.trim_bound + found.other_anonymous for found in _heaps(pid for pid in pids if parents.get(pid) in pids))
+        children = {pid for pid in pids if parents.get(pid) in pids}
+        with contextlib.suppress(redis.exceptions.RedisError), contextlib.closing(self._connect(context, target)) as client:
+            children -= broker.busy_children(client, list(self._nodes(client, context, target)), timeout=min(3.0, context.timeout))
+        return sum(found.trim_bound + found.other_anonymous for found in _heaps(children))
+
+    def _connect(self, context: Context, target: str) -> t.Any:
+        service = next(service for service in context.services if service.name == target)
+        return broker.connect(service.gate.url or context.redis_url, timeout=context.timeout)
+
+    def _nodes(self, client: t.Any, context: Context, target: str) -> t.Dict[str, t.Dict[str, t.Any]]:
+        """The statistics of the worker's nodes, by name."""
+        pids = context.pids(target)
+        answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
+        return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         import redis
 
-        service = next(service for service in context.services if service.name == target)
         try:
-            with contextlib.closing(broker.connect(service.gate.url or context.redis_url, timeout=context.timeout)) as client:
+            with contextlib.closing(self._connect(context, target)) as client:
                 return self._recycle(client, context, target)
         except redis.exceptions.RedisError as error:
             raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
 
     def _recycle(self, client: t.Any, context: Context, target: str) -> Outcome:
-        pids = context.pids(target)
-
-        def nodes() -> t.Dict[str, t.Dict[str, t.Any]]:
-            answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
-            return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
-
-        found = nodes()
+        found = self._nodes(client, context, target)
         if not found:
             raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
         replaced: t.List[int] = []
