@@ -245,7 +245,8 @@ def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t
     """Other beats of the same application and the same broker, which would send every periodic task a second time.
 
     A beat that names another broker is of another installation (staging beside production). Which broker is ours says the gate's url,
-    else the running beat's environment; where neither is known, every beat of the application counts.
+    else the running beat's environment; where neither is known, every beat of the application counts. Whoever is not root cannot ask the
+    beat of another user for its broker: that one is of another installation too, as services of one installation that we may restart are ours.
     """
     own = [pid for pid in members if is_beat(processes.command_line(pid))]
     app = service.gate.app or next((application(processes.command_line(pid)) for pid in own), "")
@@ -253,7 +254,8 @@ def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t
     found = {}
     for pid, words in beats(app).items():
         theirs = _broker_of(pid)
-        if pid not in members and not (ours and theirs and ours != theirs):
+        elsewhere = ours and (ours != theirs if theirs else processes.hidden(pid))
+        if pid not in members and not elsewhere:
             found[pid] = words
     return found
 
