@@ -168,7 +168,9 @@ def call(module: AnsibleModule) -> Result:
         if pid:
             environment = environment_of(pid)
             interpreter = interpreter or interpreter_of(pid)
-    proof = backend_patch.Proof(interpreter, given["import_module"], {**environment, **{name: str(value) for name, value in given["import_environment"].items()}})
+    proof = backend_patch.Proof(
+        interpreter, given["import_module"], {**environment, **{name: str(value) for name, value in given["import_environment"].items()}}
+    )
     return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
 
 

@@ -19,8 +19,9 @@ import time
 import typing as t
 from pathlib import Path
 
-from ..files import read_json, write_json
+from ..files import read_json, sha256, write_json
 from ..results import OpsError, Result
+from . import blocks
 
 #: ``begun`` may be resumed or taken back; the others are ends.
 BEGUN, FINISHED, ROLLED_BACK = "begun", "finished", "rolled_back"
@@ -161,8 +162,29 @@ def end(state_dir: str, name: str, *, holder: str, state: str, check_mode: bool 
     return result
 
 
+def drifted(journal: Journal) -> t.List[str]:
+    """The files that are no longer as the deployments in force left them, sorted.
+
+    A file of the backend's own that holds our block may change around it as its owner likes.
+    """
+    newest: t.Dict[str, t.Sequence[str]] = {}
+    for manifest in journal.in_force():
+        for name, entry in manifest["files"].items():
+            newest.setdefault(name, entry["installed"])
+    found = []
+    for name, installed in newest.items():
+        try:
+            content = Path(name).read_bytes()
+        except OSError:
+            found.append(name)
+            continue
+        if sha256(content) not in installed and not blocks.has(content.decode("utf-8", "replace")):
+            found.append(name)
+    return sorted(found)
+
+
 def query(state_dir: str) -> Result:
-    """What is open and what is in force; changes nothing."""
+    """What is open, what is in force, and what of it is no longer as it was installed; changes nothing."""
     journal = Journal(state_dir)
     held = read_json(journal.lock)
     unfinished = journal.open_one()
@@ -177,5 +199,6 @@ def query(state_dir: str) -> Result:
             "deployment_id": unfinished["id"] if unfinished else (in_force[0] if in_force else ""),
             "unfinished": unfinished["id"] if unfinished else "",
             "in_force": in_force,
+            "drifted": drifted(journal),
         },
     )
