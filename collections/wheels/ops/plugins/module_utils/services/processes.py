@@ -92,6 +92,22 @@ def hidden(pid: int) -> bool:
     return False
 
 
+def has_open(pid: int, paths: t.Iterable[str]) -> bool:
+    """Whether a process has one of these files open; False where it is gone or may not be looked into."""
+    wanted = {os.path.realpath(path) for path in paths}
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    return False
+
+
 def start_time(pid: int) -> t.Optional[float]:
     """When it was started, in seconds since the epoch, to a hundredth; None where it is gone."""
     try:
