@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import typing as t
 from pathlib import Path
@@ -101,7 +102,11 @@ def begin(state_dir: str, name: str, *, holder: str, dead_holders: t.Sequence[st
     _require_writable(journal.root)
     _take(journal, holder, replace=bool(stale) or bool(held and held["holder"] == holder))
     if not unfinished:
-        journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "files": {}})
+        try:
+            journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "files": {}})
+        except OpsError:
+            journal.lock.unlink()
+            raise
     return result
 
 
@@ -122,12 +127,16 @@ def _take(journal: Journal, holder: str, *, replace: bool) -> None:
     if replace:
         write_json(journal.lock, entry)
         return
+    # The link decides between two that come at once, and puts the lock there with its content: whenever this is killed, or finds the
+    # disk full, no lock stays behind that nobody can read.
+    new = journal.root / f".deploy.lock.{os.getpid()}.{threading.get_ident()}"
     try:
-        # Exclusive creation decides between two that come at once.
-        os.close(os.open(journal.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        write_json(new, entry)
+        os.link(new, journal.lock)
     except FileExistsError as error:
         raise OpsError("Another deployment took this host at the same moment.", hint="Wait for it.") from error
-    write_json(journal.lock, entry)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def step(state_dir: str, name: str, what: str) -> None:
