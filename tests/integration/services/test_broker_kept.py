@@ -22,7 +22,7 @@ from wheels_ops.checks import services as services_check
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.results import OpsError, Result
-from wheels_ops.services import ledger
+from wheels_ops.services import gates, ledger
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 
@@ -190,6 +190,20 @@ def test_a_worker_that_hangs_and_a_second_beat(host: Host) -> None:
     finally:
         second.kill()
         second.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_beat_of_another_user_is_of_another_installation(host: Host) -> None:
+    """Two people's sandboxes on one machine: neither may read the other's environment, nor stop the other's beat."""
+    (service,) = parse_services([{"name": "beat", "gate": {"type": "beat", "app": "demo", "url": host.url}}])
+    assert host.daemon.pid("beat") in gates.foreign_beats(service, ())
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os._exit(len(gates.foreign_beats(service, ())))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_what_was_paused_runs_again_after_a_failure(host: Host) -> None:

@@ -153,3 +153,22 @@ def test_a_missing_directory_and_a_missing_file_say_what_to_name(host: Host) -> 
         host.install(host.request(root="/nowhere"))
     with pytest.raises(OpsError, match=r"missing\.py does not exist"):
         host.install(host.request(blocks={"app/missing.py": ["pass"]}))
+
+
+def test_a_file_that_is_no_longer_as_it_was_deployed_is_named(host: Host) -> None:
+    assert deployment.query(host.state).extra["drifted"] == []
+    host.install()
+    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    main, cors, extra = (str(host.root / name) for name in ("app/main.py", "app/core/cors_config.py", "app/ours/deep/extra.py"))
+    assert deployment.query(host.state).extra["drifted"] == []
+    # Its owner may change main.py, as long as our block stays.
+    Path(main).write_text("import os\n" + Path(main).read_text())
+    assert deployment.query(host.state).extra["drifted"] == []
+    Path(cors).write_text("ORIGINS = ['*']\n")
+    Path(extra).unlink()
+    assert deployment.query(host.state).extra["drifted"] == [cors, extra]
+    Path(main).write_text("app = []\n")
+    assert deployment.query(host.state).extra["drifted"] == [cors, main, extra]
+    backend_patch.restore(host.state, "one")
+    deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
+    assert deployment.query(host.state).extra["drifted"] == []

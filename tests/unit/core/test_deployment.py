@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,35 @@ def test_a_deployment_without_files_leaves_no_journal(tmp_path: Path) -> None:
 def test_ids_are_no_paths(tmp_path: Path, name: str) -> None:
     with pytest.raises(OpsError, match="no deployment id"):
         deployment.begin(str(tmp_path), name, holder="one")
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """The lock is the first file that is written, the journal the second."""
+    state = tmp_path / "state"
+    writes: t.List[Path] = []
+    real = deployment.write_json
+
+    def full(path: Path, value: t.Any) -> None:
+        writes.append(path)
+        if len(writes) == nth + 1:
+            raise OpsError(f"Cannot write {path}: No space left on device.")
+        real(path, value)
+
+    monkeypatch.setattr(deployment, "write_json", full)
+    with pytest.raises(OpsError, match="No space left"):
+        deployment.begin(str(state), "a", holder="one")
+    assert [path for path in state.rglob("*") if path.is_file()] == []
+    assert deployment.begin(str(state), "b", holder="two").extra["resumed"] is False
+
+
+def test_of_many_at_once_one_gets_the_lock(tmp_path: Path) -> None:
+    def begin(number: int) -> bool:
+        try:
+            deployment.begin(str(tmp_path), f"d{number}", holder=f"run {number}")
+        except OpsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(begin, range(8))) == 1

@@ -78,7 +78,9 @@ options:
     type: path
     default: ""
   import_environment:
-    description: Environment variables for the import, over those of O(environment_of_service).
+    description:
+      - Environment variables for the import, over those of O(environment_of_service).
+      - Not for secrets, which O(environment_of_service) brings along unseen.
     type: dict
     default: {}
   force:
@@ -166,7 +168,9 @@ def call(module: AnsibleModule) -> Result:
         if pid:
             environment = environment_of(pid)
             interpreter = interpreter or interpreter_of(pid)
-    proof = backend_patch.Proof(interpreter, given["import_module"], {**environment, **given["import_environment"]})
+    proof = backend_patch.Proof(
+        interpreter, given["import_module"], {**environment, **{name: str(value) for name, value in given["import_environment"].items()}}
+    )
     return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
 
 
@@ -186,7 +190,7 @@ def main() -> None:
             "environment_of_service": {"type": "str", "default": ""},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},
-            "import_environment": {"type": "dict", "default": {}, "no_log": True},
+            "import_environment": {"type": "dict", "default": {}},
             "force": {"type": "bool", "default": False},
         },
         required_if=[("state", "present", ("root", "deployment_id"))],

@@ -21,7 +21,7 @@ options:
     description:
       - V(begun) takes the lock and opens the journal, or goes on with the one that is open.
       - V(finished) and V(rolled_back) close the journal and give the lock back.
-      - V(queried) says what is open and in force.
+      - V(queried) says what is open, what is in force, and which of its files are no longer as they were installed.
     type: str
     choices: [begun, finished, rolled_back, queried]
     required: true
@@ -73,6 +73,11 @@ holder:
   type: str
 in_force:
   description: The deployments whose files are installed now, newest first.
+  returned: O(state=queried)
+  type: list
+  elements: str
+drifted:
+  description: Files that are no longer as those deployments left them; what is around our block in a file of the backend does not count.
   returned: O(state=queried)
   type: list
   elements: str

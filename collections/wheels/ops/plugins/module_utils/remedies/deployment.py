@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import typing as t
 from pathlib import Path
 
-from ..files import read_json, write_json
+from ..files import read_json, sha256, write_json
 from ..results import OpsError, Result
+from . import blocks
 
 #: ``begun`` may be resumed or taken back; the others are ends.
 BEGUN, FINISHED, ROLLED_BACK = "begun", "finished", "rolled_back"
@@ -100,7 +102,11 @@ def begin(state_dir: str, name: str, *, holder: str, dead_holders: t.Sequence[st
     _require_writable(journal.root)
     _take(journal, holder, replace=bool(stale) or bool(held and held["holder"] == holder))
     if not unfinished:
-        journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "files": {}})
+        try:
+            journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "files": {}})
+        except OpsError:
+            journal.lock.unlink()
+            raise
     return result
 
 
@@ -121,12 +127,16 @@ def _take(journal: Journal, holder: str, *, replace: bool) -> None:
     if replace:
         write_json(journal.lock, entry)
         return
+    # The link decides between two that come at once, and puts the lock there with its content: whenever this is killed, or finds the
+    # disk full, no lock stays behind that nobody can read.
+    new = journal.root / f".deploy.lock.{os.getpid()}.{threading.get_ident()}"
     try:
-        # Exclusive creation decides between two that come at once.
-        os.close(os.open(journal.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        write_json(new, entry)
+        os.link(new, journal.lock)
     except FileExistsError as error:
         raise OpsError("Another deployment took this host at the same moment.", hint="Wait for it.") from error
-    write_json(journal.lock, entry)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def step(state_dir: str, name: str, what: str) -> None:
@@ -161,8 +171,29 @@ def end(state_dir: str, name: str, *, holder: str, state: str, check_mode: bool 
     return result
 
 
+def drifted(journal: Journal) -> t.List[str]:
+    """The files that are no longer as the deployments in force left them, sorted.
+
+    A file of the backend's own that holds our block may change around it as its owner likes.
+    """
+    newest: t.Dict[str, t.Sequence[str]] = {}
+    for manifest in journal.in_force():
+        for name, entry in manifest["files"].items():
+            newest.setdefault(name, entry["installed"])
+    found = []
+    for name, installed in newest.items():
+        try:
+            content = Path(name).read_bytes()
+        except OSError:
+            found.append(name)
+            continue
+        if sha256(content) not in installed and not blocks.has(content.decode("utf-8", "replace")):
+            found.append(name)
+    return sorted(found)
+
+
 def query(state_dir: str) -> Result:
-    """What is open and what is in force; changes nothing."""
+    """What is open, what is in force, and what of it is no longer as it was installed; changes nothing."""
     journal = Journal(state_dir)
     held = read_json(journal.lock)
     unfinished = journal.open_one()
@@ -177,5 +208,6 @@ def query(state_dir: str) -> Result:
             "deployment_id": unfinished["id"] if unfinished else (in_force[0] if in_force else ""),
             "unfinished": unfinished["id"] if unfinished else "",
             "in_force": in_force,
+            "drifted": drifted(journal),
         },
     )

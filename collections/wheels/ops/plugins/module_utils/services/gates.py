@@ -245,7 +245,8 @@ def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t
     """Other beats of the same application and the same broker, which would send every periodic task a second time.
 
     A beat that names another broker is of another installation (staging beside production). Which broker is ours says the gate's url,
-    else the running beat's environment; where neither is known, every beat of the application counts.
+    else the running beat's environment; where neither is known, every beat of the application counts. Whoever is not root cannot ask the
+    beat of another user for its broker: that one is of another installation too, as services of one installation that we may restart are ours.
     """
     own = [pid for pid in members if is_beat(processes.command_line(pid))]
     app = service.gate.app or next((application(processes.command_line(pid)) for pid in own), "")
@@ -253,7 +254,8 @@ def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t
     found = {}
     for pid, words in beats(app).items():
         theirs = _broker_of(pid)
-        if pid not in members and not (ours and theirs and ours != theirs):
+        elsewhere = ours and (ours != theirs if theirs else processes.hidden(pid))
+        if pid not in members and not elsewhere:
             found[pid] = words
     return found
 
@@ -268,18 +270,25 @@ def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
         pids = sorted([*own, *others])
         return _not_ready(f"beat runs {len(pids)} times (processes {pids}): every periodic task is sent as often", pids=pids)
     if gate.schedule_file:
+        pid = next(iter(own))
         written = schedule_written(gate.schedule_file)
-        begun = processes.start_time(next(iter(own)))
-        if written is None or (begun is not None and written < begun - 1):
-            return _not_ready(f"it has not written its schedule {gate.schedule_file} since it was started")
+        begun = processes.start_time(pid)
+        fresh = written is not None and (begun is None or written >= begun - 1)
+        # Berkeley DB, which Debian's Python takes, and SQLite, which 3.13 takes, hold the file open and write it when beat ends.
+        if written is None or not (fresh or processes.has_open(pid, [gate.schedule_file + suffix for suffix in _SCHEDULE_SUFFIXES])):
+            return _not_ready(f"it has neither written nor opened its schedule {gate.schedule_file} since it was started")
         return Seen(True, answer={"pid": next(iter(own)), "schedule_age_s": round(time.time() - written, 1)})
     return Seen(True, answer={"pid": next(iter(own))})
 
 
+#: What shelve adds to the name of the schedule file depends on the dbm of beat's Python.
+_SCHEDULE_SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal")
+
+
 def schedule_written(path: str) -> t.Optional[float]:
-    """When beat last wrote its schedule; shelve adds a suffix that depends on the machine's dbm."""
+    """When beat last wrote its schedule; None where there is none yet."""
     times = []
-    for suffix in ("", ".db", ".dat", ".dir", ".bak"):
+    for suffix in _SCHEDULE_SUFFIXES:
         with contextlib.suppress(OSError):
             times.append(os.stat(path + suffix).st_mtime)
     return max(times) if times else None

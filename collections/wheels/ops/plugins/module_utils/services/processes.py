@@ -81,6 +81,33 @@ def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
     return {name: value for name, _sign, value in (word.partition("=") for word in words) if name in names}
 
 
+def hidden(pid: int) -> bool:
+    """Whether a process is somebody else's, whose environment this user may not read."""
+    try:
+        _read(f"/proc/{pid}/environ")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def has_open(pid: int, paths: t.Iterable[str]) -> bool:
+    """Whether a process has one of these files open; False where it is gone or may not be looked into."""
+    wanted = {os.path.realpath(path) for path in paths}
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    return False
+
+
 def start_time(pid: int) -> t.Optional[float]:
     """When it was started, in seconds since the epoch, to a hundredth; None where it is gone."""
     try:

@@ -347,7 +347,8 @@ class MemoryOptimizer:
             logger.info(f"🧹 Memory optimizer is switched off by {off}")
             return
         self.is_running = True
-        self._floor = self._reader.read().rss_bytes
+        # Not what is resident now: what the start of the application left behind may be waste already.
+        self._floor = 0
         self._configure_gc()
         self._optimization_task = asyncio.create_task(self._optimization_loop(), name="memory-optimizer")
         logger.info(
@@ -468,6 +469,7 @@ class MemoryOptimizer:
             worth = predicted >= max(MIN_GAIN_BYTES, MIN_GAIN_SHARE * before.rss_bytes)
             if automatic and not worth and level == "standard":
                 outcome["skipped"] = "not worth it"
+                self._floor = self._floor or before.rss_bytes
                 # The memory is in use now; the same pages are waste once it is not, and RSS does not tell. Ask again, ever less often.
                 grown = before.rss_bytes - self._asked_at_rss >= MIN_GAIN_BYTES
                 self._ask_again = self.check_interval if grown else min(MAX_ASK_AGAIN_SECONDS, max(self.check_interval, 2 * self._ask_again))
@@ -563,6 +565,7 @@ class MemoryOptimizer:
         reading = self._reader.read()
         predicted = await asyncio.to_thread(heap.predict)
         if predicted < max(2 * MIN_GAIN_BYTES, reading.rss_bytes / 3):
+            self._floor = self._floor or reading.rss_bytes
             self._next_allowed = time.monotonic() + 6 * self.check_interval
             return None
         return await self.optimize("standard", reason="routine", automatic=True)
