@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import typing as t
 from dataclasses import dataclass, field
 
@@ -58,7 +60,9 @@ def audit(
     disagree (a defect of ours: nothing may be built on it), when a timeout strikes, and where a role does not exist.
     """
     for last in (False, True):
-        with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+        with _without_collector(), transaction(
+            connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+        ) as cursor:
             try:
                 return inspect(cursor, schemas=schemas, roles=roles)
             except Disagreement:
@@ -66,6 +70,18 @@ def audit(
                 if last:
                     raise
     raise AssertionError("two looks end in an answer or an error")
+
+
+@contextlib.contextmanager
+def _without_collector() -> t.Iterator[None]:
+    """What is read stays, so that the collector of cycles would go through all of it again and again for nothing: a quarter of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class Disagreement(OpsError):
