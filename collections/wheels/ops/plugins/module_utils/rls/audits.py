@@ -46,6 +46,19 @@ class Audit:
         }
 
 
+@contextlib.contextmanager
+def _without_collector() -> t.Iterator[None]:
+    """What is read stays, so that the collector of cycles would go through all of it again and again for nothing: a quarter of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_without_collector()
 def audit(
     connection: Connection,
     *,
@@ -60,9 +73,7 @@ def audit(
     disagree (a defect of ours: nothing may be built on it), when a timeout strikes, and where a role does not exist.
     """
     for last in (False, True):
-        with _without_collector(), transaction(
-            connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
-        ) as cursor:
+        with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
             try:
                 return inspect(cursor, schemas=schemas, roles=roles)
             except Disagreement:
@@ -70,18 +81,6 @@ def audit(
                 if last:
                     raise
     raise AssertionError("two looks end in an answer or an error")
-
-
-@contextlib.contextmanager
-def _without_collector() -> t.Iterator[None]:
-    """What is read stays, so that the collector of cycles would go through all of it again and again for nothing: a quarter of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class Disagreement(OpsError):
