@@ -11,6 +11,7 @@ import pytest
 from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
+from wheels_ops.checks import rls as check
 
 TABLES = """
 create table public.trips(id int primary key, created_by uuid, title text);
@@ -115,6 +116,9 @@ def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres
             assert "predicted" in found.failing[0].message
             probed = rls.probe(connection)
             assert probed.unasked == found.unasked and probed.failing == []
+            health = check.check(connection.dsn)
+            assert health.status == "unknown" and "authenticated" in health.message, "what could not be asked is not clean"
+            assert check.check(admin.dsn).status == "critical"
         finally:
             connection.close()
             with admin.cursor() as cursor:
@@ -151,3 +155,18 @@ def test_the_audit_gives_way_to_a_lock(postgres: servers.Postgres) -> None:
         finally:
             other.close()
         assert rls.audit(connection).failing
+
+
+def test_the_check_counts_recursion_only(postgres: servers.Postgres) -> None:
+    """A rule that keeps DELETE ... RETURNING from everybody is refused by the rewriter too, with another SQLSTATE."""
+    with db.database(postgres, "create table kept (id int); create rule keep as on delete to kept do instead nothing") as connection:
+        assert [failure.sqlstate for failure in rls.probe(connection).failing if failure.command == "delete"][:1] == ["0A000"]
+        health = check.check(connection.dsn)
+        assert (health.status, health.value, health.details["failing_total"]) == ("ok", 0, 0)
+
+
+def test_a_misspelt_schema_is_not_clean(postgres: servers.Postgres) -> None:
+    with db.database(postgres, TABLES) as connection:
+        with pytest.raises(rls.OpsError, match="There is no schema pubilc"):
+            rls.audit(connection, schemas=["public", "pubilc"])
+        assert rls.audit(connection, schemas=["public"]).failing

@@ -13,6 +13,7 @@ from ..health import Check
 #: Tables and the columns of them that the backend reads or writes; their lack is what "missing tables" was.
 REQUIRED: t.Mapping[str, t.Sequence[str]] = {
     "affiliate_sales": (
+        # the account pages and track_purchase
         "id",
         "user_id",
         "product_name",
@@ -22,9 +23,34 @@ REQUIRED: t.Mapping[str, t.Sequence[str]] = {
         "status",
         "category",
         "created_at",
+        # Stripe
         "session_id",
+        "customer_email",
         "amount_total",
-    ),
+        "currency",
+        "affiliate_id",
+        # Digistore24
+        "digistore24_order_id",
+        "digistore24_product_id",
+        "commission_rate",
+        "sale_date",
+        "affiliate_network",
+        "payment_method",
+        "billing_type",
+        "pay_sequence_no",
+        "is_test_mode",
+        "ipn_received_at",
+        "address_first_name",
+        "address_last_name",
+        "address_street_name",
+        "address_street_number",
+        "address_city",
+        "address_state",
+        "address_zipcode",
+        "address_phone_no",
+        "thank_you_validated",
+        "updated_at",
+    ),  # fmt: skip
     "user_wishlists": ("id", "user_id", "product_id", "product_name", "price", "category", "notes", "created_at"),
 }
 
@@ -40,8 +66,11 @@ def check(dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = N
             cursor.execute("select set_config('statement_timeout', %s, true)", (f"{timeout * 1000}",))
             cursor.execute("select pg_is_in_recovery(), current_setting('server_version')")
             recovering, version = cursor.fetchall()[0]
+            # Not information_schema, which hides what the session's role may not use.
             cursor.execute(
-                "select table_name, array_agg(column_name::text) from information_schema.columns where table_schema = %s and table_name = any(%s) group by 1",
+                "select c.relname, array_agg(a.attname::text) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+                " join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+                " where n.nspname = %s and c.relname = any(%s) and c.relkind in ('r', 'p', 'v', 'f') group by 1",
                 (schema, list(wanted)),
             )
             present = dict(cursor.fetchall())

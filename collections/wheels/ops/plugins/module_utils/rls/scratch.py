@@ -72,7 +72,8 @@ def load(
             if failed and not keep_going:
                 raise OpsError(f"{failed[0]}", hint="Give every migration that it needs, in order, or --keep-going.", errors=failed)
             errors += failed
-            found = audit(connection, schemas=schemas, roles=roles, **timeouts)
+            last = path == texts[-1][0]  # a later file may make the schema
+            found = audit(connection, schemas=schemas, roles=roles, absent_schemas=not last, **timeouts)
             known = {finding.identity: known.get(finding.identity, str(path)) for finding in found.findings}
     if found is None:
         raise AssertionError("a defect: found is missing")
