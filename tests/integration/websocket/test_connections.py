@@ -25,7 +25,8 @@ from tests.support.tcp_relay import Relay
 from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 
-#: The report's 20 s and 60 s, fifty times faster, and four times what a busy machine may keep a client from answering. The server's own protocol pings are off: they must not do our work.
+#: The report's 20 s and 60 s, about forty times faster: more than a busy machine keeps a client from answering. The server's own
+#: protocol pings are off: they must not do our work.
 FAST: t.Dict[str, t.Any] = {
     "WEBSOCKET_HEARTBEAT_INTERVAL": "0.4",
     "WEBSOCKET_CONNECTION_TIMEOUT": "1.6",

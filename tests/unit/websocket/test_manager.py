@@ -26,6 +26,14 @@ async def settle(rounds: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: t.Callable[[], bool]) -> None:
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), 60)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -382,8 +390,7 @@ class TestHeartbeat:
 
         manager.tick = broken
         await join(manager)
-        while len(calls) < 3:
-            await asyncio.sleep(0.02)
+        await until(lambda: len(calls) >= 3)
         assert not manager.heartbeat_task.done()
         manager.disconnect("ann", "c1")
 
@@ -394,11 +401,9 @@ class TestHeartbeat:
             peer = await join(manager, f"c{number}")
             manager.disconnect("ann", f"c{number}")
             peer = await join(manager, f"d{number}")  # in the same tick
-            while not peer.texts():
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(peer.texts()))  # noqa: B023 - awaited before it changes
             manager.disconnect("ann", f"d{number}")
-            await asyncio.sleep(0.06)
-        assert manager.heartbeat_task is None
+            await until(lambda: manager.heartbeat_task is None)
 
 
 class TestLatency:
@@ -528,8 +533,7 @@ class TestBounds:
         assert "c1" in manager.active_connections
         await turn(manager, clock, 0.3)
         connection = manager.connections.get("c1")
-        await asyncio.sleep(0.2)
-        assert peer.aborted and "c1" not in manager.active_connections
+        await until(lambda: peer.aborted and "c1" not in manager.active_connections)
         assert connection is None or connection.close_code == 1013
         assert manager.totals["slow"] == 1
 
