@@ -56,6 +56,32 @@ def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
     assert 2_000 < found["float"] <= 2_500 and 107_000 < found["delta"] <= 120_000 and 0 < found["one"] <= 1_000
 
 
+def test_nothing_is_served_after_its_end(tree: Tree, redis: servers.Redis) -> None:
+    """Not even by this process's own memory, which would keep an entry for longer. Read as often as it takes to see the end."""
+    found = run(tree, redis.url, """
+    async def until_gone():
+        began, last = time.monotonic(), 0.0
+        await cache.set("short", 1, ttl=1); await cache.set("long", 1, ttl=60)
+        while await cache.get("short") is not None and last < 30:
+            last = time.monotonic() - began
+        return last
+    first = await until_gone()
+    before = cache.counters.local_hits
+    await cache.redis.set("pam:cache:short", "2", ex=60)  # another process, after that end
+    again = [await cache.get("short"), await cache.get("short"), cache.counters.local_hits - before]
+    return [first, again, await cache.get("long")]
+    """, env={"CACHE_L1_TTL": "3600"})  # fmt: skip
+    assert found[0] < 3 and found[1] == [2, 2, 1] and found[2] == 1
+
+
+def test_keys_need_not_be_text(tree: Tree, redis: servers.Redis) -> None:
+    assert run(tree, redis.url, """
+    await cache.set(7, "a"); await cache.batch_set({8: "b"})
+    return [await cache.get(7), await cache.get("7"), await cache.exists(7), await cache.batch_get([7, 8]), await cache.get_or_set(9, lambda: "c"),
+            await cache.get(None), await cache.delete(7), await cache.get(7), await cache.delete_pattern(8)]
+    """) == ["a", "a", True, {"7": "a", "8": "b"}, "c", None, 1, None, 1]  # fmt: skip
+
+
 def test_use_pickle_keeps_types_without_pickle(tree: Tree, redis: servers.Redis) -> None:
     assert run(tree, redis.url, """
     class Colour(enum.Enum):

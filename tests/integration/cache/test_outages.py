@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -255,18 +256,18 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
     assert "***@127.0.0.1" in text or "redis://127.0.0.1" in text
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://localhost:6379", "redis://localhost:6379"), ("redis://:pw@h:1/2", "redis://***@h:1/2"), ("rediss://user:pw@h/0", "rediss://***@h/0"),
-        ("redis://user@h", "redis://***@h"), ("unix:///run/r.sock?password=pw", "unix:///run/r.sock"), ("redis://:p/w@h:1/0", "(unreadable Redis URL)"),
-        ("redis://:p#w@h:1/0", "(unreadable Redis URL)"), ("redis://u:1?w@h:1/0", "(unreadable Redis URL)"), ("redis://u:p@ss/x@h", "(unreadable Redis URL)"), 
-        ("pw", "(unreadable Redis URL)"), ("", "(unreadable Redis URL)"), ("redis://[::1", "(unreadable Redis URL)"),
-        ("redis://h:1/pw", "(unreadable Redis URL)"),
-    ],
-)  # fmt: skip
-def test_urls_are_shown_without_their_secret(tree: Tree, url: str, shown: str) -> None:
-    assert run(tree, "redis://127.0.0.1:1", "return module.redacted(sys.argv[1])", url) == shown
+SHOWN = {
+    "redis://localhost:6379": "redis://localhost:6379", "redis://:pw@h:1/2": "redis://***@h:1/2", "rediss://user:pw@h/0": "rediss://***@h/0",
+    "redis://user@h": "redis://***@h", "unix:///run/r.sock?password=pw": "unix:///run/r.sock",
+    **dict.fromkeys(
+        ("redis://:p/w@h:1/0", "redis://:p#w@h:1/0", "redis://u:1?w@h:1/0", "redis://u:p@ss/x@h", "pw", "", "redis://[::1", "redis://h:1/pw"),
+        "(unreadable Redis URL)",
+    ),
+}  # fmt: skip
+
+
+def test_urls_are_shown_without_their_secret(tree: Tree) -> None:
+    assert run(tree, "redis://127.0.0.1:1", "return {url: module.redacted(url) for url in json.loads(sys.argv[1])}", json.dumps(list(SHOWN))) == SHOWN
 
 
 def test_memory_stays_bounded(tree: Tree, redis: servers.Redis) -> None:

@@ -249,12 +249,21 @@ class TestPoll:
     def test_who_may_poll(self, backend: SocketBackend) -> None:
         assert backend.request("GET", f"{POLL}?user_id=ann&token=wrong")[0] == 401
         assert backend.request("GET", f"{POLL}?session=guessed&last_seq=0")[0] == 404
-        assert backend.request("GET", POLL)[0] == 404
+        assert backend.request("GET", POLL)[0] == backend.request("GET", f"{POLL}?user_id=ann")[0] == 401
         assert backend.request("POST", f"{POLL}?session=guessed", {"type": "chat"})[0] == 409
         status, page = backend.request("GET", f"{POLL}?user_id=ann", headers={"Authorization": "Bearer token-of-ann"})
         assert status == 200 and page["messages"][0]["type"] == "connection"
         assert backend.request("POST", f"{POLL}?session={page['session']}", "x" * 70_000)[0] == 413
         assert backend.request("POST", f"{POLL}?session={page['session']}", b"\xff\xfe")[0] == 400
+
+    def test_nothing_new_is_not_modified(self, backend: SocketBackend) -> None:
+        _, page = backend.request("GET", f"{POLL}?user_id=etag&token=token-of-etag")
+        query = f"{POLL}?session={page['session']}&last_seq={page['seq']}"
+        tag = f'"{page["epoch"]}-{page["seq"]}"'
+        assert backend.request("GET", query, headers={"If-None-Match": tag}) == (304, None)
+        backend.send("etag", number=1)
+        status, page = backend.request("GET", query, headers={"If-None-Match": tag})
+        assert status == 200 and [message["number"] for message in page["messages"]] == [1]
 
     @pytest.mark.parametrize(
         "query", ["session=%FF%FE&last_seq=0", "last_seq=NaN", "session=&last_seq=" + "9" * 300, "user_id=../../x&token=y", "user_id=%00&token=%00"]

@@ -28,7 +28,7 @@ def backend(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_se
     patched = [*(INSTALLED if installed else ALONE), *(["services/tts", "wheels_ops"] if release == "august" else [])]  # its speech service cannot be imported
     with running_backend(
         release, postgres.database(supabase=True), redis_url, patched=patched, install_block=installed,
-        WEBSOCKET_HEARTBEAT_INTERVAL="0.3", WEBSOCKET_MAX_MISSED_PINGS="4", ENABLE_SECURITY_MONITORING="false",
+        WEBSOCKET_HEARTBEAT_INTERVAL="0.4", WEBSOCKET_MAX_MISSED_PINGS="5", ENABLE_SECURITY_MONITORING="false",
     ) as server:  # fmt: skip
         server.installed = installed  # type: ignore[attr-defined]  # a note for the tests below
         yield server

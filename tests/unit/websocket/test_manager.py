@@ -26,6 +26,14 @@ async def settle(rounds: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: t.Callable[[], bool]) -> None:
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), 60)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -108,11 +116,42 @@ class TestContract:
         assert next(iter(manager.sessions)) not in public
         assert manager.get_public_stats()["total_connections"] == 1
 
-    async def test_a_user_id_in_place_of_a_socket_reaches_the_user(self, manager: t.Any) -> None:
+    async def test_a_user_id_in_place_of_a_socket_reaches_nobody(self, manager: t.Any) -> None:
+        """As the older chat API calls it, with an id out of the request's body: today False, and so it stays."""
         peer = await join(manager)
-        assert await manager.send_personal_message({"type": "chat"}, "ann") is True
-        assert await manager.send_personal_message({"type": "chat"}, "nobody") is False
-        assert peer.texts() == ['{"type":"chat"}']
+        for who in ("ann", "c1", "nobody", None, 7):
+            assert await manager.send_personal_message({"type": "chat"}, who) is False
+        assert peer.texts() == []
+
+    async def test_what_json_has_no_form_for_is_not_sent_and_raises_nothing(self, manager: t.Any) -> None:
+        peer = await join(manager)
+        itself: t.List[t.Any] = []
+        itself.append(itself)
+        for message in ({("a", 1): 1}, itself, {"a": itself}):
+            assert await manager.send_personal_message(message, manager.active_connections["c1"]) is False
+            await manager.send_message_to_user(message, "ann")
+            await manager.broadcast(message)
+        await manager.send_message_to_user({"type": "well"}, "ann")
+        assert peer.texts() == ['{"type":"well"}']
+
+    async def test_a_double_that_hangs_is_closed_too(self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A socket of another kind, whose transport is out of reach: its own close is called, beside the write that hangs."""
+        monkeypatch.setattr(ws, "CLOSE_GRACE", 0.01)
+        closed = asyncio.Event()
+
+        class Double:
+            async def send_json(self, message: t.Any) -> None:
+                await asyncio.Event().wait()
+
+            send_text = send_json
+
+            async def close(self, code: int = 1000) -> None:
+                closed.set()
+
+        await manager.connect(Double(), "ann", "c1")
+        await turn(manager, clock, 70)
+        await asyncio.wait_for(closed.wait(), 20)
+        assert not manager.active_connections
 
     async def test_context(self, manager: t.Any) -> None:
         await join(manager)
@@ -351,8 +390,7 @@ class TestHeartbeat:
 
         manager.tick = broken
         await join(manager)
-        while len(calls) < 3:
-            await asyncio.sleep(0.02)
+        await until(lambda: len(calls) >= 3)
         assert not manager.heartbeat_task.done()
         manager.disconnect("ann", "c1")
 
@@ -363,11 +401,9 @@ class TestHeartbeat:
             peer = await join(manager, f"c{number}")
             manager.disconnect("ann", f"c{number}")
             peer = await join(manager, f"d{number}")  # in the same tick
-            while not peer.texts():
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(peer.texts()))  # noqa: B023 - awaited before it changes
             manager.disconnect("ann", f"d{number}")
-            await asyncio.sleep(0.06)
-        assert manager.heartbeat_task is None
+            await until(lambda: manager.heartbeat_task is None)
 
 
 class TestLatency:
@@ -497,8 +533,7 @@ class TestBounds:
         assert "c1" in manager.active_connections
         await turn(manager, clock, 0.3)
         connection = manager.connections.get("c1")
-        await asyncio.sleep(0.2)
-        assert peer.aborted and "c1" not in manager.active_connections
+        await until(lambda: peer.aborted and "c1" not in manager.active_connections)
         assert connection is None or connection.close_code == 1013
         assert manager.totals["slow"] == 1
 

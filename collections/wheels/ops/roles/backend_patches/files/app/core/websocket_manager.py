@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import inspect
 import ipaddress
 import json
@@ -152,6 +153,15 @@ def encode(message: t.Any) -> str:
         except UnicodeEncodeError:
             message = message.encode("utf-8", "replace").decode()
     return t.cast(str, message)
+
+
+def _encoded(message: t.Any) -> t.Optional[str]:
+    """``encode``, or None with a line in the log for what JSON has no form for (a list that holds itself, keys that are tuples)."""
+    try:
+        return encode(message)
+    except (TypeError, ValueError, RecursionError) as error:
+        _log("error", "🔌 WebSocket message cannot be written as JSON", error=type(error).__name__)
+        return None
 
 
 def _finite(value: t.Any) -> t.Any:
@@ -512,6 +522,8 @@ class Connection:
             await asyncio.wait_for(handshake(), CLOSE_GRACE)
         except Exception:  # a peer that does not answer, or that is gone already
             self.abort()
+            with contextlib.suppress(Exception):
+                await self._close_unseen(code)
         finally:
             self.gone(code)
 
@@ -536,6 +548,11 @@ class Connection:
         transport = _transport(self.send)
         if transport is not None:
             transport.abort()
+
+    async def _close_unseen(self, code: int) -> None:
+        """Of another server than asyncio's, whose transport is out of reach: its own close, beside the write that hangs."""
+        if _transport(self.send) is None:
+            await asyncio.wait_for(self.send({"type": "websocket.close", "code": code, "reason": ""}), CLOSE_GRACE)
 
     # --- receiving -----------------------------------------------------------------------------------------------------------
 
@@ -833,17 +850,20 @@ class ConnectionManager:
         self.forget(connection)
 
     async def send_personal_message(self, message: t.Any, websocket: t.Any) -> bool:
-        """Sends to one socket, or to a user when a caller gives a user's id instead; whether it was accepted for delivery."""
+        """Sends to one socket; whether the message was accepted for delivery."""
         if isinstance(websocket, str):
-            return self._send_to_user(encode(message), websocket) > 0
+            # app/api/chat.py gives a user's id here, which it takes from the body of a request: nobody's socket may be reached by it.
+            return False
+        text = _encoded(message)
+        if text is None:
+            return False
         connection = self._connection_of(websocket)
         if connection is not None:
-            text = encode(message)
             return connection.push(text) if _is_heartbeat(text) else connection.deliver(text)
         try:  # a socket that was never registered
             if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
                 return False
-            await asyncio.wait_for(_plain_send(websocket)({"type": "websocket.send", "text": encode(message)}), self.stall_seconds)
+            await asyncio.wait_for(_plain_send(websocket)({"type": "websocket.send", "text": text}), self.stall_seconds)
             return True
         except Exception as error:
             _log("warning", "🔌 WebSocket message not sent", error=type(error).__name__)
@@ -851,14 +871,18 @@ class ConnectionManager:
 
     async def send_message_to_user(self, message: t.Any, user_id: str) -> None:
         """Sends to all connections of the user, and to their sessions that are between two connections."""
-        self._send_to_user(encode(message), str(user_id))
+        text = _encoded(message)
+        if text is not None:
+            self._send_to_user(text, str(user_id))
 
     async def broadcast(self, message: t.Any, *, droppable: str = "") -> None:
         """Sends to everybody; encoded once, in slices of 2 ms, so that no peer and no number of peers holds up the event loop.
 
         ``droppable`` names a kind of message of which a slow client needs only the latest.
         """
-        text = encode(message)
+        text = _encoded(message)
+        if text is None:
+            return
         if self._broadcasting is None:
             self._broadcasting = asyncio.Lock()
         async with self._broadcasting:  # two broadcasts must not overtake each other between slices
@@ -951,7 +975,9 @@ class ConnectionManager:
         return found
 
     async def send_to_room(self, message: t.Any, room: str) -> int:
-        text = encode(message)
+        text = _encoded(message)
+        if text is None:
+            return 0
         members = [self.connections[name] for name in list(self.rooms.get(str(room), {})) if name in self.connections]
         return sum(connection.deliver(text) for connection in members)
 

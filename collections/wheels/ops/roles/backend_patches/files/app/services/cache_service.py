@@ -3,7 +3,8 @@
 
 Every key that a caller names is stored as ``pam:cache:<key>``: the database is shared with Celery's queues, rate limits
 and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
-still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
+still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string. They
+gave everything an end: what has neither our prefix nor an end is somebody else's, and no read or sweep changes it.
 
 Callers never wait long for Redis and never see it fail: after three failures in a row a breaker answers "not cached"
 at once, while one probe at a time looks whether Redis is back. What this process read in the last minutes is served
@@ -30,6 +31,7 @@ import enum
 import functools
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -249,8 +251,10 @@ for _, key in ipairs(page[2]) do
   if head == 'pam:' then head = string.match(key, '^pam:[^:]*:') end
   if head and (head == own or old[head]) then
     local left = redis.call('PTTL', key)
-    if left ~= -2 and (head == own or redis.call('TYPE', key).ok == 'string') then
-      if head == own then mine = mine + 1 else legacy = legacy + 1 end
+    if head ~= own then
+      if left > -1 and redis.call('TYPE', key).ok == 'string' then legacy = legacy + 1 end
+    elseif left ~= -2 then
+      mine = mine + 1
       if left == -1 then
         redis.call('PEXPIRE', key, math.random(math.floor(ttl / 2), ttl))
         adopted = adopted + 1
@@ -276,9 +280,8 @@ end
 return {page[1], #keys > 0 and redis.call('UNLINK', unpack(keys)) or 0}
 """
 _MOVE = """
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('RENAMENX', KEYS[1], KEYS[2]) == 0 then return 0 end
-if redis.call('PTTL', KEYS[2]) == -1 then redis.call('PEXPIRE', KEYS[2], ARGV[1]) end
-return 1
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('PTTL', KEYS[1]) < 0 then return 0 end
+return redis.call('RENAMENX', KEYS[1], KEYS[2])
 """
 _DROP = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return redis.call('UNLINK', KEYS[1]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -339,29 +342,36 @@ class CacheCounters:
 class LocalStore:
     """What this process knows of the cache: texts as they are in Redis, in the order they came, bounded in bytes.
 
-    An entry is ``(text, fresh until, usable until)``. Fresh ones are served without asking Redis; the others only while
-    Redis is away. Texts, not objects: every caller gets a value of its own.
+    An entry is ``(text, fresh until, usable until, end)``. Fresh ones are served without asking Redis; the others only while
+    Redis is away. ``end`` is when the entry expires, as far as this process set it. Texts, not objects: every caller gets a
+    value of its own.
     """
 
-    OVERHEAD = 250  # bytes that an entry costs beside its characters, measured with tracemalloc
+    OVERHEAD = 280  # bytes that an entry costs beside its characters, measured with tracemalloc
 
     def __init__(self) -> None:
         self.fresh_for = _number("CACHE_L1_TTL", 2.0)
         self.usable_for = _number("CACHE_STALE_IF_ERROR", 300.0)
         self.limit = int(_number("CACHE_L1_MB", 16.0) * 1_048_576)
-        self.entries: t.Dict[str, t.Tuple[str, float, float]] = {}
+        self.entries: t.Dict[str, t.Tuple[str, float, float, float]] = {}
         self.bytes = 0
         self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
         self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
 
     def put(self, key: str, text: str, *, fresh: bool, ttl: t.Optional[float] = None) -> None:
         size = len(text) + len(key) + self.OVERHEAD
+        before = self.entries.get(key)
         self.drop(key)
         if size > self.limit // 16:
             return
         now = time.monotonic()
-        usable = self.usable_for if ttl is None else min(self.usable_for, ttl + 60.0)
-        self.entries[key] = (text, now + self.fresh_for if fresh else 0.0, now + usable)
+        if ttl is not None:
+            end = now + ttl
+        elif before is not None and before[0] == text and before[3] > now - CALL_TIMEOUT:
+            end = before[3]  # Redis counts from when it got the entry, a little later than this process
+        else:
+            end = math.inf
+        self.entries[key] = (text, min(now + self.fresh_for, end) if fresh else 0.0, min(now + self.usable_for, end + 60.0), end)
         self.bytes += size
         while self.bytes > self.limit:
             oldest = next(iter(self.entries), None)
@@ -726,6 +736,7 @@ class CacheService:
         return await self._fetch(key)
 
     async def _fetch(self, key: str) -> t.Any:
+        key = str(key)
         name, old = self._name(key), self._old_name(key)
         version = self._store.version
         try:
@@ -735,7 +746,7 @@ class CacheService:
                 text, before = await self._call(lambda client: client.mget(name, old))
                 if text is None and before is not None:
                     text = before
-                    await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
+                    await self._call(lambda client: _run(client, _MOVE, (old, name), ()))
         except CacheUnavailableError:
             text = self._store.usable(key)
             if text is None:
@@ -764,7 +775,7 @@ class CacheService:
             self.counters.errors += 1
             logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
             return
-        await self._store_text(key, text, _seconds(ttl, self.default_ttl))
+        await self._store_text(str(key), text, _seconds(ttl, self.default_ttl))
 
     def _milliseconds(self, seconds: float) -> int:
         return max(1, int(seconds * 1000 * (random.uniform(0.9, 1.0) if seconds >= 10 else 1.0)))
@@ -808,6 +819,7 @@ class CacheService:
         return gone
 
     async def exists(self, key: str) -> bool:
+        key = str(key)
         name, old = self._name(key), self._old_name(key)
         try:
             return bool(await self._call(lambda client: client.exists(*([name] if old is None else [name, old]))))
@@ -816,7 +828,7 @@ class CacheService:
 
     async def batch_get(self, keys: t.Sequence[str]) -> t.Dict[str, t.Any]:
         """The cached ones among ``keys``; the others are not in the result."""
-        wanted = list(dict.fromkeys(keys))
+        wanted = list(dict.fromkeys(map(str, keys)))
         if not wanted:
             return {}
         version = self._store.version
@@ -854,7 +866,7 @@ class CacheService:
                 self.counters.errors += 1
                 continue
             if len(text) <= self._largest:
-                texts[key] = text
+                texts[str(key)] = text
         if not texts:
             return
         self._store.version += 1
@@ -892,6 +904,7 @@ class CacheService:
         In this process the others wait for that one call; other processes wait for its result at most ``lease`` seconds.
         When the loader fails, the last value this process knew stands in; without one its error goes to all who wait.
         """
+        key = str(key)
         stale = self._store.usable(key)  # before asking Redis, whose "no" makes this process forget it
         value = await self.get(key)
         if value is not None:
@@ -989,7 +1002,7 @@ class CacheService:
         """Sees to it that every entry of this application ends, and that what has ended is gone.
 
         Redis expires entries itself, but reclaims lazily, and never what was written without an end. One pass over all
-        keys, in slices of under a millisecond, makes Redis notice the expired ones and gives those of our own prefixes
+        keys, in slices of under a millisecond, makes Redis notice the expired ones and gives those under our own prefix
         that have no end the default one. Keys of others are read by name only: never opened, changed or touched.
         Stops after ``max_seconds``; the next call, in any process, goes on. One process at a time.
         """

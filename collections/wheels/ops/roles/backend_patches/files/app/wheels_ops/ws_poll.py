@@ -60,7 +60,8 @@ class Virtual:
 class Poll:
     """One request to ``/api/v1/pam/poll``.
 
-    ``GET ?session=ID&last_seq=N`` waits up to 25 s for messages after N: ``{"session","epoch","seq","messages":[...],"resync"?}``.
+    ``GET ?session=ID&last_seq=N`` waits up to 25 s for messages after N: ``{"session","epoch","seq","messages":[...],"resync"?}``;
+    with the last answer's ``ETag`` as ``If-None-Match`` it is 304 if none came.
     With ``user_id`` and ``token`` (or ``Authorization: Bearer``) it first opens the very endpoint that a WebSocket would reach,
     with the same authentication, so a client whose proxy blocks WebSockets is served, too. ``POST ?session=ID`` sends that
     endpoint one frame. The id of a session is a secret of 144 bits that only its owner was told.
@@ -121,6 +122,9 @@ class Poll:
                     return
                 session = opened
                 self.hold = False  # the client may send from now on: tell it
+            elif session is None and not self.query.get("session"):
+                await respond(self.send, 401, {"error": "poll with user_id and token"})
+                return
             elif session is None:
                 await respond(self.send, 404, {"type": "resync", "error": "unknown session; connect again, or poll with user_id and token"})
                 return
@@ -137,7 +141,13 @@ class Poll:
         virtual = session.connection.virtual if session.connection is not None else None
         if virtual is not None and virtual.connection is not None:
             virtual.connection.last_inbound = self.manager.now()
-        await respond(self.send, 200, self.page(session, missed), etag=f"{session.epoch}-{session.seq}")
+        etag = f"{session.epoch}-{session.seq}"
+        known = [tag.strip().removeprefix("W/") for tag in (header(self.scope, b"if-none-match") or "").split(",")]
+        if not missed and not self.resync and self.hold and f'"{etag}"' in known:
+            await self.send({"type": "http.response.start", "status": 304, "headers": [(b"etag", f'"{etag}"'.encode()), (b"cache-control", b"no-store")]})
+            await self.send({"type": "http.response.body", "body": b""})
+            return
+        await respond(self.send, 200, self.page(session, missed), etag=etag)
 
     async def open(self, user_id: str, token: str) -> t.Tuple[t.Optional[Session], t.Tuple[int, t.Dict[str, t.Any]]]:
         """Runs the application's own WebSocket endpoint for this client; it authenticates as always."""
