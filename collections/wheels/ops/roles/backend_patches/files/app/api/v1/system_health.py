@@ -756,10 +756,16 @@ def _cors_facts() -> Dict[str, Any]:
     return snapshot() if callable(snapshot) else {}
 
 
+_own_process: Any = None
+
+
 def _debug_facts() -> Dict[str, Any]:
+    global _own_process
     import psutil
 
-    process = psutil.Process()
+    if _own_process is None or _own_process.pid != os.getpid():
+        _own_process = psutil.Process()  # kept: it measures the CPU since it was asked last
+    process = _own_process
     with process.oneshot():
         own = {
             "pid": process.pid, "parent_pid": process.ppid(), "name": process.name(), "status": process.status(), "create_time": process.create_time(),
