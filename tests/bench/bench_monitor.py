@@ -5,7 +5,9 @@ The first optimizer was removed because it cost more than it saved; P2 is the pr
 work with and without it, in turn: so many requests, so many bursts, whoever does it, and what memory that was given back
 costs when the next burst wants it again is part of it. By default three seeds of ``WHEELS_OPS_P2_SECONDS`` = 60 s each,
 with two bursts; the full run is ``WHEELS_OPS_P2_SECONDS=1200``, with a burst a minute. The process has a budget of 400 MB
-(``MEMORY_LIMIT_MB``), so that bursts are pressure, as they were on the hosts of the incident. The peers of the others are written to the descriptions of the defects.
+(``MEMORY_LIMIT_MB``), so that bursts are pressure, as they were on the hosts of the incident.
+
+The peers of the others are written to the descriptions of the defects.
 """
 
 from __future__ import annotations
