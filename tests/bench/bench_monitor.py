@@ -2,10 +2,12 @@
 """Monitoring, memory optimizer and health API: what they cost and what they gain.
 
 The first optimizer was removed because it cost more than it saved; P2 is the proof that ours does not: the same bursty
-workload with and without it, in turn. By default three seeds of ``WHEELS_OPS_P2_SECONDS`` = 30 s each; the full run is
-``WHEELS_OPS_P2_SECONDS=1200``, with a burst a minute instead of one every 20 s. The process has a budget
-of 400 MB (``MEMORY_LIMIT_MB``), so that bursts are pressure,
-as they were on the hosts of the incident. The peers of the others are written to the descriptions of the defects.
+work with and without it, in turn: so many requests, so many bursts, whoever does it, and what memory that was given back
+costs when the next burst wants it again is part of it. By default three seeds of ``WHEELS_OPS_P2_SECONDS`` = 60 s each,
+with two bursts; the full run is ``WHEELS_OPS_P2_SECONDS=1200``, with a burst a minute. The process has a budget of 400 MB
+(``MEMORY_LIMIT_MB``), so that bursts are pressure, as they were on the hosts of the incident.
+
+The peers of the others are written to the descriptions of the defects.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from tests.support.health_app import REPORT_FILES, TOKEN, health_app
 from tests.support.patched_tree import patched_tree
 
 LAB = Path(__file__).with_name("monitor_lab.py")
-P2_SECONDS = float(os.environ.get("WHEELS_OPS_P2_SECONDS", "30"))
+P2_SECONDS = float(os.environ.get("WHEELS_OPS_P2_SECONDS", "60"))
 SEEDS = (1, 2, 3)
 _QUIET = "import logging\ndef get_logger(name=None):\n    return logging.getLogger(name)\n"
 
@@ -97,7 +99,7 @@ def store_memory() -> t.Iterator[Pair]:
 @functools.cache
 def _bursts(seed: int, which: str) -> t.Dict[str, float]:
     with lab() as run:
-        return run("bursts", P2_SECONDS, seed, which, MEMORY_LIMIT_MB="400", BURST_EVERY="60" if P2_SECONDS >= 300 else "20")
+        return run("bursts", P2_SECONDS, seed, which, MEMORY_LIMIT_MB="400", BURST_EVERY="60" if P2_SECONDS >= 300 else "30")
 
 
 def _p2(key: str) -> Pair:
@@ -115,16 +117,23 @@ def burst_memory() -> t.Iterator[Pair]:
     yield _p2("mean_rss_mb")
 
 
-@benchmark("P2b", what=f"{_LABEL}: p99 latency", unit="ms", goal="ratio <= 1.05", peer="without the optimizer", runs=len(SEEDS))
+@benchmark(
+    "P2b",
+    what=f"{_LABEL}: p99 latency, less the wait for a processor that others have",
+    unit="ms",
+    goal="ratio <= 1.05",
+    peer="without the optimizer",
+    runs=len(SEEDS),
+)
 @contextlib.contextmanager
 def burst_latency() -> t.Iterator[Pair]:
     yield _p2("p99_ms")
 
 
-@benchmark("P2c", what=f"{_LABEL}: CPU per request, bursts and trims included", unit="ms", goal="ratio <= 1.02", peer="without the optimizer", runs=len(SEEDS))
+@benchmark("P2c", what=f"{_LABEL}: CPU for the same work, trims included", unit="s", goal="ratio <= 1.02", peer="without the optimizer", runs=len(SEEDS))
 @contextlib.contextmanager
 def burst_cpu() -> t.Iterator[Pair]:
-    yield _p2("cpu_ms_per_request")
+    yield _p2("cpu_s")
 
 
 @benchmark("P2d", what="idle: resident memory that the optimizer costs", unit="MB", goal="ours <= 1", runs=1)
@@ -203,8 +212,18 @@ async def health():
 """
 
 
-def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/health") -> float:
-    """p99 in ms of requests at a steady rate over one kept connection."""
+def waited(*threads: int) -> t.List[float]:
+    """Seconds that threads were ready to run and had no processor; by the kernel."""
+    return [int(Path(f"/proc/{thread}/schedstat").read_text().split()[1]) / 1e9 for thread in threads]
+
+
+def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/health", server: int = 0) -> float:
+    """p99 in ms of requests at a steady rate over one kept connection.
+
+    With the ``server``'s process number, less the time that it, or we, waited for a processor that somebody else had: the
+    longer of both, as they may have waited at the same time.
+    """
+    threads = (server, threading.get_native_id()) if server else ()
     times: t.List[float] = []
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -213,6 +232,7 @@ def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/
         for number in range(int(rate * seconds)):
             if (wait := begin + number / rate - time.perf_counter()) > 0:
                 time.sleep(wait)
+            before = waited(*threads)
             sent = time.perf_counter()
             sock.sendall(request)
             data = b""
@@ -222,14 +242,15 @@ def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/
             length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
             while len(body) < length:
                 body += sock.recv(65536)
-            times.append(time.perf_counter() - sent)
+            took = time.perf_counter() - sent
+            times.append(took - max((after - then for after, then in zip(waited(*threads), before)), default=0.0))
     times.sort()
     return 1000 * times[int(0.99 * len(times))]
 
 
 @benchmark(
-    "H1a", what="GET /api/v1/system/health at 500/s with database, Redis and speech black-holed, p99", unit="ms", goal="ours <= 2 and ratio <= 0.001",
-    peer="first version, one request", runs=3,
+    "H1a", what="GET /api/v1/system/health at 500/s with database, Redis and speech black-holed, p99 less the wait for a processor", unit="ms",
+    goal="ours <= 2 and ratio <= 0.001", peer="first version, one request", runs=3,
 )  # fmt: skip
 @contextlib.contextmanager
 def health_black_holed() -> t.Iterator[Pair]:
@@ -253,7 +274,7 @@ def health_black_holed() -> t.Iterator[Pair]:
         def once() -> float:
             return latency(port, 1, 1)  # the caller waits for Redis: once is enough
 
-        yield lambda: latency(ours.port, 500, 4), once
+        yield lambda: latency(ours.port, 500, 4, server=ours.process.pid), once
 
 
 @benchmark("H1b", what="GET /livez, CPU per call in the server", unit="us", goal="ours <= 60 and ratio <= 0.2", peer="a FastAPI route", runs=3)

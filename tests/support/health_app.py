@@ -71,7 +71,7 @@ async def csrf(request: Request, call_next):
 
 @app.get("/items/{item}")
 async def item(item: str):
-    return {"item": item}
+    return {"item": item, "process": os.getpid()}
 
 @app.get("/fault/stall")
 async def stall(seconds: float):

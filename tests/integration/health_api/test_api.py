@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]  # it has no stubs of its own
@@ -213,7 +214,9 @@ def test_endpoints_answer_with_their_keys(app: HealthApp, method: str, path: str
     [
         ("/performance/report?hours=0", "Hours must be between 1 and 24"), ("/performance/report?hours=25", "Hours must be between 1 and 24"),
         ("/performance/report?hours=abc", "Hours must be between 1 and 24"), ("/performance/report?days=99", "Days must be between 1 and 35"),
-        ("/recovery/history?limit=x", "limit must be a number between 1 and 500"),
+        ("/performance/report?days=x", "Days must be between 1 and 35"), ("/performance/report?hours=", "Hours must be between 1 and 24"),
+        ("/performance/report?hours=1_0", "Hours must be between 1 and 24"), ("/recovery/history?limit=x", "limit must be a number between 1 and 500"),
+        ("/recovery/history?limit=0", "limit must be a number between 1 and 500"), ("/health?" + "a&" * 30, "Too many query parameters"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(app: HealthApp, path: str, detail: str) -> None:
@@ -223,6 +226,8 @@ def test_wrong_arguments_are_refused(app: HealthApp, path: str, detail: str) -> 
 
 def test_an_unknown_cache_is_refused_and_an_absent_redis_is_said(app: HealthApp) -> None:
     assert app.request("POST", f"{PREFIX}/cache/clear?cache_type=everything", token=TOKEN).status == 400
+    unclear = app.request("POST", f"{PREFIX}/memory/optimize?force_aggressive=perhaps", token=TOKEN)
+    assert (unclear.status, unclear.json()) == (400, {"detail": "force_aggressive must be true or false"})
     answer = app.request("POST", f"{PREFIX}/cache/clear?cache_type=redis", token=TOKEN)
     assert answer.status == 503 and answer.json()["failed_caches"] == ["redis"] and answer.json()["cleared_caches"] == []
 
@@ -254,9 +259,13 @@ def test_monitoring_stops_and_starts(app: HealthApp) -> None:
 
 def test_recovery_is_handed_to_the_host_and_its_history_shown(tmp_path: Path) -> None:
     with health_app(state=tmp_path) as app:
-        answer = app.request("POST", f"{PREFIX}/recovery/trigger", token=TOKEN, Idempotency_Key="night-shift-1").json()
-        again = app.request("POST", f"{PREFIX}/recovery/trigger", token=TOKEN, Idempotency_Key="night-shift-1").json()
-        assert again == answer
+        with ThreadPoolExecutor(4) as pool:  # also at the same time
+            work = [
+                pool.submit(app.request, "POST", f"{PREFIX}/recovery/trigger", token=TOKEN, Idempotency_Key="night-shift-1")
+                for _ in range(4)
+            ]  # fmt: skip
+        answer, *others = (one.result().json() for one in work)
+        assert others == [answer] * 3
         (path,) = (tmp_path / "requests").glob("*.json")
         request = json.loads(path.read_text())
         assert request["id"] == answer["request_id"] == path.stem

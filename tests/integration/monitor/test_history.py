@@ -52,6 +52,14 @@ def test_a_report_is_true_after_a_restart_and_after_a_crash(tmp_path: Path) -> N
 
 def test_several_workers_share_one_history(tmp_path: Path) -> None:
     with health_app(QUICK, state=tmp_path, uvicorn=("--workers", "3")) as app:
+        serving: t.Set[int] = set()
+
+        def all_of_them() -> bool:
+            """A worker that is told to stop while it still starts ends without a goodbye."""
+            serving.add(app.request("GET", "/items/5").json()["process"])
+            return len(serving) == 3
+
+        wait_until(all_of_them, timeout=60, what="three workers serve")
         for _ in range(30):
             assert app.request("GET", "/items/5").status == 200
         wait_until(lambda: points(app, "process_memory_mb") >= 30, timeout=60)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import types
 import typing as t
 
@@ -81,6 +82,38 @@ def test_recovered_memory_clears_its_alert_and_remediation_may_start_again(monit
     feed(monitor, "memory_percent", [20] * 3, app_modules)
     assert not monitor.active_alerts
     assert feed(monitor, "memory_percent", [80] * 3, app_modules)[-1] == "critical"
+
+
+async def test_a_stall_is_sampled_at_once(monitor: t.Any, monkeypatch: pytest.MonkeyPatch, tmp_path: t.Any) -> None:
+    """The next sample would come in an hour; a stall is over long before that."""
+    monkeypatch.setenv("WHEELS_OPS_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("DISABLE_MONITORING", raising=False)
+    monitor.check_interval, monitor.loop_lag.every = 3600, 0.05
+    monitor.thresholds["loop_lag_ms"] = {"warning": 150.0, "critical": 1e6}
+    await monitor.start()
+    try:
+        time.sleep(0.5)  # the stall
+        async with asyncio.timeout(20):
+            while monitor.current["loop_lag_ms"].value < 150:
+                await asyncio.sleep(0.01)
+            while "loop_lag_ms" not in monitor.active_alerts:  # and confirmed by samples a second apart
+                await asyncio.sleep(0.05)
+    finally:
+        await monitor.stop()
+
+
+async def test_every_sample_measures_the_disk(monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three samples that confirm an alert are three measurements, and a directory that is gone costs its own numbers only."""
+    module, percent = app_modules("core.performance_monitor"), iter((10.0, 90.0))
+    monitor._paths_are_local = True
+    monkeypatch.setattr(module, "disk_usage", lambda path: (next(percent), 1.0, 0))
+    assert [monitor.sample()["disk_percent"] for _ in range(2)] == [10.0, 90.0]
+
+    def gone(path: str) -> t.Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(module, "disk_usage", gone)
+    assert "disk_percent" not in (values := monitor.sample()) and "memory_percent" in values
 
 
 async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,25 @@ async def test_memory_in_use_is_asked_again_ever_less_often(parts: t.Any) -> Non
     assert heap.trims == 1
 
 
+async def test_what_was_in_use_during_a_burst_is_asked_for_afterwards(parts: t.Any) -> None:
+    """A trim amid a burst cannot free what is in use; later that is waste, though RSS is the same and there is no pressure any more."""
+    optimizer, reader, heap = parts
+    reader.percent, reader.rss, heap.predicted, heap.freed = 70.0, 600 * MIB, 200 * MIB, 190 * MIB
+    await optimizer._tick()
+    assert heap.trims == 1 and reader.rss == 410 * MIB
+    reader.percent, heap.predicted = 45.0, 10 * MIB
+    optimizer._next_allowed = 0.0
+    assert (await optimizer._tick())["skipped"] == "not worth it", "the burst is not over"
+    heap.predicted, heap.freed = 100 * MIB, 95 * MIB
+    optimizer._next_allowed = 0.0
+    assert (await optimizer._tick())["freed_bytes"] == 95 * MIB and heap.trims == 2
+    heap.predicted, asked = 10 * MIB, 0
+    for _ in range(10):
+        optimizer._next_allowed = 0.0
+        asked += await optimizer._tick() is not None
+    assert asked == 2, "four times in all, then it is left alone"
+
+
 async def test_backs_off_when_three_trims_freed_nothing(parts: t.Any) -> None:
     optimizer, reader, heap = parts
     heap.freed = 0
@@ -263,7 +282,13 @@ async def test_starts_stops_and_touches_nothing_of_others(parts: t.Any) -> None:
 
 
 async def test_statistics_keep_their_keys(app_modules: Modules) -> None:
-    stats = await app_modules("monitoring.memory_optimizer").MemoryOptimizer().get_memory_stats()
+    optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
+    await optimizer.get_memory_stats()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    stats = await optimizer.get_memory_stats()
+    assert stats["process"]["cpu_percent"] > 0, "since it was asked last"
     assert set(stats) >= {"timestamp", "system", "process", "garbage_collection", "network", "optimization"}
     for section, keys in {
         "system": "total_mb available_mb used_mb percent swap_total_mb swap_used_mb swap_percent cpu_percent disk_total_gb disk_used_gb disk_percent",
@@ -316,6 +341,12 @@ async def test_disk_cleanup_stays_in_its_directories(app_modules: Modules, tmp_p
     assert (foreign / "precious").exists()
     monkeypatch.delenv("DISK_CLEANUP_DIRS")
     assert (await app_modules("monitoring.memory_optimizer").MemoryOptimizer()._cleanup_disk_space())["files"] == 0
+
+
+def test_the_tiers_rise_whatever_is_set(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", "80")
+    optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
+    assert (optimizer.memory_warning_threshold, optimizer.memory_critical_threshold, optimizer.memory_emergency_threshold) == (80, 80, 85)
 
 
 async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:

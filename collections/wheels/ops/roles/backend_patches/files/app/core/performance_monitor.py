@@ -285,6 +285,8 @@ class LoopLag:
 
     def __init__(self, every: float = 2.0) -> None:
         self.every = every
+        #: Called with the seconds of a stall as soon as it is over.
+        self.on_late: Optional[Callable[[float], Any]] = None
         self.window_worst = 0.0
         self._recent: Deque[Tuple[float, float]] = deque(maxlen=16)
         self._handle: Optional[asyncio.TimerHandle] = None
@@ -303,9 +305,11 @@ class LoopLag:
         late = now - self._due
         if late > self.window_worst:
             self.window_worst = late
+        self._arm(loop)
         if late > 0.1:
             self._recent.append((now, late))
-        self._arm(loop)
+            if self.on_late is not None:
+                self.on_late(late)
 
     def stop(self) -> None:
         if self._handle is not None:
@@ -446,8 +450,8 @@ class PerformanceMonitor:
         self._paths = [path for path in os.environ.get("DISK_PATHS", "/").split(":") if path]
         self._paths_are_local = all(is_local(path) for path in self._paths)
         self._disk: Dict[str, float] = {}
-        self._disk_at = 0.0
         self._disk_task: Optional[asyncio.Task[None]] = None
+        self._pause: Optional[asyncio.Future[None]] = None
         self._remedies: Dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=400)
@@ -463,6 +467,7 @@ class PerformanceMonitor:
             return
         self.is_running = True
         memory_optimizer.idle_hint = lambda: request_stats.in_flight == 0
+        self.loop_lag.on_late = self._stalled
         self.loop_lag.start()
         self._cpu.system()
         self._cpu.own()
@@ -496,9 +501,24 @@ class PerformanceMonitor:
         if await store.start():
             self.store = store
 
+    def _stalled(self, late: float) -> None:
+        """A stall that is worth an alert is sampled at once: it is over before the next sample would come."""
+        if 1000 * late > self.thresholds["loop_lag_ms"]["warning"]:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
+
     async def _loop(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self.next_delay())
+            self._pause = loop.create_future()
+            timer = loop.call_later(self.next_delay(), self._wake)
+            try:
+                await self._pause
+            finally:
+                timer.cancel()
             try:
                 self.sample()
             except Exception as error:  # monitoring must outlive one bad reading
@@ -528,6 +548,12 @@ class PerformanceMonitor:
         if own is not None:
             values["process_cpu_percent"] = own
         values["load_1m"] = os.getloadavg()[0]
+        if self._paths_are_local:  # with every sample, so that three samples are three measurements; one call a path
+            try:
+                self._note_disks([disk_usage(path) for path in self._paths])
+            except OSError as error:  # a directory that is gone
+                logger.debug(f"📊 The disk cannot be measured: {type(error).__name__}")
+                self._note_disks([])
         values.update(self._disk)
         weights = self._request_values(now, values)
         for source in self.sources:
@@ -548,11 +574,8 @@ class PerformanceMonitor:
             self.store.add(now, values, weights)
         for observer in self.observers:
             observer(values)
-        if time.monotonic() - self._disk_at > min(10.0, self.check_interval):
-            if self._paths_are_local:
-                self._note_disks([disk_usage(path) for path in self._paths])
-            elif self._disk_task is None or self._disk_task.done():
-                self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
+        if not self._paths_are_local and (self._disk_task is None or self._disk_task.done()):
+            self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
         return values
 
     def _request_values(self, now: float, values: Dict[str, float]) -> Dict[str, Tuple[float, float]]:
@@ -584,7 +607,6 @@ class PerformanceMonitor:
 
     def _note_disks(self, found: List[Tuple[float, float, int]]) -> None:
         self._disk = {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)} if found else {}
-        self._disk_at = time.monotonic()
 
     def _note(self, name: str, value: float, stamp: datetime, now: float) -> None:
         limits = self.thresholds.get(name)

@@ -45,6 +45,8 @@ RESTART_PERCENT = 90.0
 #: Freed less than this share of the prediction, or back within seconds: the trim did not pay.
 PAYS_FROM = 0.10
 MAX_BACKOFF_SECONDS = 3600.0
+#: What a burst had in use while it was trimmed is free soon after, and RSS does not tell: so often it is asked for then.
+FOLLOW_UPS = 4
 #: A prediction costs some milliseconds: at most this long between two where the last ones said that a trim is not worth it.
 MAX_ASK_AGAIN_SECONDS = 120.0
 #: glibc's arenas other than the main one are mapped in regions of this size and alignment (HEAP_MAX_SIZE, 64 bit).
@@ -312,8 +314,9 @@ class MemoryOptimizer:
         self.optimization_interval = 180
         self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 2.0, low=0.05)
         self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 1, 100)
-        self.memory_critical_threshold = env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 1, 100)
-        self.memory_emergency_threshold = env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 1, 100)
+        # The tiers rise, also where only the first one has been set higher.
+        self.memory_critical_threshold = max(self.memory_warning_threshold, env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 1, 100))
+        self.memory_emergency_threshold = max(self.memory_critical_threshold, env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 1, 100))
         self.is_running = False
         self.optimization_count = 0
         self.last_emergency_cleanup: float = 0
@@ -331,11 +334,12 @@ class MemoryOptimizer:
         self._next_allowed = 0.0
         self._gap = 0.0
         self._ask_again, self._asked_at_rss = 0.0, 0
+        self._follow_ups = 0
         self._paid: Deque[bool] = deque(maxlen=3)
         self._pending: Optional[Tuple[float, int, int]] = None
         self._busy = threading.Lock()
         self._next_restart_request = 0.0
-        self._next_disk = 0.0
+        self._process: Any = None
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
@@ -391,11 +395,19 @@ class MemoryOptimizer:
             if after.percent > RESTART_PERCENT:
                 self._ask_for_restart(after)
             return self.results[-1] if self.results else None
-        if reading.rss_bytes - self._floor < MIN_GAIN_BYTES or time.monotonic() < self._next_allowed:
+        if time.monotonic() < self._next_allowed:
+            return None
+        if self._follow_ups and tier == "routine":
+            self._follow_ups -= 1
+            return await self.optimize("standard", reason="rest of a burst", automatic=True)
+        if reading.rss_bytes - self._floor < MIN_GAIN_BYTES:
             return None
         if tier == "routine":
             return await self._routine_cleanup()
-        return await self.optimize("aggressive" if tier in ("critical", "emergency") else "standard", reason=f"{tier} tier", automatic=True)
+        outcome = await self.optimize("aggressive" if tier in ("critical", "emergency") else "standard", reason=f"{tier} tier", automatic=True)
+        if outcome["freed_bytes"] >= MIN_GAIN_BYTES:
+            self._follow_ups = FOLLOW_UPS
+        return outcome
 
     def tier(self, reading: MemoryReading) -> str:
         """``routine``, ``warning``, ``critical`` or ``emergency`` for a reading."""
@@ -615,7 +627,9 @@ class MemoryOptimizer:
         reading = self._reader.read()
         swap = psutil.swap_memory()
         total, used, disk_percent = self._disk_percent()
-        process = psutil.Process()
+        if self._process is None or self._process.pid != os.getpid():
+            self._process = psutil.Process()  # kept: it measures the CPU since it was asked last
+        process = self._process
         try:
             network: Dict[str, Any] = {
                 key: value for key, value in psutil.net_io_counters()._asdict().items() if key in ("bytes_sent", "bytes_recv", "packets_sent", "packets_recv")

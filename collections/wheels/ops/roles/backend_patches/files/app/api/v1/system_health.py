@@ -57,6 +57,7 @@ OLD_LOG_SECONDS = 7 * 86400
 STALE_WARN, STALE_FAIL = 3, 12
 _WORDS = {"pass": "healthy", "warn": "warning", "fail": "critical"}
 _SEVERITY = ("pass", "warn", "fail")
+_SWITCHES = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
 
 def state_directory() -> Path:
@@ -374,6 +375,7 @@ class HealthApi:
         self.application: Any = None
         self._failures: OrderedDict[str, Bucket] = OrderedDict()
         self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
+        self._turns: Dict[Tuple[str, str, str], asyncio.Lock] = {}
 
     def knows(self, method: str, path: str) -> bool:
         """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
@@ -409,15 +411,28 @@ class HealthApi:
             wait = found.bucket.take() if found.bucket else 0.0
             return _too_many(wait) if wait else await found.handler(ask)
         key = (ask.caller, f"{ask.method} {ask.path}", ask.headers.get("idempotency-key", "")[:128])
-        if key[2] and key in self._done and time.monotonic() - self._done[key][0] < 600:
-            return self._done[key][1]
+        if not key[2]:
+            return await self._act(found, ask)
+        turn = self._turns.setdefault(key, asyncio.Lock())
+        try:
+            async with turn:  # a repetition may come while the first one is still at work
+                if key in self._done and time.monotonic() - self._done[key][0] < 600:
+                    return self._done[key][1]
+                answer = await self._act(found, ask)
+                if answer.status < 300:
+                    self._done[key] = (time.monotonic(), answer)
+                    while len(self._done) > 64:
+                        self._done.popitem(last=False)
+                return answer
+        finally:
+            if not turn.locked():
+                self._turns.pop(key, None)
+
+    async def _act(self, found: Route, ask: Ask) -> Answer:
+        """Does what changes something, as often as the rate allows, and leaves a line in the log."""
         wait = found.bucket.take() if found.bucket else 0.0
         answer = _too_many(wait) if wait else await found.handler(ask)
         logger.info(f"🛡️ audit: {ask.method} {ask.path} by token {ask.caller} from {ask.client}: {answer.status}")
-        if key[2] and answer.status < 300:
-            self._done[key] = (time.monotonic(), answer)
-            while len(self._done) > 64:
-                self._done.popitem(last=False)
         return answer
 
     def _refused(self, ask: Ask, presented: str) -> Answer:
@@ -484,20 +499,24 @@ async def _cache_stats() -> Dict[str, Any]:
     return dict(board.sections.get("cache") or {"error": "no sample yet"})
 
 
+def _whole(text: str, low: int, high: int) -> Optional[int]:
+    """A whole number of ``low..high`` in decimal digits, or None."""
+    found = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else -1
+    return found if low <= found <= high else None
+
+
 @route("GET", f"{PREFIX}/performance/report", burst=20, every=0.5)
 async def performance_report(ask: Ask) -> Answer:
-    try:
-        if "days" in ask.query:
-            days = int(ask.query["days"])
-            if not 1 <= days <= 35:
-                return refuse(400, "Days must be between 1 and 35")
-            hours = 24 * days
-        else:
-            hours = int(ask.query.get("hours", "1"))
-            if not 1 <= hours <= 24:
-                return refuse(400, "Hours must be between 1 and 24")
-    except ValueError:
-        return refuse(400, "Hours must be between 1 and 24")
+    if "days" in ask.query:
+        days = _whole(ask.query["days"], 1, 35)
+        if days is None:
+            return refuse(400, "Days must be between 1 and 35")
+        hours = 24 * days
+    else:
+        asked = _whole(ask.query.get("hours", "1"), 1, 24)
+        if asked is None:
+            return refuse(400, "Hours must be between 1 and 24")
+        hours = asked
     report = await performance_monitor.get_performance_report(hours)
     report["scores"] = board.scores()
     return Answer(200, report)
@@ -505,8 +524,10 @@ async def performance_report(ask: Ask) -> Answer:
 
 @route("POST", f"{PREFIX}/memory/optimize", audited=True, burst=5)
 async def memory_optimize(ask: Ask) -> Answer:
-    aggressive = ask.query.get("force_aggressive", "false").lower() in ("1", "true", "yes", "on")
-    level = "aggressive" if aggressive else "standard"
+    word = ask.query.get("force_aggressive", "false").lower()
+    if word not in _SWITCHES:
+        return refuse(400, "force_aggressive must be true or false")
+    level = "aggressive" if _SWITCHES[word] else "standard"
     started = _now()
     result = await memory_optimizer.optimize(level, reason="asked for over the API")
     freed = result["freed_bytes"] / (1 << 20)
@@ -608,9 +629,8 @@ async def monitoring_stop(ask: Ask) -> Answer:
 
 @route("GET", f"{PREFIX}/recovery/history", burst=10, every=1.0)
 async def recovery_history(ask: Ask) -> Answer:
-    try:
-        limit = max(1, min(500, int(ask.query.get("limit", "50"))))
-    except ValueError:
+    limit = _whole(ask.query.get("limit", "50"), 1, 500)
+    if limit is None:
         return refuse(400, "limit must be a number between 1 and 500")
     entries = await asyncio.to_thread(read_history, limit)
     note = "Newest first, as the host's recovery wrote them." if entries else "The host's recovery has not written anything yet."
@@ -756,10 +776,16 @@ def _cors_facts() -> Dict[str, Any]:
     return snapshot() if callable(snapshot) else {}
 
 
+_own_process: Any = None
+
+
 def _debug_facts() -> Dict[str, Any]:
+    global _own_process
     import psutil
 
-    process = psutil.Process()
+    if _own_process is None or _own_process.pid != os.getpid():
+        _own_process = psutil.Process()  # kept: it measures the CPU since it was asked last
+    process = _own_process
     with process.oneshot():
         own = {
             "pid": process.pid, "parent_pid": process.ppid(), "name": process.name(), "status": process.status(), "create_time": process.create_time(),
@@ -858,12 +884,17 @@ class SystemHealthMiddleware:
             return await asyncio.wait_for(_read_body(receive), 10)
 
         client = scope.get("client")
-        answer = await api.respond(
-            Ask(
-                scope["method"], path, dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=20)), headers,
-                str(client[0]) if client else "", scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https", body,
-            )
-        )  # fmt: skip
+        try:
+            query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=20))
+        except ValueError:
+            answer = refuse(400, "Too many query parameters")
+        else:
+            answer = await api.respond(
+                Ask(
+                    scope["method"], path, query, headers, str(client[0]) if client else "",
+                    scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https", body,
+                )
+            )  # fmt: skip
         content = answer.encoded()
         await send({"type": "http.response.start", "status": answer.status, "headers": _raw_headers(answer, len(content))})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
