@@ -9,6 +9,7 @@ import sys
 import typing as t
 
 import pytest
+import testinfra
 
 from tests.support.backend_env import BACKEND_PYTHON, REPOSITORY
 from tests.support.container_host import ContainerHost, Unavailable, container_host
@@ -163,6 +164,11 @@ def test_the_role_moves_the_backend_onto_a_socket_and_restarts_fail_no_request(h
     assert "drain.py" in host.show("drained", "ExecStart")
     assert host.show("drained", "Type") == "notify"
     assert host.show("drained.socket", "ActiveState") == "active"
+    witness = testinfra.get_host(f"podman://{host.name}")
+    assert witness.service("drained").is_running
+    assert witness.socket("tcp://127.0.0.1:8300").is_listening
+    unit = witness.file("/etc/systemd/system/drained.socket")
+    assert (unit.user, unit.group, unit.mode) == ("root", "root", 0o644)
     second = host.playbook(play, "-e", "services_state=started")
     assert "changed=0" in second, second
 
