@@ -132,11 +132,11 @@ def workers(
     client: t.Any,
     *,
     timeout: float,
-    wanted: t.Callable[[t.Dict[str, t.Dict[str, t.Any]]], bool],
+    wanted: t.Callable[[t.Dict[str, t.Any]], bool],
     method: str = "stats",
     arguments: t.Optional[t.Mapping[str, t.Any]] = None,
     destination: t.Optional[t.Sequence[str]] = None,
-) -> t.Dict[str, t.Dict[str, t.Any]]:
+) -> t.Dict[str, t.Any]:
     """Asks every Celery worker for its ``stats`` as ``celery inspect`` does; by node name, until ``wanted`` is satisfied or time is up.
 
     ``celery inspect`` starts an interpreter with the whole application (2.1 s measured); this is one publish and one pop (7 ms), and the
@@ -158,7 +158,7 @@ def workers(
         },
     }  # fmt: skip
     database = client.connection_pool.connection_kwargs.get("db") or 0
-    found: t.Dict[str, t.Dict[str, t.Any]] = {}
+    found: t.Dict[str, t.Any] = {}
     deadline = time.monotonic() + timeout
     client.sadd(binding, member)
     try:
@@ -171,7 +171,7 @@ def workers(
                 text = envelope["body"]
                 if envelope.get("properties", {}).get("body_encoding") == "base64":
                     text = base64.b64decode(text).decode()
-                found.update({str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, dict)})
+                found.update({str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, (dict, list))})
         return found
     finally:
         client.srem(binding, member)
