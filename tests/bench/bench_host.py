@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Host remedies: memory given back, scanning and its safety, rotation under load. Peers run in the same run, on the same files.
 
-``WHEELS_OPS_SCAN_FILES=500000`` scans as many files as the goal names; 100,000 are enough to compare.
+``WHEELS_OPS_SCAN_FILES=100000`` scans fewer files than the goal names, which takes a fifth of the time.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def peer_scan(words: t.Sequence[str]) -> float:
 
 
 def files() -> int:
-    return int(os.environ.get("WHEELS_OPS_SCAN_FILES", "100000"))
+    return int(os.environ.get("WHEELS_OPS_SCAN_FILES", "500000"))
 
 
 @benchmark("K2", what="disk_cleanup: scan of a large tree, CPU", unit="s", goal="ratio <= 1.7", peer="systemd-tmpfiles", runs=3)

@@ -27,16 +27,20 @@ class Node:
         self.other: t.Any = self
 
 
-def medium(size: int, seed: int = 1, full: t.Callable[[], object] = lambda: None) -> None:
-    """Calls ``full`` while all of it is held."""
-    sizes = random.Random(seed)
+def medium(size: int, seed: int = 1, together: t.Optional[threading.Barrier] = None) -> None:
+    """With ``together``, every thread holds all of its memory before the first lets go: each has an arena of its own then."""
+    chance = random.Random(seed)
     made, used = [], 0
+    if together:
+        together.wait()
     while used < size:
-        block = bytearray(sizes.randrange(600, 32_000))
+        block = bytearray(chance.randrange(600, 32_000))
         used += len(block)
         made.append(block)
-    full()
-    KEPT.extend(made[::50])
+    # The last pins the top of the arena: without it, glibc gives back by itself.
+    KEPT.extend([*made[::50], made[-1]])
+    if together:
+        together.wait()
 
 
 def waste(shape: str, size: int) -> None:
@@ -51,9 +55,8 @@ def waste(shape: str, size: int) -> None:
     elif shape == "medium":
         medium(size)
     elif shape == "threads":
-        # All at once: a thread that is done hands its arena to the next one, and fewer would hold less.
         together = threading.Barrier(8)
-        threads = [threading.Thread(target=medium, args=(size // 8, number, together.wait)) for number in range(8)]
+        threads = [threading.Thread(target=medium, args=(size // 8, number, together)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

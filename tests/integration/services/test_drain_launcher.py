@@ -74,12 +74,14 @@ def test_no_request_fails_over_restarts(keep_alive: bool) -> None:
 
 
 def test_an_open_connection_is_answered_and_told_to_leave() -> None:
-    with drained() as (daemon, port), socket.create_connection(("127.0.0.1", port), 10) as sock:
+    with drained(drain_seconds=15) as (daemon, port), socket.create_connection(("127.0.0.1", port), 20) as sock:
         assert b"connection: close" not in exchange(sock).lower()
         old = daemon.pid(WEB)
         stopper = threading.Thread(target=daemon.ctl, args=("stop", WEB))
         stopper.start()
-        wait_until(lambda: "Draining: 1 open connections" in daemon.ctl("tail", WEB))
+        # supervisord says STOPPING when it has sent the signal; the server sees that at its next look.
+        wait_until(lambda: "Draining 1 connections" in daemon.ctl("tail", WEB))
+        assert "STOPPING" in daemon.ctl("status", WEB)
         answer = exchange(sock)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer.lower()

@@ -7,7 +7,9 @@ from __future__ import annotations
 import collections
 import fnmatch
 import heapq
+import operator
 import os
+import re
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -43,6 +45,17 @@ class Source:
     recurse: bool = True
     kind: str = "files"
     optional: bool = False
+
+    @property
+    def times(self) -> t.List[str]:
+        """The fields of a status by which a file is old."""
+        return [f"st_{name}_ns" for name in self.age_by]
+
+    @property
+    def moment(self) -> t.Callable[[os.stat_result], int]:
+        """Gives the time (ns) by which a file of a status is old: the newest."""
+        found = [operator.attrgetter(name) for name in self.times]
+        return found[0] if len(found) == 1 else lambda status: max([get(status) for get in found])
 
 
 @dataclass
@@ -118,11 +131,21 @@ class _Tally:
     names: t.List[str] = field(default_factory=list)
 
 
-class _Candidate(t.NamedTuple):
-    key: t.Tuple[int, int]
-    size: int
-    directory: Directory
-    name: str
+#: A file that may go: its time (ns) and inode, both negated, its bytes, name and directory. A bare tuple, as there may be 100,000 of them.
+_Candidate = t.Tuple[int, int, int, str, Directory]
+
+
+def _name_filter(source: Source) -> t.Optional[t.Callable[[str], object]]:
+    """Whether a name is one of a source's; None where every name is."""
+
+    def any_of(patterns: t.Sequence[str]) -> t.Callable[[str], object]:
+        return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match
+
+    wanted = None if "*" in source.patterns else any_of(source.patterns)
+    if not source.exclude:
+        return wanted
+    unwanted = any_of(source.exclude)
+    return lambda name: not unwanted(name) and (wanted is None or wanted(name))
 
 
 def parse_source(given: t.Mapping[str, t.Any]) -> Source:
@@ -226,13 +249,12 @@ class Cleanup:
                 tally.skipped.clear()
                 batch, more = self._oldest(tree, source, after, kept, tally)
                 tally.candidates += len(batch)
-                for candidate in batch:
-                    if not self.wanted(source.path, tree.device):
-                        break
-                    self._take(tree, source, candidate, tally)
-                if not more or not batch:
+                if batch:
+                    after = -batch[0][0], -batch[0][1]
+                while batch and self.wanted(source.path, tree.device):
+                    self._take(tree, source, batch.pop(), tally)
+                if not more:
                     break
-                after = batch[-1].key
         return tally
 
     def _clear(self, source: Source) -> _Tally:
@@ -257,52 +279,37 @@ class Cleanup:
                     target.freed(size)
         return tally
 
-    def _matching(self, tree: Tree, source: Source, tally: t.Optional[_Tally] = None) -> t.Iterator[t.Tuple[int, Directory, str, os.stat_result]]:
-        """The time (ns) by which each file of a source is old, its directory, name and status."""
-        limit = int((self.now - source.age) * 1e9)
-        by = [f"st_{name}_ns" for name in source.age_by]
-        anything = source.patterns == ("*",)
-        for directory, name, status, _descriptor in tree.walk():
-            moment = max(getattr(status, entry) for entry in by)
-            if not anything and not any(fnmatch.fnmatchcase(name, pattern) for pattern in source.patterns):
-                continue
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude):
-                continue
-            if status.st_blocks * 512 < source.min_size:
-                continue
-            if moment > limit and tally is not None:
-                tally.skipped["young"] += 1
-                continue
-            yield moment, directory, name, status
-        if tally is not None:
-            tally.skipped.update(tree.skipped)
-
     def _newest(self, tree: Tree, source: Source) -> t.FrozenSet[t.Tuple[int, int]]:
-        return frozenset(heapq.nlargest(source.keep_newest, ((moment, status.st_ino) for moment, _directory, _name, status in self._matching(tree, source))))
+        walk = tree.walk(named=_name_filter(source), by=source.times)
+        keys = ((source.moment(status), status.st_ino) for _directory, _name, status in walk if status.st_blocks * 512 >= source.min_size)
+        return frozenset(heapq.nlargest(source.keep_newest, keys))
 
     def _oldest(
         self, tree: Tree, source: Source, after: t.Tuple[int, int], kept: t.FrozenSet[t.Tuple[int, int]], tally: _Tally
     ) -> t.Tuple[t.List[_Candidate], bool]:
-        """The oldest ``batch`` files after a key, oldest first, and whether there are more."""
-        heap: t.List[t.Tuple[int, int, int, Directory, str]] = []
+        """The oldest ``batch`` files after a key, the newest of them first, and whether there are more."""
+        heap: t.List[_Candidate] = []
         more = False
-        for moment, directory, name, status in self._matching(tree, source, tally):
-            key = (moment, status.st_ino)
-            if key <= after:
+        moment_of, least, size = source.moment, source.min_size, self.batch
+        for directory, name, status in tree.walk(named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times):
+            moment, inode, blocks = moment_of(status), status.st_ino, status.st_blocks * 512
+            if blocks < least or (moment, inode) <= after:
                 continue
-            if key in kept:
+            if kept and (moment, inode) in kept:
                 tally.skipped["kept"] += 1
                 continue
             # A heap's first is its smallest: with the key negated, the newest, which is the one to give way.
-            entry = (-moment, -status.st_ino, status.st_blocks * 512, directory, name)
-            if len(heap) < self.batch:
-                heapq.heappush(heap, entry)
-            else:
-                more = True
-                if entry[:2] > heap[0][:2]:
-                    heapq.heapreplace(heap, entry)
-        heap.sort(key=lambda entry: entry[:2], reverse=True)
-        return [_Candidate((-first, -second), size, directory, name) for first, second, size, directory, name in heap], more
+            if len(heap) < size:
+                heap.append((-moment, -inode, blocks, name, directory))
+                if len(heap) == size:
+                    heapq.heapify(heap)
+                continue
+            more = True
+            if -moment >= heap[0][0]:
+                heapq.heappushpop(heap, (-moment, -inode, blocks, name, directory))
+        tally.skipped.update(tree.skipped)
+        heap.sort()
+        return heap, more
 
     def _is_open(self, identity: holders.Identity) -> t.Optional[bool]:
         """What /proc says of a file on which the kernel gives no lease; None where processes cannot be looked into."""
@@ -311,30 +318,30 @@ class Cleanup:
         return True if self._seen.of(identity) else None if self._seen.unreadable else False
 
     def _take(self, tree: Tree, source: Source, candidate: _Candidate, tally: _Tally) -> None:
-        parent = tree.descriptor_of(candidate.directory)
+        moment, inode, size, name, directory = candidate
+        parent = tree.descriptor_of(directory)
         try:
             if parent is None:
                 raise FileNotFoundError
-            status = os.stat(candidate.name, dir_fd=parent, follow_symlinks=False)
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except OSError:
             tally.skipped["changed"] += 1
             return
-        moment = max(getattr(status, f"st_{name}_ns") for name in source.age_by)
-        if (moment, status.st_ino) != candidate.key:
+        if (source.moment(status), status.st_ino) != (-moment, -inode):
             outcome = "changed"
         else:
-            outcome = tree.remove(parent, candidate.name, status, is_open=self._is_open, dry=self.check_mode)
+            outcome = tree.remove(parent, name, status, is_open=self._is_open, dry=self.check_mode)
         if outcome != "removed":
             tally.skipped[outcome] += 1
             return
         tally.files += 1
-        tally.bytes += candidate.size
+        tally.bytes += size
+        path = tree.path_of(directory, name)
         if len(tally.names) < _SHOWN:
-            tally.names.append(tree.path_of(candidate.directory, candidate.name))
-        path = tally.names[-1] if len(tally.names) < _SHOWN else tree.path_of(candidate.directory, candidate.name)
+            tally.names.append(path)
         for target in self.targets:
             if target.concerns(path, tree.device) or (target.directories and target.concerns(source.path, tree.device)):
-                target.freed(candidate.size)
+                target.freed(size)
         self._since_refresh += 1
         if self._since_refresh >= _REFRESH_FILES and not self.check_mode:
             self._since_refresh = 0

@@ -180,6 +180,16 @@ class RedisPurge(Rung):
         return Outcome({"rss_before": before, "rss_after": after}, given_back=before - after)
 
 
+def _at_work(client: t.Any, pids: t.AbstractSet[int], timeout: float) -> t.Set[int]:
+    """The children among ``pids`` that have a task now, by the word of their workers."""
+    found = broker.workers(client, timeout=min(3.0, timeout), wanted=lambda answers: any(stats.get("pid") in pids for stats in answers.values()))
+    nodes = [name for name, stats in found.items() if stats.get("pid") in pids]
+    if not nodes:
+        raise OpsError("No worker of these processes answers.", hint="Look whether it runs.")
+    answers = broker.workers(client, timeout=min(3.0, timeout), wanted=lambda answers: len(answers) == len(nodes), method="active", destination=nodes)
+    return {task["worker_pid"] for tasks in answers.values() for task in tasks if task.get("worker_pid") in pids}
+
+
 class CeleryPool(Rung):
     """Replaces the idle child processes of a worker by fresh ones, by its own remote control. A child at work is left alone; no task is lost."""
 
@@ -187,24 +197,21 @@ class CeleryPool(Rung):
         return [name for name in context.of_type("celery", among) if not context.protected(name) and len(context.pids(name)) > 1]
 
     def predict(self, context: Context, target: str) -> int:
+        """Of the children without a task: those at work stay."""
         import redis
 
         parents = processes.parents()
         pids = context.pids(target)
-        children = {pid for pid in pids if parents.get(pid) in pids}
-        with contextlib.suppress(redis.exceptions.RedisError), contextlib.closing(self._connect(context, target)) as client:
-            children -= broker.busy_children(client, list(self._nodes(client, context, target)), timeout=min(3.0, context.timeout))
-        return sum(found.trim_bound + found.other_anonymous for found in _heaps(children))
+        try:
+            with contextlib.closing(self._connect(context, target)) as client:
+                busy = _at_work(client, pids, context.timeout)
+        except (OpsError, redis.exceptions.RedisError):
+            return 0  # nobody can be asked to replace them either
+        return sum(found.trim_bound + found.other_anonymous for found in _heaps(pid for pid in pids - busy if parents.get(pid) in pids))
 
     def _connect(self, context: Context, target: str) -> t.Any:
         service = next(service for service in context.services if service.name == target)
         return broker.connect(service.gate.url or context.redis_url, timeout=context.timeout)
-
-    def _nodes(self, client: t.Any, context: Context, target: str) -> t.Dict[str, t.Dict[str, t.Any]]:
-        """The statistics of the worker's nodes, by name."""
-        pids = context.pids(target)
-        answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
-        return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         import redis
@@ -216,7 +223,13 @@ class CeleryPool(Rung):
             raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
 
     def _recycle(self, client: t.Any, context: Context, target: str) -> Outcome:
-        found = self._nodes(client, context, target)
+        pids = context.pids(target)
+
+        def nodes() -> t.Dict[str, t.Dict[str, t.Any]]:
+            answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
+            return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
+
+        found = nodes()
         if not found:
             raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
         replaced: t.List[int] = []

@@ -91,7 +91,7 @@ class DrainServer(uvicorn.server.Server):
             server.close()
         # In place: what is being answered at this moment holds the same list.
         self.server_state.default_headers.append((b"connection", b"close"))
-        logger.info("Draining: %d open connections are answered and told to leave, for at most %g s", len(self.server_state.connections), DRAIN_SECONDS)
+        logger.info("Draining %d connections for at most %g s", len(self.server_state.connections), DRAIN_SECONDS)
         # One turn of the loop is not enough: what was accepted just now becomes a connection in the next ones.
         until = time.monotonic() + DRAIN_SECONDS
         turns = 0
