@@ -204,7 +204,9 @@ def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
 
 def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage) -> None:
     lifecycle.break_it(stage.sandbox)
-    process = subprocess.Popen(stage.command("deploy", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        stage.command("deploy", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("TASK [Environment]"):
