@@ -130,7 +130,10 @@ def number(value: t.Optional[float]) -> str:
 
 
 def write(records: t.Sequence[t.Mapping[str, t.Any]]) -> None:
-    """``build/bench.json`` and, from it, ``docs/benchmarks.md``; earlier records of other ids are kept."""
+    """``build/bench.json`` and, from it, ``docs/benchmarks.md``; what is known of other ids is kept.
+
+    A clone without ``build`` knows them from the lines of ``docs/benchmarks.md`` alone.
+    """
     target = REPOSITORY / "build" / "bench.json"
     target.parent.mkdir(exist_ok=True)
     kept = {record["id"]: record for record in json.loads(target.read_text())} if target.exists() else {}
@@ -143,13 +146,15 @@ def write(records: t.Sequence[t.Mapping[str, t.Any]]) -> None:
         f"Machine: {machine()}.", "",
         "| id | what | ours | peer | unit | ratio | goal | met | runs |", "| --- | --- | ---: | ---: | --- | ---: | --- | --- | ---: |",
     ]  # fmt: skip
+    docs = REPOSITORY / "docs" / "benchmarks.md"
+    rows = {found[1]: found[0] for found in re.finditer(r"^\| ([A-Za-z]+\d\w*) \| .*$", docs.read_text() if docs.exists() else "", re.M)}
     for record in ordered:
         peer = number(record["peer"]) + (f" ({record['peer_name']})" if record.get("peer_name") else "")
-        lines.append(
+        rows[record["id"]] = (
             f"| {record['id']} | {record['what']} | {number(record['ours'])} | {peer} | {record['unit']} | {number(record['ratio'])} | "
             f"{record['goal']} | {'yes' if record['met'] else '**no**'} | {len(record['runs']['ours'])} |"
         )
-    docs = REPOSITORY / "docs" / "benchmarks.md"
+    lines += [rows[name] for name in sorted(rows, key=natural)]
     docs.parent.mkdir(exist_ok=True)
     docs.write_text("\n".join(lines) + "\n")
 

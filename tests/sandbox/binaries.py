@@ -8,6 +8,8 @@ that they need.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -82,11 +84,25 @@ def _first(what: str, sources: t.Sequence[t.Callable[[], Programs]], advice: str
     raise NotFound(f"{what} was not found. Tried: {'; '.join(tried)}. As root: {advice}")
 
 
+@contextlib.contextmanager
+def _alone() -> t.Iterator[None]:
+    """One at a time fills the cache: tests that run side by side want the same programs at the same moment."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _unpacked(name: str, packages: t.Sequence[str]) -> Path:
     """Debian packages with their dependencies, downloaded and unpacked below the cache; gives that directory."""
     root = CACHE / "deb" / name
     if (root / ".complete").exists():
         return root
+    with _alone():
+        return root if (root / ".complete").exists() else _unpack(root, packages)
+
+
+def _unpack(root: Path, packages: t.Sequence[str]) -> Path:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise NotFound("not a Debian machine")
     shutil.rmtree(root, ignore_errors=True)
@@ -143,14 +159,20 @@ def _espeak_debian() -> Programs:
 
 def _wheel(requirement: str) -> Path:
     target = CACHE / "wheels" / requirement.replace("==", "-")
-    if not (target / ".complete").exists():
-        shutil.rmtree(target, ignore_errors=True)
-        uv = Path(sys.executable).with_name("uv")
-        _run(
-            [str(uv), "pip", "install", "--quiet", "--target", str(target), "--python-version", "3.11",
-             "--python-platform", "x86_64-manylinux_2_28", "--no-deps", "--only-binary", ":all:", requirement]
-        )  # fmt: skip
-        (target / ".complete").touch()
+    if (target / ".complete").exists():
+        return target
+    with _alone():
+        return target if (target / ".complete").exists() else _fetch(target, requirement)
+
+
+def _fetch(target: Path, requirement: str) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    uv = Path(sys.executable).with_name("uv")
+    _run(
+        [str(uv), "pip", "install", "--quiet", "--target", str(target), "--python-version", "3.11",
+         "--python-platform", "x86_64-manylinux_2_28", "--no-deps", "--only-binary", ":all:", requirement]
+    )  # fmt: skip
+    (target / ".complete").touch()
     return target
 
 
