@@ -25,7 +25,8 @@ _CALL = re.compile(
 )
 #: ``alias.column = <identity>``, ``column IN (SELECT``, ``column = ANY (ARRAY(SELECT`` and the other way round.
 _LOOKUP = re.compile(
-    rf"(?<![\w\".])(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})\)?(?:::[\w ]+)? (?:= (?:\( ?SELECT )?\(*{_IDENTITY}|IN \( ?SELECT|= ANY ?\(\(? ?ARRAY\( ?SELECT)"
+    rf"(?<![\w\".])(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})\)?(?:::[\w ]+)? "
+    rf"(?:= (?:\( ?SELECT )?\(*{_IDENTITY}|IN \( ?SELECT|= ANY ?\(\(? ?ARRAY\( ?SELECT)"
 )
 _LOOKUP_LEFT = re.compile(
     rf"(?:auth\.(?:uid|role|email)\(\)|current_setting\([^()]*\))(?: AS \w+\))?\)*(?:::\w+)? = \(?(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})(?![\w\".(])"
