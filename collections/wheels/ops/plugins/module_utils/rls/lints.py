@@ -25,7 +25,8 @@ _CALL = re.compile(
 )
 #: ``alias.column = <identity>``, ``column IN (SELECT``, ``column = ANY (ARRAY(SELECT`` and the other way round.
 _LOOKUP = re.compile(
-    rf"(?<![\w\".])(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})\)?(?:::[\w ]+)? (?:= (?:\( SELECT )?\(*{_IDENTITY}|IN \( SELECT|= ANY \(\(? ?ARRAY\( ?SELECT)"
+    rf"(?<![\w\".])(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})\)?(?:::[\w ]+)? "
+    rf"(?:= (?:\( ?SELECT )?\(*{_IDENTITY}|IN \( ?SELECT|= ANY ?\(\(? ?ARRAY\( ?SELECT)"
 )
 _LOOKUP_LEFT = re.compile(
     rf"(?:auth\.(?:uid|role|email)\(\)|current_setting\([^()]*\))(?: AS \w+\))?\)*(?:::\w+)? = \(?(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})(?![\w\".(])"
@@ -74,7 +75,7 @@ def lint(cursor: Cursor, read: Catalog, working: t.Callable[[], t.Iterable[t.Tup
             found += _policy(read, relation, policy, bare, users)
         _unindexed(read, relation, leading, unindexed)
         found += _multiple(read, relation)
-    found += [_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in unindexed.items()]
+    found += [_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in _columns(cursor, unindexed).items()]
     latent = _latent(read, bare, working)
     found = latent + [_cautious(finding, latent) for finding in found]
     found += _denied(cursor, read, users)
@@ -204,23 +205,23 @@ def _alike(relation: Relation, names: t.Collection[str]) -> t.List[Policy]:
     return next((members for members in groups.values() if len(members) > 1), [])
 
 
-def merge(members: t.Sequence[Policy]) -> policies.Piece:
+def merge(members: t.Sequence[policies.Piece]) -> policies.Piece:
     """One policy with the meaning of several permissive ones of the same roles and command: PostgreSQL joins them by OR as well."""
 
     def either(texts: t.List[t.Optional[str]]) -> t.Optional[str]:
         known = list(dict.fromkeys(text for text in texts if text is not None))
         return None if not known else known[0] if len(known) == 1 else " OR ".join(f"({text})" for text in known)
 
-    first = policies.original(members[0])
-    using = [policy.using.text if policy.using else None for policy in members]
-    check = [policy.check.text if policy.check else mine for policy, mine in zip(members, using)]
-    checked = any(policy.check is not None for policy in members)
+    first = members[0]
+    using = [piece.using for piece in members]
+    check = [piece.using if piece.check is None else piece.check for piece in members]
+    checked = any(piece.check is not None for piece in members)
     return policies.Piece(first.name, first.command, True, first.roles, either(using), either(check) if checked else None)
 
 
 def merged(relation: Relation, members: t.Sequence[Policy]) -> str:
     """The statements that put one policy in the place of several."""
-    change = policies.Change(relation, list(members), [merge(members)])
+    change = policies.Change(relation, list(members), [merge([policies.original(policy) for policy in members])])
     return ";\n".join(change.apply()) + ";"
 
 
@@ -239,28 +240,55 @@ def _leading(cursor: Cursor) -> t.Dict[int, t.Set[str]]:
     return found
 
 
-def _unindexed(read: Catalog, relation: Relation, leading: t.Dict[int, t.Set[str]], wanted: t.Dict[t.Tuple[int, str], t.Set[str]]) -> None:
+def _unindexed(
+    read: Catalog,
+    relation: Relation,
+    leading: t.Dict[int, t.Set[str]],
+    wanted: t.Dict[t.Tuple[int, str], t.Set[str]],
+    later: t.Sequence[t.Tuple[str, str]] = (),
+) -> None:
     for policy in relation.policies:
         for expression in (policy.using, policy.check):
-            if expression is None:
-                continue
-            sources = _sources(read, relation, expression)
-            for pattern in (_LOOKUP, _LOOKUP_LEFT):
-                for place in pattern.finditer(expression.text):
-                    table = sources.get(place["alias"] or "")
-                    if table is None or table.kind not in ("r", "p") or place["column"].lower() in ("select", "where", "and", "or", "not"):
-                        continue
-                    if place["column"] not in leading.get(table.oid, ()):
-                        wanted.setdefault((table.oid, place["column"]), set()).add(_about(relation, policy))
+            if expression is not None:
+                _look(read, relation, expression.text, expression.has_sublink, _about(relation, policy), leading, wanted)
+    for name, text in later:
+        _look(read, relation, text, True, f"{relation.qualified}: {name}", leading, wanted)
 
 
-def unindexed(cursor: Cursor, read: Catalog) -> t.List[t.Tuple[Relation, str]]:
-    """(table, column quoted) of every column by which policies look rows up and with which no index begins."""
+def _look(
+    read: Catalog, relation: Relation, text: str, has_sublink: bool, about: str, leading: t.Dict[int, t.Set[str]], wanted: t.Dict[t.Tuple[int, str], t.Set[str]]
+) -> None:
+    sources = _sources(read, relation, text, has_sublink)
+    for pattern in (_LOOKUP, _LOOKUP_LEFT):
+        for place in pattern.finditer(text):
+            table = sources.get(place["alias"] or "")
+            if table is not None and table.kind in ("r", "p") and place["column"] not in leading.get(table.oid, ()):
+                wanted.setdefault((table.oid, place["column"]), set()).add(about)
+
+
+def _columns(cursor: Cursor, wanted: t.Dict[t.Tuple[int, str], t.Set[str]]) -> t.Dict[t.Tuple[int, str], t.Set[str]]:
+    """Without the words of the language that stand where a column could (``auth.uid() = ANY (members)``)."""
+    if not wanted:
+        return wanted
+    cursor.execute(
+        "select w.relation::bigint, w.name from unnest(%s::oid[], %s::text[]) as w(relation, name)"
+        " join pg_catalog.pg_attribute a on a.attrelid = w.relation and quote_ident(a.attname) = w.name and a.attnum > 0 and not a.attisdropped",
+        ([oid for oid, _name in wanted], [name for _oid, name in wanted]),
+    )
+    there = {(oid, name) for oid, name in cursor.fetchall()}
+    return {key: names for key, names in wanted.items() if key in there}
+
+
+def unindexed(cursor: Cursor, read: Catalog, later: t.Mapping[int, t.Sequence[t.Tuple[str, str]]]) -> t.List[t.Tuple[Relation, str]]:
+    """(table, column quoted) of every column by which policies look rows up and with which no index begins.
+
+    ``later``: for a table's oid (policy, expression) as they will be.
+    """
     leading = _leading(cursor)
     wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
     for relation in read.relations.values():
-        _unindexed(read, relation, leading, wanted)
-    return [(read.relations[oid], column) for oid, column in wanted]
+        _unindexed(read, relation, leading, wanted, later.get(relation.oid, ()))
+    return [(read.relations[oid], column) for oid, column in _columns(cursor, wanted)]
 
 
 def _index_finding(table: Relation, column: str, names: t.List[str]) -> Finding:
@@ -270,10 +298,10 @@ def _index_finding(table: Relation, column: str, names: t.List[str]) -> Finding:
     return Finding("unindexed_column", f"{table.qualified}.{column}", why, statement, details=details)
 
 
-def _sources(read: Catalog, relation: Relation, expression: Expression) -> t.Dict[str, Relation]:
+def _sources(read: Catalog, relation: Relation, text: str, has_sublink: bool) -> t.Dict[str, Relation]:
     """What the aliases in an expression stand for; "" and the table's own name are the policy's table."""
     found = {"": relation, relation.qualified.rpartition(".")[2]: relation}
-    for place in _SOURCE.finditer(expression.text) if expression.has_sublink else ():
+    for place in _SOURCE.finditer(text) if has_sublink else ():
         table = read.by_name(_bare(place["schema"]), _bare(place["table"]))
         alias = place["alias"] if place["alias"] and place["alias"].lower() not in _NOT_ALIAS else place["table"]
         if table is not None:

@@ -25,13 +25,15 @@ def extend(cursor: Cursor, decision: Decision, catalog: Catalog, known: Details,
         _merge(decision, catalog)
     if "initplan" in fix:
         warnings += _wrap(decision, catalog)
-    creates, drops = _indexes(cursor, catalog) if "indexes" in fix else ([], [])
+    creates, drops = _indexes(cursor, catalog, decision) if "indexes" in fix else ([], [])
     return creates, drops, warnings
 
 
 def _merge(decision: Decision, catalog: Catalog) -> None:
     """One policy in the place of several permissive ones of the same table, roles and command. PostgreSQL joins them by OR as well."""
-    busy = {policy.oid for change in decision.changes for policy in change.before}
+    # A policy that the repair gives another text is merged with that text; one that it splits is left as it is.
+    repaired = {change.before[0].oid: change for change in decision.changes if change.in_place}
+    busy = {policy.oid for change in decision.changes if not change.in_place for policy in change.before}
     for relation in catalog.relations.values():
         if not catalog.audited(relation) or not relation.secured:
             continue
@@ -41,7 +43,11 @@ def _merge(decision: Decision, catalog: Catalog) -> None:
                 groups.setdefault((policy.command, tuple(sorted(policy.role_names))), []).append(policy)
         for members in groups.values():
             if len(members) > 1:
-                decision.changes.append(policies.Change(relation, members, [lints.merge(members)], ["multiple_permissive"]))
+                earlier = [repaired[policy.oid] for policy in members if policy.oid in repaired]
+                pieces = [repaired[policy.oid].after[0] if policy.oid in repaired else policies.original(policy) for policy in members]
+                reasons = list(dict.fromkeys(reason for change in earlier for reason in change.reasons))
+                decision.changes = [change for change in decision.changes if change not in earlier]
+                decision.changes.append(policies.Change(relation, members, [lints.merge(pieces)], [*reasons, "multiple_permissive"]))
 
 
 def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
@@ -100,11 +106,16 @@ def _failing(catalog: Catalog, decision: Decision, wrapped: t.Set[int]) -> t.Set
     return {(who.name, relation.oid, variant) for who, relation, variant in audits.accesses(catalog) if simulator.check(who, relation, variant)}
 
 
-def _indexes(cursor: Cursor, catalog: Catalog) -> t.Tuple[t.List[str], t.List[str]]:
+def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.List[str], t.List[str]]:
     """CREATE INDEX CONCURRENTLY for every column by which policies look rows up; partitioned tables are left out, which cannot have it."""
     creates, drops = [], []
     taken = _index_names(cursor)
-    for relation, column in sorted(lints.unindexed(cursor, catalog), key=lambda item: (item[0].qualified, item[1])):
+    # The policies as the plan leaves them, too: what they look up by then would otherwise be found by the next run only.
+    later: t.Dict[int, t.List[t.Tuple[str, str]]] = {}
+    for change in decision.changes:
+        texts = [(piece.name, text) for piece in change.after for text in (piece.using, piece.check) if text]
+        later.setdefault(change.relation.oid, []).extend(texts)
+    for relation, column in sorted(lints.unindexed(cursor, catalog, later), key=lambda item: (item[0].qualified, item[1])):
         if relation.kind != "r" or not catalog.audited(relation):
             continue
         plain = column[1:-1].replace('""', '"') if column.startswith('"') else column
