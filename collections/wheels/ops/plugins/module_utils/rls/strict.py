@@ -182,8 +182,9 @@ def read(cursor: Cursor, catalog: Catalog, cases: t.Iterable[t.Tuple[RoleClass, 
         except psycopg2.errors.QueryCanceled:
             raise
         except psycopg2.Error as error:
-            cursor.execute("rollback to savepoint wheels_ops_strict")
             found[who.name, user, relation.qualified] = f"it fails with {error.pgcode}"
+        # The user's claims go with it: whoever is measured next must not inherit them.
+        cursor.execute("rollback to savepoint wheels_ops_strict")
         cursor.execute("release savepoint wheels_ops_strict")
     return found
 
