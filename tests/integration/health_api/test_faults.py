@@ -155,7 +155,8 @@ FAULTS: t.Dict[str, Fault] = {
     "disk full": Fault(full_disk, "disk:utilization", "fail", 503),
     "no inodes": Fault(no_inodes, "disk:inodes", "fail", 503),
     "memory pressure": Fault(over_http("/fault/hog?mb=360", "/fault/hog?mb=0"), "memory:utilization", "fail", 503),
-    "loop stalled": Fault(over_http("/fault/stall?seconds=4", "/items/1"), "eventloop:lag", "fail", 503),
+    # What is measured is up to two seconds shorter than the stall, and critical from 2.5 s on.
+    "loop stalled": Fault(over_http("/fault/stall?seconds=5", "/items/1"), "eventloop:lag", "fail", 503),
     "speech dead": Fault(over_http("/fault/speech?engines=0", "/fault/speech?engines=2"), "tts:engines", "warn", 200),
     "cors refuses its own": Fault(over_http("/fault/cors?broken=true", "/fault/cors?broken=false"), "cors:preflight", "fail", 503),
     "heartbeat of the sockets dead": Fault(over_http("/fault/sockets?broken=true", "/fault/sockets?broken=false"), "websocket:heartbeat", "fail", 503),
