@@ -38,7 +38,7 @@ def medium(size: int, seed: int = 1, together: t.Optional[threading.Barrier] = N
         used += len(block)
         made.append(block)
     # The last pins the top of the arena: without it, glibc gives back by itself.
-    KEPT.extend([*made[::50], made[-1]])
+    KEPT.extend([*made[::50], *made[-1:]])
     if together:
         together.wait()
 
