@@ -275,7 +275,7 @@ def _columns(cursor: Cursor, wanted: t.Dict[t.Tuple[int, str], t.Set[str]]) -> t
         " join pg_catalog.pg_attribute a on a.attrelid = w.relation and quote_ident(a.attname) = w.name and a.attnum > 0 and not a.attisdropped",
         ([oid for oid, _name in wanted], [name for _oid, name in wanted]),
     )
-    there = {(oid, name) for oid, name in cursor.fetchall()}
+    there = set(cursor.fetchall())
     return {key: names for key, names in wanted.items() if key in there}
 
 
