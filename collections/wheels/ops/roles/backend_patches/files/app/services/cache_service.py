@@ -3,8 +3,7 @@
 
 Every key that a caller names is stored as ``pam:cache:<key>``: the database is shared with Celery's queues, rate limits
 and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
-still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string. They
-gave everything an end: what has neither our prefix nor an end is somebody else's, and no read or sweep changes it.
+still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
 
 Callers never wait long for Redis and never see it fail: after three failures in a row a breaker answers "not cached"
 at once, while one probe at a time looks whether Redis is back. What this process read in the last minutes is served
@@ -251,10 +250,8 @@ for _, key in ipairs(page[2]) do
   if head == 'pam:' then head = string.match(key, '^pam:[^:]*:') end
   if head and (head == own or old[head]) then
     local left = redis.call('PTTL', key)
-    if head ~= own then
-      if left > -1 and redis.call('TYPE', key).ok == 'string' then legacy = legacy + 1 end
-    elseif left ~= -2 then
-      mine = mine + 1
+    if left ~= -2 and (head == own or redis.call('TYPE', key).ok == 'string') then
+      if head == own then mine = mine + 1 else legacy = legacy + 1 end
       if left == -1 then
         redis.call('PEXPIRE', key, math.random(math.floor(ttl / 2), ttl))
         adopted = adopted + 1
@@ -280,8 +277,9 @@ end
 return {page[1], #keys > 0 and redis.call('UNLINK', unpack(keys)) or 0}
 """
 _MOVE = """
-if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('PTTL', KEYS[1]) < 0 then return 0 end
-return redis.call('RENAMENX', KEYS[1], KEYS[2])
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or redis.call('RENAMENX', KEYS[1], KEYS[2]) == 0 then return 0 end
+if redis.call('PTTL', KEYS[2]) == -1 then redis.call('PEXPIRE', KEYS[2], ARGV[1]) end
+return 1
 """
 _DROP = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return redis.call('UNLINK', KEYS[1]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -746,7 +744,7 @@ class CacheService:
                 text, before = await self._call(lambda client: client.mget(name, old))
                 if text is None and before is not None:
                     text = before
-                    await self._call(lambda client: _run(client, _MOVE, (old, name), ()))
+                    await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
         except CacheUnavailableError:
             text = self._store.usable(key)
             if text is None:
@@ -1002,7 +1000,7 @@ class CacheService:
         """Sees to it that every entry of this application ends, and that what has ended is gone.
 
         Redis expires entries itself, but reclaims lazily, and never what was written without an end. One pass over all
-        keys, in slices of under a millisecond, makes Redis notice the expired ones and gives those under our own prefix
+        keys, in slices of under a millisecond, makes Redis notice the expired ones and gives those of our own prefixes
         that have no end the default one. Keys of others are read by name only: never opened, changed or touched.
         Stops after ``max_seconds``; the next call, in any process, goes on. One process at a time.
         """
