@@ -61,4 +61,4 @@ def test_the_callers_of_a_patched_release_find_what_they_call(patched: Backend) 
 
 def test_what_the_start_of_a_patched_release_left_behind_is_given_back(patched: Backend) -> None:
     wait_until(lambda: patched.rss_mb() < LEFT_MB, timeout=60, what="a trim")
-    assert "Memory standard clean-up (routine)" in patched.logged()
+    wait_until(lambda: "Memory standard clean-up (routine)" in patched.logged(), what="its line in the log")

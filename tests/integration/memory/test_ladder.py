@@ -88,9 +88,10 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
         pid = daemon.pid("web")
         optimize(given["base_url"])  # what is left now is small objects
         size = settled(pid)
-        warm = {**given, "memory_limits_mb": {"web": size / 0.7}}  # between warning and critical
+        # Between warning and critical, with room for what the kernel adds meanwhile by joining pages to huge ones.
+        warm = {**given, "memory_limits_mb": {"web": size / 0.66}}
         skipped = memory_trim.run_with(warm)
-        assert not skipped.changed and "not worth it" in skipped.actions[0]["skipped"]
+        assert not skipped.changed and "not worth it" in skipped.actions[0].get("skipped", ""), (skipped.actions, size)
         assert skipped.extra["missed"] == ["web"]
         full = {**given, "memory_limits_mb": {"web": size / 0.97}}
         unallowed = memory_trim.run_with(full)
