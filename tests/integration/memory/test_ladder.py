@@ -88,7 +88,7 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
         pid = daemon.pid("web")
         optimize(given["base_url"])  # what is left now is small objects
         size = settled(pid)
-        # Between warning and critical, with room for what the kernel adds meanwhile by joining pages to huge ones.
+        # Between warning and critical, with room for a process that grows a little meanwhile.
         warm = {**given, "memory_limits_mb": {"web": size / 0.66}}
         skipped = memory_trim.run_with(warm)
         assert not skipped.changed and "not worth it" in skipped.actions[0].get("skipped", ""), (skipped.actions, size)
