@@ -22,8 +22,9 @@ from tests.support import servers
 from wheels_ops import rls
 
 #: About a third of a second each on a quiet machine.
-COUNT = int(os.environ.get("WHEELS_OPS_FUZZ", "60"))
+COUNT = int(os.environ.get("WHEELS_OPS_FUZZ", "150"))
 FIRST = int(os.environ.get("WHEELS_OPS_FUZZ_SEED", "0"))
+pytestmark = pytest.mark.slow
 
 
 def campaign(server: servers.Postgres, first: int, count: int, *, allow_unbounded: bool) -> Outcome:
