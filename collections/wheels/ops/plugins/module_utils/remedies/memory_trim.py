@@ -24,6 +24,7 @@ from ..thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
 from . import memory_rungs
 from .memory_rungs import Context, Outcome
 
+_NOT_WORTH = "not worth it"
 #: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
 PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
 #: Every rung with its tier, in the order in which they are tried.
@@ -120,7 +121,7 @@ class _Run:
         }  # fmt: skip
         self.actions.append(entry)
         if rung.bounded and predicted < self.options.min_gain and not forced:
-            entry["skipped"] = f"not worth it: no more than {units.readable(predicted)} could come back"
+            entry["skipped"] = f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
             return
         if self.check_mode:
             # What a prediction cannot know, a restart or a garbage collection, is taken as it is foretold: no more than that.
@@ -293,7 +294,12 @@ def _message(
             text += " A restart is in order: allow_restart: true."
         elif further:
             text += f" Not tried, as there is nothing of that kind or the tier is not reached: {', '.join(further)}."
-    return text
+        for action in actions:
+            if not check_mode and action["action"] == "restart" and action["changed"] and not action["effective"]:
+                text += f" The restart of {action['target']} gave nothing back: it needs that much, so raise its limit or find what it loads."
+    # What failed has a reason that somebody can act on; it must not be looked for among the actions.
+    failed = [action for action in actions if action.get("skipped") and not action["skipped"].startswith(_NOT_WORTH)]
+    return text + "".join(f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed)
 
 
 def token_of(given: str, path: str) -> str:
