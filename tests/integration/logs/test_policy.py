@@ -85,6 +85,30 @@ def test_paths_that_would_break_out_are_refused(tmp_path: Path, path: str) -> No
         manage(tmp_path, [path])
 
 
+@pytest.mark.parametrize("path", ["/", "/*", "/*.log", "/*/app/x.log", "/etc/passwd", "/etc/cron.d/*", "/usr/lib/x.log", "/tmp"])
+def test_what_is_no_log_gets_no_policy_and_is_not_rotated(tmp_path: Path, path: str) -> None:
+    with pytest.raises(OpsError, match="paths is"):
+        manage(tmp_path, [path])
+    with pytest.raises(OpsError, match="paths is"):
+        log_rotate.run([path], log_rotate.Options())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_that_is_named_twice_is_written_once(tmp_path: Path) -> None:
+    policy = t.cast(str, manage(tmp_path, ["/var/log/x.log", "/var/log/x.log"]).after["policy"])
+    assert policy.count("/var/log/x.log") == 1
+
+
+@pytest.mark.parametrize("state", ["present", "rotated"])
+def test_a_command_that_does_not_exist_is_refused_before_a_log_is_renamed(tmp_path: Path, state: str) -> None:
+    log = tmp_path / "x.log"
+    log.write_bytes(b"x" * 8192)
+    given = {"state": state, "name": "x", "frequency": "daily", "paths": [str(log)], "max_size": "4096", "reopen": ["no-such-program"]}
+    with pytest.raises(OpsError, match="no-such-program"):
+        log_rotate.run_with(given)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.log"]
+
+
 def test_a_policy_that_would_lose_lines_needs_consent(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="tell the writers to reopen"):
         manage(tmp_path, ["/var/log/x.log"], reopen=())

@@ -148,6 +148,10 @@ def test_no_server_is_critical_and_says_so() -> None:
         {"origins": [SITE], "headers": ["x: y"]},
         {"origins": [SITE], "timeout": 0},
         {"origins": [SITE], "method": []},
+        {"origins": ["https://a.example:99999"]},
+        {"origins": [SITE], "path": ""},
+        {"origins": [SITE], "path": "/a b"},
+        {"origins": [SITE], "simple_path": "/a\r\nX: y"},
         {"origins": []},
     ],
 )
@@ -158,3 +162,5 @@ def test_nonsense_is_refused_before_anything_is_sent(options: t.Dict[str, t.Any]
         assert seen == []
     with pytest.raises(OpsError):
         cors.check("ftp://127.0.0.1", [SITE])
+    with pytest.raises(OpsError, match="base_url"):
+        cors.check("http://127.0.0.1:99999", [SITE])

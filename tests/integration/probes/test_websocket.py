@@ -129,6 +129,20 @@ def test_a_foreign_origin_must_be_refused() -> None:
     assert "is let in" in bad.message
 
 
+def test_where_nothing_listens_no_origin_is_said_to_be_let_in() -> None:
+    check = websocket.check("ws://127.0.0.1:1/", foreign_origin="https://evil.example")
+    assert check.status == "critical"
+    assert "let in" not in check.message and "nothing listens" in check.message
+    assert check.details["foreign_origin_refused"] is None
+
+
+def test_a_token_refused_after_the_handshake_is_no_clean_close() -> None:
+    with server(lambda connection: connection.close(4001, "no token")) as url:
+        check = websocket.check(url, ping="none")
+    assert check.status == "critical"
+    assert "4001" in check.message
+
+
 def test_a_server_that_accepts_and_says_nothing_ends_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         check = websocket.check(f"ws://127.0.0.1:{deaf.getsockname()[1]}/", timeout=0.3)
@@ -145,7 +159,21 @@ def test_a_connection_that_breaks_without_a_close_frame() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"url": "http://127.0.0.1/"}, {"round_trips": -1}, {"timeout": 0}, {"heartbeat_within": 601}, {"heartbeats": 0}, {"ping": "udp"}],
+    [
+        {"url": "http://127.0.0.1/"},
+        {"url": "ws://127.0.0.1:99999/"},
+        {"round_trips": -1},
+        {"timeout": 0},
+        {"heartbeat_within": 601},
+        {"heartbeats": 0},
+        {"ping": "udp"},
+        {"max_latency_ms": float("nan")},
+        {"origin": "nonsense"},
+        {"foreign_origin": "nonsense"},
+        {"headers": {"a b": "c"}},
+        {"headers": {"a": "b\r\nc"}},
+        {"subprotocols": ["a b"]},
+    ],
 )
 def test_nonsense_is_refused(options: t.Dict[str, t.Any]) -> None:
     with pytest.raises(OpsError):

@@ -107,7 +107,15 @@ def test_what_carries_the_host_is_never_chosen(name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [Options(state="absent"), Options(method="kill"), Options(sample_s=0), Options(min_percent=0), Options(revert_after=-1), Options(demote=("(",))],
+    [
+        Options(state="absent"),
+        Options(method="kill"),
+        Options(sample_s=0),
+        Options(min_percent=0),
+        Options(revert_after=-1),
+        Options(demote=("(",)),
+        Options(demote=("",)),
+    ],
 )
 def test_nonsense_is_refused(options: Options) -> None:
     with pytest.raises(OpsError):

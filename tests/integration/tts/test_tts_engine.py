@@ -141,6 +141,7 @@ def test_an_edge_library_that_the_service_refuses_is_replaced(tmp_path: Path) ->
         ({"engines": ("espeak",), "voice": "'; drop"}, "no voice"),
         ({"engines": ("espeak",), "timeout": 0}, "time limit"),
         ({"engines": ("espeak",), "proxy": "socks://x"}, "no http"),
+        ({"engines": ("espeak",), "proxy": "http://x:99999"}, "no http"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_touched(options: t.Dict[str, t.Any], words: str) -> None:

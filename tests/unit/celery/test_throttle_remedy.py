@@ -71,6 +71,8 @@ def test_an_automatic_throttle_is_replaced_by_the_operators(redis: servers.Redis
         ({"reason": "two\nlines"}, "one line"),
         ({"state": "paused"}, "does not exist"),
         ({"wait_timeout": 301}, "out of range"),
+        ({"timeout": 0}, "out of range"),
+        ({"timeout": float("nan")}, "out of range"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_touched(redis: servers.Redis, options: t.Dict[str, t.Any], words: str) -> None:

@@ -117,12 +117,30 @@ def test_states_of_supervisord(name: str, running: bool, failed: bool, up: bool)
         [{"name": "a", "gate": {"type": "http", "url": "http://a/", "status": []}}],
         [{"name": "a", "gate": {"type": "http", "url": "http://a/", "body_regex": "("}}],
         [{"name": "a", "gate": {"timeout": -1}}],
+        [{"name": "a", "gate": {"timeout": 0}}],
+        [{"name": "a", "gate": {"timeout": "soon"}}],
+        [{"name": "a", "gate": {"healthy_deadline": 0}}],
+        [{"name": "a", "gate": {"min_healthy_time": 9, "healthy_deadline": 8}}],
+        [{"name": "a", "gate": {"type": "tcp", "port": "x"}}],
+        [{"name": "a", "gate": {"type": "tcp", "port": 80, "host": ""}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://a:99999/"}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://"}}],
+        [{"name": "a", "gate": {"type": "http", "url": "http://a/", "headers": {"A": "b\r\nc"}}}],
+        [{"name": "a", "gate": {"type": "redis", "url": "redis://127.0.0.1/abc"}}],
+        [{"name": "a", "watch_files": ["relative"]}],
+        [{"name": "a", "gate": {"type": "beat", "schedule_file": "relative"}}],
+        [{"name": "a", "depend_on": ["b"]}],
         [{"name": "a", "gate": {"healthy_deadline": 3601}}],
     ],
 )
 def test_nonsense_is_refused(services: t.List[t.Dict[str, t.Any]]) -> None:
     with pytest.raises(OpsError):
         parse_services(services)
+
+
+def test_numbers_of_a_templated_gate_may_be_strings() -> None:
+    gate = parse_services([{"name": "a", "gate": {"type": "tcp", "port": "8000", "timeout": "2.5"}}])[0].gate
+    assert (gate.port, gate.timeout) == (8000, 2.5)
 
 
 def test_a_refused_url_does_not_show_its_password() -> None:
@@ -153,6 +171,8 @@ def test_beat_has_the_broker_of_what_it_depends_on() -> None:
         Options(cooldown=-1),
         Options(state="absent"),
         Options(only_if=("bored",)),
+        Options(queues=("",)),
+        Options(state_dir="relative"),
     ],
 )
 def test_options_have_ranges(options: Options, tmp_path: Path) -> None:

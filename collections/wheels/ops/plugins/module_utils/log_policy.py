@@ -22,7 +22,11 @@ _PLAIN = re.compile(r"[^\x00-\x1f\"'\\{}]+")
 
 def installed() -> str:
     """The path of logrotate, empty where it is not installed. Debian keeps it in /usr/sbin, which is not in every user's PATH."""
-    return shutil.which("logrotate", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin") or ""
+    return shutil.which("logrotate", path=_search_path()) or ""
+
+
+def _search_path() -> str:
+    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
 def require() -> str:
@@ -80,6 +84,12 @@ def rename(directory: str, name: str, part: str) -> None:
         done = _run([program, "--force", "--state", str(Path(place, "state")), str(policy)])
     if done.returncode or not os.path.lexists(os.path.join(directory, part)):
         raise OpsError(f"logrotate did not rename {directory}/{name}: {done.stderr.strip() or 'it gave no reason'}.", hint="The log is as it was.")
+
+
+def require_program(command: t.Sequence[str]) -> None:
+    """Raises ``OpsError`` where the first word of ``reopen`` is no program of this host: better now than when the log was renamed."""
+    if command and command[0] and not shutil.which(command[0], path=_search_path()):
+        raise OpsError(f"reopen runs {command[0]!r}, which is no program of this host.", hint="Give its full path, or install it.")
 
 
 def tell(command: t.Sequence[str]) -> None:
@@ -167,7 +177,7 @@ def validated(text: str) -> None:
 def policy_path(name: str, directory: str = POLICIES) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         # logrotate passes over names with a dot or a tilde without saying so.
-        raise OpsError(f"{name!r} is no name of a policy.", hint="Use letters, digits, - and _.")
+        raise OpsError(f"name is {name!r}, which cannot be that of a policy.", hint="Use letters, digits, - and _, at most 64.")
     return Path(directory, name)
 
 

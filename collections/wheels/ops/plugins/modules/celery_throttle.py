@@ -41,7 +41,7 @@ options:
     type: int
     default: 900
   reason:
-    description: One line for the log of beat.
+    description: One line for the log of beat, at most 200 characters.
     type: str
     default: by an operator
   wait_timeout:
@@ -49,7 +49,7 @@ options:
     type: float
     default: 10
   timeout:
-    description: Seconds for one answer of Redis.
+    description: Seconds for one answer of Redis, 0.1 to 300.
     type: float
     default: 5
 requirements:
@@ -133,7 +133,8 @@ from ansible_collections.wheels.ops.plugins.module_utils.remedies import celery_
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "redis_url": {"type": "str", "required": True, "no_log": True},
+            # With no_log errors could not say which Redis is meant; messages show it without its password.
+            "redis_url": {"type": "str", "required": True, "no_log": False},
             "state": {"type": "str", "choices": ["throttled", "normal"], "default": "throttled"},
             "level": {"type": "int", "default": 2},
             "classes": {"type": "list", "elements": "str", "default": ["cleanup", "analytics", "digest"]},

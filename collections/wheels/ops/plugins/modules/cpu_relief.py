@@ -19,7 +19,7 @@ options:
     choices: [relieved, normal]
     default: relieved
   services:
-    description: Services whose processes are never touched, as M(wheels.ops.service_restart) takes them.
+    description: Services whose processes are never touched, as M(wheels.ops.service_restart) takes them. One that the manager does not know is refused.
     type: list
     elements: dict
     default: []
@@ -102,6 +102,12 @@ actions:
   type: list
   elements: dict
   contains:
+    action:
+      description: The verb.
+      type: str
+    target:
+      description: The process, in words.
+      type: str
     pid:
       description: The process.
       type: int

@@ -26,7 +26,7 @@ options:
     choices: [rotated, present, absent]
     default: rotated
   name:
-    description: The name of the policy in C(/etc/logrotate.d).
+    description: The name of the policy in C(/etc/logrotate.d), letters, digits, C(-) and C(_), at most 64. logrotate passes over names with a dot.
     type: str
     default: wheels-ops
   frequency:
@@ -35,7 +35,9 @@ options:
     choices: [hourly, daily, weekly, monthly]
     default: daily
   paths:
-    description: Logs, absolute, with wildcards. Links and our own rotated parts are passed over. Not needed for O(state=absent).
+    description:
+      - Logs, absolute, with wildcards, not in C(/) nor among the files of the system. Not needed for O(state=absent).
+      - Links and our own rotated parts are passed over.
     type: list
     elements: path
     default: []
@@ -56,7 +58,7 @@ options:
   reopen:
     description:
       - The command, as a list of words, that tells the writers to open their logs again, for example C(systemctl kill -s HUP nginx).
-      - It is run without a shell.
+      - It is run without a shell. Its first word has to be a program of this host.
     type: list
     elements: str
     default: []
@@ -179,6 +181,9 @@ actions:
     note:
       description: What is special about this way.
       type: str
+    duration_ms:
+      description: How long it took.
+      type: float
 rotated:
   description: How many logs were rotated, or would be.
   returned: success

@@ -36,19 +36,19 @@ options:
     choices: [host, services]
     default: host
   memory_limits_mb:
-    description: What each service may use, in MiB, by its name.
+    description: What each service may use, in MiB, above 0, by its name.
     type: dict
     default: {}
   thresholds:
-    description: The tiers C(warning), C(critical) and C(emergency) in percent. What is not given is 65, 75, 85.
+    description: The tiers C(warning), C(critical) and C(emergency) in percent, rising, 0 to 100. What is not given is 65, 75, 85.
     type: dict
     default: {}
   restart_above:
-    description: Restart above so many percent, if cleaning up was not enough and O(allow_restart) is given.
+    description: Restart above so many percent, 1 to 100 and not below the other tiers, if cleaning up was not enough and O(allow_restart) is given.
     type: float
     default: 90
   target:
-    description: Stop at so many percent. By default at the warning.
+    description: Stop at so many percent, not above the warning. By default at the warning.
     type: float
   actions:
     description: The steps that may be taken. Their order is fixed.
@@ -87,7 +87,7 @@ options:
     elements: str
     default: []
   min_gain:
-    description: A step that gives back less was not worth it, and the module did not change anything by it.
+    description: A step that gives back less was not worth it, and the module did not change anything by it. Bytes, or with a unit such as V(32M).
     type: str
     default: 32M
   timeout:
@@ -99,7 +99,7 @@ options:
     type: float
     default: 0
   max_restarts:
-    description: Restarts of one service within an hour, over all runs. 0 for no bound.
+    description: Restarts of one service within an hour, over all runs, up to 1000. 0 for no bound.
     type: int
     default: 3
   state_dir:
@@ -188,6 +188,25 @@ actions:
       description: For V(celery), the processes that were replaced.
       type: list
       elements: int
+    restarted:
+      description: For V(restart), the services that were restarted.
+      type: list
+      elements: str
+    reported:
+      description: For V(application), what it says of its own trim.
+      type: dict
+    rss_before:
+      description: For V(redis), its resident bytes before.
+      type: int
+    rss_after:
+      description: For V(redis), its resident bytes afterwards.
+      type: int
+    anonymous_bytes:
+      description: For V(reclaim), anonymous memory that went with it.
+      type: int
+    duration_ms:
+      description: How long the step took.
+      type: float
 bytes_freed:
   description: What all services use less.
   returned: success

@@ -37,7 +37,7 @@ options:
         elements: str
         default: []
       watch_files:
-        description: Files that it reads when it starts. It is stale where one of them is newer than its process.
+        description: Files that it reads when it starts, absolute. It is stale where one of them is newer than its process.
         type: list
         elements: path
         default: []
@@ -111,10 +111,10 @@ options:
             description: For V(beat), its schedule file (C(celery beat -s)), which it writes when it starts.
             type: path
           min_healthy_time:
-            description: Seconds for this service instead of O(min_healthy_time).
+            description: Seconds for this service instead of O(min_healthy_time), 0 to 3600.
             type: float
           healthy_deadline:
-            description: Seconds for this service instead of O(healthy_deadline).
+            description: Seconds for this service instead of O(healthy_deadline), above 0 and up to 3600.
             type: float
   state:
     description:
@@ -281,6 +281,18 @@ actions:
     gate_attempts:
       description: Probes of its gate; null in check mode.
       type: int
+    unit:
+      description: What its manager calls it.
+      type: str
+    gate:
+      description: The type of its gate.
+      type: str
+    answer:
+      description: What the gate was answered last.
+      type: dict
+    duration_ms:
+      description: Milliseconds for all of it; null in check mode.
+      type: float
     instance_before:
       description: The instance that was replaced.
       type: str

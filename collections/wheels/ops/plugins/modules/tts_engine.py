@@ -129,6 +129,24 @@ actions:
     why:
       description: Why it was installed, or why it does not speak.
       type: str
+    format:
+      description: Of the audio, for example V(wav) or V(mp3).
+      type: str
+    bytes:
+      description: The size of the audio.
+      type: int
+    duration_ms:
+      description: How long the audio plays.
+      type: int
+    first_to_last_ms:
+      description: From the first byte of the audio to the last.
+      type: float
+    sample_rate:
+      description: Of the audio, in hertz.
+      type: int
+    silent:
+      description: Whether it holds no sound.
+      type: bool
 diff:
   description: The engines and their versions before and after.
   returned: success

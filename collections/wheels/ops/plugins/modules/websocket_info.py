@@ -58,7 +58,7 @@ options:
     type: float
     default: 5
   max_latency_ms:
-    description: A median round trip above this is a warning.
+    description: A median round trip above this is a warning, in milliseconds, above 0 and up to 600000.
     type: float
     default: 1000
   validate_certs:
@@ -111,7 +111,7 @@ check:
     details:
       description:
         - C(handshake_ms), C(round_trips_ms), C(heartbeats_s) (seconds after the wait began), C(heartbeat_period_s), C(close) with C(clean),
-          C(code) and C(duration_ms), C(foreign_origin_refused).
+          C(code) and C(duration_ms), C(foreign_origin_refused), which is none where no server answered.
       type: dict
 msg:
   description: The message of the check.

@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass, field
 
 from ..health import Check
 from ..results import OpsError
+from ..services.broker import masked
 
 #: The origin of nobody (RFC 2606: .example never resolves); and what a lax pattern lets through.
 FOREIGN = "https://evil.example"
 #: Methods that need no permission in a preflight answer (Fetch standard: CORS-safelisted methods).
 _SAFE_METHODS = ("GET", "HEAD", "POST")
+_UNANSWERED = "no answer: "
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -72,7 +74,7 @@ def preflight(
     try:
         reply = session.request("OPTIONS", url, headers=sent, timeout=timeout, allow_redirects=False, verify=verify)
     except requests.exceptions.RequestException as error:
-        return Exchange("preflight", origin, method, None, expected, False, f"no answer: {type(error).__name__}", _ms(started))
+        return Exchange("preflight", origin, method, None, expected, False, _UNANSWERED + _silence(error), _ms(started))
     why = _granted(reply, origin, method=method, headers=headers, credentials=credentials) if allowed else _refused(reply, origin)
     return Exchange("preflight", origin, method, reply.status_code, expected, not why, why, _ms(started), _shown(reply))
 
@@ -87,7 +89,7 @@ def simple(session: t.Any, url: str, origin: str, *, allowed: bool, credentials:
         reply = session.get(url, headers={"Origin": origin, "Sec-Fetch-Mode": "cors"}, timeout=timeout, allow_redirects=False, verify=verify, stream=True)
         reply.close()
     except requests.exceptions.RequestException as error:
-        return Exchange("request", origin, "GET", None, expected, False, f"no answer: {type(error).__name__}", _ms(started))
+        return Exchange("request", origin, "GET", None, expected, False, _UNANSWERED + _silence(error), _ms(started))
     why = _origin_and_credentials(reply, origin, credentials=credentials) if allowed else _refused(reply, origin)
     if not why and "origin" not in _words(reply, "Vary") and _header(reply, "Access-Control-Allow-Origin") not in ("", "*"):
         why = "Vary does not name Origin: a cache would give one site's answer to another"
@@ -156,23 +158,60 @@ def _refused(reply: t.Any, origin: str) -> str:
 
 def validate(base_url: str, origins: t.Sequence[str], foreign: t.Sequence[str], methods: t.Sequence[str], headers: t.Sequence[str], timeout: float) -> None:
     """Refuses what no browser could send; nothing is sent yet."""
-    if urllib.parse.urlsplit(base_url).scheme not in ("http", "https") or not urllib.parse.urlsplit(base_url).hostname:
-        raise OpsError(f"{base_url!r} is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
+    try:
+        parts = urllib.parse.urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OpsError(f"base_url is {masked(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
     if not origins:
-        raise OpsError("No origin is named.", hint="Give at least one origin that the backend has to allow.")
+        raise OpsError("No origin is named.", hint="Give in origins at least one that the backend has to allow.")
     for origin in (*origins, *foreign):
-        if origin != "null" and not _ORIGIN.fullmatch(origin):
+        if origin != "null" and not (_ORIGIN.fullmatch(origin) and _port_in_range(origin)):
             raise OpsError(f"{origin!r} is not an origin.", hint="scheme://host or scheme://host:port, without a path and without a slash at the end.")
     both = sorted(set(origins) & set(foreign))
     if both:
-        raise OpsError(f"{', '.join(both)} cannot be allowed and foreign at once.")
+        raise OpsError(f"{', '.join(both)} cannot be allowed and foreign at once.", hint="Take it out of origins or of foreign_origins.")
     for word in (*methods, *headers):
         if not _TOKEN.fullmatch(word):
-            raise OpsError(f"{word!r} is neither a method nor a header.", hint="Use letters, digits and hyphens.")
+            raise OpsError(f"{word!r} is neither a method nor a header.", hint="Use letters, digits and hyphens in methods and headers.")
     if not methods:
-        raise OpsError("No method is named.", hint="For example [GET, POST].")
+        raise OpsError("No method is named.", hint="Give methods, for example [GET, POST].")
     if not 0 < timeout <= 300:
         raise OpsError(f"timeout is {timeout:g} s.", hint="It goes from above 0 to 300.")
+
+
+def _port_in_range(origin: str) -> bool:
+    try:
+        return urllib.parse.urlsplit(origin).port != 0
+    except ValueError:
+        return False
+
+
+def _require_path(name: str, path: str) -> None:
+    """Raises ``OpsError`` for a path that no request line can carry as it stands."""
+    if re.search(r"[\s\x00-\x1f\x7f#]", path) or "://" in path or not path:
+        raise OpsError(f"{name} is {path!r}, which is not a path of a URL.", hint="For example /api/v1/pam/chat.")
+
+
+def _silence(error: Exception) -> str:
+    """Why there was no answer, in words for people; the library's own text nests the same exception three times."""
+    import requests
+
+    text = str(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the certificate or TLS does not hold"
+    if isinstance(error, requests.exceptions.Timeout):
+        return "nothing came in time"
+    for mark, words in (
+        ("Connection refused", "the connection is refused: nothing listens there"), ("Name or service", "its name cannot be resolved"),
+        ("name resolution", "its name cannot be resolved"), ("No route", "there is no route to it"), ("unreachable", "its network cannot be reached"),
+        ("reset by peer", "it broke the connection off"), ("Remote end closed", "it broke the connection off"),
+    ):  # fmt: skip
+        if mark in text:
+            return words
+    return type(error).__name__
 
 
 def check(
@@ -197,9 +236,13 @@ def check(
     """
     import requests
 
-    methods = [method] if isinstance(method, str) else list(method)
+    methods = [method] if isinstance(method, str) else list(dict.fromkeys(method))
     validate(base_url, origins, foreign_origins or [], methods, headers, timeout)
-    others = list(foreign_origins or [])
+    _require_path("path", path)
+    if simple_path:
+        _require_path("simple_path", simple_path)
+    origins = list(dict.fromkeys(origins))
+    others = list(dict.fromkeys(foreign_origins or []))
     if foreign_origins is None:
         others = [name for name in variants(origins[0]) if name not in origins]
     url = base_url.rstrip("/") + "/" + path.lstrip("/")
@@ -233,8 +276,9 @@ def _judged(url: str, exchanges: t.Sequence[Exchange]) -> Check:
     wrong = [exchange for exchange in exchanges if not exchange.passed]
     if exchanges and all(exchange.status is None for exchange in exchanges):
         return Check(
-            name="cors", status="critical", value=0.0, unit="percent", message=f"{url} does not answer: {wrong[0].why}.", remedy="service_restart",
-            details={"url": url, "exchanges": [asdict(exchange) for exchange in exchanges]},
+            name="cors", status="critical", value=0.0, unit="percent", message=f"{url} does not answer: {wrong[0].why[len(_UNANSWERED) :]}.",
+            remedy="service_restart",
+            details={"url": url, "reflected": [], "exchanges": [asdict(exchange) for exchange in exchanges]},
         )  # fmt: skip
     leaks = [exchange for exchange in wrong if exchange.expected == "refused" and exchange.status is not None]
     worst_first = [*leaks, *(exchange for exchange in wrong if exchange not in leaks)]

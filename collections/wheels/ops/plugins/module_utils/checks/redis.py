@@ -11,6 +11,7 @@ import typing as t
 from ..health import Check
 from ..redaction import redact_url
 from ..results import OpsError
+from ..services.broker import require_database
 from ..thresholds import DEFAULTS
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
@@ -28,6 +29,7 @@ def check(url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int
     """PING and INFO, then a SCAN of at most ``max_keys`` keys for own keys without an expiry."""
     import redis
 
+    require_database(url)
     try:
         client = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
     except ValueError as error:

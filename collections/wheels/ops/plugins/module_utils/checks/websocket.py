@@ -11,6 +11,7 @@ import socket
 import ssl
 import statistics
 import time
+import types
 import typing as t
 import urllib.parse
 
@@ -30,15 +31,35 @@ _REFUSALS = {
 }
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
 def _shown(url: str) -> str:
     """The URL without its query: the token stands there."""
     return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
 
 
-def validate(url: str, *, round_trips: int, timeout: float, heartbeat_within: float, heartbeats: int) -> None:
+def validate(
+    url: str,
+    *,
+    round_trips: int,
+    timeout: float,
+    heartbeat_within: float,
+    heartbeats: int,
+    max_latency_ms: float = 1000.0,
+    origin: str = "",
+    foreign_origin: str = "",
+    headers: t.Mapping[str, str] = types.MappingProxyType({}),
+    subprotocols: t.Sequence[str] = (),
+) -> None:
     """Refuses nonsense; nothing is sent yet."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s\x00-\x1f\x7f]", url)
+    except ValueError:
+        usable = False
+    if not usable:
         raise OpsError("The url is not that of a WebSocket.", hint="It begins with ws:// or wss://, for example ws://127.0.0.1:8000/api/v1/pam/ws/probe.")
     if not 0 <= round_trips <= 1000:
         raise OpsError(f"round_trips is {round_trips}.", hint="It goes from 0 to 1000.")
@@ -48,6 +69,19 @@ def validate(url: str, *, round_trips: int, timeout: float, heartbeat_within: fl
         raise OpsError(f"heartbeats is {heartbeats}.", hint="It goes from 1 to 100.")
     if not 0 <= heartbeat_within <= 600:
         raise OpsError(f"heartbeat_within is {heartbeat_within:g} s.", hint="It goes from 0 to 600; 0 does not wait for one.")
+    if not 0 < max_latency_ms <= 600_000:
+        raise OpsError(f"max_latency_ms is {max_latency_ms:g}.", hint="It goes from above 0 to 600000.")
+    for option, given in (("origin", origin), ("foreign_origin", foreign_origin)):
+        if given and given != "null" and not _ORIGIN.fullmatch(given):
+            raise OpsError(f"{option} is {given!r}, which is no origin.", hint="It looks like https://wheelsandwins.com, without a path.")
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(value)):
+            raise OpsError(f"headers holds {str(name)!r}, which cannot be sent.", hint="A name of letters, digits and -, a value of one line.")
+        if str(name).lower() == "origin":
+            raise OpsError("headers names Origin.", hint="Give it in origin.")
+    for word in subprotocols:
+        if not _TOKEN.fullmatch(word):
+            raise OpsError(f"subprotocols holds {word!r}, which is none.", hint="Use letters, digits, - and a dot.")
 
 
 def check(
@@ -75,7 +109,10 @@ def check(
     ``value`` is the median round trip in milliseconds. ``critical``: no connection, a lost round trip, no heartbeat, an unclean close, a
     foreign origin let in. ``warning``: slower than ``max_latency_ms``.
     """
-    validate(url, round_trips=round_trips, timeout=timeout, heartbeat_within=heartbeat_within, heartbeats=heartbeats)
+    validate(
+        url, round_trips=round_trips, timeout=timeout, heartbeat_within=heartbeat_within, heartbeats=heartbeats, max_latency_ms=max_latency_ms,
+        origin=origin, foreign_origin=foreign_origin, headers=headers or {}, subprotocols=subprotocols,
+    )  # fmt: skip
     if ping not in ("frame", "json", "none"):
         raise OpsError(f"ping {ping!r} is not known.", hint="Choose frame, json or none.")
     if token:
@@ -84,7 +121,7 @@ def check(
     problems: t.List[str] = []
     if foreign_origin:
         details["foreign_origin_refused"] = refused = _refuses(url, foreign_origin, timeout, validate_certs)
-        if not refused:
+        if refused is False:
             problems.append(f"the foreign origin {foreign_origin} is let in")
     try:
         connection = Connection(url, origin=origin, headers=headers, subprotocols=subprotocols, timeout=timeout, validate_certs=validate_certs)
@@ -113,6 +150,8 @@ def check(
             details["close"] = closing = connection.close()
             if not closing["clean"]:
                 problems.append(f"it did not answer the close frame within {timeout:g} s")
+            elif closing["code"] != 1000:  # ours was 1000: the server had closed before it saw that
+                problems.append(connection.ended())
         else:
             details["close"] = {"clean": False, "code": connection.close_code, "reason": connection.close_reason}
             if not problems:
@@ -143,16 +182,34 @@ class _Refused(Exception):
         self.details = details
 
 
-def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> bool:
-    """Whether an upgrade from this origin gets no connection; a close right after the handshake counts as refused."""
+def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> t.Optional[bool]:
+    """Whether an upgrade from this origin gets no connection; a close right after the handshake counts as refused.
+
+    None where no server answered: nothing is known of what it would let in.
+    """
     try:
         connection = Connection(url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs)
     except _Refused as error:
-        return error.details.get("status") is not None
+        return True if error.details.get("status") is not None else None
     try:
         return connection.round_trip("frame") is None and not connection.open
     finally:
         connection.abort()
+
+
+def _silence(error: Exception) -> str:
+    """Why there is no connection, in words for people."""
+    import websocket
+
+    if isinstance(error, (websocket.WebSocketTimeoutException, socket.timeout)):
+        return "it gives no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, (websocket.WebSocketAddressException, socket.gaierror)):
+        return "the name of the host cannot be resolved"
+    if isinstance(error, ssl.SSLError):
+        return "the certificate or TLS does not hold"
+    return (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
 
 
 class Connection:
@@ -179,7 +236,7 @@ class Connection:
             code = int(error.status_code)
             raise _Refused(f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
-            name = "it gives no answer in time" if isinstance(error, (websocket.WebSocketTimeoutException, socket.timeout)) else f"{type(error).__name__}"
+            name = _silence(error)
             raise _Refused(f"no connection: {name}", error=re.sub(r"token=[^&\s]*", "token=***", str(error))[:200]) from None
         self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}

@@ -142,6 +142,8 @@ def validate(options: Options) -> None:
     strange = [kind for kind in options.types if kind not in TYPES]
     if strange or not options.types:
         raise OpsError(f"Unknown types: {', '.join(strange) or 'none given'}.", hint=f"Choose of {', '.join(TYPES)}.")
+    if not all(options.protect):
+        raise OpsError("protect holds an empty pattern.", hint="Name the keys that are to stay, for example session:*.")
     unknown = [pattern for pattern in options.unprotect if pattern not in PROTECTED]
     if unknown:
         raise OpsError(f"unprotect names {', '.join(unknown)}, which is not protected.", hint=f"Name one of these exactly: {', '.join(map(repr, PROTECTED))}.")
@@ -154,7 +156,7 @@ def validate(options: Options) -> None:
     ):
         value = getattr(options, name)
         if not low <= value <= high:
-            raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
+            raise OpsError(f"{name} is {value}.", hint=f"It goes from {low} to {high}.")
     shield = _matcher([pattern for pattern in PROTECTED if pattern not in options.unprotect])
     for wanted in (*options.prefixes, *options.patterns):
         literal = re.sub(r"[*?\[].*", "", wanted, flags=re.S) if wanted in options.patterns else wanted
@@ -184,9 +186,13 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
             raise OpsError(
                 "idle_time cannot be used here: the server evicts by frequency (LFU) and keeps no idle times.", hint="Leave idle_time out."
             ) from None
-        raise OpsError(f"Redis answers with an error: {error}.", hint="Redis 5 or newer is needed.") from None
+        hint = "Check the database in url." if "DB index" in str(error) else "Redis 5 or newer is needed."
+        raise OpsError(f"Redis at {broker.masked(url)} answers with an error: {error}.", hint=hint) from None
     except redis.exceptions.RedisError as error:
-        raise OpsError(f"Redis at {broker.masked(url)} does not answer: {error}.", hint="What was removed stays removed; run it again.") from None
+        raise OpsError(
+            f"Redis at {broker.masked(url)} does not answer: {str(error).rstrip('.')}.",
+            hint="Start it, or correct url. What was removed stays removed; run it again.",
+        ) from None
 
 
 def _facts(client: t.Any) -> t.Dict[str, t.Any]:

@@ -34,17 +34,17 @@ def validate(state: str, level: int, classes: t.Sequence[str], expires_s: int, r
     if state not in ("throttled", "normal"):
         raise OpsError(f"The state {state!r} does not exist.", hint="Use throttled or normal.")
     if not 1 <= level < len(FACTORS):
-        raise OpsError(f"The level {level} is out of range.", hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.")
+        raise OpsError(f"level is {level}, which is out of range.", hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.")
     forbidden = sorted(set(classes) & set(NEVER))
     if forbidden:
-        raise OpsError(f"{', '.join(forbidden)} cannot be throttled: users wait for it.", hint=f"Choose from {', '.join(CLASSES)}.")
+        raise OpsError(f"{', '.join(forbidden)} in classes cannot be throttled: users wait for it.", hint=f"Choose from {', '.join(CLASSES)}.")
     strange = sorted(set(classes) - set(CLASSES))
     if strange or (state == "throttled" and not classes):
         raise OpsError(f"Unknown classes: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(CLASSES)}.")
     if not MIN_EXPIRES <= expires_s <= MAX_EXPIRES:
-        raise OpsError(f"An expiry of {expires_s} s is out of range.", hint=f"{MIN_EXPIRES} s to {MAX_EXPIRES} s: a throttle must end by itself.")
+        raise OpsError(f"expires_s is {expires_s}, which is out of range.", hint=f"{MIN_EXPIRES} s to {MAX_EXPIRES} s: a throttle must end by itself.")
     if len(reason) > 200 or not reason.isprintable():
-        raise OpsError("The reason is not one line of at most 200 characters.", hint="Shorten it.")
+        raise OpsError("reason is not one line of at most 200 characters.", hint="Shorten it.")
 
 
 def run(
@@ -66,17 +66,22 @@ def run(
     """
     validate(state, level, classes, expires_s, reason)
     if not 0 <= wait_timeout <= 300:
-        raise OpsError(f"A wait of {wait_timeout:g} s is out of range.", hint="0 to 300 s.")
+        raise OpsError(f"wait_timeout is {wait_timeout:g} s, which is out of range.", hint="It goes from 0 to 300.")
+    if not 0.1 <= timeout <= 300:
+        raise OpsError(f"timeout is {timeout:g} s, which is out of range.", hint="It goes from 0.1 to 300.")
     import redis
 
     client = broker.connect(redis_url, timeout=timeout)
     try:
         return _apply(client, state, level, tuple(name for name in CLASSES if name in classes), expires_s, reason, wait_timeout, check_mode)
     except redis.AuthenticationError as error:
-        raise OpsError(f"Redis at {redact_url(redis_url)} refuses the password.", hint="Check the password in the URL.") from error
+        raise OpsError(f"Redis at {redact_url(redis_url)} refuses the password.", hint="Check the password in redis_url.") from error
+    except redis.ResponseError as error:
+        raise OpsError(f"Redis at {redact_url(redis_url)} answers with an error: {error}.", hint="Check user and database in redis_url.") from error
     except redis.RedisError as error:
         raise OpsError(
-            f"Redis at {redact_url(redis_url)} does not work: {type(error).__name__}.", hint="Start it, then run again; full rate applies meanwhile."
+            f"Redis at {redact_url(redis_url)} does not work: {str(error).rstrip('.')}.",
+            hint="Start it, or correct redis_url, then run again; full rate applies meanwhile.",
         ) from error
     finally:
         client.close()

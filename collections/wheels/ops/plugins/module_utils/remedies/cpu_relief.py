@@ -56,11 +56,13 @@ def validate(options: Options) -> None:
         value = getattr(options, name)
         if not low <= value <= high:
             raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
-    for expression in (*options.demote, *options.protect):
+    for name, expression in [*(("demote", entry) for entry in options.demote), *(("protect", entry) for entry in options.protect)]:
+        if not expression:
+            raise OpsError(f"{name} holds an empty expression, which matches every process.", hint=f"Name a part of the command line, or leave {name} out.")
         try:
             re.compile(expression)
         except re.error as error:
-            raise OpsError(f"{expression!r} is no regular expression: {error}.") from None
+            raise OpsError(f"{name} holds {expression!r}, which is no regular expression: {error}.", hint="Correct it.") from None
 
 
 def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:

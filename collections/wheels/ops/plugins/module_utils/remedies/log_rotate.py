@@ -20,6 +20,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import stat
 import time
 import typing as t
@@ -63,7 +64,7 @@ def find(patterns: t.Sequence[str]) -> t.List[str]:
     """
     found = set()
     for pattern in patterns:
-        pattern = absolute(pattern, "paths")
+        pattern = log_pattern(pattern)
         directory, name = os.path.split(pattern)
         for path in glob.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
@@ -72,6 +73,17 @@ def find(patterns: t.Sequence[str]) -> t.List[str]:
         for path in glob.glob(os.path.join(directory, f".{name}{_RECORD}")):
             found.add(os.path.join(os.path.dirname(path), os.path.basename(path)[1 : -len(_RECORD)]))
     return sorted(found)
+
+
+def log_pattern(pattern: str) -> str:
+    """A path or pattern of ``paths``, made normal. Raises ``OpsError`` for one that reaches what is no log: ``/``, files of the system, a directory."""
+    pattern = absolute(pattern, "paths")
+    literal = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
+    if literal == "/" or any(literal == top or literal.startswith(top + "/") for top in DANGEROUS_BELOW):
+        raise OpsError(f"paths is {pattern!r}, and {literal} holds no logs.", hint="Name logs in a directory of their own, for example /var/log/app/*.log.")
+    if os.path.isdir(pattern):
+        raise OpsError(f"paths is {pattern!r}, which is a directory.", hint=f"Name its logs, for example {pattern}/*.log.")
+    return pattern
 
 
 def trusted_directory(path: str) -> str:
@@ -579,7 +591,7 @@ def manage_policy(
             raise OpsError(f"frequency is {frequency!r}.", hint=f"Choose of {', '.join(log_policy.FREQUENCIES)}.")
         if not paths:
             raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
-        named = [absolute(entry, "paths") for entry in paths]
+        named = list(dict.fromkeys(log_pattern(entry) for entry in paths))
         wanted = log_policy.policy_text(
             named, max_size=options.max_size, keep=options.keep, frequency=frequency, compress=options.compress, reopen=options.reopen, mode=options.mode,
             owner=owner, group=group, allow_loss=options.allow_loss,
@@ -611,6 +623,8 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False, want_dif
     """``run`` or ``manage_policy`` for a caller's parameters."""
     options = options_of(given)
     paths = given.get("paths") or []
+    if given.get("state") != "absent":
+        log_policy.require_program(options.reopen)
     if given.get("state", "rotated") == "rotated":
         return run(paths, options, check_mode=check_mode, want_diff=want_diff)
     return manage_policy(

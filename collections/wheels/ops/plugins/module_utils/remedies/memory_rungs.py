@@ -281,7 +281,10 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
         wanted.append(str(amount))  # without swap nothing else than cache can go, and older kernels do not know swappiness here
     said = ""
     for text in wanted:
-        descriptor = os.open(f"{directory}/memory.reclaim", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(f"{directory}/memory.reclaim", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OpsError(f"{directory}/memory.reclaim cannot be written: {error.strerror}.", hint="Run as root (become: true).") from None
         try:
             # A buffered write would swallow the kernel's answer.
             os.write(descriptor, text.encode())

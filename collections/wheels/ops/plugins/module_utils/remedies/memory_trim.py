@@ -11,17 +11,20 @@ from __future__ import annotations
 import functools
 import time
 import typing as t
+import urllib.parse
 from dataclasses import dataclass, field, replace
 
 from .. import pressure, units
 from ..checks.memory import MEBIBYTE, resident_bytes
 from ..results import OpsError, Result
+from ..services import broker
 from ..services.manager import open_manager
 from ..services.model import Manager, Service, parse_services
 from ..thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
 from . import memory_rungs
 from .memory_rungs import Context, Outcome
 
+_NOT_WORTH = "not worth it"
 #: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
 PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
 #: Every rung with its tier, in the order in which they are tried.
@@ -118,7 +121,7 @@ class _Run:
         }  # fmt: skip
         self.actions.append(entry)
         if rung.bounded and predicted < self.options.min_gain and not forced:
-            entry["skipped"] = f"not worth it: no more than {units.readable(predicted)} could come back"
+            entry["skipped"] = f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
             return
         if self.check_mode:
             # What a prediction cannot know, a restart or a garbage collection, is taken as it is foretold: no more than that.
@@ -145,6 +148,20 @@ def validate(options: Options) -> None:
     unknown = sorted(set(options.actions) - {name for name, _tier in LADDER})
     if unknown:
         raise OpsError(f"There is no action {', '.join(unknown)}.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.")
+    if not options.actions:
+        raise OpsError("actions is empty, so nothing could be done.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.")
+    try:
+        parts = urllib.parse.urlsplit(options.base_url)
+        usable = not options.base_url or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OpsError(f"base_url is {broker.masked(options.base_url)!r}, which is no http(s) URL.", hint="For example http://127.0.0.1:8000.")
+    if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:password@host:6379/0.")
+    broker.require_database(options.redis_url)
+    if not all(options.protect):
+        raise OpsError("protect holds an empty name.", hint="Name services or programs.")
     if options.scope not in ("host", "services"):
         raise OpsError(f"scope is {options.scope!r}.", hint="Choose host or services.")
     for name, low, high in (("restart_above", 1, 100), ("target", 0, 100), ("timeout", 1, 600), ("verify_after", 0, 300), ("max_restarts", 0, 1000)):
@@ -165,7 +182,7 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     """What is measured: each service with a limit of ours or of its cgroup, and with scope ``host`` the machine and the container around us."""
     found = []
     for name, limit in limits_mb.items():
-        if limit <= 0 or name not in context.names:
+        if not 0 < limit < 1 << 40 or name not in context.names:
             raise OpsError(
                 f"memory_limits_mb gives {limit} MiB for {name}.", hint=f"Give positive numbers for services of the list: {', '.join(context.names)}."
             )
@@ -277,7 +294,12 @@ def _message(
             text += " A restart is in order: allow_restart: true."
         elif further:
             text += f" Not tried, as there is nothing of that kind or the tier is not reached: {', '.join(further)}."
-    return text
+        for action in actions:
+            if not check_mode and action["action"] == "restart" and action["changed"] and not action["effective"]:
+                text += f" The restart of {action['target']} gave nothing back: it needs that much, so raise its limit or find what it loads."
+    # What failed has a reason that somebody can act on; it must not be looked for among the actions.
+    failed = [action for action in actions if action.get("skipped") and not action["skipped"].startswith(_NOT_WORTH)]
+    return text + "".join(f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed)
 
 
 def token_of(given: str, path: str) -> str:
@@ -301,12 +323,20 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
     if given.get("thresholds"):
         taken["thresholds"] = parse({"memory": given["thresholds"]})["memory"]
     try:
+        if any(isinstance(limit, bool) for limit in (given.get("memory_limits_mb") or {}).values()):
+            raise TypeError("a truth value is no number of MiB")
         limits = {str(name): float(limit) for name, limit in (given.get("memory_limits_mb") or {}).items()}
     except (TypeError, ValueError) as error:
         raise OpsError("memory_limits_mb is not a number of MiB for every service.", hint="For example {pam-backend: 512}.") from error
     options = Options(**taken)
     validate(options)
+    if options.application and options.application not in [service.name for service in known]:
+        raise OpsError(f"application is {options.application!r}, which is not in services.", hint="Name one of its entries.")
     # In check mode nobody is asked: the token need not be there yet.
     options = replace(options, token=options.token or ("" if check_mode else token_of("", given.get("token_file") or "")))
     control = open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
+    states = control.states([service.unit for service in known]) if control else {}
+    strange = [unit for unit, state in states.items() if not state.exists]
+    if strange:
+        raise OpsError(f"The service manager does not know {', '.join(strange)} in services.", hint="Install the unit, or name it with unit.")
     return run(known, control, limits, options, check_mode=check_mode)

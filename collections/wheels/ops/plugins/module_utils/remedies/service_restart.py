@@ -68,19 +68,29 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
     Raises ``OpsError`` before anything was touched where the plan is not allowed, and after it where a service does not get healthy; then
     what was paused and can run runs again, and ``details`` carries ``actions``, ``last_state``, ``last_probe`` and ``log``.
     """
-    _validate(options)
+    _validate(options, services)
     book = ledger.Ledger(ledger.state_dir(options.state_dir))
     with contextlib.nullcontext() if check_mode else book.locked():
         return _Run(services, control, options, book).carry_out(check_mode)
 
 
-def _validate(options: Options) -> None:
+def _validate(options: Options, services: t.Sequence[Service] = ()) -> None:
     for name, low, high in _RANGES:
         value = getattr(options, name)
         if not low <= value <= high:
             raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
     if options.healthy_deadline < options.min_healthy_time:
         raise OpsError("healthy_deadline is shorter than min_healthy_time.", hint="No service could ever pass.")
+    for service in services:
+        holds = options.min_healthy_time if service.gate.min_healthy_time is None else service.gate.min_healthy_time
+        within = options.healthy_deadline if service.gate.healthy_deadline is None else service.gate.healthy_deadline
+        if within < holds:
+            raise OpsError(
+                f"{service.name} has {within:g} s (healthy_deadline) for a gate that has to hold for {holds:g} s (min_healthy_time).",
+                hint="It could never pass: give it a longer healthy_deadline.",
+            )
+    if not all(options.queues):
+        raise OpsError("queues holds an empty name.", hint="Name Celery queues, for example celery.")
     if options.state not in ("restarted", "started"):
         raise OpsError(f"state {options.state!r} is not known.", hint="Choose restarted or started.")
     strange = sorted(set(options.only_if) - set(REASONS))

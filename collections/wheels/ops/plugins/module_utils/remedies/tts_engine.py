@@ -112,7 +112,12 @@ def validate(options: Options) -> None:
         raise OpsError(f"{options.voice!r} is no voice of Edge.", hint="Such as en-US-AriaNeural.")
     if not 1 <= options.timeout <= 120 or not 1 <= options.install_timeout <= 7200:
         raise OpsError("A time limit is out of range.", hint="timeout: 1 to 120 s; install_timeout: 1 to 7200 s.")
-    if options.proxy and urllib.parse.urlsplit(options.proxy).scheme not in ("http", "https"):
+    try:
+        parts = urllib.parse.urlsplit(options.proxy)
+        usable = not options.proxy or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        usable = False
+    if not usable:
         raise OpsError("The proxy is no http or https URL.", hint="Such as http://proxy:3128.")
     python = options.backend_python
     if python and not (os.path.isabs(python) and os.access(python, os.X_OK) and os.path.isfile(python)):

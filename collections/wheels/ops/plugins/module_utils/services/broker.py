@@ -27,17 +27,32 @@ _CONTROL = "celery.pidbox"
 
 
 def masked(url: str) -> str:
-    """A URL without its password."""
-    parts = urllib.parse.urlsplit(url)
-    if not parts.password:
-        return url
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    """A URL without its password; what cannot be parsed is not shown at all."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if not parts.password:
+            return url
+        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    except ValueError:
+        return "***"
+
+
+def require_database(url: str) -> None:
+    """Raises ``OpsError`` where a Redis URL names a database that is no number: redis-py takes database 0 then, without a word."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise OpsError(f"The Redis URL cannot be read: {error}.", hint="It looks like redis://user:password@host:6379/0.") from None
+    database = parts.path.strip("/")
+    if parts.scheme in ("redis", "rediss") and database and not (database.isascii() and database.isdigit()):
+        raise OpsError(f"The database {database!r} in the Redis URL is no number.", hint="It looks like redis://user:password@host:6379/0.")
 
 
 def connect(url: str, *, timeout: float = 5.0) -> t.Any:
     """A client for a Redis URL; nothing is sent yet."""
     import redis
 
+    require_database(url)
     try:
         return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape")
     except ValueError as error:

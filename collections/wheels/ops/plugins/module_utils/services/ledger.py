@@ -20,8 +20,11 @@ _MAX_BYTES = 1 << 20
 
 
 def state_dir(given: str = "") -> Path:
-    """The directory of our state on this host."""
-    return Path(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
+    """The directory of our state on this host. Raises ``OpsError`` for one that is not absolute: the next run would look elsewhere."""
+    directory = Path(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
+    if not directory.is_absolute() or ".." in directory.parts:
+        raise OpsError(f"state_dir is {str(directory)!r}.", hint="Give an absolute path without '..'.")
+    return directory
 
 
 class Ledger:

@@ -6,13 +6,20 @@ from __future__ import annotations
 
 import typing as t
 
+from ..results import OpsError
 from .model import Manager, parse_services
 
 
 def service_pids(services: t.Sequence[t.Mapping[str, t.Any]], manager: t.Callable[[], Manager]) -> t.FrozenSet[int]:
-    """Every process of every running service; empty, without asking a manager, where none is listed."""
+    """Every process of every running service; empty, without asking a manager, where none is listed.
+
+    Raises ``OpsError`` for a service that the manager does not know: its processes would be left unprotected.
+    """
     if not services:
         return frozenset()
     parsed, control = parse_services(services), manager()
     states = control.states([service.unit for service in parsed])
+    strange = [service.unit for service in parsed if not states[service.unit].exists]
+    if strange:
+        raise OpsError(f"The service manager does not know {', '.join(strange)} in services.", hint="Install the unit, or name it with unit.")
     return frozenset(pid for service in parsed for pid in control.pids(states[service.unit]))

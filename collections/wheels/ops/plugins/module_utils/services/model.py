@@ -10,10 +10,15 @@ import urllib.parse
 from dataclasses import asdict, dataclass, field, replace
 
 from ..results import OpsError
+from .broker import require_database
 
 GATES: t.Tuple[str, ...] = ("none", "state", "tcp", "http", "redis", "celery", "beat")
 #: Unit and program names: what systemd allows, plus supervisord's ``group:program``. Never an option (no leading dash).
 _NAME = re.compile(r"[A-Za-z0-9_@:.\\][A-Za-z0-9_@:.\\-]*")
+
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_KEYS: t.FrozenSet[str] = frozenset({"name", "unit", "depends_on", "watch_files", "gate"})
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
     """
     services = []
     for entry in raw:
+        strange = sorted(map(str, set(entry) - _KEYS))
+        if strange:
+            raise OpsError(f"An entry in services has unknown keys: {', '.join(strange)}.", hint=f"Known are: {', '.join(sorted(_KEYS))}.")
         name = str(entry.get("name") or "")
         unit = str(entry.get("unit") or name)
         for word in (name, unit):
@@ -138,6 +146,10 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
         )
     if not services:
         raise OpsError("No service is named.", hint="Give at least one entry in services.")
+    for service in services:
+        for path in (*service.watch_files, service.gate.schedule_file):
+            if path and not path.startswith("/"):
+                raise OpsError(f"The file {path!r} of {service.name} is not absolute.", hint="Give its full path in watch_files or schedule_file.")
     names = [service.name for service in services]
     for name in names:
         if names.count(name) > 1:
@@ -173,7 +185,14 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
         raise OpsError(f"The gate of {service} has unknown keys: {', '.join(unknown)}.", hint=f"Known are: {', '.join(Gate.__dataclass_fields__)}.")
     if "status" in given:
         codes = given["status"] if isinstance(given["status"], (list, tuple)) else [given["status"]]
-        given["status"] = tuple(int(code) for code in codes)
+        given["status"] = tuple(_number(service, "status", code, int) for code in codes)
+    # A dictionary of an inventory comes as it was written: a templated port is a string.
+    for key, kind in (("port", int), ("timeout", float), ("min_healthy_time", float), ("healthy_deadline", float)):
+        if key in given:
+            given[key] = _number(service, key, given[key], kind)
+    for key in ("headers", "body_json"):
+        if not isinstance(given.get(key, {}), dict):
+            raise OpsError(f"{key} in the gate of {service} is no dictionary.", hint=f"For example {key}: {{NAME: VALUE}}.")
     gate = Gate(**given)
     if gate.type not in GATES:
         raise OpsError(f"The gate of {service} has the unknown type {gate.type!r}.", hint=f"Choose one of {', '.join(GATES)}.")
@@ -185,6 +204,15 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
         raise OpsError(f"The url in the {gate.type} gate of {service} has the wrong scheme.", hint=f"It begins with one of {', '.join(schemes)}.")
     if gate.type == "tcp" and not 0 < gate.port < 65536:
         raise OpsError(f"The tcp gate of {service} needs a port from 1 to 65535.")
+    if gate.type == "tcp" and not gate.host:
+        raise OpsError(f"The tcp gate of {service} needs a host.", hint="For example 127.0.0.1.")
+    if gate.url:
+        _require_address(service, gate)
+    for name, header in gate.headers.items():
+        if not _HEADER.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(header)):
+            raise OpsError(
+                f"The gate of {service} has a header that cannot be sent: {str(name)!r}.", hint="A name of letters, digits and -, a value of one line."
+            )
     if not all(100 <= code <= 599 for code in gate.status) or not gate.status:
         raise OpsError(f"The gate of {service} expects the impossible status {list(gate.status)}.", hint="HTTP codes go from 100 to 599.")
     try:
@@ -196,4 +224,31 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
         value = getattr(gate, key)
         if value is not None and not 0 <= value <= 3600:
             raise OpsError(f"{key} in the gate of {service} is {value:g} s.", hint="It goes from 0 to 3600.")
+    for key in ("timeout", "healthy_deadline"):
+        if getattr(gate, key) == 0:
+            raise OpsError(f"{key} in the gate of {service} is 0 s.", hint="It goes from above 0 to 3600: nothing answers in no time.")
+    if gate.healthy_deadline is not None and gate.min_healthy_time is not None and gate.healthy_deadline < gate.min_healthy_time:
+        raise OpsError(f"healthy_deadline in the gate of {service} is shorter than min_healthy_time.", hint="It could never pass.")
     return gate
+
+
+def _number(service: str, key: str, value: t.Any, kind: t.Callable[[t.Any], t.Any]) -> t.Any:
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value is no number")
+        return kind(value)
+    except (TypeError, ValueError):
+        raise OpsError(f"{key} in the gate of {service} is {value!r}, which is no number.", hint="Give a number.") from None
+
+
+def _require_address(service: str, gate: Gate) -> None:
+    """Raises ``OpsError`` where nothing can be asked at the gate's url. The url itself may hold a password: it is not repeated."""
+    try:
+        parts = urllib.parse.urlsplit(gate.url)
+        usable = parts.scheme == "unix" or (bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OpsError(f"The url in the gate of {service} has no host, or no port from 1 to 65535.", hint="For example http://127.0.0.1:8000/readyz.")
+    if parts.scheme in ("redis", "rediss"):
+        require_database(gate.url)

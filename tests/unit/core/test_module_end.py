@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a module ends: its result, its errors, and what it shows of its arguments."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from wheels_ops import _ansible
+from wheels_ops.results import OpsError, Result
+from wheels_ops.services import broker
+
+URL = "redis://user:s3cret@127.0.0.1:6379/0"
+
+
+class Ended(Exception):
+    """Raised where AnsibleModule would end the process."""
+
+
+class Module:
+    """Only what ``_ansible.run`` uses of AnsibleModule."""
+
+    def __init__(self) -> None:
+        self.params = {"url": URL, "services": [{"name": "redis", "gate": {"url": URL}}], "level": 2}
+
+    def exit_json(self, **result: t.Any) -> None:
+        raise Ended(result)
+
+    fail_json = exit_json
+
+
+def refused() -> Result:
+    raise OpsError("It is refused.")
+
+
+def broken() -> Result:
+    raise KeyError("surprise")
+
+
+@pytest.mark.parametrize("call", [Result, refused, broken])
+def test_arguments_are_shown_without_the_password_of_an_address(call: t.Callable[[], Result]) -> None:
+    module = Module()
+    with pytest.raises(Ended) as caught:
+        _ansible.run(t.cast(t.Any, module), call)
+    shown = caught.value.args[0]["invocation"]["module_args"]
+    masked = "redis://user:***@127.0.0.1:6379/0"
+    assert shown == {"url": masked, "services": [{"name": "redis", "gate": {"url": masked}}], "level": 2}
+    assert module.params["url"] == URL
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1/abc", "rediss://:p@127.0.0.1:6379/0x", "redis://127.0.0.1/-1"])
+def test_a_database_that_is_no_number_is_not_taken_for_the_first(url: str) -> None:
+    with pytest.raises(OpsError, match="database"):
+        broker.connect(url)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1", "redis://127.0.0.1/", "redis://:p@127.0.0.1:6379/15", "unix:///run/redis.sock?db=1"])
+def test_databases_that_redis_has(url: str) -> None:
+    broker.connect(url).close()
