@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import gc
@@ -17,6 +18,10 @@ from .oracle import VARIANTS, Failure
 from .roles import RoleClass
 from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
 from .simulate import Simulator
+
+
+#: An access and the witness path in words that the simulation gives for it.
+Predicted = t.Tuple[RoleClass, catalog.Relation, str, t.Optional[t.List[str]]]
 
 
 @dataclass
@@ -101,9 +106,15 @@ class Disagreement(OpsError):
 def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Audit:
     """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
     read = catalog.read(cursor, schemas=schemas, roles=roles)
-    asked = oracle.ask(cursor, read.classes, schemas=schemas)
-    failing = explain(read, asked)
-    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *lints.lint(cursor, read, lambda: working(read, failing))]
+    review = lints.Review(cursor, read)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as aside:
+        asking = aside.submit(oracle.ask, cursor, read.classes, schemas=schemas)
+        # The cursor is the server's until it has answered; what follows needs only what was read before.
+        predicted = predict(read)
+        review.look()
+        asked = asking.result()
+    failing = explain(read, asked, predicted)
+    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *review.findings(lambda: working(read, failing))]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
         asked.checked,
@@ -116,14 +127,18 @@ def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, role
     )
 
 
-def explain(read: catalog.Catalog, asked: oracle.Probe) -> t.List[Failure]:
-    """The server's failures with their witness paths, and those that it could not be asked for; raises ``Disagreement``."""
+def predict(read: catalog.Catalog) -> t.List[Predicted]:
+    """What the simulation says of every access: the path that fails, None where none does."""
     simulator = Simulator(read)
+    return [(who, relation, variant, path and simulator.words(path)) for who, relation, variant in accesses(read) for path in (simulator.check(who, relation, variant),)]
+
+
+def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Predicted]) -> t.List[Failure]:
+    """The server's failures with their witness paths, and those that it could not be asked for; raises ``Disagreement``."""
     relations = {relation.qualified: relation for relation in read.relations.values()}
     told = {(failure.role, failure.relation, failure.command): failure for failure in asked.failing}
     failing, disputed = [], []
-    for who, relation, variant in accesses(read):
-        path = simulator.check(who, relation, variant)
+    for who, relation, variant, path in predicted:
         key = (who.name, relation.qualified, variant)
         failure = told.pop(key, None)
         if failure is None and path and not who.settable:
@@ -132,7 +147,7 @@ def explain(read: catalog.Catalog, asked: oracle.Probe) -> t.List[Failure]:
             said = f"{failure.sqlstate} {failure.message}" if failure else "no error"
             disputed.append(f"{who.name}, {variant} of {relation.qualified}: the server says {said}, the simulation {'recursion' if path else 'no error'}")
         if failure:
-            failing.append(dataclasses.replace(failure, witness=simulator.words(path) if path else []))
+            failing.append(dataclasses.replace(failure, witness=path or []))
     # What the simulation does not model (a rule's own commands) is the server's word alone.
     failing += [failure for key, failure in told.items() if relations[key[1]].ruled]
     if disputed:

@@ -213,7 +213,7 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
     now = catalog.read(cursor, schemas=plan.schemas, roles=plan.roles)
     _bounded(cursor, deadline)
     asked = oracle.ask(cursor, now.classes, schemas=plan.schemas)
-    failing = audits.explain(now, asked)
+    failing = audits.explain(now, asked, audits.predict(now))
     failed_before = [(who, relation, variant) for who, relation, variant in audits.accesses(before) if old.check(who, relation, variant)]
     known = {(who.name, relation.qualified, variant) for who, relation, variant in failed_before}
     # A policy that was split names roles that no policy named before, so that a class of then may be several now: compare in the names of then.

@@ -54,33 +54,48 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
     return found
 
 
-def lint(cursor: Cursor, read: Catalog, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
-    """Everything else. ``working`` gives the accesses that PostgreSQL accepts."""
-    found: t.List[Finding] = []
-    bare: t.Set[int] = set()
-    leading = _leading(cursor)
-    unindexed: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
-    users = read.by_name("auth", "users")
-    for relation in read.relations.values():
-        if not read.audited(relation):
-            continue
-        if relation.policies and not relation.secured and relation.kind in ("r", "p"):
-            why = f"{len(relation.policies)} policies have no effect: row-level security is off, and everybody with a grant sees every row."
-            statement = f"ALTER TABLE {relation.qualified} ENABLE ROW LEVEL SECURITY;"
-            found.append(Finding("policy_without_rls", relation.qualified, why, statement, details={"table": relation.qualified}))
-        if relation.secured and not relation.policies and not relation.extension:
-            why = "Nobody but the owner and roles with BYPASSRLS sees a row. If that is meant, nothing is wrong."
-            found.append(Finding("rls_without_policy", relation.qualified, why, details={"table": relation.qualified}))
-        for policy in relation.policies:
-            found += _policy(read, relation, policy, bare, users)
-        _unindexed(read, relation, leading, unindexed)
-        found += _multiple(read, relation)
-    found += [_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in _columns(cursor, unindexed).items()]
-    latent = _latent(read, bare, working)
-    found = latent + [_cautious(finding, latent) for finding in found]
-    found += _denied(cursor, read, users)
-    found += _functions(cursor, read)
-    return found
+class Review:
+    """Everything else that is worth a person's attention: first from the catalog alone, then with the server's answers.
+
+    Made with a ``cursor`` that is free; ``look()`` does not touch it, so that the server can work meanwhile.
+    """
+
+    def __init__(self, cursor: Cursor, read: Catalog) -> None:
+        self._cursor = cursor
+        self._read = read
+        self._leading = _leading(cursor)
+        self._found: t.List[Finding] = []
+        self._bare: t.Set[int] = set()
+        self._wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
+        self._users = read.by_name("auth", "users")
+
+    def look(self) -> None:
+        """What tables and policies say by themselves."""
+        found, read = self._found, self._read
+        for relation in read.relations.values():
+            if not read.audited(relation):
+                continue
+            if relation.policies and not relation.secured and relation.kind in ("r", "p"):
+                why = f"{len(relation.policies)} policies have no effect: row-level security is off, and everybody with a grant sees every row."
+                statement = f"ALTER TABLE {relation.qualified} ENABLE ROW LEVEL SECURITY;"
+                found.append(Finding("policy_without_rls", relation.qualified, why, statement, details={"table": relation.qualified}))
+            if relation.secured and not relation.policies and not relation.extension:
+                why = "Nobody but the owner and roles with BYPASSRLS sees a row. If that is meant, nothing is wrong."
+                found.append(Finding("rls_without_policy", relation.qualified, why, details={"table": relation.qualified}))
+            for policy in relation.policies:
+                found += _policy(read, relation, policy, self._bare, self._users)
+            _unindexed(read, relation, self._leading, self._wanted)
+            found += _multiple(read, relation)
+
+    def findings(self, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
+        """All of them, after ``look()``. ``working`` gives the accesses that PostgreSQL accepts."""
+        read, cursor = self._read, self._cursor
+        found = [*self._found, *(_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in _columns(cursor, self._wanted).items())]
+        latent = _latent(read, self._bare, working)
+        found = latent + [_cautious(finding, latent) for finding in found]
+        found += _denied(cursor, read, self._users)
+        found += _functions(cursor, read)
+        return found
 
 
 def _about(relation: Relation, policy: Policy) -> str:
