@@ -46,9 +46,17 @@ class NotFound(RuntimeError):
 
 
 def postgres(*, newest: bool = False) -> Programs:
-    """PostgreSQL's server programs: the machine's own; ``newest`` asks for the newest that wheels offer."""
+    """PostgreSQL's server programs: the machine's own; ``newest`` asks for the newest that wheels offer.
+
+    ``WHEELS_OPS_POSTGRES_BIN`` names the directory of another server, to try a version that the machine does not offer.
+    """
     if newest:
         return _postgres_wheel()
+    chosen = os.environ.get("WHEELS_OPS_POSTGRES_BIN")
+    if chosen:
+        if not (Path(chosen) / "initdb").exists():
+            raise NotFound(f"WHEELS_OPS_POSTGRES_BIN={chosen} holds no initdb")
+        return Programs(Path(chosen), "chosen")
     own = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
     if own:
         return Programs(own[0].parent, "system")

@@ -19,7 +19,6 @@ from .roles import RoleClass
 from .session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
 from .simulate import Simulator
 
-
 #: An access and the witness path in words that the simulation gives for it.
 Predicted = t.Tuple[RoleClass, catalog.Relation, str, t.Optional[t.List[str]]]
 
@@ -130,7 +129,11 @@ def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, role
 def predict(read: catalog.Catalog) -> t.List[Predicted]:
     """What the simulation says of every access: the path that fails, None where none does."""
     simulator = Simulator(read)
-    return [(who, relation, variant, path and simulator.words(path)) for who, relation, variant in accesses(read) for path in (simulator.check(who, relation, variant),)]
+    predicted: t.List[Predicted] = []
+    for who, relation, variant in accesses(read):
+        path = simulator.check(who, relation, variant)
+        predicted.append((who, relation, variant, simulator.words(path) if path else None))
+    return predicted
 
 
 def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Predicted]) -> t.List[Failure]:
