@@ -37,6 +37,8 @@ def database(server: servers.Postgres, sql: str = "", *, user: str = "postgres")
         with admin.cursor() as cursor:
             cursor.execute("select count(*) from pg_available_extensions where name = 'pgcrypto'")
             cursor.execute(shim(contrib=cursor.fetchone() != (0,)))
+            # As PostgreSQL 15 does by itself: what is refused where anybody may create has a test of its own.
+            cursor.execute("revoke create on schema public from public")
             if sql:
                 cursor.execute(sql)
     connection = psycopg2.connect(dsn.replace("user=postgres", f"user={user}"))

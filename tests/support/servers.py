@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg2
+import pytest
 import redis as redis_client
 
 from tests.sandbox import binaries, unprivileged
@@ -32,6 +34,16 @@ class Postgres:
     port: int
     process: subprocess.Popen[bytes]
     _names: t.Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @functools.cached_property
+    def major(self) -> int:
+        with contextlib.closing(psycopg2.connect(self.dsn())) as connection:
+            return int(connection.server_version) // 10000
+
+    def require(self, major: int, what: str) -> None:
+        """Skips the test on an older server: none that the suite chooses by itself is."""
+        if self.major < major:
+            pytest.skip(f"PostgreSQL {self.major} has no {what}")
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         return f"host=127.0.0.1 port={self.port} dbname={database} user={user}"

@@ -30,6 +30,8 @@ def runtime(found: rls.Audit) -> int:
 @pytest.mark.parametrize("case", db.CASES, ids=lambda case: case.stem)
 def test_case(server: servers.Postgres, case: Path, tmp_path: Path) -> None:
     undo = tmp_path / "undo.sql"
+    if "security_invoker" in case.read_text():
+        server.require(15, "views with security_invoker")
     with db.database(server, case.read_text()) as connection:
         db.fill(connection)
         named = rls.audit(connection, roles=["anon", "authenticated", "service_role"])

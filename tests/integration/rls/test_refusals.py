@@ -78,6 +78,27 @@ def test_refused_with_reason_and_the_rest_repaired(postgres: servers.Postgres, t
             assert rls.audit(connection).failing == []
 
 
+def test_nothing_is_changed_that_would_mend_nothing(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """Two cycles through the same table, one of which needs a person: cutting the other alone would leave every access as it is."""
+    sql = """
+    create table public.nodes(id int primary key, parent int, u uuid); create table public.shares(node int, u uuid);
+    alter table nodes enable row level security; alter table shares enable row level security;
+    create policy n on nodes for select to authenticated using (
+      u = auth.uid() or id in (select s.node from shares s where s.u = auth.uid()) or exists (select 1 from nodes x where x.parent > nodes.id));
+    create policy s on shares for select to authenticated using (u = auth.uid() or exists (select 1 from nodes y where y.id = shares.node and y.u = auth.uid()));
+    """
+    with db.database(postgres, sql + OTHER) as connection:
+        before = db.snapshot(connection)
+        plan = rls.plan(connection, rls.audit(connection))
+        assert {review["object"] for review in plan.needs_review} == {"public.nodes", "public.shares"}
+        assert [change.relation.qualified for change in plan.changes] == ["public.other"]
+        rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
+        assert [row for row in db.snapshot(connection) if row[0] != "public.other"] == [row for row in before if row[0] != "public.other"]
+        allowed = rls.plan(connection, rls.audit(connection), allow_unbounded=True)
+        rls.apply(connection, allowed, undo_path=tmp_path / "second.sql")
+        assert rls.audit(connection).failing == []
+
+
 def test_captured_column_behind_someone_elses_cycle(postgres: servers.Postgres, tmp_path: Path) -> None:
     """Cutting the cheap reference elsewhere would take the error, and with it the protection, from the captured column."""
     sql = """

@@ -33,7 +33,7 @@ def campaign(server: servers.Postgres, first: int, count: int, *, allow_unbounde
     total = Outcome()
     recursive = 0
     for seed in range(first, first + count):
-        schema = Generator(seed).make()
+        schema = Generator(seed, invoker_views=server.major >= 15).make()
         outcome = checker.check(schema, allow_unbounded=allow_unbounded)
         if outcome.problem and not outcome.problem.startswith("too large"):
             small = shrink(checker, schema, outcome, allow_unbounded=allow_unbounded)

@@ -89,9 +89,10 @@ def apply(
     result.actions += [{"action": "create function", "target": function["signature"], "changed": True} for function in plan.functions]
     result.actions += [{"action": "create index", "target": statement, "changed": True} for statement in plan.indexes]
     verb = "would be changed" if check_mode else "changed"
+    compared = f"{proof['comparisons']} comparisons without a difference" if proof.get("comparisons") else "there were no rows to compare"
     result.msg = (
         f"{len(plan.changes)} policies {verb}, {len(plan.functions)} functions: failing accesses {result.before['failing']} -> {result.after['failing']}, "
-        f"{proof.get('comparisons', 0)} comparisons without a difference."
+        f"{compared}."
     )
     if plan.needs_review:
         result.msg += f" {len(plan.needs_review)} need a person."

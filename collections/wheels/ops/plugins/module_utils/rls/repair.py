@@ -166,10 +166,9 @@ class Planner:
         return decision
 
     def _solve(self, review: t.Dict[Access, Refusal]) -> t.Tuple[t.Dict[Edge, t.FrozenSet[Context]], t.Set[int], t.Dict[Access, t.FrozenSet[Edge]]]:
-        constraints: t.Set[t.FrozenSet[Edge]] = set()
+        constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]] = {}
         cut: t.Dict[Edge, t.FrozenSet[Context]] = {}
         unwrapped: t.Set[int] = set()
-        members: t.Dict[Access, t.Set[Edge]] = {}
         while True:
             simulator = Simulator(self.catalog, cut=Cut(cut), unwrapped=unwrapped)
             found = False
@@ -180,8 +179,7 @@ class Planner:
                 found = True
                 candidates = self._candidates(access, path)
                 if candidates:
-                    constraints.add(candidates)
-                    members.setdefault(access, set()).update(candidates)
+                    constraints.setdefault(candidates, set()).add(access)
                     continue
                 plain = self._unwrappable(access, path, simulator)
                 if plain:
@@ -189,13 +187,19 @@ class Planner:
                 else:
                     review[access] = self._refuse(access, path, simulator)
             if not found:
-                found = self._solve_runtime(Cut(cut), review, constraints, members)
+                found = self._solve_runtime(Cut(cut), review, constraints)
             if not found:
+                members: t.Dict[Access, t.Set[Edge]] = {}
+                for edges, accesses in constraints.items():
+                    for access in accesses:
+                        members.setdefault(access, set()).update(edges)
                 return cut, unwrapped, {access: frozenset(edges) for access, edges in members.items()}
-            chosen = hitting_set(constraints, lambda edge: self._option(edge).weight)
+            # What only an access asks for that is left to a person would be a change that mends nothing.
+            constraints = {edges: accesses - review.keys() for edges, accesses in constraints.items() if not accesses <= review.keys()}
+            chosen = hitting_set(set(constraints), lambda edge: self._option(edge).weight)
             cut = {edge: frozenset(self.kept.get((edge.policy, edge.slot), ())) for edge in chosen}
 
-    def _solve_runtime(self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Set[t.FrozenSet[Edge]], members: t.Dict[Access, t.Set[Edge]]) -> bool:
+    def _solve_runtime(self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]]) -> bool:
         """Adds what breaks the cycles through functions that a cut leaves; whether there were any."""
         if not self.graph.any:
             return False
@@ -219,8 +223,7 @@ class Planner:
                     table = self.catalog.relations[hop.source.relation].short
                     reasons[f"{table} ({describe(hop.use)}): {option.reason or 'an access that works draws in the same expression'}"] = option.advice
             if candidates:
-                constraints.add(frozenset(candidates))
-                members.setdefault(access, set()).update(candidates)
+                constraints.setdefault(frozenset(candidates), set()).add(access)
             else:
                 words = " -> ".join(graph.words(path))
                 review[access] = Refusal(
