@@ -85,7 +85,7 @@ def test_nothing_is_changed_that_would_mend_nothing(postgres: servers.Postgres, 
     alter table nodes enable row level security; alter table shares enable row level security;
     create policy n on nodes for select to authenticated using (
       u = auth.uid() or id in (select s.node from shares s where s.u = auth.uid()) or exists (select 1 from nodes x where x.parent > nodes.id));
-    create policy s on shares for select to authenticated using (u = auth.uid() or exists (select 1 from nodes y where y.id = shares.node and y.u = auth.uid()));
+    create policy s on shares for select to authenticated using (u = auth.uid() or exists (select 1 from nodes y where y.id = shares.node and y.u=auth.uid()));
     """
     with db.database(postgres, sql + OTHER) as connection:
         before = db.snapshot(connection)
