@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
 
-from tests.support import servers
+from tests.support import collection, servers
 
 
 def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
@@ -41,3 +42,9 @@ def redis(redis_server: servers.Redis) -> servers.Redis:
     """The session's Redis, emptied."""
     redis_server.cli("FLUSHALL")
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that ANSIBLE_COLLECTIONS_PATH names, holding nothing but our installed tarball."""
+    return collection.install(tmp_path_factory.mktemp("installed"))

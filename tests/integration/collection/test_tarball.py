@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import typing as t
 from pathlib import Path
@@ -14,28 +13,7 @@ import pytest
 import yaml
 
 from tests.sandbox.binaries import REPOSITORY
-
-COLLECTION = REPOSITORY / "collections/wheels/ops"
-BIN = Path(sys.executable).parent
-
-
-def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(words), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that ANSIBLE_COLLECTIONS_PATH names, holding nothing but our installed tarball."""
-    place = tmp_path_factory.mktemp("installed")
-    (place / "ansible.cfg").touch()
-    home = {"ANSIBLE_HOME": str(place / "home"), "ANSIBLE_CONFIG": str(place / "ansible.cfg")}
-    built = run(str(BIN / "ansible-galaxy"), "collection", "build", str(COLLECTION), "--output-path", str(place), cwd=place, **home)
-    assert built.returncode == 0, built.stderr
-    assert "WARNING" not in built.stderr
-    tarball = next(place.glob("wheels-ops-*.tar.gz"))
-    done = run(str(BIN / "ansible-galaxy"), "collection", "install", str(tarball), "-p", str(place / "collections"), "--offline", cwd=place, **home)
-    assert done.returncode == 0, done.stderr
-    return place / "collections"
+from tests.support.collection import BIN, COLLECTION, run
 
 
 def test_nothing_is_lost_on_the_way(installed: Path) -> None:

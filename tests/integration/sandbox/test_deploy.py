@@ -202,7 +202,8 @@ def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
     assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
 
 
-def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage) -> None:
+def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed: Path) -> None:
+    """The next run is a whole deployment, and comes from the installed tarball: it needs nothing of the repository."""
     lifecycle.break_it(stage.sandbox)
     process = subprocess.Popen(
         stage.command("deploy", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -215,7 +216,7 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage) -> None:
     process.stdout.close()
     process.wait()
     assert "BEGIN wheels.ops" in (stage.sandbox.backend / "app/main.py").read_text()
-    run = stage.playbook("deploy")
+    run = stage.installed_playbook(installed, "deploy")
     assert run.status == 0, run.output[-4000:]
     assert "was interrupted at step" in run.text
     assert set(statuses(report(stage, "after.json")).values()) == {"ok"}
