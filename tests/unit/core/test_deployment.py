@@ -88,3 +88,11 @@ def test_of_many_at_once_one_gets_the_lock(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(begin, range(8))) == 1
+
+
+def test_what_failed_before_is_told_to_whoever_takes_it_back(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    deployment.begin(state, "a", holder="one", failing=["http"])
+    # The run that goes on after an interruption measures a half-changed host.
+    deployment.begin(state, "b", holder="one", failing=["http", "tts"])
+    assert deployment.end(state, "a", holder="one", state=deployment.ROLLED_BACK).extra["failing_before"] == ["http"]

@@ -38,6 +38,11 @@ options:
     type: list
     elements: str
     default: []
+  failing:
+    description: The checks that fail before the deployment, kept in the journal. Who takes it back can tell what was broken all along.
+    type: list
+    elements: str
+    default: []
   force:
     description: Take the lock over whoever holds it.
     type: bool
@@ -71,6 +76,11 @@ holder:
   description: Who held the lock before, empty for nobody.
   returned: O(state=begun) or O(state=queried)
   type: str
+failing_before:
+  description: The checks that failed before that deployment.
+  returned: O(state=finished) or O(state=rolled_back)
+  type: list
+  elements: str
 in_force:
   description: The deployments whose files are installed now, newest first.
   returned: O(state=queried)
@@ -103,6 +113,7 @@ def call(module: AnsibleModule) -> Result:
             given["deployment_id"],
             holder=given["holder"],
             dead_holders=given["dead_holders"],
+            failing=given["failing"],
             force=given["force"],
             check_mode=module.check_mode,
         )
@@ -116,6 +127,7 @@ def main() -> None:
             "deployment_id": {"type": "str", "default": ""},
             "holder": {"type": "str", "default": ""},
             "dead_holders": {"type": "list", "elements": "str", "default": []},
+            "failing": {"type": "list", "elements": "str", "default": []},
             "force": {"type": "bool", "default": False},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
         },

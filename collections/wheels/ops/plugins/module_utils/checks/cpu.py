@@ -10,6 +10,7 @@ import time
 import typing as t
 
 from ..health import Check
+from ..results import OpsError
 from ..thresholds import DEFAULTS, Thresholds, worst
 
 #: How often the light endpoint is asked while the heavy one runs.
@@ -49,7 +50,10 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
 
     def ask(path: str) -> float:
         started = time.monotonic()
-        requests.get(base_url + path, timeout=timeout)
+        try:
+            requests.get(base_url + path, timeout=timeout)
+        except requests.RequestException as error:
+            raise OpsError(f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from error
         return (time.monotonic() - started) * 1000
 
     ask(light)  # the first answer pays for the connection's set-up on the server

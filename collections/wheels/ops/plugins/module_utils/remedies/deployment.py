@@ -72,11 +72,21 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def begin(state_dir: str, name: str, *, holder: str, dead_holders: t.Sequence[str] = (), force: bool = False, check_mode: bool = False) -> Result:
+def begin(
+    state_dir: str,
+    name: str,
+    *,
+    holder: str,
+    dead_holders: t.Sequence[str] = (),
+    failing: t.Sequence[str] = (),
+    force: bool = False,
+    check_mode: bool = False,
+) -> Result:
     """Takes the lock and opens the journal; goes on with a deployment that was interrupted.
 
     ``holder`` names the run that deploys; a lock held by one of ``dead_holders`` (the controller asked and found no such
-    process) is taken over, and so is one that is older than half an hour. Gives ``deployment_id`` and ``resumed``.
+    process) is taken over, and so is one that is older than half an hour. ``failing`` names the checks that fail before it, for whoever
+    takes the deployment back. Gives ``deployment_id`` and ``resumed``.
     """
     journal = Journal(state_dir)
     held = read_json(journal.lock)
@@ -103,7 +113,7 @@ def begin(state_dir: str, name: str, *, holder: str, dead_holders: t.Sequence[st
     _take(journal, holder, replace=bool(stale) or bool(held and held["holder"] == holder))
     if not unfinished:
         try:
-            journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "files": {}})
+            journal.write({"id": name, "state": BEGUN, "step": "begun", "began_at": now(), "holder": holder, "failing_before": list(failing), "files": {}})
         except OpsError:
             journal.lock.unlink()
             raise
@@ -155,6 +165,7 @@ def end(state_dir: str, name: str, *, holder: str, state: str, check_mode: bool 
     journal = Journal(state_dir)
     manifest = read_json(journal.directory(name) / "manifest.json")
     result = Result(msg=f"Deployment {name}: {state}.", before={"state": manifest["state"] if manifest else ""}, after={"state": state})
+    result.extra = {"failing_before": manifest.get("failing_before", []) if manifest else []}
     if check_mode:
         return result
     if manifest is not None:
