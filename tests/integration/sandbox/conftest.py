@@ -35,6 +35,18 @@ class Run:
         return sum(int(number) for number in re.findall(r"changed=(\d+)", self.output))
 
     @property
+    def changed_tasks(self) -> t.List[str]:
+        """The names of the tasks that changed something, in order."""
+        found: t.List[str] = []
+        task = ""
+        for line in self.output.splitlines():
+            named = re.match(r"TASK \[(.*)\] \*", line)
+            task = named.group(1) if named else task
+            if line.startswith("changed: ") and (not found or found[-1] != task):
+                found.append(task)
+        return found
+
+    @property
     def text(self) -> str:
         """The output with line breaks and indentation folded, as messages are wrapped."""
         return re.sub(r"\s+", " ", self.output)
@@ -45,6 +57,8 @@ class Stage:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+        #: The tasks of which check mode said that they would change something.
+        self.predicted: t.List[str] = []
 
     @property
     def facts(self) -> Facts:

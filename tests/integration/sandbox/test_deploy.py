@@ -88,6 +88,7 @@ def test_check_mode_changes_nothing_and_predicts(stage: Stage) -> None:
     assert fingerprint(stage) == before
     for words in ("app/core/cors_config.py (after)", "BEGIN wheels.ops", "would be patched"):
         assert words in run.text, words
+    stage.predicted = run.changed_tasks
 
 
 def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
@@ -102,6 +103,7 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     subprocess.run([str(REPOSITORY / ".venv-backend/bin/python"), "-c", program], check=True, cwd=stage.sandbox.backend, env=environment)
     run = stage.playbook("deploy")
     assert run.status == 0, run.output[-5000:]
+    assert run.changed_tasks == stage.predicted, "what check mode said"
     before, after = statuses(report(stage, "before.json")), statuses(report(stage, "after.json"))
     assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
     assert set(after.values()) == {"ok"}

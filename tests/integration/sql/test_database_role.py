@@ -43,13 +43,29 @@ def test_check_mode_then_apply_then_nothing_then_undo(postgres: servers.Postgres
     options = {"database_dsn": dsn, "database_directory": str(tmp_path / "sql"), "database_run_id": "r1", "wheels_ops_venv": sys.prefix}
     before, policies = pam.snapshot(dsn), pam.policies(dsn)
 
-    changed, output = play(tmp_path, "--check", "--diff", **options)
-    assert changed and "policy" in output and "participants_view_trips" in output
+    predicted, output = play(tmp_path, "--check", "--diff", **options)
+    assert predicted and "policy" in output and "participants_view_trips" in output
     assert pam.snapshot(dsn) == before and not (tmp_path / "sql").exists()
-    play(tmp_path, **options)
+    assert play(tmp_path, **options)[0] == predicted
     assert ask(dsn, ANNA, f"select count(*) from group_trips where id = '{OCEAN}'") == [1]
     assert (tmp_path / "sql/critical_database_fixes.sql").read_bytes() == pam.FIXES.read_bytes()
     assert (tmp_path / "sql/critical_database_fixes.undo.sql").read_bytes() == pam.UNDO.read_bytes()
     assert play(tmp_path, **options)[0] == 0
     assert play(tmp_path, database_state="undone", **options)[0] == 1
     assert pam.policies(dsn) == policies
+
+
+def test_check_mode_predicts_what_the_scripts_leave_to_the_repair(postgres: servers.Postgres, tmp_path: Path) -> None:
+    dsn = pam.create(postgres, "20250805")
+    pam.query(
+        dsn,
+        "create table public.clubs(id int primary key, owner uuid); alter table public.clubs enable row level security;"
+        "create policy c on public.clubs for select to authenticated using (id in (select x.id from public.clubs x where x.owner = auth.uid()))",
+    )
+    options = {"database_dsn": dsn, "database_directory": str(tmp_path / "sql"), "wheels_ops_venv": sys.prefix}
+    before = pam.snapshot(dsn)
+    predicted, output = play(tmp_path, "--check", "--diff", **options)
+    assert "policies of public.clubs" in output and "policies of public.group_trip" not in output
+    assert pam.snapshot(dsn) == before
+    assert play(tmp_path, **options)[0] == predicted
+    assert play(tmp_path, **options)[0] == 0

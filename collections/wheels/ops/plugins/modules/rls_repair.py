@@ -74,6 +74,18 @@ options:
       - Role to own the functions, which must have BYPASSRLS.
       - By default a superuser makes the role C(rls_definer), which cannot log in; a role with BYPASSRLS owns them itself; else the tables' owners do.
     type: str
+  after_scripts:
+    description:
+      - In check mode, the SQL scripts that a real run applies before this task, as O(wheels.ops.sql_script#module:scripts) takes them.
+        They run first and are rolled back with the rest, so that the prediction is that of the real run. Locks are held for as long as that lasts.
+      - A real run ignores them.
+    type: list
+    elements: dict
+    default: []
+  after_variables:
+    description: The values for those scripts.
+    type: dict
+    default: {}
   undo_dir:
     description: Directory for the undo scripts.
     type: path
@@ -201,6 +213,8 @@ def main() -> None:
             "accept_captured_columns": {"type": "bool", "default": False},
             "helper_schema": {"type": "str", "default": "rls_ops"},
             "owner": {"type": "str"},
+            "after_scripts": {"type": "list", "elements": "dict", "default": []},
+            "after_variables": {"type": "dict", "default": {}},
             "undo_dir": {"type": "path", "default": "/var/lib/wheels-ops/undo"},
             "undo_path": {"type": "path"},
             "force": {"type": "bool", "default": False},

@@ -194,6 +194,13 @@ def sql_script(
     return result
 
 
+def rehearse(
+    connection: Connection, scripts: t.Sequence[Script], *, variables: t.Optional[t.Mapping[str, str]] = None, limits: t.Optional[Limits] = None
+) -> None:
+    """Runs those scripts that a real run would apply, and leaves the transaction open: whatever is asked next on the connection sees what they do."""
+    _Run(lambda: connection, "applied", dict(variables or {}), limits or Limits(), "", True, time.sleep).open(connection, scripts)
+
+
 Outcome = t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any], t.Dict[str, t.Any], t.Optional[t.Dict[str, str]]]
 
 
@@ -227,19 +234,23 @@ class _Run:
         raise AssertionError("the last attempt returns or raises")
 
     def _transaction(self, connection: Connection, scripts: t.Sequence[Script]) -> t.List[Outcome]:
+        outcomes = self.open(connection, scripts)
+        with translated("Committing"):
+            if self.check_mode:
+                connection.rollback()
+            else:
+                connection.commit()
+        return outcomes
+
+    def open(self, connection: Connection, scripts: t.Sequence[Script]) -> t.List[Outcome]:
+        """The scripts in a transaction that is neither committed nor rolled back."""
         with connection.cursor() as cursor:
             with translated("Taking the lock for SQL scripts"):
                 cursor.execute("select set_config('lock_timeout', %s, true)", (f"{self.limits.lock_timeout_ms}ms",))
                 cursor.execute("select set_config('statement_timeout', %s, true)", (f"{self.limits.statement_timeout_ms}ms",))
                 # The transaction's, not the session's: it ends with the transaction, and works through a pooler.
                 cursor.execute("select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
-            outcomes = [self._one(cursor, script) for script in scripts]
-            with translated("Committing"):
-                if self.check_mode:
-                    connection.rollback()
-                else:
-                    connection.commit()
-        return outcomes
+            return [self._one(cursor, script) for script in scripts]
 
     def _one(self, cursor: t.Any, script: Script) -> Outcome:
         was = _last(cursor, script.name)
@@ -399,7 +410,7 @@ def _message(result: Result, state: str, check_mode: bool) -> str:
 
 def from_params(params: t.Mapping[str, t.Any], *, check_mode: bool) -> Result:
     """``sql_script`` with the parameters of the module of that name."""
-    scripts = [_script_from_entry(entry) for entry in params["scripts"]]
+    scripts = from_entries(params["scripts"])
     limits = Limits(
         lock_timeout_ms=round(params["lock_timeout"] * 1000), statement_timeout_ms=round(params["statement_timeout"] * 1000),
         retries=params["retries"], retry_delay=params["retry_delay"],
@@ -408,6 +419,11 @@ def from_params(params: t.Mapping[str, t.Any], *, check_mode: bool) -> Result:
         lambda: from_connection_params(params), scripts, state=params["state"], limits=limits, run_id=params["run_id"], check_mode=check_mode,
         variables={name: str(value) for name, value in params["variables"].items()},
     )  # fmt: skip
+
+
+def from_entries(entries: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Script]:
+    """The scripts of a module's parameter ``scripts``."""
+    return [_script_from_entry(entry) for entry in entries]
 
 
 def _script_from_entry(entry: t.Mapping[str, t.Any]) -> Script:

@@ -10,10 +10,12 @@ import typing as t
 from pathlib import Path
 
 from .. import postgres
+from ..remedies import sql_script
 from ..results import OpsError, Result
 from .audits import Audit, audit
 from .changes import apply, undo
-from .plans import plan
+from .plans import Plan, plan
+from .session import Connection, Rehearsal
 
 
 def arguments() -> t.Dict[str, t.Dict[str, t.Any]]:
@@ -51,21 +53,31 @@ def repair(params: t.Mapping[str, t.Any], *, check_mode: bool) -> t.Dict[str, t.
             if not params["undo_path"]:
                 raise OpsError("undo_path is missing.", hint="Name the script that rls_repair returned as `undo`.")
             return undo(connection, Path(params["undo_path"]), check_mode=check_mode, force=params["force"], **timeouts)
-        found = audit(connection, schemas=params["schemas"], roles=params["roles"], **timeouts)
-        made = plan(
-            connection,
-            found,
-            fix=params["fix"],
-            allow_unbounded=params["allow_unbounded"],
-            accept_captured_columns=params["accept_captured_columns"],
-            helper_schema=params["helper_schema"],
-            owner=params["owner"],
-            **timeouts,
-        )
+        asked: Connection = connection
+        made = _plan(asked, params, timeouts)
+        if check_mode and params["after_scripts"] and not made.empty:
+            variables = {name: str(value) for name, value in params["after_variables"].items()}
+            limits = sql_script.Limits(lock_timeout_ms=timeouts["lock_timeout_ms"], statement_timeout_ms=timeouts["statement_timeout_ms"])
+            sql_script.rehearse(connection, sql_script.from_entries(params["after_scripts"]), variables=variables, limits=limits)
+            asked = Rehearsal(connection)
+            made = _plan(asked, params, timeouts)
         path = None if made.empty else Path(params["undo_path"] or Path(params["undo_dir"]) / undo_name(made.catalog.database if made.catalog else ""))
-        result = apply(connection, made, check_mode=check_mode, undo_path=path, run_id=params["run_id"], **timeouts)
+        result = apply(asked, made, check_mode=check_mode, undo_path=path, run_id=params["run_id"], **timeouts)
     result["plan"] = made.as_dict()
     return result
+
+
+def _plan(connection: Connection, params: t.Mapping[str, t.Any], timeouts: t.Mapping[str, t.Any]) -> Plan:
+    return plan(
+        connection,
+        audit(connection, schemas=params["schemas"], roles=params["roles"], **timeouts),
+        fix=params["fix"],
+        allow_unbounded=params["allow_unbounded"],
+        accept_captured_columns=params["accept_captured_columns"],
+        helper_schema=params["helper_schema"],
+        owner=params["owner"],
+        **timeouts,
+    )
 
 
 def undo_name(database: str) -> str:

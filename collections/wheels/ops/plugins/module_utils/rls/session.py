@@ -31,6 +31,32 @@ def set_local(cursor: Cursor, /, **settings: t.Any) -> None:
         cursor.execute("select pg_catalog.set_config(%s, %s, true)", (name, str(value)))
 
 
+class Rehearsal:
+    """A connection with an open transaction that will be rolled back: what is asked through it sees what was done in it so far.
+
+    Given in the place of a connection, its transactions are savepoints of that one, and none of them can be committed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self.connection, name)
+
+    @contextlib.contextmanager
+    def savepoint(self, *, read_only: bool) -> t.Iterator[Cursor]:
+        with self.connection.cursor() as cursor:
+            cursor.execute("savepoint wheels_ops_rehearsal")
+            try:
+                if read_only:
+                    set_local(cursor, transaction_read_only="on")
+                yield cursor
+            finally:
+                if not self.connection.closed:
+                    # Settings go back as well.
+                    cursor.execute("rollback to savepoint wheels_ops_rehearsal")
+
+
 @contextlib.contextmanager
 def transaction(
     connection: Connection,
@@ -47,15 +73,36 @@ def transaction(
     import psycopg2
     from psycopg2 import extensions
 
-    if connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+    rehearsal = isinstance(connection, Rehearsal)
+    if not rehearsal and connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
         raise OpsError("The connection is inside a transaction.", hint="Commit or roll it back first, or give a connection of its own.")
+    if rehearsal:
+        with _translated(), connection.savepoint(read_only=read_only) as cursor:
+            set_local(cursor, statement_timeout=statement_timeout_ms, lock_timeout=lock_timeout_ms, search_path="")
+            yield cursor
+        return
     cursor = connection.cursor()
     mode = "isolation level repeatable read, read " + ("only" if read_only else "write")
     try:
-        # With autocommit off psycopg2 sends BEGIN itself, before this statement.
-        cursor.execute(("begin transaction " if connection.autocommit else "set transaction ") + mode)
-        set_local(cursor, statement_timeout=statement_timeout_ms, lock_timeout=lock_timeout_ms, search_path="")
-        yield cursor
+        with _translated():
+            # With autocommit off psycopg2 sends BEGIN itself, before this statement.
+            cursor.execute(("begin transaction " if connection.autocommit else "set transaction ") + mode)
+            set_local(cursor, statement_timeout=statement_timeout_ms, lock_timeout=lock_timeout_ms, search_path="")
+            yield cursor
+    finally:
+        if not connection.closed:
+            with contextlib.suppress(psycopg2.Error):
+                connection.rollback() if not connection.autocommit else cursor.execute("rollback")
+            with contextlib.suppress(psycopg2.Error):
+                cursor.close()
+
+
+@contextlib.contextmanager
+def _translated() -> t.Iterator[None]:
+    import psycopg2
+
+    try:
+        yield
     except psycopg2.errors.LockNotAvailable as error:
         raise OpsError(
             f"Another session holds a lock: {_first_line(error)}",
@@ -70,12 +117,6 @@ def transaction(
         ) from error
     except psycopg2.OperationalError as error:
         raise OpsError(f"The connection to PostgreSQL was lost: {_first_line(error)}", hint="Nothing was changed. Run again.") from error
-    finally:
-        if not connection.closed:
-            with contextlib.suppress(psycopg2.Error):
-                connection.rollback() if not connection.autocommit else cursor.execute("rollback")
-            with contextlib.suppress(psycopg2.Error):
-                cursor.close()
 
 
 def _first_line(error: BaseException) -> str:
