@@ -14,6 +14,9 @@ description:
   - Above V(critical) idle children of Celery workers are replaced by their own remote control, and a cgroup v2 gives up file cache.
   - Above V(emergency) the largest worker of a gunicorn or a uvicorn with several workers is ended gracefully, and replaced by its server.
   - Above O(restart_above) the service is restarted behind its gate, with O(allow_restart) only.
+  - A step that replaces processes and gave nothing back is not taken again until the service has grown by O(min_gain) and a twentieth. A service that
+    uses as much after its restart as before needs a higher limit, which is said; one that has grown back within ten minutes is not restarted either.
+    To restart it all the same there is M(wheels.ops.service_restart).
   - Each step is measured. It never drops the page cache, never kills, and puts no code into a running process.
 options:
   services:
@@ -68,7 +71,7 @@ options:
     description: The ops token of the application.
     type: str
   token_file:
-    description: A file on the host whose first line is the ops token.
+    description: A file on the host whose first line that is no comment is the ops token. It has to be there in check mode too.
     type: path
     default: ""
   redis_url:
@@ -103,7 +106,7 @@ options:
     type: int
     default: 3
   state_dir:
-    description: Where restarts are counted.
+    description: Where restarts are counted (C(restarts.jsonl)), and what each step gave back last (C(memory.json)).
     type: path
     default: ""
 notes:
@@ -188,6 +191,9 @@ actions:
       description: For V(celery), the processes that were replaced.
       type: list
       elements: int
+    needed_bytes:
+      description: For a V(restart) that would not help, what was used after the last one.
+      type: int
     restarted:
       description: For V(restart), the services that were restarted.
       type: list
