@@ -41,6 +41,8 @@ def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, 
             exception=traceback.format_exc(),
             invocation=invocation,
         )
+    for warning in result.warnings if isinstance(result, Result) else ():
+        module.warn(warning)
     module.exit_json(**{"invocation": invocation, **(result.as_dict() if isinstance(result, Result) else result)})
     raise AssertionError("exit_json returned")
 

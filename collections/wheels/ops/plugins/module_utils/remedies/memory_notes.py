@@ -68,6 +68,8 @@ class Notes:
 
     def last(self, rung: str, target: str, subject: str) -> t.Optional[Note]:
         entry = self._all().get(self._key(rung, target, subject))
+        if not isinstance(entry, dict):
+            return None
         try:
             return Note(float(entry["time"]), int(entry["freed"]), int(entry["used_after"]), tuple(map(int, entry["processes"])), bool(entry["whole"]))
         except (KeyError, TypeError, ValueError):
