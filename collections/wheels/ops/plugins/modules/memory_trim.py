@@ -19,11 +19,6 @@ description:
     To restart it all the same there is M(wheels.ops.service_restart).
   - Each step is measured. It never drops the page cache, never kills, and puts no code into a running process.
 options:
-  services:
-    description: The services, as for M(wheels.ops.service_restart).
-    type: list
-    elements: dict
-    default: []
   service_manager:
     description: Who runs the services.
     type: str
@@ -117,6 +112,7 @@ author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:
   - wheels.ops.attributes
+  - wheels.ops.services
 attributes:
   diff_mode:
     support: full
@@ -244,6 +240,7 @@ msg:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import memory_trim
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 
 ACTIONS = ["application", "redis", "celery", "reclaim", "recycle", "restart"]
 
@@ -251,7 +248,7 @@ ACTIONS = ["application", "redis", "celery", "reclaim", "recycle", "restart"]
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "services": {"type": "list", "elements": "dict", "default": []},
+            "services": {**arguments.SERVICES, "default": []},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},
             "scope": {"type": "str", "choices": ["host", "services"], "default": "host"},
