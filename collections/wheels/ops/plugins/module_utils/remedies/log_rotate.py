@@ -16,6 +16,7 @@ Each way writes down what it is about to do before its first irreversible step. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -620,6 +621,8 @@ def manage_policy(
             raise OpsError(f"{', '.join(others)} rotates one of these logs already.", hint="Remove it there: logrotate refuses a log that is named twice.")
         log_policy.validated(wanted)
     changed = wanted != before
+    if changed and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OpsError(f"Policies in {path.parent} cannot be written: {os.strerror(errno.EACCES)}.", hint="Run as root (become: true).")
     if changed and not check_mode:
         if wanted is not None:
             write_atomically(path, wanted.encode(), mode=0o644)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import typing as t
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from .. import files
 from ..results import OpsError
+from ..services.ledger import require_writable
 
 #: A service that has grown back this soon (seconds) after its restart would do so again: another restart is no cure.
 REGROWTH = 600.0
@@ -49,11 +49,7 @@ class Notes:
 
     def require_writable(self) -> None:
         """Raises ``OpsError`` where an outcome could not be kept; touches nothing."""
-        directory = self.path.parent
-        while not directory.exists() and directory != directory.parent:
-            directory = directory.parent
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise OpsError(f"The state directory {self.path.parent} cannot be written: Permission denied.", hint="Run as root, or set state_dir.")
+        require_writable(self.path.parent)
 
     def _all(self) -> t.Dict[str, t.Any]:
         try:

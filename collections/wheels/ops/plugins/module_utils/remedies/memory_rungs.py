@@ -81,6 +81,15 @@ class Outcome:
     whole: bool = True
 
 
+def _hidden(pid: int) -> bool:
+    """Whether a process' memory map is not ours to read. The mode of the file does not say: the kernel looks at who opens it."""
+    try:
+        with open(f"/proc/{pid}/smaps", "rb"):
+            return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
+
+
 class Rung(abc.ABC):
     """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless. ``replaces``: it ends
     processes, so that it is a change even where it gives nothing back."""
@@ -93,7 +102,7 @@ class Rung(abc.ABC):
         """What it can be applied to, of the services ``among``."""
 
     def predict(self, context: Context, target: str) -> int:
-        """Bytes that it may give back; 0 where that cannot be known."""
+        """Bytes that it may give back; 0 where that cannot be known. Raises ``OpsError`` where the right to look is missing."""
         return 0
 
     def beside(self, context: Context, target: str) -> int:
@@ -144,7 +153,10 @@ class Application(Rung):
 
     def predict(self, context: Context, target: str) -> int:
         pids = context.pids(target) if target in context.names else set()
-        return sum(found.trim_bound for found in _heaps(pids))
+        heaps = _heaps(pids)
+        if pids and not heaps and any(_hidden(pid) for pid in pids):
+            raise OpsError(f"What a trim of {target} could give back cannot be seen.", hint="Run as root, or as the user of the service.")
+        return sum(found.trim_bound for found in heaps)
 
     def _ask(self, context: Context, method: str, path: str) -> t.Any:
         """The answer. Raises ``OpsError`` where there is none, or where the token is refused."""

@@ -124,7 +124,11 @@ class _Run:
         rung = memory_rungs.RUNGS[name]
         emergency = subject.percent > self.options.tier("emergency")
         forced = subject.percent > self.options.tier("critical")
-        predicted = rung.predict(self.context, target)
+        unseen = ""
+        try:
+            predicted = rung.predict(self.context, target)
+        except OpsError as error:
+            predicted, unseen = 0, str(error)
         before, percent = subject.used, subject.percent
         entry: t.Dict[str, t.Any] = {
             "action": name, "target": target, "subject": subject.name, "changed": False, "predicted_bytes": predicted, "bytes_freed": 0,
@@ -132,7 +136,7 @@ class _Run:
         }  # fmt: skip
         self.actions.append(entry)
         if rung.bounded and predicted < self.options.min_gain and not forced:
-            entry["skipped"] = f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
+            entry["skipped"] = unseen or f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
             return
         note = self.notes.last(name, target, subject.name)
         share = self._share(subject, target)
