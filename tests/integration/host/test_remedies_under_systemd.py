@@ -183,7 +183,7 @@ def test_without_rights_own_files_and_services_work(host: ContainerHost) -> None
 
 
 def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
-    """In check mode and in the run alike, and nothing is changed."""
+    """Nothing is changed. Where the run would find it out only when it acts, check mode is asked as well."""
     home = f"/home/{USER}"
     host.run("sh", "-c", "mkdir -p /var/log/rooted && head -c 100000 /dev/zero > /var/log/rooted/app.log")
     host.run("redis-cli", "ACL", "SETUSER", "limited", "on", ">word", "~response:*", "+ping", "+get")
@@ -204,16 +204,18 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
         ("memory_trim", {**tight, "token": "wrong"}, ("refuses the ops token", "token_file")),
         ("memory_trim", {**tight, "token": None, "token_file": "/etc/shadow"}, ("/etc/shadow: Permission denied", "Run as root")),
         ("memory_trim", warm, ("cannot be seen", "as the user of the service")),
-        ("cpu_relief", {"sample_s": 1, "state_dir": f"{home}/state"}, ("may not be changed", "Run as root")),
+        ("cpu_relief", {"sample_s": 1, "min_percent": 1, "demote": ["while :"], "state_dir": f"{home}/state"}, ("may not be changed", "Run as root")),
         ("cpu_relief", {"sample_s": 1}, ("/var/lib/wheels-ops cannot be written: Permission denied", "state_dir")),
         ("cache_purge", {"url": limited, "prefixes": ["response:"]}, ("permission",)),
         ("celery_throttle", {"redis_url": limited, "wait_timeout": 0}, ("permission",)),
     ]
 
+    foreseen = [(name, wanted) for name, _arguments, wanted in cases if "Run as root" in wanted or "state_dir" in wanted]
+
     def problem(case: t.Tuple[str, t.Dict[str, t.Any], t.Tuple[str, ...]]) -> t.List[t.Any]:
         name, arguments, wanted = case
         found: t.List[t.Any] = []
-        for check_mode in (True, False):
+        for check_mode in (True, False) if (name, wanted) in foreseen else (False,):
             result = host.module(name, arguments, check_mode=check_mode, user=USER)
             missing = [word for word in wanted if word not in str(result["msg"])]
             if missing or result.get("changed") or "Defect" in result["msg"] or "word@" in json.dumps(result):
