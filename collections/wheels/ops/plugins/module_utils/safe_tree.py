@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Walks and removes below one directory through descriptors only, so that no symlink, rename or mount can lead elsewhere.
 
-Every directory is opened relative to its parent's descriptor with O_NOFOLLOW and compared with what was seen there: device, inode and
-mount id (a bind mount of the same filesystem has the same device). Names are removed relative to such a descriptor.
+Every directory is opened relative to its parent's descriptor with O_NOFOLLOW and compared with what was seen there: device and inode. A bind
+mount of the same filesystem has the same device, but another inode than the directory under it. Names are removed relative to such a descriptor.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ def require_safe(path: str, name: str = "path") -> str:
 
 
 def mount_id(descriptor: int) -> int:
-    # Asked for every directory: without the layers of open(), it costs a third.
     info = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _before, found, after = os.read(info, 4096).partition(b"mnt_id:")
@@ -291,10 +290,11 @@ class Tree:
             return None
         status = os.fstat(descriptor)
         why = ""
-        if status.st_dev != self.device or mount_id(descriptor) != self.mount:
+        if status.st_dev != self.device:
             why = "mount"
-        elif inode is not None and status.st_ino != inode:
-            why = "changed"
+        elif inode is None or status.st_ino != inode:
+            # A listing shows the directory under a mount, and opening it leads to what is mounted: only the same inode is the same directory.
+            why = "mount" if mount_id(descriptor) != self.mount else "" if inode is None else "changed"
         elif (status.st_dev, status.st_ino) in self._protected:
             why = "protected"
         if why:
