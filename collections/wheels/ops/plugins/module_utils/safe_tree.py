@@ -20,6 +20,8 @@ from . import holders
 from .results import OpsError
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: The times of a status, the one first that is the newest of almost every file. As whole seconds they are its items 9, 8 and 7.
+_TIMES = ("st_ctime_ns", "st_mtime_ns", "st_atime_ns")
 #: One open descriptor a level; whoever nests deeper than this hides something.
 MAX_DEPTH = 200
 #: Directories in which a mistake costs a machine or its data. None of them is cleaned as a whole.
@@ -181,7 +183,7 @@ class Tree:
         """
         self.skipped.clear()
         # The newest time of almost every file is the first of these.
-        times = [operator.attrgetter(name) for name in sorted(by, key=("st_ctime_ns", "st_mtime_ns", "st_atime_ns").index)]
+        times = sorted(by, key=_TIMES.index)
         yield from self._walk(lambda directory, descriptor, inner: self._files(directory, descriptor, inner, named, until, times))
 
     def _walk(
@@ -223,12 +225,15 @@ class Tree:
         inner: t.List[t.Tuple[str, int]],
         named: t.Optional[t.Callable[[str], object]],
         until: t.Optional[int],
-        times: t.Sequence[t.Callable[[os.stat_result], int]],
+        times: t.Sequence[str],
     ) -> t.Iterator[t.Tuple[Directory, str, os.stat_result]]:
         """The files of one directory; ``inner`` gets the directories in it. What most files end at comes first: this runs a million times."""
         skipped, device = self.skipped, self.device
         protects = bool(self._protected or self._protected_paths)
-        first, others = times[0], times[1:]
+        moments = [operator.attrgetter(name) for name in times]
+        # The whole seconds of the first time, by their place in a status: that is looked up faster than an attribute.
+        place = 9 - _TIMES.index(times[0])
+        seconds = float("inf") if until is None else until // 10**9
         unmarked = False
         young = 0
         try:
@@ -246,7 +251,7 @@ class Tree:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # removed meanwhile
-                    if until is not None and (first(status) > until or (others and any(moment(status) > until for moment in others))):
+                    if status[place] > seconds or (until is not None and any(moment(status) > until for moment in moments)):
                         young += 1
                         continue
                     # Asked for where it matters: in most directories of a large tree, nothing is old.

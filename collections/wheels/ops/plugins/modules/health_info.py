@@ -12,6 +12,7 @@ description:
   - A subject for which nothing is given (no DSN, no URL) is V(skipped). One that could not be measured is V(unknown), which is never shown as healthy.
 extends_documentation_fragment:
   - wheels.ops.attributes.info
+  - wheels.ops.services
 options:
   subjects:
     description: What to measure; everything by default.
