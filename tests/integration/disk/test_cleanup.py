@@ -429,3 +429,9 @@ def test_roots_that_anyone_may_change_are_refused(tmp_path: Path) -> None:
     link.symlink_to(open_to_all)
     with pytest.raises(OpsError, match="symbolic link"):
         disk_cleanup.run([source(link)])
+
+
+@pytest.mark.parametrize("kind", ["files", "core_dumps", "journal", "packages", "backups"])
+def test_a_directory_that_is_named_and_not_there_is_said(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OpsError, match="nowhere"):
+        disk_cleanup.run([{"kind": kind, "path": str(tmp_path / "nowhere")}], check_mode=True)

@@ -184,6 +184,13 @@ def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Pa
                     assert said in result.msg and not result.changed
 
 
+@pytest.mark.parametrize("token", ["two\nlines", "wort-mit-\u00e4", "a\0b"])
+def test_a_token_that_cannot_be_sent_is_refused_before_it_is_needed(token: str) -> None:
+    with pytest.raises(OpsError, match="cannot be sent in a header") as caught:
+        memory_trim.run_with({"base_url": "http://127.0.0.1:1", "token": token}, check_mode=True)
+    assert token not in str(caught.value)
+
+
 def test_a_wrong_token_is_said_and_the_next_rung_is_tried() -> None:
     with service("medium") as (_daemon, given, _size):
         result = memory_trim.run_with({**given, "token": "wrong"})

@@ -260,6 +260,8 @@ class Cleanup:
     def _clear(self, source: Source) -> _Tally:
         """Has the program that owns a source clear it, and measures that."""
         tally = _Tally()
+        if not source.optional and not os.path.isdir(source.path):
+            raise OpsError(f"{source.path} is no directory.", hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.")
         if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
             return tally
         foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)

@@ -236,6 +236,8 @@ def validate(options: Options) -> None:
     if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:password@host:6379/0.")
     broker.require_database(options.redis_url)
+    if not options.token.isascii() or not options.token.isprintable():
+        raise OpsError("The ops token cannot be sent in a header.", hint="It is one word of letters, digits and signs, without a line break.")
     if not all(options.protect):
         raise OpsError("protect holds an empty name.", hint="Name services or programs.")
     if options.scope not in ("host", "services"):
@@ -259,9 +261,8 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     found = []
     for name, limit in limits_mb.items():
         if not 0 < limit < 1 << 40 or name not in context.names:
-            raise OpsError(
-                f"memory_limits_mb gives {limit} MiB for {name}.", hint=f"Give positive numbers for services of the list: {', '.join(context.names)}."
-            )
+            names = ", ".join(context.names) or "there is none in services"
+            raise OpsError(f"memory_limits_mb gives {limit:g} MiB for {name}.", hint=f"Give positive numbers for services of the list: {names}.")
     for name in context.names:
         if name in limits_mb:
             found.append(Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name]))
@@ -417,6 +418,7 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
         raise OpsError(f"application is {options.application!r}, which is not in services.", hint="Name one of its entries.")
     if options.base_url and "application" in options.actions:
         options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
+        validate(options)
     control = open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
     states = control.states([service.unit for service in known]) if control else {}
     strange = [unit for unit, state in states.items() if not state.exists]
