@@ -30,9 +30,11 @@ class ContainerHost:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def run(self, *words: str, stdin: str = "", check: bool = True, env: t.Optional[t.Mapping[str, str]] = None) -> subprocess.CompletedProcess[str]:
-        variables = [f"--env={key}={value}" for key, value in (env or {}).items()]
-        done = subprocess.run(["podman", "exec", "--interactive", *variables, self.name, *words], input=stdin, capture_output=True, text=True, check=False)
+    def run(
+        self, *words: str, stdin: str = "", check: bool = True, env: t.Optional[t.Mapping[str, str]] = None, user: str = "root"
+    ) -> subprocess.CompletedProcess[str]:
+        options = ["--interactive", f"--user={user}", *(f"--env={key}={value}" for key, value in (env or {}).items())]
+        done = subprocess.run(["podman", "exec", *options, self.name, *words], input=stdin, capture_output=True, text=True, check=False)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
         return done
@@ -51,11 +53,19 @@ class ContainerHost:
         """One property, by systemctl: the witness that shares no code with ours."""
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
 
-    def module(self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False) -> t.Dict[str, t.Any]:
+    def user(self, name: str) -> None:
+        """Makes a user without any right, who can start the interpreters that are mounted, wherever they lie."""
+        self.run("useradd", "--create-home", name)
+        for path in (sys.base_prefix, str(REPOSITORY)):
+            for directory in [*Path(path).parents][:-1]:
+                self.run("chmod", "o+x", str(directory), check=False)  # the directories above a mount are the container's own
+
+    def module(self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False, user: str = "root") -> t.Dict[str, t.Any]:
         """Runs one of our modules as Ansible does, with its arguments on standard input; gives its result."""
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}}
         done = self.run(
-            sys.executable, str(MODULES / f"{name}.py"), stdin=json.dumps(given), check=False, env={"PYTHONPATH": str(REPOSITORY / "collections")}
+            sys.executable, str(MODULES / f"{name}.py"), stdin=json.dumps(given), check=False, user=user,
+            env={"PYTHONPATH": str(REPOSITORY / "collections")},
         )  # fmt: skip
         try:
             return t.cast("t.Dict[str, t.Any]", json.loads(done.stdout))

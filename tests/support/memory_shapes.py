@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A server that wastes memory in a known shape, with an endpoint that gives back what gc.collect and malloc_trim can.
 
-Run as a program: ``memory_shapes.py PORT SHAPE MEGABYTES``. Two in a hundred objects survive, scattered.
+Run as a program: ``memory_shapes.py PORT SHAPE MEGABYTES``. Two in a hundred objects survive, scattered; of the shape ``live`` all do, and
+``POST /grow`` adds 40 MB to them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def waste(shape: str, size: int) -> None:
         text = json.dumps({f"key{number}": [number, str(number), number / 7] for number in range(200)})
         documents = [json.loads(text) for _ in range(size // 52_000)]
         KEPT.extend(documents[::50] if shape == "documents" else [part for document in documents for part in list(document.values())[::50]])
+    elif shape == "live":
+        KEPT.append(b"\1" * size)
     elif shape == "medium":
         medium(size)
     elif shape == "threads":
@@ -83,6 +86,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/v1/system/") and self.headers.get("X-Ops-Token") != "secret":
+            self.send_error(403)
+            return
         self.answer({"status": "healthy", "rss": resident()})
 
     def do_POST(self) -> None:
@@ -90,6 +96,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(403)
             return
         before = resident()
+        if self.path == "/grow":
+            waste("live", 40_000_000)
+            self.answer({"rss_before": before, "rss_after": resident()})
+            return
         gc.collect()
         if self.path.startswith("/api/v1/system/memory/optimize"):
             ctypes.CDLL(None).malloc_trim(0)

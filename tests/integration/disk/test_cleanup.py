@@ -309,7 +309,11 @@ def test_a_deleted_file_that_is_open_is_named_and_a_log_is_emptied(tmp_path: Pat
             os.unlink(tmp_path / "scratch.bin")
             for number in range(3):
                 make(tmp_path / str(number))
-            seen = disk_cleanup.run([source(tmp_path)], check_mode=True)
+            quiet = disk_cleanup.run([source(tmp_path)], check_mode=True)
+            assert not [entry for entry in quiet.extra["deleted_open"] if entry["path"].startswith(str(tmp_path))], "half a megabyte is not worth a word"
+            named = disk_cleanup.run([source(tmp_path)], release_deleted=["*.log", "*.bin"], check_mode=True)
+            assert [action["target"] for action in named.actions if action["action"] == "release"] == [str(tmp_path / "app.log")]
+            seen = disk_cleanup.run([source(tmp_path)], deleted_min_size="4K", check_mode=True)
             mine = [entry for entry in seen.extra["deleted_open"] if entry["path"].startswith(str(tmp_path))]
             assert [(entry["path"].rpartition("/")[2], entry["pid"]) for entry in mine] == [("scratch.bin", holder.pid), ("app.log", holder.pid)]
             assert mine[0]["bytes"] >= 500_000 and str(holder.pid) in seen.msg or mine[0] is not seen.extra["deleted_open"][0]
@@ -425,3 +429,9 @@ def test_roots_that_anyone_may_change_are_refused(tmp_path: Path) -> None:
     link.symlink_to(open_to_all)
     with pytest.raises(OpsError, match="symbolic link"):
         disk_cleanup.run([source(link)])
+
+
+@pytest.mark.parametrize("kind", ["files", "core_dumps", "journal", "packages", "backups"])
+def test_a_directory_that_is_named_and_not_there_is_said(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OpsError, match="nowhere"):
+        disk_cleanup.run([{"kind": kind, "path": str(tmp_path / "nowhere")}], check_mode=True)

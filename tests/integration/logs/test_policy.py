@@ -119,3 +119,18 @@ def test_without_logrotate_the_package_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(log_policy, "installed", lambda: "")
     with pytest.raises(OpsError, match="apt-get install logrotate"):
         manage(tmp_path, ["/var/log/x.log"])
+
+
+def test_a_path_that_matches_no_log_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_bytes(b"line\n" * 2000)
+    (tmp_path / "link.log").symlink_to(tmp_path / "app.log")
+    paths = [str(tmp_path / name) for name in ("app.log", "ap*.log", "mistyped-*.log", "link.log", "nowhere/*.log")]
+    result = log_rotate.run(paths, log_rotate.Options(max_size=4096))
+    assert [action["target"] for action in result.actions if action["action"] == "rotate"] == [str(tmp_path / "app.log")]
+    assert result.warnings == [
+        f"{tmp_path}/mistyped-*.log in paths matches no log.",
+        f"{tmp_path}/link.log in paths matches no log: it is a link, and links are passed over.",
+        f"{tmp_path}/nowhere/*.log in paths matches no log: there is no directory {tmp_path}/nowhere.",
+    ]
+    again = log_rotate.run(paths[:2], log_rotate.Options(max_size=4096), check_mode=True)
+    assert not again.changed and not again.warnings

@@ -72,7 +72,7 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
         given = {
             "services": [{"name": "worker", "gate": {"type": "celery", "url": redis.url}}], "service_manager": "supervisor",
             "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"worker": used / 0.8 / memory_trim.MEBIBYTE},
-            "redis_url": redis.url, "actions": ["celery"], "min_gain": "1M",
+            "redis_url": redis.url, "actions": ["celery"], "min_gain": "1M", "state_dir": str(tmp_path / "state"),
         }  # fmt: skip
         foreseen = memory_trim.run_with(given, check_mode=True)
         assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * memory_trim.MEBIBYTE

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import typing as t
@@ -17,6 +18,7 @@ from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops import heap
 from wheels_ops.remedies import memory_trim
+from wheels_ops.results import OpsError
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 
@@ -50,8 +52,11 @@ def settled(pid: int) -> int:
 
 
 def optimize(address: str) -> None:
-    request = urllib.request.Request(f"{address}/api/v1/system/memory/optimize", data=b"", headers={"X-Ops-Token": "secret"})
-    urllib.request.urlopen(request, timeout=30).read()
+    post(f"{address}/api/v1/system/memory/optimize")
+
+
+def post(url: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(url, data=b"", headers={"X-Ops-Token": "secret"}), timeout=30).read()
 
 
 def parameters(daemon: Supervisord, address: str, size: int) -> t.Dict[str, t.Any]:
@@ -88,8 +93,7 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
         pid = daemon.pid("web")
         optimize(given["base_url"])  # what is left now is small objects
         size = settled(pid)
-        # Between warning and critical, with room for a process that grows a little meanwhile.
-        warm = {**given, "memory_limits_mb": {"web": size / 0.66}}
+        warm = {**given, "memory_limits_mb": {"web": size / 0.7}}  # between warning and critical
         skipped = memory_trim.run_with(warm)
         assert not skipped.changed and "not worth it" in skipped.actions[0].get("skipped", ""), (skipped.actions, size)
         assert skipped.extra["missed"] == ["web"]
@@ -100,6 +104,91 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
         assert daemon.pid("web") == pid and not any(action["action"] == "restart" for action in protected.actions)
         done = memory_trim.run_with({**full, "allow_restart": True})
         assert done.changed and done.actions[-1]["action"] == "restart" and daemon.pid("web") != pid
+
+
+def test_the_share_does_not_depend_on_what_else_runs() -> None:
+    """A library counts the same however many other programs have it mapped: PSS fell by 8 % as soon as another Python ran."""
+    program = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with service("live") as (daemon, _given, _size):
+        pid = daemon.pid("web")
+        alone = memory_trim.resident_bytes([pid])
+        others = [subprocess.Popen(program) for _ in range(6)]
+        try:
+            wait_until(lambda: all(memory_trim.resident_bytes([other.pid]) > 4 * MEBIBYTE for other in others))
+            beside = memory_trim.resident_bytes([pid])
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        assert beside == pytest.approx(alone, abs=MEBIBYTE // 4)
+        assert alone == pytest.approx(heap.look(pid).rss, rel=0.02), "one process has what the kernel calls resident"
+
+
+def test_a_limit_below_what_a_service_needs_restarts_it_once() -> None:
+    """The second run changes nothing and says how much it needs; check mode foretells each of them."""
+    with service("live") as (daemon, given, size):
+        tight = {**given, "memory_limits_mb": {"web": size / 0.97}, "allow_restart": True}
+
+        def both(parameters: t.Dict[str, t.Any]) -> memory_trim.Result:
+            """The run, after check mode foretold the same of it."""
+            pid = daemon.pid("web")
+            foreseen = memory_trim.run_with(parameters, check_mode=True)
+            assert daemon.pid("web") == pid
+            done = memory_trim.run_with(parameters)
+            seen = [[(action["action"], action["changed"], "skipped" in action) for action in result.actions] for result in (foreseen, done)]
+            assert seen[0] == seen[1] and foreseen.changed == done.changed, (foreseen.msg, done.msg)
+            return done
+
+        pid = daemon.pid("web")
+        first = both(tight)
+        assert first.changed and daemon.pid("web") != pid
+        assert "gave nothing back: it needs that much" in first.msg
+        pid = daemon.pid("web")
+        for _ in range(2):
+            again = both(tight)
+            assert not again.changed and daemon.pid("web") == pid
+            assert "is too low for what web needs" in again.msg
+            assert again.actions[-1]["needed_bytes"] == pytest.approx(size * MEBIBYTE, rel=0.05)
+        # It grew: within ten minutes of its restart that is how it is, later a restart may give it back.
+        post(f"{given['base_url']}/grow")
+        grown = {**tight, "memory_limits_mb": {"web": (size + 40) / 0.97}}
+        soon = both(grown)
+        assert not soon.changed and "grew back" in soon.msg and daemon.pid("web") == pid
+        notes = daemon.directory / "state/memory.json"
+        kept = json.loads(notes.read_text())
+        for note in kept.values():
+            note["time"] -= 3600
+        notes.write_text(json.dumps(kept))
+        later = both(grown)
+        assert later.changed and daemon.pid("web") != pid
+        assert later.actions[-1]["bytes_freed"] > 30 * MEBIBYTE
+        # What a limit of its own budget refuses, check mode refuses too.
+        pid = daemon.pid("web")
+        notes.unlink()
+        spent = both({**tight, "max_restarts": 2})
+        assert not spent.changed and "budget of 2 restarts" in spent.msg and daemon.pid("web") == pid
+
+
+def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Path) -> None:
+    with service("medium") as (_daemon, given, _size):
+        for content, said in ((None, "No such file"), ("# none yet\n\n", "holds no ops token"), ("wrong\n", "refuses the ops token")):
+            file = tmp_path / "token"
+            if content is not None:
+                file.write_text(content)
+            for check_mode in (True, False):
+                try:
+                    result = memory_trim.run_with({**given, "token": "", "token_file": str(file)}, check_mode=check_mode)
+                except OpsError as error:
+                    assert said in str(error) and content != "wrong\n"
+                else:
+                    assert said in result.msg and not result.changed
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "wort-mit-\u00e4", "a\0b"])
+def test_a_token_that_cannot_be_sent_is_refused_before_it_is_needed(token: str) -> None:
+    with pytest.raises(OpsError, match="cannot be sent in a header") as caught:
+        memory_trim.run_with({"base_url": "http://127.0.0.1:1", "token": token}, check_mode=True)
+    assert token not in str(caught.value)
 
 
 def test_a_wrong_token_is_said_and_the_next_rung_is_tried() -> None:

@@ -22,7 +22,13 @@ class Module:
     """Only what ``_ansible.run`` uses of AnsibleModule."""
 
     def __init__(self) -> None:
-        self.params = {"url": URL, "services": [{"name": "redis", "gate": {"url": URL}}], "level": 2}
+        self.params: t.Dict[str, t.Any] = {"url": URL, "services": [{"name": "redis", "gate": {"url": URL}}], "level": 2}
+        self.argument_spec: t.Dict[str, t.Any] = {"password": {"no_log": True}}
+        self.no_log_values: t.Set[str] = set()
+        self.warnings: t.List[str] = []
+
+    def warn(self, warning: str) -> None:
+        self.warnings.append(warning)
 
     def exit_json(self, **result: t.Any) -> None:
         raise Ended(result)
@@ -47,6 +53,28 @@ def test_arguments_are_shown_without_the_password_of_an_address(call: t.Callable
     masked = "redis://user:***@127.0.0.1:6379/0"
     assert shown == {"url": masked, "services": [{"name": "redis", "gate": {"url": masked}}], "level": 2}
     assert module.params["url"] == URL
+
+
+def test_only_headers_that_are_secrets_are_blanked_in_messages() -> None:
+    """Ansible blanks a secret wherever its letters stand: with ``http`` that is every address."""
+    module = Module()
+    headers = {"X-Forwarded-Proto": "https", "X-Level": 1, "Host": "backend.internal", "Authorization": "Bearer long-secret", "X-Key": "hunter22"}
+    module.params = {"password": "pass", "services": [{"gate": {"headers": headers}}, {"gate": {"headers": {"X-Short": "pass"}}}]}
+    module.no_log_values = {"https", "1", "backend.internal", "Bearer long-secret", "hunter22", "pass"}
+    with pytest.raises(Ended) as caught:
+        _ansible.run(t.cast(t.Any, module), Result)
+    # A short word stays a secret where it is also somebody's password.
+    assert module.no_log_values == {"Bearer long-secret", "hunter22", "pass"}
+    shown = caught.value.args[0]["invocation"]["module_args"]["services"]
+    assert {value for service in shown for value in service["gate"]["headers"].values()} == {"VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}
+    assert set(shown[0]["gate"]["headers"]) == set(headers)
+
+
+def test_warnings_are_given_to_ansible() -> None:
+    module = Module()
+    with pytest.raises(Ended):
+        _ansible.run(t.cast(t.Any, module), lambda: Result(warnings=["It may be mistyped."]))
+    assert module.warnings == ["It may be mistyped."]
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1/abc", "rediss://:p@127.0.0.1:6379/0x", "redis://127.0.0.1/-1"])

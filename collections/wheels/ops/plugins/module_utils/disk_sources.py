@@ -23,6 +23,8 @@ from .results import OpsError
 PLACES: t.Dict[str, str] = {
     "journal": "/var/log/journal", "packages": "/var/cache/apt/archives", "core_dumps": "/var/lib/systemd/coredump", "backups": "/var/lib/wheels-ops",
 }  # fmt: skip
+#: Deleted files that are open and smaller (bytes on disk) are not worth a word.
+DELETED_MIN_BYTES = 1 << 20
 _SECONDS = 300
 #: An archived journal: the time of its first entry, in microseconds, in its name.
 _ARCHIVED = re.compile(r".+@(?:[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{16})\.journal|([0-9a-f]{16})-[0-9a-f]{16}\.journal~)")
@@ -97,8 +99,13 @@ def clear(kind: str, path: str, age: float, names: t.Sequence[str]) -> None:
             shutil.rmtree(name)  # by descriptors on Linux; the state directory is ours alone
 
 
-def deleted_but_open(devices: t.Collection[int], found: holders.Open) -> t.List[t.Dict[str, t.Any]]:
-    """Files without a name on ``devices`` that take room until their owner lets go: largest first, each with its process and unit."""
+def deleted_but_open(
+    devices: t.Collection[int], found: holders.Open, *, least: int = DELETED_MIN_BYTES, patterns: t.Sequence[str] = ()
+) -> t.List[t.Dict[str, t.Any]]:
+    """Files without a name on ``devices`` that take room until their owner lets go: largest first, each with its process and unit.
+
+    Those of ``least`` bytes on disk, and smaller ones only where ``release`` would empty them: every other program has scratch files of a page.
+    """
     entries = []
     for identity, owners in found.files.items():
         for owner in owners:
@@ -109,7 +116,9 @@ def deleted_but_open(devices: t.Collection[int], found: holders.Open) -> t.List[
                 if status.st_nlink == 0 and status.st_blocks and stat.S_ISREG(status.st_mode):
                     name = owner.path.removesuffix(" (deleted)")
                     size = status.st_blocks * 512
-                    entries.append({**owner.as_dict(), "path": name, "bytes": size, "unit": unit_of(owner.pid), "inode": identity[1]})
+                    entry = {**owner.as_dict(), "path": name, "bytes": size, "unit": unit_of(owner.pid), "inode": identity[1]}
+                    if size >= least or releasable(entry, patterns):
+                        entries.append(entry)
                     break  # one owner is enough to know whom to ask; the bytes count once
     return sorted(entries, key=lambda entry: -t.cast(int, entry["bytes"]))
 
@@ -124,13 +133,14 @@ def unit_of(pid: int) -> str:
     return found[-1] if found else ""
 
 
-def release(entry: t.Mapping[str, t.Any], patterns: t.Sequence[str]) -> bool:
-    """Empties one deleted log that its owner still appends to; True where it did.
+def releasable(entry: t.Mapping[str, t.Any], patterns: t.Sequence[str]) -> bool:
+    """Whether a deleted file is a log that may be emptied: its old name matches, and its owner appends to it."""
+    matches = any(fnmatch.fnmatchcase(os.path.basename(entry["path"]), pattern) for pattern in patterns)
+    return bool(matches and entry["append"] and entry["writes"])
 
-    Only a file whose old name matches, that is opened for appending and that still has no name: nobody can read it any more but its owner.
-    """
-    if not (entry["append"] and entry["writes"]) or not any(fnmatch.fnmatchcase(os.path.basename(entry["path"]), pattern) for pattern in patterns):
-        return False
+
+def release(entry: t.Mapping[str, t.Any]) -> bool:
+    """Empties one deleted log that is ``releasable``; True where it did. It has to have no name still: nobody but its owner can read it any more."""
     try:
         descriptor = os.open(f"/proc/{entry['pid']}/fd/{entry['fd']}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

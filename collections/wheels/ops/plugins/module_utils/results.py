@@ -31,6 +31,7 @@ class Result:
     ``actions`` is a list of dictionaries, each with at least ``action`` (a verb), ``target`` and ``changed``; what was
     measured stands beside it with its unit in the key (``bytes_freed``, ``rows``, ``duration_ms``).
     ``diff`` is what ``--diff`` prints: dictionaries with ``before``, ``after`` and optional headers.
+    ``warnings`` are sentences about what is probably not as it was meant; Ansible shows them apart, so they are not in ``as_dict``.
     """
 
     changed: bool = False
@@ -40,6 +41,7 @@ class Result:
     msg: str = ""
     diff: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
     extra: t.Dict[str, t.Any] = field(default_factory=dict)
+    warnings: t.List[str] = field(default_factory=list)
 
     def as_dict(self) -> t.Dict[str, t.Any]:
         """The result as a module returns it; ``extra`` is merged at the top level."""

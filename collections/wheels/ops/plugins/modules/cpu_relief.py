@@ -9,6 +9,7 @@ short_description: Makes CPU hogs yield to the services, for a time
 version_added: 1.0.0
 description:
   - Finds what uses the CPU now, over a sample and not over a lifetime, and lets it run only when nobody else wants the core.
+  - The processes of O(services) are never touched. A service that the manager does not know is refused.
   - Nothing is stopped or killed. What was changed is kept on disk and put back exactly, by O(state=normal) or after O(revert_after).
   - The kernel compares processes within one control group. Where a hog lives in another group than the services,
     RV(actions[].effective) is false, and its unit's C(CPUWeight) is what to lower.
@@ -18,11 +19,6 @@ options:
     type: str
     choices: [relieved, normal]
     default: relieved
-  services:
-    description: Services whose processes are never touched, as M(wheels.ops.service_restart) takes them. One that the manager does not know is refused.
-    type: list
-    elements: dict
-    default: []
   manager:
     description: What runs the services.
     type: str
@@ -67,6 +63,7 @@ author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:
   - wheels.ops.attributes
+  - wheels.ops.services
 attributes:
   diff_mode:
     support: full
@@ -149,6 +146,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import cpu_relief
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
 from ansible_collections.wheels.ops.plugins.module_utils.services.members import service_pids
 
@@ -157,7 +155,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["relieved", "normal"], "default": "relieved"},
-            "services": {"type": "list", "elements": "dict", "default": []},
+            "services": {**arguments.SERVICES, "default": []},
             "manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path"},
             "demote": {"type": "list", "elements": "str", "default": []},

@@ -98,6 +98,10 @@ options:
     type: list
     elements: str
     default: []
+  deleted_min_size:
+    description: Name deleted files that are still open in RV(deleted_open) from so many bytes on disk, for example V(4K). V(0) names all.
+    type: str
+    default: 1M
   protect:
     description: Absolute paths that are neither entered nor removed.
     type: list
@@ -252,6 +256,7 @@ def main() -> None:
                 },
             },
             "release_deleted": {"type": "list", "elements": "str", "default": []},
+            "deleted_min_size": {"type": "str", "default": "1M"},
             "protect": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
@@ -264,6 +269,7 @@ def main() -> None:
             given["targets"],
             protect=given["protect"],
             release_deleted=given["release_deleted"],
+            deleted_min_size=given["deleted_min_size"],
             check_mode=module.check_mode,
             want_diff=module._diff,
         ),

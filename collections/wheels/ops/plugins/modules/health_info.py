@@ -12,6 +12,7 @@ description:
   - A subject for which nothing is given (no DSN, no URL) is V(skipped). One that could not be measured is V(unknown), which is never shown as healthy.
 extends_documentation_fragment:
   - wheels.ops.attributes.info
+  - wheels.ops.services
 options:
   subjects:
     description: What to measure; everything by default.
@@ -102,11 +103,6 @@ options:
     type: list
     elements: str
     default: []
-  services:
-    description: The services, as M(wheels.ops.service_restart) takes them.
-    type: list
-    elements: dict
-    default: []
   service_manager:
     description: What runs the services.
     type: str
@@ -187,6 +183,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
 
 
@@ -222,7 +219,7 @@ def main() -> None:
             "filesystems": {"type": "list", "elements": "path", "default": ["/"]},
             "disk_budgets": {"type": "dict", "default": {}},
             "logs": {"type": "list", "elements": "str", "default": []},
-            "services": {"type": "list", "elements": "dict", "default": []},
+            "services": {**arguments.SERVICES, "default": []},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},
             "memory_limits_mb": {"type": "dict", "default": {}},

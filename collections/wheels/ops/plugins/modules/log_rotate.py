@@ -37,7 +37,7 @@ options:
   paths:
     description:
       - Logs, absolute, with wildcards, not in C(/) nor among the files of the system. Not needed for O(state=absent).
-      - Links and our own rotated parts are passed over.
+      - Links and our own rotated parts are passed over. What matches no log is warned of.
     type: list
     elements: path
     default: []

@@ -14,13 +14,11 @@ description:
   - Above V(critical) idle children of Celery workers are replaced by their own remote control, and a cgroup v2 gives up file cache.
   - Above V(emergency) the largest worker of a gunicorn or a uvicorn with several workers is ended gracefully, and replaced by its server.
   - Above O(restart_above) the service is restarted behind its gate, with O(allow_restart) only.
+  - A step that replaces processes and gave nothing back is not taken again until the service has grown by O(min_gain) and a twentieth. A service that
+    uses as much after its restart as before needs a higher limit, which is said; one that has grown back within ten minutes is not restarted either.
+    To restart it all the same there is M(wheels.ops.service_restart).
   - Each step is measured. It never drops the page cache, never kills, and puts no code into a running process.
 options:
-  services:
-    description: The services, as for M(wheels.ops.service_restart).
-    type: list
-    elements: dict
-    default: []
   service_manager:
     description: Who runs the services.
     type: str
@@ -68,7 +66,7 @@ options:
     description: The ops token of the application.
     type: str
   token_file:
-    description: A file on the host whose first line is the ops token.
+    description: A file on the host whose first line that is no comment is the ops token. It has to be there in check mode too.
     type: path
     default: ""
   redis_url:
@@ -103,7 +101,7 @@ options:
     type: int
     default: 3
   state_dir:
-    description: Where restarts are counted.
+    description: Where restarts are counted (C(restarts.jsonl)), and what each step gave back last (C(memory.json)).
     type: path
     default: ""
 notes:
@@ -114,6 +112,7 @@ author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:
   - wheels.ops.attributes
+  - wheels.ops.services
 attributes:
   diff_mode:
     support: full
@@ -188,6 +187,9 @@ actions:
       description: For V(celery), the processes that were replaced.
       type: list
       elements: int
+    needed_bytes:
+      description: For a V(restart) that would not help, what was used after the last one.
+      type: int
     restarted:
       description: For V(restart), the services that were restarted.
       type: list
@@ -238,6 +240,7 @@ msg:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import memory_trim
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 
 ACTIONS = ["application", "redis", "celery", "reclaim", "recycle", "restart"]
 
@@ -245,7 +248,7 @@ ACTIONS = ["application", "redis", "celery", "reclaim", "recycle", "restart"]
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "services": {"type": "list", "elements": "dict", "default": []},
+            "services": {**arguments.SERVICES, "default": []},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},
             "scope": {"type": "str", "choices": ["host", "services"], "default": "host"},

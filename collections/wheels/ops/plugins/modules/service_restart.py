@@ -17,105 +17,6 @@ description:
   - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery can do.
   - systemd counts restarts by hand too, and leaves a service down at its start limit. The module waits before it would reach it.
 options:
-  services:
-    description:
-      - The graph. Services that do not depend on each other keep this order.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: What the service is called here.
-        type: str
-        required: true
-      unit:
-        description: What its manager calls it (V(redis-server), V(group:program)); the name where it is not given.
-        type: str
-      depends_on:
-        description: Services of this list that have to be healthy before it starts, and whose restart restarts it.
-        type: list
-        elements: str
-        default: []
-      watch_files:
-        description: Files that it reads when it starts, absolute. It is stale where one of them is newer than its process.
-        type: list
-        elements: path
-        default: []
-      gate:
-        description: When it counts as ready.
-        type: dict
-        default: {}
-        suboptions:
-          type:
-            description:
-              - V(state), what its manager says, is enough for a service without an interface.
-              - V(tcp) connects to O(services[].gate.host) and O(services[].gate.port).
-              - V(http) asks O(services[].gate.url) and looks at status and body.
-              - V(redis) wants a PONG from O(services[].gate.url), and the data loaded.
-              - V(celery) wants an answer of the service's own worker by way of the broker O(services[].gate.url).
-              - V(beat) wants exactly one beat, and its schedule written.
-              - V(none) does not wait.
-            type: str
-            choices: [none, state, tcp, http, redis, celery, beat]
-            default: state
-          url:
-            description:
-              - For V(http), V(redis) and V(celery), what is asked.
-              - For V(beat), the broker, which tells beats of several installations apart. That of the services it depends on where it is not given.
-              - A password in it is not shown.
-            type: str
-          host:
-            description: For V(tcp).
-            type: str
-            default: 127.0.0.1
-          port:
-            description: For V(tcp), from 1 to 65535.
-            type: int
-          status:
-            description: The HTTP codes that count as healthy.
-            type: list
-            elements: int
-            default: [200]
-          body_regex:
-            description: A regular expression that the HTTP body has to match somewhere.
-            type: str
-          body_json:
-            description: Values that the HTTP body has to hold, by dotted path, for example C(checks.database) with V(ok).
-            type: dict
-            default: {}
-          headers:
-            description: Headers of the HTTP request.
-            type: dict
-            default: {}
-          validate_certs:
-            description: Whether the certificate has to be valid.
-            type: bool
-            default: true
-          timeout:
-            description: Seconds for one probe, above 0 and up to 3600.
-            type: float
-            default: 5
-          verify_owner:
-            description:
-              - Whether the answer has to come from a process of the service. Needs root, or the user of the service.
-              - Turn it off only where the answer comes through a proxy or from another host.
-            type: bool
-            default: true
-          node:
-            description: For V(celery), a regular expression for the names of the nodes that count.
-            type: str
-          app:
-            description: For V(beat), the application as in C(celery -A), where beats of several applications share a host.
-            type: str
-          schedule_file:
-            description: For V(beat), its schedule file (C(celery beat -s)), which it writes when it starts.
-            type: path
-          min_healthy_time:
-            description: Seconds for this service instead of O(min_healthy_time), 0 to 3600.
-            type: float
-          healthy_deadline:
-            description: Seconds for this service instead of O(healthy_deadline), above 0 and up to 3600.
-            type: float
   state:
     description:
       - With V(restarted), everything chosen is restarted, or started where it does not run.
@@ -209,6 +110,7 @@ author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:
   - wheels.ops.attributes
+  - wheels.ops.services.graph
 attributes:
   diff_mode:
     support: full
@@ -352,44 +254,15 @@ resumed:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import service_restart
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
 from ansible_collections.wheels.ops.plugins.module_utils.services.model import parse_services
 
 
 def main() -> None:
-    gate = {
-        "type": {"type": "str", "choices": ["none", "state", "tcp", "http", "redis", "celery", "beat"], "default": "state"},
-        # The address of a broker may hold a password: with no_log it would blank every "redis" of the result, so messages mask it instead.
-        "url": {"type": "str", "no_log": False},
-        "host": {"type": "str", "default": "127.0.0.1"},
-        "port": {"type": "int"},
-        "status": {"type": "list", "elements": "int", "default": [200]},
-        "body_regex": {"type": "str"},
-        "body_json": {"type": "dict", "default": {}},
-        "headers": {"type": "dict", "default": {}, "no_log": True},
-        "validate_certs": {"type": "bool", "default": True},
-        "timeout": {"type": "float", "default": 5},
-        "verify_owner": {"type": "bool", "default": True},
-        "node": {"type": "str"},
-        "app": {"type": "str"},
-        "schedule_file": {"type": "path"},
-        "min_healthy_time": {"type": "float"},
-        "healthy_deadline": {"type": "float"},
-    }
     module = AnsibleModule(
         argument_spec={
-            "services": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "unit": {"type": "str"},
-                    "depends_on": {"type": "list", "elements": "str", "default": []},
-                    "watch_files": {"type": "list", "elements": "path", "default": []},
-                    "gate": {"type": "dict", "default": {}, "options": gate},
-                },
-            },
+            "services": {**arguments.SERVICES, "required": True},
             "state": {"type": "str", "choices": ["restarted", "started"], "default": "restarted"},
             "only": {"type": "list", "elements": "str", "default": []},
             "only_if": {"type": "list", "elements": "str", "choices": ["failed", "stopped", "stale", "unhealthy"], "default": []},

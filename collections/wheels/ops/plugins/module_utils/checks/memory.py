@@ -15,19 +15,35 @@ MEBIBYTE = 1024 * 1024
 
 
 def resident_bytes(pids: t.Iterable[int]) -> int:
-    """Resident bytes of several processes; pages that they share are counted once, by their share (PSS), where readable."""
-    total = 0
+    """Resident bytes of several processes, of the same service.
+
+    Anonymous and shared memory counts by its share (PSS), so that what the processes share counts once. Of programs and libraries the pages of
+    the process that has most of them count, once: their PSS would rise and fall with whatever else runs on the machine.
+    """
+    total = files = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-                total += next(int(line.split()[1]) for line in file if line.startswith("Pss:")) * 1024
-        except (OSError, StopIteration):
+            rollup = _kilobytes(f"/proc/{pid}/smaps_rollup")
+            parts = [rollup[name] for name in ("Pss_Anon", "Pss_Shmem")]  # older kernels know only the sum
+            files = max(files, _kilobytes(f"/proc/{pid}/status")["RssFile"])
+            total += sum(parts)
+        except (OSError, KeyError):
             try:
-                with open(f"/proc/{pid}/status", encoding="ascii") as file:
-                    total += next((int(line.split()[1]) for line in file if line.startswith("VmRSS:")), 0) * 1024
+                known = _kilobytes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
+            except OSError:
+                known = 0
+            try:
+                total += known or _kilobytes(f"/proc/{pid}/status").get("VmRSS", 0)
             except OSError:
                 continue  # it ended meanwhile
-    return total
+    return (total + files) * 1024
+
+
+def _kilobytes(path: str) -> t.Dict[str, int]:
+    """The lines ``Name:   123 kB`` of a file under /proc."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        fields = (line.split() for line in file)
+        return {words[0].rstrip(":"): int(words[1]) for words in fields if len(words) == 3 and words[2] == "kB"}
 
 
 def check(

@@ -141,6 +141,7 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
     directory = ledger.state_dir(options.state_dir)
     path = directory / "cpu_relief.json"
     if check_mode:
+        ledger.require_writable(directory)
         return _run(options, path, check_mode)
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -225,6 +226,9 @@ def _make_yield(
     ordinary = {thread: state for thread, state in before.items() if state["policy"] in (os.SCHED_OTHER, os.SCHED_BATCH)}
     if not ordinary or (options.method == "nice" and all(state["nice"] >= 19 for state in ordinary.values())):
         return None, {**action, "changed": False, "after": action["before"]}
+    refusal = OpsError(f"Process {pid} may not be changed.", hint="Run as root (become: true): putting it back needs CAP_SYS_NICE.")
+    if check_mode and os.geteuid() and _owner(pid) not in (os.geteuid(), None):
+        raise refusal
     if not check_mode:
         for thread, state in ordinary.items():
             try:
@@ -235,7 +239,7 @@ def _make_yield(
             except ProcessLookupError:
                 continue
             except PermissionError:
-                raise OpsError(f"Process {pid} may not be changed.", hint="Run as root (become: true): putting it back needs CAP_SYS_NICE.") from None
+                raise refusal from None
         if change_session:
             with contextlib.suppress(OSError):  # it ended meanwhile
                 _set_autogroup(pid, 19)
@@ -250,6 +254,14 @@ def _make_yield(
         "session_nice": session_nice,
     }
     return entry, action
+
+
+def _owner(pid: int) -> t.Optional[int]:
+    """The user of a process, None where it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
 
 
 def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]:

@@ -260,6 +260,8 @@ class Cleanup:
     def _clear(self, source: Source) -> _Tally:
         """Has the program that owns a source clear it, and measures that."""
         tally = _Tally()
+        if not source.optional and not os.path.isdir(source.path):
+            raise OpsError(f"{source.path} is no directory.", hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.")
         if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
             return tally
         foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)
@@ -356,12 +358,14 @@ def run(
     *,
     protect: t.Sequence[str] = (),
     release_deleted: t.Sequence[str] = (),
+    deleted_min_size: t.Union[str, int] = disk_sources.DELETED_MIN_BYTES,
     check_mode: bool = False,
     want_diff: bool = False,
 ) -> Result:
     """Cleans; see the module's documentation for the options and the result. Everything is validated before anything is touched."""
     wanted = [parse_source(source) for source in sources]
     goals = [parse_target(target) for target in targets]
+    least = units.size(deleted_min_size, "deleted_min_size")
     if not wanted:
         raise OpsError("No source is named.", hint="Name directories whose old files may go.")
     for goal in goals:
@@ -377,7 +381,7 @@ def run(
     needed = not goals or any(not goal.met() for goal in goals)
     seen = holders.open_files(mappings=False)
     devices = {os.stat(place).st_dev for place in places} | {goal.device for goal in goals if goal.filesystem}
-    nameless = disk_sources.deleted_but_open(devices, seen)
+    nameless = disk_sources.deleted_but_open(devices, seen, least=least, patterns=release_deleted)
     actions: t.List[t.Dict[str, t.Any]] = []
     names: t.List[str] = []
     for source in wanted:
@@ -388,7 +392,7 @@ def run(
             "candidates": tally.candidates, "skipped": dict(sorted(tally.skipped.items())),
         })  # fmt: skip
     for entry in nameless:
-        if release_deleted and needed and (check_mode or disk_sources.release(entry, release_deleted)):
+        if needed and disk_sources.releasable(entry, release_deleted) and (check_mode or disk_sources.release(entry)):
             actions.append({"action": "release", "target": entry["path"], "changed": True, "files": 0, "bytes_freed": entry["bytes"], "pid": entry["pid"]})
     if not check_mode:
         for goal in goals:

@@ -16,6 +16,7 @@ Each way writes down what it is about to do before its first irreversible step. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -62,17 +63,34 @@ def find(patterns: t.Sequence[str]) -> t.List[str]:
 
     A log that a killed run had just renamed away is there too: what it wrote down names it.
     """
+    return sorted({path for pattern in patterns for path in matching(pattern)})
+
+
+def matching(pattern: str) -> t.Set[str]:
+    """What one pattern names; see ``find``."""
     found = set()
-    for pattern in patterns:
-        pattern = log_pattern(pattern)
-        directory, name = os.path.split(pattern)
-        for path in glob.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):
-                if not log_archive.is_part(path) and stat.S_ISREG(os.lstat(path).st_mode):
-                    found.add(path)
-        for path in glob.glob(os.path.join(directory, f".{name}{_RECORD}")):
-            found.add(os.path.join(os.path.dirname(path), os.path.basename(path)[1 : -len(_RECORD)]))
-    return sorted(found)
+    pattern = log_pattern(pattern)
+    directory, name = os.path.split(pattern)
+    for path in glob.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            if not log_archive.is_part(path) and stat.S_ISREG(os.lstat(path).st_mode):
+                found.add(path)
+    for path in glob.glob(os.path.join(directory, f".{name}{_RECORD}")):
+        found.add(os.path.join(os.path.dirname(path), os.path.basename(path)[1 : -len(_RECORD)]))
+    return found
+
+
+def unmatched(patterns: t.Sequence[str]) -> t.List[str]:
+    """A sentence for each path or pattern that names no log now: it may be mistyped, or the log is not written yet."""
+    sentences = []
+    for pattern in dict.fromkeys(patterns):
+        if matching(pattern):
+            continue
+        link = os.path.islink(pattern)
+        directory = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
+        why = "it is a link, and links are passed over" if link else "" if os.path.isdir(directory) else f"there is no directory {directory}"
+        sentences.append(f"{pattern} in paths matches no log" + (f": {why}." if why else "."))
+    return sentences
 
 
 def log_pattern(pattern: str) -> str:
@@ -517,6 +535,7 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
         raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
     started = time.monotonic()
     logs = find(paths)
+    strange = unmatched(paths)  # before a rename: afterwards the log may be its writer's to create
     actions: t.List[t.Dict[str, t.Any]] = []
     refused: t.Dict[str, OpsError] = {}
     before: t.Dict[str, int] = {}
@@ -546,6 +565,7 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
         diff=[{"before_header": path, "after_header": path, "before": f"{before[path]} bytes\n", "after": f"{after[path]} bytes\n"} for path in before
               if want_diff and before[path] != after[path]],
         extra={"rotated": len(rotated), "duration_ms": round((time.monotonic() - started) * 1000, 1)},
+        warnings=strange,
     )  # fmt: skip
     if refused:
         first = next(iter(refused.values()))
@@ -601,6 +621,8 @@ def manage_policy(
             raise OpsError(f"{', '.join(others)} rotates one of these logs already.", hint="Remove it there: logrotate refuses a log that is named twice.")
         log_policy.validated(wanted)
     changed = wanted != before
+    if changed and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OpsError(f"Policies in {path.parent} cannot be written: {os.strerror(errno.EACCES)}.", hint="Run as root (become: true).")
     if changed and not check_mode:
         if wanted is not None:
             write_atomically(path, wanted.encode(), mode=0o644)
@@ -616,6 +638,7 @@ def manage_policy(
         msg=f"The policy {path} {done}." if changed else f"The policy {path} is as it should be.",
         diff=[{"before_header": str(path), "after_header": str(path), "before": before or "", "after": wanted or ""}] if want_diff and changed else [],
         extra={"rotated": 0, "duration_ms": 0.0},
+        warnings=unmatched(paths) if wanted is not None else [],
     )
 
 

@@ -16,12 +16,13 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .. import heap, pressure
+from .. import heap, pressure, units
 from ..checks.memory import resident_bytes
-from ..results import OpsError
+from ..results import OpsError, Result
 from ..services import broker, processes
 from ..services.model import Manager, Service
 from . import service_restart
+from .memory_notes import Note
 
 
 @dataclass
@@ -71,25 +72,50 @@ def program(pid: int) -> str:
 
 @dataclass
 class Outcome:
-    """What a rung says of itself. ``given_back``: bytes that the subject's share does not show. ``replaced``: a process was."""
+    """What a rung says of itself. ``given_back``: bytes that the subject's share does not show. ``replaced``: a process was. ``whole``: all
+    that could be replaced."""
 
     details: t.Dict[str, t.Any] = field(default_factory=dict)
     given_back: int = 0
     replaced: bool = False
+    whole: bool = True
+
+
+def _hidden(pid: int) -> bool:
+    """Whether a process' memory map is not ours to read. The mode of the file does not say: the kernel looks at who opens it."""
+    try:
+        with open(f"/proc/{pid}/smaps", "rb"):
+            return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
 class Rung(abc.ABC):
-    """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless."""
+    """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless. ``replaces``: it ends
+    processes, so that it is a change even where it gives nothing back."""
 
     bounded = False
+    replaces = False
 
     @abc.abstractmethod
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
         """What it can be applied to, of the services ``among``."""
 
     def predict(self, context: Context, target: str) -> int:
-        """Bytes that it may give back; 0 where that cannot be known."""
+        """Bytes that it may give back; 0 where that cannot be known. Raises ``OpsError`` where the right to look is missing."""
         return 0
+
+    def beside(self, context: Context, target: str) -> int:
+        """Bytes that it may give back beside, which the subject's share does not show."""
+        return 0
+
+    def foresee(self, context: Context, target: str) -> None:
+        """Raises ``OpsError`` where ``act`` would, as far as that shows without touching anything."""
+        return
+
+    def spent(self, note: Note, predicted: int, min_gain: int) -> str:
+        """Why it is not taken again after the outcome ``note``, from which the service has not grown since; empty where it is."""
+        return ""
 
     @abc.abstractmethod
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
@@ -102,6 +128,16 @@ def _heaps(pids: t.Iterable[int]) -> t.List[heap.Heap]:
         with contextlib.suppress(OSError):
             found.append(heap.look(pid))
     return found
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of an error of requests: its own text names objects in memory."""
+    found: t.Optional[BaseException] = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return type(error).__name__
 
 
 class Application(Rung):
@@ -117,23 +153,38 @@ class Application(Rung):
 
     def predict(self, context: Context, target: str) -> int:
         pids = context.pids(target) if target in context.names else set()
-        return sum(found.trim_bound for found in _heaps(pids))
+        heaps = _heaps(pids)
+        if pids and not heaps and any(_hidden(pid) for pid in pids):
+            raise OpsError(f"What a trim of {target} could give back cannot be seen.", hint="Run as root, or as the user of the service.")
+        return sum(found.trim_bound for found in heaps)
 
-    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
-        url = f"{context.base_url}/api/v1/system/memory/optimize" + ("?force_aggressive=true" if emergency else "")
-        if not url.startswith(("http://", "https://")):
-            raise OpsError(f"{context.base_url!r} is no http address.", hint="Correct base_url.")
+    def _ask(self, context: Context, method: str, path: str) -> t.Any:
+        """The answer. Raises ``OpsError`` where there is none, or where the token is refused."""
         import requests
 
+        url = f"{context.base_url}/api/v1/system/{path}"
+        if not url.startswith(("http://", "https://")):
+            raise OpsError(f"{context.base_url!r} is no http address.", hint="Correct base_url.")
         try:
-            answer = requests.post(url, headers={"X-Ops-Token": context.token}, timeout=context.timeout)
-            if answer.status_code in (401, 403):
-                raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.")
-            if answer.status_code >= 400:
-                raise OpsError(f"The application answers {answer.status_code} to {url}.", hint="Deploy the patched files, or look at its log.")
+            answer = requests.request(method, url, headers={"X-Ops-Token": context.token}, timeout=context.timeout)
+        except requests.RequestException as error:
+            raise OpsError(f"The application does not answer at {context.base_url}: {_cause(error)}.", hint="Look whether it runs.") from error
+        if answer.status_code in (401, 403):
+            raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.")
+        return answer
+
+    def foresee(self, context: Context, target: str) -> None:
+        """Asks for what only the ops token shows, and changes nothing by it."""
+        self._ask(context, "GET", "monitoring/status")
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        answer = self._ask(context, "POST", "memory/optimize" + ("?force_aggressive=true" if emergency else ""))
+        if answer.status_code >= 400:
+            raise OpsError(f"The application answers {answer.status_code} to {answer.url}.", hint="Deploy the patched files, or look at its log.")
+        try:
             body = answer.json()
-        except (requests.RequestException, ValueError) as error:
-            raise OpsError(f"The application does not answer at {url}: {error}.", hint="Look whether it runs.") from error
+        except ValueError as error:
+            raise OpsError(f"The application answers no JSON to {answer.url}.", hint="Deploy the patched files, or look at its log.") from error
         known = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
         return Outcome({"reported": {key: body[key] for key in known if isinstance(body, dict) and key in body}})
 
@@ -193,11 +244,21 @@ def _at_work(client: t.Any, pids: t.AbstractSet[int], timeout: float) -> t.Set[i
 class CeleryPool(Rung):
     """Replaces the idle child processes of a worker by fresh ones, by its own remote control. A child at work is left alone; no task is lost."""
 
+    replaces = True
+
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
         return [name for name in context.of_type("celery", among) if not context.protected(name) and len(context.pids(name)) > 1]
 
     def predict(self, context: Context, target: str) -> int:
         """Of the children without a task: those at work stay."""
+        try:
+            idle = self._idle(context, target)
+        except OpsError:
+            return 0  # nobody can be asked to replace them either
+        return sum(found.trim_bound + found.other_anonymous for found in _heaps(idle))
+
+    def _idle(self, context: Context, target: str) -> t.Set[int]:
+        """The children without a task. Raises ``OpsError`` where neither broker nor worker answers."""
         import redis
 
         parents = processes.parents()
@@ -205,9 +266,20 @@ class CeleryPool(Rung):
         try:
             with contextlib.closing(self._connect(context, target)) as client:
                 busy = _at_work(client, pids, context.timeout)
-        except (OpsError, redis.exceptions.RedisError):
-            return 0  # nobody can be asked to replace them either
-        return sum(found.trim_bound + found.other_anonymous for found in _heaps(pid for pid in pids - busy if parents.get(pid) in pids))
+        except redis.exceptions.RedisError as error:
+            raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
+        except OpsError:
+            raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.") from None
+        return {pid for pid in pids - busy if parents.get(pid) in pids}
+
+    def foresee(self, context: Context, target: str) -> None:
+        if not self._idle(context, target):
+            raise OpsError(f"No child of {target} could be replaced: all are at work.", hint="Run it again when tasks have ended.")
+
+    def spent(self, note: Note, predicted: int, min_gain: int) -> str:
+        if note.freed < min_gain or note.whole:
+            return f"its idle children were replaced {note.when} and it uses no more than the {units.readable(note.used_after)} of then"
+        return ""
 
     def _connect(self, context: Context, target: str) -> t.Any:
         service = next(service for service in context.services if service.name == target)
@@ -233,9 +305,11 @@ class CeleryPool(Rung):
         if not found:
             raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
         replaced: t.List[int] = []
+        children = 0
         said = ""
         for node, stats in found.items():
             before = set(stats.get("pool", {}).get("processes") or ())
+            children += len(before)
             for _child in before:
                 for method in ("pool_grow", "pool_shrink"):
                     answer = broker.workers(
@@ -250,7 +324,7 @@ class CeleryPool(Rung):
             replaced += sorted(gone)
         if not replaced:
             raise OpsError(f"No child of {target} could be replaced: {said or 'all are at work'}.", hint="Run it again when tasks have ended.")
-        return Outcome({"replaced": replaced}, replaced=True)
+        return Outcome({"replaced": replaced}, replaced=True, whole=len(replaced) == children)
 
 
 class Reclaim(Rung):
@@ -264,18 +338,30 @@ class Reclaim(Rung):
         usable = (name for name in among if not context.protected(name))
         return [name for name in usable if os.path.exists(f"{self._directory(context, name) or '/nowhere'}/memory.reclaim")]
 
-    def predict(self, context: Context, target: str) -> int:
-        return 0
+    def beside(self, context: Context, target: str) -> int:
+        return pressure.file_cache(self._directory(context, target))
+
+    def foresee(self, context: Context, target: str) -> None:
+        directory = self._directory(context, target)
+        _require_cache(directory)
+        if not os.access(f"{directory}/memory.reclaim", os.W_OK):
+            raise OpsError(f"{directory}/memory.reclaim cannot be written: Permission denied.", hint="Run as root (become: true).")
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         return reclaim(self._directory(context, target))
 
 
-def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
-    """Reclaims the clean file cache of one cgroup directory. Raises ``OpsError`` where the kernel would swap out instead."""
-    amount, anonymous = pressure.file_cache(directory), pressure.anonymous(directory)
+def _require_cache(directory: str) -> int:
+    """The clean file cache of a cgroup in bytes. Raises ``OpsError`` where it is not worth a call."""
+    amount = pressure.file_cache(directory)
     if amount < 1 << 20:
         raise OpsError(f"{directory} holds no file cache.", hint="There is nothing to reclaim.")
+    return amount
+
+
+def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
+    """Reclaims the clean file cache of one cgroup directory. Raises ``OpsError`` where the kernel would swap out instead."""
+    amount, anonymous = _require_cache(directory), pressure.anonymous(directory)
     wanted = [f"{amount} swappiness=0"]
     if not pressure.swap_total(proc):
         wanted.append(str(amount))  # without swap nothing else than cache can go, and older kernels do not know swappiness here
@@ -313,6 +399,8 @@ class Recycle(Rung):
     It is the only cure for memory that small objects hold in part: a trim gives back 0 to 1 % of that.
     """
 
+    replaces = True
+
     def _workers(self, context: Context, name: str) -> t.List[int]:
         pids = context.pids(name)
         parents = processes.parents()
@@ -329,6 +417,22 @@ class Recycle(Rung):
     def predict(self, context: Context, target: str) -> int:
         sizes = sorted(resident_bytes([pid]) for pid in self._workers(context, target))
         return sizes[-1] - sizes[0] if sizes else 0
+
+    def foresee(self, context: Context, target: str) -> None:
+        worst = self._worst(context, target)
+        try:
+            if worst:
+                os.kill(worst, 0)  # no signal: only whether one could be sent
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            raise _not_ours(worst) from error
+
+    def spent(self, note: Note, predicted: int, min_gain: int) -> str:
+        # The smallest worker is a fresh one since then: no other would give back more than what it is larger.
+        if note.freed < min_gain or predicted < min_gain:
+            return f"its largest worker was replaced {note.when} and it uses no more than the {units.readable(note.used_after)} of then"
+        return ""
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         worst = self._worst(context, target)
@@ -358,13 +462,19 @@ def end_gracefully(pid: int, timeout: float) -> None:
         if not select.select([handle], [], [], timeout)[0]:
             raise OpsError(f"Process {pid} did not end within {timeout:g} s of SIGTERM.", hint="It is finishing its work. It is not killed.")
     except PermissionError as error:
-        raise OpsError(f"Process {pid} is not ours to end.", hint="Run as root or as its user.") from error
+        raise _not_ours(pid) from error
     finally:
         os.close(handle)
 
 
+def _not_ours(pid: int) -> OpsError:
+    return OpsError(f"Process {pid} is not ours to end.", hint="Run as root or as its user.")
+
+
 class Restart(Rung):
     """Restarts a service behind its gate, within the budget of restarts. The last rung."""
+
+    replaces = True
 
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
         usable = [name for name in among if not context.protected(name) and context.pids(name)]
@@ -373,13 +483,23 @@ class Restart(Rung):
     def predict(self, context: Context, target: str) -> int:
         return sum(found.trim_bound + found.other_anonymous for found in _heaps(context.pids(target)))
 
-    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+    def _restart(self, context: Context, target: str, *, check_mode: bool) -> Result:
         if context.control is None:
             raise OpsError("There is no service manager.", hint="Give service_manager.")
         options = service_restart.Options(
             only=(target,), with_dependents=False, max_restarts=context.max_restarts, reason="memory above the last tier", state_dir=context.state_dir
         )
-        result = service_restart.run(context.services, context.control, options)
+        return service_restart.run(context.services, context.control, options, check_mode=check_mode)
+
+    def foresee(self, context: Context, target: str) -> None:
+        """Its budget, a start limit, tasks that would be lost: what refuses a restart refuses its prediction."""
+        self._restart(context, target, check_mode=True)
+
+    def spent(self, note: Note, predicted: int, min_gain: int) -> str:
+        return f"it used {units.readable(note.used_after)} after its restart {note.when}, and uses no more now"
+
+    def act(self, context: Context, target: str, emergency: bool) -> Outcome:
+        result = self._restart(context, target, check_mode=False)
         return Outcome({"restarted": [action["target"] for action in result.actions if action.get("changed")]}, replaced=True)
 
 

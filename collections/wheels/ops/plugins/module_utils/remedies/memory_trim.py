@@ -8,6 +8,7 @@ as soon as the target is reached.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import typing as t
@@ -17,14 +18,16 @@ from dataclasses import dataclass, field, replace
 from .. import pressure, units
 from ..checks.memory import MEBIBYTE, resident_bytes
 from ..results import OpsError, Result
-from ..services import broker
+from ..services import broker, ledger
 from ..services.manager import open_manager
 from ..services.model import Manager, Service, parse_services
 from ..thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
 from . import memory_rungs
+from .memory_notes import REGROWTH, Note, Notes
 from .memory_rungs import Context, Outcome
 
 _NOT_WORTH = "not worth it"
+_MACHINE, _CONTAINER = "the host", "the container"
 #: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
 PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
 #: Every rung with its tier, in the order in which they are tried.
@@ -83,6 +86,11 @@ class Subject:
     def percent(self) -> float:
         return 100.0 * self.used / max(1, self.limit)
 
+    @property
+    def shared(self) -> bool:
+        """Whether others than our services have a part in it."""
+        return self.name in (_MACHINE, _CONTAINER)
+
     def as_dict(self) -> t.Dict[str, t.Any]:
         return {"percent": round(self.percent, 1), "used_bytes": self.used, "limit_bytes": self.limit}
 
@@ -92,6 +100,9 @@ class _Run:
     context: Context
     options: Options
     check_mode: bool
+    every: t.Sequence[Subject]
+    notes: Notes
+    replaced: t.Set[t.Tuple[str, str]] = field(default_factory=set)
     actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
 
     def climb(self, subject: Subject) -> None:
@@ -113,7 +124,11 @@ class _Run:
         rung = memory_rungs.RUNGS[name]
         emergency = subject.percent > self.options.tier("emergency")
         forced = subject.percent > self.options.tier("critical")
-        predicted = rung.predict(self.context, target)
+        unseen = ""
+        try:
+            predicted = rung.predict(self.context, target)
+        except OpsError as error:
+            predicted, unseen = 0, str(error)
         before, percent = subject.used, subject.percent
         entry: t.Dict[str, t.Any] = {
             "action": name, "target": target, "subject": subject.name, "changed": False, "predicted_bytes": predicted, "bytes_freed": 0,
@@ -121,15 +136,24 @@ class _Run:
         }  # fmt: skip
         self.actions.append(entry)
         if rung.bounded and predicted < self.options.min_gain and not forced:
-            entry["skipped"] = f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
+            entry["skipped"] = unseen or f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
             return
-        if self.check_mode:
-            # What a prediction cannot know, a restart or a garbage collection, is taken as it is foretold: no more than that.
-            subject.used = max(0, subject.used - predicted)
-            entry.update(changed=True, bytes_freed=predicted, percent_after=round(subject.percent, 1), effective=predicted >= self.options.min_gain)
+        note = self.notes.last(name, target, subject.name)
+        share = self._share(subject, target)
+        why = self._in_vain(subject, name, target, note, share, predicted) if rung.replaces else ""
+        if why:
+            entry["skipped"] = f"{_NOT_WORTH}: {why}"
+            if name == "restart" and note is not None:
+                entry["needed_bytes"] = note.used_after
             return
         started = time.monotonic()
         try:
+            if rung.replaces:
+                self.notes.require_writable()
+            if self.check_mode:
+                rung.foresee(self.context, target)
+                self._foretell(subject, entry, note, share, rung.beside(self.context, target))
+                return
             outcome: Outcome = rung.act(self.context, target, emergency)
         except OpsError as error:
             entry.update(skipped=str(error), duration_ms=round((time.monotonic() - started) * 1000, 1))
@@ -141,6 +165,58 @@ class _Run:
             bytes_freed=freed, percent_after=round(subject.percent, 1), effective=freed >= self.options.min_gain,
             duration_ms=round((time.monotonic() - started) * 1000, 1), **outcome.details,
         )  # fmt: skip
+        self._remember(subject, name, target, share, outcome)
+
+    def _share(self, subject: Subject, target: str) -> int:
+        """Bytes to compare with those of an earlier run: of the subject, or of the service alone where others have a part in the subject."""
+        if subject.shared and target in self.context.names:
+            return resident_bytes(self.context.pids(target))
+        return subject.used
+
+    def _in_vain(self, subject: Subject, name: str, target: str, note: t.Optional[Note], share: int, predicted: int) -> str:
+        """Why ending processes of ``target`` would not help, by what earlier runs measured; empty where it may."""
+        if (name, target) in self.replaced:
+            return f"this run did so already for another limit of {target}"
+        if note is None:
+            return ""
+        if not note.grown(share, self.options.min_gain):
+            why = memory_rungs.RUNGS[name].spent(note, predicted, self.options.min_gain)
+            if why and name == "restart" and not subject.shared:
+                return f"the limit of {units.readable(subject.limit)} is too low for what {target} needs: {why}"
+            return why
+        if name == "restart" and note.age < REGROWTH:
+            return f"it grew back to {units.readable(share)} within {note.age:.0f} s of its restart {note.when}"
+        return ""
+
+    def _foretell(self, subject: Subject, entry: t.Dict[str, t.Any], note: t.Optional[Note], share: int, beside: int) -> None:
+        """Enters what a rung is expected to do: at best its bound, or what it did to the same processes at the same size."""
+        name, target, predicted = entry["action"], entry["target"], entry["predicted_bytes"]
+        rung = memory_rungs.RUNGS[name]
+        if note is not None and not rung.replaces and note.processes == self._processes(target) and not note.grown(share, self.options.min_gain):
+            predicted = min(predicted, max(0, note.freed))
+        if note is not None and name == "restart":
+            predicted = max(0, share - note.used_after)
+        for other in self.every:
+            if other is subject or target in other.services:
+                other.used = max(0, other.used - predicted)
+        enough = self.options.min_gain
+        entry.update(
+            changed=rung.replaces or max(predicted, beside) >= enough, predicted_bytes=predicted, bytes_freed=predicted,
+            percent_after=round(subject.percent, 1), effective=predicted >= enough,
+        )  # fmt: skip
+        if rung.replaces:
+            self.replaced.add((name, target))
+
+    def _remember(self, subject: Subject, name: str, target: str, share: int, outcome: Outcome) -> None:
+        after = self._share(subject, target)
+        note = Note(time.time(), max(share - after, outcome.given_back), after, self._processes(target), outcome.whole)
+        with contextlib.suppress(OpsError):  # where it matters, that it can be written was looked at before
+            self.notes.keep(name, target, subject.name, note)
+        if outcome.replaced:
+            self.replaced.add((name, target))
+
+    def _processes(self, target: str) -> t.Tuple[int, ...]:
+        return tuple(sorted(self.context.pids(target))) if target in self.context.names else ()
 
 
 def validate(options: Options) -> None:
@@ -160,6 +236,8 @@ def validate(options: Options) -> None:
     if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:password@host:6379/0.")
     broker.require_database(options.redis_url)
+    if not options.token.isascii() or not options.token.isprintable():
+        raise OpsError("The ops token cannot be sent in a header.", hint="It is one word of letters, digits and signs, without a line break.")
     if not all(options.protect):
         raise OpsError("protect holds an empty name.", hint="Name services or programs.")
     if options.scope not in ("host", "services"):
@@ -183,9 +261,8 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     found = []
     for name, limit in limits_mb.items():
         if not 0 < limit < 1 << 40 or name not in context.names:
-            raise OpsError(
-                f"memory_limits_mb gives {limit} MiB for {name}.", hint=f"Give positive numbers for services of the list: {', '.join(context.names)}."
-            )
+            names = ", ".join(context.names) or "there is none in services"
+            raise OpsError(f"memory_limits_mb gives {limit:g} MiB for {name}.", hint=f"Give positive numbers for services of the list: {names}.")
     for name in context.names:
         if name in limits_mb:
             found.append(Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name]))
@@ -195,10 +272,10 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
             found.append(Subject(f"{name} ({around.path})", around.limit_bytes, _cgroup_use(context, name), [name]))
     if options.scope == "host":
         machine = pressure.host()
-        found.append(Subject("the host", machine.limit_bytes, lambda: pressure.host().used_bytes, context.names))
+        found.append(Subject(_MACHINE, machine.limit_bytes, lambda: pressure.host().used_bytes, context.names))
         own = pressure.cgroup()
         if own is not None and own.path == "/":
-            found.append(Subject("the container", own.limit_bytes, lambda: _used(pressure.cgroup()), context.names))
+            found.append(Subject(_CONTAINER, own.limit_bytes, lambda: _used(pressure.cgroup()), context.names))
     if not found:
         raise OpsError("There is no memory to measure.", hint="Give memory_limits_mb for services, or scope: host.")
     return found
@@ -234,7 +311,7 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
     before = {subject.name: subject.as_dict() for subject in every}
     stalls = pressure.stalls()
     started = time.monotonic()
-    ladder = _Run(context, options, check_mode)
+    ladder = _Run(context, options, check_mode, every, Notes(ledger.state_dir(options.state_dir)))
     # The tightest first: what a service gives back, the host around it has too.
     for subject in sorted(every, key=lambda subject: -subject.percent):
         if not check_mode:
@@ -251,7 +328,7 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
         rebound = {subject.name: round(subject.look(), 1) for subject in every}
     worst = max(every, key=lambda subject: after[subject.name]["percent"])
     highest = max(before.values(), key=lambda entry: entry["percent"])["percent"]
-    freed = sum(max(0, before[name]["used_bytes"] - after[name]["used_bytes"]) for name in before if name not in ("the host", "the container"))
+    freed = sum(max(0, before[name]["used_bytes"] - after[name]["used_bytes"]) for name in before if name not in (_MACHINE, _CONTAINER))
     missed = [name for name, entry in after.items() if entry["percent"] > options.goal and before[name]["percent"] > options.tier("warning")]
     return Result(
         changed=any(action["changed"] for action in ladder.actions),
@@ -297,20 +374,27 @@ def _message(
         for action in actions:
             if not check_mode and action["action"] == "restart" and action["changed"] and not action["effective"]:
                 text += f" The restart of {action['target']} gave nothing back: it needs that much, so raise its limit or find what it loads."
+            if action.get("needed_bytes"):
+                text += f" {action['target']} was not restarted: {action['skipped'].partition(': ')[2]}. Raise its limit, or find what it loads."
     # What failed has a reason that somebody can act on; it must not be looked for among the actions.
     failed = [action for action in actions if action.get("skipped") and not action["skipped"].startswith(_NOT_WORTH)]
     return text + "".join(f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed)
 
 
 def token_of(given: str, path: str) -> str:
-    """The ops token: given, or the first line of a file that is no comment."""
+    """The ops token: given, or the first line of a file that is no comment. Raises ``OpsError`` for a file that cannot be read or holds none."""
     if given or not path:
         return given
     try:
         with open(path, encoding="utf-8") as file:
-            return next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
+            found = next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
     except OSError as error:
         raise OpsError(f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file.") from error
+    except UnicodeDecodeError:
+        raise OpsError(f"{path} is no text, so it holds no ops token.", hint="Name another token_file.") from None
+    if not found:
+        raise OpsError(f"{path} holds no ops token.", hint="Its first line that is no comment is the token; or name another token_file.")
+    return found
 
 
 def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
@@ -332,8 +416,9 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
     validate(options)
     if options.application and options.application not in [service.name for service in known]:
         raise OpsError(f"application is {options.application!r}, which is not in services.", hint="Name one of its entries.")
-    # In check mode nobody is asked: the token need not be there yet.
-    options = replace(options, token=options.token or ("" if check_mode else token_of("", given.get("token_file") or "")))
+    if options.base_url and "application" in options.actions:
+        options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
+        validate(options)
     control = open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
     states = control.states([service.unit for service in known]) if control else {}
     strange = [unit for unit, state in states.items() if not state.exists]

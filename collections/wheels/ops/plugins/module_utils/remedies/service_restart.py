@@ -70,6 +70,8 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
     """
     _validate(options, services)
     book = ledger.Ledger(ledger.state_dir(options.state_dir))
+    if check_mode:
+        ledger.require_writable(ledger.state_dir(options.state_dir))
     with contextlib.nullcontext() if check_mode else book.locked():
         return _Run(services, control, options, book).carry_out(check_mode)
 
@@ -180,7 +182,9 @@ class _Run:
         return found
 
     def allowed(self, steps: t.Sequence[Step]) -> None:
-        """Budget, cool-down and a second beat stop a run before it touches anything."""
+        """A missing right, budget, cool-down and a second beat stop a run before it touches anything."""
+        if steps:
+            self.control.require_right()
         for step in steps:
             if step.action in ("restart", "start"):
                 why = self.book.blocked(step.service.name, max_restarts=self.options.max_restarts, window=self.options.window, cooldown=self.options.cooldown)
@@ -254,8 +258,8 @@ class _Run:
         self.actions.append(entry)
         started = time.monotonic()
         if step.action == "pause":
-            entry["changed"] = True
             self.paused.append(service)
+            entry["changed"] = True
             self.control.stop(service.unit, options.wait_timeout)
             entry["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
             return
@@ -288,6 +292,10 @@ class _Run:
         except OpsError as error:
             self.book.add(event="end", service=service.name, outcome="failed", message=error.message)
             entry["failed"] = error.message
+            with contextlib.suppress(OpsError):  # its manager may be what went away
+                now = self.control.states([service.unit])[service.unit]
+                # What its manager refused to do changed nothing.
+                entry["changed"] = (now.instance, now.pid, now.state) != (state.instance, state.pid, state.state)
             error.details.setdefault("service", service.name)
             error.details.setdefault("log", gates.tail(self.control, service.unit, options.log_lines))
             raise

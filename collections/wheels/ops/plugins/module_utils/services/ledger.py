@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +26,15 @@ def state_dir(given: str = "") -> Path:
     if not directory.is_absolute() or ".." in directory.parts:
         raise OpsError(f"state_dir is {str(directory)!r}.", hint="Give an absolute path without '..'.")
     return directory
+
+
+def require_writable(directory: Path) -> None:
+    """Raises ``OpsError`` where our state could not be written; makes nothing, so that check mode can ask."""
+    place = directory
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OpsError(f"The state directory {directory} cannot be written: {os.strerror(errno.EACCES)}.", hint="Run as root, or set state_dir.")
 
 
 class Ledger:

@@ -85,6 +85,9 @@ class Manager(t.Protocol):
     def start_delay(self, unit: str) -> float:
         """Seconds until the manager's own start limit allows one more start; 0 where it does now."""
 
+    def require_right(self) -> None:
+        """Raises ``OpsError`` where this user is known to have no right to start and stop services; sometimes only trying shows it."""
+
 
 @dataclass(frozen=True)
 class Gate:

@@ -76,13 +76,17 @@ def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState
     )
 
 
+#: Where polkit tells D-Bus that it can be started. Without it systemd refuses everybody but root.
+_POLKIT = "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
+
+
 def available() -> bool:
     """Whether systemd is the init of this host (its own test: sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
 class Systemd:
-    """The system manager. Starting and stopping needs root."""
+    """The system manager. Starting and stopping needs root, or a rule of polkit for ``org.freedesktop.systemd1.manage-units``."""
 
     name = "systemd"
 
@@ -109,7 +113,8 @@ class Systemd:
             raise OpsError(f"systemctl {words[0]} did not answer within {timeout:g} s.", hint="See whether systemd is alive: systemctl status.") from None
         if done.returncode:
             error = (done.stderr or done.stdout).strip()
-            hint = "Run as root (become: true)." if os.geteuid() and re.search(r"denied|authenticat|Permission", error, re.I) else ""
+            denied = os.geteuid() and re.search(r"denied|authenticat|Permission", error, re.I)
+            hint = "Run as root (become: true), or allow it by a rule of polkit." if denied else ""
             raise OpsError(f"systemctl {' '.join(words)} failed: {error}", hint=hint, rc=done.returncode)
         return done.stdout
 
@@ -219,3 +224,10 @@ class Systemd:
             return 0.0
         # It is allowed again when so many have left the window that one start less than the limit remains.
         return max(0.0, times[-max(1, burst - 1)] + interval - time.time() + 0.1)
+
+    def require_right(self) -> None:
+        if os.geteuid() and not os.path.exists(_POLKIT):
+            raise OpsError(
+                "systemd starts and stops services for root alone on this host: polkit, which could let others, is not installed.",
+                hint="Run as root (become: true), or install the package polkitd and allow this user org.freedesktop.systemd1.manage-units.",
+            )
