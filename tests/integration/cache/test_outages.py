@@ -266,6 +266,34 @@ SHOWN = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (("--maxmemory", "1", "--maxmemory-policy", "noeviction"), "OutOfMemoryError"),
+        (("--replicaof", "127.0.0.1", "1"), "ReadOnlyError"),
+        (("--cluster-enabled", "yes"), "ClusterDownError"),
+        (("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-set", "-unlink", "-eval", "-evalsha"), "NoPermissionError"),
+    ],
+)
+def test_a_redis_that_refuses_is_no_outage_and_not_silent(tree: Tree, tmp_path: Path, options: t.Tuple[str, ...], kind: str) -> None:
+    port = free_port()
+    with redis_on(port, tmp_path, *options):
+        found = run(tree, f"redis://127.0.0.1:{port}", """
+        for number in range(20):
+            await cache.set(f"k{number}", number); await cache.get(f"k{number}"); await cache.delete(f"k{number}")
+        await cache.delete_pattern("k*"); swept = await cache.clear_expired()
+        try:
+            await cache.health_check(); healthy = True
+        except CacheUnavailableError as error:
+            healthy = str(error)
+        stats = await cache.get_stats()
+        return [await cache.get_or_set("x", lambda: 5), swept.finished, healthy, stats["connected"], stats["breaker"]]
+        """)  # fmt: skip
+    assert found == [5, False, kind, True, "closed"]
+    told = [line for line in tree.logged() if line["event"].startswith("Cache: Redis refuses") and line["error"] == kind]
+    assert len(told) == 1, "one line, however often"
+
+
 def test_urls_are_shown_without_their_secret(tree: Tree) -> None:
     assert run(tree, "redis://127.0.0.1:1", "return {url: module.redacted(url) for url in json.loads(sys.argv[1])}", json.dumps(list(SHOWN))) == SHOWN
 

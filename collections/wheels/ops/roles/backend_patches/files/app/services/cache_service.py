@@ -12,8 +12,8 @@ meanwhile. Invalidations that could not be delivered are kept and applied before
 Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
 tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
 
-Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_L1_TTL`` (seconds that
-a value is served from this process's memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may
+Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that an
+entry lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may
 stand in while Redis is away), ``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at),
 ``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
 """
@@ -83,8 +83,10 @@ SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
 FAILURES_TO_OPEN = 3
 LONGEST_PROBE_DELAY = 3.0
 SLICE = 200  # keys a script looks at; measured: 1.4 ms at the 99th percentile for other clients, 1,000 keys give 5 ms
+LONGEST_TTL = 10 * 365 * 86_400.0  # seconds; Redis refuses an end that does not fit its clock
 LONGEST_KEY = 512  # bytes; a longer one keeps its beginning, the rest becomes a digest
 MOST_PENDING = 1000
+REFUSAL_QUIET = 60.0  # seconds between two log lines about the same kind of refusal
 
 
 def _number(name: str, default: float) -> float:
@@ -150,7 +152,7 @@ def configured_url() -> str:
         logger.warning("Cache reads no settings", error=type(error).__name__)
         value = None
     secret = getattr(value, "get_secret_value", None)
-    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379")
+    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379").strip()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -227,10 +229,15 @@ def decode(text: str) -> t.Any:
         raise ValueError(f"not a cached value: {type(error).__name__}") from None
 
 
-def _seconds(ttl: t.Union[int, float, dt.timedelta, None], default: int) -> float:
-    """0, None and negative numbers mean the default."""
-    value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else ttl
-    return float(value) if value and value > 0 else float(default)
+def _seconds(ttl: t.Union[int, float, str, dt.timedelta, None], default: int) -> float:
+    """Digits count as a number. 0, None, negative numbers and what is no number mean the default; no entry lives longer than ten years."""
+    try:
+        value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else float(ttl or 0)
+    except OverflowError:  # a whole number beyond any float
+        value = LONGEST_TTL if not isinstance(ttl, int) or ttl > 0 else 0.0
+    except (TypeError, ValueError):
+        value = 0.0
+    return min(value, LONGEST_TTL) if value > 0 else float(default)
 
 
 def escape_glob(text: str) -> str:
@@ -417,6 +424,7 @@ class Link:
         self.flights: t.Dict[str, asyncio.Task[t.Any]] = {}
         self.pending: t.Dict[t.Tuple[str, str], None] = {}
         self.users: weakref.WeakSet[CacheService] = weakref.WeakSet()
+        self.quiet_until: t.Dict[str, float] = {}  # by kind of refusal
         self.client: t.Optional[aioredis.Redis] = None
         try:
             self.client = self._client(url)
@@ -459,6 +467,15 @@ class Link:
             self.counters.breaker_opened += 1
             self._plan_probe()
             logger.warning("Cache: Redis does not answer, going on without it", redis=self.shown, error=type(error).__name__)
+
+    def refused(self, error: BaseException) -> None:
+        """Redis is there and says no (out of memory, read-only, moved, not permitted): one line a minute for each kind."""
+        self.succeeded()
+        self.counters.errors += 1
+        kind, now = type(error).__name__, time.monotonic()
+        if now >= self.quiet_until.get(kind, 0.0):
+            self.quiet_until[kind] = now + REFUSAL_QUIET
+            logger.warning("Cache: Redis refuses, going on without it where it does", redis=self.shown, error=kind)
 
     def _plan_probe(self) -> None:
         self.next_probe = time.monotonic() + self.delay * random.uniform(0.8, 1.2)
@@ -537,7 +554,7 @@ class Link:
                 await client.connection_pool.disconnect()
 
     def abandon(self) -> None:
-        """Frees the sockets of a loop that has been closed, and with it the only way to close them properly."""
+        """Frees the sockets of a loop that has been closed or belongs to the parent process: nothing else can close them here."""
         client, self.client = self.client, None
         pool = client.connection_pool if client is not None else None
         for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
@@ -588,8 +605,20 @@ def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str
 
 _links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
 _stores: t.Dict[str, t.Tuple[LocalStore, CacheCounters]] = {}
-# A forked worker must not talk through its parent's sockets.
-os.register_at_fork(after_in_child=_links.clear)
+_inherited: t.List[t.Tuple[Link, t.Optional[aioredis.Redis]]] = []
+
+
+def _after_fork() -> None:
+    """A forked worker must not talk through its parent's sockets, nor let go of the objects that hold them: a transport that is
+    collected takes its socket out of the selector, which a child shares with its parent."""
+    for links in _links.values():
+        for link in links.values():
+            _inherited.append((link, link.client))
+            link.abandon()
+    _links.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class CacheService:
@@ -597,7 +626,7 @@ class CacheService:
 
     def __init__(self, url: t.Optional[str] = None) -> None:
         self._url = url
-        self.default_ttl = 300
+        self.default_ttl = int(_seconds(os.environ.get("CACHE_TTL"), 300)) or 300
         self._override: t.Optional[t.Any] = None
         self._seen: t.Tuple[t.Optional[asyncio.AbstractEventLoop], t.Optional[Link]] = (None, None)
         self._store, self.counters = _stores.setdefault(url or "", (LocalStore(), CacheCounters()))
@@ -685,8 +714,7 @@ class CacheService:
             async with asyncio.timeout(timeout):
                 result = await work(client)
         except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
-            link.succeeded()
-            self.counters.errors += 1
+            link.refused(error)
             raise CacheUnavailableError(type(error).__name__) from None
         except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
             link.failed(error)
@@ -724,7 +752,10 @@ class CacheService:
 
     async def get(self, key: str, use_pickle: bool = False) -> t.Any:
         """The cached value, or None. ``use_pickle`` makes no difference: a value knows how it was written."""
-        entry = self._entries.get(key)
+        try:
+            entry = self._entries.get(key)
+        except TypeError:  # a key that cannot be hashed; its text is the key
+            entry = None
         if entry is not None and entry[1] > time.monotonic():
             counters = self.counters
             counters.hits += 1
@@ -769,7 +800,7 @@ class CacheService:
         together does not expire together. What cannot be written as JSON is not cached."""
         try:
             text = encode(value, use_pickle)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # JSON's own, or whatever the value's __str__ or model_dump raises
             self.counters.errors += 1
             logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
             return
@@ -860,7 +891,7 @@ class CacheService:
         for key, value in data.items():
             try:
                 text = encode(value)
-            except (TypeError, ValueError, RecursionError):
+            except Exception:  # as in set()
                 self.counters.errors += 1
                 continue
             if len(text) <= self._largest:
@@ -948,7 +979,7 @@ class CacheService:
                 return None, None
             try:
                 text = encode(loaded, use_pickle)
-            except (TypeError, ValueError, RecursionError):
+            except Exception:  # as in set()
                 self.counters.errors += 1
                 return loaded, None
             await self._store_text(key, text, _seconds(ttl, self.default_ttl))
