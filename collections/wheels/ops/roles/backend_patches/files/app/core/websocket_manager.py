@@ -22,6 +22,16 @@ known. ``{"type":"reconnect","after_ms":N}`` announces a shutdown. Clients that 
 
 Close codes: 1001 peer silent, 1012 server restarts, 1013 client reads too slowly, 4409 replaced by a newer connection.
 
+Environment (read once, at start; what is no number in its range is left out with a warning):
+``WEBSOCKET_HEARTBEAT_INTERVAL`` (20 s), ``WEBSOCKET_CONNECTION_TIMEOUT`` (60 s of silence), ``WEBSOCKET_MAX_MISSED_PINGS`` (3);
+``WEBSOCKET_MAX_CONNECTIONS`` (10,000 in this process), ``WEBSOCKET_MAX_PER_USER`` (5, the newest win; 0: no limit),
+``WEBSOCKET_MAX_PER_ADDRESS`` (50; 0: no limit; an IPv6 client counts with its /64), ``WEBSOCKET_ACCEPT_RATE`` (500 handshakes a second),
+``WEBSOCKET_STALL_SECONDS`` (10, a write without progress), ``WEBSOCKET_SESSION_SECONDS`` (120, how long a cut connection can be resumed),
+``WEBSOCKET_DRAIN_SECONDS`` (3, over which a shutdown is spread);
+``WEBSOCKET_TRUSTED_PROXIES`` (addresses and networks, separated by commas, whose ``X-Forwarded-For`` is believed, or ``none``; without
+it: loopback and private networks, and Cloudflare's). Behind a proxy that names no client every connection has the proxy's
+address; then the default of ``WEBSOCKET_MAX_PER_ADDRESS`` does not apply to it, and one line in the log says so.
+
 Sessions live in this process: with several workers a reconnect that reaches another worker gets a ``resync``.
 """
 
@@ -37,6 +47,7 @@ import logging
 import math
 import os
 import random
+import re
 import secrets
 import signal
 import threading
@@ -761,6 +772,7 @@ class ConnectionManager:
         self.max_connections = int(_setting("WEBSOCKET_MAX_CONNECTIONS", 10_000, 1, 1_000_000))
         self.max_per_user = int(_setting("WEBSOCKET_MAX_PER_USER", 5, 0, 100_000))
         self.max_per_address = int(_setting("WEBSOCKET_MAX_PER_ADDRESS", 50, 0, 1_000_000))
+        self.address_limit_chosen = bool(os.environ.get("WEBSOCKET_MAX_PER_ADDRESS"))  # by an operator, who knows what is in front
         self.accept_rate = _setting("WEBSOCKET_ACCEPT_RATE", 500.0, 0, 1_000_000)
         self.stall_seconds = _setting("WEBSOCKET_STALL_SECONDS", STALL_SECONDS, 0.05, 3600)
         self.session_seconds = _setting("WEBSOCKET_SESSION_SECONDS", SESSION_SECONDS, 0, 86400)
@@ -1306,6 +1318,8 @@ class WebSocketGuard:
         self.manager = connections if connections is not None else manager
         self.open = 0
         self.by_address: t.Dict[str, int] = {}
+        self.proxies = _trusted_proxies(os.environ.get("WEBSOCKET_TRUSTED_PROXIES", ""))
+        self.told_of_nameless_proxy = False
         self.accepts = TokenBucket(self.manager.accept_rate, max(1.0, 2 * self.manager.accept_rate))
         self.handshakes: OrderedDict[t.Tuple[str, str], TokenBucket] = OrderedDict()
 
@@ -1327,7 +1341,7 @@ class WebSocketGuard:
             await self.app(scope, receive, send)
 
     async def websocket(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send, virtual: t.Optional[Virtual] = None) -> None:
-        address = _client_address(scope)
+        address = _counted_as(_client_address(scope, self.proxies))
         refusal = self.refuse(scope, address)
         if refusal is not None:
             self.manager.totals["refused"] += 1
@@ -1363,7 +1377,7 @@ class WebSocketGuard:
             return _Refusal(503, "server restarts", random.randint(1, RECONNECT_SPREAD_MS // 1000), 1012)
         if self.open >= here.max_connections:
             return _Refusal(503, "too many connections", random.randint(5, 15), 1013)
-        if here.max_per_address and self.by_address.get(address, 0) >= here.max_per_address:
+        if here.max_per_address and self.by_address.get(address, 0) >= here.max_per_address and not self._nameless_proxy(scope):
             return _Refusal(429, "too many connections from this address", 10)
         if here.max_per_user:
             key = (address, scope.get("path", ""))
@@ -1380,6 +1394,25 @@ class WebSocketGuard:
         if wait:
             return _Refusal(503, "too many handshakes", max(1, math.ceil(wait)), 1013)
         return None
+
+
+    def _nameless_proxy(self, scope: t.Mapping[str, t.Any]) -> bool:
+        """Whether the TCP peer is a proxy that does not say for whom it speaks: its address stands for everybody, and a limit that
+        nobody chose for that would lock everybody out. Anything on a private network is such a proxy; on this very machine it
+        is one when it brings a browser's page from elsewhere."""
+        peer = _address((scope.get("client") or ("", 0))[0])
+        if self.manager.address_limit_chosen or peer is None or not _within(peer, self.proxies):
+            return False
+        if any(header(scope, name) for name in (b"x-forwarded-for", b"x-real-ip", b"cf-connecting-ip")):
+            return False
+        if peer.is_loopback:
+            origin = header(scope, b"origin") or ""
+            if not origin or re.match(r"https?://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$", origin):
+                return False
+        if not self.told_of_nameless_proxy:
+            self.told_of_nameless_proxy = True
+            _log("warning", "🔌 The proxy in front names no client, so connections are not limited by address: let it send X-Forwarded-For")
+        return True
 
 
 def header(scope: t.Mapping[str, t.Any], name: bytes) -> t.Optional[str]:
@@ -1399,22 +1432,84 @@ def origin_allowed(origin: t.Optional[str]) -> bool:
     return True if allows is None else bool(allows(origin))
 
 
-def _client_address(scope: t.Mapping[str, t.Any]) -> str:
-    """Whom to count a connection against. Headers are believed only when the TCP peer is a proxy on a private network."""
-    peer = (scope.get("client") or ("unknown", 0))[0]
-    try:
-        if not ipaddress.ip_address(peer).is_private:
-            return str(peer)
-    except ValueError:  # a Unix socket has no address
-        pass
-    forwarded = [part.strip() for part in (header(scope, b"x-forwarded-for") or "").split(",")]
-    for candidate in [header(scope, b"cf-connecting-ip") or "", *reversed(forwarded)]:
+Address = t.Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+_PRIVATE = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,100.64.0.0/10,fc00::/7,fe80::/10"
+# https://www.cloudflare.com/ips/; the hosting service of the first user stands behind it.
+_CLOUDFLARE = (
+    "173.245.48.0/20,103.21.244.0/22,103.22.200.0/22,103.31.4.0/22,141.101.64.0/18,108.162.192.0/18,190.93.240.0/20,188.114.96.0/20,"
+    "197.234.240.0/22,198.41.128.0/17,162.158.0.0/15,104.16.0.0/13,104.24.0.0/14,172.64.0.0/13,131.0.72.0/22,"
+    "2400:cb00::/32,2606:4700::/32,2803:f800::/32,2405:b500::/32,2405:8100::/32,2a06:98c0::/29,2c0f:f248::/32"
+)
+
+
+def _trusted_proxies(text: str) -> t.Tuple[Network, ...]:
+    """The networks whose word about a client's address is taken. Nothing configured: private ones and Cloudflare's."""
+    if text.strip().lower() == "none":
+        return ()
+    found: t.List[Network] = []
+    for entry in (text.strip() or f"{_PRIVATE},{_CLOUDFLARE}").split(","):
         try:
-            if not ipaddress.ip_address(candidate).is_private:
-                return candidate
+            found.append(ipaddress.ip_network(entry.strip(), strict=False))
         except ValueError:
-            continue
-    return str(peer)
+            if entry.strip():
+                _log("error", f"🔌 WEBSOCKET_TRUSTED_PROXIES: {entry.strip()[:60]!a} is neither an address nor a network; left out")
+    return tuple(found)
+
+
+_DEFAULT_PROXIES = _trusted_proxies("")
+_CLOUDFLARE_NETWORKS = _trusted_proxies(_CLOUDFLARE)
+
+
+def _address(text: object) -> t.Optional[Address]:
+    """An address as proxies write it, perhaps with a port; None for anything else."""
+    text = str(text or "").strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _within(address: Address, networks: t.Iterable[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def _client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] = _DEFAULT_PROXIES) -> str:
+    """Whom to count a connection against: from the TCP peer on, each trusted proxy's word for the one before it.
+
+    What stands left of the first address that is no trusted proxy came from the client itself and is not looked at.
+    """
+    peer = (scope.get("client") or ("unknown", 0))[0]
+    known = _address(peer)
+    if known is not None and not _within(known, proxies):  # a Unix socket has no address: whoever listens there is trusted
+        return str(known)
+    if not proxies:
+        return str(peer)
+    forwarded = [part for key, value in scope.get("headers", ()) if key.lower() == b"x-forwarded-for" for part in value.decode("latin-1").split(",")]
+    nearest = known
+    for entry in reversed(forwarded):
+        address = _address(entry)
+        if address is None:
+            break
+        nearest = address
+        if not _within(address, proxies):
+            return str(address)
+    named = _address(header(scope, b"cf-connecting-ip"))
+    if named is not None and (not forwarded or (nearest is not None and _within(nearest, _CLOUDFLARE_NETWORKS))):
+        return str(named)
+    named = None if forwarded else _address(header(scope, b"x-real-ip"))
+    return str(named or nearest or peer)
+
+
+def _counted_as(address: str) -> str:
+    """An IPv6 client has a whole /64 to choose its address from."""
+    known = _address(address)
+    return address if known is None or known.version == 4 or known.is_loopback else str(ipaddress.ip_network((known, 64), strict=False))
 
 
 async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0) -> None:
