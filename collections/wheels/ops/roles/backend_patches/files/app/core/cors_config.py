@@ -861,6 +861,7 @@ class CORSMiddleware:
         kind = scope["type"]
         if kind != "http":
             if kind == "websocket" and not self._websocket_allowed(scope):
+                scope["query_string"] = b""  # the server logs what it refuses out of this object, and the token is in there
                 await receive()  # websocket.connect
                 await send({"type": "websocket.close", "code": 1008, "reason": "Origin not allowed"})
                 return

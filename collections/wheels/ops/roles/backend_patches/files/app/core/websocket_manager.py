@@ -1325,7 +1325,9 @@ class WebSocketGuard:
 
     async def __call__(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await self.websocket(scope, receive, send)
+            inner = dict(scope)
+            _hide_secrets(scope)
+            await self.websocket(inner, receive, send)
         elif scope["type"] == "http" and scope.get("path") in (POLL_PATH, SCRIPT_PATH) and scope.get("method") in ("GET", "POST"):
             try:
                 from app.wheels_ops import ws_poll
@@ -1334,7 +1336,9 @@ class WebSocketGuard:
                 await respond(send, 501, {"error": "the long poll is not installed"})
                 return
             if scope["path"] == POLL_PATH:
-                await ws_poll.Poll(self, scope, receive, send).answer()
+                inner = dict(scope)
+                _hide_secrets(scope)
+                await ws_poll.Poll(self, inner, receive, send).answer()
             else:
                 await ws_poll.script(scope, send)
         else:
@@ -1510,6 +1514,17 @@ def _counted_as(address: str) -> str:
     """An IPv6 client has a whole /64 to choose its address from."""
     known = _address(address)
     return address if known is None or known.version == 4 or known.is_loopback else str(ipaddress.ip_network((known, 64), strict=False))
+
+
+_SECRET_IN_QUERY = re.compile(rb"(^|&)((?:access_|refresh_)?token|session|apikey)=[^&]*", re.IGNORECASE)
+
+
+def _hide_secrets(scope: t.MutableMapping[str, t.Any]) -> None:
+    """A browser can send its token in the address only, and servers log addresses: uvicorn writes the path out of this very object,
+    with the query in it, when it accepts a WebSocket or answers a request. The application has got a copy of its own."""
+    query = scope.get("query_string", b"")
+    if b"=" in query:
+        scope["query_string"] = _SECRET_IN_QUERY.sub(rb"\1\2=***", query)
 
 
 async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0) -> None:
