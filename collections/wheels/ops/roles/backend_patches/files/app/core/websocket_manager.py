@@ -1399,7 +1399,6 @@ class WebSocketGuard:
             return _Refusal(503, "too many handshakes", max(1, math.ceil(wait)), 1013)
         return None
 
-
     def _nameless_proxy(self, scope: t.Mapping[str, t.Any]) -> bool:
         """Whether the TCP peer is a proxy that does not say for whom it speaks: its address stands for everybody, and a limit that
         nobody chose for that would lock everybody out. Anything on a private network is such a proxy; on this very machine it

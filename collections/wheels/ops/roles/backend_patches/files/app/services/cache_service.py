@@ -12,10 +12,11 @@ meanwhile. Invalidations that could not be delivered are kept and applied before
 Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
 tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
 
-Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that an
-entry lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may
-stand in while Redis is away), ``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at),
-``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
+Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that an entry
+lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's memory, 0 for
+never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may stand in while Redis is away),
+``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at), ``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier
+releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
 """
 
 from __future__ import annotations
