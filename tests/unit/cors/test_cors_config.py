@@ -99,6 +99,18 @@ def test_environments(tree: Tree) -> None:
     assert not {"*", "http://b.example"} & set(origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]'))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"https://a.example,https://b.example"', "'https://a.example, https://b.example'", '"https://a.example","https://b.example"',
+        ",, https://a.example ,,https://b.example,", '["https://a.example", "", "https://b.example"]', "\'[\"https://a.example\",\"https://b.example\"]\'",
+        "https://a.example,\n https://b.example\r\n", "https://a.example,https://b.example,https://a.example",
+    ],
+)  # fmt: skip
+def test_every_way_in_which_files_of_variables_write_a_list(tree: Tree, text: str) -> None:
+    assert origins(tree, ADDITIONAL_CORS_ORIGINS=text)[-2:] == ["https://a.example", "https://b.example"]
+
+
 def test_no_foreign_origin_is_ever_reflected(tree: Tree) -> None:
     """Property: an answer names an origin only if the policy has it, whatever is sent. Seed and number by environment."""
     count, seed = os.environ.get("WHEELS_OPS_FUZZ", "100000"), os.environ.get("WHEELS_OPS_SEED", "1")

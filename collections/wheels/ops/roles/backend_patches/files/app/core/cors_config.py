@@ -637,12 +637,16 @@ def _settings() -> t.Any:
 
 
 def _listed(text: str) -> t.List[str]:
-    if text.strip().startswith("["):
+    """A JSON list, or entries between commas. Quotes around the whole or around an entry are those that ``docker --env-file``, unlike a
+    shell, leaves in the value."""
+    text = text.strip().strip("'")
+    if text.startswith("["):
         try:
-            return [str(entry).strip() for entry in json.loads(text)]
+            return [entry for entry in (str(item).strip() for item in json.loads(text)) if entry]
         except ValueError:
             pass
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
+    entries = (entry.strip(" \t\r\n'\"") for entry in text.split(","))
+    return [entry for entry in entries if entry]
 
 
 def build_policy(environment: str) -> t.Tuple[CORSPolicy, t.List[str]]:
