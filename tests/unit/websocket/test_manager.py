@@ -655,6 +655,15 @@ class TestLogs:
         assert "🔗" in text and "🔌" in text
         assert "private words" not in text and "top-secret-token" not in text and next(iter(manager.sessions)) not in text
 
+    async def test_the_end_is_logged_with_the_code_that_the_peer_gave(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
+        ws._throttle.seen.clear()
+        with caplog.at_level(logging.DEBUG):
+            peer = await join(manager)
+            socket = manager.active_connections["c1"]
+            peer.leaves()
+            assert [(await socket.receive())["code"] for _ in range(2)] == [1001, 1001]
+        assert "disconnected" in caplog.text and "code=1001" in caplog.text
+
     async def test_an_attack_does_not_fill_the_log(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
         ws._throttle.seen.clear()
         with caplog.at_level(logging.DEBUG):

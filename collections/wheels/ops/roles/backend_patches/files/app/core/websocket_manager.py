@@ -543,6 +543,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
+        self.close_code = code
         self.outbox.clear()
         self.outbox_bytes = 0
         self.inbox.append({"type": "websocket.disconnect", "code": code, "reason": ""})
