@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import statistics
+import types
 import typing as t
 
 import pytest
@@ -191,6 +192,12 @@ class TestContract:
         manager.disconnect("ann", "c1")
         await settle()
         assert double.got == [{"a": 1}, "plain", 1000] and stranger.got == [{"a": 2}]
+        for gone in (double, stranger):
+            gone.client_state = types.SimpleNamespace(name="DISCONNECTED")  # type: ignore[attr-defined]  # as Starlette's own says
+        await manager.connect(double, "ann", "c2")
+        assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message({"a": 3}, stranger)
+        await manager.broadcast("to nobody")
+        assert not manager.active_connections and len(double.got) == 3
 
     async def test_a_connection_id_that_is_used_again_replaces_the_first(self, manager: t.Any) -> None:
         first = await join(manager)

@@ -874,10 +874,10 @@ class ConnectionManager:
         if connection is not None:
             return connection.push(text) if _is_heartbeat(text) else connection.deliver(text)
         try:  # a socket that was never registered
-            if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
-                return False
             await asyncio.wait_for(_plain_send(websocket)({"type": "websocket.send", "text": text}), self.stall_seconds)
             return True
+        except OSError:
+            return False
         except Exception as error:
             _log("warning", "🔌 WebSocket message not sent", error=type(error).__name__)
             return False
@@ -1562,6 +1562,8 @@ def _plain_send(websocket: t.Any) -> Send:
     """An ASGI ``send`` for an object that has only the methods of a WebSocket (a double in a test, another framework's)."""
 
     async def send(message: Message) -> None:
+        if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
+            raise OSError("the WebSocket is closed")
         if message["type"] == "websocket.close":
             await websocket.close(code=message.get("code", 1000))
         elif message.get("text") is None:
