@@ -267,6 +267,19 @@ def test_a_stand_in_client_can_be_put_in(tree: Tree) -> None:
     """) == [{"a": 1}, True, ["pam:cache:x"]]  # fmt: skip
 
 
+def test_a_client_that_gives_bytes_can_be_put_in(tree: Tree, redis: servers.Redis) -> None:
+    assert run(tree, redis.url, """
+    cache.redis = module.aioredis.Redis.from_url(os.environ["REDIS_URL"])
+    await cache.set("user_profile:1", {"a": 1}); await cache.batch_set({"b": (1, 2), "user_trips:1": None})
+    await cache.redis.set("context:old", '"x"'); await cache.redis.set("pam:cache:forever", "1"); await cache.redis.set("pam:cache:junk", b"\\xff\\x80")
+    found = [await cache.get("user_profile:1"), await cache.get("user_profile:1"), await cache.batch_get(["b", "user_trips:1", "junk"]),
+             await cache.get("context:old"), await cache.get("junk"), await cache.get_or_set("l", lambda: 5), await cache.exists("b"),
+             (await cache.clear_expired()).finished, (await cache.health_check())["connected"], await cache.delete_pattern("*")]
+    await cache.redis.aclose()
+    return found
+    """) == [{"a": 1}, {"a": 1}, {"b": [1, 2], "user_trips:1": None}, "x", None, 5, True, True, True, 7]  # fmt: skip
+
+
 def test_hostile_keys_and_values(tree: Tree, redis: servers.Redis) -> None:
     found = run(tree, redis.url, """
     keys = ["", " ", "\\n\\r\\n*1", "\\x00", "\\ud800", "a" * 100_000, "\\U0001f680" * 1000, "pam:cache:pam:cache:x", "*", "[", "{tag}", "../../x",

@@ -46,7 +46,7 @@ from app.core.logging import get_logger
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import DataError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 logger = get_logger(__name__)
 
@@ -566,9 +566,94 @@ class Link:
 async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], arguments: t.Sequence[t.Any]) -> t.Any:
     digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
     try:
-        return await t.cast(t.Awaitable[t.Any], client.evalsha(digest, len(keys), *keys, *arguments))
-    except NoScriptError:
-        return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
+        try:
+            return await t.cast(t.Awaitable[t.Any], client.evalsha(digest, len(keys), *keys, *arguments))
+        except NoScriptError:
+            return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
+    except ResponseError as error:
+        # A Redis that runs no scripts for us (an ACL, a hosted service): the same in single commands, with more round trips.
+        if not _no_scripts(error):
+            raise
+        return await _WITHOUT_SCRIPTS[script](client, *keys, *arguments)
+
+
+# What the scripts do, for a Redis that runs none. Between two commands somebody else may write: a key then gets an end a moment
+# after it got one already, or goes a moment after it was written anew. A cache can bear both.
+
+
+def _text(value: t.Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _no_scripts(error: BaseException) -> bool:
+    return isinstance(error, NoPermissionError) or "unknown command" in str(error).lower()
+
+
+def _cursor(value: t.Any) -> str:
+    """SCAN's own, as text. Of anything else a loop would never see the end."""
+    text = _text(value)
+    if not text.isdecimal():
+        raise ResponseError("not a cursor")
+    return text
+
+
+async def _is_string(client: t.Any, key: t.Any) -> bool:
+    return _text(await client.type(key)) == "string"
+
+
+async def _sweep_slice(client: t.Any, cursor: str, count: int, ttl: int) -> t.List[t.Any]:
+    following, page = await client.scan(cursor, count=count)
+    heads = [(key, PREFIX if _text(key).startswith(PREFIX) else _head(_text(key))) for key in page]
+    known = [(key, head == PREFIX) for key, head in heads if head == PREFIX or head in LEGACY_PREFIXES]
+    asked = client.pipeline(transaction=False)
+    for key, _own in known:
+        asked.pttl(key)
+        asked.type(key)
+    answers = await asked.execute() if known else []
+    set_end = client.pipeline(transaction=False)
+    mine = legacy = adopted = 0
+    for (key, own), left, kind in zip(known, answers[::2], answers[1::2]):
+        if left == -2 or not (own or _text(kind) == "string"):
+            continue
+        mine, legacy = mine + own, legacy + (not own)
+        if left == -1:
+            adopted += 1
+            set_end.pexpire(key, random.randint(ttl // 2, ttl))
+    if adopted:
+        await set_end.execute()
+    return [following, len(page), mine, legacy, adopted]
+
+
+async def _unlink_slice(client: t.Any, cursor: str, match: str, count: int, *beginnings: str) -> t.List[t.Any]:
+    following, page = await client.scan(cursor, match=match, count=count)
+    going = []
+    for key in page:
+        kind = next((beginning[0] for beginning in beginnings if _text(key).startswith(beginning[1:])), "")
+        if kind == "1" or (kind == "0" and await _is_string(client, key)):
+            going.append(key)
+    return [following, await client.unlink(*going) if going else 0]
+
+
+async def _move(client: t.Any, old: str, new: str, ttl: int) -> int:
+    if not await _is_string(client, old) or not await client.renamenx(old, new):
+        return 0
+    if await client.pttl(new) == -1:
+        await client.pexpire(new, ttl)
+    return 1
+
+
+async def _drop(client: t.Any, key: str) -> int:
+    return int(await client.unlink(key)) if await _is_string(client, key) else 0
+
+
+async def _give_back(client: t.Any, key: str, token: str) -> int:
+    held = await client.get(key)
+    return int(await client.delete(key)) if held is not None and _text(held) == token else 0
+
+
+_WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
+    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _RELEASE: _give_back,
+}  # fmt: skip
 
 
 async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Sequence[str]) -> int:
@@ -577,7 +662,7 @@ async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Seque
     while True:
         async with asyncio.timeout(SWEEP_TIMEOUT):
             reply = await _run(client, _UNLINK, (), (cursor, match, size, *beginnings))
-        cursor, gone = str(reply[0]), int(reply[1])
+        cursor, gone = _cursor(reply[0]), int(reply[1])
         total += gone
         if cursor == "0":
             return total
@@ -745,7 +830,7 @@ class CacheService:
     def _value(self, text: str) -> t.Tuple[bool, t.Any]:
         try:
             return True, decode(text)
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             self.counters.rejected_values += 1
             return False, None
 
@@ -786,6 +871,7 @@ class CacheService:
             self.counters.hits += 1
             return self._value(text)[1]
         if text is not None:
+            text = _text(text) if isinstance(text, bytes) else text  # a client that somebody put in, without decode_responses
             good, value = self._value(text)
             if good:
                 self.counters.hits += 1
@@ -876,6 +962,7 @@ class CacheService:
             text = before.get(key) if text is None else text
             if text is None:
                 continue
+            text = _text(text) if isinstance(text, bytes) else text
             good, value = self._value(text)
             if good:
                 found[key] = value
@@ -907,10 +994,18 @@ class CacheService:
             pipe = client.pipeline(transaction=False)
             for key, text in texts.items():
                 pipe.set(self._name(key), text, px=self._milliseconds(seconds))
-                old = self._old_name(key)
-                if old is not None:
-                    pipe.eval(_DROP, 1, old)
-            await pipe.execute()
+            old = [name for name in map(self._old_name, texts) if name is not None]
+            for name in old:
+                pipe.eval(_DROP, 1, name)
+            answers = await pipe.execute(raise_on_error=False)
+            for answer in answers[: len(texts)]:
+                if isinstance(answer, Exception):
+                    raise answer
+            for name, answer in zip(old, answers[len(texts) :]):
+                if isinstance(answer, Exception):
+                    if not _no_scripts(answer):
+                        raise answer
+                    await _drop(client, name)
 
         try:
             await self._call(write, timeout=1.0)
@@ -1049,14 +1144,15 @@ class CacheService:
         whole = False
         try:
             saved, before = await self._call(self._sweep_state)
-            cursor = str(saved or "0")
+            cursor = _text(saved or "0")
+            cursor = cursor if cursor.isdecimal() else "0"
             whole = cursor == "0"
             size = SLICE
             while True:
                 at = time.monotonic()
                 slice_of = (cursor, size, self.default_ttl * 1000)
                 reply = await self._call(functools.partial(_run, script=_SWEEP, keys=(), arguments=slice_of), timeout=SWEEP_TIMEOUT)
-                cursor = str(reply[0])
+                cursor = _cursor(reply[0])
                 totals = [total + int(more) for total, more in zip(totals, reply[1:])]
                 if cursor == "0":
                     finished = True
@@ -1149,7 +1245,7 @@ class CacheService:
 
         async def probe(client: t.Any) -> bool:
             await client.set(name, "1", px=5000)
-            good = await client.get(name) == "1"
+            good = _text(await client.get(name)) == "1"
             await client.unlink(name)
             return good
 
