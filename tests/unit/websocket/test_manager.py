@@ -605,6 +605,17 @@ class TestBounds:
         socket = manager.active_connections["c1"]
         assert [(await socket.receive())["text"] for _ in range(1000)] == [str(number) for number in range(1000)]
 
+    async def test_the_inbox_is_bounded_in_bytes_too(self, manager: t.Any) -> None:
+        """A frame that was taken is given to the endpoint, however large; the next ones wait on the network."""
+        peer = await join(manager)
+        for number in range(40):
+            peer.says(f"{number:02}" + "x" * ws.INBOX_BYTES)
+        await settle(50)
+        assert len(manager.connections["c1"].inbox) <= 2
+        socket = manager.active_connections["c1"]
+        assert [int((await socket.receive())["text"][:2]) for _ in range(40)] == list(range(40))
+        assert manager.connections["c1"].inbox_bytes == 0
+
     async def test_a_client_that_left_ends_the_endpoint(self, manager: t.Any) -> None:
         peer = await join(manager)
         socket = manager.active_connections["c1"]

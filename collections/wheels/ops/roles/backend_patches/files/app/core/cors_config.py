@@ -770,11 +770,17 @@ class CORSConfig:
 
     def handle_preflight_request(self, request: t.Any) -> Response:
         """The answer to a preflight that reached a route."""
-        headers = request.headers
+
+        def lines(name: str) -> t.List[str]:
+            every = getattr(request.headers, "getlist", None)
+            one = request.headers.get(name)
+            return list(every(name)) if every else [] if one is None else [one]
+
+        origins, methods = lines("origin"), lines("access-control-request-method")
         return self.create_options_response(
-            origin=headers.get("origin"),
-            requested_method=headers.get("access-control-request-method"),
-            requested_headers=headers.get("access-control-request-headers"),
+            origin=None if not origins else origins[0] if len(origins) == 1 else "",  # two Origin fields are no origin
+            requested_method=None if not methods else methods[0] if len(methods) == 1 else ",".join(methods),
+            requested_headers=",".join(lines("access-control-request-headers")) or None,
         )
 
     def log_cors_debug(self, request_origin: t.Optional[str], endpoint: str, allowed: bool) -> None:

@@ -81,6 +81,7 @@ OUTBOX_MESSAGES = 256
 OUTBOX_BYTES = 896 * 1024  # with the server's own 64 KiB write buffer a stuck peer costs less than 1 MiB
 RESUME_WRITING = 64 * 1024  # above this an endpoint that sends faster than its client reads is made to wait
 INBOX_MESSAGES = 64
+INBOX_BYTES = 1024 * 1024  # a server's own limit for one frame is 16 MiB by default
 STALL_SECONDS = 10.0  # a write that makes no progress for so long ends the connection, pongs or not
 CLOSE_GRACE = 1.0  # for the closing handshake; then the transport is aborted
 HICCUP = 0.5  # a tick later than this was the server's own pause, which no peer is blamed for
@@ -322,7 +323,7 @@ class Connection:
 
     __slots__ = (
         "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json",
-        "inbox", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes", "outstanding",
+        "inbox", "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes", "outstanding",
         "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs", "send",
         "sending", "session", "slot", "srtt", "total_missed", "user_id", "virtual", "wanted", "websocket", "writable",
     )  # fmt: skip
@@ -340,6 +341,7 @@ class Connection:
         self.blocked_since = now
         self.writable: t.Optional[asyncio.Event] = None
         self.inbox: t.Deque[Message] = deque()
+        self.inbox_bytes = 0
         self.reader: t.Optional[asyncio.Future[None]] = None
         self.room: t.Optional[asyncio.Future[None]] = None
         self.pump: t.Optional[asyncio.Task[None]] = None
@@ -582,11 +584,12 @@ class Connection:
                     return
                 if self.heard(message):
                     continue
-                while len(self.inbox) >= INBOX_MESSAGES and not self.closed:
+                while (len(self.inbox) >= INBOX_MESSAGES or self.inbox_bytes > INBOX_BYTES) and not self.closed:
                     self.room = asyncio.get_running_loop().create_future()
                     await self.room
                     self.last_inbound = self.manager.now()  # the endpoint was the slow one
                 self.inbox.append(message)
+                self.inbox_bytes += _size(message)
                 if self.reader is not None and not self.reader.done():
                     self.reader.set_result(None)
         except Exception as error:
@@ -603,6 +606,7 @@ class Connection:
             self.reader = asyncio.get_running_loop().create_future()
             await self.reader
         message = self.inbox.popleft()
+        self.inbox_bytes -= _size(message)
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
         return message
@@ -706,6 +710,10 @@ class Connection:
             "smoothed_latency_ms": round(self.srtt, 3), "jitter_ms": round(self.jitter, 3), "stability_score": self.stability(),
             "context": self.context,
         }  # fmt: skip
+
+
+def _size(message: Message) -> int:
+    return len(message.get("text") or message.get("bytes") or b"")
 
 
 def _current_task() -> t.Optional[asyncio.Task[t.Any]]:
