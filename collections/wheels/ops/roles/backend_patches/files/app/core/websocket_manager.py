@@ -322,10 +322,10 @@ class Connection:
     """One socket: its outbox and writer, its inbox and reader, its heartbeat. Times are ``ConnectionManager.now()``."""
 
     __slots__ = (
-        "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json",
-        "inbox", "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes", "outstanding",
-        "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs", "send",
-        "sending", "session", "slot", "srtt", "total_missed", "user_id", "virtual", "wanted", "websocket", "writable",
+        "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json", "inbox",
+        "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes",
+        "outstanding", "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs",
+        "send", "sending", "session", "slot", "srtt", "total_missed", "user_id", "virtual", "wanted", "websocket", "writable",
     )  # fmt: skip
 
     def __init__(self, manager: ConnectionManager, send: Send, receive: t.Optional[Receive], scope: t.Mapping[str, t.Any]) -> None:
