@@ -325,7 +325,7 @@ class Connection:
         "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json", "inbox",
         "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes",
         "outstanding", "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs",
-        "send", "sending", "session", "slot", "srtt", "total_missed", "user_id", "virtual", "wanted", "websocket", "writable",
+        "send", "sending", "session", "slot", "srtt", "total_missed", "transport", "user_id", "virtual", "wanted", "websocket", "writable",
     )  # fmt: skip
 
     def __init__(self, manager: ConnectionManager, send: Send, receive: t.Optional[Receive], scope: t.Mapping[str, t.Any]) -> None:
@@ -340,6 +340,7 @@ class Connection:
         self.outbox_bytes = 0
         self.blocked_since = now
         self.writable: t.Optional[asyncio.Event] = None
+        self.transport: t.Any = None  # what the server writes to, if that can be seen
         self.inbox: t.Deque[Message] = deque()
         self.inbox_bytes = 0
         self.reader: t.Optional[asyncio.Future[None]] = None
@@ -374,6 +375,8 @@ class Connection:
             return False
         if not self.sending:
             self._write(message)
+            if self.transport is not None and not self.sending and self._behind():
+                self._hold(self._drained())
             return not self.closed
         if droppable:
             for index, (_ignored, old, key) in enumerate(self.outbox):
@@ -407,6 +410,15 @@ class Connection:
         except Exception as error:
             self._broken(error)
             return
+        self._hold(rest)
+
+    def _behind(self) -> bool:
+        """Whether the peer leaves more unread than a server should keep. uvicorn's ``websockets-sansio`` writes whatever it is given and
+        never waits: its buffer would grow without bound, and nobody would be found slow."""
+        return not self.closed and self.transport.get_write_buffer_size() > RESUME_WRITING
+
+    def _hold(self, rest: t.Awaitable[None]) -> None:
+        """From now on frames are queued, until ``rest`` and then they are written."""
         self.sending = True
         self.blocked_since = self.manager.now()
         self.manager.blocked[self] = None
@@ -419,6 +431,8 @@ class Connection:
                 try:
                     await rest
                 except AssertionError:
+                    await self._drained()
+                if self.transport is not None and self._behind():
                     await self._drained()
                 if self.outbox_bytes < RESUME_WRITING // 2:
                     self._writable()
@@ -572,6 +586,8 @@ class Connection:
 
     def start_reading(self) -> None:
         if self.pump is None and self.receive is not None and not self.closed:
+            transport = _transport(self.send)
+            self.transport = transport if hasattr(transport, "get_write_buffer_size") else None
             self.pump = asyncio.get_running_loop().create_task(self._pump(self.receive))
 
     async def _pump(self, receive: Receive) -> None:
@@ -1535,10 +1551,12 @@ def _hide_secrets(scope: t.MutableMapping[str, t.Any]) -> None:
         scope["query_string"] = _SECRET_IN_QUERY.sub(rb"\1\2=***", query)
 
 
-async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0) -> None:
+async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0, length: bool = True) -> None:
     """One JSON answer to an HTTP request."""
     payload = encode(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if length:
+        headers.append((b"content-length", str(len(payload)).encode()))
     if etag:
         headers.append((b"etag", f'"{etag}"'.encode()))
     if retry_after:
@@ -1556,7 +1574,8 @@ async def _refuse(scope: t.Mapping[str, t.Any], receive: Receive, send: Send, re
     async def answer(message: Message) -> None:
         await send({**message, "type": f"websocket.{message['type']}"})
 
-    await respond(answer, refusal.status, {"error": refusal.text}, retry_after=refusal.retry_after)
+    # Servers add the length of a refused handshake's body themselves; with one of ours before it, uvicorn's sansio sends two.
+    await respond(answer, refusal.status, {"error": refusal.text}, retry_after=refusal.retry_after, length=False)
 
 
 def whole_number(value: t.Any) -> int:

@@ -380,7 +380,10 @@ class LocalStore:
         self.entries[key] = (text, min(now + self.fresh_for, end) if fresh else 0.0, min(now + self.usable_for, end + 60.0), end)
         self.bytes += size
         while self.bytes > self.limit:
-            oldest = next(iter(self.entries), None)
+            try:
+                oldest = next(iter(self.entries), None)
+            except RuntimeError:  # another thread's loop wrote between the two calls
+                continue
             if oldest is None:
                 self.bytes = 0
                 break
@@ -389,7 +392,8 @@ class LocalStore:
     def drop(self, key: str) -> None:
         entry = self.entries.pop(key, None)
         if entry is not None:
-            self.bytes -= len(entry[0]) + len(key) + self.OVERHEAD
+            size = len(entry[0]) + len(key) + self.OVERHEAD
+            self.bytes -= size  # nothing is called between reading and writing it, so no other thread comes between
 
     def clear(self) -> int:
         """Forgets everything; gives the bytes that were held."""
@@ -730,7 +734,7 @@ class CacheService:
         if links is None:
             # A loop's connections refer to it, so nothing else would ever let go of a closed one (asyncio.run() in a task).
             for old in [known for known in list(_links) if known.is_closed()]:
-                for link in _links.pop(old).values():
+                for link in _links.pop(old, {}).values():  # another thread's loop may look at the same moment
                     link.abandon()
             links = _links[loop] = {}
         link = links.get(self._url or "")
