@@ -232,7 +232,7 @@ def test_what_the_log_says(backend: SocketBackend) -> None:
 class TestLimits:
     @pytest.mark.parametrize("implementation", ["websockets", "websockets-sansio"])
     def test_per_address(self, implementation: str) -> None:
-        limits = {"WEBSOCKET_MAX_PER_ADDRESS": 3, "WEBSOCKET_MAX_PER_USER": 0}
+        limits: t.Dict[str, t.Any] = {"WEBSOCKET_MAX_PER_ADDRESS": 3, "WEBSOCKET_MAX_PER_USER": 0}
         with socket_backend(options=["--ws", implementation], **limits) as server, contextlib.ExitStack() as stack:
             for number in range(3):
                 stack.enter_context(connect_now(server.url(f"u{number}")))
