@@ -210,7 +210,7 @@ _TYPES: t.Tuple[t.Tuple[str, type, t.Callable[[t.Any], t.Any], t.Callable[[t.Any
     ("set", set, lambda v: [_tagged(item) for item in v], lambda v: set(_untagged(v))),
     ("frozenset", frozenset, lambda v: [_tagged(item) for item in v], lambda v: frozenset(_untagged(v))),
 )
-_READERS = {name: read for name, _ignored, _ignored, read in _TYPES}
+_READERS = {entry[0]: entry[3] for entry in _TYPES}
 _dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _loads = json.JSONDecoder().decode
 
@@ -457,7 +457,8 @@ class Link:
         username, password = arguments.pop("username", None), arguments.pop("password", None)
         if username or password:
             arguments["credential_provider"] = UsernamePasswordCredentialProvider(username, password)
-        return aioredis.Redis(connection_pool=pool)
+        client: aioredis.Redis = aioredis.Redis(connection_pool=pool)
+        return client
 
     def succeeded(self) -> None:
         self.failures = 0
