@@ -232,6 +232,8 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
         "password": (f"redis://:{quoted}@127.0.0.1:{port}/0", {}),
         "user": (f"redis://default:{quoted}@127.0.0.1:{port}/1", {}),
         "tls": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
+        "Celery's way to say which certificates will do": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_NONE", {}),
+        "Celery's, checked": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
         "unix": (f"unix://:{quoted}@{tmp_path}/s.sock?db=2", {}),
         "pydantic": ("redis://127.0.0.1:1/0", {"STUB_REDIS_DSN": f"redis://:{quoted}@127.0.0.1:{port}/3"}),
         "pydantic tls": (

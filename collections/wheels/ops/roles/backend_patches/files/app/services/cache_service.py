@@ -453,6 +453,9 @@ class Link:
         arguments = pool.connection_kwargs
         if "path" not in arguments:
             arguments["socket_keepalive"] = True
+        checked = str(arguments.get("ssl_cert_reqs", ""))
+        if checked.upper().startswith("CERT_"):  # Celery insists on this spelling in the address that both read, redis-py on the other
+            arguments["ssl_cert_reqs"] = checked[len("CERT_") :].lower()
         # A pool and its connections print their arguments; a provider prints only its address.
         username, password = arguments.pop("username", None), arguments.pop("password", None)
         if username or password:
