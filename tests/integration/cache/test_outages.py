@@ -21,6 +21,8 @@ from tests.support.cache_program import Talk, run
 from tests.support.patched_tree import Tree, patched_tree
 from tests.support.tcp_gate import gate
 from tests.support.waiting import free_port, port_open, wait_until
+from wheels_ops.checks import redis as redis_check
+from wheels_ops.services import broker
 
 
 @pytest.fixture
@@ -256,6 +258,19 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
     for piece in (secret, quoted, "p@ss", "p%40ss", "w:rd", "s3cret", "wr0ng"):
         assert piece not in text, f"{piece} in {text}"
     assert "***@127.0.0.1" in text or "redis://127.0.0.1" in text
+
+
+@pytest.mark.parametrize("word", ["CERT_NONE", "cert_none", "none"])
+def test_everything_that_reads_the_address_takes_celerys_spelling(tmp_path: Path, word: str) -> None:
+    certificate, key = browser.certificate(tmp_path, ["127.0.0.1"])
+    port, tls = free_port(), free_port()
+    url = f"rediss://127.0.0.1:{tls}/0?health_check_interval=30&ssl_cert_reqs={word}"
+    load = patched_tree(tmp_path / "load", "wheels_ops/load.py")
+    with redis_on(port, tmp_path, "--tls-port", str(tls), "--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no"):
+        assert redis_check.check(url).status == "ok"
+        with contextlib.closing(broker.connect(url)) as client:
+            assert client.ping()
+        assert load.json("import sys; from app.wheels_ops.load import client_for; print('true' if client_for(sys.argv[1]).ping() else 'false')", url) is True
 
 
 SHOWN = {
