@@ -56,6 +56,47 @@ def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
     assert 2_000 < found["float"] <= 2_500 and 107_000 < found["delta"] <= 120_000 and 0 < found["one"] <= 1_000
 
 
+def test_no_ttl_raises_or_looks_like_an_outage(tree: Tree, redis: servers.Redis) -> None:
+    """Text out of a settings file, numbers beyond Redis's clock, no number at all: the entry is there and has an end."""
+    found = run(tree, redis.url, """
+    odd = {"text": "60", "words": "soon", "nan": float("nan"), "inf": float("inf"), "huge": 1e18, "beyond": 10**400, "list": [1],
+           "decimal": decimal.Decimal("1.5"), "delta": dt.timedelta.max, "back": dt.timedelta(seconds=-1)}
+    for key, ttl in odd.items():
+        await cache.set("set:" + key, 1, ttl)
+        await cache.batch_set({"batch:" + key: 1}, ttl)
+        await cache.get_or_set("load:" + key, lambda: 1, ttl)
+    left = {key: [await cache.redis.pttl(f"pam:cache:{kind}:{key}") for kind in ("set", "batch", "load")] for key in odd}
+    return [left, cache.counters.errors]
+    """)  # fmt: skip
+    left, errors = found
+    year = 365 * 86_400_000
+    for key, (low, high) in {"text": (53_000, 60_000), "words": (269_000, 300_000), "nan": (269_000, 300_000), "list": (269_000, 300_000),
+                             "back": (269_000, 300_000), "decimal": (1_000, 1_500)}.items():  # fmt: skip
+        assert all(low < value <= high for value in left[key]), (key, left[key])
+    assert all(8 * year < value <= 10 * year for key in ("inf", "huge", "beyond", "delta") for value in left[key]), left
+    assert errors == 0
+
+
+def test_the_environment_says_how_long_an_entry_lives_by_default(tree: Tree, redis: servers.Redis) -> None:
+    body = 'await cache.set("k", 1); return [cache.default_ttl, await cache.redis.pttl("pam:cache:k")]'
+    for text, seconds in {"180": 180, "": 300, "0": 300, "-1": 300, "nonsense": 300, "0.2": 300}.items():
+        default, left = run(tree, redis.url, body, env={"CACHE_TTL": text})
+        assert default == seconds and 0.89 * seconds < left / 1000 <= seconds, text
+
+
+def test_a_value_that_cannot_be_written_or_a_key_that_cannot_be_hashed_raises_nothing(tree: Tree, redis: servers.Redis) -> None:
+    assert run(tree, redis.url, """
+    class Broken:
+        def __str__(self): raise RuntimeError("no text")
+        def model_dump(self): raise RuntimeError("no fields")
+    broken = Broken()
+    await cache.set("b", broken); await cache.set("b", broken, use_pickle=True); await cache.batch_set({"b": broken, "good": 1})
+    loaded = await cache.get_or_set("load", lambda: broken)
+    await cache.set(["list"], 2)
+    return [await cache.get("b"), await cache.get("good"), loaded is broken, await cache.get(["list"]), cache.counters.errors]
+    """) == [None, 1, True, 2, 4]  # fmt: skip
+
+
 def test_nothing_is_served_after_its_end(tree: Tree, redis: servers.Redis) -> None:
     """Not even by this process's own memory, which would keep an entry for longer. Read as often as it takes to see the end."""
     found = run(tree, redis.url, """
@@ -190,6 +231,32 @@ def test_instances_share_one_pool_and_survive_event_loops(tree: Tree, redis: ser
     assert clients <= 20 and growth <= 3 and still is True and closed is None and again == 1 and reopened is True
 
 
+def test_a_forked_worker_leaves_its_parents_connection_alone(tree: Tree, redis: servers.Redis) -> None:
+    """Parent and child share the selector: a transport that the child lets go of would be deaf in the parent."""
+    parent, child, after, value, errors = run(tree, redis.url, """
+    import gc, threading
+    await cache.set("k", 1)
+    before = await cache.redis.client_id()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        async def work():
+            await cache.set("k", 2)
+            gc.collect()
+            return await cache.redis.client_id()
+        found = []
+        thread = threading.Thread(target=lambda: found.append(asyncio.run(work())))  # a loop of its own: this thread's is the parent's
+        thread.start(); thread.join()
+        os.write(writing, str(found[0]).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    cache.trim_local()
+    value = await cache.get("k")
+    return [before, int(os.read(reading, 100)), await cache.redis.client_id(), value, cache.counters.errors]
+    """)  # fmt: skip
+    assert after == parent != child and value == 2 and errors == 0
+
+
 def test_a_stand_in_client_can_be_put_in(tree: Tree) -> None:
     """Tests of the backend replace ``.redis``."""
     assert run(tree, "redis://127.0.0.1:1/0", """
@@ -198,6 +265,19 @@ def test_a_stand_in_client_can_be_put_in(tree: Tree) -> None:
     cache.redis.get.return_value = '{"a": 1}'
     return [await cache.get("x"), (await get_cache()) is cache, cache.redis.get.await_args.args]
     """) == [{"a": 1}, True, ["pam:cache:x"]]  # fmt: skip
+
+
+def test_a_client_that_gives_bytes_can_be_put_in(tree: Tree, redis: servers.Redis) -> None:
+    assert run(tree, redis.url, """
+    cache.redis = module.aioredis.Redis.from_url(os.environ["REDIS_URL"])
+    await cache.set("user_profile:1", {"a": 1}); await cache.batch_set({"b": (1, 2), "user_trips:1": None})
+    await cache.redis.set("context:old", '"x"'); await cache.redis.set("pam:cache:forever", "1"); await cache.redis.set("pam:cache:junk", b"\\xff\\x80")
+    found = [await cache.get("user_profile:1"), await cache.get("user_profile:1"), await cache.batch_get(["b", "user_trips:1", "junk"]),
+             await cache.get("context:old"), await cache.get("junk"), await cache.get_or_set("l", lambda: 5), await cache.exists("b"),
+             (await cache.clear_expired()).finished, (await cache.health_check())["connected"], await cache.delete_pattern("*")]
+    await cache.redis.aclose()
+    return found
+    """) == [{"a": 1}, {"a": 1}, {"b": [1, 2], "user_trips:1": None}, "x", None, 5, True, True, True, 7]  # fmt: skip
 
 
 def test_hostile_keys_and_values(tree: Tree, redis: servers.Redis) -> None:

@@ -29,6 +29,16 @@ def tree(tmp_path: t.Any) -> Tree:
     return patched_tree(tmp_path, "services/cache_service.py")
 
 
+@pytest.fixture(params=["scripts", "no scripts"])
+def either(request: pytest.FixtureRequest, redis: servers.Redis) -> t.Iterator[servers.Redis]:
+    """A Redis that runs scripts for its clients, and one that does not."""
+    client = redis_client.Redis(port=redis.port)
+    if request.param == "no scripts":
+        client.execute_command("ACL", "SETUSER", "default", "-@scripting")
+    yield redis
+    client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
 def end(client: redis_client.Redis, key: t.Union[bytes, str]) -> int:
     """When a key expires (milliseconds since 1970), -1 for never."""
     return int(client.execute_command("PEXPIRETIME", key))
@@ -63,8 +73,8 @@ def populate(client: redis_client.Redis) -> None:
     client.sadd("pam:profiles:set", "x")
 
 
-def test_a_sweep_leaves_everything_of_others_as_it_was(tree: Tree, redis: servers.Redis) -> None:
-    client = redis_client.Redis(port=redis.port)
+def test_a_sweep_leaves_everything_of_others_as_it_was(tree: Tree, either: servers.Redis) -> None:
+    client = redis_client.Redis(port=either.port)
     populate(client)
     for number in range(500):
         client.set(f"pam:cache:own:{number}", "1")
@@ -76,7 +86,7 @@ def test_a_sweep_leaves_everything_of_others_as_it_was(tree: Tree, redis: server
     timed = {key: end(client, key) for key in client.keys("*") if client.ttl(key) > 0}
     found = run(
         tree,
-        redis.url,
+        either.url,
         """
     first = await cache.clear_expired()
     second = await cache.clear_expired()
@@ -104,12 +114,12 @@ def test_expired_keys_are_reclaimed(tree: Tree, redis: servers.Redis) -> None:
         assert held >= 299 and found[1] >= 299 and found[0] == found[1] and client.dbsize() == 0
 
 
-def test_patterns_and_prefixes_never_leave_our_keys(tree: Tree, redis: servers.Redis) -> None:
-    client = redis_client.Redis(port=redis.port)
+def test_patterns_and_prefixes_never_leave_our_keys(tree: Tree, either: servers.Redis) -> None:
+    client = redis_client.Redis(port=either.port)
     populate(client)
     client.set("user_profile:1", "1")
     before = foreign(client)
-    run(tree, redis.url, """
+    run(tree, either.url, """
     for pattern in ("*", "user_profile:*", "context:*", "rate_limit:*", "_kombu*", "celery*", "email", "pam:*", "pam:response:*", "pam:profiles:*",
                     "[a-z]*", "?*", "unacked*"):
         await cache.delete_pattern(pattern); await cache.delete(pattern); await cache.clear_prefix(pattern.rstrip("*"))
@@ -122,8 +132,8 @@ def test_patterns_and_prefixes_never_leave_our_keys(tree: Tree, redis: servers.R
     assert client.get("user_profile:1") is None, "what an earlier release cached is deleted with its pattern"
 
 
-def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, redis: servers.Redis) -> None:
-    client = redis_client.Redis(port=redis.port)
+def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, either: servers.Redis) -> None:
+    client = redis_client.Redis(port=either.port)
     client.set("user_profile:1", '{"name": "old"}', ex=1000)
     client.set("user_trips:1", '["old"]')
     client.set("calendar_events:1", "1")
@@ -131,7 +141,7 @@ def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, redis:
     client.set("unknown:1", "1")
     found = run(
         tree,
-        redis.url,
+        either.url,
         """
     first = [await cache.get("user_profile:1"), await cache.get("user_trips:1"), await cache.get("unknown:1"), await cache.batch_get(["calendar_events:1"])]
     await cache.set("calendar_events:1", 2)
@@ -149,15 +159,15 @@ def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, redis:
     assert found[4] is False, "nothing old is left, so nothing old is looked for any more"
 
 
-def test_a_sweep_is_bounded_resumed_and_alone(tree: Tree, redis: servers.Redis) -> None:
-    client = redis_client.Redis(port=redis.port)
+def test_a_sweep_is_bounded_resumed_and_alone(tree: Tree, either: servers.Redis) -> None:
+    client = redis_client.Redis(port=either.port)
     pipe = client.pipeline()
     for number in range(20_000):
         pipe.set(f"pam:cache:{number}", "1")
     pipe.execute()
     found = run(
         tree,
-        redis.url,
+        either.url,
         """
     parts = []
     while not parts or not parts[-1].finished:
@@ -169,7 +179,7 @@ def test_a_sweep_is_bounded_resumed_and_alone(tree: Tree, redis: servers.Redis) 
     )
     assert found[0] > 1 and found[1] >= 20_000 and sorted(found[3]) == [False, False, True] and found[4] == []
     client.set("pam:cache:!sweep:lock", "somebody", px=60_000)
-    assert run(tree, redis.url, "result = await cache.clear_expired(); return [int(result), result.finished]") == [0, False]
+    assert run(tree, either.url, "result = await cache.clear_expired(); return [int(result), result.finished]") == [0, False]
 
 
 def test_commands_that_would_block_or_empty_redis_are_never_sent(tree: Tree, redis: servers.Redis) -> None:

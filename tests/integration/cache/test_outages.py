@@ -21,6 +21,8 @@ from tests.support.cache_program import Talk, run
 from tests.support.patched_tree import Tree, patched_tree
 from tests.support.tcp_gate import gate
 from tests.support.waiting import free_port, port_open, wait_until
+from wheels_ops.checks import redis as redis_check
+from wheels_ops.services import broker
 
 
 @pytest.fixture
@@ -232,6 +234,8 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
         "password": (f"redis://:{quoted}@127.0.0.1:{port}/0", {}),
         "user": (f"redis://default:{quoted}@127.0.0.1:{port}/1", {}),
         "tls": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
+        "Celery's way to say which certificates will do": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_NONE", {}),
+        "Celery's, checked": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
         "unix": (f"unix://:{quoted}@{tmp_path}/s.sock?db=2", {}),
         "pydantic": ("redis://127.0.0.1:1/0", {"STUB_REDIS_DSN": f"redis://:{quoted}@127.0.0.1:{port}/3"}),
         "pydantic tls": (
@@ -256,6 +260,19 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
     assert "***@127.0.0.1" in text or "redis://127.0.0.1" in text
 
 
+@pytest.mark.parametrize("word", ["CERT_NONE", "cert_none", "none"])
+def test_everything_that_reads_the_address_takes_celerys_spelling(tmp_path: Path, word: str) -> None:
+    certificate, key = browser.certificate(tmp_path, ["127.0.0.1"])
+    port, tls = free_port(), free_port()
+    url = f"rediss://127.0.0.1:{tls}/0?health_check_interval=30&ssl_cert_reqs={word}"
+    load = patched_tree(tmp_path / "load", "wheels_ops/load.py")
+    with redis_on(port, tmp_path, "--tls-port", str(tls), "--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no"):
+        assert redis_check.check(url).status == "ok"
+        with contextlib.closing(broker.connect(url)) as client:
+            assert client.ping()
+        assert load.json("import sys; from app.wheels_ops.load import client_for; print('true' if client_for(sys.argv[1]).ping() else 'false')", url) is True
+
+
 SHOWN = {
     "redis://localhost:6379": "redis://localhost:6379", "redis://:pw@h:1/2": "redis://***@h:1/2", "rediss://user:pw@h/0": "rediss://***@h/0",
     "redis://user@h": "redis://***@h", "unix:///run/r.sock?password=pw": "unix:///run/r.sock",
@@ -264,6 +281,34 @@ SHOWN = {
         "(unreadable Redis URL)",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (("--maxmemory", "1", "--maxmemory-policy", "noeviction"), "OutOfMemoryError"),
+        (("--replicaof", "127.0.0.1", "1"), "ReadOnlyError"),
+        (("--cluster-enabled", "yes"), "ClusterDownError"),
+        (("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-set", "-unlink", "-eval", "-evalsha"), "NoPermissionError"),
+    ],
+)
+def test_a_redis_that_refuses_is_no_outage_and_not_silent(tree: Tree, tmp_path: Path, options: t.Tuple[str, ...], kind: str) -> None:
+    port = free_port()
+    with redis_on(port, tmp_path, *options):
+        found = run(tree, f"redis://127.0.0.1:{port}", """
+        for number in range(20):
+            await cache.set(f"k{number}", number); await cache.get(f"k{number}"); await cache.delete(f"k{number}")
+        await cache.delete_pattern("k*"); swept = await cache.clear_expired()
+        try:
+            await cache.health_check(); healthy = True
+        except CacheUnavailableError as error:
+            healthy = str(error)
+        stats = await cache.get_stats()
+        return [await cache.get_or_set("x", lambda: 5), swept.finished, healthy, stats["connected"], stats["breaker"]]
+        """)  # fmt: skip
+    assert found == [5, False, kind, True, "closed"]
+    told = [line for line in tree.logged() if line["event"].startswith("Cache: Redis refuses") and line["error"] == kind]
+    assert len(told) == 1, "one line, however often"
 
 
 def test_urls_are_shown_without_their_secret(tree: Tree) -> None:

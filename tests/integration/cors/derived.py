@@ -70,7 +70,19 @@ def _foreign_origins() -> t.Iterator[t.Tuple[str, str]]:
         "homograph": "https://xn--wheelsndwins-kbb.com", "userinfo": "https://wheelsandwins.com@evil.example", "underscore": "https://wheels_and_wins.com",
         "regular expression": "https://.*", "long label": "https://" + "a" * 64 + ".com", "comma": "https://wheelsandwins.com,",
         "quotes": '"https://wheelsandwins.com"', "angle brackets": "<https://wheelsandwins.com>", "semicolon": "https://wheelsandwins.com;",
-        "inner tab": "https://wheels\tandwins.com", "ip": "https://127.0.0.1", "blob": "blob:https://wheelsandwins.com", "websocket": "wss://wheelsandwins.com",
+        "inner tab": "https://wheels\tandwins.com", "port 80": "https://wheelsandwins.com:80", "port 443 of a preview": PREVIEW + ":443",
+        "empty port": "https://wheelsandwins.com:", "leading zero": "https://wheelsandwins.com:0443", "trailing dot and port": "https://wheelsandwins.com.:443",
+        "password": "https://user:secret@wheelsandwins.com", "IPv6": "https://[::1]", "IPv6, mapped": "https://[::ffff:127.0.0.1]:443",
+        "UTF-8 of a homograph": "https://wheels\u00c3\u00a4ndwins.com", "Latin-1": "https://wheels\u00e4ndwins.com", "soft hyphen": "https://wheels\u00c2\u00adandwins.com",
+        "long, own in front": OWN + "." + "a" * 7000, "long, own behind": "https://" + "a" * 7000 + ".wheelsandwins.com", "file with path": "file:///etc/passwd",
+        "NULL": "NULL", "null twice": "null null", "extension": "chrome-extension://abcdefghijklmnop", "about": "about:blank",
+        "two slashes": "//wheelsandwins.com",
+        "one slash": "https:/wheelsandwins.com", "no slash": "https:wheelsandwins.com", "double quote": OWN + '"', "star in front": "https://*.wheelsandwins.com",
+        "preview, newer letters": "https://deploy-preview-1\u00c2\u00b2--wheels-wins-landing-page.netlify.app",
+        "preview, no number": "https://deploy-preview---wheels-wins-landing-page.netlify.app",
+        "preview in upper case": PREVIEW.upper().replace("HTTPS", "https"),
+        "preview, trailing dot": PREVIEW + ".", "preview, user": PREVIEW + "@evil.example",
+        "ip": "https://127.0.0.1", "blob": "blob:https://wheelsandwins.com", "websocket": "wss://wheelsandwins.com",
     }.items()  # fmt: skip
 
 
@@ -92,7 +104,8 @@ def vectors() -> t.List[t.Dict[str, t.Any]]:
     add("GET", [("Referer", OWN + "/")], {"status": 200, **plain})
     # allowed requests, on every path that an answer can take
     for app, status in (("ok", 200), ("boom", 500), ("inner500", 500), ("needauth", 401), ("notfound", 404), ("limited", 429), ("invalid", 422),
-                        ("notmod", 304), ("redir", 307), ("stream", 200), ("ownacao", 200)):  # fmt: skip
+                        ("notmod", 304), ("redir", 307), ("stream", 200), ("ownacao", 200), ("sse", 200), ("passing", 200), ("late500", 200),
+                        ("mounted", 200), ("verbose", 200)):  # fmt: skip
         add("GET", own, _allowed(status), app)
         add("GET", [("Origin", "https://evil.example")], _denied(status), app)
         add("GET", [("Origin", PREVIEW)], _allowed(status, PREVIEW), app)
@@ -105,6 +118,16 @@ def vectors() -> t.List[t.Dict[str, t.Any]]:
     add("GET", [], {"status": 200, "browser": "n/a", "absent": NONE_LEAKED, "vary_includes": ["Origin", "Accept-Encoding"], "single": ["vary"]}, "vary")
     add("GET", own, {**_allowed(), "vary_includes": ["Origin", "Cookie"], "vary_is": "Origin, Cookie"}, "varyorigin")
     add("GET", [("Origin", "https://evil.example")], {**_denied(), "vary_includes": ["*"]}, "varystar")
+    add("GET", [], {"status": 200, "browser": "n/a", "absent": NOTHING_AT_ALL, "vary_includes": ["*"], "vary_is": "*"}, "varystar")
+    merged = "Origin, Accept-Encoding, cookie"
+    add("GET", own, {**_allowed(), "vary_is": merged, "absent": ["access-control-max-age", "access-control-allow-methods"]}, "verbose")
+    add("GET", [("Origin", "https://evil.example")], {**_denied(), "absent": NOTHING_AT_ALL, "vary_is": merged, "single": ["vary"]}, "verbose")
+    add("GET", [], {"status": 200, "browser": "n/a", "absent": NOTHING_AT_ALL, "vary_is": merged, "single": ["vary"]}, "verbose")
+    # what a mounted application thinks of CORS has no effect, not even on OPTIONS requests that are no preflights
+    add("OPTIONS", [("Origin", "https://evil.example")], _denied(405), "mounted")
+    add("OPTIONS", [("Access-Control-Request-Method", "GET")], {"status": 405, **plain}, "mounted")
+    # blanks around a value are none of it (RFC 9110, 5.5)
+    add("OPTIONS", [("Origin", f" {OWN}\t"), ("Access-Control-Request-Method", "\tPOST "), ("Access-Control-Request-Headers", "\tcontent-type ")], _granted())
     # foreign origins, actual and preflight
     for why, origin in _foreign_origins():
         add("GET", [("Origin", origin)], {**_denied(), "why": why})
@@ -118,7 +141,8 @@ def vectors() -> t.List[t.Dict[str, t.Any]]:
                   [" authorization\t,  content-type "], ["authorization", ""], ["", ""], [",,,,"], ["x-client-info", "apikey", "authorization"],
                   ["accept,accept-language,content-language"], ["x-csrf-token,x-request-id,x-requested-with"], [",".join(["authorization"] * 60)]):  # fmt: skip
         add("OPTIONS", _preflight("POST", lines), _granted())
-    for app in ("boom", "inner500", "needauth", "notfound", "limited", "redir", "optroute", "getonly", "invalid", "notmod", "ownacao", "vary"):
+    for app in ("boom", "inner500", "needauth", "notfound", "limited", "redir", "optroute", "getonly", "invalid", "notmod", "ownacao", "vary", "sse",
+                "passing", "mounted", "verbose", "varystar"):  # fmt: skip
         add("OPTIONS", _preflight("POST", ["content-type"]), _granted("content-type"), app)
     add("OPTIONS", [*_preflight("POST", ["content-type"]), ("Cookie", "session=1"), ("Authorization", "Bearer x")], _granted("content-type"))
     # refused preflights
@@ -127,7 +151,7 @@ def vectors() -> t.List[t.Dict[str, t.Any]]:
     for lines in (["x-evil"], ["authorization,x-evil"], ["authorization", "x-evil"], ["*"], ["authorization content-type"], ["a;b"],
                   ["content-type\u00e9"], ["cookie"], ["x-" + "a" * 5000], [",".join(["authorization"] * 65)], ["," * 5000], ["content-type:"],
                   ['"authorization"'],
-                 
+                  ["content-type", ""] * 40, ["x-client-info\u00c2\u00a0"], ["content-type\xa0"],
                   ["sec-fetch-mode"], ["host"], ["x-forwarded-for"]):  # fmt: skip
         add("OPTIONS", _preflight("POST", lines), _refused("x-evil", "cookie", "sec-fetch", "x-forwarded"))
     add("OPTIONS", [("Origin", OWN), ("Origin", OWN), ("Access-Control-Request-Method", "GET")], _refused())

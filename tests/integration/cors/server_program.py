@@ -20,7 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware as StarletteCORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -41,6 +41,50 @@ class Limiter(BaseHTTPMiddleware):
         return PlainTextResponse("slow down", 429, {"Retry-After": "7"})
 
 
+class Verbose:
+    """An inner middleware that writes CORS headers and Vary of its own, in capitals and more than once, and an early end of its own."""
+
+    def __init__(self, app: t.Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        async def louder(message: t.Any) -> None:
+            if message["type"] == "http.response.start":
+                origin = next((value for name, value in scope["headers"] if name == b"origin"), b"*")
+                own = [(b"Access-Control-Allow-Origin", origin), (b"ACCESS-CONTROL-ALLOW-ORIGIN", b"*"), (b"Access-Control-Max-Age", b"1"),
+                       (b"Access-Control-Allow-Credentials", b"true"), (b"Access-Control-Expose-Headers", b"*"), (b"Access-Control-Allow-Methods", b"*"),
+                       (b"Vary", b"Accept-Encoding"), (b"VARY", b" cookie ,, ORIGIN,"), (b"vary", b"")]  # fmt: skip
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await self.app(scope, receive, louder)
+
+
+class LateError:
+    """Fails when the response has begun: nothing can be said about it any more."""
+
+    def __init__(self, app: t.Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        await self.app(scope, receive, send)
+        raise RuntimeError("after the response")
+
+
+class Passing(BaseHTTPMiddleware):
+    """What the backend's own middlewares are: the response goes through a queue."""
+
+    async def dispatch(self, request: Request, call_next: t.Any) -> Response:
+        response = t.cast(Response, await call_next(request))
+        response.headers["X-Request-ID"] = "2"
+        return response
+
+
+async def _events() -> t.AsyncIterator[bytes]:
+    for number in range(3):
+        yield b"id: %d\ndata: {}\n\n" % number
+
+
 async def _chunks() -> t.AsyncIterator[bytes]:
     for number in range(3):
         yield b"chunk %d\n" % number
@@ -58,6 +102,8 @@ def application(kind: str) -> t.Any:
             return RedirectResponse("/elsewhere", 307)
         if kind == "stream":
             return StreamingResponse(_chunks())
+        if kind == "sse":
+            return StreamingResponse(_events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         if kind == "invalid":
             return JSONResponse({"detail": [{"loc": ["body"], "msg": "field required"}]}, 422)
         extra = {
@@ -74,8 +120,13 @@ def application(kind: str) -> t.Any:
 
     methods = ["GET"] if kind == "getonly" else [*METHODS, "OPTIONS"] if kind == "optroute" else METHODS
     routes = [] if kind == "notfound" else [Route("/{path:path}", endpoint, methods=methods)]
-    middleware = {"inner500": [Middleware(Broken)], "limited": [Middleware(Limiter)]}.get(kind, [])
-    return Starlette(routes=[WebSocketRoute("/ws", socket), *routes], middleware=middleware)
+    middleware = {
+        "inner500": [Middleware(Broken)], "limited": [Middleware(Limiter)], "verbose": [Middleware(Verbose)], "late500": [Middleware(LateError)],
+        "passing": [Middleware(Passing)],
+        "mounted": [Middleware(StarletteCORSMiddleware, allow_origins=["*"], allow_credentials=True, allow_methods=["*"], allow_headers=["*"], max_age=5)],
+    }.get(kind, [])  # fmt: skip
+    made = Starlette(routes=[WebSocketRoute("/ws", socket), *routes], middleware=middleware)
+    return Starlette(routes=[Mount("/api", made)]) if kind == "mounted" else made
 
 
 def dispatcher(data: t.Mapping[str, t.Any], layer: str) -> t.Any:

@@ -230,6 +230,7 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     assert "The backend answers again." in run.text
     assert tree(stage.sandbox.backend) == tree(materialise("incident", tmp_path / "incident"))
     assert not stage.sandbox.env_file.exists()
+    assert stage.sandbox.etc.stat().st_mode & 0o777 == 0o700, "a directory that was there is nobody's to open"
     assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
 
 

@@ -47,9 +47,11 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["guard", "manager alone"])
+@pytest.fixture(scope="module", params=["guard", "manager alone", "guard, sansio"])
 def backend(request: pytest.FixtureRequest) -> t.Iterator[SocketBackend]:
-    with socket_backend(guard=request.param == "guard", poll=request.param == "guard", options=OPTIONS, WEBSOCKET_MAX_PER_ADDRESS=0, **FAST) as server:
+    guard = request.param != "manager alone"
+    options = [*OPTIONS, *(["--ws", "websockets-sansio"] if "sansio" in request.param else [])]  # which writes without ever waiting
+    with socket_backend(guard=guard, poll=guard, options=options, WEBSOCKET_MAX_PER_ADDRESS=0, **FAST) as server:
         yield server
 
 
@@ -228,8 +230,10 @@ def test_what_the_log_says(backend: SocketBackend) -> None:
 
 
 class TestLimits:
-    def test_per_address(self) -> None:
-        with socket_backend(WEBSOCKET_MAX_PER_ADDRESS=3, WEBSOCKET_MAX_PER_USER=0) as server, contextlib.ExitStack() as stack:
+    @pytest.mark.parametrize("implementation", ["websockets", "websockets-sansio"])
+    def test_per_address(self, implementation: str) -> None:
+        limits: t.Dict[str, t.Any] = {"WEBSOCKET_MAX_PER_ADDRESS": 3, "WEBSOCKET_MAX_PER_USER": 0}
+        with socket_backend(options=["--ws", implementation], **limits) as server, contextlib.ExitStack() as stack:
             for number in range(3):
                 stack.enter_context(connect_now(server.url(f"u{number}")))
             with pytest.raises(InvalidStatus) as refused:

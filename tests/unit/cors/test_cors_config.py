@@ -72,15 +72,20 @@ print(json.dumps([response.status_code, dict(response.headers)]))
 
 
 def test_handle_preflight_request(tree: Tree) -> None:
+    """Several field lines count, too, and a request object that has only a dictionary of headers will do."""
     assert tree.json("""
-import json
+import json, types
 from starlette.requests import Request
 from app.core.cors_config import cors_config
-def answer(origin):
-    pairs = [(b"origin", origin), (b"access-control-request-method", b"POST"), (b"access-control-request-headers", b"authorization")]
+def answer(*extra, origin=b"https://wheelsandwins.com"):
+    pairs = [(b"origin", origin), (b"access-control-request-method", b"POST"), (b"access-control-request-headers", b"authorization"), *extra]
     return cors_config.handle_preflight_request(Request({"type": "http", "method": "OPTIONS", "path": "/", "headers": pairs})).status_code
-print(json.dumps([answer(b"https://wheelsandwins.com"), answer(b"https://evil.example")]))
-""") == [200, 403]
+plain = types.SimpleNamespace(headers={"origin": "https://wheelsandwins.com", "access-control-request-headers": "x-evil"})
+print(json.dumps([answer(), answer(origin=b"https://evil.example"), answer((b"access-control-request-headers", b"apikey")),
+                  answer((b"access-control-request-headers", b"x-evil")), answer((b"origin", b"https://wheelsandwins.com")),
+                  answer((b"access-control-request-method", b"PURGE")), cors_config.handle_preflight_request(plain).status_code,
+                  cors_config.handle_preflight_request(types.SimpleNamespace(headers={})).status_code]))
+""") == [200, 403, 200, 403, 403, 403, 403, 200]
 
 
 def test_environments(tree: Tree) -> None:
@@ -97,6 +102,18 @@ def test_environments(tree: Tree) -> None:
     assert "https://a.example" in origins(tree, ADDITIONAL_CORS_ORIGINS=" https://a.example , ,https://b.example:8443")
     assert "https://a.example" in origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]')
     assert not {"*", "http://b.example"} & set(origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]'))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"https://a.example,https://b.example"', "'https://a.example, https://b.example'", '"https://a.example","https://b.example"',
+        ",, https://a.example ,,https://b.example,", '["https://a.example", "", "https://b.example"]', "\'[\"https://a.example\",\"https://b.example\"]\'",
+        "https://a.example,\n https://b.example\r\n", "https://a.example,https://b.example,https://a.example",
+    ],
+)  # fmt: skip
+def test_every_way_in_which_files_of_variables_write_a_list(tree: Tree, text: str) -> None:
+    assert origins(tree, ADDITIONAL_CORS_ORIGINS=text)[-2:] == ["https://a.example", "https://b.example"]
 
 
 def test_no_foreign_origin_is_ever_reflected(tree: Tree) -> None:

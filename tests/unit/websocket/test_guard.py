@@ -94,10 +94,77 @@ def test_a_policy_that_cannot_judge_sockets_is_tolerated(guard: t.Any, monkeypat
         ("127.0.0.1", (("X-Forwarded-For", "nonsense, ,"),), "127.0.0.1"),
         ("::1", (("X-Forwarded-For", "2a00::1"),), "2a00::1"),
         ("testclient", (), "testclient"),
+        ("10.0.0.1", (("X-Forwarded-For", "192.168.7.9"),), "192.168.7.9"),  # an intranet: its clients are private, too
+        ("10.0.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
+        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")), "203.0.113.9"),  # several lines are one list
+        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, 203.0.113.9:4711"),), "203.0.113.9"),
+        ("10.0.0.1", (("X-Forwarded-For", "[2001:db8::7]:4711"),), "2001:db8::7"),
+        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, unknown"),), "10.0.0.1"),  # left of what cannot be read anybody may have written
+        ("10.0.0.1", (("CF-Connecting-IP", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")), "203.0.113.9"),  # not through Cloudflare
+        ("10.0.0.1", (("CF-Connecting-IP", "203.0.113.9"), ("X-Forwarded-For", "172.64.0.1")), "203.0.113.9"),  # its edge's proxy kept one hop
+        ("10.0.0.1", (("CF-Connecting-IP", "203.0.113.9"),), "203.0.113.9"),
+        ("172.64.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
+        ("10.0.0.1", (("X-Real-IP", "203.0.113.9"),), "203.0.113.9"),
+        ("10.0.0.1", (("X-Real-IP", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")), "203.0.113.9"),
+        ("8.8.8.8", (("X-Real-IP", "1.2.3.4"), ("CF-Connecting-IP", "1.2.3.4")), "8.8.8.8"),
+        ("::ffff:10.0.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
+        ("", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),  # a Unix socket
     ],
 )
 def test_whom_a_connection_is_counted_against(peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str) -> None:
     assert ws._client_address(scope(peer, *headers)) == counted
+
+
+@pytest.mark.parametrize(
+    ("proxies", "counted"),
+    [
+        ("none", "10.0.0.1"),
+        ("10.0.0.1", "192.168.7.9"),
+        (" 10.0.0.0/8 , 192.168.7.9, nonsense, 10.0.0.7/8", "198.51.100.1"),
+        ("192.168.0.0/16", "10.0.0.1"),
+    ],
+)
+def test_whose_word_is_taken_is_configured(proxies: str, counted: str) -> None:
+    asked = scope("10.0.0.1", ("X-Forwarded-For", "1.1.1.1, 198.51.100.1, 192.168.7.9"))
+    assert ws._client_address(asked, ws._trusted_proxies(proxies)) == counted
+
+
+async def test_an_ipv6_client_counts_with_its_network(guard: t.Any) -> None:
+    guard.manager.max_per_address = 2
+    seen: t.List[t.Any] = []
+
+    async def endpoint(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        seen.append(dict(guard.by_address))
+
+    guard.app = endpoint
+    for address in ("2001:db8:1:2::5", "2001:db8:1:2:ffff::6"):
+        await knock(guard, scope(address))
+    await knock(guard, scope("::ffff:203.0.113.9"))
+    assert seen == [{"2001:db8:1:2::/64": 1}, {"2001:db8:1:2::/64": 1}, {"203.0.113.9": 1}]
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "chosen", "status"),
+    [
+        ("10.0.0.1", (), False, None),  # a proxy without a word about its clients
+        ("10.0.0.1", (), True, 429),  # ... whose operator chose a limit for that
+        ("10.0.0.1", (("X-Forwarded-For", "10.0.0.1"),), False, 429),
+        ("127.0.0.1", (), False, 429),  # a program on this machine
+        ("127.0.0.1", (("Origin", "http://localhost:5173"),), False, 429),
+        ("127.0.0.1", (("Origin", "https://wheelsandwins.com"),), False, None),  # a page from elsewhere: through a proxy here
+        ("203.0.113.9", (), False, 429),
+        ("203.0.113.9", (("Origin", "https://wheelsandwins.com"),), False, 429),
+    ],
+)
+def test_a_proxy_that_names_nobody_locks_nobody_out(
+    guard: t.Any, caplog: pytest.LogCaptureFixture, peer: str, headers: t.Tuple[t.Tuple[str, str], ...], chosen: bool, status: t.Optional[int]
+) -> None:
+    guard.manager.address_limit_chosen = chosen
+    guard.by_address[peer] = 50
+    with caplog.at_level("WARNING"):
+        found = [guard.refuse(scope(peer, *headers), peer) for _ in range(3)]
+    assert {refusal and refusal.status for refusal in found} == {status}
+    assert caplog.text.count("names no client") == (status is None), "said once"
 
 
 async def test_counts_are_given_back(guard: t.Any) -> None:

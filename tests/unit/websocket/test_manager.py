@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import statistics
+import types
 import typing as t
 
 import pytest
@@ -191,6 +192,12 @@ class TestContract:
         manager.disconnect("ann", "c1")
         await settle()
         assert double.got == [{"a": 1}, "plain", 1000] and stranger.got == [{"a": 2}]
+        for gone in (double, stranger):
+            gone.client_state = types.SimpleNamespace(name="DISCONNECTED")  # type: ignore[attr-defined]  # as Starlette's own says
+        await manager.connect(double, "ann", "c2")
+        assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message({"a": 3}, stranger)
+        await manager.broadcast("to nobody")
+        assert not manager.active_connections and len(double.got) == 3
 
     async def test_a_connection_id_that_is_used_again_replaces_the_first(self, manager: t.Any) -> None:
         first = await join(manager)
@@ -598,6 +605,17 @@ class TestBounds:
         socket = manager.active_connections["c1"]
         assert [(await socket.receive())["text"] for _ in range(1000)] == [str(number) for number in range(1000)]
 
+    async def test_the_inbox_is_bounded_in_bytes_too(self, manager: t.Any) -> None:
+        """A frame that was taken is given to the endpoint, however large; the next ones wait on the network."""
+        peer = await join(manager)
+        for number in range(40):
+            peer.says(f"{number:02}" + "x" * ws.INBOX_BYTES)
+        await settle(50)
+        assert len(manager.connections["c1"].inbox) <= 2
+        socket = manager.active_connections["c1"]
+        assert [int((await socket.receive())["text"][:2]) for _ in range(40)] == list(range(40))
+        assert manager.connections["c1"].inbox_bytes == 0
+
     async def test_a_client_that_left_ends_the_endpoint(self, manager: t.Any) -> None:
         peer = await join(manager)
         socket = manager.active_connections["c1"]
@@ -654,6 +672,15 @@ class TestLogs:
         text = caplog.text
         assert "🔗" in text and "🔌" in text
         assert "private words" not in text and "top-secret-token" not in text and next(iter(manager.sessions)) not in text
+
+    async def test_the_end_is_logged_with_the_code_that_the_peer_gave(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
+        ws._throttle.seen.clear()
+        with caplog.at_level(logging.DEBUG):
+            peer = await join(manager)
+            socket = manager.active_connections["c1"]
+            peer.leaves()
+            assert [(await socket.receive())["code"] for _ in range(2)] == [1001, 1001]
+        assert "disconnected" in caplog.text and "code=1001" in caplog.text
 
     async def test_an_attack_does_not_fill_the_log(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
         ws._throttle.seen.clear()

@@ -11,7 +11,7 @@ import typing as t
 from ..health import Check
 from ..redaction import redact_url
 from ..results import OpsError
-from ..services.broker import require_database
+from ..services.broker import readable, require_database
 from ..thresholds import DEFAULTS
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
@@ -31,7 +31,7 @@ def check(url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int
 
     require_database(url)
     try:
-        client = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        client = redis.Redis.from_url(readable(url), socket_timeout=timeout, socket_connect_timeout=timeout)
     except ValueError as error:
         raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {error}.", hint="Give redis://:PASSWORD@HOST:PORT/DB.") from error
     try:

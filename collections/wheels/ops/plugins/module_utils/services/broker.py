@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import time
 import typing as t
 import urllib.parse
@@ -48,13 +49,20 @@ def require_database(url: str) -> None:
         raise OpsError(f"The database {database!r} in the Redis URL is no number.", hint="It looks like redis://user:password@host:6379/0.")
 
 
+def readable(url: str) -> str:
+    """The URL as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the URL that both read, redis-py ``none``."""
+    return re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)", lambda found: found[1].lower(), url, flags=re.IGNORECASE)
+
+
 def connect(url: str, *, timeout: float = 5.0) -> t.Any:
     """A client for a Redis URL; nothing is sent yet."""
     import redis
 
     require_database(url)
     try:
-        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape")
+        return redis.Redis.from_url(
+            readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape"
+        )
     except ValueError as error:
         raise OpsError(f"The Redis URL cannot be read: {error}.", hint="It looks like redis://user:password@host:6379/0.") from None
 

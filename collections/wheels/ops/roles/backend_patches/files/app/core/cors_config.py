@@ -637,12 +637,16 @@ def _settings() -> t.Any:
 
 
 def _listed(text: str) -> t.List[str]:
-    if text.strip().startswith("["):
+    """A JSON list, or entries between commas. Quotes around the whole or around an entry are those that ``docker --env-file``, unlike a
+    shell, leaves in the value."""
+    text = text.strip().strip("'")
+    if text.startswith("["):
         try:
-            return [str(entry).strip() for entry in json.loads(text)]
+            return [entry for entry in (str(item).strip() for item in json.loads(text)) if entry]
         except ValueError:
             pass
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
+    entries = (entry.strip(" \t\r\n'\"") for entry in text.split(","))
+    return [entry for entry in entries if entry]
 
 
 def build_policy(environment: str) -> t.Tuple[CORSPolicy, t.List[str]]:
@@ -766,11 +770,17 @@ class CORSConfig:
 
     def handle_preflight_request(self, request: t.Any) -> Response:
         """The answer to a preflight that reached a route."""
-        headers = request.headers
+
+        def lines(name: str) -> t.List[str]:
+            every = getattr(request.headers, "getlist", None)
+            one = request.headers.get(name)
+            return list(every(name)) if every else [] if one is None else [one]
+
+        origins, methods = lines("origin"), lines("access-control-request-method")
         return self.create_options_response(
-            origin=headers.get("origin"),
-            requested_method=headers.get("access-control-request-method"),
-            requested_headers=headers.get("access-control-request-headers"),
+            origin=None if not origins else origins[0] if len(origins) == 1 else "",  # two Origin fields are no origin
+            requested_method=None if not methods else methods[0] if len(methods) == 1 else ",".join(methods),
+            requested_headers=",".join(lines("access-control-request-headers")) or None,
         )
 
     def log_cors_debug(self, request_origin: t.Optional[str], endpoint: str, allowed: bool) -> None:
@@ -861,6 +871,7 @@ class CORSMiddleware:
         kind = scope["type"]
         if kind != "http":
             if kind == "websocket" and not self._websocket_allowed(scope):
+                scope["query_string"] = b""  # the server logs what it refuses out of this object, and the token is in there
                 await receive()  # websocket.connect
                 await send({"type": "websocket.close", "code": 1008, "reason": "Origin not allowed"})
                 return

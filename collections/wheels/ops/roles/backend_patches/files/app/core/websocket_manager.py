@@ -22,6 +22,16 @@ known. ``{"type":"reconnect","after_ms":N}`` announces a shutdown. Clients that 
 
 Close codes: 1001 peer silent, 1012 server restarts, 1013 client reads too slowly, 4409 replaced by a newer connection.
 
+Environment (read once, at start; what is no number in its range is left out with a warning):
+``WEBSOCKET_HEARTBEAT_INTERVAL`` (20 s), ``WEBSOCKET_CONNECTION_TIMEOUT`` (60 s of silence), ``WEBSOCKET_MAX_MISSED_PINGS`` (3);
+``WEBSOCKET_MAX_CONNECTIONS`` (10,000 in this process), ``WEBSOCKET_MAX_PER_USER`` (5, the newest win; 0: no limit),
+``WEBSOCKET_MAX_PER_ADDRESS`` (50; 0: no limit; an IPv6 client counts with its /64), ``WEBSOCKET_ACCEPT_RATE`` (500 handshakes a second),
+``WEBSOCKET_STALL_SECONDS`` (10, a write without progress), ``WEBSOCKET_SESSION_SECONDS`` (120, how long a cut connection can be resumed),
+``WEBSOCKET_DRAIN_SECONDS`` (3, over which a shutdown is spread);
+``WEBSOCKET_TRUSTED_PROXIES`` (addresses and networks, separated by commas, whose ``X-Forwarded-For`` is believed, or ``none``; without
+it: loopback and private networks, and Cloudflare's). Behind a proxy that names no client every connection has the proxy's
+address; then the default of ``WEBSOCKET_MAX_PER_ADDRESS`` does not apply to it, and one line in the log says so.
+
 Sessions live in this process: with several workers a reconnect that reaches another worker gets a ``resync``.
 """
 
@@ -37,6 +47,7 @@ import logging
 import math
 import os
 import random
+import re
 import secrets
 import signal
 import threading
@@ -70,6 +81,7 @@ OUTBOX_MESSAGES = 256
 OUTBOX_BYTES = 896 * 1024  # with the server's own 64 KiB write buffer a stuck peer costs less than 1 MiB
 RESUME_WRITING = 64 * 1024  # above this an endpoint that sends faster than its client reads is made to wait
 INBOX_MESSAGES = 64
+INBOX_BYTES = 1024 * 1024  # a server's own limit for one frame is 16 MiB by default
 STALL_SECONDS = 10.0  # a write that makes no progress for so long ends the connection, pongs or not
 CLOSE_GRACE = 1.0  # for the closing handshake; then the transport is aborted
 HICCUP = 0.5  # a tick later than this was the server's own pause, which no peer is blamed for
@@ -310,10 +322,10 @@ class Connection:
     """One socket: its outbox and writer, its inbox and reader, its heartbeat. Times are ``ConnectionManager.now()``."""
 
     __slots__ = (
-        "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json",
-        "inbox", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes", "outstanding",
-        "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs", "send",
-        "sending", "session", "slot", "srtt", "total_missed", "user_id", "virtual", "wanted", "websocket", "writable",
+        "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json", "inbox",
+        "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes",
+        "outstanding", "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs",
+        "send", "sending", "session", "slot", "srtt", "total_missed", "transport", "user_id", "virtual", "wanted", "websocket", "writable",
     )  # fmt: skip
 
     def __init__(self, manager: ConnectionManager, send: Send, receive: t.Optional[Receive], scope: t.Mapping[str, t.Any]) -> None:
@@ -328,7 +340,9 @@ class Connection:
         self.outbox_bytes = 0
         self.blocked_since = now
         self.writable: t.Optional[asyncio.Event] = None
+        self.transport: t.Any = None  # what the server writes to, if that can be seen
         self.inbox: t.Deque[Message] = deque()
+        self.inbox_bytes = 0
         self.reader: t.Optional[asyncio.Future[None]] = None
         self.room: t.Optional[asyncio.Future[None]] = None
         self.pump: t.Optional[asyncio.Task[None]] = None
@@ -361,6 +375,8 @@ class Connection:
             return False
         if not self.sending:
             self._write(message)
+            if self.transport is not None and not self.sending and self._behind():
+                self._hold(self._drained())
             return not self.closed
         if droppable:
             for index, (_ignored, old, key) in enumerate(self.outbox):
@@ -394,6 +410,15 @@ class Connection:
         except Exception as error:
             self._broken(error)
             return
+        self._hold(rest)
+
+    def _behind(self) -> bool:
+        """Whether the peer leaves more unread than a server should keep. uvicorn's ``websockets-sansio`` writes whatever it is given and
+        never waits: its buffer would grow without bound, and nobody would be found slow."""
+        return not self.closed and self.transport.get_write_buffer_size() > RESUME_WRITING
+
+    def _hold(self, rest: t.Awaitable[None]) -> None:
+        """From now on frames are queued, until ``rest`` and then they are written."""
         self.sending = True
         self.blocked_since = self.manager.now()
         self.manager.blocked[self] = None
@@ -406,6 +431,8 @@ class Connection:
                 try:
                     await rest
                 except AssertionError:
+                    await self._drained()
+                if self.transport is not None and self._behind():
                     await self._drained()
                 if self.outbox_bytes < RESUME_WRITING // 2:
                     self._writable()
@@ -532,6 +559,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
+        self.close_code = code
         self.outbox.clear()
         self.outbox_bytes = 0
         self.inbox.append({"type": "websocket.disconnect", "code": code, "reason": ""})
@@ -558,6 +586,8 @@ class Connection:
 
     def start_reading(self) -> None:
         if self.pump is None and self.receive is not None and not self.closed:
+            transport = _transport(self.send)
+            self.transport = transport if hasattr(transport, "get_write_buffer_size") else None
             self.pump = asyncio.get_running_loop().create_task(self._pump(self.receive))
 
     async def _pump(self, receive: Receive) -> None:
@@ -570,11 +600,12 @@ class Connection:
                     return
                 if self.heard(message):
                     continue
-                while len(self.inbox) >= INBOX_MESSAGES and not self.closed:
+                while (len(self.inbox) >= INBOX_MESSAGES or self.inbox_bytes > INBOX_BYTES) and not self.closed:
                     self.room = asyncio.get_running_loop().create_future()
                     await self.room
                     self.last_inbound = self.manager.now()  # the endpoint was the slow one
                 self.inbox.append(message)
+                self.inbox_bytes += _size(message)
                 if self.reader is not None and not self.reader.done():
                     self.reader.set_result(None)
         except Exception as error:
@@ -591,6 +622,7 @@ class Connection:
             self.reader = asyncio.get_running_loop().create_future()
             await self.reader
         message = self.inbox.popleft()
+        self.inbox_bytes -= _size(message)
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
         return message
@@ -696,6 +728,10 @@ class Connection:
         }  # fmt: skip
 
 
+def _size(message: Message) -> int:
+    return len(message.get("text") or message.get("bytes") or b"")
+
+
 def _current_task() -> t.Optional[asyncio.Task[t.Any]]:
     try:
         return asyncio.current_task()
@@ -761,6 +797,7 @@ class ConnectionManager:
         self.max_connections = int(_setting("WEBSOCKET_MAX_CONNECTIONS", 10_000, 1, 1_000_000))
         self.max_per_user = int(_setting("WEBSOCKET_MAX_PER_USER", 5, 0, 100_000))
         self.max_per_address = int(_setting("WEBSOCKET_MAX_PER_ADDRESS", 50, 0, 1_000_000))
+        self.address_limit_chosen = bool(os.environ.get("WEBSOCKET_MAX_PER_ADDRESS"))  # by an operator, who knows what is in front
         self.accept_rate = _setting("WEBSOCKET_ACCEPT_RATE", 500.0, 0, 1_000_000)
         self.stall_seconds = _setting("WEBSOCKET_STALL_SECONDS", STALL_SECONDS, 0.05, 3600)
         self.session_seconds = _setting("WEBSOCKET_SESSION_SECONDS", SESSION_SECONDS, 0, 86400)
@@ -861,10 +898,10 @@ class ConnectionManager:
         if connection is not None:
             return connection.push(text) if _is_heartbeat(text) else connection.deliver(text)
         try:  # a socket that was never registered
-            if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
-                return False
             await asyncio.wait_for(_plain_send(websocket)({"type": "websocket.send", "text": text}), self.stall_seconds)
             return True
+        except OSError:
+            return False
         except Exception as error:
             _log("warning", "🔌 WebSocket message not sent", error=type(error).__name__)
             return False
@@ -1306,12 +1343,16 @@ class WebSocketGuard:
         self.manager = connections if connections is not None else manager
         self.open = 0
         self.by_address: t.Dict[str, int] = {}
+        self.proxies = _trusted_proxies(os.environ.get("WEBSOCKET_TRUSTED_PROXIES", ""))
+        self.told_of_nameless_proxy = False
         self.accepts = TokenBucket(self.manager.accept_rate, max(1.0, 2 * self.manager.accept_rate))
         self.handshakes: OrderedDict[t.Tuple[str, str], TokenBucket] = OrderedDict()
 
     async def __call__(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await self.websocket(scope, receive, send)
+            inner = dict(scope)
+            _hide_secrets(scope)
+            await self.websocket(inner, receive, send)
         elif scope["type"] == "http" and scope.get("path") in (POLL_PATH, SCRIPT_PATH) and scope.get("method") in ("GET", "POST"):
             try:
                 from app.wheels_ops import ws_poll
@@ -1320,14 +1361,16 @@ class WebSocketGuard:
                 await respond(send, 501, {"error": "the long poll is not installed"})
                 return
             if scope["path"] == POLL_PATH:
-                await ws_poll.Poll(self, scope, receive, send).answer()
+                inner = dict(scope)
+                _hide_secrets(scope)
+                await ws_poll.Poll(self, inner, receive, send).answer()
             else:
                 await ws_poll.script(scope, send)
         else:
             await self.app(scope, receive, send)
 
     async def websocket(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send, virtual: t.Optional[Virtual] = None) -> None:
-        address = _client_address(scope)
+        address = _counted_as(_client_address(scope, self.proxies))
         refusal = self.refuse(scope, address)
         if refusal is not None:
             self.manager.totals["refused"] += 1
@@ -1363,7 +1406,7 @@ class WebSocketGuard:
             return _Refusal(503, "server restarts", random.randint(1, RECONNECT_SPREAD_MS // 1000), 1012)
         if self.open >= here.max_connections:
             return _Refusal(503, "too many connections", random.randint(5, 15), 1013)
-        if here.max_per_address and self.by_address.get(address, 0) >= here.max_per_address:
+        if here.max_per_address and self.by_address.get(address, 0) >= here.max_per_address and not self._nameless_proxy(scope):
             return _Refusal(429, "too many connections from this address", 10)
         if here.max_per_user:
             key = (address, scope.get("path", ""))
@@ -1380,6 +1423,24 @@ class WebSocketGuard:
         if wait:
             return _Refusal(503, "too many handshakes", max(1, math.ceil(wait)), 1013)
         return None
+
+    def _nameless_proxy(self, scope: t.Mapping[str, t.Any]) -> bool:
+        """Whether the TCP peer is a proxy that does not say for whom it speaks: its address stands for everybody, and a limit that
+        nobody chose for that would lock everybody out. Anything on a private network is such a proxy; on this very machine it
+        is one when it brings a browser's page from elsewhere."""
+        peer = _address((scope.get("client") or ("", 0))[0])
+        if self.manager.address_limit_chosen or peer is None or not _within(peer, self.proxies):
+            return False
+        if any(header(scope, name) for name in (b"x-forwarded-for", b"x-real-ip", b"cf-connecting-ip")):
+            return False
+        if peer.is_loopback:
+            origin = header(scope, b"origin") or ""
+            if not origin or re.match(r"https?://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$", origin):
+                return False
+        if not self.told_of_nameless_proxy:
+            self.told_of_nameless_proxy = True
+            _log("warning", "🔌 The proxy in front names no client, so connections are not limited by address: let it send X-Forwarded-For")
+        return True
 
 
 def header(scope: t.Mapping[str, t.Any], name: bytes) -> t.Optional[str]:
@@ -1399,28 +1460,103 @@ def origin_allowed(origin: t.Optional[str]) -> bool:
     return True if allows is None else bool(allows(origin))
 
 
-def _client_address(scope: t.Mapping[str, t.Any]) -> str:
-    """Whom to count a connection against. Headers are believed only when the TCP peer is a proxy on a private network."""
-    peer = (scope.get("client") or ("unknown", 0))[0]
-    try:
-        if not ipaddress.ip_address(peer).is_private:
-            return str(peer)
-    except ValueError:  # a Unix socket has no address
-        pass
-    forwarded = [part.strip() for part in (header(scope, b"x-forwarded-for") or "").split(",")]
-    for candidate in [header(scope, b"cf-connecting-ip") or "", *reversed(forwarded)]:
+Address = t.Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+_PRIVATE = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,100.64.0.0/10,fc00::/7,fe80::/10"
+# https://www.cloudflare.com/ips/; the hosting service of the first user stands behind it.
+_CLOUDFLARE = (
+    "173.245.48.0/20,103.21.244.0/22,103.22.200.0/22,103.31.4.0/22,141.101.64.0/18,108.162.192.0/18,190.93.240.0/20,188.114.96.0/20,"
+    "197.234.240.0/22,198.41.128.0/17,162.158.0.0/15,104.16.0.0/13,104.24.0.0/14,172.64.0.0/13,131.0.72.0/22,"
+    "2400:cb00::/32,2606:4700::/32,2803:f800::/32,2405:b500::/32,2405:8100::/32,2a06:98c0::/29,2c0f:f248::/32"
+)
+
+
+def _trusted_proxies(text: str) -> t.Tuple[Network, ...]:
+    """The networks whose word about a client's address is taken. Nothing configured: private ones and Cloudflare's."""
+    if text.strip().lower() == "none":
+        return ()
+    found: t.List[Network] = []
+    for entry in (text.strip() or f"{_PRIVATE},{_CLOUDFLARE}").split(","):
         try:
-            if not ipaddress.ip_address(candidate).is_private:
-                return candidate
+            found.append(ipaddress.ip_network(entry.strip(), strict=False))
         except ValueError:
-            continue
-    return str(peer)
+            if entry.strip():
+                _log("error", f"🔌 WEBSOCKET_TRUSTED_PROXIES: {entry.strip()[:60]!a} is neither an address nor a network; left out")
+    return tuple(found)
 
 
-async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0) -> None:
+_DEFAULT_PROXIES = _trusted_proxies("")
+_CLOUDFLARE_NETWORKS = _trusted_proxies(_CLOUDFLARE)
+
+
+def _address(text: object) -> t.Optional[Address]:
+    """An address as proxies write it, perhaps with a port; None for anything else."""
+    text = str(text or "").strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _within(address: Address, networks: t.Iterable[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def _client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] = _DEFAULT_PROXIES) -> str:
+    """Whom to count a connection against: from the TCP peer on, each trusted proxy's word for the one before it.
+
+    What stands left of the first address that is no trusted proxy came from the client itself and is not looked at.
+    """
+    peer = (scope.get("client") or ("unknown", 0))[0]
+    known = _address(peer)
+    if known is not None and not _within(known, proxies):  # a Unix socket has no address: whoever listens there is trusted
+        return str(known)
+    if not proxies:
+        return str(peer)
+    forwarded = [part for key, value in scope.get("headers", ()) if key.lower() == b"x-forwarded-for" for part in value.decode("latin-1").split(",")]
+    nearest = known
+    for entry in reversed(forwarded):
+        address = _address(entry)
+        if address is None:
+            break
+        nearest = address
+        if not _within(address, proxies):
+            return str(address)
+    named = _address(header(scope, b"cf-connecting-ip"))
+    if named is not None and (not forwarded or (nearest is not None and _within(nearest, _CLOUDFLARE_NETWORKS))):
+        return str(named)
+    named = None if forwarded else _address(header(scope, b"x-real-ip"))
+    return str(named or nearest or peer)
+
+
+def _counted_as(address: str) -> str:
+    """An IPv6 client has a whole /64 to choose its address from."""
+    known = _address(address)
+    return address if known is None or known.version == 4 or known.is_loopback else str(ipaddress.ip_network((known, 64), strict=False))
+
+
+_SECRET_IN_QUERY = re.compile(rb"(^|&)((?:access_|refresh_)?token|session|apikey)=[^&]*", re.IGNORECASE)
+
+
+def _hide_secrets(scope: t.MutableMapping[str, t.Any]) -> None:
+    """A browser can send its token in the address only, and servers log addresses: uvicorn writes the path out of this very object,
+    with the query in it, when it accepts a WebSocket or answers a request. The application has got a copy of its own."""
+    query = scope.get("query_string", b"")
+    if b"=" in query:
+        scope["query_string"] = _SECRET_IN_QUERY.sub(rb"\1\2=***", query)
+
+
+async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0, length: bool = True) -> None:
     """One JSON answer to an HTTP request."""
     payload = encode(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()), (b"cache-control", b"no-store")]
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if length:
+        headers.append((b"content-length", str(len(payload)).encode()))
     if etag:
         headers.append((b"etag", f'"{etag}"'.encode()))
     if retry_after:
@@ -1438,7 +1574,8 @@ async def _refuse(scope: t.Mapping[str, t.Any], receive: Receive, send: Send, re
     async def answer(message: Message) -> None:
         await send({**message, "type": f"websocket.{message['type']}"})
 
-    await respond(answer, refusal.status, {"error": refusal.text}, retry_after=refusal.retry_after)
+    # Servers add the length of a refused handshake's body themselves; with one of ours before it, uvicorn's sansio sends two.
+    await respond(answer, refusal.status, {"error": refusal.text}, retry_after=refusal.retry_after, length=False)
 
 
 def whole_number(value: t.Any) -> int:
@@ -1452,6 +1589,8 @@ def _plain_send(websocket: t.Any) -> Send:
     """An ASGI ``send`` for an object that has only the methods of a WebSocket (a double in a test, another framework's)."""
 
     async def send(message: Message) -> None:
+        if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
+            raise OSError("the WebSocket is closed")
         if message["type"] == "websocket.close":
             await websocket.close(code=message.get("code", 1000))
         elif message.get("text") is None:

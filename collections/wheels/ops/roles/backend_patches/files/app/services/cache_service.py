@@ -12,10 +12,11 @@ meanwhile. Invalidations that could not be delivered are kept and applied before
 Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
 tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
 
-Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_L1_TTL`` (seconds that
-a value is served from this process's memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may
-stand in while Redis is away), ``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at),
-``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
+Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that an entry
+lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's memory, 0 for
+never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may stand in while Redis is away),
+``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at), ``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier
+releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from app.core.logging import get_logger
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import DataError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 logger = get_logger(__name__)
 
@@ -83,8 +84,10 @@ SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
 FAILURES_TO_OPEN = 3
 LONGEST_PROBE_DELAY = 3.0
 SLICE = 200  # keys a script looks at; measured: 1.4 ms at the 99th percentile for other clients, 1,000 keys give 5 ms
+LONGEST_TTL = 10 * 365 * 86_400.0  # seconds; Redis refuses an end that does not fit its clock
 LONGEST_KEY = 512  # bytes; a longer one keeps its beginning, the rest becomes a digest
 MOST_PENDING = 1000
+REFUSAL_QUIET = 60.0  # seconds between two log lines about the same kind of refusal
 
 
 def _number(name: str, default: float) -> float:
@@ -150,7 +153,7 @@ def configured_url() -> str:
         logger.warning("Cache reads no settings", error=type(error).__name__)
         value = None
     secret = getattr(value, "get_secret_value", None)
-    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379")
+    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379").strip()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -207,7 +210,7 @@ _TYPES: t.Tuple[t.Tuple[str, type, t.Callable[[t.Any], t.Any], t.Callable[[t.Any
     ("set", set, lambda v: [_tagged(item) for item in v], lambda v: set(_untagged(v))),
     ("frozenset", frozenset, lambda v: [_tagged(item) for item in v], lambda v: frozenset(_untagged(v))),
 )
-_READERS = {name: read for name, _ignored, _ignored, read in _TYPES}
+_READERS = {entry[0]: entry[3] for entry in _TYPES}
 _dumps = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _loads = json.JSONDecoder().decode
 
@@ -227,10 +230,15 @@ def decode(text: str) -> t.Any:
         raise ValueError(f"not a cached value: {type(error).__name__}") from None
 
 
-def _seconds(ttl: t.Union[int, float, dt.timedelta, None], default: int) -> float:
-    """0, None and negative numbers mean the default."""
-    value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else ttl
-    return float(value) if value and value > 0 else float(default)
+def _seconds(ttl: t.Union[int, float, str, dt.timedelta, None], default: int) -> float:
+    """Digits count as a number. 0, None, negative numbers and what is no number mean the default; no entry lives longer than ten years."""
+    try:
+        value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else float(ttl or 0)
+    except OverflowError:  # a whole number beyond any float
+        value = LONGEST_TTL if not isinstance(ttl, int) or ttl > 0 else 0.0
+    except (TypeError, ValueError):
+        value = 0.0
+    return min(value, LONGEST_TTL) if value > 0 else float(default)
 
 
 def escape_glob(text: str) -> str:
@@ -372,7 +380,10 @@ class LocalStore:
         self.entries[key] = (text, min(now + self.fresh_for, end) if fresh else 0.0, min(now + self.usable_for, end + 60.0), end)
         self.bytes += size
         while self.bytes > self.limit:
-            oldest = next(iter(self.entries), None)
+            try:
+                oldest = next(iter(self.entries), None)
+            except RuntimeError:  # another thread's loop wrote between the two calls
+                continue
             if oldest is None:
                 self.bytes = 0
                 break
@@ -381,7 +392,8 @@ class LocalStore:
     def drop(self, key: str) -> None:
         entry = self.entries.pop(key, None)
         if entry is not None:
-            self.bytes -= len(entry[0]) + len(key) + self.OVERHEAD
+            size = len(entry[0]) + len(key) + self.OVERHEAD
+            self.bytes -= size  # nothing is called between reading and writing it, so no other thread comes between
 
     def clear(self) -> int:
         """Forgets everything; gives the bytes that were held."""
@@ -417,6 +429,7 @@ class Link:
         self.flights: t.Dict[str, asyncio.Task[t.Any]] = {}
         self.pending: t.Dict[t.Tuple[str, str], None] = {}
         self.users: weakref.WeakSet[CacheService] = weakref.WeakSet()
+        self.quiet_until: t.Dict[str, float] = {}  # by kind of refusal
         self.client: t.Optional[aioredis.Redis] = None
         try:
             self.client = self._client(url)
@@ -440,11 +453,15 @@ class Link:
         arguments = pool.connection_kwargs
         if "path" not in arguments:
             arguments["socket_keepalive"] = True
+        checked = str(arguments.get("ssl_cert_reqs", ""))
+        if checked.upper().startswith("CERT_"):  # Celery insists on this spelling in the address that both read, redis-py on the other
+            arguments["ssl_cert_reqs"] = checked[len("CERT_") :].lower()
         # A pool and its connections print their arguments; a provider prints only its address.
         username, password = arguments.pop("username", None), arguments.pop("password", None)
         if username or password:
             arguments["credential_provider"] = UsernamePasswordCredentialProvider(username, password)
-        return aioredis.Redis(connection_pool=pool)
+        client: aioredis.Redis = aioredis.Redis(connection_pool=pool)
+        return client
 
     def succeeded(self) -> None:
         self.failures = 0
@@ -459,6 +476,15 @@ class Link:
             self.counters.breaker_opened += 1
             self._plan_probe()
             logger.warning("Cache: Redis does not answer, going on without it", redis=self.shown, error=type(error).__name__)
+
+    def refused(self, error: BaseException) -> None:
+        """Redis is there and says no (out of memory, read-only, moved, not permitted): one line a minute for each kind."""
+        self.succeeded()
+        self.counters.errors += 1
+        kind, now = type(error).__name__, time.monotonic()
+        if now >= self.quiet_until.get(kind, 0.0):
+            self.quiet_until[kind] = now + REFUSAL_QUIET
+            logger.warning("Cache: Redis refuses, going on without it where it does", redis=self.shown, error=kind)
 
     def _plan_probe(self) -> None:
         self.next_probe = time.monotonic() + self.delay * random.uniform(0.8, 1.2)
@@ -537,7 +563,7 @@ class Link:
                 await client.connection_pool.disconnect()
 
     def abandon(self) -> None:
-        """Frees the sockets of a loop that has been closed, and with it the only way to close them properly."""
+        """Frees the sockets of a loop that has been closed or belongs to the parent process: nothing else can close them here."""
         client, self.client = self.client, None
         pool = client.connection_pool if client is not None else None
         for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
@@ -548,9 +574,94 @@ class Link:
 async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], arguments: t.Sequence[t.Any]) -> t.Any:
     digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
     try:
-        return await t.cast(t.Awaitable[t.Any], client.evalsha(digest, len(keys), *keys, *arguments))
-    except NoScriptError:
-        return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
+        try:
+            return await t.cast(t.Awaitable[t.Any], client.evalsha(digest, len(keys), *keys, *arguments))
+        except NoScriptError:
+            return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
+    except ResponseError as error:
+        # A Redis that runs no scripts for us (an ACL, a hosted service): the same in single commands, with more round trips.
+        if not _no_scripts(error):
+            raise
+        return await _WITHOUT_SCRIPTS[script](client, *keys, *arguments)
+
+
+# What the scripts do, for a Redis that runs none. Between two commands somebody else may write: a key then gets an end a moment
+# after it got one already, or goes a moment after it was written anew. A cache can bear both.
+
+
+def _text(value: t.Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _no_scripts(error: BaseException) -> bool:
+    return isinstance(error, NoPermissionError) or "unknown command" in str(error).lower()
+
+
+def _cursor(value: t.Any) -> str:
+    """SCAN's own, as text. Of anything else a loop would never see the end."""
+    text = _text(value)
+    if not text.isdecimal():
+        raise ResponseError("not a cursor")
+    return text
+
+
+async def _is_string(client: t.Any, key: t.Any) -> bool:
+    return _text(await client.type(key)) == "string"
+
+
+async def _sweep_slice(client: t.Any, cursor: str, count: int, ttl: int) -> t.List[t.Any]:
+    following, page = await client.scan(cursor, count=count)
+    heads = [(key, PREFIX if _text(key).startswith(PREFIX) else _head(_text(key))) for key in page]
+    known = [(key, head == PREFIX) for key, head in heads if head == PREFIX or head in LEGACY_PREFIXES]
+    asked = client.pipeline(transaction=False)
+    for key, _own in known:
+        asked.pttl(key)
+        asked.type(key)
+    answers = await asked.execute() if known else []
+    set_end = client.pipeline(transaction=False)
+    mine = legacy = adopted = 0
+    for (key, own), left, kind in zip(known, answers[::2], answers[1::2]):
+        if left == -2 or not (own or _text(kind) == "string"):
+            continue
+        mine, legacy = mine + own, legacy + (not own)
+        if left == -1:
+            adopted += 1
+            set_end.pexpire(key, random.randint(ttl // 2, ttl))
+    if adopted:
+        await set_end.execute()
+    return [following, len(page), mine, legacy, adopted]
+
+
+async def _unlink_slice(client: t.Any, cursor: str, match: str, count: int, *beginnings: str) -> t.List[t.Any]:
+    following, page = await client.scan(cursor, match=match, count=count)
+    going = []
+    for key in page:
+        kind = next((beginning[0] for beginning in beginnings if _text(key).startswith(beginning[1:])), "")
+        if kind == "1" or (kind == "0" and await _is_string(client, key)):
+            going.append(key)
+    return [following, await client.unlink(*going) if going else 0]
+
+
+async def _move(client: t.Any, old: str, new: str, ttl: int) -> int:
+    if not await _is_string(client, old) or not await client.renamenx(old, new):
+        return 0
+    if await client.pttl(new) == -1:
+        await client.pexpire(new, ttl)
+    return 1
+
+
+async def _drop(client: t.Any, key: str) -> int:
+    return int(await client.unlink(key)) if await _is_string(client, key) else 0
+
+
+async def _give_back(client: t.Any, key: str, token: str) -> int:
+    held = await client.get(key)
+    return int(await client.delete(key)) if held is not None and _text(held) == token else 0
+
+
+_WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
+    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _RELEASE: _give_back,
+}  # fmt: skip
 
 
 async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Sequence[str]) -> int:
@@ -559,7 +670,7 @@ async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Seque
     while True:
         async with asyncio.timeout(SWEEP_TIMEOUT):
             reply = await _run(client, _UNLINK, (), (cursor, match, size, *beginnings))
-        cursor, gone = str(reply[0]), int(reply[1])
+        cursor, gone = _cursor(reply[0]), int(reply[1])
         total += gone
         if cursor == "0":
             return total
@@ -588,8 +699,20 @@ def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str
 
 _links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
 _stores: t.Dict[str, t.Tuple[LocalStore, CacheCounters]] = {}
-# A forked worker must not talk through its parent's sockets.
-os.register_at_fork(after_in_child=_links.clear)
+_inherited: t.List[t.Tuple[Link, t.Optional[aioredis.Redis]]] = []
+
+
+def _after_fork() -> None:
+    """A forked worker must not talk through its parent's sockets, nor let go of the objects that hold them: a transport that is
+    collected takes its socket out of the selector, which a child shares with its parent."""
+    for links in _links.values():
+        for link in links.values():
+            _inherited.append((link, link.client))
+            link.abandon()
+    _links.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class CacheService:
@@ -597,7 +720,7 @@ class CacheService:
 
     def __init__(self, url: t.Optional[str] = None) -> None:
         self._url = url
-        self.default_ttl = 300
+        self.default_ttl = int(_seconds(os.environ.get("CACHE_TTL"), 300)) or 300
         self._override: t.Optional[t.Any] = None
         self._seen: t.Tuple[t.Optional[asyncio.AbstractEventLoop], t.Optional[Link]] = (None, None)
         self._store, self.counters = _stores.setdefault(url or "", (LocalStore(), CacheCounters()))
@@ -615,7 +738,7 @@ class CacheService:
         if links is None:
             # A loop's connections refer to it, so nothing else would ever let go of a closed one (asyncio.run() in a task).
             for old in [known for known in list(_links) if known.is_closed()]:
-                for link in _links.pop(old).values():
+                for link in _links.pop(old, {}).values():  # another thread's loop may look at the same moment
                     link.abandon()
             links = _links[loop] = {}
         link = links.get(self._url or "")
@@ -685,8 +808,7 @@ class CacheService:
             async with asyncio.timeout(timeout):
                 result = await work(client)
         except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
-            link.succeeded()
-            self.counters.errors += 1
+            link.refused(error)
             raise CacheUnavailableError(type(error).__name__) from None
         except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
             link.failed(error)
@@ -716,7 +838,7 @@ class CacheService:
     def _value(self, text: str) -> t.Tuple[bool, t.Any]:
         try:
             return True, decode(text)
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             self.counters.rejected_values += 1
             return False, None
 
@@ -724,7 +846,10 @@ class CacheService:
 
     async def get(self, key: str, use_pickle: bool = False) -> t.Any:
         """The cached value, or None. ``use_pickle`` makes no difference: a value knows how it was written."""
-        entry = self._entries.get(key)
+        try:
+            entry = self._entries.get(key)
+        except TypeError:  # a key that cannot be hashed; its text is the key
+            entry = None
         if entry is not None and entry[1] > time.monotonic():
             counters = self.counters
             counters.hits += 1
@@ -754,6 +879,7 @@ class CacheService:
             self.counters.hits += 1
             return self._value(text)[1]
         if text is not None:
+            text = _text(text) if isinstance(text, bytes) else text  # a client that somebody put in, without decode_responses
             good, value = self._value(text)
             if good:
                 self.counters.hits += 1
@@ -769,7 +895,7 @@ class CacheService:
         together does not expire together. What cannot be written as JSON is not cached."""
         try:
             text = encode(value, use_pickle)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # JSON's own, or whatever the value's __str__ or model_dump raises
             self.counters.errors += 1
             logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
             return
@@ -844,6 +970,7 @@ class CacheService:
             text = before.get(key) if text is None else text
             if text is None:
                 continue
+            text = _text(text) if isinstance(text, bytes) else text
             good, value = self._value(text)
             if good:
                 found[key] = value
@@ -860,7 +987,7 @@ class CacheService:
         for key, value in data.items():
             try:
                 text = encode(value)
-            except (TypeError, ValueError, RecursionError):
+            except Exception:  # as in set()
                 self.counters.errors += 1
                 continue
             if len(text) <= self._largest:
@@ -875,10 +1002,18 @@ class CacheService:
             pipe = client.pipeline(transaction=False)
             for key, text in texts.items():
                 pipe.set(self._name(key), text, px=self._milliseconds(seconds))
-                old = self._old_name(key)
-                if old is not None:
-                    pipe.eval(_DROP, 1, old)
-            await pipe.execute()
+            old = [name for name in map(self._old_name, texts) if name is not None]
+            for name in old:
+                pipe.eval(_DROP, 1, name)
+            answers = await pipe.execute(raise_on_error=False)
+            for answer in answers[: len(texts)]:
+                if isinstance(answer, Exception):
+                    raise answer
+            for name, answer in zip(old, answers[len(texts) :]):
+                if isinstance(answer, Exception):
+                    if not _no_scripts(answer):
+                        raise answer
+                    await _drop(client, name)
 
         try:
             await self._call(write, timeout=1.0)
@@ -948,7 +1083,7 @@ class CacheService:
                 return None, None
             try:
                 text = encode(loaded, use_pickle)
-            except (TypeError, ValueError, RecursionError):
+            except Exception:  # as in set()
                 self.counters.errors += 1
                 return loaded, None
             await self._store_text(key, text, _seconds(ttl, self.default_ttl))
@@ -1017,14 +1152,15 @@ class CacheService:
         whole = False
         try:
             saved, before = await self._call(self._sweep_state)
-            cursor = str(saved or "0")
+            cursor = _text(saved or "0")
+            cursor = cursor if cursor.isdecimal() else "0"
             whole = cursor == "0"
             size = SLICE
             while True:
                 at = time.monotonic()
                 slice_of = (cursor, size, self.default_ttl * 1000)
                 reply = await self._call(functools.partial(_run, script=_SWEEP, keys=(), arguments=slice_of), timeout=SWEEP_TIMEOUT)
-                cursor = str(reply[0])
+                cursor = _cursor(reply[0])
                 totals = [total + int(more) for total, more in zip(totals, reply[1:])]
                 if cursor == "0":
                     finished = True
@@ -1117,7 +1253,7 @@ class CacheService:
 
         async def probe(client: t.Any) -> bool:
             await client.set(name, "1", px=5000)
-            good = await client.get(name) == "1"
+            good = _text(await client.get(name)) == "1"
             await client.unlink(name)
             return good
 

@@ -26,6 +26,7 @@ from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional,
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import env_flag, env_number
 from app.wheels_ops.database_guard import DatabaseGuard
+from app.wheels_ops.load import redis_address
 
 logger = get_logger(__name__)
 
@@ -344,7 +345,7 @@ class RedisCheck(Check):
             return
         if self._client is None:
             timeout = self.checks.timeout
-            self._client = redis.from_url(self.url, socket_timeout=timeout, socket_connect_timeout=timeout, single_connection_client=True)
+            self._client = redis.from_url(redis_address(self.url), socket_timeout=timeout, socket_connect_timeout=timeout, single_connection_client=True)
         try:
             started = time.perf_counter()
             await self._client.ping()

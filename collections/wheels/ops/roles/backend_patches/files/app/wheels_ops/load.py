@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -53,11 +54,16 @@ return 1
 WRITER = f"{socket.gethostname()}:{os.getpid()}"
 
 
+def redis_address(url: object) -> str:
+    """The address as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the one that both read, redis-py ``none``."""
+    return re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)", lambda found: found[1].lower(), str(url), flags=re.IGNORECASE)
+
+
 def client_for(url: str) -> t.Any:
     """A client that never keeps its caller waiting for long: a slow Redis means full rate."""
     import redis
 
-    return redis.Redis.from_url(str(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
+    return redis.Redis.from_url(redis_address(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
 
 
 def _score(value: t.Optional[float], limits: t.Sequence[float]) -> float:
