@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import jsonschema  # type: ignore[import-untyped]  # it has no stubs of its own
 import psutil
 import pytest
 
+from tests.support import servers
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.health_app import OTHER_TOKEN, REPORT_FILES, TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
@@ -338,7 +340,29 @@ def test_the_applications_own_layers_do_not_refuse_it(app: HealthApp) -> None:
     assert app.request("POST", "/items/1").status == 403
     assert app.request("POST", f"{PREFIX}/cache/clear?cache_type=memory", token=TOKEN).status in (200, 429)
     assert app.request("GET", f"{PREFIX}/nothing-of-ours").status == 404
-    assert app.request("DELETE", f"{PREFIX}/health").headers["allow"] == "GET, HEAD"
+    assert app.request("DELETE", f"{PREFIX}/health").headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_options_says_what_a_path_offers_and_preflights_stay_with_the_cors_layer(app: HealthApp) -> None:
+    """Neither needs the token: browsers never send one with a preflight."""
+    plain = app.request("OPTIONS", f"{PREFIX}/memory/optimize")
+    assert (plain.status, plain.headers["allow"], plain.body) == (200, "POST, OPTIONS", b"")
+    assert app.request("OPTIONS", f"{PREFIX}/health", Origin="https://wheelsandwins.com").headers["allow"] == "GET, HEAD, OPTIONS"
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    preflight = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://wheelsandwins.com", **asked})
+    assert preflight.status == 200 and preflight.headers["access-control-allow-origin"] == "https://wheelsandwins.com"
+    foreign = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://evil.example", **asked})
+    assert foreign.status != 200 and "access-control-allow-origin" not in foreign.headers
+
+
+def test_what_is_checked_after_all_is_no_longer_noted_as_unchecked(redis_server: servers.Redis) -> None:
+    """Celery beat may start after the backend."""
+    quick = {"HEALTH_CHECK_INTERVAL": "0.2", "MONITORING_INTERVAL": "0.2"}
+    with health_app(quick, REDIS_URL=redis_server.url, CELERY_BEAT_HEARTBEAT_KEY="of-this-test") as app:
+        wait_until(lambda: any(note.startswith("celery:beat: ") for note in app.health()["notes"]), timeout=30)
+        redis_server.cli("set", "of-this-test", str(time.time() + 60))
+        wait_until(lambda: app.check("celery:beat") == "pass", timeout=30)
+        assert not any(note.startswith("celery:beat: ") for note in app.health()["notes"])
 
 
 def test_only_the_files_of_the_report_through_the_router() -> None:

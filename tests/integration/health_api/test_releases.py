@@ -38,7 +38,8 @@ def details(backend: Backend) -> dict[str, object]:
 def test_serves_and_measures_in_every_release(release: str, dsn: str, redis_server: servers.Redis) -> None:
     """The broken database of the incident is seen as it is: recursive policies, missing tables."""
     url = None if release == "august" else redis_server.url  # with REDIS_URL set that release's own cache cannot start
-    with running_backend(release, dsn, url, patched=(*needed(release), "wheels_ops"), install_block=True, WHEELS_OPS_TOKEN=TOKEN) as backend:
+    patched = (*needed(release), "wheels_ops", *(["services/cache_service.py"] if url else []))
+    with running_backend(release, dsn, url, patched=patched, install_block=True, WHEELS_OPS_TOKEN=TOKEN) as backend:
         answer = backend.request("GET", f"{PREFIX}/health")
         assert answer.status == 503 and answer.json()["overall_status"] == "critical"
         wait_until(lambda: details(backend)["checks"]["database:policies"][0]["status"] == "fail", timeout=30)  # type: ignore[index]  # JSON
@@ -51,6 +52,9 @@ def test_serves_and_measures_in_every_release(release: str, dsn: str, redis_serv
         assert done.status == 200 and done.json()["rss_after"] > 0
         for path in ("performance/report?hours=6", "monitoring/status", "recovery/history", "logs/health", "admin/debug", "dashboard", "metrics"):
             assert backend.request("GET", f"{PREFIX}/{path}", headers=KEY).status == 200, path
+        services = backend.request("GET", f"{PREFIX}/monitoring/status", headers=KEY).json()["services"]
+        debug = backend.request("GET", f"{PREFIX}/admin/debug", headers=KEY).json()["monitoring_services"]
+        assert services["cache_service"]["initialized"] is debug["cache_service_connected"] is bool(url)
         memory = backend.request("GET", "/api/memory")
         assert memory.status == 200 and memory.json()["system"]["total_mb"] > 0
         routes = details(backend)["system_metrics"]["performance"]["current_metrics"]  # type: ignore[index]  # JSON

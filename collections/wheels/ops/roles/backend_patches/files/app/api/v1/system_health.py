@@ -118,6 +118,7 @@ class HealthBoard:
     def post(self, name: str, status: str, output: str = "", *, value: Any = None, unit: str = "", kind: str = "component", period: float = 0.0) -> None:
         """Stores a sample under a health+json name such as ``redis:connection``."""
         before = self.checks.get(name)
+        self.notes.pop(name, None)
         self.checks[name] = CheckState(status, output, value, unit, kind, period=period)
         if before is None or before.status != status:
             self.forget()
@@ -377,9 +378,9 @@ class HealthApi:
         self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
         self._turns: Dict[Tuple[str, str, str], asyncio.Lock] = {}
 
-    def knows(self, method: str, path: str) -> bool:
+    def knows(self, path: str) -> bool:
         """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
-        if method == "OPTIONS" or not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
+        if not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
             return False
         if path == "/metrics" and (self._app_has("/metrics") or helper("exposition") is None):
             return False
@@ -391,8 +392,11 @@ class HealthApi:
     async def respond(self, ask: Ask) -> Answer:
         found = ROUTES.get(("GET" if ask.method == "HEAD" else ask.method, ask.path))
         if found is None:
-            allowed = sorted({method for method, path in ROUTES if path == ask.path})
-            return refuse(405, "Method Not Allowed", Allow=", ".join(allowed + ["HEAD"] * ("GET" in allowed)))
+            methods = sorted({method for method, path in ROUTES if path == ask.path})
+            allowed = ", ".join([*methods, *["HEAD"] * ("GET" in methods), "OPTIONS"])
+            if ask.method == "OPTIONS":
+                return Answer(200, b"", {"Allow": allowed}, "text/plain")
+            return refuse(405, "Method Not Allowed", Allow=allowed)
         try:
             return await self._guarded(found, ask)
         except asyncio.CancelledError:
@@ -762,6 +766,11 @@ async def admin_debug(ask: Ask) -> Answer:
         {
             "timestamp": _now(),
             **_debug[1],
+            # Asked here and not in the thread: the cache has a connection for each event loop.
+            "monitoring_services": {
+                "performance_monitor_running": performance_monitor.is_running, "memory_optimizer_running": memory_optimizer.is_running,
+                "cache_service_connected": _cache_initialized(),
+            },
             "routes": request_stats.by_route()[:50],
             "loop_lag_worst_ms": round(1000 * performance_monitor.loop_lag.worst(60), 1),
             "cors": _cors_facts(),
@@ -807,10 +816,6 @@ def _debug_facts() -> Dict[str, Any]:
         },
         "process": own,
         "network": network,
-        "monitoring_services": {
-            "performance_monitor_running": performance_monitor.is_running, "memory_optimizer_running": memory_optimizer.is_running,
-            "cache_service_connected": _cache_initialized(),
-        },
     }  # fmt: skip
 
 
@@ -875,7 +880,8 @@ class SystemHealthMiddleware:
             return
         if path.startswith("/api/v1/system/") and path.endswith("/"):
             path = path.rstrip("/")
-        if not api.knows(scope["method"], path):
+        preflight = scope["method"] == "OPTIONS" and any(name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"])
+        if preflight or not api.knows(path):  # preflights are for whoever holds the CORS policy
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
