@@ -40,8 +40,9 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 """
-#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring.
-BUSY, MEASURED = 10.0, 10.0
+#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring: under hogs an answer takes a tenth of
+#: a second and more, and a 95th percentile of fewer than a hundred answers is one or two stragglers.
+BUSY, MEASURED = 10.0, 20.0
 
 
 def experiment(install: bool) -> t.Dict[str, float]:
@@ -113,19 +114,19 @@ def pair(what: str) -> Pair:
     return (lambda: run(True)), (lambda: run(False))
 
 
-@benchmark("L1", what="runs of cleanup and analytics in 10 s, from 10 s after CPU hogs began", unit="runs", goal="ratio <= 0.25", runs=1, peer="no throttle")
+@benchmark("L1", what="runs of cleanup and analytics in 20 s, from 10 s after CPU hogs began", unit="runs", goal="ratio <= 0.25", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def low_class() -> t.Iterator[Pair]:
     yield pair("runs")
 
 
-@benchmark("L1b", what="response time of a web process beside it, p95", unit="ms", goal="ratio <= 0.8", runs=1, peer="no throttle")
+@benchmark("L1b", what="response time of a web process beside it, p95", unit="ms", goal="ratio <= 0.8", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def responses() -> t.Iterator[Pair]:
     yield pair("p95")
 
 
-@benchmark("L3", what="runs of a task that users wait for, meanwhile (10 are due)", unit="runs", goal="ours >= 9", runs=1, peer="no throttle")
+@benchmark("L3", what="runs of a task that users wait for, meanwhile (20 are due)", unit="runs", goal="ours >= 18", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def critical() -> t.Iterator[Pair]:
     yield pair("critical")

@@ -234,6 +234,22 @@ def test_an_unknown_cache_is_refused_and_an_absent_redis_is_said(app: HealthApp)
     assert answer.status == 503 and answer.json()["failed_caches"] == ["redis"] and answer.json()["cleared_caches"] == []
 
 
+def test_logs_health_looks_where_the_operator_says_and_never_calls_the_unread_healthy(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("a line\n")
+    with health_app(LOG_DIRS=str(tmp_path)) as app:
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert (found["healthy"], found["issues"]) == (True, [])
+        assert [entry["path"] for entry in found["log_info"]["log_files"]] == [str(tmp_path / "app.log")]
+        with open(tmp_path / "access.log", "wb") as large:
+            large.truncate(51_000_000)
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert found["healthy"] is False and [entry["path"] for entry in found["log_info"]["large_files"]] == [str(tmp_path / "access.log")]
+    with health_app(LOG_DIRS=f"{tmp_path / 'absent'}:{tmp_path / 'app.log'}") as app:
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert found["healthy"] is False
+        assert found["issues"] == [f"{tmp_path / 'absent'} cannot be read", f"{tmp_path / 'app.log'} cannot be read"]
+
+
 def test_memory_optimize_really_frees(app: HealthApp) -> None:
     """200 MB that glibc holds on to come back, which the kernel says as well as the answer."""
     process = psutil.Process(app.process.pid)

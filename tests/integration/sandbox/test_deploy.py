@@ -106,6 +106,10 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
     assert set(after.values()) == {"ok"}
     assert "<table>" in (stage.sandbox.reports / "report.html").read_text()
+    given = stage.sandbox.env_file.read_text().splitlines()
+    for line in ("MEMORY_LIMIT_MB='430'", f"LOG_DIRS='{stage.sandbox.log}'", f"DISK_CLEANUP_DIRS='{stage.sandbox.tmp}'"):
+        assert line in given, "the backend watches what the health check grades"
+    assert not any(line.startswith("DISK_PATHS=") for line in given), "the sandbox grades no file system"
     connection = redis_client.Redis.from_url(stage.facts.redis_url, decode_responses=True)
 
     def sent() -> t.List[int]:

@@ -715,26 +715,30 @@ def write_request(kind: str, reason: str, *, requested_by: str, details: Optiona
 
 @route("GET", f"{PREFIX}/logs/health", burst=3, every=3.0)
 async def logs_health(ask: Ask) -> Answer:
-    files = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
+    files, unread = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
     large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
     old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
-    issues = [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
+    issues = [f"{path} cannot be read" for path in unread]
+    issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
     advice = ["Rotate the large log files: run the maintenance playbook with the tag weekly"] * bool(large)
     advice += ["Remove or archive the old log files"] * bool(old)
+    advice += ["Let the backend's user read the directories of LOG_DIRS"] * bool(unread)
     return Answer(
         200,
         {
-            "timestamp": _now(), "healthy": not large, "issues": issues,
+            "timestamp": _now(), "healthy": not large and not unread, "issues": issues,
             "log_info": {"log_files": files, "total_size_mb": round(sum(one["size_mb"] for one in files), 2), "large_files": large, "old_files": old},
             "recommendations": advice or ["Nothing to do"],
         },
     )  # fmt: skip
 
 
-def _log_files(most: int = 200) -> List[Dict[str, Any]]:
-    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log)."""
-    directories = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path] or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
+def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
+    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and those of LOG_DIRS that cannot be read."""
+    named = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path]
+    directories = named or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
     found: List[Dict[str, Any]] = []
+    unread: List[str] = []
     for directory in directories:
         try:
             with os.scandir(directory) as entries:
@@ -749,8 +753,9 @@ def _log_files(most: int = 200) -> List[Dict[str, Any]]:
                         }
                     )  # fmt: skip
         except OSError:
-            continue
-    return sorted(found, key=lambda one: -one["size_mb"])[:most]
+            if named:
+                unread.append(directory)
+    return sorted(found, key=lambda one: -one["size_mb"])[:most], unread
 
 
 _debug: Tuple[float, Dict[str, Any]] = (-60.0, {})
