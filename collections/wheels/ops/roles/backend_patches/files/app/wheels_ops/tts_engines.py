@@ -26,6 +26,8 @@ TOLERATED = {"refused": 1, "missing": 1, "timeout": 2}
 TOLERATED_OTHER = 3
 #: The first pause between two probes of an open breaker, in seconds.
 PROBE_FIRST = 5.0
+#: The same after silence: it may have been the texts ("..." has no sound, nor have letters that a voice does not know).
+PROBE_SILENT = 1.0
 EDGE_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural")
 EDGE_VOICES = {
     ("en-US", "female"): "en-US-AriaNeural", ("en-US", "male"): "en-US-GuyNeural",
@@ -224,6 +226,7 @@ class Breaker:
         if self.state == "closed":
             say = logger.info if kind == "missing" else logger.warning
             say("TTS engine is left alone until it makes audio", engine=self.name, cause=kind, error=message[:200])
+            self.pause = PROBE_SILENT if kind == "no_audio" else self.pause
         self.state = "open"
         return True
 
@@ -263,6 +266,7 @@ class Attempt:
         self.started = self.moved = time.monotonic()
         self.first_at: t.Optional[float] = None
         self._signal = asyncio.Event()
+        self._sounds = any(character.isalnum() for character in text)
         self._budgets = (first, gap, self.started + total)
         self._reader = asyncio.ensure_future(self._read(text, voice, wanted))
         self._judge = asyncio.ensure_future(self._watch())
@@ -304,8 +308,8 @@ class Attempt:
                 self.breaker.success(1000 * ((self.first_at or self.moved) - self.started))
             elif not isinstance(error, asyncio.CancelledError):
                 kind = classify(error)
-                # A text that nobody can speak says nothing about the engine, nor does a crowd.
-                if kind not in ("empty", "too_long", "busy"):
+                # A text that nobody can speak says nothing about the engine, nor does a crowd, nor silence where there was nothing to hear.
+                if kind not in ("empty", "too_long", "busy") and (kind != "no_audio" or self._sounds):
                     self.breaker.failure(kind, str(error) or type(error).__name__)
             if error is not None:
                 self.error = error if isinstance(error, SpeechError) else SpeechError(classify(error), f"{type(error).__name__}: {error}"[:300])
