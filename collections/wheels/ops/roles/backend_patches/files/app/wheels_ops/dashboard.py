@@ -232,7 +232,7 @@ def _word(level: str) -> Tuple[str, str]:
 def _number(value: Optional[float], unit: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    text = f"{value:,.0f}" if abs(value) >= 100 or (not unit and value == int(value)) else f"{value:.1f}"
     return f"{text} {unit}".strip()
 
 
@@ -246,7 +246,7 @@ def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str
             _scores(api.board.scores()),
             _alerts(monitor, states),
             _values(monitor),
-            '<h2>Last 24 hours</h2><p class="soft">Dashed line: warning. Dotted line: critical.</p><div class="charts">',
+            '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted line: critical.</p><div class="charts">',
             *(
                 _chart(title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name)), monitor.current.get(name))
                 for name, title, unit in CHARTS
@@ -352,10 +352,11 @@ def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[
     if len(points) == 1:
         path.append("h1.5")
     parts.append(f'<path class="curve" d="{"".join(path)}"/>')
-    alternative = f"{title}: now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest {_number(highest, unit)} in the last 24 hours"
+    told = f"now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest {_number(highest, unit)} in the last 24 hours"
+    label = html.escape(f"{title}: {told}")
     return (
-        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(alternative)}">{"".join(parts)}</svg>'
-        f'<p class="soft">{html.escape(alternative.partition(": ")[2].capitalize())}</p></figure>'
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        f'<p class="soft">N{html.escape(told[1:])}</p></figure>'
     )
 
 
