@@ -193,6 +193,23 @@ def test_recover_repairs_it(stage: Stage) -> None:
     assert {"rls", "services"} <= set(history[-1]["before"])
 
 
+def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
+    """Asked for over the API, done by the host, seen over the API; a file that is no request is not in the way."""
+    key = {"X-Ops-Token": (stage.sandbox.etc / "ops-token").read_text().strip()}
+    asked = requests.post(f"{stage.facts.base_url}/api/v1/system/recovery/trigger", headers=key, timeout=10).json()["request_id"]
+    pending = stage.sandbox.state / "requests"
+    (pending / "nonsense.json").write_text("{")
+    run = stage.playbook("recover", "--check", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert {path.stem for path in pending.glob("*.json")} == {asked, "nonsense"}
+    run = stage.playbook("recover", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert list(pending.glob("*.json")) == []
+    newest = requests.get(f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10).json()["history"][0]
+    assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
+    assert [entry["id"] for entry in newest["requests"]] == [asked]
+
+
 def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
     before = tree(stage.sandbox.backend)
     environment = stage.sandbox.env_file.read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The history that survives restarts: SQLite in ``WHEELS_OPS_STATE_DIR/metrics.sqlite``, written off the event loop.
+"""The history that survives restarts: ``metrics.sqlite`` in ``WHEELS_OPS_METRICS_DIR``, written off the event loop.
 
 Several workers write to the same file: a row is one metric in one slot of time, and a write merges into it (minimum,
 maximum, sum, count), so the order does not matter and nothing is counted twice. Bounded: 30 s slots for 24 hours and
