@@ -61,11 +61,14 @@ async def monitoring() -> t.Dict[str, t.Any]:
     alert = performance.PerformanceAlert("cpu_percent", performance.AlertLevel.WARNING, "busy", datetime.now(timezone.utc))
     return {
         "running": [*running, optimizer.is_running, monitor.is_running],
-        "same": [await memory.get_memory_optimizer() is memory.memory_optimizer, await performance.get_performance_monitor() is performance.performance_monitor],
+        "same": [
+            await memory.get_memory_optimizer() is memory.memory_optimizer,
+            await performance.get_performance_monitor() is performance.performance_monitor,
+        ],
         "optimizer": surface(optimizer),
         "optimizer_values": {
             name: getattr(optimizer, name)
-            for name in ("optimization_interval", "memory_warning_threshold", "memory_critical_threshold", "memory_emergency_threshold", "last_emergency_cleanup")
+            for name in ("optimization_interval", "last_emergency_cleanup", *(f"memory_{tier}_threshold" for tier in ("warning", "critical", "emergency")))
         },
         "monitor": surface(monitor),
         "retention_hours": monitor.history_retention.total_seconds() / 3600,
@@ -111,7 +114,8 @@ async def speech() -> t.Dict[str, t.Any]:
         "cleared": shape(await service.clear_cache(older_than_hours=1)),
         "spoken": shape(await fallback.synthesize_speech("Hello", user_id="anna")),
         "system_made": [made.success, bool(made.audio_data)],
-        "system_facts": [system.is_available(), system.supports_streaming(), [one.value for one in system.get_supported_formats()], system.get_max_text_length()],
+        "system_facts": [system.is_available(), system.supports_streaming(), system.get_max_text_length()],
+        "system_formats": [one.value for one in system.get_supported_formats()],
         "system_health": shape(await system.health_check()),
     }  # fmt: skip
     await service.shutdown()

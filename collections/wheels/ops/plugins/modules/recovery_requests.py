@@ -9,7 +9,7 @@ short_description: Read what the backend asks of its host, and take away what is
 version_added: 1.0.0
 description:
   - The health API leaves a request at C(POST /api/v1/system/recovery/trigger), and where a database does not come back or memory stays short.
-  - The playbook P(wheels.ops.recover#playbook) reads them first and takes them away when it has noted what it did, so a run that fails loses none.
+  - The playbook C(recover) reads them first and takes them away when it has noted what it did, so a run that fails loses none.
   - A request says that something is wanted, never what is to be done. The backend's user can write anything there.
 extends_documentation_fragment:
   - wheels.ops.attributes

@@ -12,7 +12,8 @@ ones come sooner, so a real excursion is an alert within ten seconds and a spike
 keeps the history over restarts; without it the last 24 hours live in memory.
 
 Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, ``MEMORY_*``, ``CPU_*``, ``DISK_*``,
-``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``, ``WHEELS_OPS_METRICS_DIR`` (else ``WHEELS_OPS_STATE_DIR``).
+``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``,
+``WHEELS_OPS_METRICS_DIR`` (else ``WHEELS_OPS_STATE_DIR``).
 """
 
 from __future__ import annotations

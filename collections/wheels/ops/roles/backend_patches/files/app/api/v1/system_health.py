@@ -773,7 +773,8 @@ async def admin_debug(ask: Ask) -> Answer:
             **_debug[1],
             # Asked here and not in the thread: the cache has a connection for each event loop.
             "monitoring_services": {
-                "performance_monitor_running": performance_monitor.is_running, "memory_optimizer_running": memory_optimizer.is_running,
+                "performance_monitor_running": performance_monitor.is_running,
+                "memory_optimizer_running": memory_optimizer.is_running,
                 "cache_service_connected": _cache_initialized(),
             },
             "routes": request_stats.by_route()[:50],
