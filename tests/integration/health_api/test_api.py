@@ -288,6 +288,10 @@ def test_recovery_is_handed_to_the_host_and_its_history_shown(tmp_path: Path) ->
         request = json.loads(path.read_text())
         assert request["id"] == answer["request_id"] == path.stem
         assert request["kind"] == "recover" and request["requested_by"].startswith("token ") and TOKEN not in path.read_text()
+        (tmp_path / "history.jsonl").mkdir()  # nothing that can be read, also not by root
+        assert "cannot read the host's history" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
+        (tmp_path / "history.jsonl").rmdir()
+        assert "has not written anything yet" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
         entries = [{"time": f"2026-01-01T00:00:{second:02}Z", "action": "memory_trim", "outcome": "ok"} for second in range(60)]
         lines = [json.dumps(entry) for entry in entries]
         (tmp_path / "history.jsonl").write_text("\n".join([*lines[:30], "{broken", "[]", *lines[30:]]) + "\n")

@@ -638,6 +638,8 @@ async def recovery_history(ask: Ask) -> Answer:
         return refuse(400, "limit must be a number between 1 and 500")
     entries = await asyncio.to_thread(read_history, limit)
     note = "Newest first, as the host's recovery wrote them." if entries else "The host's recovery has not written anything yet."
+    if not entries and not await asyncio.to_thread(_can_read_history):
+        note = "This process cannot read the host's history; its user is the deployment's wheels_ops_backend_user."
     return Answer(200, {"message": "Recovery history", "note": note, "limit": limit, "timestamp": _now(), "history": entries})
 
 
@@ -664,6 +666,14 @@ def read_history(limit: int) -> List[Dict[str, Any]]:
             if len(found) == limit:
                 break
     return found
+
+
+def _can_read_history() -> bool:
+    try:
+        with open(state_directory() / "history.jsonl", "rb"):
+            return True
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
 
 
 @route("POST", f"{PREFIX}/recovery/trigger", audited=True, burst=2, every=30.0)
