@@ -395,7 +395,7 @@ UNITS = {
     "celery_queue_depth": "", "celery_queue_age_s": "s", "psi_memory": "%",
 }  # fmt: skip
 
-#: Values that do not jump about; CPU does, and is judged at the usual pace.
+#: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes two half intervals.
 _CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
 
 _ADVICE = {
@@ -527,8 +527,10 @@ class PerformanceMonitor:
 
     def next_delay(self) -> float:
         """Seconds until the next sample: fewer while an excursion waits for its confirmation."""
-        soon = any(state.pending for name, state in self._states.items() if name in _CONFIRMED_SOON)
-        return min(1.0, self.check_interval) if soon else self.check_interval
+        pending = {name for name, state in self._states.items() if state.pending}
+        if not pending.isdisjoint(_CONFIRMED_SOON):
+            return min(1.0, self.check_interval)
+        return self.check_interval / 2 if "cpu_percent" in pending else self.check_interval
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
