@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support import servers
-from tests.support.backend_env import BACKEND_PYTHON
+from tests.support.backend_env import BACKEND_PYTHON, REPOSITORY
 from tests.support.health_app import OTHER_TOKEN, REPORT_FILES, TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
 
@@ -395,6 +395,16 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
         assert app.request("GET", f"{PREFIX}/performance/report?hours=25", token=TOKEN).status == 400
         assert app.request("GET", f"{PREFIX}/dashboard", token=TOKEN).status == 503
         assert app.request("GET", "/livez").status == 404, "nothing is outside the router"
+
+
+def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
+    """docs/health-api.md against the route table: method, path, and whether the token is needed."""
+    text = (REPOSITORY / "docs" / "health-api.md").read_text(encoding="utf-8")
+    documented = [[method, path, needs == "yes"] for method, path, needs in re.findall(r"^\| (GET|POST) \| `([^`]+)` \| (yes|no|form) \|", text, re.M)]
+    program = (
+        "import json\nfrom app.api.v1.system_health import ROUTES\nprint(json.dumps([[method, path, one.token] for (method, path), one in ROUTES.items()]))"
+    )
+    assert sorted(documented) == sorted(json.loads(app.tree.run(program).stdout.splitlines()[-1]))
 
 
 def test_head_has_no_body(app: HealthApp) -> None:
