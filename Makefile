@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools system-packages demo test lint bench sandbox-up sandbox-break sandbox-status deploy verify recover rollback health sandbox-down build clean
+.PHONY: help run-tools dev-tools system-packages demo test lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ sandbox-up: run-tools ## Start PostgreSQL, Redis, the stand-in backend, a Celery
 
 sandbox-break: ## Bring the eight incidents back into the sandbox
 	@$(BIN)/python -m tests.sandbox break
+
+sandbox-compare: run-tools ## The same load on the broken sandbox and on the deployed one: memory, slowest request, first audio
+	@$(BIN)/python -m tests.sandbox compare
 
 sandbox-status: ## Say what runs in the sandbox
 	@$(BIN)/python -m tests.sandbox status

@@ -19,14 +19,15 @@ from tests.support.celery_backend import CeleryBackend, celery_backend
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.remedies import celery_throttle
 
-#: Periodic background work of 0.2 s of processor time every 0.5 s in each of two classes: 0.8 of a core at full rate.
+#: Periodic background work of 0.4 s of processor time every 0.5 s in each of two classes: it keeps both children of the worker busy.
+#: What users gain is the share of the processors that it had; on a machine with other tenants a smaller one.
 SCHEDULE = {"cleanup-expired-data": 0.5, "process-analytics-hourly": 0.5, "maintenance-check-daily": 1.0}
 LOW = ("cleanup_expired_data", "process_hourly_analytics")
 BURN = """
     if task in ("cleanup_expired_data", "process_hourly_analytics"):
         import time
 
-        end = time.process_time() + 0.2
+        end = time.process_time() + 0.4
         while time.process_time() < end:
             pass
 """
@@ -40,8 +41,9 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 """
-#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring.
-BUSY, MEASURED = 10.0, 10.0
+#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring: under hogs an answer takes a tenth of
+#: a second and more, and a 95th percentile of fewer than a hundred answers is one or two stragglers.
+BUSY, MEASURED = 10.0, 20.0
 
 
 def experiment(install: bool) -> t.Dict[str, float]:
@@ -113,19 +115,19 @@ def pair(what: str) -> Pair:
     return (lambda: run(True)), (lambda: run(False))
 
 
-@benchmark("L1", what="runs of cleanup and analytics in 10 s, from 10 s after CPU hogs began", unit="runs", goal="ratio <= 0.25", runs=1, peer="no throttle")
+@benchmark("L1", what="runs of cleanup and analytics in 20 s, from 10 s after CPU hogs began", unit="runs", goal="ratio <= 0.25", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def low_class() -> t.Iterator[Pair]:
     yield pair("runs")
 
 
-@benchmark("L1b", what="response time of a web process beside it, p95", unit="ms", goal="ratio <= 0.8", runs=1, peer="no throttle")
+@benchmark("L1b", what="response time of a web process beside it, p95", unit="ms", goal="ratio <= 0.8", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def responses() -> t.Iterator[Pair]:
     yield pair("p95")
 
 
-@benchmark("L3", what="runs of a task that users wait for, meanwhile (10 are due)", unit="runs", goal="ours >= 9", runs=1, peer="no throttle")
+@benchmark("L3", what="runs of a task that users wait for, meanwhile (20 are due)", unit="runs", goal="ours >= 18", runs=2, peer="no throttle")
 @contextlib.contextmanager
 def critical() -> t.Iterator[Pair]:
     yield pair("critical")

@@ -26,10 +26,12 @@ import time
 import typing as t
 from pathlib import Path
 
-from tests.bench.harness import Pair, benchmark
+from tests.bench.harness import Pair, Unavailable, benchmark
+from tests.integration.health_api.test_faults import FAULTS, is_healthy, world
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.health_app import REPORT_FILES, TOKEN, health_app
 from tests.support.patched_tree import patched_tree
+from tests.support.waiting import free_port, port_open, wait_until
 
 LAB = Path(__file__).with_name("monitor_lab.py")
 P2_SECONDS = float(os.environ.get("WHEELS_OPS_P2_SECONDS", "60"))
@@ -261,8 +263,6 @@ def health_black_holed() -> t.Iterator[Pair]:
         ours = stack.enter_context(health_app(stores, uvicorn=("--no-access-log",)))
         peer_directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wops-bench-")))
         (peer_directory / "peer.py").write_text(_PEER)
-        from tests.support.waiting import free_port, port_open, wait_until
-
         port = free_port()
         words = [str(BACKEND_PYTHON), "-m", "uvicorn", "peer:app", "--port", str(port), "--log-level", "error"]
         process = subprocess.Popen(words, cwd=peer_directory, env={**os.environ, **stores}, start_new_session=True)
@@ -275,6 +275,32 @@ def health_black_holed() -> t.Iterator[Pair]:
             return latency(port, 1, 1)  # the caller waits for Redis: once is enough
 
         yield lambda: latency(ours.port, 500, 4, server=ours.process.pid), once
+
+
+#: As they are without a variable in the environment; the tests shorten them.
+PRODUCTION_INTERVALS = {"HEALTH_CHECK_INTERVAL": "5", "HEALTH_CHECK_TIMEOUT": "1", "MONITORING_INTERVAL": "5"}
+
+
+@benchmark("H2", what=f"{len(FAULTS)} injected faults, intervals of production: the longest until the health API says so", unit="s", goal="ours <= 10", runs=1)
+@contextlib.contextmanager
+def faults_seen() -> t.Iterator[Pair]:
+    """Each dependency gone, frozen and black-holed, full disk, memory pressure, stalled loop, recursive policy, and the others of the tests."""
+
+    def longest() -> float:
+        seen: t.Dict[str, float] = {}
+        for name, fault in FAULTS.items():
+            wait_until(lambda: is_healthy(around.app), timeout=60, what=f"healthy before: {name}")
+            started = time.monotonic()
+            with fault.breaks(around):
+                wait_until(lambda: around.app.check(fault.check) == fault.status, timeout=30, every=0.1, what=name)  # noqa: B023 - called in this turn
+                seen[name] = time.monotonic() - started
+        sys.stderr.write(f"{ {name: round(seconds, 1) for name, seconds in seen.items()} }\n")
+        return max(seen.values())
+
+    with world(**PRODUCTION_INTERVALS) as around:
+        if around.disk is None:
+            raise Unavailable("this user cannot mount a small file system")
+        yield longest, None
 
 
 @benchmark("H1b", what="GET /livez, CPU per call in the server", unit="us", goal="ours <= 60 and ratio <= 0.2", peer="a FastAPI route", runs=3)

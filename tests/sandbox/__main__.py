@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``python -m tests.sandbox up|break|down|status``: the sandbox's life, as ``make`` calls it."""
+"""``python -m tests.sandbox up|break|down|demo|compare|status``: the sandbox's life, as ``make`` calls it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from tests.sandbox import demo, lifecycle
+from tests.sandbox import compare, demo, lifecycle
 from tests.sandbox.layout import Sandbox
 
 COMMANDS = {
@@ -14,6 +14,7 @@ COMMANDS = {
     "break": (lifecycle.break_it, "bring back the eight incidents"),
     "down": (lifecycle.down, "stop everything; the directory stays"),
     "demo": (demo.run, "up, break, deploy, and the table of before and after"),
+    "compare": (compare.run, "memory, slowest request and first audio under the same load, broken and after deploy (3 minutes)"),
     "status": (lifecycle.status, "say what runs, and on which ports"),
 }
 

@@ -22,12 +22,16 @@ def heading(text: str) -> None:
     sys.stdout.flush()
 
 
-def playbook(name: str, *words: str, quiet: bool = True) -> int:
-    """Runs one of the playbooks on the sandbox; quiet shows a line a step and everything only when it fails."""
+def playbook(name: str, *words: str, quiet: bool = True, sandbox: t.Optional[Sandbox] = None) -> int:
+    """Runs one of the playbooks on the sandbox; quiet shows a line a step and everything only when it fails.
+
+    ``sandbox`` where it is another than the environment names.
+    """
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventories/sandbox", f"playbooks/{name}.yml", *words]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"}
-    )
+    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0"}
+    if sandbox:
+        environment["WHEELS_OPS_SANDBOX"] = str(sandbox.directory)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     lines: t.List[str] = []
     assert process.stdout is not None
     for line in process.stdout:

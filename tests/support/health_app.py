@@ -49,7 +49,8 @@ class Service:
 tts_service = Service()
 """
 _MAIN = """
-import asyncio, os, random, time
+import asyncio, contextlib, os, random, time
+from app.core.logging import get_logger
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse
 import app.services.tts.tts_service as speech
@@ -59,7 +60,14 @@ try:
 except ImportError:
     cors = sockets = None
 
-app = FastAPI()
+@contextlib.asynccontextmanager
+async def lifespan(_):
+    get_logger("main").info("the application starts")
+    await asyncio.sleep(float(os.environ.get("START_SECONDS", "0")))
+    yield
+    get_logger("main").info("the application ends in order")
+
+app = FastAPI(lifespan=lifespan)
 held = []
 survivors = []
 
@@ -178,9 +186,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def health_app(
-    *environments: t.Mapping[str, str], files: t.Optional[t.Sequence[str]] = None, uvicorn: t.Sequence[str] = (), state: t.Optional[Path] = None, **env: str
+    *environments: t.Mapping[str, str],
+    files: t.Optional[t.Sequence[str]] = None,
+    uvicorn: t.Sequence[str] = (),
+    state: t.Optional[Path] = None,
+    wait: bool = True,
+    **env: str,
 ) -> t.Iterator[HealthApp]:
-    """Runs it under the backend's interpreter; ``environments`` and ``env`` are its environment beside the essentials, ``state`` its state directory."""
+    """Runs it under the backend's interpreter; ``environments`` and ``env`` are its environment beside the essentials, ``state`` its state directory.
+
+    ``wait``: until it answers.
+    """
     directory = Path(tempfile.mkdtemp(prefix="wops-health-"))
     if files is None:
         own = [str(path.relative_to(PATCHES)) for path in (PATCHES / "wheels_ops").glob("*.py") if path.name != "__init__.py"]
@@ -209,7 +225,8 @@ def health_app(
         return app.request("GET", "/items/1", timeout=5).status == 200
 
     try:
-        wait_until(up, timeout=60, what="the application")
+        if wait:
+            wait_until(up, timeout=60, what="the application")
         yield app
     finally:
         process.terminate()

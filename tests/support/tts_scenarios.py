@@ -116,9 +116,9 @@ async def breaker(mode: str, requests: int) -> t.Any:
     for number in range(requests):
         await made.synthesize_for_pam(f"Request {number} during {mode}.")
         # An attempt that was overtaken is judged to its end.
-        tts_engines = app("wheels_ops.tts_engines")
+        speaking = app("services.tts.tts_service")
 
-        while tts_engines.ATTEMPTS and made.breakers["edge"].state == "closed":
+        while speaking.ATTEMPTS and made.breakers["edge"].state == "closed":
             await asyncio.sleep(0.01)
         states.append(made.breakers["edge"].state)
     await made.shutdown()
@@ -218,10 +218,10 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
     stop.set()
     await task
     set_mode("ok")
-    tts_engines = app("wheels_ops.tts_engines")
+    speaking = app("services.tts.tts_service")
 
     end = time.monotonic() + 15
-    while (tts_engines.ATTEMPTS or made._flights or resources()["children"]) and time.monotonic() < end:
+    while (speaking.ATTEMPTS or made._flights or resources()["children"]) and time.monotonic() < end:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)  # cancelled readers finish their second cancellation
     after = resources()
@@ -288,11 +288,7 @@ async def cancelled() -> t.Any:
 
 async def installed_later() -> t.Any:
     """No engine at first; then one appears. Probes come at the speed of the test."""
-    module = app("services.tts.tts_service")
-    tts_engines = app("wheels_ops.tts_engines")
-
-    tts_engines.PROBE_FIRST = 0.2
-    module.PROBE_FIRST = 0.2
+    app("services.tts.tts_service").PROBE_FIRST = 0.2
     real = os.environ["PATH"]
     os.environ["PATH"] = "/nonexistent"
     made = await service()
@@ -378,7 +374,6 @@ async def disk_cache() -> t.Any:
 async def pure() -> t.Any:
     """Functions without any engine."""
     fallback_tts, tts_service = app("services.tts.fallback_tts"), app("services.tts.tts_service")
-    tts_engines = app("wheels_ops.tts_engines")
 
     long_text = "One sentence here. " * 200
     parts = tts_service.segments(long_text, 300)
@@ -392,10 +387,10 @@ async def pure() -> t.Any:
     return {
         "parts": [len(part) for part in parts], "joined": " ".join(parts) == long_text.strip(), "endings": {part[-1] for part in parts} == {"."},
         "word": [len(part) for part in tts_service.segments("x" * 2500)], "broken": broken,
-        "genders": [tts_engines.gender_of(name) for name in ("en-US-AriaNeural", "en-US-GuyNeural", "de-DE-ConradNeural")],
+        "genders": [tts_service.gender_of(name) for name in ("en-US-AriaNeural", "en-US-GuyNeural", "de-DE-ConradNeural")],
         "voices": [
-            tts_engines.edge_voice(fallback_tts.Voice("de-AT", "male")), tts_engines.edge_voice(fallback_tts.Voice("xx", "female")),
-            tts_engines.edge_voice(fallback_tts.Voice(), "en-GB-RyanNeural"), tts_engines.edge_voice(fallback_tts.Voice(), "evil' onload='x"),
+            tts_service.edge_voice(fallback_tts.Voice("de-AT", "male")), tts_service.edge_voice(fallback_tts.Voice("xx", "female")),
+            tts_service.edge_voice(fallback_tts.Voice(), "en-GB-RyanNeural"), tts_service.edge_voice(fallback_tts.Voice(), "evil' onload='x"),
         ],
         "espeak": [fallback_tts.espeak_voice(fallback_tts.Voice(language, "male")) for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")],
     }  # fmt: skip

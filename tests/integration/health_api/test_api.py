@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ import jsonschema  # type: ignore[import-untyped]  # it has no stubs of its own
 import psutil
 import pytest
 
-from tests.support.backend_env import BACKEND_PYTHON
+from tests.support import servers
+from tests.support.backend_env import BACKEND_PYTHON, REPOSITORY
 from tests.support.health_app import OTHER_TOKEN, REPORT_FILES, TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
 
@@ -232,6 +234,22 @@ def test_an_unknown_cache_is_refused_and_an_absent_redis_is_said(app: HealthApp)
     assert answer.status == 503 and answer.json()["failed_caches"] == ["redis"] and answer.json()["cleared_caches"] == []
 
 
+def test_logs_health_looks_where_the_operator_says_and_never_calls_the_unread_healthy(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("a line\n")
+    with health_app(LOG_DIRS=str(tmp_path)) as app:
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert (found["healthy"], found["issues"]) == (True, [])
+        assert [entry["path"] for entry in found["log_info"]["log_files"]] == [str(tmp_path / "app.log")]
+        with open(tmp_path / "access.log", "wb") as large:
+            large.truncate(51_000_000)
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert found["healthy"] is False and [entry["path"] for entry in found["log_info"]["large_files"]] == [str(tmp_path / "access.log")]
+    with health_app(LOG_DIRS=f"{tmp_path / 'absent'}:{tmp_path / 'app.log'}") as app:
+        found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
+        assert found["healthy"] is False
+        assert found["issues"] == [f"{tmp_path / 'absent'} cannot be read", f"{tmp_path / 'app.log'} cannot be read"]
+
+
 def test_memory_optimize_really_frees(app: HealthApp) -> None:
     """200 MB that glibc holds on to come back, which the kernel says as well as the answer."""
     process = psutil.Process(app.process.pid)
@@ -270,6 +288,10 @@ def test_recovery_is_handed_to_the_host_and_its_history_shown(tmp_path: Path) ->
         request = json.loads(path.read_text())
         assert request["id"] == answer["request_id"] == path.stem
         assert request["kind"] == "recover" and request["requested_by"].startswith("token ") and TOKEN not in path.read_text()
+        (tmp_path / "history.jsonl").mkdir()  # nothing that can be read, also not by root
+        assert "cannot read the host's history" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
+        (tmp_path / "history.jsonl").rmdir()
+        assert "has not written anything yet" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
         entries = [{"time": f"2026-01-01T00:00:{second:02}Z", "action": "memory_trim", "outcome": "ok"} for second in range(60)]
         lines = [json.dumps(entry) for entry in entries]
         (tmp_path / "history.jsonl").write_text("\n".join([*lines[:30], "{broken", "[]", *lines[30:]]) + "\n")
@@ -338,7 +360,29 @@ def test_the_applications_own_layers_do_not_refuse_it(app: HealthApp) -> None:
     assert app.request("POST", "/items/1").status == 403
     assert app.request("POST", f"{PREFIX}/cache/clear?cache_type=memory", token=TOKEN).status in (200, 429)
     assert app.request("GET", f"{PREFIX}/nothing-of-ours").status == 404
-    assert app.request("DELETE", f"{PREFIX}/health").headers["allow"] == "GET, HEAD"
+    assert app.request("DELETE", f"{PREFIX}/health").headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_options_says_what_a_path_offers_and_preflights_stay_with_the_cors_layer(app: HealthApp) -> None:
+    """Neither needs the token: browsers never send one with a preflight."""
+    plain = app.request("OPTIONS", f"{PREFIX}/memory/optimize")
+    assert (plain.status, plain.headers["allow"], plain.body) == (200, "POST, OPTIONS", b"")
+    assert app.request("OPTIONS", f"{PREFIX}/health", Origin="https://wheelsandwins.com").headers["allow"] == "GET, HEAD, OPTIONS"
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    preflight = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://wheelsandwins.com", **asked})
+    assert preflight.status == 200 and preflight.headers["access-control-allow-origin"] == "https://wheelsandwins.com"
+    foreign = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://evil.example", **asked})
+    assert foreign.status != 200 and "access-control-allow-origin" not in foreign.headers
+
+
+def test_what_is_checked_after_all_is_no_longer_noted_as_unchecked(redis_server: servers.Redis) -> None:
+    """Celery beat may start after the backend."""
+    quick = {"HEALTH_CHECK_INTERVAL": "0.2", "MONITORING_INTERVAL": "0.2"}
+    with health_app(quick, REDIS_URL=redis_server.url, CELERY_BEAT_HEARTBEAT_KEY="of-this-test") as app:
+        wait_until(lambda: any(note.startswith("celery:beat: ") for note in app.health()["notes"]), timeout=30)
+        redis_server.cli("set", "of-this-test", str(time.time() + 60))
+        wait_until(lambda: app.check("celery:beat") == "pass", timeout=30)
+        assert not any(note.startswith("celery:beat: ") for note in app.health()["notes"])
 
 
 def test_only_the_files_of_the_report_through_the_router() -> None:
@@ -351,6 +395,16 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
         assert app.request("GET", f"{PREFIX}/performance/report?hours=25", token=TOKEN).status == 400
         assert app.request("GET", f"{PREFIX}/dashboard", token=TOKEN).status == 503
         assert app.request("GET", "/livez").status == 404, "nothing is outside the router"
+
+
+def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
+    """docs/health-api.md against the route table: method, path, and whether the token is needed."""
+    text = (REPOSITORY / "docs" / "health-api.md").read_text(encoding="utf-8")
+    documented = [[method, path, needs == "yes"] for method, path, needs in re.findall(r"^\| (GET|POST) \| `([^`]+)` \| (yes|no|form) \|", text, re.M)]
+    program = (
+        "import json\nfrom app.api.v1.system_health import ROUTES\nprint(json.dumps([[method, path, one.token] for (method, path), one in ROUTES.items()]))"
+    )
+    assert sorted(documented) == sorted(json.loads(app.tree.run(program).stdout.splitlines()[-1]))
 
 
 def test_head_has_no_body(app: HealthApp) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sqlite3
 import time
 import typing as t
@@ -99,6 +101,26 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
         page.evaluate("document.querySelector('header form button').click()")
         wait_until(lambda: page.evaluate("document.querySelector('h1').textContent") == "Sign in")
         page.screenshot(shots / "dashboard-sign-in.png")
+
+
+def numbers(label: str) -> t.List[float]:
+    """now, lowest and highest of a chart's text alternative; nan for what is not measured now."""
+    return [float("nan") if word == "–" else float(word.replace(",", "")) for word in re.findall(r"(?:now|lowest|highest) (–|[0-9][0-9,.]*)", label)]
+
+
+def test_now_lies_between_lowest_and_highest(app: HealthApp) -> None:
+    """Also before the half minute that it belongs to has been stored; and the extremes are those of samples, not of half minutes."""
+    for _ in range(5):
+        labels = re.findall(r'aria-label="([^"]*)"', app.request("GET", PAGE, token=TOKEN).body.decode())
+        assert len(labels) >= 5, labels
+        for label in labels:
+            now, lowest, highest = numbers(label)
+            assert lowest <= now <= highest or math.isnan(now), label
+        assert sum(not math.isnan(numbers(label)[0]) for label in labels) >= 4, labels
+        time.sleep(0.4)
+    report = app.request("GET", "/api/v1/system/performance/report?hours=24", token=TOKEN).json()["metrics_summary"]["error_rate"]
+    shown = numbers(next(label for label in labels if label.startswith("Failed requests")))
+    assert shown[1:] == pytest.approx([report["min"], report["max"]], abs=0.06)
 
 
 def contrast(page: browsers.Page) -> float:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import typing as t
 from pathlib import Path
+
+import pytest
 
 from tests.support.health_app import TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
@@ -68,3 +71,21 @@ def test_several_workers_share_one_history(tmp_path: Path) -> None:
     with health_app(QUICK, state=tmp_path) as app:
         assert report_of(app)["metrics_summary"]["response_time_ms"]["data_points"] >= 30, "of all workers together"
         assert app.health()["sections"]["stability"]["restarts"] == 0
+
+
+@pytest.mark.parametrize(("moment", "seconds"), [("the application starts", "1"), ("Performance monitor started", "0")])
+def test_an_end_that_is_asked_for_during_the_start_is_no_crash(tmp_path: Path, moment: str, seconds: str) -> None:
+    """uvicorn notes SIGTERM while the application starts, and ends after it without ``lifespan.shutdown``."""
+    with health_app(QUICK, state=tmp_path):
+        pass
+    # A database that accepts and says nothing: the first round of the checks, which the start waits for, takes its whole timeout.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        database = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x"
+        with health_app(QUICK, state=tmp_path, wait=False, START_SECONDS=seconds, DATABASE_URL=database) as app:
+            wait_until(lambda: moment in app.logged(), timeout=30, what=moment)
+            app.process.send_signal(signal.SIGTERM)
+            assert app.process.wait(30) == -signal.SIGTERM
+            assert "the application ends in order" not in app.logged(), "the server itself said nothing to the application"
+    with health_app(QUICK, state=tmp_path) as app:
+        assert app.health()["sections"]["stability"]["restarts"] == 0
+        assert app.health()["scores"]["stability"] == 100.0

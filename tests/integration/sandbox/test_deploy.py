@@ -108,6 +108,10 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
     assert set(after.values()) == {"ok"}
     assert "<table>" in (stage.sandbox.reports / "report.html").read_text()
+    given = stage.sandbox.env_file.read_text().splitlines()
+    for line in ("MEMORY_LIMIT_MB='430'", f"LOG_DIRS='{stage.sandbox.log}'", f"DISK_CLEANUP_DIRS='{stage.sandbox.tmp}'"):
+        assert line in given, "the backend watches what the health check grades"
+    assert not any(line.startswith("DISK_PATHS=") for line in given), "the sandbox grades no file system"
     connection = redis_client.Redis.from_url(stage.facts.redis_url, decode_responses=True)
 
     def sent() -> t.List[int]:
@@ -189,6 +193,23 @@ def test_recover_repairs_it(stage: Stage) -> None:
     history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
     assert history[-1]["outcome"] == "healthy"
     assert {"rls", "services"} <= set(history[-1]["before"])
+
+
+def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
+    """Asked for over the API, done by the host, seen over the API; a file that is no request is not in the way."""
+    key = {"X-Ops-Token": (stage.sandbox.etc / "ops-token").read_text().strip()}
+    asked = requests.post(f"{stage.facts.base_url}/api/v1/system/recovery/trigger", headers=key, timeout=10).json()["request_id"]
+    pending = stage.sandbox.state / "requests"
+    (pending / "nonsense.json").write_text("{")
+    run = stage.playbook("recover", "--check", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert {path.stem for path in pending.glob("*.json")} == {asked, "nonsense"}
+    run = stage.playbook("recover", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert list(pending.glob("*.json")) == []
+    newest = requests.get(f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10).json()["history"][0]
+    assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
+    assert [entry["id"] for entry in newest["requests"]] == [asked]
 
 
 def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:

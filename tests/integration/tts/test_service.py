@@ -56,6 +56,15 @@ def test_primary_engine_fallback_leaves_the_network_alone(tree: Tree, edge: Fake
     assert not edge.seen("connect")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_texts_without_a_sound_do_not_take_the_speech_of_others_away(tree: Tree, stream: bool) -> None:
+    found = tree.run("speak", text="... ?!", times=6, stream=stream, env=LOCAL)
+    if not stream:
+        assert {(answer["success"], answer["engine"], answer["bytes"], answer["text"]) for answer in found["answers"]} == {(True, "text_only", 0, "... ?!")}
+    engine = found["status"]["engines"]["engines"]["system"]
+    assert (engine["breaker"], engine["status"]) == ("closed", "healthy"), engine
+
+
 def test_fallback_switched_off_means_an_error_and_no_other_voice(tree: Tree, edge: FakeEdge) -> None:
     edge.mode("unavailable")
     answer = tree.run("speak", text="Edge or nothing.", env={**edge.env, "TTS_FALLBACK_ENABLED": "false"})["answers"][0]

@@ -354,3 +354,15 @@ async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:
     reader.rss = 600 * MIB
     first, second = await asyncio.gather(optimizer.optimize(), optimizer.optimize())
     assert {bool(first["skipped"]), bool(second["skipped"])} == {False, True} and heap.trims == 1
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999", "lots", "", "-5", "65 %"])
+def test_a_number_of_the_environment_that_is_none_is_the_default(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A typing error must not keep the backend from starting, nor switch its monitoring off."""
+    memory, performance = app_modules("monitoring.memory_optimizer"), app_modules("core.performance_monitor")
+    for name in ("MEMORY_LIMIT_MB", "MEMORY_WARNING_THRESHOLD", "MONITORING_INTERVAL", "CPU_CRITICAL_THRESHOLD"):
+        monkeypatch.setenv(name, text)
+    assert memory.MemoryReader()._budget == 0
+    assert memory.MemoryOptimizer().memory_warning_threshold == 65
+    monitor = performance.PerformanceMonitor()
+    assert monitor.check_interval == 5 and monitor.thresholds["cpu_percent"] == {"warning": 70, "critical": 85}

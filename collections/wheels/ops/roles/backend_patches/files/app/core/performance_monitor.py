@@ -12,7 +12,8 @@ ones come sooner, so a real excursion is an alert within ten seconds and a spike
 keeps the history over restarts; without it the last 24 hours live in memory.
 
 Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, ``MEMORY_*``, ``CPU_*``, ``DISK_*``,
-``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``.
+``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``,
+``WHEELS_OPS_METRICS_DIR`` (else ``WHEELS_OPS_STATE_DIR``).
 """
 
 from __future__ import annotations
@@ -394,7 +395,7 @@ UNITS = {
     "celery_queue_depth": "", "celery_queue_age_s": "s", "psi_memory": "%",
 }  # fmt: skip
 
-#: Values that do not jump about; CPU does, and is judged at the usual pace.
+#: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes two half intervals.
 _CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
 
 _ADVICE = {
@@ -496,7 +497,7 @@ class PerformanceMonitor:
             from app.wheels_ops.metrics_store import MetricsStore
         except ImportError:
             return
-        directory = os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
+        directory = os.environ.get("WHEELS_OPS_METRICS_DIR") or os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
         store = MetricsStore(Path(directory) / "metrics.sqlite")
         if await store.start():
             self.store = store
@@ -526,8 +527,10 @@ class PerformanceMonitor:
 
     def next_delay(self) -> float:
         """Seconds until the next sample: fewer while an excursion waits for its confirmation."""
-        soon = any(state.pending for name, state in self._states.items() if name in _CONFIRMED_SOON)
-        return min(1.0, self.check_interval) if soon else self.check_interval
+        pending = {name for name, state in self._states.items() if state.pending}
+        if not pending.isdisjoint(_CONFIRMED_SOON):
+            return min(1.0, self.check_interval)
+        return self.check_interval / 2 if "cpu_percent" in pending else self.check_interval
 
     # -- sampling -------------------------------------------------------------------------------------------------
 

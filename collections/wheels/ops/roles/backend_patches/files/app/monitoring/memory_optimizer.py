@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import math
 import os
 import stat
 import threading
@@ -57,12 +58,12 @@ _FALSE = ("0", "false", "no", "off")
 
 
 def env_number(name: str, default: float, low: float = 0.0, high: float = float("inf")) -> float:
-    """A number from the environment; what cannot be read or lies outside ``low..high`` is the default."""
+    """A number from the environment; what cannot be read, is not finite or lies outside ``low..high`` is the default."""
     try:
         value = float(os.environ.get(name, ""))
     except ValueError:
         return default
-    return value if low <= value <= high else default
+    return value if math.isfinite(value) and low <= value <= high else default
 
 
 def env_flag(name: str, default: bool) -> bool:

@@ -44,6 +44,8 @@ MORE_VALUES = (
     "load_1m",
 )
 _THRESHOLDS_OF = {"response_p95_ms": "response_time_ms"}
+#: Time, and mean, lowest and highest value of half a minute.
+Point = Tuple[float, float, float, float]
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 150, 44, 22
 
 
@@ -131,8 +133,8 @@ async def logout(ask: Any, api: Any) -> Any:
     return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, ask.secure)}, "text/plain")
 
 
-async def _series(api: Any) -> Dict[str, List[Tuple[float, float]]]:
-    """metric -> [(time, mean)] of the last 24 hours, from the store or else from memory."""
+async def _series(api: Any) -> Dict[str, List[Point]]:
+    """metric -> points of the last 24 hours, from the store or else from memory."""
     names = [name for name, _ignored, _ignored in CHARTS]
     monitor = api.performance_monitor
     if monitor.store is not None:
@@ -141,8 +143,9 @@ async def _series(api: Any) -> Dict[str, List[Tuple[float, float]]]:
         except Exception as error:  # a busy or broken file: what is in memory is shown
             api.logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
         else:
-            return {name: [(at, mean) for at, mean, _ignored in rows] for name, rows in found.items()}
-    return {name: monitor.rings[name].since(time.time() - 86400) for name in names if name in monitor.rings}
+            return dict(found)
+    recent = {name: monitor.rings[name].since(time.time() - 86400) for name in names if name in monitor.rings}
+    return {name: [(at, mean, mean, mean) for at, mean in rows] for name, rows in recent.items()}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -229,11 +232,11 @@ def _word(level: str) -> Tuple[str, str]:
 def _number(value: Optional[float], unit: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    text = f"{value:,.0f}" if abs(value) >= 100 or (not unit and value == int(value)) else f"{value:.1f}"
     return f"{text} {unit}".strip()
 
 
-def _body(api: Any, series: Mapping[str, List[Tuple[float, float]]], history: List[Mapping[str, Any]]) -> str:
+def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str, Any]]) -> str:
     monitor = api.performance_monitor
     states = api.board.states()
     moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -243,8 +246,11 @@ def _body(api: Any, series: Mapping[str, List[Tuple[float, float]]], history: Li
             _scores(api.board.scores()),
             _alerts(monitor, states),
             _values(monitor),
-            '<h2>Last 24 hours</h2><p class="soft">Dashed line: warning. Dotted line: critical.</p><div class="charts">',
-            *(_chart(name, title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name))) for name, title, unit in CHARTS),
+            '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted line: critical.</p><div class="charts">',
+            *(
+                _chart(title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name)), monitor.current.get(name))
+                for name, title, unit in CHARTS
+            ),
             "</div>",
             _recovery(history),
         )
@@ -298,16 +304,22 @@ def _values(monitor: Any) -> str:
     return f'<h2>Values and thresholds</h2><div class="box wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], limits: Optional[Mapping[str, float]]) -> str:
-    """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture alone."""
+def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[str, float]], current: Any) -> str:
+    """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture alone.
+
+    ``current`` is the metric's last sample, or None where nothing is measured now; it belongs to the range, also where the half minute that
+    it lies in is not stored yet.
+    """
     caption = f"<figcaption>{html.escape(title)}{f' ({unit})' if unit else ''}</figcaption>"
     if not points:
         return f'<figure>{caption}<p class="soft">No samples yet.</p></figure>'
     end = max(time.time(), points[-1][0])
     begin = end - 86400
-    last = points[-1][1]
+    last = [] if current is None else [current.value]
+    lowest = min([*last, *(low for _ignored, _ignored, low, _ignored in points)])
+    highest = max([*last, *(high for _ignored, _ignored, _ignored, high in points)])
     points = _thin([point for point in points if point[0] >= begin - 60], 480)
-    values = [value for _ignored, value in points]
+    values = [mean for _ignored, mean, _ignored, _ignored in points]
     shown_limits = [value for value in (limits or {}).values() if value <= 4 * max(*values, 1) or unit == "%"]
     top = 100.0 if unit == "%" and max(values) > 10 else max([*values, *shown_limits, 1.0]) * 1.05
     if unit == "%" and max(values) <= 10:
@@ -334,20 +346,21 @@ def _chart(name: str, title: str, unit: str, points: List[Tuple[float, float]], 
             parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - 6}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>')
     path: List[str] = []
     previous = 0.0
-    for at, value in points:
+    for at, value, _ignored, _ignored in points:
         path.append(f"{'L' if path and at - previous <= 600 else 'M'}{x(at):.1f} {y(value):.1f}")
         previous = at
     if len(points) == 1:
         path.append("h1.5")
     parts.append(f'<path class="curve" d="{"".join(path)}"/>')
-    alternative = f"{title}: now {_number(last, unit)}, lowest {_number(min(values), unit)}, highest {_number(max(values), unit)} in the last 24 hours"
+    told = f"now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest {_number(highest, unit)} in the last 24 hours"
+    label = html.escape(f"{title}: {told}")
     return (
-        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(alternative)}">{"".join(parts)}</svg>'
-        f'<p class="soft">{html.escape(alternative.partition(": ")[2].capitalize())}</p></figure>'
+        f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        f'<p class="soft">N{html.escape(told[1:])}</p></figure>'
     )
 
 
-def _thin(points: List[Tuple[float, float]], most: int) -> List[Tuple[float, float]]:
+def _thin(points: List[Point], most: int) -> List[Point]:
     """At most ``most`` points; of each stretch the highest stays, because peaks are what one looks for."""
     stride = -(-len(points) // most)
     if stride <= 1:

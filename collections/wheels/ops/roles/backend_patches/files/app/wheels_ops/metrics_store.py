@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The history that survives restarts: SQLite in ``WHEELS_OPS_STATE_DIR/metrics.sqlite``, written off the event loop.
+"""The history that survives restarts: ``metrics.sqlite`` in ``WHEELS_OPS_METRICS_DIR``, written off the event loop.
 
 Several workers write to the same file: a row is one metric in one slot of time, and a write merges into it (minimum,
 maximum, sum, count), so the order does not matter and nothing is counted twice. Bounded: 30 s slots for 24 hours and
@@ -255,8 +255,8 @@ class MetricsStore:
         )
         return {name: {"min": low, "max": high, "avg": total / count if count else 0.0, "data_points": count} for name, low, high, total, count in rows}
 
-    async def series(self, metrics: List[str], hours: float) -> Dict[str, List[Tuple[float, float, float]]]:
-        """metric -> [(time of the slot, mean, highest)] over the last ``hours``; empty without the store."""
+    async def series(self, metrics: List[str], hours: float) -> Dict[str, List[Tuple[float, float, float, float]]]:
+        """metric -> [(time of the slot, mean, lowest, highest)] over the last ``hours``; empty without the store."""
         if not self.usable:
             return {}
         self.flush()
@@ -265,14 +265,14 @@ class MetricsStore:
         marks = ",".join("?" * len(metrics))
         rows = await self._ask(
             lambda db: db.execute(
-                "select m.name, s.slot * s.step, s.total / s.count, s.high from sample s join metric m on m.id = s.metric"
+                "select m.name, s.slot * s.step, s.total / s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
                 f" where s.step = ? and s.slot > ? and m.name in ({marks}) order by s.slot",
                 (step, since, *metrics),
             )
         )
-        found: Dict[str, List[Tuple[float, float, float]]] = {}
-        for name, at, mean, high in rows:
-            found.setdefault(name, []).append((float(at), mean, high))
+        found: Dict[str, List[Tuple[float, float, float, float]]] = {}
+        for name, at, mean, low, high in rows:
+            found.setdefault(name, []).append((float(at), mean, low, high))
         return found
 
     async def alerts(self, hours: float) -> Dict[str, int]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import typing as t
 
 Scope = t.MutableMapping[str, t.Any]
@@ -118,20 +119,33 @@ class Lifespan:
             await self.app(scope, receive, send)
             return
         running: t.List[str] = []
+        # Taken now: later the WebSocket manager's own handler stands before that of the server.
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+
+        def is_told_to_end() -> bool:
+            """During the start uvicorn only notes SIGTERM and SIGINT, and ends after it without ``lifespan.shutdown``."""
+            return getattr(server, "should_exit", False) is True
+
+        async def stop() -> None:
+            while running:
+                await _call(running.pop(), "shutdown")
 
         async def receiving() -> t.MutableMapping[str, t.Any]:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                for name in reversed(running):
-                    await _call(name, "shutdown")
-                running.clear()
+                await stop()
             return message
 
         async def sending(message: t.MutableMapping[str, t.Any]) -> None:
             if message["type"] == "lifespan.startup.complete":
                 for name in SERVICES:
+                    if is_told_to_end():
+                        break
                     if await _call(name, "startup"):
                         running.append(name)
+                if is_told_to_end():  # without this the history would call it a crash
+                    log.info("wheels.ops: told to end during the start, our services are stopped")
+                    await stop()
             await send(message)
 
         await self.app(scope, receiving, sending)

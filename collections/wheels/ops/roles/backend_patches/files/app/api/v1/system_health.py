@@ -118,6 +118,7 @@ class HealthBoard:
     def post(self, name: str, status: str, output: str = "", *, value: Any = None, unit: str = "", kind: str = "component", period: float = 0.0) -> None:
         """Stores a sample under a health+json name such as ``redis:connection``."""
         before = self.checks.get(name)
+        self.notes.pop(name, None)
         self.checks[name] = CheckState(status, output, value, unit, kind, period=period)
         if before is None or before.status != status:
             self.forget()
@@ -377,9 +378,9 @@ class HealthApi:
         self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
         self._turns: Dict[Tuple[str, str, str], asyncio.Lock] = {}
 
-    def knows(self, method: str, path: str) -> bool:
+    def knows(self, path: str) -> bool:
         """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
-        if method == "OPTIONS" or not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
+        if not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
             return False
         if path == "/metrics" and (self._app_has("/metrics") or helper("exposition") is None):
             return False
@@ -391,8 +392,11 @@ class HealthApi:
     async def respond(self, ask: Ask) -> Answer:
         found = ROUTES.get(("GET" if ask.method == "HEAD" else ask.method, ask.path))
         if found is None:
-            allowed = sorted({method for method, path in ROUTES if path == ask.path})
-            return refuse(405, "Method Not Allowed", Allow=", ".join(allowed + ["HEAD"] * ("GET" in allowed)))
+            methods = sorted({method for method, path in ROUTES if path == ask.path})
+            allowed = ", ".join([*methods, *["HEAD"] * ("GET" in methods), "OPTIONS"])
+            if ask.method == "OPTIONS":
+                return Answer(200, b"", {"Allow": allowed}, "text/plain")
+            return refuse(405, "Method Not Allowed", Allow=allowed)
         try:
             return await self._guarded(found, ask)
         except asyncio.CancelledError:
@@ -634,6 +638,8 @@ async def recovery_history(ask: Ask) -> Answer:
         return refuse(400, "limit must be a number between 1 and 500")
     entries = await asyncio.to_thread(read_history, limit)
     note = "Newest first, as the host's recovery wrote them." if entries else "The host's recovery has not written anything yet."
+    if not entries and not await asyncio.to_thread(_can_read_history):
+        note = "This process cannot read the host's history; its user is the deployment's wheels_ops_backend_user."
     return Answer(200, {"message": "Recovery history", "note": note, "limit": limit, "timestamp": _now(), "history": entries})
 
 
@@ -660,6 +666,14 @@ def read_history(limit: int) -> List[Dict[str, Any]]:
             if len(found) == limit:
                 break
     return found
+
+
+def _can_read_history() -> bool:
+    try:
+        with open(state_directory() / "history.jsonl", "rb"):
+            return True
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
 
 
 @route("POST", f"{PREFIX}/recovery/trigger", audited=True, burst=2, every=30.0)
@@ -711,26 +725,30 @@ def write_request(kind: str, reason: str, *, requested_by: str, details: Optiona
 
 @route("GET", f"{PREFIX}/logs/health", burst=3, every=3.0)
 async def logs_health(ask: Ask) -> Answer:
-    files = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
+    files, unread = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
     large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
     old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
-    issues = [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
+    issues = [f"{path} cannot be read" for path in unread]
+    issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
     advice = ["Rotate the large log files: run the maintenance playbook with the tag weekly"] * bool(large)
     advice += ["Remove or archive the old log files"] * bool(old)
+    advice += ["Let the backend's user read the directories of LOG_DIRS"] * bool(unread)
     return Answer(
         200,
         {
-            "timestamp": _now(), "healthy": not large, "issues": issues,
+            "timestamp": _now(), "healthy": not large and not unread, "issues": issues,
             "log_info": {"log_files": files, "total_size_mb": round(sum(one["size_mb"] for one in files), 2), "large_files": large, "old_files": old},
             "recommendations": advice or ["Nothing to do"],
         },
     )  # fmt: skip
 
 
-def _log_files(most: int = 200) -> List[Dict[str, Any]]:
-    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log)."""
-    directories = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path] or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
+def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
+    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and those of LOG_DIRS that cannot be read."""
+    named = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path]
+    directories = named or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
     found: List[Dict[str, Any]] = []
+    unread: List[str] = []
     for directory in directories:
         try:
             with os.scandir(directory) as entries:
@@ -745,8 +763,9 @@ def _log_files(most: int = 200) -> List[Dict[str, Any]]:
                         }
                     )  # fmt: skip
         except OSError:
-            continue
-    return sorted(found, key=lambda one: -one["size_mb"])[:most]
+            if named:
+                unread.append(directory)
+    return sorted(found, key=lambda one: -one["size_mb"])[:most], unread
 
 
 _debug: Tuple[float, Dict[str, Any]] = (-60.0, {})
@@ -762,6 +781,12 @@ async def admin_debug(ask: Ask) -> Answer:
         {
             "timestamp": _now(),
             **_debug[1],
+            # Asked here and not in the thread: the cache has a connection for each event loop.
+            "monitoring_services": {
+                "performance_monitor_running": performance_monitor.is_running,
+                "memory_optimizer_running": memory_optimizer.is_running,
+                "cache_service_connected": _cache_initialized(),
+            },
             "routes": request_stats.by_route()[:50],
             "loop_lag_worst_ms": round(1000 * performance_monitor.loop_lag.worst(60), 1),
             "cors": _cors_facts(),
@@ -807,10 +832,6 @@ def _debug_facts() -> Dict[str, Any]:
         },
         "process": own,
         "network": network,
-        "monitoring_services": {
-            "performance_monitor_running": performance_monitor.is_running, "memory_optimizer_running": memory_optimizer.is_running,
-            "cache_service_connected": _cache_initialized(),
-        },
     }  # fmt: skip
 
 
@@ -875,7 +896,8 @@ class SystemHealthMiddleware:
             return
         if path.startswith("/api/v1/system/") and path.endswith("/"):
             path = path.rstrip("/")
-        if not api.knows(scope["method"], path):
+        preflight = scope["method"] == "OPTIONS" and any(name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"])
+        if preflight or not api.knows(path):  # preflights are for whoever holds the CORS policy
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
