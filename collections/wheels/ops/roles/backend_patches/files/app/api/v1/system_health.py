@@ -730,7 +730,7 @@ async def logs_health(ask: Ask) -> Answer:
     old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
     issues = [f"{path} cannot be read" for path in unread]
     issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
-    advice = ["Rotate the large log files: run the maintenance playbook with the tag weekly"] * bool(large)
+    advice = ["Rotate the large log files: the playbook recover does it, so does the module log_rotate"] * bool(large)
     advice += ["Remove or archive the old log files"] * bool(old)
     advice += ["Let the backend's user read the directories of LOG_DIRS"] * bool(unread)
     return Answer(
