@@ -401,7 +401,7 @@ _CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loo
 _ADVICE = {
     "memory_percent": "Memory is the bottleneck: look at the routes with the largest answers, lower the number of workers, or add memory.",
     "cpu_percent": "The CPU is the bottleneck: move work to the background queues, or add cores.",
-    "disk_percent": "The disk fills up: run the maintenance playbook (log rotation, clean-up), or enlarge the file system.",
+    "disk_percent": "The disk fills up: the playbook recover cleans up and rotates logs; or enlarge the file system.",
     "disk_inodes_percent": "The file system runs out of inodes: look for directories with very many small files.",
     "process_memory_mb": "This process is large: recycle the workers after a number of requests.",
     "response_time_ms": "Answers are slow: see the slowest routes in this report.",
