@@ -103,7 +103,10 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     subprocess.run([str(REPOSITORY / ".venv-backend/bin/python"), "-c", program], check=True, cwd=stage.sandbox.backend, env=environment)
     run = stage.playbook("deploy")
     assert run.status == 0, run.output[-5000:]
-    assert run.changed_tasks == stage.predicted, "what check mode said"
+    # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is nothing left to ask for.
+    cache = {"wheels.ops.recovery : Say what a real run would clear", "wheels.ops.recovery : Clear what is expired, and give an expiry to what has none"}
+    assert [task for task in run.changed_tasks if task not in cache] == [task for task in stage.predicted if task not in cache]
+    assert cache & set(stage.predicted)
     before, after = statuses(report(stage, "before.json")), statuses(report(stage, "after.json"))
     assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
     assert set(after.values()) == {"ok"}
