@@ -41,6 +41,16 @@ def test_raises_after_three_samples_and_clears_after_three(monitor: t.Any, app_m
     assert feed(monitor, "memory_percent", [40, 40, 40], app_modules)[-1] == "info", "clears from any level at once"
 
 
+def test_an_alert_tells_the_value_of_now(monitor: t.Any, app_modules: Modules) -> None:
+    """While it waits to clear, a message of minutes ago would contradict the value beside it."""
+    feed(monitor, "cpu_percent", [99] * 3, app_modules)
+    assert monitor.active_alerts["cpu_percent"].message == "cpu_percent is 99.0 %, above 85 %"
+    feed(monitor, "cpu_percent", [60], app_modules)
+    assert monitor.active_alerts["cpu_percent"].message == "cpu_percent is 60.0 %, was above 85 %"
+    feed(monitor, "active_connections", [150] * 3, app_modules)
+    assert monitor.active_alerts["active_connections"].message == "active_connections is 150.0, above 100"
+
+
 def test_a_spike_is_no_alert(monitor: t.Any, app_modules: Modules) -> None:
     assert set(feed(monitor, "cpu_percent", [20, 99, 99, 20, 99, 99, 20] * 5, app_modules)) == {"info"}
 

@@ -635,19 +635,18 @@ class PerformanceMonitor:
         margin = _CLEAR_BELOW_POINTS if metric.unit == "%" and limits["warning"] > 2 * _CLEAR_BELOW_POINTS else 0.05 * limits["warning"]
         before = state.level
         level = state.update(metric.value, tuple(steps), margin)
-        if level is before:
-            if level is not AlertLevel.INFO:
-                self._remedy(name, level)
-            return
         if level is AlertLevel.INFO:
-            self.active_alerts.pop(name, None)
-            logger.info(f"📊 Alert cleared: {name} is at {metric.value:.1f} {metric.unit}")
+            if before is not AlertLevel.INFO:
+                self.active_alerts.pop(name, None)
+                logger.info(f"📊 Alert cleared: {name} is at {metric.value:.1f} {metric.unit}")
             return
         limit = dict(steps)[level]
-        self.active_alerts[name] = PerformanceAlert(
-            name, level, f"{name} is {metric.value:.1f} {metric.unit}, above {limit:g} {metric.unit}".replace(" ,", ","), metric.timestamp
-        )
-        self._note_alert(name, level, self.active_alerts[name].message)
+        told = f"{name} is {metric.value:.1f} {metric.unit}".rstrip() + f", {'above' if metric.value > limit else 'was above'} {limit:g} {metric.unit}".rstrip()
+        if level is not before:
+            self.active_alerts[name] = PerformanceAlert(name, level, told, metric.timestamp)
+            self._note_alert(name, level, told)
+        elif name in self.active_alerts:
+            self.active_alerts[name].message = told
         self._remedy(name, level)
 
     def raise_alert(self, name: str, level: AlertLevel, message: str) -> None:
