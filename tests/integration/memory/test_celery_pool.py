@@ -89,3 +89,18 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
             send("work", number)
         wait_until(lambda: client.llen("done") == 7)
         assert sorted(map(int, client.lrange("done", 0, -1))) == list(range(1, 8))
+
+        def above() -> t.Dict[str, t.Any]:
+            """With a limit that it is above, whatever it gave back."""
+            return {**given, "memory_limits_mb": {"worker": memory_trim.resident_bytes(context.pids("worker")) / 0.95 / memory_trim.MEBIBYTE}}
+
+        # What was at work is replaced by the next run. Then nothing is replaced in vain, as check mode says.
+        before = context.pids("worker")
+        second = memory_trim.run_with(above())
+        assert second.changed and len(second.actions[0]["replaced"]) == 3 and len(context.pids("worker") & before) == 1, "all but the parent"
+        children = context.pids("worker")
+        assert busy not in children
+        for check_mode in (True, False):
+            last = memory_trim.run_with(above(), check_mode=check_mode)
+            assert not last.changed and "its idle children were replaced at" in last.actions[0]["skipped"], last.actions
+        assert context.pids("worker") == children

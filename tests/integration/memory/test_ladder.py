@@ -253,6 +253,13 @@ def test_the_largest_worker_of_gunicorn_like_servers_is_replaced(tmp_path: Path)
         assert result.actions[-1]["bytes_freed"] > 40 * MEBIBYTE and len(result.actions[-1]["new"]) == 1
         assert daemon.pid("web") == master
         wait_until(lambda: urllib.request.urlopen(f"{address}/", timeout=2).status == 200)
+        # All workers are as small as a fresh one: above its limit for good, none is ended in vain, as check mode says.
+        workers = context.pids("web")
+        tight = {**given, "memory_limits_mb": {"web": memory_trim.resident_bytes(workers) / MEBIBYTE / 0.95}}
+        for check_mode in (True, False):
+            again = memory_trim.run_with(tight, check_mode=check_mode)
+            assert not again.changed and "was replaced at" in again.actions[-1]["skipped"], again.actions
+        assert context.pids("web") == workers
 
 
 def test_redis_gives_back_what_its_allocator_kept(redis: servers.Redis) -> None:

@@ -114,7 +114,7 @@ class Rung(abc.ABC):
         return
 
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
-        """Why it is not taken again after the outcome ``note``, from which the service has not grown since; empty where it is."""
+        """Why it is not taken again after the outcome ``note``, which is recent or from which the service has not grown; empty where it is."""
         return ""
 
     @abc.abstractmethod
@@ -278,7 +278,7 @@ class CeleryPool(Rung):
 
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
         if note.freed < min_gain or note.whole:
-            return f"its idle children were replaced {note.when} and it uses no more than the {units.readable(note.used_after)} of then"
+            return f"its idle children were replaced {note.when}, {units.readable(note.used_after)} measured after that"
         return ""
 
     def _connect(self, context: Context, target: str) -> t.Any:
@@ -304,23 +304,29 @@ class CeleryPool(Rung):
         found = nodes()
         if not found:
             raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
+        busy = _at_work(client, pids, context.timeout)
         replaced: t.List[int] = []
         children = 0
         said = ""
         for node, stats in found.items():
             before = set(stats.get("pool", {}).get("processes") or ())
             children += len(before)
-            for _child in before:
+            gone: t.Set[int] = set()
+            # One turn for each child without a task: a further one would only replace a new child.
+            for _child in before - busy:
                 for method in ("pool_grow", "pool_shrink"):
                     answer = broker.workers(
                         client, timeout=min(5.0, context.timeout), wanted=bool, method=method, arguments={"n": 1}, destination=[node]
                     )  # fmt: skip
                     said = str(answer.get(node, {}).get("error", "")) or said
-            deadline = time.monotonic() + min(10.0, context.timeout)
-            gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
-            while len(gone) < len(before) and time.monotonic() < deadline:
-                time.sleep(0.1)
-                gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
+                # The pool would choose the same child again until it has seen it end.
+                known, deadline = len(gone), time.monotonic() + min(10.0, context.timeout)
+                while len(gone) == known and not said and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
+                if len(gone) == known:
+                    break  # the others are at work
+            settle(context.pids(target), min(_SETTLE, context.timeout))
             replaced += sorted(gone)
         if not replaced:
             raise OpsError(f"No child of {target} could be replaced: {said or 'all are at work'}.", hint="Run it again when tasks have ended.")
@@ -431,7 +437,7 @@ class Recycle(Rung):
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
         # The smallest worker is a fresh one since then: no other would give back more than what it is larger.
         if note.freed < min_gain or predicted < min_gain:
-            return f"its largest worker was replaced {note.when} and it uses no more than the {units.readable(note.used_after)} of then"
+            return f"its largest worker was replaced {note.when}, {units.readable(note.used_after)} measured after that"
         return ""
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
@@ -446,7 +452,24 @@ class Recycle(Rung):
             if time.monotonic() > deadline:
                 raise OpsError(f"{target} did not replace worker {worst} within {context.timeout:g} s.", hint="Look at its log.")
             time.sleep(0.1)
-        return Outcome({"worker": worst, "worker_bytes": size, "new": sorted(set(self._workers(context, target)) - before)}, replaced=True)
+        new = sorted(set(self._workers(context, target)) - before)
+        settle(new, min(_SETTLE, context.timeout))
+        return Outcome({"worker": worst, "worker_bytes": size, "new": new}, replaced=True)
+
+
+#: At most so many seconds are waited until a new process has loaded its program; before, it looks smaller than it is.
+_SETTLE = 10.0
+
+
+def settle(pids: t.Collection[int], timeout: float) -> None:
+    """Waits until the memory of new processes has stayed within 256 KiB for a second, at most ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    size, since = resident_bytes(pids), time.monotonic()
+    while time.monotonic() < min(deadline, since + 1.0):
+        time.sleep(0.1)
+        now = resident_bytes(pids)
+        if abs(now - size) > 256 * 1024:
+            size, since = now, time.monotonic()
 
 
 def end_gracefully(pid: int, timeout: float) -> None:
@@ -496,7 +519,7 @@ class Restart(Rung):
         self._restart(context, target, check_mode=True)
 
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
-        return f"it used {units.readable(note.used_after)} after its restart {note.when}, and uses no more now"
+        return f"{units.readable(note.used_after)} measured after its restart {note.when}"
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         result = self._restart(context, target, check_mode=False)

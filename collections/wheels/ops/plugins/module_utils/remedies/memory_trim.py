@@ -179,14 +179,15 @@ class _Run:
             return f"this run did so already for another limit of {target}"
         if note is None:
             return ""
-        if not note.grown(share, self.options.min_gain):
-            why = memory_rungs.RUNGS[name].spent(note, predicted, self.options.min_gain)
-            if why and name == "restart" and not subject.shared:
-                return f"the limit of {units.readable(subject.limit)} is too low for what {target} needs: {why}"
-            return why
-        if name == "restart" and note.age < REGROWTH:
-            return f"it grew back to {units.readable(share)} within {note.age:.0f} s of its restart {note.when}"
-        return ""
+        grown = note.grown(share, self.options.min_gain)
+        if grown and note.age >= REGROWTH:
+            return ""
+        why = memory_rungs.RUNGS[name].spent(note, predicted, self.options.min_gain)
+        if why and grown:
+            return f"it grew back to {units.readable(share)} within {note.age:.0f} s: {why}"
+        if why and name == "restart" and not subject.shared:
+            return f"the limit of {units.readable(subject.limit)} is too low for what {target} needs: {why}"
+        return why
 
     def _foretell(self, subject: Subject, entry: t.Dict[str, t.Any], note: t.Optional[Note], share: int, beside: int) -> None:
         """Enters what a rung is expected to do: at best its bound, or what it did to the same processes at the same size."""

@@ -290,12 +290,13 @@ class _Run:
                 min_healthy_time=options.min_healthy_time, healthy_deadline=options.healthy_deadline,
             )  # fmt: skip
         except OpsError as error:
-            self.book.add(event="end", service=service.name, outcome="failed", message=error.message)
             entry["failed"] = error.message
             with contextlib.suppress(OpsError):  # its manager may be what went away
                 now = self.control.states([service.unit])[service.unit]
-                # What its manager refused to do changed nothing.
-                entry["changed"] = (now.instance, now.pid, now.state) != (state.instance, state.pid, state.state)
+                # What its manager refused to do changed nothing. One that was down may have been started and have died: that counts.
+                entry["changed"] = not state.instance or now.instance != state.instance
+            outcome = "failed" if entry["changed"] else ledger.REFUSED
+            self.book.add(event="end", service=service.name, outcome=outcome, message=error.message)
             error.details.setdefault("service", service.name)
             error.details.setdefault("log", gates.tail(self.control, service.unit, options.log_lines))
             raise

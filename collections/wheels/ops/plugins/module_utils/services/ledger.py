@@ -16,6 +16,8 @@ from pathlib import Path
 from ..results import OpsError
 
 DEFAULT_STATE_DIR = "/var/lib/wheels-ops"
+#: How a restart ended that the manager refused, so that nothing was changed.
+REFUSED = "refused"
 #: Lines are short (about 300 bytes); the file is cut to the newer half above this.
 _MAX_BYTES = 1 << 20
 
@@ -109,11 +111,15 @@ class Ledger:
         A clock that was put back leaves entries of the future; they count as of now.
         """
         now = time.time()
-        return [
-            min(now, entry["time"])
-            for entry in self.read()
-            if entry.get("service") == service and entry.get("event") == "begin" and entry["time"] > now - window
-        ]
+        found: t.List[float] = []
+        for entry in self.read():
+            if entry.get("service") != service:
+                continue
+            if entry.get("event") == "begin":
+                found.append(min(now, entry["time"]))
+            elif entry.get("outcome") == REFUSED and found:
+                found.pop()  # its manager did not do it: that is no restart
+        return [start for start in found if start > now - window]
 
     def blocked(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> str:
         """Why a service may not be restarted now; empty where it may."""
