@@ -169,6 +169,24 @@ def test_a_limit_below_what_a_service_needs_restarts_it_once() -> None:
         assert not spent.changed and "budget of 2 restarts" in spent.msg and daemon.pid("web") == pid
 
 
+def test_one_run_restarts_a_service_once_for_all_of_its_limits() -> None:
+    with service("live") as (daemon, given, size):
+        # The host is above these tiers too, by what everything on it uses.
+        low = {"thresholds": {"warning": 0.1, "critical": 0.2, "emergency": 0.3}, "restart_above": 1, "scope": "host", "actions": ["restart"]}
+        tight = {**given, **low, "memory_limits_mb": {"web": size / 0.97}, "allow_restart": True}
+        pid = daemon.pid("web")
+        for check_mode in (True, False):
+            result = memory_trim.run_with(tight, check_mode=check_mode)
+            taken = [(action["subject"], action["changed"]) for action in result.actions]
+            assert taken[:2] == [("web", True), ("the host", False)], taken
+            assert "did so already" in result.actions[1]["skipped"]
+        new = daemon.pid("web")
+        assert new != pid
+        for check_mode in (True, False):
+            assert not memory_trim.run_with(tight, check_mode=check_mode).changed
+        assert daemon.pid("web") == new
+
+
 def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Path) -> None:
     with service("medium") as (_daemon, given, _size):
         for content, said in ((None, "No such file"), ("# none yet\n\n", "holds no ops token"), ("wrong\n", "refuses the ops token")):

@@ -4,7 +4,16 @@
 
 from __future__ import annotations
 
-_SUBOPTIONS = r"""
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  services:
+    description:
+      - The services, with what they depend on and when each counts as ready. Those that do not depend on each other keep this order.
+    type: list
+    elements: dict
+    default: []
     suboptions:
       name:
         description: What the service is called here.
@@ -100,29 +109,5 @@ _SUBOPTIONS = r"""
             type: float
 """
 
-
-class ModuleDocFragment:
-    DOCUMENTATION = (
-        r"""
-options:
-  services:
-    description:
-      - The services, with what they depend on and when each counts as ready.
-    type: list
-    elements: dict
-    default: []"""
-        + _SUBOPTIONS
-    )
-
     #: For a module that does nothing without them.
-    GRAPH = (
-        r"""
-options:
-  services:
-    description:
-      - The graph. Services that do not depend on each other keep this order.
-    type: list
-    elements: dict
-    required: true"""
-        + _SUBOPTIONS
-    )
+    GRAPH: str = DOCUMENTATION.replace("default: []", "required: true", 1)

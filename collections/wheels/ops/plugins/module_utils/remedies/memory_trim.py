@@ -209,10 +209,16 @@ class _Run:
             self.replaced.add((name, target))
 
     def _remember(self, subject: Subject, name: str, target: str, share: int, outcome: Outcome) -> None:
-        after = self._share(subject, target)
-        note = Note(time.time(), max(share - after, outcome.given_back), after, self._processes(target), outcome.whole)
-        with contextlib.suppress(OpsError):  # where it matters, that it can be written was looked at before
-            self.notes.keep(name, target, subject.name, note)
+        freed = max(share - self._share(subject, target), outcome.given_back)
+        for other in self.every:
+            # What replaced a process did so for every limit that the process is under.
+            if other is not subject and not (outcome.replaced and target in other.services):
+                continue
+            if other is not subject:
+                other.look()
+            note = Note(time.time(), freed, self._share(other, target), self._processes(target), outcome.whole)
+            with contextlib.suppress(OpsError):  # where it matters, that it can be written was looked at before
+                self.notes.keep(name, target, other.name, note)
         if outcome.replaced:
             self.replaced.add((name, target))
 
