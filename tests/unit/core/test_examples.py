@@ -21,6 +21,7 @@ VARIABLES: t.Dict[str, t.Any] = {
     "database_dsn": "postgresql://postgres@127.0.0.1/postgres", "health_before": {"checks": []}, "health_after": {"checks": []},
     "wheels_ops_run_id": "20250730T0211", "rls.undo": "/var/lib/wheels-ops/undo.sql", "probe_token": "token",
     "lookup('ansible.builtin.file', 'cors_config.py', rstrip=false)": "content", "lookup('ansible.builtin.file', 'indexes.sql', rstrip=false)": "content",
+    "(wanted.requests + wanted.refused) | map(attribute='id') | list": ["request-20250730T0211.json"],
     "lookup('wheels.ops.controller_process')": {"host": "controller", "pid": 1},
 }  # fmt: skip
 

@@ -1070,7 +1070,8 @@ class TTSService:
         found = []
         if "edge" in self.chain or not self.chain:
             for (language, gender), name in EDGE_VOICES.items():
-                found.append(VoiceProfile(name, name.split("-")[-1].removesuffix("Neural"), gender, "adult", language.split("-")[-1], language, TTSEngine.EDGE))
+                person, region = name.rpartition("-")[2].removesuffix("Neural"), language.rpartition("-")[2]
+                found.append(VoiceProfile(name, person, gender, "adult", region, language, TTSEngine.EDGE))
         if "system" in self.chain:
             for gender in ("female", "male"):
                 found.append(VoiceProfile(f"system-{gender}", f"System voice ({gender})", gender, "adult", "US", "en-US", TTSEngine.AZURE))
