@@ -104,13 +104,14 @@ class Disagreement(OpsError):
 
 def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Audit:
     """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
-    read = catalog.read(cursor, schemas=schemas, roles=roles)
-    review = lints.Review(cursor, read)
+    classes, build = catalog.fetch(cursor, schemas=schemas, roles=roles)
+    leading = lints.leading(cursor)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as aside:
-        asking = aside.submit(oracle.ask, cursor, read.classes, schemas=schemas)
+        asking = aside.submit(oracle.ask, cursor, classes, schemas=schemas)
         # The cursor is the server's until it has answered; what follows needs only what was read before.
+        read = build()
         predicted = predict(read)
-        review.look()
+        review = lints.Review(cursor, read, leading)
         asked = asking.result()
     failing = explain(read, asked, predicted)
     findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *review.findings(lambda: working(read, failing))]

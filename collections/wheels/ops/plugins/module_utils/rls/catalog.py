@@ -14,7 +14,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from .roles import RoleClass, role_classes
-from .session import Cursor, rows
+from .session import Cursor, Row, rows
 
 #: Functions that tell who the caller is from settings of the session. They give the same inside a SECURITY DEFINER function.
 AUTH_FUNCTIONS = ("uid", "role", "email", "jwt")
@@ -300,45 +300,66 @@ select u.oid::bigint as "user", array_agg(n.oid::bigint) filter (where pg_has_ro
 
 def read(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Catalog:
     """Reads the catalogs inside the caller's transaction, whose ``search_path`` must be empty."""
+    _classes, build = fetch(cursor, schemas=schemas, roles=roles)
+    return build()
+
+
+def fetch(
+    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+) -> t.Tuple[t.List[RoleClass], t.Callable[[], Catalog]]:
+    """The queries of ``read``: the role classes, and what makes the rest of the answers without the cursor, which is free for others by then."""
     server = cursor.connection.server_version
     cursor.execute("select current_database(), current_user, session_user")
     database, current_user, session_user = cursor.fetchone()
     relations = {row["oid"]: Relation(**row) for row in rows(cursor, _RELATIONS)}
-    for row in rows(cursor, _POLICIES):
-        texts = {name: row.pop(name) for name in ("using_text", "using_tree", "check_text", "check_tree")}
-        row["roles"], row["role_names"] = tuple(row["roles"]), tuple(row["role_names"])
-        policy = Policy(**row, using=expression(texts["using_text"], texts["using_tree"]), check=expression(texts["check_text"], texts["check_tree"]))
-        if policy.relation in relations:
-            relations[policy.relation].policies.append(policy)
-    for row in rows(cursor, _VIEWS):
-        found = expression("", row["tree"])
-        if found and row["relation"] in relations:
-            # A view's own rule names the view itself as OLD and NEW, which are never read.
-            mine = tuple(oid for oid in found.relations if oid != row["relation"])
-            relations[row["relation"]].query = Expression("", found.tree, mine, found.functions, found.has_sublink, found.locks_rows)
+    policies, views = rows(cursor, _POLICIES), rows(cursor, _VIEWS)
     body = "p.prosqlbody::text" if server >= 140000 else "null::text"
-    functions = {}
-    for row in rows(cursor, _FUNCTIONS % body):
-        row["body"] = expression("", row["body"])
-        row["settings"] = tuple(row["settings"])
-        functions[row["oid"]] = Function(**row)
+    called = rows(cursor, _FUNCTIONS % body)
     all_roles = {
         row["oid"]: Role(**row) for row in rows(cursor, "select oid::bigint, rolname as name, rolsuper as superuser, rolbypassrls as bypass from pg_roles")
     }
     classes = role_classes(cursor, roles)
-    named = {oid for relation in relations.values() for policy in relation.policies for oid in policy.roles if oid}
+    named = {oid for row in policies if row["relation"] in relations for oid in row["roles"] if oid}
     named |= {relation.owner for relation in relations.values() if relation.secured}
     users = {one.oid for one in classes} | {relation.owner for relation in relations.values() if relation.kind == "v"}
-    users |= {function.owner for function in functions.values() if function.definer} | set(named)
+    users |= {row["owner"] for row in called if row["definer"]} | set(named)
     held = {
         row["user"]: frozenset(row["held"] or ())
         for row in rows(cursor, _HELD, {"users": sorted(users & set(all_roles)), "named": sorted(named & set(all_roles))})
     }
     identity = {row["oid"]: row["name"] for row in rows(cursor, _IDENTITY, {"names": list(AUTH_FUNCTIONS)})}
-    return Catalog(
-        server, database, current_user, session_user, _default_search_path(cursor), relations, functions, all_roles, classes, held, identity,
-        None if schemas is None else frozenset(schemas), None if roles is None else tuple(roles),
-    )  # fmt: skip
+    search_path = _default_search_path(cursor)
+
+    def build() -> Catalog:
+        functions = _built(relations, policies, views, called)
+        return Catalog(
+            server, database, current_user, session_user, search_path, relations, functions, all_roles, classes, held, identity,
+            None if schemas is None else frozenset(schemas), None if roles is None else tuple(roles),
+        )  # fmt: skip
+
+    return classes, build
+
+
+def _built(relations: t.Dict[int, Relation], policies: t.List[Row], views: t.List[Row], called: t.List[Row]) -> t.Dict[int, Function]:
+    """Gives every relation its policies or its query, with their node trees read, and makes the functions."""
+    for row in policies:
+        texts = {name: row.pop(name) for name in ("using_text", "using_tree", "check_text", "check_tree")}
+        row["roles"], row["role_names"] = tuple(row["roles"]), tuple(row["role_names"])
+        policy = Policy(**row, using=expression(texts["using_text"], texts["using_tree"]), check=expression(texts["check_text"], texts["check_tree"]))
+        if policy.relation in relations:
+            relations[policy.relation].policies.append(policy)
+    for row in views:
+        found = expression("", row["tree"])
+        if found and row["relation"] in relations:
+            # A view's own rule names the view itself as OLD and NEW, which are never read.
+            mine = tuple(oid for oid in found.relations if oid != row["relation"])
+            relations[row["relation"]].query = Expression("", found.tree, mine, found.functions, found.has_sublink, found.locks_rows)
+    functions = {}
+    for row in called:
+        row["body"] = expression("", row["body"])
+        row["settings"] = tuple(row["settings"])
+        functions[row["oid"]] = Function(**row)
+    return functions
 
 
 def _circular(references: t.Mapping[int, t.Set[int]]) -> t.FrozenSet[int]:

@@ -57,19 +57,21 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
 class Review:
     """Everything else that is worth a person's attention: first from the catalog alone, then with the server's answers.
 
-    Made with a ``cursor`` that is free; ``look()`` does not touch it, so that the server can work meanwhile.
+    Only ``findings()`` uses the cursor, so that the server can work for others while this is made. ``leading`` is that of ``leading()``.
     """
 
-    def __init__(self, cursor: Cursor, read: Catalog) -> None:
+    def __init__(self, cursor: Cursor, read: Catalog, leading: t.Dict[int, t.Set[str]]) -> None:
         self._cursor = cursor
         self._read = read
-        self._leading = _leading(cursor)
+        self._leading = leading
         self._found: t.List[Finding] = []
         self._bare: t.Set[int] = set()
         self._wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
         self._users = read.by_name("auth", "users")
+        self._look()
+        self._reading = _reading(read, self._users)
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """What tables and policies say by themselves."""
         found, read = self._found, self._read
         for relation in read.relations.values():
@@ -88,12 +90,12 @@ class Review:
             found += _multiple(read, relation)
 
     def findings(self, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
-        """All of them, after ``look()``. ``working`` gives the accesses that PostgreSQL accepts."""
+        """All of them. ``working`` gives the accesses that PostgreSQL accepts."""
         read, cursor = self._read, self._cursor
         found = [*self._found, *(_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in _columns(cursor, self._wanted).items())]
         latent = _latent(read, self._bare, working)
         found = latent + [_cautious(finding, latent) for finding in found]
-        found += _denied(cursor, read, self._users)
+        found += _denied(cursor, read, self._reading)
         found += _functions(cursor, read)
         return found
 
@@ -243,7 +245,7 @@ def merged(relation: Relation, members: t.Sequence[Policy]) -> str:
 # -- indexes -----------------------------------------------------------------------------------------------------------
 
 
-def _leading(cursor: Cursor) -> t.Dict[int, t.Set[str]]:
+def leading(cursor: Cursor) -> t.Dict[int, t.Set[str]]:
     """The first columns of every usable index, quoted as PostgreSQL prints them."""
     found: t.Dict[int, t.Set[str]] = {}
     query = (
@@ -299,10 +301,10 @@ def unindexed(cursor: Cursor, read: Catalog, later: t.Mapping[int, t.Sequence[t.
 
     ``later``: for a table's oid (policy, expression) as they will be.
     """
-    leading = _leading(cursor)
+    begins = leading(cursor)
     wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
     for relation in read.relations.values():
-        _unindexed(read, relation, leading, wanted, later.get(relation.oid, ()))
+        _unindexed(read, relation, begins, wanted, later.get(relation.oid, ()))
     return [(read.relations[oid], column) for oid, column in _columns(cursor, wanted)]
 
 
@@ -366,10 +368,13 @@ def _cautious(finding: Finding, latent: t.Sequence[Finding]) -> Finding:
     return dataclasses.replace(finding, statement=advice)
 
 
-def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.List[Finding]:
-    """Tables that a policy reads with the caller's rights, and that the caller may not read."""
+Reading = t.Dict[t.Tuple[int, int], t.Set[t.Tuple[int, int, str]]]
+
+
+def _reading(read: Catalog, users: t.Optional[Relation]) -> Reading:
+    """For (role, table): the policies, with their tables and in words, that read that table with the role's rights."""
     simulator = Simulator(read)
-    pairs: t.Dict[t.Tuple[int, int], t.Set[t.Tuple[int, int, str]]] = {}
+    pairs: Reading = {}
     for who in read.classes:
         for relation in read.relations.values():
             if not relation.secured or not relation.references() or not read.audited(relation) or relation.schema not in who.schemas:
@@ -382,6 +387,11 @@ def _denied(cursor: Cursor, read: Catalog, users: t.Optional[Relation]) -> t.Lis
                     if target != relation.oid and target in read.relations and (users is None or target != users.oid):
                         told = f'{COMMANDS[policy.command]} policy "{policy.name}"'
                         pairs.setdefault((who.oid, target), set()).add((relation.oid, policy.oid, told))
+    return pairs
+
+
+def _denied(cursor: Cursor, read: Catalog, pairs: Reading) -> t.List[Finding]:
+    """Tables that a policy reads with the caller's rights, and that the caller may not read."""
     if not pairs:
         return []
     query = """
