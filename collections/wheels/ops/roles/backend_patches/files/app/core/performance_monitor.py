@@ -328,7 +328,7 @@ class LoopLag:
 
 
 class CpuReader:
-    """Busy share of all cores since the last call, from /proc/stat; and this process' own."""
+    """Busy share of all cores since the last call (since boot, if that was just now), from /proc/stat; and this process' own."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
@@ -346,8 +346,10 @@ class CpuReader:
         ticks = [int(word) for word in words]
         total, idle = sum(ticks), ticks[3] + ticks[4]
         last, self._last = self._last, (total, idle)
-        if last is None or total <= last[0]:
+        if last is None or total < last[0]:
             return None
+        if total == last[0]:  # asked again within one tick of the kernel's clock: what is known is the mean since it started
+            last = (0, 0)
         return max(0.0, min(100.0, 100.0 * (1 - (idle - last[1]) / (total - last[0]))))
 
     def own(self) -> Optional[float]:
