@@ -7,6 +7,7 @@ import asyncio
 import time
 import types
 import typing as t
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +199,14 @@ async def test_status_and_report_keep_their_keys(app_modules: Modules, monkeypat
     finally:
         await made.stop()
     assert not made.is_running
+
+
+def test_the_processor_has_a_value_also_within_one_tick_of_the_start(app_modules: Modules, tmp_path: Path) -> None:
+    """A status that is asked for at once has all its keys: until the kernel's clock has moved on, the share since boot."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  200 0 100 600 100 0 0 0 0 0\n")
+    reader = app_modules("core.performance_monitor").CpuReader(str(tmp_path))
+    assert reader.system() is None, "nothing to compare with yet"
+    assert reader.system() == pytest.approx(30.0)
+    stat.write_text("cpu  290 0 100 610 100 0 0 0 0 0\n")
+    assert reader.system() == pytest.approx(90.0)
