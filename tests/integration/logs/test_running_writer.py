@@ -117,3 +117,26 @@ def test_copytruncate_needs_consent(tmp_path: Path) -> None:
     result = log_rotate.run([str(log)], log_rotate.Options(strategy="copytruncate", max_size=4096, allow_loss=True))
     assert "may be lost" in result.actions[0]["note"]
     assert log_writer.account(log_writer.read(tmp_path, log.name), count) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [("auto", "collapse"), ("rename", "")])
+def test_a_writer_that_comes_back_before_the_rename_is_met_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, expected: str
+) -> None:
+    """The moment in which a writer that opens its log for every line has it closed is the moment of the choice."""
+    if not supported(tmp_path, "collapse"):
+        pytest.skip("the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)")
+    log = tmp_path / "access.log"
+    start = log_writer.fill(log, 4 * MEGABYTE)
+    options = log_rotate.Options(max_size=ROUND, strategy=strategy, keep=100)
+    with log_writer.writer(log, "append", start=start) as (_process, stop):
+        monkeypatch.setattr(log_rotate.Log, "_unwritten", lambda _log, _writers: True)
+        if expected:
+            actions = log_rotate.run([str(log)], options).actions
+            assert [action["strategy"] for action in actions if action["action"] == "rotate"] == [expected]
+        else:
+            with pytest.raises(OpsError, match="opened again and again"):
+                log_rotate.run([str(log)], options)
+        written = stop()
+    assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")], "what was begun is not left behind"

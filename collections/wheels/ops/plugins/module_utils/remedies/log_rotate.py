@@ -118,6 +118,13 @@ def trusted_directory(path: str) -> str:
     return real
 
 
+class _OpenedAgain(OpsError):
+    """A writer opens the log for every line, so the moment to rename it never came. The log is as it was."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is opened again and again by a writer.", hint="Say with reopen how it is told to reopen, or run it again.")
+
+
 class Log:
     """One log in its directory, both open. A context manager that holds the directory's lock."""
 
@@ -223,13 +230,16 @@ class Log:
 
     # The ways to rotate.
 
-    def choose(self) -> str:
-        """The strategy for this log now. Raises ``OpsError`` where none is safe."""
+    def choose(self, *, opened_again: bool = False) -> str:
+        """The strategy for this log now. Raises ``OpsError`` where none is safe.
+
+        ``opened_again``: a writer came back while the log was to be renamed. That nobody writes it at one moment says nothing then.
+        """
         wanted = self.options.strategy
         for _attempt in range(_ATTEMPTS):
             self.look_for_holders()
             writers = self.writers()
-            free = self._unwritten(writers)
+            free = not opened_again and self._unwritten(writers)
             if free or writers:
                 break
             time.sleep(0.02)  # a writer that opens the log for every line was there, and is gone
@@ -238,6 +248,8 @@ class Log:
         if free and wanted in ("auto", "rename", "logrotate"):
             return "rename"
         if not free and not writers:
+            if opened_again and not self.unreadable:
+                raise _OpenedAgain(self.path)
             raise OpsError(f"Somebody writes {self.path} whom this user cannot see.", hint="Run as root, on the host itself and not in a container.")
         if wanted == "rename":
             names = ", ".join(f"{holder.command} ({holder.pid})" for holder in writers)
@@ -321,7 +333,7 @@ class Log:
             time.sleep(0.02)
         else:
             self.end()
-            raise OpsError(f"{self.path} is opened again and again by a writer.", hint="Say with reopen how it is told to reopen, or run it again.")
+            raise _OpenedAgain(self.path)
         log_archive.sync(self.directory)
         self.end()
         packed = log_archive.compress_part(self.directory, part, self.owner(before)) if self.options.compress else None
@@ -583,7 +595,12 @@ def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
     if disk_bytes(status) > log.options.max_size:
         if status.st_nlink != 1:
             raise OpsError(f"{log.path} has {status.st_nlink} names.", hint="A hard link may lead to a file of somebody else. Remove the other name first.")
-        actions.append(log.rotate(log.choose()))
+        try:
+            actions.append(log.rotate(log.choose()))
+        except _OpenedAgain:
+            if log.options.strategy != "auto":
+                raise
+            actions.append(log.rotate(log.choose(opened_again=True)))
         rotated = True
     return actions + log.tidy(rotated)
 
