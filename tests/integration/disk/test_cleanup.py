@@ -29,6 +29,13 @@ DAY = 86400
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
+@pytest.fixture(autouse=True, params=["alone", "shared"])
+def walking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test walks with one process, and with a second one from the first directory on."""
+    monkeypatch.setattr(safe_tree, "SHARE_AFTER", 0.0)
+    monkeypatch.setattr(safe_tree, "_may_fork", lambda: request.param == "shared")
+
+
 def make(path: Path, *, size: int = 4096, days: float = 10) -> Path:
     """A file that was last written so many days ago."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ description:
   - Works through directory descriptors only. A symbolic link, a rename or a mount that appears meanwhile leads nowhere else.
   - Never removes a file that somebody has open (the kernel says so by a lease), a hard link, a link, a socket, a protected path, nor anything in a
     directory that holds a database or a repository (C(PG_VERSION), C(.git)).
-  - Memory is bounded however many files there are.
+  - Memory is bounded however many files there are. A scan that takes longer than a tenth of a second is shared with a second process, where the
+    host has more than one processor.
 options:
   sources:
     description: Where files may go, in the order in which they may.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import fnmatch
 import heapq
+import itertools
 import operator
 import os
 import re
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from .. import disk_sources, holders, units
 from ..checks.disk import directory_bytes, filesystem
 from ..results import OpsError, Result
-from ..safe_tree import Directory, Tree, absolute, require_safe
+from ..safe_tree import Directory, Seen, Tree, absolute, require_safe
 
 #: Candidates that are held in memory at once. Where there are more, the tree is walked again for the next oldest.
 BATCH = 100_000
@@ -282,36 +283,50 @@ class Cleanup:
         return tally
 
     def _newest(self, tree: Tree, source: Source) -> t.FrozenSet[t.Tuple[int, int]]:
-        walk = tree.walk(named=_name_filter(source), by=source.times)
-        keys = ((source.moment(status), status.st_ino) for _directory, _name, status in walk if status.st_blocks * 512 >= source.min_size)
-        return frozenset(heapq.nlargest(source.keep_newest, keys))
+        moment_of, least, count = source.moment, source.min_size, source.keep_newest
+
+        def newest(walk: t.Iterator[Seen]) -> t.List[t.Tuple[int, int]]:
+            return heapq.nlargest(count, ((moment_of(status), status.st_ino) for _directory, _name, status in walk if status.st_blocks * 512 >= least))
+
+        found = tree.gather(newest, named=_name_filter(source), by=source.times)
+        return frozenset(heapq.nlargest(count, itertools.chain.from_iterable(found)))
 
     def _oldest(
         self, tree: Tree, source: Source, after: t.Tuple[int, int], kept: t.FrozenSet[t.Tuple[int, int]], tally: _Tally
     ) -> t.Tuple[t.List[_Candidate], bool]:
         """The oldest ``batch`` files after a key, the newest of them first, and whether there are more."""
-        heap: t.List[_Candidate] = []
-        more = False
         moment_of, least, size = source.moment, source.min_size, self.batch
-        for directory, name, status in tree.walk(named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times):
-            moment, inode, blocks = moment_of(status), status.st_ino, status.st_blocks * 512
-            if blocks < least or (moment, inode) <= after:
-                continue
-            if kept and (moment, inode) in kept:
-                tally.skipped["kept"] += 1
-                continue
-            # A heap's first is its smallest: with the key negated, the newest, which is the one to give way.
-            if len(heap) < size:
-                heap.append((-moment, -inode, blocks, name, directory))
-                if len(heap) == size:
-                    heapq.heapify(heap)
-                continue
-            more = True
-            if -moment >= heap[0][0]:
-                heapq.heappushpop(heap, (-moment, -inode, blocks, name, directory))
+
+        def oldest(walk: t.Iterator[Seen]) -> t.Tuple[t.List[_Candidate], bool, int]:
+            """The oldest, whether there are more, and how many are kept for being among the newest."""
+            heap: t.List[_Candidate] = []
+            more = False
+            spared = 0
+            for directory, name, status in walk:
+                moment, inode, blocks = moment_of(status), status.st_ino, status.st_blocks * 512
+                if blocks < least or (moment, inode) <= after:
+                    continue
+                if kept and (moment, inode) in kept:
+                    spared += 1
+                    continue
+                # A heap's first is its smallest: with the key negated, the newest, which is the one to give way.
+                if len(heap) < size:
+                    heap.append((-moment, -inode, blocks, name, directory))
+                    if len(heap) == size:
+                        heapq.heapify(heap)
+                    continue
+                more = True
+                if -moment >= heap[0][0]:
+                    heapq.heappushpop(heap, (-moment, -inode, blocks, name, directory))
+            return heap, more, spared
+
+        found = tree.gather(oldest, named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times)
         tally.skipped.update(tree.skipped)
-        heap.sort()
-        return heap, more
+        spared = sum(part[2] for part in found)
+        if spared:
+            tally.skipped["kept"] += spared
+        batch = sorted(itertools.chain.from_iterable(part[0] for part in found))
+        return batch[-size:], len(batch) > size or any(part[1] for part in found)
 
     def _is_open(self, identity: holders.Identity) -> t.Optional[bool]:
         """What /proc says of a file on which the kernel gives no lease; None where processes cannot be looked into."""
