@@ -55,29 +55,29 @@ def test_check_mode_then_real_then_nothing(redis: Redis) -> None:
 
     predicted = cache_purge.run(redis.url, options, check_mode=True)
     assert predicted.changed
-    assert predicted.extra["keys"] == 500
+    assert predicted.extra["key_count"] == 500
     assert size(redis) == before
 
     done = cache_purge.run(redis.url, options)
     assert done.changed
     assert size(redis) == before - 500
     assert redis.cli("KEYS", "user_profile:*") == ""
-    assert done.extra["keys"] == predicted.extra["keys"]
+    assert done.extra["key_count"] == predicted.extra["key_count"]
     assert done.extra["bytes_freed"] == predicted.extra["bytes_freed"] > 500 * 100
-    assert done.after["keys"] == predicted.after["keys"] == before - 500
+    assert done.after["key_count"] == predicted.after["key_count"] == before - 500
     assert set(done.as_dict()) == set(predicted.as_dict())
     assert dump(redis) == foreign
 
     again = cache_purge.run(redis.url, options)
     assert not again.changed
-    assert again.extra["keys"] == 0
+    assert again.extra["key_count"] == 0
     assert dump(redis) == foreign
 
 
 def test_only_keys_that_never_expire(redis: Redis) -> None:
     fill(redis)
     done = cache_purge.run(redis.url, Options(prefixes=("user_profile:",), missing_ttl=True))
-    assert done.extra["keys"] == 250
+    assert done.extra["key_count"] == 250
     assert done.extra["left"]["expires"] == 250
     assert redis.cli("EXISTS", "user_profile:1", "user_profile:2") == "1"
 
@@ -92,7 +92,7 @@ def test_only_keys_that_nobody_asks_for(redis: Redis) -> None:
         threading.Event().wait(0.1)
         redis.cli("GET", "response:new")
     done = cache_purge.run(redis.url, Options(prefixes=("response:",), idle_time=2))
-    assert done.extra["keys"] == 1
+    assert done.extra["key_count"] == 1
     assert done.extra["left"]["in_use"] == 1
     assert redis.cli("EXISTS", "response:new") == "1"
 
@@ -126,7 +126,7 @@ def test_a_list_under_a_cache_prefix_is_left_alone(redis: Redis) -> None:
 def test_named_protection_can_be_lifted(redis: Redis) -> None:
     fill(redis, 2)
     done = cache_purge.run(redis.url, Options(prefixes=("celery-task-meta-",), unprotect=("celery*", "celery-task-meta-*")))
-    assert done.extra["keys"] == 1
+    assert done.extra["key_count"] == 1
     assert redis.cli("EXISTS", "celery-task-meta-1") == "0"
     assert redis.cli("EXISTS", "unacked", "email") == "2"
 
@@ -134,7 +134,7 @@ def test_named_protection_can_be_lifted(redis: Redis) -> None:
 def test_own_protection_and_a_bound(redis: Redis) -> None:
     fill(redis)
     done = cache_purge.run(redis.url, Options(prefixes=("user_profile:",), protect=("user_profile:1*",), max_keys=100))
-    assert done.extra["keys"] == 100
+    assert done.extra["key_count"] == 100
     assert not done.extra["complete"]
     assert redis.cli("EXISTS", "user_profile:1", "user_profile:100") == "2"
 
@@ -144,7 +144,7 @@ def test_keys_that_are_no_text(redis: Redis) -> None:
     client.set(b"response:\xff\xfe[*]", b"\x00")
     client.close()
     done = cache_purge.run(redis.url, Options(prefixes=("response:",)))
-    assert done.extra["keys"] == 1
+    assert done.extra["key_count"] == 1
     assert size(redis) == 0
 
 
@@ -153,7 +153,7 @@ def test_two_patterns_that_share_a_key_count_it_once(redis: Redis) -> None:
     options = Options(prefixes=("user_profile:",), patterns=("user_*",))
     predicted = cache_purge.run(redis.url, options, check_mode=True)
     done = cache_purge.run(redis.url, options)
-    assert predicted.extra["keys"] == done.extra["keys"] == 500
+    assert predicted.extra["key_count"] == done.extra["key_count"] == 500
 
 
 def test_a_million_keys_in_slices_that_nobody_notices(redis: Redis) -> None:
@@ -179,7 +179,7 @@ def test_a_million_keys_in_slices_that_nobody_notices(redis: Redis) -> None:
     watcher.join()
     took, slice_ms = done.extra["duration_ms"], done.extra["longest_slice_ms"]
     print(f"{done.extra['keys']} keys in {took:.0f} ms, longest slice {slice_ms} ms, slowest PING {slowest[0] * 1000:.1f} ms")
-    assert done.extra["keys"] == 1_000_000
+    assert done.extra["key_count"] == 1_000_000
     assert done.extra["slices"] > 100
     assert dump(redis) == foreign
     assert size(redis) == len(FOREIGN) + 1

@@ -399,6 +399,12 @@ def test_the_package_cache_is_cleared_by_apt(tmp_path: Path) -> None:
     (tmp_path / "partial").mkdir()
     make(tmp_path / "some_1.0_amd64.deb", size=100_000)
     wanted = {"kind": "packages", "path": str(tmp_path)}
+    if os.geteuid():
+        for check_mode in (True, False):
+            with pytest.raises(OpsError, match="apt-get clears .* for root alone"):
+                disk_cleanup.run([wanted], check_mode=check_mode)
+        assert names(tmp_path) == ["some_1.0_amd64.deb"]
+        return
     foreseen = disk_cleanup.run([wanted], check_mode=True)
     assert (tmp_path / "some_1.0_amd64.deb").exists()
     done = disk_cleanup.run([wanted])

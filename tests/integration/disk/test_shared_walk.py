@@ -40,12 +40,9 @@ def seen(walk: t.Iterator[safe_tree.Seen]) -> t.Tuple[int, t.List[str]]:
     return os.getpid(), ["/".join([*directory.names(), name]) for directory, name, _status in walk]
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def children() -> t.List[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+def left() -> t.Tuple[int, t.List[str]]:
+    """What a walk must not leave behind: how many descriptors are open, and the children of this process."""
+    return len(os.listdir("/proc/self/fd")), Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def expected(top: Path) -> t.List[str]:
@@ -54,13 +51,13 @@ def expected(top: Path) -> t.List[str]:
 
 
 def test_every_file_is_seen_by_one_of_two_processes(tree: Path) -> None:
-    before = descriptors()
+    before = left()
     with safe_tree.Tree(str(tree)) as opened:
         found = opened.gather(seen)
         assert opened.skipped == {"special": 300}
     assert [pid == os.getpid() for pid, _names in found] == [True, False]
     assert sorted(name for _pid, names in found for name in names) == expected(tree)
-    assert descriptors() == before and children() == []
+    assert left() == before
 
 
 def test_what_is_below_too_many_directories_is_left_in_both(tmp_path: Path) -> None:
@@ -82,11 +79,11 @@ def test_a_second_process_that_is_killed_loses_nothing(tree: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return seen(walk)[1]
 
-    before = descriptors()
+    before = left()
     with safe_tree.Tree(str(tree)) as opened:
         assert [sorted(names) for names in opened.gather(consume)] == [expected(tree)]
         assert opened.skipped == {"special": 300}
-    assert descriptors() == before and children() == []
+    assert left() == before
 
 
 def test_where_no_process_is_to_be_had_one_walks_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +91,10 @@ def test_where_no_process_is_to_be_had_one_walks_alone(tree: Path, monkeypatch: 
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refused)
-    before = descriptors()
+    before = left()
     with safe_tree.Tree(str(tree)) as opened:
         assert [sorted(names) for _pid, names in opened.gather(seen)] == [expected(tree)]
-    assert descriptors() == before
+    assert left() == before
 
 
 def test_an_error_of_the_caller_ends_the_second_process(tree: Path) -> None:
@@ -110,10 +107,10 @@ def test_an_error_of_the_caller_ends_the_second_process(tree: Path) -> None:
             elif number == 20:
                 raise ValueError("enough")
 
-    before = descriptors()
+    before = left()
     with safe_tree.Tree(str(tree)) as opened, pytest.raises(ValueError, match="enough"):
         opened.gather(consume)
-    assert descriptors() == before and children() == []
+    assert left() == before
 
 
 def test_the_second_process_ends_with_the_first(tree: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import resource
 import secrets
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from wheels_ops.remedies import cpu_relief
 from wheels_ops.remedies.cpu_relief import Options
 from wheels_ops.results import OpsError
 
-pytestmark = pytest.mark.root
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="putting a process back needs root (CAP_SYS_NICE)")
 
 
 @contextlib.contextmanager
@@ -43,6 +45,7 @@ def seen(pids: t.Sequence[int]) -> t.List[str]:
     ]
 
 
+@ROOT_ONLY
 @pytest.mark.parametrize("method", ["idle", "nice"])
 def test_yield_and_put_back_exactly(tmp_path: Path, method: str) -> None:
     with hogs(2) as (word, pids):
@@ -72,6 +75,7 @@ def test_yield_and_put_back_exactly(tmp_path: Path, method: str) -> None:
         assert not cpu_relief.run(back).changed
 
 
+@ROOT_ONLY
 def test_an_expired_relief_ends_with_the_next_run_and_the_protected_stay(tmp_path: Path) -> None:
     with hogs(1) as (word, pids):
         before = seen(pids)
@@ -87,6 +91,25 @@ def test_an_expired_relief_ends_with_the_next_run_and_the_protected_stay(tmp_pat
         ):
             assert not cpu_relief.run(options).changed
         assert seen(pids) == before
+
+
+@pytest.mark.parametrize("method", ["idle", "nice"])
+def test_what_could_not_be_put_back_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Without CAP_SYS_NICE a process may take from its own, and its RLIMIT_NICE says whether it may give back."""
+    monkeypatch.setattr(cpu_relief, "_privileged", lambda: False)
+    with hogs(1) as (word, pids):
+        before = seen(pids)
+        options = Options(demote=(word,), method=method, sample_s=0.5, min_percent=1, state_dir=str(tmp_path))
+        for check_mode in (True, False):
+            with pytest.raises(OpsError, match=r"may not be changed.*Run as root"):
+                cpu_relief.run(options, check_mode=check_mode)
+        assert seen(pids) == before
+        if os.geteuid() == 0:
+            monkeypatch.setattr(resource, "prlimit", lambda _pid, _which: (20, 20))  # raising it takes a right of its own
+            assert cpu_relief.run(options, check_mode=True).changed
+            assert cpu_relief.run(options).changed and seen(pids) != before
+            assert cpu_relief.run(Options(state="normal", state_dir=str(tmp_path))).changed
+            assert seen(pids) == before
 
 
 def test_another_process_with_an_old_number_is_left_alone(tmp_path: Path) -> None:

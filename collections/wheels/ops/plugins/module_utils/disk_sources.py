@@ -14,7 +14,7 @@ import subprocess
 import time
 import typing as t
 
-from . import holders
+from . import holders, programs
 from .checks.disk import directory_bytes
 from .remedies.deployment import ROLLED_BACK, Journal
 from .results import OpsError
@@ -36,7 +36,7 @@ def _run(words: t.Sequence[str]) -> None:
         package = {"journalctl": "systemd", "apt-get": "apt"}.get(words[0], words[0])
         raise OpsError(f"{words[0]} is not installed.", hint=f"Install the package {package}, or leave this source out.")
     try:
-        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL)
+        done = programs.run([program, *words[1:]], timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise OpsError(f"{words[0]} did not end within {_SECONDS} s.", hint="Run it by hand.") from error
     if done.returncode:
@@ -81,7 +81,12 @@ def foresee(kind: str, path: str, age: float, keep_newest: int) -> t.List[t.Tupl
     try:
         if kind == "journal":
             return journal_files(path, age)
-        return packages(path) if kind == "packages" else backups(path, age, keep_newest)
+        if kind == "packages":
+            found = packages(path)
+            if found and os.geteuid():  # said before, as apt refuses only when it runs
+                raise OpsError(f"apt-get clears {path} for root alone.", hint="Run as root, or leave this source out.")
+            return found
+        return backups(path, age, keep_newest)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -13,6 +13,7 @@ import tempfile
 import typing as t
 from pathlib import Path
 
+from . import programs
 from .results import OpsError
 
 _SECONDS = 300
@@ -54,9 +55,7 @@ def _identity(status: os.stat_result) -> str:
 
 def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL, env={**os.environ, "TZ": "UTC", "LC_ALL": "C"}
-        )
+        return programs.run(words, timeout=_SECONDS, environment={**os.environ, "TZ": "UTC", "LC_ALL": "C"})
     except subprocess.TimeoutExpired as error:
         raise OpsError(f"{words[0]} did not end within {_SECONDS} s.", hint="Run it by hand.") from error
     except OSError as error:

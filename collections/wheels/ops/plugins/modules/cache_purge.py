@@ -111,10 +111,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: C(keys) in the database and C(used_memory_bytes) of the server before.
+  description: C(key_count) in the database and C(used_memory_bytes) of the server before.
   returned: success
   type: dict
-  sample: {keys: 100000, used_memory_bytes: 73400320}
+  sample: {key_count: 100000, used_memory_bytes: 73400320}
 after:
   description: The same afterwards, measured; in check mode what is to be expected.
   returned: success
@@ -134,13 +134,13 @@ actions:
     changed:
       description: Whether any key was removed.
       type: bool
-    keys:
+    key_count:
       description: Keys removed, or that would be.
       type: int
     bytes_freed:
       description: Their memory as C(MEMORY USAGE) counts it.
       type: int
-keys:
+key_count:
   description: All keys removed, or that would be.
   returned: success
   type: int

@@ -58,7 +58,8 @@ options:
     description: Where C(cpu_relief.json) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
     type: path
 requirements:
-  - root, or CAP_SYS_NICE, to put back what was made to yield
+  - root, CAP_SYS_NICE, or a user whose own processes have the RLIMIT_NICE to be put back as they were; what could not be put back is left alone, and
+    the module fails
 author:
   - The wheels.ops maintainers (@wheels-ops)
 extends_documentation_fragment:

@@ -14,6 +14,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from .. import programs
 from ..files import sha256, write_atomically
 from ..results import OpsError, Result
 from . import blocks
@@ -321,9 +322,7 @@ def _prove(root: Path, changes: t.Sequence[_Change], proof: Proof) -> t.Dict[str
 
 def _run(command: t.Sequence[str], cwd: Path, environment: t.Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            list(command), cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROOF_SECONDS, check=False
-        )
+        return programs.run(command, timeout=_PROOF_SECONDS, cwd=str(cwd), environment=environment)
     except subprocess.TimeoutExpired as error:
         raise OpsError(f"{' '.join(command[:2])} did not end within {_PROOF_SECONDS} s.", hint="Nothing was changed.") from error
 

@@ -197,7 +197,7 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
 
 def _facts(client: t.Any) -> t.Dict[str, t.Any]:
     memory = client.info("memory")
-    return {"keys": int(client.dbsize()), "used_memory_bytes": int(memory["used_memory"])}
+    return {"key_count": int(client.dbsize()), "used_memory_bytes": int(memory["used_memory"])}
 
 
 def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
@@ -213,15 +213,16 @@ def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
     patterns = list(shown.values())
     for index, name in enumerate(shown):
         _sweep(client, name, patterns[index], _matcher(patterns[:index]), _matcher(guards), options, tally, check_mode, started)
-    after = {"keys": before["keys"] - tally.keys, "used_memory_bytes": before["used_memory_bytes"] - tally.bytes}
+    after = {"key_count": before["key_count"] - tally.keys, "used_memory_bytes": before["used_memory_bytes"] - tally.bytes}
     if not check_mode and tally.keys:
         _wait_for_lazy_free(client)
         after = _facts(client)
     actions = [
-        {"action": "unlink", "target": name, "changed": bool(count.keys), "keys": count.keys, "bytes_freed": count.bytes}
+        {"action": "unlink", "target": name, "changed": bool(count.keys), "key_count": count.keys, "bytes_freed": count.bytes}
         for name, count in tally.taken.items()
     ]  # fmt: skip
     verb = "would be removed" if check_mode else "removed"
+    count = before["key_count"]
     rest = "" if tally.complete else " Not all was looked at: the limit was reached."
     return Result(
         changed=bool(tally.keys),
@@ -229,10 +230,10 @@ def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
         after=after,
         actions=actions,
         msg=f"{tally.keys} keys ({tally.bytes} bytes) {verb}; {tally.left['protected']} protected keys left alone.{rest}",
-        diff=[{"before_header": "keys", "after_header": "keys", "before": f"{before['keys']} keys\n", "after": f"{before['keys'] - tally.keys} keys\n"}],
+        diff=[{"before_header": "keys", "after_header": "keys", "before": f"{count} keys\n", "after": f"{count - tally.keys} keys\n"}],
         extra={
-            "keys": tally.keys, "bytes_freed": tally.bytes, "left": tally.left, "scanned": tally.scanned, "slices": tally.slices, "complete": tally.complete,
-            "longest_slice_ms": round(tally.longest_ms, 2), "duration_ms": round((time.monotonic() - started) * 1000, 1),
+            "key_count": tally.keys, "bytes_freed": tally.bytes, "left": tally.left, "scanned": tally.scanned, "slices": tally.slices,
+            "complete": tally.complete, "longest_slice_ms": round(tally.longest_ms, 2), "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import time
 import typing as t
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from ..services import ledger, processes
 
 #: Never made to yield: what carries the host, and what the services themselves need.
 PROTECTED = r"^(?:\[|/?(?:\S*/)?(?:systemd\S*|init|sshd\S*|dbus\S*|postgres\S*|redis-server|supervisord|nginx\S*|haproxy|rsyslogd|cron|agetty|login)(?::|\s|$))"
+
+#: The capability's number, capabilities(7).
+_CAP_SYS_NICE = 23
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ def _make_yield(
     if not ordinary or (options.method == "nice" and all(state["nice"] >= 19 for state in ordinary.values())):
         return None, {**action, "changed": False, "after": action["before"]}
     refusal = OpsError(f"Process {pid} may not be changed.", hint="Run as root (become: true): putting it back needs CAP_SYS_NICE.")
-    if check_mode and os.geteuid() and _owner(pid) not in (os.geteuid(), None):
+    if not _privileged() and not _may_be_put_back(pid, ordinary):
         raise refusal
     if not check_mode:
         for thread, state in ordinary.items():
@@ -256,12 +260,23 @@ def _make_yield(
     return entry, action
 
 
-def _owner(pid: int) -> t.Optional[int]:
-    """The user of a process, None where it has ended."""
+def _privileged() -> bool:
+    """Whether this process has CAP_SYS_NICE, so that every process may be changed, and put back."""
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
+    return bool(capabilities and int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
+
+
+def _may_be_put_back(pid: int, states: t.Mapping[int, t.Mapping[str, int]]) -> bool:
+    """Whether one without privileges may both take from a process of theirs and give back: its RLIMIT_NICE says how far (setrlimit(2), sched(7))."""
     try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return False
+        limit = resource.prlimit(pid, resource.RLIMIT_NICE)[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it ended: there is nothing to refuse
+    except PermissionError:
+        return False
+    return limit == resource.RLIM_INFINITY or all(20 - state["nice"] <= limit for state in states.values())
 
 
 def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]:

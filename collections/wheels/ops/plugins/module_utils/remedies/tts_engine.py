@@ -16,6 +16,7 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
+from .. import programs
 from ..audio import describe
 from ..results import OpsError, Result
 
@@ -329,10 +330,8 @@ def _why(error: OpsError) -> str:
 def _run(words: t.Sequence[str], *, timeout: float, stdin: bytes = b"", environment: t.Optional[t.Mapping[str, str]] = None) -> bytes:
     """Runs a program in ``/`` (nothing is imported from where we happen to be) and gives what it printed; kills its group on time-out."""
     try:
-        process = subprocess.Popen(
-            list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", start_new_session=True,
-            env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8", **(environment or {})},
-        )  # fmt: skip
+        complete = {**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8", **(environment or {})}
+        process = programs.start(words, cwd="/", environment=complete)
     except OSError as error:
         raise OpsError(f"{words[0]} cannot be started: {error.strerror}.") from error
     try:

@@ -12,6 +12,7 @@ import subprocess
 import time
 import typing as t
 
+from .. import programs
 from ..results import OpsError
 from . import processes
 from .model import ServiceState
@@ -104,11 +105,8 @@ class Systemd:
 
     def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
         try:
-            done = subprocess.run(
-                [self._systemctl, "--no-pager", "--no-ask-password", *words],
-                capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL,
-                env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
-            )  # fmt: skip
+            command = [self._systemctl, "--no-pager", "--no-ask-password", *words]
+            done = programs.run(command, timeout=timeout, environment={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"})
         except subprocess.TimeoutExpired:
             raise OpsError(f"systemctl {words[0]} did not answer within {timeout:g} s.", hint="See whether systemd is alive: systemctl status.") from None
         if done.returncode:
@@ -185,10 +183,7 @@ class Systemd:
         if not program:
             return []
         try:
-            done = subprocess.run(
-                [program, "--no-pager", "--quiet", "--output=json", *words],
-                capture_output=True, text=True, errors="replace", timeout=15, check=False, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            done = programs.run([program, "--no-pager", "--quiet", "--output=json", *words], timeout=15)
         except subprocess.TimeoutExpired:
             return []
         entries = []
