@@ -6,9 +6,14 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import collection, servers
+
+# How long one example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
