@@ -199,6 +199,28 @@ class TestContract:
         await manager.broadcast("to nobody")
         assert not manager.active_connections and len(double.got) == 3
 
+    async def test_a_text_that_only_looks_like_json_reaches_such_a_socket_as_text(self, manager: t.Any) -> None:
+        class Double:
+            def __init__(self) -> None:
+                self.got: t.List[t.Any] = []
+
+            async def send_json(self, message: t.Any) -> None:
+                self.got.append(("json", message))
+
+            async def send_text(self, text: str) -> None:
+                self.got.append(("text", text))
+
+            async def close(self, code: int = 1000) -> None:
+                pass
+
+        double, stranger = Double(), Double()
+        await manager.connect(double, "ann", "c1")
+        for socket in (double, stranger):
+            for message in ("", "[draft] hello", "{name}", {"a": 1}, [1]):
+                assert await manager.send_personal_message(message, socket), message
+            assert socket.got == [("text", ""), ("text", "[draft] hello"), ("text", "{name}"), ("json", {"a": 1}), ("json", [1])]
+        assert "c1" in manager.active_connections, "and none of them ends the connection"
+
     async def test_a_connection_id_that_is_used_again_replaces_the_first(self, manager: t.Any) -> None:
         first = await join(manager)
         second = await join(manager)

@@ -1596,11 +1596,11 @@ def _plain_send(websocket: t.Any) -> Send:
         elif message.get("text") is None:
             await websocket.send_bytes(message.get("bytes") or b"")
         else:
-            text = message["text"]
-            if text[:1] in "{[" and hasattr(websocket, "send_json"):
-                await websocket.send_json(json.loads(text))
-            else:
-                await websocket.send_text(text)
+            text, value = message["text"], None
+            if text.startswith(("{", "[")) and hasattr(websocket, "send_json"):
+                with contextlib.suppress(ValueError):  # a text that only looks like JSON
+                    value = json.loads(text)
+            await (websocket.send_text(text) if value is None else websocket.send_json(value))
 
     return send
 

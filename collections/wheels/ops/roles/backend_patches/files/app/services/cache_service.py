@@ -762,11 +762,20 @@ class CacheService:
 
     @redis.setter
     def redis(self, client: t.Optional[t.Any]) -> None:
-        self._override = client
+        self._override = None
+        if client is not self.redis:  # what is put back after a test was the shared client, which must not outlive its event loop here
+            self._override = client
+
+    @redis.deleter
+    def redis(self) -> None:  # how unittest.mock puts an attribute back
+        self._override = None
 
     @property
     def _connection_lock(self) -> asyncio.Lock:
-        return self._link().lock
+        try:
+            return self._link().lock
+        except RuntimeError:  # outside an event loop nobody connects
+            return asyncio.Lock()
 
     async def initialize(self) -> None:
         """Connects. Never raises: without Redis the backend works, uncached."""
@@ -830,8 +839,9 @@ class CacheService:
         return PREFIX + key
 
     def _old_name(self, key: str) -> t.Optional[str]:
-        """The key under which an earlier release would have stored this, if that is one of its own prefixes."""
-        if self._store.legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
+        """The key under which an earlier release would have stored this, if that is one of its own prefixes. A client that somebody put
+        in (a double, which answers a ``get`` and nothing cleverer) is not asked for it."""
+        if self._override is None and self._store.legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
             return key
         return None
 
