@@ -267,6 +267,19 @@ def test_a_message_that_is_being_posted_is_not_sent_a_second_time(chromium: Brow
     proxy.close()
 
 
+def test_a_token_that_never_comes_is_asked_for_again(chromium: Browser, steady: SocketBackend) -> None:
+    """As of a session library whose refresh was under way when the page was put to sleep."""
+    with Client(chromium, steady.port, timing={"token": 300}) as client:
+        client.wait("pam.state === 'open'")
+        client.value("""
+            window.asked = 0;
+            pam.options.token = () => (++asked < 3 ? new Promise(() => {}) : 'token-of-ann');
+            pam.lost(1006, 'cut');
+        """)
+        client.wait("pam.state === 'open'")
+        assert client.value("asked") == 3 and client.value("states.some(s => s[0] === 'waiting' && s[1] === 'no token')")
+
+
 def test_a_refusal_is_final(chromium: Browser, steady: SocketBackend) -> None:
     with Client(chromium, steady.port, token="forged") as client:
         client.wait("pam.state === 'closed'")

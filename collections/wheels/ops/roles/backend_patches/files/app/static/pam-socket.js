@@ -19,6 +19,7 @@
   const TIMING = {
     base: 2000, // ms; the first reconnect comes within this time
     cap: 20000, // no later reconnect waits longer
+    token: 15000, // a token that has not come by then will not come: a page that slept may wait for a promise that nothing settles
     upgrade: 2500, // a WebSocket that is not open by then does not get through
     watchdog: 45000, // two heartbeats and some: after this silence the server counts as gone
     poll: 40000, // the server answers a poll within 25 s; after this it counts as gone
@@ -92,6 +93,7 @@
       try {
         token = await this.token();
       } catch (error) {
+        if (this.trial !== trial) return;
         this.trial = null;
         if (!this.polling) this.later("no token");
         return;
@@ -294,7 +296,14 @@
     }
 
     async token() {
-      return typeof this.options.token === "function" ? this.options.token() : this.options.token;
+      if (typeof this.options.token !== "function") return this.options.token;
+      let timer;
+      const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error("no token")), this.timing.token)));
+      try {
+        return await Promise.race([this.options.token(), late]);
+      } finally {
+        clearTimeout(timer);
+      }
     }
 
     enter(state, detail) {
