@@ -92,6 +92,13 @@ class TestContract:
             "user_id", "connected_at", "last_ping", "last_pong", "is_alive", "missed_pings", "total_pings_sent", "total_pongs_received",
             "last_latency_ms", "context",
         }  # fmt: skip
+        metadata = manager.connection_metadata
+        assert all(isinstance(found, dict) for found in (metadata, metadata["c1"], manager.active_connections, manager.user_connections))
+        for found in (dict(metadata), {**metadata}, metadata.copy(), dict(metadata.items())):
+            assert found["c1"]["user_id"] == "ann"
+        assert "c1" in metadata and bool(metadata) and list(metadata) == ["c1"] and metadata.get("c2") is None and metadata.get("c1", {})["is_alive"]
+        with pytest.raises(KeyError):
+            metadata["c2"]
         manager.disconnect("ann", "c1")
         manager.disconnect("ann", "c1")
         manager.disconnect("nobody", "nothing")

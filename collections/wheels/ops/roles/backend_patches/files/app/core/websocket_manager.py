@@ -771,8 +771,8 @@ def _pong_seq(text: str) -> t.Union[int, None, t.Literal[False]]:
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else None
 
 
-class _Metadata(Mapping[str, t.Dict[str, t.Any]]):
-    """``connection_metadata`` as callers know it: a dictionary per connection, made when asked for."""
+class _Metadata(Mapping[str, t.Dict[str, t.Any]], t.Dict[str, t.Dict[str, t.Any]]):  # type: ignore[misc]  # what reads comes from Mapping
+    """``connection_metadata`` as callers know it, a dictionary of dictionaries; each is made when asked for."""
 
     def __init__(self, connections: t.Mapping[str, Connection]) -> None:
         self.connections = connections
@@ -785,6 +785,9 @@ class _Metadata(Mapping[str, t.Dict[str, t.Any]]):
 
     def __len__(self) -> int:
         return len(self.connections)
+
+    def copy(self) -> t.Dict[str, t.Dict[str, t.Any]]:
+        return dict(self.items())
 
 
 class ConnectionManager:
