@@ -80,6 +80,7 @@ _FOREIGN = re.compile(
 CONNECT_TIMEOUT = 0.4  # seconds
 OPERATION_TIMEOUT = 0.25
 CALL_TIMEOUT = 0.45  # connecting and the operation together
+HICCUP = 0.25  # a call that ends later than this after its time was up met a pause of this process, for which Redis is not blamed
 SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
 FAILURES_TO_OPEN = 3
 LONGEST_PROBE_DELAY = 3.0
@@ -813,6 +814,7 @@ class CacheService:
             if link.refuse():
                 raise CacheUnavailableError("Redis is not available")
             client = link.client
+        started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 result = await work(client)
@@ -820,7 +822,8 @@ class CacheService:
             link.refused(error)
             raise CacheUnavailableError(type(error).__name__) from None
         except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
-            link.failed(error)
+            if time.monotonic() - started <= timeout + HICCUP:
+                link.failed(error)
             raise CacheUnavailableError(type(error).__name__) from None
         link.succeeded()
         if link.pending and not link.open and client is link.client:
