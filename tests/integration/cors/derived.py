@@ -188,6 +188,9 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
         {"allow_origins": ["https://user@wheelsandwins.com"]}, {"allow_origins": [" https://wheelsandwins.com"]}, {"allow_origins": [""]},
         {"allow_origins": ["https://*.wheelsandwins.com"]}, {"allow_origins": ["https://"]}, {"allow_origins": ["ftp://wheelsandwins.com"]},
         {"allow_origins": ["HTTPS://wheelsandwins.com"]}, {"allow_origins": ["https://wheelsandwins.com:0"]}, {"allow_origins": ["https://wheelsandwins.com:99999"]},
+        {"allow_origins": ["https://[0:0:0:0:0:0:0:1]:8443"]}, {"allow_origins": ["https://[2001:db8::0001]"]}, {"allow_origins": ["https://[1:2]"]},
+        {"allow_origins": ["https://[::1"]}, {"allow_origins": ["https://[::ffff:192.0.2.7]"]}, {"allow_origins": ["https://127.1"]}, {"allow_origins": ["https://192.0.2.07"]},
+        {"allow_origins": ["https://256.0.2.1"]}, {"allow_origins": ["https://shop.0x7"]}, {"allow_origins": ["https://shop.example.80"]},
         {"allow_origins": ["https://wheelsandwins.com?x"]}, {"allow_origins": ["https://wheelsandwins.com."]}, {"allow_origins": "https://wheelsandwins.com"},
         {"allow_origins": [], "allow_origin_patterns": []}, {"allow_origins": ["*", OWN], "allow_credentials": False}, {"allow_origins": [7]},
         {"allow_origin_patterns": [{"regex": "https://.*"}]}, {"allow_origin_patterns": [{"regex": r"https://.*\.netlify\.app"}]},
@@ -206,6 +209,8 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
     ]  # fmt: skip
     accepted: t.List[t.Dict[str, t.Any]] = [
         {}, {"max_age": 0}, {"max_age": 86_400}, {"allow_origins": ["https://wheelsandwins.com:8443"]}, {"allow_origins": ["https://xn--whels-kva.com"]},
+        {"allow_origins": ["https://[2001:db8::1]"]}, {"allow_origins": ["https://[2001:db8:0:1::]:8443"]}, {"allow_origins": ["https://192.0.2.7"]},
+        {"allow_origins": ["https://[::ffff:c000:207]"]}, {"allow_origins": ["https://24.example"]}, {"allow_origins": ["https://shop.80x"]},
         {"allow_origins": ["http://127.0.0.1:3000"], "environment": "staging"}, {"allow_origins": ["https://[::1]:8443"], "environment": "development"},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}\.wheelsandwins\.com"}]},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}--wheels-wins-landing-page\.netlify\.app"}]},

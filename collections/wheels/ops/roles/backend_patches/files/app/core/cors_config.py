@@ -23,6 +23,7 @@ Environment (read once, at start):
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -148,6 +149,23 @@ def _shown(text: object, limit: int = 120) -> str:
     return clean + (f"... ({len(raw)} characters)" if len(raw) > limit else "")
 
 
+def _address_problem(host: str) -> t.Optional[str]:
+    """Why a host that is an IP address would never match. Browsers write each address in one form only, and take every host whose
+    last label is a number for an IPv4 address (https://url.spec.whatwg.org/#host-parsing)."""
+    try:
+        if host.startswith("["):
+            if "." in host:
+                return "has an IPv6 address with a dotted part, which browsers write in hexadecimal"
+            address = ipaddress.IPv6Address(host[1:-1])
+            if address.ipv4_mapped is None and str(address) != host[1:-1]:
+                return f'has an IPv6 address that browsers shorten: write "[{address}]"'
+        elif re.fullmatch(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", host):
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return "has a host that is no IP address as browsers write it, and no name either"
+    return None
+
+
 def origin_problem(origin: object, environment: str = "production") -> t.Optional[str]:
     """Why ``origin`` cannot be in a policy, or None. Only the exact text that browsers send is of use."""
     if not isinstance(origin, str):
@@ -180,6 +198,9 @@ def origin_problem(origin: object, environment: str = "production") -> t.Optiona
         return f"{name} has an impossible port"
     if len(host) > 253 or any(len(label) > 63 for label in host.split(".")):
         return f"{name} has a host name longer than DNS allows"
+    problem = _address_problem(host)
+    if problem:
+        return f"{name} {problem}"
     if scheme == "http" and not (environment == "development" or (environment == "staging" and _loopback(host))):
         return f"{name} is http, which anybody on the way can alter: {environment} takes https only"
     return None
