@@ -199,6 +199,8 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
         {"allow_origin_patterns": [{"regex": r"https://wheelsandwins\.com|https://evil"}]}, {"allow_origin_patterns": [{"regex": r"(a+)+$"}]},
         {"allow_origin_patterns": [{"regex": r"https?://[a-z]+\.wheelsandwins\.com"}]}, {"allow_origin_patterns": [{"regex": "["}]},
         {"allow_origin_patterns": [{"regex": r"https://[a-z]+\.com"}]}, {"allow_origin_patterns": [{"regex": r"https://[a-z]+\.co\.uk"}]},
+        {"allow_origin_patterns": [{"regex": r"https://[a-z]+--wheelsandwins\.com"}]},
+        {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]+--wheelsandwins\.co\.uk"}]},
         {"allow_origin_patterns": [{"regex": r"http://[a-z]+\.wheelsandwins\.com"}]}, {"allow_origin_patterns": [{"regex": r"https://\S+\.wheelsandwins\.com"}]},
         {"allow_headers": ["*"]}, {"expose_headers": ["*"]}, {"allow_methods": ["patch"]}, {"allow_methods": ["TRACE"]}, {"allow_methods": ["GET POST"]},
         {"allow_methods": []}, {"allow_headers": ["X Y"]}, {"allow_headers": ["Cookie"]}, {"allow_headers": ["Sec-Fetch-Mode"]},
@@ -214,6 +216,7 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
         {"allow_origins": ["http://127.0.0.1:3000"], "environment": "staging"}, {"allow_origins": ["https://[::1]:8443"], "environment": "development"},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}\.wheelsandwins\.com"}]},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}--wheels-wins-landing-page\.netlify\.app"}]},
+        {"allow_origin_patterns": [{"regex": r"https://pr-[0-9]+--app\.wheelsandwins\.com"}]},
         {"allow_origins": ["*"], "allow_origin_patterns": [], "allow_credentials": False}, {"expose_headers": []},
         {"allow_origin_patterns": [{"regex": "http://localhost:[0-9]{4}"}], "environment": "development"},
     ]  # fmt: skip

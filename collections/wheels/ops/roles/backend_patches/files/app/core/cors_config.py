@@ -120,8 +120,9 @@ _SHARED_SUFFIXES = (
     "cloudfront.net", "amazonaws.com", "s3.amazonaws.com", "fly.dev", "railway.app", "surge.sh", "glitch.me", "repl.co", "replit.app",
     "replit.dev", "ngrok.io", "ngrok.app", "ngrok-free.app", "trycloudflare.com", "loca.lt", "supabase.co", "blogspot.com", "appspot.com",
     "run.app", "deno.dev", "stackblitz.io", "webcontainer.io", "codesandbox.io", "csb.app", "gitpod.io", "github.dev",
-    "co.uk", "org.uk", "com.au", "net.au", "org.au", "co.nz", "co.jp", "com.br", "co.za", "co.in", "com.mx", "com.sg",
 )  # fmt: skip
+# The same, sold by registries: there "--" is part of the name that somebody bought, and no border.
+_REGISTRY_SUFFIXES = ("co.uk", "org.uk", "com.au", "net.au", "org.au", "co.nz", "co.jp", "com.br", "co.za", "co.in", "com.mx", "com.sg")
 _MAX_AGE_LIMIT = 86_400  # Firefox's cap, the longest of any browser
 _LONGEST_ORIGIN = 8 + 253 + 6  # scheme, the longest DNS name, port
 _LONGEST_HEADER_LIST = 4096
@@ -241,7 +242,10 @@ def pattern_problem(pattern: object, environment: str = "production") -> t.Optio
         return f"{name} has a port: list such origins one by one"
     if not re.match(r"\.|--", literal):
         return f"{name} lets the left part of the registered domain vary: fix it from a dot (or Netlify's --) on"
-    for suffix in _SHARED_SUFFIXES:
+    parent = literal.partition(".")[2]
+    if literal.startswith("--") and ("." not in parent or parent in _REGISTRY_SUFFIXES):
+        return f'{name} lets the left part of the registered domain vary: "--" is a border only in a name below one'
+    for suffix in (*_SHARED_SUFFIXES, *_REGISTRY_SUFFIXES):
         if literal.endswith("." + suffix) and len(literal) <= len(suffix) + 1:
             return f"{name} trusts every site under {suffix}, where anybody gets a name"
     if len([label for label in literal.lstrip(".-").split(".") if label]) < 2:
