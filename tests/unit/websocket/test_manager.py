@@ -228,6 +228,41 @@ class TestContract:
             assert socket.got == [("text", ""), ("text", "[draft] hello"), ("text", "{name}"), ("json", {"a": 1}), ("json", [1])]
         assert "c1" in manager.active_connections, "and none of them ends the connection"
 
+    @pytest.mark.parametrize("guarded", [True, False])
+    async def test_an_endpoint_may_connect_before_it_accepts(self, manager: t.Any, clock: Clock, guarded: bool) -> None:
+        """A server takes no frame before that; what is sent meanwhile, heartbeats among it, follows the acceptance."""
+
+        class Strict(Peer):
+            async def asgi_send(self, message: t.Dict[str, t.Any]) -> None:
+                if message["type"] == "websocket.send" and not self.sent:
+                    raise RuntimeError("Expected ASGI message 'websocket.accept'")
+                await super().asgi_send(message)
+
+        peer = Strict("session=")
+        kept = asyncio.Event()
+
+        async def endpoint(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+            socket = Socket(peer)
+            socket.application_state = types.SimpleNamespace(name="CONNECTING")  # type: ignore[attr-defined]  # as Starlette's own says
+            socket.scope, socket._send, socket._receive = scope, send, receive
+            await manager.connect(socket, "ann", "c1")
+            await manager.send_message_to_user({"a": 1}, "ann")
+            await turn(manager, clock, 21)
+            assert not peer.sent and "c1" in manager.active_connections
+            await socket._send({"type": "websocket.accept"})
+            await manager.send_message_to_user({"a": 2}, "ann")
+            await kept.wait()
+
+        app = ws.WebSocketGuard(endpoint, manager) if guarded else endpoint
+        running = asyncio.ensure_future(app(peer.scope, peer.asgi_receive, peer.asgi_send))
+        await until(lambda: len(peer.texts()) >= 4 or running.done())
+        assert peer.sent[0]["type"] == "websocket.accept"
+        frames = [json.loads(text) for text in peer.texts()]
+        assert [frame["type"] for frame in frames if "type" in frame] == ["session", "ping"]
+        assert [frame["a"] for frame in frames if "a" in frame] == [1, 2]
+        kept.set()
+        await running
+
     async def test_a_connection_id_that_is_used_again_replaces_the_first(self, manager: t.Any) -> None:
         first = await join(manager)
         second = await join(manager)

@@ -373,7 +373,7 @@ class Connection:
     def push_message(self, message: Message, size: int, droppable: str = "") -> bool:
         if self.closed or self.closing:
             return False
-        if not self.sending:
+        if not self.sending and self.accepted:
             self._write(message)
             if self.transport is not None and not self.sending and self._behind():
                 self._hold(self._drained())
@@ -510,6 +510,8 @@ class Connection:
                 self.accepted = True
                 self.last_inbound = self.manager.now()
                 self.start_reading()
+                if self.outbox:  # the endpoint calls connect() before accept()
+                    self._hold(asyncio.sleep(0))
 
     # --- closing -------------------------------------------------------------------------------------------------------------
 
@@ -661,7 +663,7 @@ class Connection:
         self.last_ping = now
         self._expect(seq)
         text = f"{head}{self.id_json}{seq}}}"
-        if self.sending or self.closing or self.closed:
+        if self.sending or self.closing or self.closed or not self.accepted:
             self.push(text, droppable="ping")
         else:
             self._write({"type": "websocket.send", "text": text})
@@ -1051,7 +1053,7 @@ class ConnectionManager:
         send, receive = getattr(websocket, "_send", None), getattr(websocket, "_receive", None)
         if isinstance(scope, dict) and inspect.iscoroutinefunction(send) and inspect.iscoroutinefunction(receive):
             connection = Connection(self, send, receive, scope)
-            connection.accepted = True
+            connection.accepted = getattr(getattr(websocket, "application_state", None), "name", "") != "CONNECTING"
             websocket._send, websocket._receive = connection.app_send, connection.app_receive
             scope[SCOPE_KEY] = connection
             connection.start_reading()
