@@ -660,6 +660,26 @@ class TestBounds:
         await settle(50)
         assert len(peer.texts()) == 40
 
+    async def test_an_endpoint_that_sends_many_small_frames_waits_too(self, manager: t.Any) -> None:
+        """As one that streams an answer word by word: it is the number of frames that grows, not their size."""
+        peer = await join(manager)
+        socket = manager.active_connections["c1"]
+        peer.stuck = True
+
+        async def endpoint() -> None:
+            for number in range(2000):
+                await socket.send_text(str(number))
+
+        task = asyncio.ensure_future(endpoint())
+        await settle(3000)
+        assert not task.done() and len(manager.connections["c1"].outbox) < ws.OUTBOX_MESSAGES
+        await manager.send_message_to_user("in between", "ann")
+        assert "c1" in manager.active_connections, "there is room for the manager's own messages"
+        peer.release()
+        await asyncio.wait_for(task, 10)
+        await until(lambda: len(peer.texts()) == 2001)
+        assert [text for text in peer.texts() if text != "in between"] == [str(number) for number in range(2000)]
+
     async def test_the_inbox_is_bounded(self, manager: t.Any) -> None:
         peer = await join(manager)
         for number in range(1000):

@@ -80,6 +80,7 @@ SLOTS = 200  # of the heartbeat wheel: at 20 s one slot each 0.1 s, so the load 
 OUTBOX_MESSAGES = 256
 OUTBOX_BYTES = 896 * 1024  # with the server's own 64 KiB write buffer a stuck peer costs less than 1 MiB
 RESUME_WRITING = 64 * 1024  # above this an endpoint that sends faster than its client reads is made to wait
+RESUME_MESSAGES = OUTBOX_MESSAGES // 4  # the same for small ones; the rest of the outbox is for what nobody waits with
 INBOX_MESSAGES = 64
 INBOX_BYTES = 1024 * 1024  # a server's own limit for one frame is 16 MiB by default
 STALL_SECONDS = 10.0  # a write that makes no progress for so long ends the connection, pongs or not
@@ -494,7 +495,7 @@ class Connection:
                 delivered = self.push(text) if heartbeat else self.deliver(text)
             if not delivered:
                 raise OSError("the WebSocket is closed")
-            while self.sending and self.outbox_bytes > RESUME_WRITING and not self.closed:
+            while self.sending and (self.outbox_bytes > RESUME_WRITING or len(self.outbox) > RESUME_MESSAGES) and not self.closed:
                 await self._until_writable()
             if self.session is not None and self.closed and not self.manager.resumable(self.session):
                 raise OSError("the WebSocket is closed")
