@@ -106,6 +106,14 @@ async def clog(user_id: str):
         await asyncio.sleep(0)
     return {"messages": 0}
 
+@api.post("/control/silence")
+async def silence(request: Request):
+    # As if nothing had come from any client for so long.
+    seconds = float((await request.json())["seconds"])
+    for connection in manager.connections.values():
+        connection.last_inbound -= seconds
+    return {}
+
 @api.post("/control/hold")
 async def hold(request: Request):
     # Longest CPU time of one turn of the event loop while a broadcast runs, in milliseconds.

@@ -45,6 +45,33 @@ def test_round_trips_and_expiry(tree: Tree, redis: servers.Redis) -> None:
     assert all(key.startswith("pam:cache:") for key in redis.cli("KEYS", "*").splitlines())
 
 
+def test_attributes_are_there_outside_an_event_loop(tree: Tree) -> None:
+    """Callers look at them while their modules are imported."""
+    found = tree.json(
+        "import json; from app.services.cache_service import CacheService, cache_service; fresh = CacheService(); "
+        "print(json.dumps([fresh.redis is None, fresh.default_ttl, type(fresh._connection_lock).__name__, cache_service.redis is None]))"
+    )
+    assert found == [True, 300, "Lock", True]
+
+
+def test_a_double_of_the_client_can_be_put_in_and_taken_out(tree: Tree, redis: servers.Redis) -> None:
+    """As ``unittest.mock.patch.object`` and pytest's ``monkeypatch`` do it in the backend's own tests."""
+    found = run(tree, redis.url, """
+    from unittest.mock import AsyncMock, patch
+    double = AsyncMock()
+    double.get.return_value = '{"name": "Ann"}'
+    await cache.initialize()
+    own = cache.redis
+    with patch.object(cache, "redis", double):
+        inside = [cache.redis is double, await cache.get("user_profile:1"), await cache.get("anything")]
+    after = [cache.redis is own, await cache.get("user_profile:1")]
+    cache.redis = double
+    cache.redis = own
+    return [inside, after, cache.redis is own, cache._override is None, double.get.await_count]
+    """, env={"CACHE_L1_TTL": "0", "CACHE_STALE_IF_ERROR": "0"})  # fmt: skip
+    assert found == [[True, {"name": "Ann"}, {"name": "Ann"}], [True, None], True, True, 2]
+
+
 def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
     found = run(tree, redis.url, """
     for key, ttl in {"zero": 0, "none": None, "negative": -5, "float": 2.5, "delta": dt.timedelta(minutes=2), "one": 1}.items():

@@ -106,6 +106,23 @@ def test_redis_away_and_back(tree: Tree, kind: str) -> None:
     assert len([line for line in tree.logged() if "does not answer" in line["event"]]) == 1, "one line for an outage, not one for a request"
 
 
+def test_a_process_that_stood_still_blames_nobody(tree: Tree, redis: servers.Redis) -> None:
+    """The incident's own code stops the event loop for a second at a time, with calls under way."""
+    found = run(tree, redis.url, """
+    keys = [f"k{number}" for number in range(10)]
+    await cache.initialize(); await cache.batch_set({key: key for key in keys}); await cache.batch_get(keys)
+    seen = []
+    for _ in range(3):
+        calls = [asyncio.ensure_future(cache.get(key)) for key in keys]
+        await asyncio.sleep(0)
+        time.sleep(1)
+        seen.append(await asyncio.gather(*calls) == keys)
+    return [seen, cache.counters.errors, cache.counters.breaker_opened, (await cache.health_check())["connected"]]
+    """, env={"CACHE_L1_TTL": "0"})  # fmt: skip
+    assert found == [[True, True, True], 0, 0, True]
+    assert not any("does not answer" in line["event"] for line in tree.logged())
+
+
 def test_a_start_without_redis(tree: Tree) -> None:
     port = free_port()
     with Talk(

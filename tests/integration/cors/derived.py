@@ -188,6 +188,9 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
         {"allow_origins": ["https://user@wheelsandwins.com"]}, {"allow_origins": [" https://wheelsandwins.com"]}, {"allow_origins": [""]},
         {"allow_origins": ["https://*.wheelsandwins.com"]}, {"allow_origins": ["https://"]}, {"allow_origins": ["ftp://wheelsandwins.com"]},
         {"allow_origins": ["HTTPS://wheelsandwins.com"]}, {"allow_origins": ["https://wheelsandwins.com:0"]}, {"allow_origins": ["https://wheelsandwins.com:99999"]},
+        {"allow_origins": ["https://[0:0:0:0:0:0:0:1]:8443"]}, {"allow_origins": ["https://[2001:db8::0001]"]}, {"allow_origins": ["https://[1:2]"]},
+        {"allow_origins": ["https://[::1"]}, {"allow_origins": ["https://[::ffff:192.0.2.7]"]}, {"allow_origins": ["https://127.1"]}, {"allow_origins": ["https://192.0.2.07"]},
+        {"allow_origins": ["https://256.0.2.1"]}, {"allow_origins": ["https://shop.0x7"]}, {"allow_origins": ["https://shop.example.80"]},
         {"allow_origins": ["https://wheelsandwins.com?x"]}, {"allow_origins": ["https://wheelsandwins.com."]}, {"allow_origins": "https://wheelsandwins.com"},
         {"allow_origins": [], "allow_origin_patterns": []}, {"allow_origins": ["*", OWN], "allow_credentials": False}, {"allow_origins": [7]},
         {"allow_origin_patterns": [{"regex": "https://.*"}]}, {"allow_origin_patterns": [{"regex": r"https://.*\.netlify\.app"}]},
@@ -196,6 +199,8 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
         {"allow_origin_patterns": [{"regex": r"https://wheelsandwins\.com|https://evil"}]}, {"allow_origin_patterns": [{"regex": r"(a+)+$"}]},
         {"allow_origin_patterns": [{"regex": r"https?://[a-z]+\.wheelsandwins\.com"}]}, {"allow_origin_patterns": [{"regex": "["}]},
         {"allow_origin_patterns": [{"regex": r"https://[a-z]+\.com"}]}, {"allow_origin_patterns": [{"regex": r"https://[a-z]+\.co\.uk"}]},
+        {"allow_origin_patterns": [{"regex": r"https://[a-z]+--wheelsandwins\.com"}]},
+        {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]+--wheelsandwins\.co\.uk"}]},
         {"allow_origin_patterns": [{"regex": r"http://[a-z]+\.wheelsandwins\.com"}]}, {"allow_origin_patterns": [{"regex": r"https://\S+\.wheelsandwins\.com"}]},
         {"allow_headers": ["*"]}, {"expose_headers": ["*"]}, {"allow_methods": ["patch"]}, {"allow_methods": ["TRACE"]}, {"allow_methods": ["GET POST"]},
         {"allow_methods": []}, {"allow_headers": ["X Y"]}, {"allow_headers": ["Cookie"]}, {"allow_headers": ["Sec-Fetch-Mode"]},
@@ -206,9 +211,12 @@ def config_vectors() -> t.List[t.Dict[str, t.Any]]:
     ]  # fmt: skip
     accepted: t.List[t.Dict[str, t.Any]] = [
         {}, {"max_age": 0}, {"max_age": 86_400}, {"allow_origins": ["https://wheelsandwins.com:8443"]}, {"allow_origins": ["https://xn--whels-kva.com"]},
+        {"allow_origins": ["https://[2001:db8::1]"]}, {"allow_origins": ["https://[2001:db8:0:1::]:8443"]}, {"allow_origins": ["https://192.0.2.7"]},
+        {"allow_origins": ["https://[::ffff:c000:207]"]}, {"allow_origins": ["https://24.example"]}, {"allow_origins": ["https://shop.80x"]},
         {"allow_origins": ["http://127.0.0.1:3000"], "environment": "staging"}, {"allow_origins": ["https://[::1]:8443"], "environment": "development"},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}\.wheelsandwins\.com"}]},
         {"allow_origin_patterns": [{"regex": r"https://[a-z0-9-]{1,40}--wheels-wins-landing-page\.netlify\.app"}]},
+        {"allow_origin_patterns": [{"regex": r"https://pr-[0-9]+--app\.wheelsandwins\.com"}]},
         {"allow_origins": ["*"], "allow_origin_patterns": [], "allow_credentials": False}, {"expose_headers": []},
         {"allow_origin_patterns": [{"regex": "http://localhost:[0-9]{4}"}], "environment": "development"},
     ]  # fmt: skip

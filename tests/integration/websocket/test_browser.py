@@ -227,6 +227,59 @@ def test_websockets_do_not_get_through(chromium: Browser, backend: SocketBackend
     proxy.close()
 
 
+def test_the_server_freezes_under_a_poll(chromium: Browser, backend: SocketBackend) -> None:
+    """The request stays open, and nothing comes back: the client gives it up and goes on from where it was."""
+    proxy = Proxy(backend.port, "refuse")
+    with Client(chromium, proxy.port, timing={"poll": 4000, "probe": 600_000}) as client:
+        client.wait("pam.state === 'polling'")
+        backend.send("ann", number=0, count=3)
+        client.wait("messages.filter(m => m.type === 'note').length === 3")
+        backend.process.send_signal(signal.SIGSTOP)
+        client.wait("pam.state === 'waiting'")
+        backend.process.send_signal(signal.SIGCONT)
+        backend.send("ann", number=3, count=3)
+        client.wait("pam.state === 'polling'")
+        wait_until(lambda: client.numbers() == list(range(6)))
+    proxy.close()
+
+
+def test_a_message_that_is_being_posted_is_not_sent_a_second_time(chromium: Browser, backend: SocketBackend) -> None:
+    """The WebSocket opens while the answer to a POST, which the server has taken already, is still on its way."""
+    proxy = Proxy(backend.port, "refuse")
+    with Client(chromium, proxy.port, timing={"probe": 300}) as client:
+        client.wait("pam.state === 'polling'")
+        client.value("""
+            window.direct = window.fetch; window.answered = new Promise((resolve) => (window.answer = resolve));
+            window.fetch = async (url, options) => {
+                const found = await direct(url, options);
+                if (options.method === 'POST') await answered;
+                return found;
+            };
+            pam.send({type: 'chat', message: 'one'}); pam.send({type: 'chat', message: 'two'});
+        """)
+        wait_until(lambda: backend.stats()["messages"] == ["one"], what="the POST")
+        proxy.block = ""
+        client.wait("pam.state === 'open'")
+        client.value("pam.send({type: 'chat', message: 'three'})")
+        client.value("answer()")
+        wait_until(lambda: "three" in backend.stats()["messages"], what="the rest")
+        assert backend.stats()["messages"] == ["one", "two", "three"]
+    proxy.close()
+
+
+def test_a_token_that_never_comes_is_asked_for_again(chromium: Browser, steady: SocketBackend) -> None:
+    """As of a session library whose refresh was under way when the page was put to sleep."""
+    with Client(chromium, steady.port, timing={"token": 300}) as client:
+        client.wait("pam.state === 'open'")
+        client.value("""
+            window.asked = 0;
+            pam.options.token = () => (++asked < 3 ? new Promise(() => {}) : 'token-of-ann');
+            pam.lost(1006, 'cut');
+        """)
+        client.wait("pam.state === 'open'")
+        assert client.value("asked") == 3 and client.value("states.some(s => s[0] === 'waiting' && s[1] === 'no token')")
+
+
 def test_a_refusal_is_final(chromium: Browser, steady: SocketBackend) -> None:
     with Client(chromium, steady.port, token="forged") as client:
         client.wait("pam.state === 'closed'")

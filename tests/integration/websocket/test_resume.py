@@ -246,6 +246,25 @@ class TestPoll:
                 client.take(t.cast(str, websocket.recv(timeout=10)))
         assert client.numbers == [0, 1, 2, 3, 4]
 
+    def test_a_client_whose_websocket_died_unnoticed_can_send_by_post(self) -> None:
+        with socket_backend(WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=600, WEBSOCKET_MAX_MISSED_PINGS=1000) as server:
+            client = Client(server, "lost")
+            with connect_now(client.url()) as websocket, contextlib.suppress(ConnectionClosed):
+                while client.last_seq < 1:
+                    client.take(t.cast(str, websocket.recv(timeout=10)))
+                query = f"{POLL}?user_id=lost&token=token-of-lost&session={client.session}&last_seq={client.last_seq}"
+                server.send("lost", number=0)
+                status, page = server.request("GET", query)
+                assert (status, page["session"]) == (200, client.session), "a WebSocket that was heard of lately stays"
+                assert server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "early"})[0] == 409
+                assert server.stats()["totals"]["replaced"] == server.stats()["totals"]["resumed"] == 0
+                server.request("POST", "/control/silence", {"seconds": 400})
+                status, page = server.request("GET", query)
+                assert (status, page["session"], page["messages"][0]["number"]) == (200, client.session, 0)
+                assert server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "by post"})[0] == 202
+                wait_until(lambda: server.stats()["messages"] == ["by post"], what="the message")
+                assert server.stats()["total_connections"] == 1
+
     def test_who_may_poll(self, backend: SocketBackend) -> None:
         assert backend.request("GET", f"{POLL}?user_id=ann&token=wrong")[0] == 401
         assert backend.request("GET", f"{POLL}?session=guessed&last_seq=0")[0] == 404

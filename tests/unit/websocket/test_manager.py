@@ -92,6 +92,13 @@ class TestContract:
             "user_id", "connected_at", "last_ping", "last_pong", "is_alive", "missed_pings", "total_pings_sent", "total_pongs_received",
             "last_latency_ms", "context",
         }  # fmt: skip
+        metadata = manager.connection_metadata
+        assert all(isinstance(found, dict) for found in (metadata, metadata["c1"], manager.active_connections, manager.user_connections))
+        for found in (dict(metadata), {**metadata}, metadata.copy(), dict(metadata.items())):
+            assert found["c1"]["user_id"] == "ann"
+        assert "c1" in metadata and bool(metadata) and list(metadata) == ["c1"] and metadata.get("c2") is None and metadata.get("c1", {})["is_alive"]
+        with pytest.raises(KeyError):
+            metadata["c2"]
         manager.disconnect("ann", "c1")
         manager.disconnect("ann", "c1")
         manager.disconnect("nobody", "nothing")
@@ -198,6 +205,63 @@ class TestContract:
         assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message({"a": 3}, stranger)
         await manager.broadcast("to nobody")
         assert not manager.active_connections and len(double.got) == 3
+
+    async def test_a_text_that_only_looks_like_json_reaches_such_a_socket_as_text(self, manager: t.Any) -> None:
+        class Double:
+            def __init__(self) -> None:
+                self.got: t.List[t.Any] = []
+
+            async def send_json(self, message: t.Any) -> None:
+                self.got.append(("json", message))
+
+            async def send_text(self, text: str) -> None:
+                self.got.append(("text", text))
+
+            async def close(self, code: int = 1000) -> None:
+                pass
+
+        double, stranger = Double(), Double()
+        await manager.connect(double, "ann", "c1")
+        for socket in (double, stranger):
+            for message in ("", "[draft] hello", "{name}", {"a": 1}, [1]):
+                assert await manager.send_personal_message(message, socket), message
+            assert socket.got == [("text", ""), ("text", "[draft] hello"), ("text", "{name}"), ("json", {"a": 1}), ("json", [1])]
+        assert "c1" in manager.active_connections, "and none of them ends the connection"
+
+    @pytest.mark.parametrize("guarded", [True, False])
+    async def test_an_endpoint_may_connect_before_it_accepts(self, manager: t.Any, clock: Clock, guarded: bool) -> None:
+        """A server takes no frame before that; what is sent meanwhile, heartbeats among it, follows the acceptance."""
+
+        class Strict(Peer):
+            async def asgi_send(self, message: t.Dict[str, t.Any]) -> None:
+                if message["type"] == "websocket.send" and not self.sent:
+                    raise RuntimeError("Expected ASGI message 'websocket.accept'")
+                await super().asgi_send(message)
+
+        peer = Strict("session=")
+        kept = asyncio.Event()
+
+        async def endpoint(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+            socket = Socket(peer)
+            socket.application_state = types.SimpleNamespace(name="CONNECTING")  # type: ignore[attr-defined]  # as Starlette's own says
+            socket.scope, socket._send, socket._receive = scope, send, receive
+            await manager.connect(socket, "ann", "c1")
+            await manager.send_message_to_user({"a": 1}, "ann")
+            await turn(manager, clock, 21)
+            assert not peer.sent and "c1" in manager.active_connections
+            await socket._send({"type": "websocket.accept"})
+            await manager.send_message_to_user({"a": 2}, "ann")
+            await kept.wait()
+
+        app = ws.WebSocketGuard(endpoint, manager) if guarded else endpoint
+        running = asyncio.ensure_future(app(peer.scope, peer.asgi_receive, peer.asgi_send))
+        await until(lambda: len(peer.texts()) >= 4 or running.done())
+        assert peer.sent[0]["type"] == "websocket.accept"
+        frames = [json.loads(text) for text in peer.texts()]
+        assert [frame["type"] for frame in frames if "type" in frame] == ["session", "ping"]
+        assert [frame["a"] for frame in frames if "a" in frame] == [1, 2]
+        kept.set()
+        await running
 
     async def test_a_connection_id_that_is_used_again_replaces_the_first(self, manager: t.Any) -> None:
         first = await join(manager)
@@ -595,6 +659,26 @@ class TestBounds:
         await asyncio.wait_for(task, 1)
         await settle(50)
         assert len(peer.texts()) == 40
+
+    async def test_an_endpoint_that_sends_many_small_frames_waits_too(self, manager: t.Any) -> None:
+        """As one that streams an answer word by word: it is the number of frames that grows, not their size."""
+        peer = await join(manager)
+        socket = manager.active_connections["c1"]
+        peer.stuck = True
+
+        async def endpoint() -> None:
+            for number in range(2000):
+                await socket.send_text(str(number))
+
+        task = asyncio.ensure_future(endpoint())
+        await settle(3000)
+        assert not task.done() and len(manager.connections["c1"].outbox) < ws.OUTBOX_MESSAGES
+        await manager.send_message_to_user("in between", "ann")
+        assert "c1" in manager.active_connections, "there is room for the manager's own messages"
+        peer.release()
+        await asyncio.wait_for(task, 10)
+        await until(lambda: len(peer.texts()) == 2001)
+        assert [text for text in peer.texts() if text != "in between"] == [str(number) for number in range(2000)]
 
     async def test_the_inbox_is_bounded(self, manager: t.Any) -> None:
         peer = await join(manager)

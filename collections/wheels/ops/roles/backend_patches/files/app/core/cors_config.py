@@ -23,6 +23,7 @@ Environment (read once, at start):
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -119,8 +120,9 @@ _SHARED_SUFFIXES = (
     "cloudfront.net", "amazonaws.com", "s3.amazonaws.com", "fly.dev", "railway.app", "surge.sh", "glitch.me", "repl.co", "replit.app",
     "replit.dev", "ngrok.io", "ngrok.app", "ngrok-free.app", "trycloudflare.com", "loca.lt", "supabase.co", "blogspot.com", "appspot.com",
     "run.app", "deno.dev", "stackblitz.io", "webcontainer.io", "codesandbox.io", "csb.app", "gitpod.io", "github.dev",
-    "co.uk", "org.uk", "com.au", "net.au", "org.au", "co.nz", "co.jp", "com.br", "co.za", "co.in", "com.mx", "com.sg",
 )  # fmt: skip
+# The same, sold by registries: there "--" is part of the name that somebody bought, and no border.
+_REGISTRY_SUFFIXES = ("co.uk", "org.uk", "com.au", "net.au", "org.au", "co.nz", "co.jp", "com.br", "co.za", "co.in", "com.mx", "com.sg")
 _MAX_AGE_LIMIT = 86_400  # Firefox's cap, the longest of any browser
 _LONGEST_ORIGIN = 8 + 253 + 6  # scheme, the longest DNS name, port
 _LONGEST_HEADER_LIST = 4096
@@ -146,6 +148,23 @@ def _shown(text: object, limit: int = 120) -> str:
     raw = text.decode("latin-1") if isinstance(text, bytes) else str(text)
     clean = "".join(c if " " <= c <= "~" else "?" for c in raw[:limit])
     return clean + (f"... ({len(raw)} characters)" if len(raw) > limit else "")
+
+
+def _address_problem(host: str) -> t.Optional[str]:
+    """Why a host that is an IP address would never match. Browsers write each address in one form only, and take every host whose
+    last label is a number for an IPv4 address (https://url.spec.whatwg.org/#host-parsing)."""
+    try:
+        if host.startswith("["):
+            if "." in host:
+                return "has an IPv6 address with a dotted part, which browsers write in hexadecimal"
+            address = ipaddress.IPv6Address(host[1:-1])
+            if address.ipv4_mapped is None and str(address) != host[1:-1]:
+                return f'has an IPv6 address that browsers shorten: write "[{address}]"'
+        elif re.fullmatch(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", host):
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return "has a host that is no IP address as browsers write it, and no name either"
+    return None
 
 
 def origin_problem(origin: object, environment: str = "production") -> t.Optional[str]:
@@ -180,6 +199,9 @@ def origin_problem(origin: object, environment: str = "production") -> t.Optiona
         return f"{name} has an impossible port"
     if len(host) > 253 or any(len(label) > 63 for label in host.split(".")):
         return f"{name} has a host name longer than DNS allows"
+    problem = _address_problem(host)
+    if problem:
+        return f"{name} {problem}"
     if scheme == "http" and not (environment == "development" or (environment == "staging" and _loopback(host))):
         return f"{name} is http, which anybody on the way can alter: {environment} takes https only"
     return None
@@ -220,7 +242,10 @@ def pattern_problem(pattern: object, environment: str = "production") -> t.Optio
         return f"{name} has a port: list such origins one by one"
     if not re.match(r"\.|--", literal):
         return f"{name} lets the left part of the registered domain vary: fix it from a dot (or Netlify's --) on"
-    for suffix in _SHARED_SUFFIXES:
+    parent = literal.partition(".")[2]
+    if literal.startswith("--") and ("." not in parent or parent in _REGISTRY_SUFFIXES):
+        return f'{name} lets the left part of the registered domain vary: "--" is a border only in a name below one'
+    for suffix in (*_SHARED_SUFFIXES, *_REGISTRY_SUFFIXES):
         if literal.endswith("." + suffix) and len(literal) <= len(suffix) + 1:
             return f"{name} trusts every site under {suffix}, where anybody gets a name"
     if len([label for label in literal.lstrip(".-").split(".") if label]) < 2:

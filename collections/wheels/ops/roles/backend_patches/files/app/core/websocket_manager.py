@@ -80,6 +80,7 @@ SLOTS = 200  # of the heartbeat wheel: at 20 s one slot each 0.1 s, so the load 
 OUTBOX_MESSAGES = 256
 OUTBOX_BYTES = 896 * 1024  # with the server's own 64 KiB write buffer a stuck peer costs less than 1 MiB
 RESUME_WRITING = 64 * 1024  # above this an endpoint that sends faster than its client reads is made to wait
+RESUME_MESSAGES = OUTBOX_MESSAGES // 4  # the same for small ones; the rest of the outbox is for what nobody waits with
 INBOX_MESSAGES = 64
 INBOX_BYTES = 1024 * 1024  # a server's own limit for one frame is 16 MiB by default
 STALL_SECONDS = 10.0  # a write that makes no progress for so long ends the connection, pongs or not
@@ -373,7 +374,7 @@ class Connection:
     def push_message(self, message: Message, size: int, droppable: str = "") -> bool:
         if self.closed or self.closing:
             return False
-        if not self.sending:
+        if not self.sending and self.accepted:
             self._write(message)
             if self.transport is not None and not self.sending and self._behind():
                 self._hold(self._drained())
@@ -494,7 +495,7 @@ class Connection:
                 delivered = self.push(text) if heartbeat else self.deliver(text)
             if not delivered:
                 raise OSError("the WebSocket is closed")
-            while self.sending and self.outbox_bytes > RESUME_WRITING and not self.closed:
+            while self.sending and (self.outbox_bytes > RESUME_WRITING or len(self.outbox) > RESUME_MESSAGES) and not self.closed:
                 await self._until_writable()
             if self.session is not None and self.closed and not self.manager.resumable(self.session):
                 raise OSError("the WebSocket is closed")
@@ -510,6 +511,8 @@ class Connection:
                 self.accepted = True
                 self.last_inbound = self.manager.now()
                 self.start_reading()
+                if self.outbox:  # the endpoint calls connect() before accept()
+                    self._hold(asyncio.sleep(0))
 
     # --- closing -------------------------------------------------------------------------------------------------------------
 
@@ -661,7 +664,7 @@ class Connection:
         self.last_ping = now
         self._expect(seq)
         text = f"{head}{self.id_json}{seq}}}"
-        if self.sending or self.closing or self.closed:
+        if self.sending or self.closing or self.closed or not self.accepted:
             self.push(text, droppable="ping")
         else:
             self._write({"type": "websocket.send", "text": text})
@@ -771,8 +774,8 @@ def _pong_seq(text: str) -> t.Union[int, None, t.Literal[False]]:
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else None
 
 
-class _Metadata(Mapping[str, t.Dict[str, t.Any]]):
-    """``connection_metadata`` as callers know it: a dictionary per connection, made when asked for."""
+class _Metadata(Mapping[str, t.Dict[str, t.Any]], t.Dict[str, t.Dict[str, t.Any]]):  # type: ignore[misc]  # what reads comes from Mapping
+    """``connection_metadata`` as callers know it, a dictionary of dictionaries; each is made when asked for."""
 
     def __init__(self, connections: t.Mapping[str, Connection]) -> None:
         self.connections = connections
@@ -785,6 +788,9 @@ class _Metadata(Mapping[str, t.Dict[str, t.Any]]):
 
     def __len__(self) -> int:
         return len(self.connections)
+
+    def copy(self) -> t.Dict[str, t.Dict[str, t.Any]]:
+        return dict(self.items())
 
 
 class ConnectionManager:
@@ -1048,7 +1054,7 @@ class ConnectionManager:
         send, receive = getattr(websocket, "_send", None), getattr(websocket, "_receive", None)
         if isinstance(scope, dict) and inspect.iscoroutinefunction(send) and inspect.iscoroutinefunction(receive):
             connection = Connection(self, send, receive, scope)
-            connection.accepted = True
+            connection.accepted = getattr(getattr(websocket, "application_state", None), "name", "") != "CONNECTING"
             websocket._send, websocket._receive = connection.app_send, connection.app_receive
             scope[SCOPE_KEY] = connection
             connection.start_reading()
@@ -1596,11 +1602,11 @@ def _plain_send(websocket: t.Any) -> Send:
         elif message.get("text") is None:
             await websocket.send_bytes(message.get("bytes") or b"")
         else:
-            text = message["text"]
-            if text[:1] in "{[" and hasattr(websocket, "send_json"):
-                await websocket.send_json(json.loads(text))
-            else:
-                await websocket.send_text(text)
+            text, value = message["text"], None
+            if text.startswith(("{", "[")) and hasattr(websocket, "send_json"):
+                with contextlib.suppress(ValueError):  # a text that only looks like JSON
+                    value = json.loads(text)
+            await (websocket.send_text(text) if value is None else websocket.send_json(value))
 
     return send
 

@@ -19,8 +19,10 @@
   const TIMING = {
     base: 2000, // ms; the first reconnect comes within this time
     cap: 20000, // no later reconnect waits longer
+    token: 15000, // a token that has not come by then will not come: a page that slept may wait for a promise that nothing settles
     upgrade: 2500, // a WebSocket that is not open by then does not get through
     watchdog: 45000, // two heartbeats and some: after this silence the server counts as gone
+    poll: 40000, // the server answers a poll within 25 s; after this it counts as gone
     probe: 60000, // while polling: how often to try a WebSocket again
     stable: 5000, // a connection that lived this long starts the backoff anew
   };
@@ -91,6 +93,7 @@
       try {
         token = await this.token();
       } catch (error) {
+        if (this.trial !== trial) return;
         this.trial = null;
         if (!this.polling) this.later("no token");
         return;
@@ -215,14 +218,17 @@
     }
 
     async flush() {
+      if (this.posting) return; // the first message is on its way: sent here, too, it would arrive twice
       while (this.socket && this.queue.length && this.socket.bufferedAmount < BUFFERED) this.socket.send(this.queue.shift());
       if (this.socket && this.queue.length) return this.arm("flush", 100, () => this.flush());
-      if (this.posting || !this.polling || !this.session) return;
+      if (!this.polling || !this.session) return;
       this.posting = true;
+      const limit = new AbortController();
       try {
         while (this.polling && this.queue.length) {
           const url = this.base() + "/api/v1/pam/poll?" + new URLSearchParams({ session: this.session });
-          const answer = await fetch(url, { method: "POST", body: this.queue[0] });
+          const timer = setTimeout(() => limit.abort(), this.timing.poll);
+          const answer = await fetch(url, { method: "POST", body: this.queue[0], signal: limit.signal }).finally(() => clearTimeout(timer));
           if (answer.ok || answer.status === 400 || answer.status === 413) this.queue.shift();
           else break; // the next poll opens the session again, then this is tried again
         }
@@ -230,6 +236,7 @@
         // the network: what is in the queue stays there
       } finally {
         this.posting = false;
+        if (this.socket) this.flush();
       }
     }
 
@@ -247,6 +254,8 @@
           const token = await this.token();
           const query = new URLSearchParams({ user_id: this.options.userId, session: this.session, last_seq: String(this.lastSeq) });
           const headers = { Authorization: "Bearer " + token };
+          if (this.polling !== polling) return;
+          this.arm("poll", this.timing.poll, () => polling.abort());
           answer = await fetch(this.base() + "/api/v1/pam/poll?" + query, { headers, signal: polling.signal, cache: "no-store" });
           page = await answer.json();
         } catch (error) {
@@ -276,6 +285,7 @@
     stopPolling() {
       if (this.polling) this.polling.abort();
       this.polling = null;
+      this.stop("poll");
       this.stop("probe");
     }
 
@@ -286,7 +296,14 @@
     }
 
     async token() {
-      return typeof this.options.token === "function" ? this.options.token() : this.options.token;
+      if (typeof this.options.token !== "function") return this.options.token;
+      let timer;
+      const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error("no token")), this.timing.token)));
+      try {
+        return await Promise.race([this.options.token(), late]);
+      } finally {
+        clearTimeout(timer);
+      }
     }
 
     enter(state, detail) {

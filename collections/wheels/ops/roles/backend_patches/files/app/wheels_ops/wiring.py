@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Puts the patched files to work without taking ``main.py`` over.
 
-The marked block at the end of ``main.py`` calls ``install(app)``. Our layers then lie outside everything that the
+The marked block at the end of ``main.py`` calls ``install(app, globals())``. Our layers then lie outside everything that the
 application itself installed, whatever it adds afterwards, because Starlette builds its middleware stack only when the
 first request or the lifespan arrives:
 
@@ -48,8 +48,13 @@ _MARK = "_wheels_ops_installed"
 log = logging.getLogger("app.wheels_ops")
 
 
-def install(app: t.Any) -> t.Any:
-    """Wraps a FastAPI or Starlette application in place and gives it back. A second call changes nothing."""
+def install(app: t.Any, namespace: t.Optional[t.MutableMapping[str, t.Any]] = None) -> t.Any:
+    """Wraps a FastAPI or Starlette application in place and gives it back. A second call changes nothing.
+
+    ``namespace`` is that of the module that holds the application; names which its routes use and it lacks are put there.
+    """
+    if namespace is not None:
+        _supply_names(namespace)
     if getattr(app, _MARK, False):
         return app
     setattr(app, _MARK, True)
@@ -67,6 +72,14 @@ def install(app: t.Any) -> t.Any:
     # Built before us: it is built anew, with our layers, on the next request.
     app.middleware_stack = None
     return app
+
+
+def _supply_names(namespace: t.MutableMapping[str, t.Any]) -> None:
+    """The August release's ``main.py`` uses ``cors_config`` and never imports it: its CORS routes and its catch-all for OPTIONS end in
+    a NameError. A name that the module has, whatever it means there, stays."""
+    config = _find("app.core.cors_config", "cors_config")
+    if config is not None:
+        namespace.setdefault("cors_config", config)
 
 
 def install_celery(namespace: t.Mapping[str, t.Any]) -> None:

@@ -113,7 +113,7 @@ class Poll:
         session = self.manager.sessions.get(self.query.get("session", ""))
         if session is not None and not self.manager.resumable(session):
             session = None
-        if session is None or session.connection is None:
+        if session is None or session.connection is None or self.looks_dead(session.connection):
             credentials = self.query.get("token") or (header(self.scope, b"authorization") or "").removeprefix("Bearer ").strip()
             if self.query.get("user_id") and credentials:
                 opened, problem = await self.open(self.query["user_id"], credentials)
@@ -148,6 +148,12 @@ class Poll:
             await self.send({"type": "http.response.body", "body": b""})
             return
         await respond(self.send, 200, self.page(session, missed), etag=etag)
+
+    def looks_dead(self, connection: Connection) -> bool:
+        """Whether it is a WebSocket whose client has answered no ping for a while. If that client polls, its path was lost without the
+        server noticing yet, and what it posts must not have to wait for that."""
+        silence = self.manager.now() - connection.last_inbound
+        return connection.virtual is None and silence > max(1.5 * self.manager.heartbeat_interval, self.manager.connection_timeout / 2)
 
     async def open(self, user_id: str, token: str) -> t.Tuple[t.Optional[Session], t.Tuple[int, t.Dict[str, t.Any]]]:
         """Runs the application's own WebSocket endpoint for this client; it authenticates as always."""
