@@ -315,7 +315,8 @@ def _compare(plan: Plan, before: Catalog, was: t.Dict[compare.Key, compare.Seen]
             hint="Nothing was changed. Please report it.",
             differences=differences[:50],
         )
-    ours = [seen.context for seen in now.values() if any(function["name"] in seen.context for function in plan.functions)]
+    # Class 22 is about the data: the condition came from the policy, and would fail there for the same value.
+    ours = [seen.context for seen in now.values() if seen.state[:2] != "22" and any(function["name"] in seen.context for function in plan.functions)]
     if ours:
         raise Broken(f"A function of the repair fails: {ours[0].splitlines()[0]}", hint="Nothing was changed. Please report it.", contexts=ours[:20])
     errors = sorted({f"{key[2]} as {key[0]}: {seen.state}" for key, seen in now.items() if seen.state and was[key].state != seen.state})
