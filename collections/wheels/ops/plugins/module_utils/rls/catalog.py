@@ -146,6 +146,8 @@ class Relation:
     ruled: bool
     estimated_rows: float
     extension: bool
+    #: Whether the session may do what only an owner may, such as changing its policies.
+    owned: bool
     policies: t.List[Policy] = field(default_factory=list)
     query: t.Optional[Expression] = None
 
@@ -250,7 +252,8 @@ select c.oid::bigint, n.nspname as schema, c.relname as name, format('%I.%I', n.
        c.relhasrules and (c.relkind <> 'v' or (select count(*) > 1 from pg_rewrite r where r.ev_class = c.oid)) as ruled,
        coalesce((select option_value::boolean from pg_options_to_table(c.reloptions) where option_name = 'security_invoker'), false) as invoker,
        c.reltuples as estimated_rows,
-       exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') as extension
+       exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') as extension,
+       pg_has_role(c.relowner, 'USAGE') as owned
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
  order by n.nspname, c.relname
