@@ -372,6 +372,32 @@ def test_other_shapes_of_the_tables(server: servers.Postgres) -> None:
     assert pam.snapshot(dsn) == before
 
 
+def test_admins_who_recurse_through_a_view(server: servers.Postgres) -> None:
+    server.require(15, "views with security_invoker")
+    dsn = server.database(supabase=True)
+    query(
+        dsn,
+        """
+        create table admin_users (id uuid primary key default gen_random_uuid(), user_id text, role text, status text);
+        alter table admin_users enable row level security;
+        create view admins with (security_invoker = on) as select * from admin_users;
+        create view active_admins with (security_invoker = true) as select * from admins where status = 'active';
+        create view listed as select * from admin_users;
+        create policy around on admin_users for select using (exists (select from active_admins a where a.user_id = auth.uid()::text));
+        create policy works on admin_users for delete using (user_id not in (select l.user_id from listed l where l.role = 'owner'))""",
+    )
+    query(dsn, "insert into admin_users (user_id, role, status) values (%s, 'admin', 'active'), (%s, 'viewer', 'active')", (ADMIN, DAN))
+    assert ask(dsn, ADMIN, "select role from admin_users") == "42P17"
+    before = pam.snapshot(dsn)
+    apply(server, dsn)
+    assert ask(dsn, ADMIN, "select role from admin_users order by 1") == ["admin", "viewer"] == ask(dsn, ADMIN, "select role from active_admins order by 1")
+    assert ask(dsn, DAN, "select role from admin_users") == ["viewer"] and ask(dsn, ANNA, "select role from admin_users") == []
+    assert "works" in [name for _, _, name, *_ in pam.policies(dsn)], "a view that is read as its owner does not recurse"
+    assert ": 0 changes made" in apply(server, dsn)
+    apply(server, dsn, file=pam.UNDO)
+    assert pam.snapshot(dsn) == before
+
+
 def test_pasted_into_an_editor_as_one_query(server: servers.Postgres) -> None:
     """Supabase's editor sends the whole text as one query, which the server runs as one transaction."""
     dsn = pam.create(server, "20250722")

@@ -409,7 +409,7 @@ end $body$);
 
   ---------------------------------------------------------------------------------------------------------------------------------
   -- Old policies go. Of admin_users only those that recurse: that read it again, directly, through the policies of what they read, or
-  -- through a function that runs as its caller.
+  -- through a view or function that runs as its caller.
   ---------------------------------------------------------------------------------------------------------------------------------
   for r in
     with recursive reads as (
@@ -418,7 +418,15 @@ end $body$);
     ), reach as (
       select e.policy, e.rel from reads e where e.polrelid = to_regclass('public.admin_users')
       union
-      select h.policy, e.rel from reach h join reads e on e.polrelid = h.rel
+      select h.policy, n.rel from reach h cross join lateral (
+        select e.rel from reads e where e.polrelid = h.rel
+        union all
+        -- A view that is read as its caller. One that is read as its owner ends the circle.
+        select d.refobjid from pg_class c join pg_rewrite w on w.ev_class = c.oid
+          join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid = 'pg_class'::regclass and d.refobjid <> c.oid
+        where c.oid = h.rel and c.relkind = 'v'
+          and exists (select from pg_options_to_table(c.reloptions) o where o.option_name = 'security_invoker' and o.option_value::boolean)
+      ) n
     )
     select q.oid, q.polname, q.polrelid, q.polrelid::regclass as rel, q.polcmd, q.polpermissive,
            format('create policy %I on %s as %s for %s to %s', q.polname, q.polrelid::regclass,
