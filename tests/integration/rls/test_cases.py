@@ -19,7 +19,7 @@ EXPECTED: t.Dict[str, t.Tuple[int, int]] = {
     "11_initplan_wrap": (4, 0), "12_join_other_table": (18, 0), "13_left_join_setop_cte": (12, 0), "14_tautology": (6, 0),
     "15_clean_control": (0, 0), "16_anon_only_and_force": (6, 0), "17_role_dependent": (12, 0),
     "18_first_generation": (30, 0), "19_second_generation": (30, 0), "20_third_generation": (24, 0),
-    "21_nobody_after_somebody": (6, 0), "22_renamed_columns": (14, 0),
+    "21_nobody_after_somebody": (6, 0), "22_renamed_columns": (14, 0), "23_overloaded_function": (0, 7),
 }  # fmt: skip
 
 

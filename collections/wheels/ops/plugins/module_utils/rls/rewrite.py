@@ -184,7 +184,8 @@ class _Rewriter:
         found = False
         for oid, copy in copies.items():
             function = self.catalog.functions[oid]
-            calls = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            named = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            calls = [call for call in named if function.accepts(len(call.args or ()))]
             if not calls:
                 raise CannotRewrite(f"the call of {function.qualified} is not in the expression's text")
             for call in calls:
