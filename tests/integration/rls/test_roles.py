@@ -180,7 +180,10 @@ def test_tables_of_others_wait_and_the_rest_is_repaired(server: servers.Postgres
             plan = rls.plan(owner, rls.audit(owner), fix=list(rls.plans.FIXES))
             assert [(one["object"], "may not change its policies" in one["reason"]) for one in plan.needs_review] == [("public.others", True)]
             done = rls.apply(owner, plan, undo_path=tmp_path / "undo.sql")
+            assert done["changed"] is True
+            assert {failure.relation for failure in rls.audit(admin).failing} == {"public.others"}
         finally:
             owner.close()
-        assert done["changed"] is True
-        assert {failure.relation for failure in rls.audit(admin).failing} == {"public.others"}
+            with admin.cursor() as cursor:
+                cursor.execute("drop owned by rls_owner cascade")
+                cursor.execute("drop role rls_owner")
