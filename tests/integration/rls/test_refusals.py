@@ -36,6 +36,12 @@ def function_case(body: str, volatility: str = "stable", extra: str = "") -> str
         (function_case("begin perform 1 from members; return query execute 'select org from members'; end"), "dynamic SQL", {}),
         (function_case("begin return query select m.org from members m where current_user = 'x'; end"), "current_user", {}),
         (
+            function_case("begin return query select m.org from members m where m.user_id = auth.uid(); end")
+            + "create function public.mine(variadic more int[]) returns setof int language sql stable as 'select 1';",
+            "same number of arguments",
+            {},
+        ),
+        (
             "create table public.t(id int primary key, a int); alter table t enable row level security;"
             "create policy p on t for select to authenticated using (exists (select 1 from t x where x.a > t.a));",
             "every row",
@@ -60,7 +66,7 @@ def function_case(body: str, volatility: str = "stable", extra: str = "") -> str
             {},
         ),
     ],
-    ids=["volatile", "dynamic", "identity", "unbounded", "captured", "system column", "tablesample"],
+    ids=["volatile", "dynamic", "identity", "overloaded", "unbounded", "captured", "system column", "tablesample"],
 )
 def test_refused_with_reason_and_the_rest_repaired(postgres: servers.Postgres, tmp_path: Path, sql: str, reason: str, options: t.Dict[str, t.Any]) -> None:
     with db.database(postgres, sql + OTHER) as connection:

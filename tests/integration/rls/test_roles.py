@@ -6,6 +6,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from tests.support import rls_database as db
@@ -75,8 +76,6 @@ def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, 
     with db.database(server, TABLES + OWNER.format(name=name, attributes=attributes) + force) as admin:
         db.fill(admin)
         before = db.snapshot(admin)
-        import psycopg2
-
         connection = psycopg2.connect(admin.dsn.replace("user=postgres", f"user={name}"))
         connection.autocommit = True
         try:
@@ -106,8 +105,6 @@ def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, 
 def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres) -> None:
     sql = TABLES + "do $$ begin if not exists (select from pg_roles where rolname = 'rls_guest') then create role rls_guest login; end if; end $$;"
     with db.database(postgres, sql) as admin:
-        import psycopg2
-
         connection = psycopg2.connect(admin.dsn.replace("user=postgres", "user=rls_guest"))
         try:
             found = rls.audit(connection)
@@ -144,8 +141,6 @@ def test_the_audit_creates_nothing_and_blocks_nobody(server: servers.Postgres) -
 
 def test_the_audit_gives_way_to_a_lock(postgres: servers.Postgres) -> None:
     with db.database(postgres, TABLES) as connection:
-        import psycopg2
-
         other = psycopg2.connect(connection.dsn)
         try:
             with other.cursor() as cursor:
@@ -170,3 +165,25 @@ def test_a_misspelt_schema_is_not_clean(postgres: servers.Postgres) -> None:
         with pytest.raises(rls.OpsError, match="There is no schema pubilc"):
             rls.audit(connection, schemas=["public", "pubilc"])
         assert rls.audit(connection, schemas=["public"]).failing
+
+
+def test_tables_of_others_wait_and_the_rest_is_repaired(server: servers.Postgres, tmp_path: Path) -> None:
+    """Only a table's owner may change its policies: what needs that is left to a person, with the reason."""
+    others = """
+        create table public.others(id int primary key, user_id uuid); alter table others enable row level security;
+        create policy o on others for select to authenticated using (id in (select x.id from others x where x.user_id = auth.uid()));"""
+    with db.database(server, TABLES + others + OWNER.format(name="rls_owner", attributes="")) as admin:
+        db.fill(admin)
+        owner = psycopg2.connect(admin.dsn.replace("user=postgres", "user=rls_owner"))
+        owner.autocommit = True
+        try:
+            plan = rls.plan(owner, rls.audit(owner), fix=list(rls.plans.FIXES))
+            assert [(one["object"], "may not change its policies" in one["reason"]) for one in plan.needs_review] == [("public.others", True)]
+            done = rls.apply(owner, plan, undo_path=tmp_path / "undo.sql")
+            assert done["changed"] is True
+            assert {failure.relation for failure in rls.audit(admin).failing} == {"public.others"}
+        finally:
+            owner.close()
+            with admin.cursor() as cursor:
+                cursor.execute("drop owned by rls_owner cascade")
+                cursor.execute("drop role rls_owner")

@@ -133,3 +133,31 @@ def test_unwrapping_where_no_function_may_be_made(server: servers.Postgres, tmp_
         assert rows(connection, ["staff"], "authenticated") == seen
         rls.undo(connection, tmp_path / "undo.sql")
         assert db.snapshot(connection) == before
+
+
+def test_what_works_in_the_end_needs_no_person(server: servers.Postgres, tmp_path: Path) -> None:
+    """The planner gives up on a policy that serves a role for which it works and a member of that role for which it fails; then the last
+    sub-select of the other policy goes, and with it the failure."""
+    sql = """
+    do $$ begin if not exists (select from pg_roles where rolname = 'rls_staff') then create role rls_staff; end if; end $$;
+    grant rls_staff to authenticated;
+    create table public.trips(id int primary key, owner uuid); create table public.parts(id int primary key, trip_id int, user_id uuid);
+    alter table trips enable row level security; alter table parts enable row level security;
+    create policy own on parts for select using (user_id = auth.uid());
+    create policy shared on parts for select to authenticated using (exists (select 1 from trips t where t.id = parts.trip_id));
+    create policy change on parts for update using (trip_id in (select p.trip_id from parts p where p.user_id = auth.uid()));
+    create policy t on trips for select using (owner = (select auth.uid()) or id in (select p.trip_id from parts p where p.user_id = auth.uid()));
+    """
+    with db.database(server, sql) as connection:
+        try:
+            db.fill(connection)
+            plan = rls.plan(connection, rls.audit(connection))
+            assert [one["object"] for one in plan.needs_review] == ["public.parts"]
+            checked = rls.apply(connection, plan, check_mode=True)
+            done = rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
+            assert done["needs_review"] == checked["needs_review"] == [] and "person" not in done["msg"]
+            assert rls.audit(connection).failing == []
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute("drop owned by rls_staff cascade")
+                cursor.execute("drop role rls_staff")

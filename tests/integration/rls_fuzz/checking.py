@@ -111,7 +111,6 @@ class Checker:
                 try:
                     for statement in schema.statements():
                         cursor.execute(statement)
-                    _settle(cursor, schema.name)
                 except psycopg2.Error as error:
                     connection.rollback()
                     return Outcome(f"invalid: {error}")
@@ -285,18 +284,6 @@ class Checker:
             outcome.d2 += 1
             if after[access] != said:
                 wrong.append(f"D2: {access}: the definition says {said!r}, the repaired schema {after[access]!r}")
-
-
-def _settle(cursor: t.Any, schema: str) -> None:
-    """Gives every policy the text that the server writes out for it.
-
-    ``a in (b, c)`` is read as a list, written out as ``(a = b) or (a = c)``, and that is read as one OR with its neighbours: the same
-    condition with fewer parentheses. Any undo works from what the server writes out, so such a text comes back in its second form.
-    """
-    for table, found in evaluator.policies(cursor, schema).items():
-        for policy in found:
-            words = (f" using ({policy.using})" if policy.using else "") + (f" with check ({policy.check})" if policy.check else "")
-            cursor.execute(f"alter policy {quote(policy.name)} on {show(table)}{words}")
 
 
 def failing_accesses(before: t.Dict[Access, str], failing: t.Set[t.Tuple[str, Name, str]]) -> t.Iterator[Access]:

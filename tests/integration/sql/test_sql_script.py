@@ -76,6 +76,17 @@ def test_the_fixes_through_the_remedy(server: servers.Postgres, generation: str)
     assert run(dsn, fixes).changed, "what was undone is applied again"
 
 
+def test_what_a_script_leaves_in_its_session_stays_there(dsn: str) -> None:
+    """As dumps do: a search_path, a role, a temporary table. Check mode runs all in one session and must not mix them up."""
+    query(dsn, "create schema app; grant all on schema app, public to pg_monitor")
+    first = Script("1", "set search_path = app; create table one (i int); create temp table two (i int); set row_security = off; set role pg_monitor")
+    second = Script("2", "create table two (i int); create table three as select current_user::text, current_setting('row_security') as secured")
+    would, did = run(dsn, first, second, check_mode=True), run(dsn, first, second)
+    assert [action["catalog"] for action in would.actions] == [action["catalog"] for action in did.actions]
+    assert {change["name"] for change in did.actions[1]["catalog"] if change["kind"] == "table"} == {"public.two", "public.three"}
+    assert query(dsn, "select secured from public.three") == [("on",)]
+
+
 def test_a_second_script_sees_the_first_in_check_mode(dsn: str) -> None:
     first, second = Script("1", "create table a (i int)"), Script("2", "insert into a values (1), (2)")
     would = run(dsn, first, second, check_mode=True)

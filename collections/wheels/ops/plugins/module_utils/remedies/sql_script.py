@@ -246,11 +246,26 @@ class _Run:
         """The scripts in a transaction that is neither committed nor rolled back."""
         with connection.cursor() as cursor:
             with translated("Taking the lock for SQL scripts"):
-                cursor.execute("select set_config('lock_timeout', %s, true)", (f"{self.limits.lock_timeout_ms}ms",))
-                cursor.execute("select set_config('statement_timeout', %s, true)", (f"{self.limits.statement_timeout_ms}ms",))
+                self._timeouts(cursor)
                 # The transaction's, not the session's: it ends with the transaction, and works through a pooler.
                 cursor.execute("select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
-            return [self._one(cursor, script) for script in scripts]
+            outcomes = []
+            for script in scripts:
+                outcomes.append(self._one(cursor, script))
+                if self.check_mode:
+                    self._forget(cursor)
+            return outcomes
+
+    def _timeouts(self, cursor: t.Any) -> None:
+        cursor.execute("select set_config('lock_timeout', %s, true)", (f"{self.limits.lock_timeout_ms}ms",))
+        cursor.execute("select set_config('statement_timeout', %s, true)", (f"{self.limits.statement_timeout_ms}ms",))
+
+    def _forget(self, cursor: t.Any) -> None:
+        """What a script leaves in its session does not reach the next one, which in a real run has a connection of its own."""
+        with translated("Resetting the session"):
+            # psycopg2 reads dates as ISO and sees to it once, when it connects.
+            cursor.execute("reset session authorization; reset all; discard temp; set datestyle = iso")
+            self._timeouts(cursor)
 
     def _one(self, cursor: t.Any, script: Script) -> Outcome:
         was = _last(cursor, script.name)

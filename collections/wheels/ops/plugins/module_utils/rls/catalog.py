@@ -146,6 +146,8 @@ class Relation:
     ruled: bool
     estimated_rows: float
     extension: bool
+    #: Whether the session may do what only an owner may, such as changing its policies.
+    owned: bool
     policies: t.List[Policy] = field(default_factory=list)
     query: t.Optional[Expression] = None
 
@@ -178,9 +180,15 @@ class Function:
     body: t.Optional[Expression]
     definition: t.Optional[str]
     arguments: int
+    #: How many of them a call may leave out; None where it may give more (VARIADIC).
+    optional: t.Optional[int]
     returns_trigger: bool
     extension: bool
     public_execute: bool
+
+    def accepts(self, given: int) -> bool:
+        """Whether a call with that many arguments can be one of this function."""
+        return self.optional is None or self.arguments - self.optional <= given <= self.arguments
 
     @property
     def search_path(self) -> t.Optional[str]:
@@ -250,7 +258,8 @@ select c.oid::bigint, n.nspname as schema, c.relname as name, format('%I.%I', n.
        c.relhasrules and (c.relkind <> 'v' or (select count(*) > 1 from pg_rewrite r where r.ev_class = c.oid)) as ruled,
        coalesce((select option_value::boolean from pg_options_to_table(c.reloptions) where option_name = 'security_invoker'), false) as invoker,
        c.reltuples as estimated_rows,
-       exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') as extension
+       exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') as extension,
+       pg_has_role(c.relowner, 'USAGE') as owned
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
  order by n.nspname, c.relname
@@ -279,6 +288,7 @@ select p.oid::bigint, n.nspname as schema, p.proname as name, format('%%I.%%I', 
        coalesce(p.proconfig, '{}') as settings, coalesce(p.prosrc, '') as source, %s as body,
        case when l.lanname = 'plpgsql' and p.prorettype <> 'trigger'::regtype and p.prorettype <> 'event_trigger'::regtype
             then pg_get_functiondef(p.oid) end as definition, p.pronargs::integer as arguments,
+       case when p.provariadic = 0 then p.pronargdefaults::integer end as optional,
        p.prorettype = 'trigger'::regtype or p.prorettype = 'event_trigger'::regtype as returns_trigger,
        exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e') as extension,
        exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = 0) as public_execute

@@ -77,6 +77,9 @@ def apply(
             # Now that the policies have their final text an undo can tell whether someone changed them since.
             _write(undo_path, undo_script(plan, run_id, proof.pop("fingerprint")))
     proof.pop("fingerprint", None)
+    # The planner counts a sub-select that it replaces as still there; where the new text has none, what it gave up on works as well.
+    still = proof.pop("still_failing", None)
+    review = [one for one in plan.needs_review if still is None or one["object"] in still]
     if plan.indexes and not check_mode:
         _build_indexes(connection, plan)
     result.changed = True
@@ -94,10 +97,10 @@ def apply(
         f"{len(plan.changes)} policies {verb}, {len(plan.functions)} functions: failing accesses {result.before['failing']} -> {result.after['failing']}, "
         f"{compared}."
     )
-    if plan.needs_review:
-        result.msg += f" {len(plan.needs_review)} need a person."
+    if review:
+        result.msg += f" {len(review)} need a person."
     result.extra = {
-        "needs_review": plan.needs_review,
+        "needs_review": review,
         "undo": str(undo_path) if undo_path is not None and not check_mode else "",
         "warnings_rls": plan.warnings,
     }
@@ -257,6 +260,7 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
         "checked": asked.checked,
         "other_errors": [failure.as_dict() for failure in failing if not failure.recursive],
         "fingerprint": fingerprint(now, _touched(plan)),
+        "still_failing": {relation for _role, relation, _variant in recursive | looping},
     }
 
 
@@ -315,7 +319,8 @@ def _compare(plan: Plan, before: Catalog, was: t.Dict[compare.Key, compare.Seen]
             hint="Nothing was changed. Please report it.",
             differences=differences[:50],
         )
-    ours = [seen.context for seen in now.values() if any(function["name"] in seen.context for function in plan.functions)]
+    # Class 22 is about the data: the condition came from the policy, and would fail there for the same value.
+    ours = [seen.context for seen in now.values() if seen.state[:2] != "22" and any(function["name"] in seen.context for function in plan.functions)]
     if ours:
         raise Broken(f"A function of the repair fails: {ours[0].splitlines()[0]}", hint="Nothing was changed. Please report it.", contexts=ours[:20])
     errors = sorted({f"{key[2]} as {key[0]}: {seen.state}" for key, seen in now.items() if seen.state and was[key].state != seen.state})

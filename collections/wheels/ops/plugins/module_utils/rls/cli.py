@@ -133,12 +133,12 @@ def run_repair(options: argparse.Namespace) -> int:
         if options.diff:
             for entry in made.diff():
                 sys.stdout.write(f"--- {entry['before_header']}\n{entry['before']}+++\n{entry['after']}\n")
-        for review in made.needs_review:
+        for review in result["needs_review"]:
             sys.stdout.write(f"needs a person: {review['object']}\n  {review['reason']}\n  {review['advice']}\n")
         for warning in made.warnings:
             sys.stdout.write(f"left: {warning}\n")
         sys.stdout.write(result["msg"] + "\n" + (f"undo: {result['undo']}\n" if result.get("undo") else ""))
-    return FOUND if made.needs_review else CLEAN
+    return FOUND if result["needs_review"] else CLEAN
 
 
 def run_undo(options: argparse.Namespace) -> int:

@@ -80,8 +80,8 @@ def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies
             f"If it only reads, ALTER FUNCTION {function.signature} STABLE"
         )
     others = [one for one in catalog.functions.values() if (one.schema, one.name) == (function.schema, function.name) and one.oid != function.oid]
-    if others:
-        raise CannotRewrite(f"there are several functions called {short(function)}")
+    if any(one.accepts(given) and function.accepts(given) for one in others for given in range(max(one.arguments, function.arguments) + 1)):
+        raise CannotRewrite(f"there are several functions called {short(function)} that take the same number of arguments")
     inner = _inside(function, catalog, bodies)
     relations: t.Set[int] = set()
     for one in inner:

@@ -22,6 +22,7 @@ LARGE_BYTES = 1024 * 1024
 SAMPLE_ROWS = 2_000
 USERS = 8
 
+_IS_UUID = " and {column}::text ~* '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'"
 #: Identities in a policy's text: a column compared with auth.uid(), a claim, or a setting. Wrapped or not, cast or not.
 _WRAPPED = r"(?:\( SELECT )?\(*"
 _UID = re.compile(rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}auth\.(?P<what>uid|email)\(\)")
@@ -91,14 +92,20 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
             for expression in (policy.using, policy.check):
                 around.update(expression.relations if expression else ())
     bindings: t.Dict[t.Tuple[str, str], t.Set[str]] = {}
+    accounts = False
     for oid in around & set(catalog.relations):
         for policy in catalog.relations[oid].policies:
             for expression in (policy.using, policy.check):
+                accounts = accounts or bool(expression and "auth.uid()" in expression.text)
                 for kind, pattern in (("claim", _UID), ("claim", _UID_LEFT), ("claim", _CLAIM), ("setting", _SETTING)):
                     for found in pattern.finditer(expression.text if expression else ""):
                         what = {"uid": "sub"}.get(found["what"], found["what"]) if pattern in (_UID, _UID_LEFT) else found["what"]
                         bindings.setdefault((kind, what), set()).add(found["column"].strip('"'))
-    values = {binding: _values(cursor, around, columns, count) for binding, columns in sorted(bindings.items())}
+    values = {
+        # auth.uid() fails for a subject that is no uuid, so that a user of that name would see nothing but the error.
+        binding: _values(cursor, around, columns, count, uuids=accounts and binding == ("claim", "sub"))
+        for binding, columns in sorted(bindings.items())
+    }
     found_users: t.List[User] = []
     for number in range(count):
         claims: t.List[t.Tuple[str, str]] = []
@@ -112,8 +119,8 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
     return [*found_users, User((("sub", outsider),), tuple((what, outsider) for (kind, what) in values if kind == "setting")), User()]
 
 
-def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[str], count: int) -> t.List[str]:
-    """Values of those columns, those first that occur in most tables."""
+def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[str], count: int, *, uuids: bool) -> t.List[str]:
+    """Values of those columns, those first that occur in most tables; ``uuids``: no others."""
     places = rows(
         cursor,
         "select format('%%I.%%I', n.nspname, c.relname) as relation, quote_ident(a.attname) as column from pg_catalog.pg_attribute a"
@@ -128,8 +135,8 @@ def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[
         cursor.execute("savepoint wheels_ops_values")
         try:
             cursor.execute(
-                f"select distinct v from (select {place['column']}::text as v from {place['relation']} where {place['column']} is not null limit 500) s"
-                f" order by v limit {4 * count}"
+                f"select distinct v from (select {place['column']}::text as v from {place['relation']} where {place['column']} is not null"
+                f"{_IS_UUID.format(column=place['column']) if uuids else ''} limit 500) s order by v limit {4 * count}"
             )
             for (value,) in cursor.fetchall():
                 seen[value] = seen.get(value, 0) + 1

@@ -35,7 +35,7 @@ def _merge(decision: Decision, catalog: Catalog) -> None:
     repaired = {change.before[0].oid: change for change in decision.changes if change.in_place}
     busy = {policy.oid for change in decision.changes if not change.in_place for policy in change.before}
     for relation in catalog.relations.values():
-        if not catalog.audited(relation) or not relation.secured:
+        if not catalog.audited(relation) or not relation.secured or not relation.owned:
             continue
         groups: t.Dict[t.Tuple[str, t.Tuple[str, ...]], t.List[Policy]] = {}
         for policy in relation.policies:
@@ -57,7 +57,7 @@ def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
     wrapped: t.Set[int] = set()
     candidates: t.List[t.Tuple[Relation, Policy]] = []
     for relation in catalog.relations.values():
-        if catalog.audited(relation) and relation.secured:
+        if catalog.audited(relation) and relation.secured and relation.owned:
             candidates += [(relation, policy) for policy in relation.policies if _calls_identity(catalog, policy)]
     failing = _failing(catalog, decision, set())
     # All at once first: it is safe nearly always, and one simulation instead of one for each policy.
@@ -116,7 +116,7 @@ def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.
         texts = [(piece.name, text) for piece in change.after for text in (piece.using, piece.check) if text]
         later.setdefault(change.relation.oid, []).extend(texts)
     for relation, column in sorted(lints.unindexed(cursor, catalog, later), key=lambda item: (item[0].qualified, item[1])):
-        if relation.kind != "r" or not catalog.audited(relation):
+        if relation.kind != "r" or not catalog.audited(relation) or not relation.owned:
             continue
         plain = column[1:-1].replace('""', '"') if column.startswith('"') else column
         name = policies.unused_name(f"{relation.name}_{plain}_rls_idx", taken.get(relation.schema, set()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
-from . import tree
+from . import reread, tree
 from .catalog import COMMANDS, Policy, Relation
 
 
@@ -24,13 +24,13 @@ class Piece:
 
     def create(self, table: str) -> str:
         kind = "" if self.permissive else "\n  AS RESTRICTIVE"
-        using = f"\n  USING ({self.using})" if self.using is not None else ""
-        check = f"\n  WITH CHECK ({self.check})" if self.check is not None else ""
+        using = f"\n  USING ({reread.same_tree(self.using)})" if self.using is not None else ""
+        check = f"\n  WITH CHECK ({reread.same_tree(self.check)})" if self.check is not None else ""
         return f"CREATE POLICY {tree.quote(self.name)} ON {table}{kind}\n  FOR {COMMANDS[self.command]} TO {', '.join(self.roles)}{using}{check}"
 
     def alter(self, table: str) -> str:
-        using = f"\n  USING ({self.using})" if self.using is not None else ""
-        check = f"\n  WITH CHECK ({self.check})" if self.check is not None else ""
+        using = f"\n  USING ({reread.same_tree(self.using)})" if self.using is not None else ""
+        check = f"\n  WITH CHECK ({reread.same_tree(self.check)})" if self.check is not None else ""
         return f"ALTER POLICY {tree.quote(self.name)} ON {table}{using}{check}"
 
     def drop(self, table: str) -> str:

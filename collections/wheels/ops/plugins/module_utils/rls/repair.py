@@ -255,6 +255,12 @@ class Planner:
         expression = policy.slot(edge.slot)
         if expression is None:
             raise AssertionError("a defect: expression is missing")
+        table = self.catalog.relations[policy.relation]
+        if not table.owned:
+            return _Option(
+                reason=f"{table.short} belongs to {self.catalog.role_name(table.owner)}, and {self.catalog.current_user} may not change its policies",
+                advice="Connect as the table's owner or as a superuser.",
+            )
         try:
             done = self._rewrite(policy, edge.slot, [edge.target])
             for helper in done.helpers:
@@ -297,6 +303,8 @@ class Planner:
         uses, _ignored = simulator.applied(again, last.user or access.who.oid, "select")
         guilty = {use.policy for use in uses if use.policy.has_sublink and use.policy.oid not in simulator.unwrapped}
         for policy in guilty:
+            if not self.catalog.relations[policy.relation].owned:
+                return set()
             for expression in (policy.using, policy.check):
                 if expression is None or not expression.has_sublink:
                     continue

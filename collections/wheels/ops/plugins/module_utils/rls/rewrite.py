@@ -184,7 +184,8 @@ class _Rewriter:
         found = False
         for oid, copy in copies.items():
             function = self.catalog.functions[oid]
-            calls = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            named = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            calls = [call for call in named if function.accepts(len(call.args or ()))]
             if not calls:
                 raise CannotRewrite(f"the call of {function.qualified} is not in the expression's text")
             for call in calls:
@@ -222,8 +223,7 @@ class _Rewriter:
                 # A join needs a condition; a WHERE does not.
                 setattr(holder, name, tree.conjunction(kept) or (None if holder is query else tree.parse("true").val))
                 pushed.append(part)
-        whole, used = self._used(query, item, alias, columns)
-        whole = whole or renamed
+        whole, used = self._used(query, alias, columns, renamed=renamed)
         inside = {name[1] for part in pushed for name in _columns(part) if len(name) == 2 and name[0] == alias}
         conditions = [self._inside(part, alias, place.outer, arguments) for part in pushed]
         exists = self._is_bare_exists(query, item)
@@ -373,15 +373,14 @@ class _Rewriter:
         wrap.wrap(holder)
         return "(" + tree.show(holder.val) + ")"
 
-    def _used(self, query: Node, item: Node, alias: str, columns: t.Dict[str, Column]) -> t.Tuple[bool, t.List[Column]]:
-        """(is the whole row used, which columns are still used) by what is left of the query."""
+    def _used(self, query: Node, alias: str, columns: t.Dict[str, Column], *, renamed: bool) -> t.Tuple[bool, t.List[Column]]:
+        """(is the whole row used, which columns are still used) by what is left of the query; ``renamed``: the columns have other names in it."""
         used: t.Set[str] = set()
+        whole = renamed
         for name in _columns(query):
             if name == (alias,) or name[:2] == (alias, "*"):
-                if name == (alias,) and alias in columns:
-                    return True, []
-                return True, []
-            if name[0] == alias and len(name) >= 2:
+                whole = True
+            elif name[0] == alias and len(name) >= 2:
                 used.add(name[1])
             elif len(name) == 1 and name[0] in columns:
                 used.add(name[0])  # a column merged by JOIN ... USING is printed without a table
@@ -389,6 +388,8 @@ class _Rewriter:
             used |= {word.sval for word in join.usingClause or () if word.sval in columns}
         if used & SYSTEM_COLUMNS - set(columns):
             raise CannotRewrite("a system column of the table is used")
+        if whole:
+            return True, []
         unknown = used - set(columns)
         if unknown:
             raise CannotRewrite(f"the column {', '.join(sorted(unknown))} is not one of the table")
