@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, env_flag, env_number, memory_optimizer
+from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, end_tasks, env_flag, env_number, memory_optimizer, orphaned
 
 logger = get_logger(__name__)
 
@@ -463,12 +463,12 @@ class PerformanceMonitor:
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self.is_running:
+        if self.is_running and not orphaned(self.monitoring_task):
             return
         if env_flag("DISABLE_MONITORING", False):
             logger.info("📊 Performance monitor is switched off by DISABLE_MONITORING")
             return
-        self.is_running = True
+        self.is_running, self.monitoring_task = True, None
         memory_optimizer.idle_hint = lambda: request_stats.in_flight == 0
         self.loop_lag.on_late = self._stalled
         self.loop_lag.start()
@@ -484,10 +484,7 @@ class PerformanceMonitor:
         task, self.monitoring_task = self.monitoring_task, None
         was_running, self.is_running = self.is_running, False
         self.loop_lag.stop()
-        waiting = [one for one in (task, self._disk_task, *self._tasks) if one is not None]
-        for one in waiting:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await end_tasks(task, self._disk_task, *self._tasks)
         store, self.store = self.store, None
         if store is not None:
             await store.stop()
@@ -495,6 +492,8 @@ class PerformanceMonitor:
             logger.info("📊 Performance monitor stopped")
 
     async def _open_store(self) -> None:
+        if self.store is not None:  # its thread outlives an event loop
+            return
         try:
             from app.wheels_ops.metrics_store import MetricsStore
         except ImportError:
@@ -593,7 +592,7 @@ class PerformanceMonitor:
         self._few_requests = count < REQUESTS_TO_JUDGE
         values["requests_per_second"] = count / max(self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval))
         if count:
-            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window), strict=True)]
+            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window))]
             values["response_time_ms"] = 1000 * sum(one[3] for one in self._request_window) / count
             values["response_p95_ms"] = 1000 * quantile(buckets, 0.95, max(one[5] for one in self._request_window))
             values["error_rate"] = 100 * sum(one[2] for one in self._request_window) / count

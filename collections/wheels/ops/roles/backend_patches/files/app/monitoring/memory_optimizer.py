@@ -72,6 +72,26 @@ def env_flag(name: str, default: bool) -> bool:
     return True if word in _TRUE else False if word in _FALSE else default
 
 
+def orphaned(task: Optional[asyncio.Task[Any]]) -> bool:
+    """Whether a task was made but cannot run any more, as after the end of its event loop (a test client has one for each request)."""
+    return task is not None and (task.done() or task.get_loop().is_closed())
+
+
+async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
+    """Cancels the tasks and waits for the end of those that run on this event loop; another one cannot be waited for."""
+    loop = asyncio.get_running_loop()
+    own = []
+    for task in tasks:
+        if task is None or orphaned(task):
+            continue
+        if task.get_loop() is loop:
+            task.cancel()
+            own.append(task)
+        else:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+    await asyncio.gather(*own, return_exceptions=True)
+
+
 def kill_switch() -> str:
     """The name of the variable that switches the optimizer off, or an empty string."""
     for name in ("DISABLE_MEMORY_OPTIMIZER", "DISABLE_MONITORING"):
@@ -345,7 +365,7 @@ class MemoryOptimizer:
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self.is_running:
+        if self.is_running and not orphaned(self._optimization_task):
             return
         off = kill_switch()
         if off:
@@ -364,9 +384,7 @@ class MemoryOptimizer:
     async def stop(self) -> None:
         task, self._optimization_task = self._optimization_task, None
         was_running, self.is_running = self.is_running, False
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
         if was_running:
             gc.unfreeze()
             logger.info("🧹 Memory optimizer stopped")
