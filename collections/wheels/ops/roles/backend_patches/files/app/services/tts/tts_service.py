@@ -200,7 +200,7 @@ class EdgeEngine:
             pitch=f"{round(50 * voice.pitch) - 50:+d}Hz", proxy=self.proxy(),
         )  # fmt: skip
         async for item in spoken.stream():
-            if item["type"] == "audio":
+            if item["type"] == "audio" and item["data"]:  # one release of the library hands on messages without sound, too
                 yield item["data"]
 
 
