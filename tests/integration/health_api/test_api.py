@@ -410,3 +410,14 @@ def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
 def test_head_has_no_body(app: HealthApp) -> None:
     status, body = raw(app, "HEAD", f"{PREFIX}/health")
     assert status == 200 and body == b""
+
+
+def test_without_psutil_the_monitor_measures_and_the_rest_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "psutil.py").write_text("raise ImportError('not here')\n")
+    with health_app(PYTHONPATH=str(tmp_path)) as app:
+        document = app.health()
+        assert document["checks"]["memory:utilization"][0]["observedValue"] > 0 and "error" in document["system_metrics"]["memory"]
+        debug = app.request("GET", f"{PREFIX}/admin/debug", token=TOKEN)
+        assert debug.status == 200 and debug.json()["process"]["pid"] == app.process.pid
+        assert {debug.json()[part]["error"] for part in ("system", "process", "network")} == {"psutil is not installed"}
+        assert debug.json()["monitoring_services"]["performance_monitor_running"]

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from urllib.parse import parse_qsl, urlencode
 
 from app.core.logging import get_logger
 
@@ -26,13 +27,31 @@ ATTEMPTS = 4
 RESTART_EVERY_SECONDS = 600.0
 
 
+#: asyncpg's own parameters and two settings of the server; it would hand any other one to the server, which refuses it.
+_PARAMETERS = (
+    "host", "port", "dbname", "database", "user", "password", "passfile", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword",
+    "ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "application_name", "options",
+)  # fmt: skip
+
+
 def dsn_of(name: str) -> str:
-    """A PostgreSQL URL from the environment as asyncpg reads it; empty where there is none."""
+    """A PostgreSQL URL from the environment as asyncpg reads it; empty where there is none.
+
+    Parameters of SQLAlchemy's drivers, of libpq and of poolers (``prepared_statement_cache_size``, ``channel_binding``,
+    ``pgbouncer``) are left out; ``ssl``, as SQLAlchemy spells it, becomes ``sslmode``.
+    """
     value = os.environ.get(name, "").strip()
     scheme, separator, rest = value.partition("://")
     if not separator or not scheme.startswith("postgres"):
         return ""
-    return f"postgresql://{rest}"
+    address, _ignored, query = rest.partition("?")
+    words = []
+    for key, text in parse_qsl(query):
+        if key == "ssl":
+            key, text = "sslmode", {"true": "require", "false": "disable"}.get(text.lower(), text)
+        if key in _PARAMETERS:
+            words.append((key, text))
+    return f"postgresql://{address}" + (f"?{urlencode(words)}" if words else "")
 
 
 class DatabaseGuard:
@@ -136,8 +155,11 @@ class DatabaseGuard:
 
     async def reconnect(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """One round of bounded retries with exponential backoff and jitter; raises the last error."""
-        from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential_jitter
-
+        try:
+            from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential_jitter
+        except ImportError:  # then a round is one attempt: the primary must be found again in any case
+            self.attempts += 1
+            return await self.attempt(ask)
         async for attempt in AsyncRetrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.1, max=2, jitter=0.2), reraise=True):
             with attempt:
                 self.attempts += 1

@@ -815,7 +815,12 @@ _own_process: Any = None
 
 def _debug_facts() -> Dict[str, Any]:
     global _own_process
-    import psutil
+    try:
+        import psutil
+    except ImportError:
+        why = {"error": "psutil is not installed"}
+        known = {"platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count()}
+        return {"system": {**known, **why}, "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **why}, "network": why}
 
     if _own_process is None or _own_process.pid != os.getpid():
         _own_process = psutil.Process()  # kept: it measures the CPU since it was asked last
