@@ -6,14 +6,16 @@ second try before it is posted: seen within ``2 * timeout + interval`` seconds, 
 Answers of the API come from what was posted; nothing there ever waits for a dependency.
 
 Environment: ``HEALTH_CHECK_INTERVAL`` 5 s, ``HEALTH_CHECK_TIMEOUT`` 1 s, ``DATABASE_URL``, ``DATABASE_REPLICA_URL``,
-``DATABASE_RESTART_AFTER`` 60 s, ``HEALTH_EXPECTED_TABLES``, ``REDIS_URL``, ``CELERY_BROKER_URL``, ``CELERY_QUEUES``,
-``CELERY_QUEUE_DEPTH_WARNING`` 1000, ``CELERY_QUEUE_AGE_WARNING`` 900 s, ``CELERY_BEAT_HEARTBEAT_KEY``.
+``DATABASE_RESTART_AFTER`` 60 s, ``HEALTH_EXPECTED_TABLES``, ``REDIS_URL``, ``CELERY_QUEUES``,
+``CELERY_QUEUE_DEPTH_WARNING`` 1000, ``CELERY_QUEUE_AGE_WARNING`` 900 s, ``CELERY_BEAT_HEARTBEAT_KEY``,
+``CELERY_THROTTLE_FROM_WEB`` (true: the load seen here slows background work down).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -26,7 +28,7 @@ from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional,
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import env_flag, env_number
 from app.wheels_ops.database_guard import DatabaseGuard
-from app.wheels_ops.load import redis_address
+from app.wheels_ops.load import LoadPublisher, ProcessorSampler, redis_address
 
 logger = get_logger(__name__)
 
@@ -79,22 +81,30 @@ class HealthChecks:
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         self.numbers: Dict[str, float] = {}
         self.tasks: List[asyncio.Task[None]] = []
-        self.publisher: Any = None
+        self.publisher: Optional[LoadPublisher] = None
+        self.processor = ProcessorSampler()
         self.checks: List[Check] = [DatabaseCheck(self), RedisCheck(self), CorsCheck(self), SpeechCheck(self), WebSocketCheck(self), StabilityCheck(self)]
 
     async def start(self) -> None:
         monitor = self.api.performance_monitor
         monitor.sources.append(self.current_numbers)
-        self.publisher = _throttle_publisher()
+        self.publisher = self._publisher()
         if self.publisher is not None:
             monitor.observers.append(self._tell_celery)
         await asyncio.wait([asyncio.create_task(self.once(check)) for check in self.checks], timeout=4 * self.timeout)
         self.tasks = [asyncio.create_task(self._loop(check), name=f"check-{check.name}") for check in self.checks]
 
+    def _publisher(self) -> Optional[LoadPublisher]:
+        """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
+        url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
+        wanted = env_flag("CELERY_THROTTLE_ENABLED", True) and env_flag("CELERY_THROTTLE_FROM_WEB", True)
+        return LoadPublisher(url) if url and wanted and importlib.util.find_spec("redis") else None
+
     def _tell_celery(self, values: Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
         if self.publisher is not None and "cpu_percent" in values:
-            self.publisher.observe(values["cpu_percent"], None, values.get("loop_lag_ms"))
+            _ignored, pressure = self.processor.sample()
+            self.publisher.observe(values["cpu_percent"], pressure, values.get("loop_lag_ms"))
 
     async def stop(self) -> None:
         monitor = self.api.performance_monitor
@@ -139,20 +149,6 @@ class HealthChecks:
         except Exception as error:
             self.board.post(check.name, "fail", why, kind=check.kind, period=self.interval)
             logger.error(f"🩺 The procedure for {check.name} failed: {type(error).__name__}: {error}")
-
-
-def _throttle_publisher() -> Any:
-    """Writes the load for Celery, where this process has Celery loaded anyway: importing it for this alone costs 20 MB.
-
-    Elsewhere celery beat measures itself.
-    """
-    if "celery" not in sys.modules and not env_flag("CELERY_THROTTLE_FROM_WEB", False):
-        return None
-    try:
-        from app.wheels_ops.celery_throttle import LoadPublisher
-    except ImportError:
-        return None
-    return LoadPublisher()
 
 
 class DatabaseCheck(Check):
@@ -329,9 +325,10 @@ class RedisCheck(Check):
     @staticmethod
     def _from_settings() -> str:
         with contextlib.suppress(Exception):
-            from app.core.config import get_settings
+            from app.core import config
 
-            return str(getattr(get_settings(), "REDIS_URL", "") or "")
+            read = getattr(config, "get_settings", None)
+            return str(getattr(read() if read else config.settings, "REDIS_URL", "") or "")
         return ""
 
     async def run(self) -> None:
