@@ -246,6 +246,33 @@ async def test_the_emergency_empties_caches_and_asks_for_a_restart(parts: t.Any)
     assert len(optimizer.results) == 1, "one emergency a minute"
 
 
+async def test_emergencies_that_free_nothing_become_rare_and_the_restart_is_asked_for_all_the_same(parts: t.Any) -> None:
+    """The host is full of somebody else's memory: our caches must not be emptied every minute because of it."""
+    optimizer, reader, heap = parts
+    emptied: t.List[int] = []
+    asked: t.List[str] = []
+    optimizer.register_shrinker("cache", lambda: emptied.append(1))
+    optimizer.request_restart = lambda reason, details: asked.append(reason)
+    heap.predicted = heap.freed = 0
+    reader.percent, reader.rss = 88.0, 900 * MIB
+    for _ignored in range(120):  # two hours, a minute each
+        optimizer.last_emergency_cleanup -= 60
+        optimizer._next_allowed = float("inf")  # the lower tiers have a test of their own
+        await optimizer._tick()
+    assert 3 <= len(emptied) <= 8, emptied
+    assert asked == []
+    reader.percent = 93.0
+    await optimizer._tick()
+    assert asked == ["memory"], "not only after the next clean-up, which may be an hour away"
+    reader.percent = 40.0
+    await optimizer._tick()
+    reader.percent = 88.0
+    optimizer.last_emergency_cleanup -= 60
+    before = len(emptied)
+    await optimizer._tick()
+    assert len(emptied) == before + 1, "a new emergency is met at once"
+
+
 @pytest.mark.parametrize(("name", "value"), [("DISABLE_MEMORY_OPTIMIZER", "true"), ("DISABLE_MONITORING", "1"), ("MEMORY_OPTIMIZATION_ENABLED", "false")])
 async def test_kill_switches(parts: t.Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     optimizer, reader, heap = parts

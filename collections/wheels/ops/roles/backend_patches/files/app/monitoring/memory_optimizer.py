@@ -43,6 +43,8 @@ MIN_GAIN_BYTES = 64 * MIB
 MIN_GAIN_SHARE = 0.15
 #: "Critical Memory Situation (>90%)" of the incident report: a restart where cleaning up was not enough.
 RESTART_PERCENT = 90.0
+#: Between two emergency clean-ups; doubled, up to MAX_BACKOFF_SECONDS, while they free nothing.
+EMERGENCY_SECONDS = 60.0
 #: Freed less than this share of the prediction, or back within seconds: the trim did not pay.
 PAYS_FROM = 0.10
 MAX_BACKOFF_SECONDS = 3600.0
@@ -341,6 +343,7 @@ class MemoryOptimizer:
         self.is_running = False
         self.optimization_count = 0
         self.last_emergency_cleanup: float = 0
+        self._emergency_gap = EMERGENCY_SECONDS
         self.shedding = False
         #: Set by the performance monitor: tells whether no request is being served.
         self.idle_hint: Optional[Callable[[], bool]] = None
@@ -408,12 +411,19 @@ class MemoryOptimizer:
         self._judge_last(reading)
         tier = self.tier(reading)
         self.shedding = tier == "emergency"
-        if tier == "emergency" and time.time() - self.last_emergency_cleanup >= 60:
-            await self._emergency_cleanup()
+        if tier == "routine":
+            self._emergency_gap = EMERGENCY_SECONDS
+        if tier == "emergency" and time.time() - self.last_emergency_cleanup >= self._emergency_gap:
+            outcome = await self._emergency_cleanup()
+            # The memory may be somebody else's: to empty the caches every minute and stop everything for a collection would only hurt.
+            paid = outcome["freed_bytes"] >= MIN_GAIN_BYTES
+            self._emergency_gap = EMERGENCY_SECONDS if paid else min(MAX_BACKOFF_SECONDS, 2 * self._emergency_gap)
             after = self._reader.read()
             if after.percent > RESTART_PERCENT:
                 self._ask_for_restart(after)
             return self.results[-1] if self.results else None
+        if self._emergency_gap > EMERGENCY_SECONDS and reading.percent > RESTART_PERCENT:
+            self._ask_for_restart(reading)  # cleaning up was not enough a moment ago
         if time.monotonic() < self._next_allowed:
             return None
         if self._follow_ups and tier == "routine":
