@@ -379,12 +379,13 @@ class Attempt:
             self._signal.set()
 
     def _ended(self, judge: asyncio.Task[None]) -> None:
-        """Also where it was cancelled before its first step, with none of its own code run."""
         observe(judge)
         ATTEMPTS.discard(self)
-        self.done = True
-        self._signal.set()
-        self._reader.cancel()
+        if not self.done:  # cancelled before its first step: none of its own code has run
+            self.done = True
+            self._signal.set()
+            self._reader.add_done_callback(observe)
+            self._reader.cancel()
 
     def _dispose(self) -> None:
         if self._reader.done():
