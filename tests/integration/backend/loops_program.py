@@ -69,6 +69,30 @@ async def service_answer(module: t.Any, text: t.Any) -> t.Any:
         await service.shutdown()
 
 
+async def shutdown_together_with_an_event(ticks: int) -> bool:
+    """Whether the service ends although a probe is woken up some ticks of the event loop before it is cancelled."""
+    from app.services.tts import tts_service
+
+    service = tts_service.TTSService()
+    await service.initialize()
+    while service.breakers["coqui"].state != "open" or service._wake["coqui"].is_set():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    service._wake["coqui"].set()
+    for _ignored in range(ticks):
+        await asyncio.sleep(0)
+    ending = asyncio.ensure_future(service.shutdown())
+    await asyncio.wait({ending}, timeout=10)
+    ended = ending.done()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    return ended
+
+
+def endings() -> t.List[bool]:
+    return [asyncio.run(shutdown_together_with_an_event(ticks)) for ticks in range(4)]
+
+
 def package_without_a_spec() -> t.Dict[str, t.Any]:
     """edge_tts as a bare module, as stubs are put into ``sys.modules``."""
     from app.services.tts import tts_service
@@ -118,5 +142,5 @@ def api() -> t.List[t.List[t.Any]]:
 
 
 if __name__ == "__main__":
-    wanted: t.Dict[str, t.Callable[[], t.Any]] = {"monitoring": monitoring, "speech": speech, "stub": package_without_a_spec, "api": api}
+    wanted: t.Dict[str, t.Callable[[], t.Any]] = {"monitoring": monitoring, "speech": speech, "endings": endings, "stub": package_without_a_spec, "api": api}
     sys.stdout.write("\n" + json.dumps(wanted[sys.argv[1]]()) + "\n")

@@ -42,6 +42,11 @@ def test_speech_on_another_loop(ask: t.Callable[..., t.Any]) -> None:
     assert found == {"service": [True], "spoken": [True, True], "left": 0, "nothing": [False, "Audio is not available: there is nothing to say"]}
 
 
+def test_speech_ends_whatever_happens_at_the_same_moment(ask: t.Callable[..., t.Any]) -> None:
+    """Up to Python 3.11 ``asyncio.wait_for`` loses a cancellation that comes together with its result."""
+    assert ask("endings", TTS_PRIMARY_ENGINE="edge") == [True] * 4
+
+
 def test_a_package_without_a_spec_is_there(ask: t.Callable[..., t.Any]) -> None:
     found = ask("stub", TTS_PRIMARY_ENGINE="edge")
     assert found["engine"] == "edge" and found["status"] in ("unproven", "healthy")

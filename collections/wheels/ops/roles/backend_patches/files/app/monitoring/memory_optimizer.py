@@ -399,7 +399,7 @@ class MemoryOptimizer:
             gc.freeze()
 
     async def _optimization_loop(self) -> None:
-        while True:
+        while self.is_running:
             await asyncio.sleep(self.check_interval)
             try:
                 await self._tick()

@@ -81,6 +81,8 @@ class HealthChecks:
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         self.numbers: Dict[str, float] = {}
         self.tasks: List[asyncio.Task[None]] = []
+        #: Ends the loops, also where a cancellation is lost: up to Python 3.11 ``wait_for`` can swallow one.
+        self.stopping = False
         self.publisher: Optional[LoadPublisher] = None
         self.processor = ProcessorSampler()
         self.checks: List[Check] = [DatabaseCheck(self), RedisCheck(self), CorsCheck(self), SpeechCheck(self), WebSocketCheck(self), StabilityCheck(self)]
@@ -107,6 +109,7 @@ class HealthChecks:
             self.publisher.observe(values["cpu_percent"], pressure, values.get("loop_lag_ms"))
 
     async def stop(self) -> None:
+        self.stopping = True
         monitor = self.api.performance_monitor
         if self._tell_celery in monitor.observers:
             monitor.observers.remove(self._tell_celery)
@@ -127,7 +130,7 @@ class HealthChecks:
 
     async def _loop(self, check: Check) -> None:
         await asyncio.sleep(self.interval * random.random())  # not all at the same moment
-        while True:
+        while not self.stopping:
             await self.once(check)
             await asyncio.sleep(self.interval)
 
@@ -221,7 +224,7 @@ class DatabaseCheck(Check):
 
     async def _emergency(self) -> None:
         """Rounds of retries until the primary is back; posts after each."""
-        while True:
+        while not self.checks.stopping:
             try:
                 found = await self.guard.reconnect(self._ask)
             except Exception:  # whatever a driver raises: the primary is still gone

@@ -678,8 +678,12 @@ class TTSService:
                 pause = min(breaker.pause, PROBE_BUSY if wanted else PROBE_IDLE) * random.uniform(0.9, 1.1)
                 breaker.pause = min(2 * breaker.pause, PROBE_IDLE)
                 breaker.retry_at = time.monotonic() + pause
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake[name].wait(), pause)
+                # Not wait_for: up to Python 3.11 it can swallow a cancellation that comes together with the event, and we would go on.
+                woken = asyncio.ensure_future(self._wake[name].wait())
+                try:
+                    await asyncio.wait({woken}, timeout=pause)
+                finally:
+                    woken.cancel()
                 self._wake[name].clear()
             why = engine.unavailable()
             if why:
