@@ -376,6 +376,16 @@ def test_the_tiers_rise_whatever_is_set(app_modules: Modules, monkeypatch: pytes
     assert (optimizer.memory_warning_threshold, optimizer.memory_critical_threshold, optimizer.memory_emergency_threshold) == (80, 80, 85)
 
 
+@pytest.mark.parametrize(("warning", "critical"), [("150", "0.75"), ("0", "101"), ("80", "")])
+def test_monitor_and_optimizer_read_the_same_tiers(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, warning: str, critical: str) -> None:
+    """An alert at one limit and a clean-up at another would contradict each other."""
+    monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", warning)
+    monkeypatch.setenv("MEMORY_CRITICAL_THRESHOLD", critical)
+    optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
+    limits = app_modules("core.performance_monitor").PerformanceMonitor().thresholds["memory_percent"]
+    assert limits == {"warning": optimizer.memory_warning_threshold, "critical": optimizer.memory_critical_threshold}
+
+
 async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:
     optimizer, reader, heap = parts
     reader.rss = 600 * MIB

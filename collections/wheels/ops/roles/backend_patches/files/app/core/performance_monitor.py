@@ -385,9 +385,9 @@ def is_local(path: str) -> bool:
     return kind in ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs", "vfat")
 
 
-def _limits(name: str, warning: float, critical: float) -> Dict[str, float]:
-    low = env_number(f"{name}_WARNING_THRESHOLD", warning, 0)
-    high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, 0)
+def _limits(name: str, warning: float, critical: float, *between: float) -> Dict[str, float]:
+    low = env_number(f"{name}_WARNING_THRESHOLD", warning, *(between or (0,)))
+    high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, *(between or (0,)))
     return {"warning": low, "critical": max(low, high)}
 
 
@@ -427,7 +427,7 @@ class PerformanceMonitor:
         self.check_interval: float = env_number("MONITORING_INTERVAL", 5.0, low=0.05)
         self.history_retention = timedelta(hours=24)
         self.thresholds: Dict[str, Dict[str, float]] = {
-            "memory_percent": _limits("MEMORY", 65, 75),
+            "memory_percent": _limits("MEMORY", 65, 75, 1, 100),  # as the optimizer reads them
             "cpu_percent": _limits("CPU", 70, 85),
             "disk_percent": _limits("DISK", 75, 85),
             "disk_inodes_percent": _limits("DISK_INODES", 75, 85),
