@@ -141,6 +141,35 @@ def api() -> t.List[t.List[t.Any]]:
     return found
 
 
+def lifespans() -> t.List[t.List[t.Any]]:
+    """The whole installation: three lives one after the other, then one whose event loop ends without a shutdown, and another one."""
+    from app.api.v1 import system_health
+    from app.wheels_ops import health_checks
+    from app.wheels_ops.wiring import install
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+    app, headers = install(FastAPI()), {"X-Ops-Token": os.environ["WHEELS_OPS_TOKEN"]}
+    found = []
+    for number in range(4):
+        if number == 3:
+            asyncio.run(system_health.startup())
+        with TestClient(app) as client:
+            document = client.get("/api/v1/system/health", headers=headers).json()
+            running = health_checks._running
+            posted = document["checks"].get("tts:engines", [{"status": "untried"}])[0]["status"]
+            found.append([client.get("/livez").status_code, posted, running is not None and not any(task.done() for task in running.tasks)])
+        found[-1].append(health_checks._running is None)
+    return found
+
+
 if __name__ == "__main__":
-    wanted: t.Dict[str, t.Callable[[], t.Any]] = {"monitoring": monitoring, "speech": speech, "endings": endings, "stub": package_without_a_spec, "api": api}
+    wanted: t.Dict[str, t.Callable[[], t.Any]] = {
+        "monitoring": monitoring,
+        "speech": speech,
+        "endings": endings,
+        "lifespans": lifespans,
+        "stub": package_without_a_spec,
+        "api": api,
+    }
     sys.stdout.write("\n" + json.dumps(wanted[sys.argv[1]]()) + "\n")

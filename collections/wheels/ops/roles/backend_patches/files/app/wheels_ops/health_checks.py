@@ -26,7 +26,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import env_flag, env_number
+from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned
 from app.wheels_ops.database_guard import DatabaseGuard
 from app.wheels_ops.load import LoadPublisher, ProcessorSampler, redis_address
 
@@ -115,9 +115,7 @@ class HealthChecks:
             monitor.observers.remove(self._tell_celery)
         if self.publisher is not None:
             await asyncio.to_thread(self.publisher.close)
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await end_tasks(*self.tasks)
         self.tasks.clear()
         if self.current_numbers in self.api.performance_monitor.sources:
             self.api.performance_monitor.sources.remove(self.current_numbers)
@@ -303,9 +301,7 @@ class DatabaseCheck(Check):
         return False
 
     async def close(self) -> None:
-        if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.gather(self._rounds, return_exceptions=True)
+        await end_tasks(self._rounds)
         await self.guard.close()
 
 
@@ -523,7 +519,9 @@ class SpeechCheck(Check):
             return
         word = str(status.get("service_status") or status.get("status") or "")
         usable = _usable_engines(status.get("engines"))
-        if usable == 0 or word in ("unhealthy", "failed", "error", "text_only"):
+        if not usable and _is_untried(status.get("engines")):
+            self.skip("no speech engine has been tried yet")
+        elif usable == 0 or word in ("unhealthy", "failed", "error", "text_only"):
             self.post("warn", "no speech engine works: answers are text only", value=0)
         else:
             self.post("pass", value=usable)
@@ -550,6 +548,13 @@ def _usable_engines(engines: Any) -> Optional[int]:
         word = str(state.get("state") if isinstance(state, dict) else state)
         found += word in ("closed", "half_open", "half-open", "healthy", "ok", "available", "ready")
     return found if said else None
+
+
+def _is_untried(engines: Any) -> bool:
+    """Whether the first attempt of an engine is still to come or under way, as in the first moment after the start."""
+    table = engines.get("engines") if isinstance(engines, dict) else None
+    entries = table.values() if isinstance(table, dict) else ()
+    return any(isinstance(one, dict) and one.get("status") == "unproven" and not one.get("failures") for one in entries)
 
 
 class WebSocketCheck(Check):
@@ -611,6 +616,8 @@ def guard() -> Optional[DatabaseGuard]:
 async def start(api: Any) -> None:
     """Starts the checks; ``api`` is the module ``app.api.v1.system_health``."""
     global _running
+    if _running is not None and any(orphaned(task) for task in _running.tasks):  # their event loop ended without a stop
+        await stop()
     if _running is None and api.performance_monitor.is_running:
         _running = HealthChecks(api)
         await _running.start()
