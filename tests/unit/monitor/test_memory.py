@@ -386,6 +386,28 @@ def test_monitor_and_optimizer_read_the_same_tiers(app_modules: Modules, monkeyp
     assert limits == {"warning": optimizer.memory_warning_threshold, "critical": optimizer.memory_critical_threshold}
 
 
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_cancellation_is_not_lost_whatever_comes_with_it(app_modules: Modules, ticks: int) -> None:
+    within = app_modules("monitoring.memory_optimizer").within
+    inner = asyncio.get_running_loop().create_future()
+
+    async def wait() -> t.Any:
+        return await inner
+
+    task = asyncio.ensure_future(within(wait(), 60))
+    await asyncio.sleep(0.01)
+    inner.set_result("in time")
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    came_first = task.done()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() or came_first
+    assert await within(asyncio.sleep(0, "done"), 60) == "done"
+    with pytest.raises(asyncio.TimeoutError):
+        await within(asyncio.sleep(60), 0.01)
+
+
 async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:
     optimizer, reader, heap = parts
     reader.rss = 600 * MIB

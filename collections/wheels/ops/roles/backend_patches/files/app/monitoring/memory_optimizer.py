@@ -94,6 +94,20 @@ async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*own, return_exceptions=True)
 
 
+async def within(work: Awaitable[Any], seconds: float) -> Any:
+    """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together with the result."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+        raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
 def kill_switch() -> str:
     """The name of the variable that switches the optimizer off, or an empty string."""
     for name in ("DISABLE_MEMORY_OPTIMIZER", "DISABLE_MONITORING"):

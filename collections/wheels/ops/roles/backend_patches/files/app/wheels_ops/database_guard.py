@@ -11,7 +11,6 @@ When the primary is back, the pools are pointed back at it and everything is cle
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
 from urllib.parse import parse_qsl, urlencode
 
 from app.core.logging import get_logger
+from app.monitoring.memory_optimizer import within
 
 logger = get_logger(__name__)
 
@@ -129,7 +129,7 @@ class DatabaseGuard:
         import asyncpg
 
         if self.connection is None or self.connection.is_closed():
-            self.connection = await asyncio.wait_for(
+            self.connection = await within(
                 asyncpg.connect(self.primary, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
             )
         return self.connection
@@ -144,14 +144,14 @@ class DatabaseGuard:
     async def attempt(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """``ask(connection)`` within the timeout; a failed connection is dropped."""
         try:
-            return await asyncio.wait_for(self._ask(ask), 2 * self.timeout)
+            return await within(self._ask(ask), 2 * self.timeout)
         except BaseException:
             self.drop()
             raise
 
     async def _ask(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         connection = await self.connect()
-        return await asyncio.wait_for(ask(connection), self.timeout)
+        return await within(ask(connection), self.timeout)
 
     async def reconnect(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """One round of bounded retries with exponential backoff and jitter; raises the last error."""
@@ -216,10 +216,10 @@ class DatabaseGuard:
 
         try:
             if self._replica_connection is None or self._replica_connection.is_closed():
-                self._replica_connection = await asyncio.wait_for(
+                self._replica_connection = await within(
                     asyncpg.connect(self.replica, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
                 )
-            return bool(await asyncio.wait_for(self._replica_connection.fetchval("select 1"), self.timeout))
+            return bool(await within(self._replica_connection.fetchval("select 1"), self.timeout))
         except Exception as error:  # a replica that is down too is an answer
             logger.warning(f"🛢️ The replica does not answer: {type(error).__name__}")
             await self._close_replica()
@@ -238,7 +238,7 @@ class DatabaseGuard:
             settings = {**arguments.get("server_settings", {}), **({"default_transaction_read_only": "on"} if read_only else {})}
             try:
                 pool.set_connect_args(dsn, **{**arguments, **({"server_settings": settings} if settings else {})})
-                await asyncio.wait_for(pool.expire_connections(), self.timeout)
+                await within(pool.expire_connections(), self.timeout)
             except Exception as error:  # one pool that cannot be moved must not keep the others
                 logger.error(f"🛢️ A connection pool could not be moved: {type(error).__name__}")
                 continue

@@ -26,7 +26,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned
+from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned, within
 from app.wheels_ops.database_guard import DatabaseGuard
 from app.wheels_ops.load import LoadPublisher, ProcessorSampler, redis_address
 
@@ -81,7 +81,7 @@ class HealthChecks:
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         self.numbers: Dict[str, float] = {}
         self.tasks: List[asyncio.Task[None]] = []
-        #: Ends the loops, also where a cancellation is lost: up to Python 3.11 ``wait_for`` can swallow one.
+        #: Ends the loops, also where a library loses a cancellation (``asyncio.wait_for`` does, up to Python 3.11).
         self.stopping = False
         self.publisher: Optional[LoadPublisher] = None
         self.processor = ProcessorSampler()
@@ -138,7 +138,7 @@ class HealthChecks:
         why = ""
         for attempt in (1, 2):
             try:
-                await asyncio.wait_for(check.run(), 3 * self.timeout)
+                await within(check.run(), 3 * self.timeout)
                 return
             except Exception as error:
                 why = str(error) if isinstance(error, Down) else f"no answer ({type(error).__name__})"
@@ -422,7 +422,7 @@ class RedisCheck(Check):
             return
         with contextlib.suppress(Exception):
             answer = ask()
-            stats = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+            stats = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
             self.board.sections["cache"] = {key: value for key, value in stats.items() if isinstance(value, (str, int, float, bool, type(None)))}
             rate = stats.get("hit_rate")  # 0 to 1, of this process
             if isinstance(rate, (int, float)) and stats.get("hits", 1) + stats.get("misses", 1):
@@ -439,7 +439,7 @@ class RedisCheck(Check):
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.aclose(), 0.2)
+                await within(client.aclose(), 0.2)
 
 
 class CorsCheck(Check):
@@ -514,7 +514,7 @@ class SpeechCheck(Check):
             self.skip("the speech service is not loaded")
             return
         answer = ask()
-        status: Dict[str, Any] = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+        status: Dict[str, Any] = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
         if not (status.get("initialized") or status.get("is_initialized")):
             self.post("warn", "the speech service is not initialized: answers are text only")
             return
