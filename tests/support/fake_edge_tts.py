@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import ssl
 import struct
 import subprocess
@@ -142,12 +143,14 @@ class Endpoint:
             if mode == "silent":
                 await reader.read()
                 return
-            ssml = ""
+            ssml, boundary = "", "SentenceBoundary"
             while not ssml:
                 message = (await self.receive(reader)).decode("utf-8", "replace")
+                if re.search(r'"wordBoundaryEnabled":\s*"?true', message):  # the older clients know no other, and ask for it
+                    boundary = "WordBoundary"
                 if "Path:ssml" in message:
                     ssml = message.split("\r\n\r\n", 1)[1]
-            await self.answer(writer, reader, ssml, mode)
+            await self.answer(writer, reader, ssml, mode, boundary)
         except (OSError, asyncio.IncompleteReadError, StopIteration):
             pass
         finally:
@@ -178,7 +181,7 @@ class Endpoint:
             head = struct.pack(">BBQ", 0x80 | opcode, 127, len(body))
         return head + body
 
-    async def answer(self, writer: asyncio.StreamWriter, reader: asyncio.StreamReader, ssml: str, mode: str) -> None:
+    async def answer(self, writer: asyncio.StreamWriter, reader: asyncio.StreamReader, ssml: str, mode: str, boundary: str) -> None:
         inner = unescape(ssml.split("<prosody", 1)[1].split(">", 1)[1].rsplit("</prosody>", 1)[0])
         voice = ssml.split("<voice name='", 1)[1].split("'", 1)[0]
         self.note(event="ssml", text=inner, voice=voice, mode=mode)
@@ -224,8 +227,8 @@ class Endpoint:
         metadata = {
             "Metadata": [
                 {
-                    "Type": "SentenceBoundary",
-                    "Data": {"Offset": 0, "Duration": ticks, "text": {"Text": inner, "Length": len(inner), "BoundaryType": "SentenceBoundary"}},
+                    "Type": boundary,
+                    "Data": {"Offset": 0, "Duration": ticks, "text": {"Text": inner, "Length": len(inner), "BoundaryType": boundary}},
                 }
             ]
         }

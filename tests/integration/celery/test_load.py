@@ -105,7 +105,7 @@ def test_an_operators_throttle_is_not_overwritten_by_a_measurement(backend: Cele
         "client.hset(c.KEY, mapping={'level': '1', 'classes': 'cleanup', 'source': 'operator'}); client.expire(c.KEY, 50)\n"
         "print(asyncio.run(c.publish_level(3, reason='cpu')), asyncio.run(c.publish_level(0)), client.hget(c.KEY, 'level'))\n"
         "client.delete(c.KEY)\n"
-        "print(asyncio.run(c.publish_level(3, reason='cpu')), client.hget(c.KEY, 'level'), client.ttl(c.KEY) > 80, client.exists(c.OBSERVER_KEY))\n"
+        "print(asyncio.run(c.publish_level(3, reason='cpu')), client.hget(c.KEY, 'level'), client.ttl(c.KEY) > 80, client.exists(c.observer_key()))\n"
         "print(asyncio.run(c.publish_level(0)), client.exists(c.KEY))"
     )
     assert backend.python(code).splitlines() == ["False False 1", "True 3 True 1", "True 0"]

@@ -7,6 +7,7 @@ import collections
 import json
 import re
 import signal
+import socket
 import typing as t
 
 import pytest
@@ -254,3 +255,20 @@ def test_time_is_not_spent_waiting_when_redis_is_a_black_hole(redis: servers.Red
             )
         )
     assert seconds < 0.4, "one time-out of its connection would be 0.5 s"
+
+
+@pytest.mark.parametrize(("host", "measures"), [("", False), ("another-host", True)])
+def test_beat_leaves_measuring_to_a_monitor_on_its_own_host(redis: servers.Redis, host: str, measures: bool) -> None:
+    """A web host with nothing to do must not keep beat from seeing that the workers' host is busy."""
+    with celery_backend(redis.url, schedule={OTHER: 1.0}) as backend:
+        backend.redis.set(f"pam:throttle:observer:{host or socket.gethostname()}", "monitor", ex=60)
+        code = (
+            "import os\n"
+            "from app.workers.celery import celery_app\n"
+            "from app.wheels_ops.celery_throttle import LoadAwareScheduler\n"
+            "beat = LoadAwareScheduler(app=celery_app, schedule_filename=os.path.join(os.environ['TMPDIR'], 'schedule'), lazy=True)\n"
+            "beat._sampler.sample = lambda: (99.0, 95.0)\n"
+            "beat._reader.refresh(); beat._measure(); beat._publisher.close()\n"
+            "print(beat._publisher.load.level)\n"
+        )
+        assert (int(backend.python(code)) > 0) is measures

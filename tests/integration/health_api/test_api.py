@@ -389,7 +389,9 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
     """Copied by hand as the report says, mounted by ``include_router``: everything but what needs the other files."""
     with health_app(files=REPORT_FILES, ROUTER_ONLY="1") as app:
         wait_until(lambda: app.request("GET", f"{PREFIX}/health").status == 200)
-        assert app.request("GET", f"{PREFIX}/health").json()["overall_status"] == "warning", "nobody has started the monitoring"
+        assert app.health()["system_metrics"]["performance"]["monitoring_active"], "the router starts what it reads from"
+        running = app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).json()["services"]
+        assert running["performance_monitor"]["active"] and running["memory_optimizer"]["active"]
         assert app.request("GET", f"{PREFIX}/admin/debug").status == 401
         assert app.request("GET", f"{PREFIX}/admin/debug", token=TOKEN).status == 200
         assert app.request("GET", f"{PREFIX}/performance/report?hours=25", token=TOKEN).status == 400
@@ -410,3 +412,34 @@ def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
 def test_head_has_no_body(app: HealthApp) -> None:
     status, body = raw(app, "HEAD", f"{PREFIX}/health")
     assert status == 200 and body == b""
+
+
+def test_without_psutil_the_monitor_measures_and_the_rest_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "psutil.py").write_text("raise ImportError('not here')\n")
+    with health_app(PYTHONPATH=str(tmp_path)) as app:
+        document = app.health()
+        assert document["checks"]["memory:utilization"][0]["observedValue"] > 0 and "error" in document["system_metrics"]["memory"]
+        debug = app.request("GET", f"{PREFIX}/admin/debug", token=TOKEN)
+        assert debug.status == 200 and debug.json()["process"]["pid"] == app.process.pid
+        assert {debug.json()[part]["error"] for part in ("system", "process", "network")} == {"psutil is not installed"}
+        assert debug.json()["monitoring_services"]["performance_monitor_running"]
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_a_web_process_without_celery_slows_background_work_down(redis_server: servers.Redis, tmp_path: Path, wanted: str) -> None:
+    """Beat sees the processors of its own host; that the event loop of a web process is late is known only there."""
+    (tmp_path / "celery.py").write_text("raise ImportError('not here')\n")
+    redis_server.cli("DEL", "pam:throttle")
+    with health_app(
+        PYTHONPATH=str(tmp_path), REDIS_URL=redis_server.url, MONITORING_INTERVAL="0.5", LOOP_LAG_INTERVAL="0.1", CELERY_THROTTLE_FROM_WEB=wanted
+    ) as app:
+        app.request("GET", "/fault/stall?seconds=1.5")
+        if wanted == "false":
+            wait_until(lambda: app.health()["checks"]["eventloop:lag"][0]["observedValue"] > 1000)
+            assert not redis_server.cli("HGETALL", "pam:throttle")
+            return
+        wait_until(lambda: redis_server.cli("HGET", "pam:throttle", "level") == "3", what="the load of the web process")
+        assert redis_server.cli("HGET", "pam:throttle", "source") == "monitor"
+        assert redis_server.cli("HGET", "pam:throttle", "writer") == f"{socket.gethostname()}:{app.process.pid}"
+        assert redis_server.cli("GET", f"pam:throttle:observer:{socket.gethostname()}") == "monitor", "beat on this host need not measure"
+        assert not redis_server.cli("GET", "pam:throttle:observer"), "beat on another one must"

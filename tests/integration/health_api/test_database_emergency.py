@@ -77,3 +77,34 @@ def test_the_backends_own_pool_follows(postgres: servers.Postgres, redis_server:
             wait_until(database_up, timeout=40)
     finally:
         relay.close()
+
+
+def test_an_address_with_parameters_of_other_drivers(tmp_path: Path, postgres: servers.Postgres) -> None:
+    """As SQLAlchemy, libpq and poolers write it: asyncpg would hand each of these to the server, which refuses it."""
+    dsn = postgres.database(supabase=True)
+    postgres.psql(dsn, sql=HEALTHY_SQL)
+    url = postgres_url(dsn).replace("postgresql://", "postgresql+asyncpg://")
+    query = "ssl=prefer&prepared_statement_cache_size=0&pgbouncer=true&channel_binding=prefer&connect_timeout=5&application_name=pam"
+    with health_app(QUICK, state=tmp_path, DATABASE_URL=f"{url}?{query}") as app:
+        assert app.check("database:connection") == "pass"
+        names = postgres.psql(dsn, sql="select application_name from pg_stat_activity where application_name = 'pam'")
+        assert "pam" in str(names)
+
+
+def test_the_primary_is_found_again_without_the_retry_library(tmp_path: Path, postgres: servers.Postgres) -> None:
+    dsn = postgres.database(supabase=True)
+    postgres.psql(dsn, sql=HEALTHY_SQL)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "tenacity.py").write_text("raise ImportError('not here')\n")
+    relay = Relay(postgres.port)
+    try:
+        url = postgres_url(dsn).replace(f":{postgres.port}/", f":{relay.port}/")
+        with health_app(QUICK, state=tmp_path, PYTHONPATH=str(hidden), DATABASE_URL=url) as app:
+            relay.refuse()
+            wait_until(lambda: app.check("database:connection") == "fail", timeout=30)
+            wait_until(lambda: app.health()["sections"]["database"]["attempts"] >= 2, timeout=30)
+            relay.open()
+            wait_until(lambda: app.check("database:connection") == "pass", timeout=30)
+    finally:
+        relay.close()

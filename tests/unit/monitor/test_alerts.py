@@ -145,9 +145,27 @@ async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, 
             stats.record("GET /", seconds, failed)
         monitor.sample()
 
-    for _ in range(4):
-        round_of(2, 3.0, True)
-    assert monitor.current["response_time_ms"].value == 3000 and not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}
+    for number in range(12):
+        round_of(2 * (number % 3 == 0), 3.0, True)
+    assert monitor.current["response_time_ms"].value == 3000 and not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "two in fifteen seconds"
+    for _ in range(6):
+        round_of(1, 2.0, False)
+    assert "response_time_ms" not in monitor.active_alerts, "three answers of a language model in fifteen seconds"
+    for _ in range(6):
+        round_of(2, 0.1, False)
+    round_of(1, 9.0, True)
+    for _ in range(6):
+        round_of(2, 0.1, False)
+    assert "error_rate" not in monitor.active_alerts, "one that fails"
+    for _ in range(6):
+        round_of(0, 0.0, False)
+    for _ in range(5):
+        round_of(1, 4.0, True)
+    assert monitor.active_alerts["response_time_ms"].level.value == "critical", "three in fifteen seconds, each of four"
+    assert monitor.active_alerts["error_rate"].level.value == "critical", "and each fails"
+    for _ in range(6):
+        round_of(0, 0.0, False)
+    assert not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "cleared within thirty seconds"
     for _ in range(4):
         round_of(50, 3.0, True)
     assert monitor.active_alerts["response_time_ms"].level.value == "critical" and monitor.active_alerts["error_rate"].level.value == "critical"

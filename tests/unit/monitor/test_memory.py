@@ -246,6 +246,33 @@ async def test_the_emergency_empties_caches_and_asks_for_a_restart(parts: t.Any)
     assert len(optimizer.results) == 1, "one emergency a minute"
 
 
+async def test_emergencies_that_free_nothing_become_rare_and_the_restart_is_asked_for_all_the_same(parts: t.Any) -> None:
+    """The host is full of somebody else's memory: our caches must not be emptied every minute because of it."""
+    optimizer, reader, heap = parts
+    emptied: t.List[int] = []
+    asked: t.List[str] = []
+    optimizer.register_shrinker("cache", lambda: emptied.append(1))
+    optimizer.request_restart = lambda reason, details: asked.append(reason)
+    heap.predicted = heap.freed = 0
+    reader.percent, reader.rss = 88.0, 900 * MIB
+    for _ignored in range(120):  # two hours, a minute each
+        optimizer.last_emergency_cleanup -= 60
+        optimizer._next_allowed = float("inf")  # the lower tiers have a test of their own
+        await optimizer._tick()
+    assert 3 <= len(emptied) <= 8, emptied
+    assert asked == []
+    reader.percent = 93.0
+    await optimizer._tick()
+    assert asked == ["memory"], "not only after the next clean-up, which may be an hour away"
+    reader.percent = 40.0
+    await optimizer._tick()
+    reader.percent = 88.0
+    optimizer.last_emergency_cleanup -= 60
+    before = len(emptied)
+    await optimizer._tick()
+    assert len(emptied) == before + 1, "a new emergency is met at once"
+
+
 @pytest.mark.parametrize(("name", "value"), [("DISABLE_MEMORY_OPTIMIZER", "true"), ("DISABLE_MONITORING", "1"), ("MEMORY_OPTIMIZATION_ENABLED", "false")])
 async def test_kill_switches(parts: t.Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     optimizer, reader, heap = parts
@@ -347,6 +374,38 @@ def test_the_tiers_rise_whatever_is_set(app_modules: Modules, monkeypatch: pytes
     monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", "80")
     optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
     assert (optimizer.memory_warning_threshold, optimizer.memory_critical_threshold, optimizer.memory_emergency_threshold) == (80, 80, 85)
+
+
+@pytest.mark.parametrize(("warning", "critical"), [("150", "0.75"), ("0", "101"), ("80", "")])
+def test_monitor_and_optimizer_read_the_same_tiers(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, warning: str, critical: str) -> None:
+    """An alert at one limit and a clean-up at another would contradict each other."""
+    monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", warning)
+    monkeypatch.setenv("MEMORY_CRITICAL_THRESHOLD", critical)
+    optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
+    limits = app_modules("core.performance_monitor").PerformanceMonitor().thresholds["memory_percent"]
+    assert limits == {"warning": optimizer.memory_warning_threshold, "critical": optimizer.memory_critical_threshold}
+
+
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_cancellation_is_not_lost_whatever_comes_with_it(app_modules: Modules, ticks: int) -> None:
+    within = app_modules("monitoring.memory_optimizer").within
+    inner = asyncio.get_running_loop().create_future()
+
+    async def wait() -> t.Any:
+        return await inner
+
+    task = asyncio.ensure_future(within(wait(), 60))
+    await asyncio.sleep(0.01)
+    inner.set_result("in time")
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    came_first = task.done()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() or came_first
+    assert await within(asyncio.sleep(0, "done"), 60) == "done"
+    with pytest.raises(asyncio.TimeoutError):
+        await within(asyncio.sleep(60), 0.01)
 
 
 async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, MutableMapping, Optional, Tuple
+from typing import Any, Awaitable, Callable, Deque, Dict, FrozenSet, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, env_flag, env_number, memory_optimizer
+from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, end_tasks, env_flag, env_number, memory_optimizer, orphaned
 
 logger = get_logger(__name__)
 
@@ -49,8 +49,10 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: Route templates that are told apart; what comes later is counted together.
 MAX_ROUTES = 300
 FINE_SECONDS = 30
-#: Response time and error rate are those of the last so many seconds; fewer requests than that are shown but never an alert.
-REQUEST_WINDOW, REQUESTS_TO_JUDGE = 15.0, 10
+#: Response time and error rate are those of the last so many seconds. Fewer requests than that are shown but are no alert by
+#: themselves, as one of them would decide; with SEVERAL errors, or SEVERAL for which somebody waited most of that time, they
+#: are: where few people ask, what is broken for all of them must be seen as well.
+REQUEST_WINDOW, REQUESTS_TO_JUDGE, SEVERAL, MOSTLY_WAITING = 15.0, 10, 3, 10.0
 _REQUEST_METRICS = ("response_time_ms", "error_rate")
 _CLEAR_BELOW_POINTS = 5.0
 
@@ -383,9 +385,9 @@ def is_local(path: str) -> bool:
     return kind in ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs", "vfat")
 
 
-def _limits(name: str, warning: float, critical: float) -> Dict[str, float]:
-    low = env_number(f"{name}_WARNING_THRESHOLD", warning, 0)
-    high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, 0)
+def _limits(name: str, warning: float, critical: float, *between: float) -> Dict[str, float]:
+    low = env_number(f"{name}_WARNING_THRESHOLD", warning, *(between or (0,)))
+    high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, *(between or (0,)))
     return {"warning": low, "critical": max(low, high)}
 
 
@@ -425,7 +427,7 @@ class PerformanceMonitor:
         self.check_interval: float = env_number("MONITORING_INTERVAL", 5.0, low=0.05)
         self.history_retention = timedelta(hours=24)
         self.thresholds: Dict[str, Dict[str, float]] = {
-            "memory_percent": _limits("MEMORY", 65, 75),
+            "memory_percent": _limits("MEMORY", 65, 75, 1, 100),  # as the optimizer reads them
             "cpu_percent": _limits("CPU", 70, 85),
             "disk_percent": _limits("DISK", 75, 85),
             "disk_inodes_percent": _limits("DISK_INODES", 75, 85),
@@ -458,17 +460,18 @@ class PerformanceMonitor:
         self._remedies: Dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=400)
-        self._few_requests = True
+        #: The metrics of requests that are not judged at the moment.
+        self._too_few: FrozenSet[str] = frozenset(_REQUEST_METRICS)
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self.is_running:
+        if self.is_running and not orphaned(self.monitoring_task):
             return
         if env_flag("DISABLE_MONITORING", False):
             logger.info("📊 Performance monitor is switched off by DISABLE_MONITORING")
             return
-        self.is_running = True
+        self.is_running, self.monitoring_task = True, None
         memory_optimizer.idle_hint = lambda: request_stats.in_flight == 0
         self.loop_lag.on_late = self._stalled
         self.loop_lag.start()
@@ -484,10 +487,7 @@ class PerformanceMonitor:
         task, self.monitoring_task = self.monitoring_task, None
         was_running, self.is_running = self.is_running, False
         self.loop_lag.stop()
-        waiting = [one for one in (task, self._disk_task, *self._tasks) if one is not None]
-        for one in waiting:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await end_tasks(task, self._disk_task, *self._tasks)
         store, self.store = self.store, None
         if store is not None:
             await store.stop()
@@ -495,6 +495,8 @@ class PerformanceMonitor:
             logger.info("📊 Performance monitor stopped")
 
     async def _open_store(self) -> None:
+        if self.store is not None:  # its thread outlives an event loop
+            return
         try:
             from app.wheels_ops.metrics_store import MetricsStore
         except ImportError:
@@ -569,8 +571,8 @@ class PerformanceMonitor:
         stamp = datetime.fromtimestamp(now, timezone.utc)
         for name, value in values.items():
             self._note(name, value, stamp, now)
-        if self._few_requests:  # nobody asks: an alert of the past must not stay for ever
-            for name in _REQUEST_METRICS:
+        for name in _REQUEST_METRICS:
+            if name in self._too_few:  # hardly anybody asks: an alert of the past must not stay for ever
                 self._judge(PerformanceMetric(name, 0.0, 0.0, 0.0, stamp, UNITS[name]), self.thresholds[name])
         for name in [name for name in self.current if name not in values]:
             del self.current[name]
@@ -590,13 +592,16 @@ class PerformanceMonitor:
         while self._request_window and self._request_window[0][0] <= now - REQUEST_WINDOW:
             self._request_window.popleft()
         count = sum(one[1] for one in self._request_window)
-        self._few_requests = count < REQUESTS_TO_JUDGE
+        errors, seconds = sum(one[2] for one in self._request_window), sum(one[3] for one in self._request_window)
+        slow = count >= SEVERAL and seconds >= MOSTLY_WAITING
+        judged = {"response_time_ms": count >= REQUESTS_TO_JUDGE or slow, "error_rate": count >= REQUESTS_TO_JUDGE or errors >= SEVERAL}
+        self._too_few = frozenset(name for name, enough in judged.items() if not enough)
         values["requests_per_second"] = count / max(self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval))
         if count:
-            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window), strict=True)]
-            values["response_time_ms"] = 1000 * sum(one[3] for one in self._request_window) / count
+            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window))]
+            values["response_time_ms"] = 1000 * seconds / count
             values["response_p95_ms"] = 1000 * quantile(buckets, 0.95, max(one[5] for one in self._request_window))
-            values["error_rate"] = 100 * sum(one[2] for one in self._request_window) / count
+            values["error_rate"] = 100 * errors / count
         if not window.count:
             return {"response_time_ms": (0.0, 0), "error_rate": (0.0, 0), "response_p95_ms": (0.0, 0)}
         return {"response_time_ms": (1000 * window.seconds, window.count), "error_rate": (100.0 * window.errors, window.count)}
@@ -623,7 +628,7 @@ class PerformanceMonitor:
         if ring is None:
             ring = self.rings[name] = Ring()
         ring.add(now, value)
-        if limits and not (self._few_requests and name in _REQUEST_METRICS):
+        if limits and name not in self._too_few:
             self._judge(metric, limits)
 
     # -- alerts ---------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ MIN_GAIN_BYTES = 64 * MIB
 MIN_GAIN_SHARE = 0.15
 #: "Critical Memory Situation (>90%)" of the incident report: a restart where cleaning up was not enough.
 RESTART_PERCENT = 90.0
+#: Between two emergency clean-ups; doubled, up to MAX_BACKOFF_SECONDS, while they free nothing.
+EMERGENCY_SECONDS = 60.0
 #: Freed less than this share of the prediction, or back within seconds: the trim did not pay.
 PAYS_FROM = 0.10
 MAX_BACKOFF_SECONDS = 3600.0
@@ -70,6 +72,40 @@ def env_flag(name: str, default: bool) -> bool:
     """A switch from the environment: 1/true/yes/on or 0/false/no/off, else the default."""
     word = os.environ.get(name, "").strip().lower()
     return True if word in _TRUE else False if word in _FALSE else default
+
+
+def orphaned(task: Optional[asyncio.Task[Any]]) -> bool:
+    """Whether a task was made but cannot run any more, as after the end of its event loop (a test client has one for each request)."""
+    return task is not None and (task.done() or task.get_loop().is_closed())
+
+
+async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
+    """Cancels the tasks and waits for the end of those that run on this event loop; another one cannot be waited for."""
+    loop = asyncio.get_running_loop()
+    own = []
+    for task in tasks:
+        if task is None or orphaned(task):
+            continue
+        if task.get_loop() is loop:
+            task.cancel()
+            own.append(task)
+        else:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+    await asyncio.gather(*own, return_exceptions=True)
+
+
+async def within(work: Awaitable[Any], seconds: float) -> Any:
+    """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together with the result."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+        raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 def kill_switch() -> str:
@@ -321,6 +357,7 @@ class MemoryOptimizer:
         self.is_running = False
         self.optimization_count = 0
         self.last_emergency_cleanup: float = 0
+        self._emergency_gap = EMERGENCY_SECONDS
         self.shedding = False
         #: Set by the performance monitor: tells whether no request is being served.
         self.idle_hint: Optional[Callable[[], bool]] = None
@@ -345,7 +382,7 @@ class MemoryOptimizer:
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self.is_running:
+        if self.is_running and not orphaned(self._optimization_task):
             return
         off = kill_switch()
         if off:
@@ -364,9 +401,7 @@ class MemoryOptimizer:
     async def stop(self) -> None:
         task, self._optimization_task = self._optimization_task, None
         was_running, self.is_running = self.is_running, False
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)
         if was_running:
             gc.unfreeze()
             logger.info("🧹 Memory optimizer stopped")
@@ -378,7 +413,7 @@ class MemoryOptimizer:
             gc.freeze()
 
     async def _optimization_loop(self) -> None:
-        while True:
+        while self.is_running:
             await asyncio.sleep(self.check_interval)
             try:
                 await self._tick()
@@ -390,12 +425,19 @@ class MemoryOptimizer:
         self._judge_last(reading)
         tier = self.tier(reading)
         self.shedding = tier == "emergency"
-        if tier == "emergency" and time.time() - self.last_emergency_cleanup >= 60:
-            await self._emergency_cleanup()
+        if tier == "routine":
+            self._emergency_gap = EMERGENCY_SECONDS
+        if tier == "emergency" and time.time() - self.last_emergency_cleanup >= self._emergency_gap:
+            outcome = await self._emergency_cleanup()
+            # The memory may be somebody else's: to empty the caches every minute and stop everything for a collection would only hurt.
+            paid = outcome["freed_bytes"] >= MIN_GAIN_BYTES
+            self._emergency_gap = EMERGENCY_SECONDS if paid else min(MAX_BACKOFF_SECONDS, 2 * self._emergency_gap)
             after = self._reader.read()
             if after.percent > RESTART_PERCENT:
                 self._ask_for_restart(after)
             return self.results[-1] if self.results else None
+        if self._emergency_gap > EMERGENCY_SECONDS and reading.percent > RESTART_PERCENT:
+            self._ask_for_restart(reading)  # cleaning up was not enough a moment ago
         if time.monotonic() < self._next_allowed:
             return None
         if self._follow_ups and tier == "routine":

@@ -30,7 +30,7 @@ from celery import bootsteps
 from celery.beat import PersistentScheduler, event_t
 from celery.utils.log import get_logger
 
-from .load import EXPIRES, KEY, OBSERVER_KEY, LoadPublisher, ProcessorSampler, client_for, default_url, publish, publish_level
+from .load import EXPIRES, KEY, OBSERVER_KEY, LoadPublisher, ProcessorSampler, client_for, default_url, observer_key, publish, publish_level
 
 __all__ = [
     "EXPIRES", "LoadAwareScheduler", "LoadPublisher", "Reader", "Throttle", "ThrottleStep", "class_of", "client_for", "default_url", "install",
@@ -121,7 +121,7 @@ class Reader:
         try:
             pipe = self.client.pipeline(transaction=False)
             pipe.hgetall(KEY)
-            pipe.exists(OBSERVER_KEY)
+            pipe.exists(OBSERVER_KEY, observer_key())
             fields, observed = pipe.execute()
             found, self.observed, self._failing = Throttle.of(fields), bool(observed), False
         except Exception as error:  # whatever is wrong with Redis, background work goes on at its full rate

@@ -11,14 +11,15 @@ When the primary is back, the pools are pointed back at it and everything is cle
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
 import time
 from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from urllib.parse import parse_qsl, urlencode
 
 from app.core.logging import get_logger
+from app.monitoring.memory_optimizer import within
 
 logger = get_logger(__name__)
 
@@ -26,13 +27,31 @@ ATTEMPTS = 4
 RESTART_EVERY_SECONDS = 600.0
 
 
+#: asyncpg's own parameters and two settings of the server; it would hand any other one to the server, which refuses it.
+_PARAMETERS = (
+    "host", "port", "dbname", "database", "user", "password", "passfile", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword",
+    "ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "application_name", "options",
+)  # fmt: skip
+
+
 def dsn_of(name: str) -> str:
-    """A PostgreSQL URL from the environment as asyncpg reads it; empty where there is none."""
+    """A PostgreSQL URL from the environment as asyncpg reads it; empty where there is none.
+
+    Parameters of SQLAlchemy's drivers, of libpq and of poolers (``prepared_statement_cache_size``, ``channel_binding``,
+    ``pgbouncer``) are left out; ``ssl``, as SQLAlchemy spells it, becomes ``sslmode``.
+    """
     value = os.environ.get(name, "").strip()
     scheme, separator, rest = value.partition("://")
     if not separator or not scheme.startswith("postgres"):
         return ""
-    return f"postgresql://{rest}"
+    address, _ignored, query = rest.partition("?")
+    words = []
+    for key, text in parse_qsl(query):
+        if key == "ssl":
+            key, text = "sslmode", {"true": "require", "false": "disable"}.get(text.lower(), text)
+        if key in _PARAMETERS:
+            words.append((key, text))
+    return f"postgresql://{address}" + (f"?{urlencode(words)}" if words else "")
 
 
 class DatabaseGuard:
@@ -110,7 +129,7 @@ class DatabaseGuard:
         import asyncpg
 
         if self.connection is None or self.connection.is_closed():
-            self.connection = await asyncio.wait_for(
+            self.connection = await within(
                 asyncpg.connect(self.primary, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
             )
         return self.connection
@@ -125,19 +144,22 @@ class DatabaseGuard:
     async def attempt(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """``ask(connection)`` within the timeout; a failed connection is dropped."""
         try:
-            return await asyncio.wait_for(self._ask(ask), 2 * self.timeout)
+            return await within(self._ask(ask), 2 * self.timeout)
         except BaseException:
             self.drop()
             raise
 
     async def _ask(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         connection = await self.connect()
-        return await asyncio.wait_for(ask(connection), self.timeout)
+        return await within(ask(connection), self.timeout)
 
     async def reconnect(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """One round of bounded retries with exponential backoff and jitter; raises the last error."""
-        from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential_jitter
-
+        try:
+            from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential_jitter
+        except ImportError:  # then a round is one attempt: the primary must be found again in any case
+            self.attempts += 1
+            return await self.attempt(ask)
         async for attempt in AsyncRetrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.1, max=2, jitter=0.2), reraise=True):
             with attempt:
                 self.attempts += 1
@@ -194,10 +216,10 @@ class DatabaseGuard:
 
         try:
             if self._replica_connection is None or self._replica_connection.is_closed():
-                self._replica_connection = await asyncio.wait_for(
+                self._replica_connection = await within(
                     asyncpg.connect(self.replica, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
                 )
-            return bool(await asyncio.wait_for(self._replica_connection.fetchval("select 1"), self.timeout))
+            return bool(await within(self._replica_connection.fetchval("select 1"), self.timeout))
         except Exception as error:  # a replica that is down too is an answer
             logger.warning(f"🛢️ The replica does not answer: {type(error).__name__}")
             await self._close_replica()
@@ -216,7 +238,7 @@ class DatabaseGuard:
             settings = {**arguments.get("server_settings", {}), **({"default_transaction_read_only": "on"} if read_only else {})}
             try:
                 pool.set_connect_args(dsn, **{**arguments, **({"server_settings": settings} if settings else {})})
-                await asyncio.wait_for(pool.expire_connections(), self.timeout)
+                await within(pool.expire_connections(), self.timeout)
             except Exception as error:  # one pool that cannot be moved must not keep the others
                 logger.error(f"🛢️ A connection pool could not be moved: {type(error).__name__}")
                 continue

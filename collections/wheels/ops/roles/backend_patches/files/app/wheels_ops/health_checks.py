@@ -6,14 +6,16 @@ second try before it is posted: seen within ``2 * timeout + interval`` seconds, 
 Answers of the API come from what was posted; nothing there ever waits for a dependency.
 
 Environment: ``HEALTH_CHECK_INTERVAL`` 5 s, ``HEALTH_CHECK_TIMEOUT`` 1 s, ``DATABASE_URL``, ``DATABASE_REPLICA_URL``,
-``DATABASE_RESTART_AFTER`` 60 s, ``HEALTH_EXPECTED_TABLES``, ``REDIS_URL``, ``CELERY_BROKER_URL``, ``CELERY_QUEUES``,
-``CELERY_QUEUE_DEPTH_WARNING`` 1000, ``CELERY_QUEUE_AGE_WARNING`` 900 s, ``CELERY_BEAT_HEARTBEAT_KEY``.
+``DATABASE_RESTART_AFTER`` 60 s, ``HEALTH_EXPECTED_TABLES``, ``REDIS_URL``, ``CELERY_QUEUES``,
+``CELERY_QUEUE_DEPTH_WARNING`` 1000, ``CELERY_QUEUE_AGE_WARNING`` 900 s, ``CELERY_BEAT_HEARTBEAT_KEY``,
+``CELERY_THROTTLE_FROM_WEB`` (true: the load seen here slows background work down).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -24,9 +26,9 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import env_flag, env_number
+from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned, within
 from app.wheels_ops.database_guard import DatabaseGuard
-from app.wheels_ops.load import redis_address
+from app.wheels_ops.load import LoadPublisher, ProcessorSampler, redis_address
 
 logger = get_logger(__name__)
 
@@ -79,32 +81,42 @@ class HealthChecks:
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         self.numbers: Dict[str, float] = {}
         self.tasks: List[asyncio.Task[None]] = []
-        self.publisher: Any = None
+        #: Ends the loops, also where a library loses a cancellation (``asyncio.wait_for`` does, up to Python 3.11).
+        self.stopping = False
+        self.publisher: Optional[LoadPublisher] = None
+        self.processor = ProcessorSampler()
         self.checks: List[Check] = [DatabaseCheck(self), RedisCheck(self), CorsCheck(self), SpeechCheck(self), WebSocketCheck(self), StabilityCheck(self)]
 
     async def start(self) -> None:
         monitor = self.api.performance_monitor
         monitor.sources.append(self.current_numbers)
-        self.publisher = _throttle_publisher()
+        self.publisher = self._publisher()
         if self.publisher is not None:
             monitor.observers.append(self._tell_celery)
         await asyncio.wait([asyncio.create_task(self.once(check)) for check in self.checks], timeout=4 * self.timeout)
         self.tasks = [asyncio.create_task(self._loop(check), name=f"check-{check.name}") for check in self.checks]
 
+    def _publisher(self) -> Optional[LoadPublisher]:
+        """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
+        url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
+        wanted = env_flag("CELERY_THROTTLE_ENABLED", True) and env_flag("CELERY_THROTTLE_FROM_WEB", True)
+        there = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
+        return LoadPublisher(url) if url and wanted and there else None
+
     def _tell_celery(self, values: Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
         if self.publisher is not None and "cpu_percent" in values:
-            self.publisher.observe(values["cpu_percent"], None, values.get("loop_lag_ms"))
+            _ignored, pressure = self.processor.sample()
+            self.publisher.observe(values["cpu_percent"], pressure, values.get("loop_lag_ms"))
 
     async def stop(self) -> None:
+        self.stopping = True
         monitor = self.api.performance_monitor
         if self._tell_celery in monitor.observers:
             monitor.observers.remove(self._tell_celery)
         if self.publisher is not None:
             await asyncio.to_thread(self.publisher.close)
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await end_tasks(*self.tasks)
         self.tasks.clear()
         if self.current_numbers in self.api.performance_monitor.sources:
             self.api.performance_monitor.sources.remove(self.current_numbers)
@@ -117,7 +129,7 @@ class HealthChecks:
 
     async def _loop(self, check: Check) -> None:
         await asyncio.sleep(self.interval * random.random())  # not all at the same moment
-        while True:
+        while not self.stopping:
             await self.once(check)
             await asyncio.sleep(self.interval)
 
@@ -126,7 +138,7 @@ class HealthChecks:
         why = ""
         for attempt in (1, 2):
             try:
-                await asyncio.wait_for(check.run(), 3 * self.timeout)
+                await within(check.run(), 3 * self.timeout)
                 return
             except Exception as error:
                 why = str(error) if isinstance(error, Down) else f"no answer ({type(error).__name__})"
@@ -139,20 +151,6 @@ class HealthChecks:
         except Exception as error:
             self.board.post(check.name, "fail", why, kind=check.kind, period=self.interval)
             logger.error(f"🩺 The procedure for {check.name} failed: {type(error).__name__}: {error}")
-
-
-def _throttle_publisher() -> Any:
-    """Writes the load for Celery, where this process has Celery loaded anyway: importing it for this alone costs 20 MB.
-
-    Elsewhere celery beat measures itself.
-    """
-    if "celery" not in sys.modules and not env_flag("CELERY_THROTTLE_FROM_WEB", False):
-        return None
-    try:
-        from app.wheels_ops.celery_throttle import LoadPublisher
-    except ImportError:
-        return None
-    return LoadPublisher()
 
 
 class DatabaseCheck(Check):
@@ -225,7 +223,7 @@ class DatabaseCheck(Check):
 
     async def _emergency(self) -> None:
         """Rounds of retries until the primary is back; posts after each."""
-        while True:
+        while not self.checks.stopping:
             try:
                 found = await self.guard.reconnect(self._ask)
             except Exception:  # whatever a driver raises: the primary is still gone
@@ -304,9 +302,7 @@ class DatabaseCheck(Check):
         return False
 
     async def close(self) -> None:
-        if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.gather(self._rounds, return_exceptions=True)
+        await end_tasks(self._rounds)
         await self.guard.close()
 
 
@@ -329,9 +325,10 @@ class RedisCheck(Check):
     @staticmethod
     def _from_settings() -> str:
         with contextlib.suppress(Exception):
-            from app.core.config import get_settings
+            from app.core import config
 
-            return str(getattr(get_settings(), "REDIS_URL", "") or "")
+            read = getattr(config, "get_settings", None)
+            return str(getattr(read() if read else config.settings, "REDIS_URL", "") or "")
         return ""
 
     async def run(self) -> None:
@@ -425,7 +422,7 @@ class RedisCheck(Check):
             return
         with contextlib.suppress(Exception):
             answer = ask()
-            stats = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+            stats = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
             self.board.sections["cache"] = {key: value for key, value in stats.items() if isinstance(value, (str, int, float, bool, type(None)))}
             rate = stats.get("hit_rate")  # 0 to 1, of this process
             if isinstance(rate, (int, float)) and stats.get("hits", 1) + stats.get("misses", 1):
@@ -442,7 +439,7 @@ class RedisCheck(Check):
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.aclose(), 0.2)
+                await within(client.aclose(), 0.2)
 
 
 class CorsCheck(Check):
@@ -517,13 +514,15 @@ class SpeechCheck(Check):
             self.skip("the speech service is not loaded")
             return
         answer = ask()
-        status: Dict[str, Any] = await asyncio.wait_for(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+        status: Dict[str, Any] = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
         if not (status.get("initialized") or status.get("is_initialized")):
             self.post("warn", "the speech service is not initialized: answers are text only")
             return
         word = str(status.get("service_status") or status.get("status") or "")
         usable = _usable_engines(status.get("engines"))
-        if usable == 0 or word in ("unhealthy", "failed", "error", "text_only"):
+        if not usable and _is_untried(status.get("engines")):
+            self.skip("no speech engine has been tried yet")
+        elif usable == 0 or word in ("unhealthy", "failed", "error", "text_only"):
             self.post("warn", "no speech engine works: answers are text only", value=0)
         else:
             self.post("pass", value=usable)
@@ -550,6 +549,13 @@ def _usable_engines(engines: Any) -> Optional[int]:
         word = str(state.get("state") if isinstance(state, dict) else state)
         found += word in ("closed", "half_open", "half-open", "healthy", "ok", "available", "ready")
     return found if said else None
+
+
+def _is_untried(engines: Any) -> bool:
+    """Whether the first attempt of an engine is still to come or under way, as in the first moment after the start."""
+    table = engines.get("engines") if isinstance(engines, dict) else None
+    entries = table.values() if isinstance(table, dict) else ()
+    return any(isinstance(one, dict) and one.get("status") == "unproven" and not one.get("failures") for one in entries)
 
 
 class WebSocketCheck(Check):
@@ -611,6 +617,8 @@ def guard() -> Optional[DatabaseGuard]:
 async def start(api: Any) -> None:
     """Starts the checks; ``api`` is the module ``app.api.v1.system_health``."""
     global _running
+    if _running is not None and any(orphaned(task) for task in _running.tasks):  # their event loop ended without a stop
+        await stop()
     if _running is None and api.performance_monitor.is_running:
         _running = HealthChecks(api)
         await _running.start()

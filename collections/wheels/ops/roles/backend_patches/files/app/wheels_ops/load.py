@@ -18,7 +18,7 @@ from app.core.logging import get_logger
 logger = get_logger(__name__)
 
 KEY = "pam:throttle"
-#: Says that a performance monitor measures, so that beat need not.
+#: Says that a performance monitor measures, so that beat need not: with ``:`` and the host's name on that host, without on all.
 OBSERVER_KEY = "pam:throttle:observer"
 #: Seconds after which a throttle ends when nobody renews it, and between two renewals.
 EXPIRES, RENEW = 90, 15
@@ -48,6 +48,11 @@ redis.call('HSET', KEYS[1], 'level', ARGV[1], 'classes', ARGV[2], 'source', ARGV
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 return 1
 """
+
+
+def observer_key() -> str:
+    """The key of this host's monitor."""
+    return f"{OBSERVER_KEY}:{socket.gethostname()}"
 
 
 #: Who writes: one process.
@@ -151,6 +156,7 @@ class LoadPublisher:
 
     def _work(self) -> None:
         client = None
+        failing = False
         while True:
             item = self._queue.get()
             if item is None:
@@ -160,14 +166,17 @@ class LoadPublisher:
                 client = client or client_for(self.url or default_url())
                 self._since = (self._since or str(int(time.time()))) if level else ""
                 publish(client, level, AUTOMATIC, self.source, reason, since=self._since)
+                failing = False
             except Exception as error:  # the hash expires, which is the full rate
-                logger.warning("Throttle cannot be written: %s", type(error).__name__)
+                if not failing:
+                    logger.warning("Throttle cannot be written: %s", type(error).__name__)
+                failing = True
 
 
 def publish(client: t.Any, level: int, classes: t.Sequence[str], source: str, reason: str, *, since: str = "", expires: int = EXPIRES) -> bool:
     """Writes the hash, unless an operator's is in force; whether it was written."""
     if source == "monitor":
-        client.set(OBSERVER_KEY, source, ex=2 * RENEW)
+        client.set(observer_key(), source, ex=2 * RENEW)
     return bool(client.eval(_WRITE, 1, KEY, str(level), ",".join(classes), source, reason, since or str(int(time.time())), str(expires), WRITER))
 
 

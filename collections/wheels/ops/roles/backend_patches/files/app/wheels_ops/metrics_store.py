@@ -107,7 +107,7 @@ class MetricsStore:
     def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[bool]) -> None:
         """The only code that touches the file; runs in the store's own thread."""
 
-        def tell(future: asyncio.Future[Any], value: Any, error: Optional[BaseException] = None) -> None:
+        def tell(caller: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: Any, error: Optional[BaseException] = None) -> None:
             def deliver() -> None:
                 if not future.done():
                     if error is None:
@@ -116,14 +116,14 @@ class MetricsStore:
                         future.set_exception(error)
 
             with contextlib.suppress(RuntimeError):  # the loop is closed already: nobody waits
-                loop.call_soon_threadsafe(deliver)
+                caller.call_soon_threadsafe(deliver)
 
         try:
             database = self._open()
         except (OSError, sqlite3.Error):
-            tell(ready, False)
+            tell(loop, ready, False)
             return
-        tell(ready, True)
+        tell(loop, ready, True)
         while True:
             job = self._jobs.get()
             if job is None:
@@ -135,10 +135,10 @@ class MetricsStore:
                     if isinstance(answer, sqlite3.Cursor):
                         answer = answer.fetchall()
                 if waiting:
-                    tell(waiting[1], answer)
+                    tell(*waiting, answer)
             except (OSError, sqlite3.Error) as error:
                 if waiting:
-                    tell(waiting[1], None, error)
+                    tell(*waiting, None, error)
                 else:
                     logger.warning(f"📊 The metrics history was not written: {type(error).__name__}")
         database.close()

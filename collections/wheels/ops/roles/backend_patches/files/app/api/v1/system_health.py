@@ -2,7 +2,8 @@
 """The system health API: ``/api/v1/system/*``, ``/livez``, ``/readyz`` and ``/metrics``.
 
 ``SystemHealthMiddleware(app)`` serves them outside the application's own CSRF, WAF and address-blocking layers, which
-otherwise refuse them. ``router`` is the same API for ``app.include_router(router, prefix="/api/v1")``.
+otherwise refuse them. ``router`` is the same API for ``app.include_router(router, prefix="/api/v1")``; it starts the
+monitor and the optimizer with the application, but not the checks of the dependencies (``startup``).
 
 Answers come from samples (``HealthBoard``), never from waiting for a dependency. Anonymous callers get statuses and
 nothing else. Everything that changes something or shows details needs the ops token (``X-Ops-Token`` or
@@ -30,7 +31,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
 from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
@@ -617,10 +618,19 @@ async def _switch(start: bool) -> Dict[str, str]:
     return results
 
 
+async def _connect_cache() -> str:
+    """``initialized``, or ``not_connected`` where Redis or the cache service is not there."""
+    with contextlib.suppress(Exception):  # whatever a cache client raises: it is not connected, and that is said
+        from app.services.cache_service import cache_service
+
+        await asyncio.wait_for(cache_service.initialize(), 2)
+    return "initialized" if _cache_initialized() else "not_connected"
+
+
 @route("POST", f"{PREFIX}/monitoring/start", audited=True, burst=5)
 async def monitoring_start(ask: Ask) -> Answer:
     results = await _switch(True)
-    results["cache_service"] = "already_initialized" if _cache_initialized() else "initialized_on_first_use"
+    results["cache_service"] = "already_initialized" if _cache_initialized() else await _connect_cache()
     return Answer(200, {"message": "Monitoring services started", "results": results, "started_at": _now()})
 
 
@@ -806,7 +816,12 @@ _own_process: Any = None
 
 def _debug_facts() -> Dict[str, Any]:
     global _own_process
-    import psutil
+    try:
+        import psutil
+    except ImportError:
+        why = {"error": "psutil is not installed"}
+        known = {"platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count()}
+        return {"system": {**known, **why}, "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **why}, "network": why}
 
     if _own_process is None or _own_process.pid != os.getpid():
         _own_process = psutil.Process()  # kept: it measures the CPU since it was asked last
@@ -942,7 +957,20 @@ async def _read_body(receive: Receive) -> bytes:
             return found
 
 
-router = APIRouter(prefix="/system", tags=["System Health"])
+@contextlib.asynccontextmanager
+async def _monitored(application: Any) -> AsyncIterator[None]:
+    """Part of the lifespan of whoever mounts ``router`` and nothing else of ours: without samples there would be no health to show."""
+    try:
+        await performance_monitor.start()
+        await memory_optimizer.start()
+    except Exception as error:  # the application starts without its monitoring, and health says that it does not run
+        logger.error(f"🩺 The monitoring does not start: {type(error).__name__}: {error}")
+    yield
+    await memory_optimizer.stop()
+    await performance_monitor.stop()
+
+
+router = APIRouter(prefix="/system", tags=["System Health"], lifespan=_monitored)
 
 
 async def _through_router(request: Request) -> Response:

@@ -133,12 +133,12 @@ def container_of(data: bytes) -> t.Optional[AudioFormat]:
     return None
 
 
-def speakable(text: str) -> str:
+def speakable(text: t.Optional[str]) -> str:
     """The text as an engine gets it: control characters become spaces, ``[[`` is parted as espeak reads it as phonemes.
 
     Raises ``SpeechError`` (empty, too_long).
     """
-    clean = "".join(" " if (ord(character) < 32 and character not in "\n\t") or 127 <= ord(character) < 160 else character for character in text)
+    clean = "".join(" " if (ord(character) < 32 and character not in "\n\t") or 127 <= ord(character) < 160 else character for character in text or "")
     clean = clean.encode("utf-8", "ignore").decode("utf-8").replace("[[", "[ [").replace("[[", "[ [").strip()
     if not clean:
         raise SpeechError("empty", "there is nothing to say")

@@ -119,6 +119,14 @@ def flag(name: str, default: bool) -> bool:
     return value if isinstance(value, bool) else str(value).strip().lower() not in ("0", "false", "no", "off", "")
 
 
+def installed(package: str) -> bool:
+    """Whether a package can be imported; imports nothing. One that somebody put into ``sys.modules`` by hand has no spec and is there."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:
+        return True
+
+
 def edge_voice(voice: Voice, wanted: str = "") -> str:
     """The Edge voice of that name, else one of the same language and gender."""
     if EDGE_VOICE.fullmatch(wanted):
@@ -171,7 +179,7 @@ class EdgeEngine:
 
     def unavailable(self) -> str:
         """Why it cannot even be tried; empty if it can."""
-        return "" if self.module or importlib.util.find_spec("edge_tts") else "the package edge-tts is not installed"
+        return "" if self.module or installed("edge_tts") else "the package edge-tts is not installed"
 
     def proxy(self) -> t.Optional[str]:
         """The proxy for the service; passed on by us, as the library's HTTP client ignores HTTPS_PROXY for web sockets."""
@@ -192,7 +200,7 @@ class EdgeEngine:
             pitch=f"{round(50 * voice.pitch) - 50:+d}Hz", proxy=self.proxy(),
         )  # fmt: skip
         async for item in spoken.stream():
-            if item["type"] == "audio":
+            if item["type"] == "audio" and item["data"]:  # one release of the library hands on messages without sound, too
                 yield item["data"]
 
 
@@ -206,7 +214,7 @@ class CoquiEngine:
         self.engine: t.Any = None
 
     def unavailable(self) -> str:
-        return "" if self.engine or importlib.util.find_spec("TTS") else "the package TTS (Coqui) is not installed"
+        return "" if self.engine or installed("TTS") else "the package TTS (Coqui) is not installed"
 
     async def stream(self, text: str, voice: Voice, wanted: str) -> t.AsyncIterator[bytes]:
         if self.engine is None:
@@ -323,6 +331,7 @@ class Attempt:
         self._budgets = (first, gap, self.started + total)
         self._reader = asyncio.ensure_future(self._read(text, voice, wanted))
         self._judge = asyncio.ensure_future(self._watch())
+        self._judge.add_done_callback(self._ended)
         ATTEMPTS.add(self)  # the event loop itself keeps only weak references to tasks
 
     async def _read(self, text: str, voice: Voice, wanted: str) -> None:
@@ -368,7 +377,15 @@ class Attempt:
                 self.error = error if isinstance(error, SpeechError) else SpeechError(classify(error), f"{type(error).__name__}: {error}"[:300])
             self.done = True
             self._signal.set()
-            ATTEMPTS.discard(self)
+
+    def _ended(self, judge: asyncio.Task[None]) -> None:
+        observe(judge)
+        ATTEMPTS.discard(self)
+        if not self.done:  # cancelled before its first step: none of its own code has run
+            self.done = True
+            self._signal.set()
+            self._reader.add_done_callback(observe)
+            self._reader.cancel()
 
     def _dispose(self) -> None:
         if self._reader.done():
@@ -388,8 +405,7 @@ class Attempt:
 
     def drop(self) -> None:
         """Nobody wants it any more; it says nothing about the engine."""
-        if not self.done:
-            self._judge.add_done_callback(observe)
+        if not self.done and not self._judge.get_loop().is_closed():
             self._judge.cancel()
 
     def audio(self) -> Audio:
@@ -626,13 +642,16 @@ class TTSService:
 
     async def shutdown(self) -> None:
         self.is_initialized = False
-        tasks = [*self._probes.values(), *self._background, *self._flights.values()]
+        # Those of an event loop that has ended before, as that of a test, can neither be cancelled nor waited for.
+        here = asyncio.get_running_loop()
+        tasks = [task for task in (*self._probes.values(), *self._background, *self._flights.values()) if task.get_loop() is here]
         for attempt in list(ATTEMPTS):
             attempt.drop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._probes.clear()
+        self._background.clear()
         self._flights.clear()
         if self._streaming is not None and getattr(self._streaming, "is_initialized", False):
             with contextlib.suppress(Exception):
@@ -659,8 +678,12 @@ class TTSService:
                 pause = min(breaker.pause, PROBE_BUSY if wanted else PROBE_IDLE) * random.uniform(0.9, 1.1)
                 breaker.pause = min(2 * breaker.pause, PROBE_IDLE)
                 breaker.retry_at = time.monotonic() + pause
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake[name].wait(), pause)
+                # Not wait_for: up to Python 3.11 it can swallow a cancellation that comes together with the event, and we would go on.
+                woken = asyncio.ensure_future(self._wake[name].wait())
+                try:
+                    await asyncio.wait({woken}, timeout=pause)
+                finally:
+                    woken.cancel()
                 self._wake[name].clear()
             why = engine.unavailable()
             if why:
@@ -846,7 +869,7 @@ class TTSService:
             return await self._complete(text, voice, wanted, order)
         key = (text, voice, wanted, tuple(order), id(asyncio.get_running_loop()))
         task = self._flights.get(key)
-        if task is None:
+        if task is None or task.done():
 
             async def fly() -> Audio:
                 try:
