@@ -173,6 +173,32 @@ def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
     assert {name: value for name, value in fingerprint(stage).items() if "restarts.jsonl" not in name} == kept
 
 
+def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
+    """The worker stands still while the health is measured after the deployment, and goes on when it is measured once more."""
+    worker = t.cast("t.Dict[str, t.Any]", stage.rpc().getProcessInfo("celery-worker"))["pid"]
+    before = tree(stage.sandbox.backend)
+    look = ("-e", '{"monitoring_subjects": ["http", "services"]}')
+    process = subprocess.Popen(
+        stage.command("deploy", *look), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("TASK [Health after]"):
+                os.kill(worker, signal.SIGSTOP)
+            elif line.startswith("TASK [Measure once more what became worse]"):
+                os.kill(worker, signal.SIGCONT)
+        assert process.wait() == 0, "".join(lines)[-4000:]
+    finally:
+        os.kill(worker, signal.SIGCONT)
+        process.stdout.close()
+    once_more = lines.index(next(line for line in lines if line.startswith("TASK [Measure once more what became worse]")))
+    assert lines[once_more + 1].startswith("included: "), lines[once_more : once_more + 3]
+    assert tree(stage.sandbox.backend) == before
+
+
 def test_verify_names_whatever_is_broken_again(stage: Stage, tmp_path: Path) -> None:
     stage.sql(
         "create policy broken on group_trip_participants for select to authenticated using "
