@@ -75,9 +75,8 @@ async def shutdown_together_with_an_event(ticks: int) -> bool:
 
     service = tts_service.TTSService()
     await service.initialize()
-    while service.breakers["coqui"].state != "open" or service._wake["coqui"].is_set():
+    while service.breakers["coqui"].state != "open" or service._wake["coqui"].is_set() or not service._wake["coqui"]._waiters:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
     service._wake["coqui"].set()
     for _ignored in range(ticks):
         await asyncio.sleep(0)
@@ -106,7 +105,7 @@ def package_without_a_spec() -> t.Dict[str, t.Any]:
         async def stream(self) -> t.AsyncIterator[t.Dict[str, t.Any]]:
             yield {"type": "audio", "data": b"\xff\xf3\x64\xc4" + bytes(2000)}
 
-    module.Communicate = Communicate  # type: ignore[attr-defined]
+    vars(module)["Communicate"] = Communicate
     sys.modules["edge_tts"] = module
 
     async def speak() -> t.Dict[str, t.Any]:

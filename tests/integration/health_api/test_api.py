@@ -69,7 +69,7 @@ HEALTH_JSON: t.Dict[str, t.Any] = {
 @pytest.fixture(scope="module")
 def app() -> t.Iterator[HealthApp]:
     # The optimizer looks so seldom that it does nothing by itself between two requests of a test.
-    with health_app(CPU_WARNING_THRESHOLD="1000", CPU_CRITICAL_THRESHOLD="1000", MEMORY_CHECK_INTERVAL="3600") as running:
+    with health_app(MEMORY_CHECK_INTERVAL="3600") as running:
         yield running
 
 

@@ -28,7 +28,6 @@ def test_reads_go_to_the_replica_and_come_back(tmp_path: Path, postgres: servers
         url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
         with health_app(
             QUICK, state=tmp_path, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(replica), DATABASE_RESTART_AFTER="2",
-            CPU_WARNING_THRESHOLD="1000", CPU_CRITICAL_THRESHOLD="1000",
         ) as app:  # fmt: skip
             assert app.check("database:connection") == "pass"
             relay.refuse()

@@ -390,12 +390,14 @@ def test_monitor_and_optimizer_read_the_same_tiers(app_modules: Modules, monkeyp
 async def test_a_cancellation_is_not_lost_whatever_comes_with_it(app_modules: Modules, ticks: int) -> None:
     within = app_modules("monitoring.memory_optimizer").within
     inner = asyncio.get_running_loop().create_future()
+    waiting = asyncio.Event()
 
     async def wait() -> t.Any:
+        waiting.set()
         return await inner
 
     task = asyncio.ensure_future(within(wait(), 60))
-    await asyncio.sleep(0.01)
+    await waiting.wait()
     inner.set_result("in time")
     for _ in range(ticks):
         await asyncio.sleep(0)

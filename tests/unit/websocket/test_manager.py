@@ -94,7 +94,7 @@ class TestContract:
         }  # fmt: skip
         metadata = manager.connection_metadata
         assert all(isinstance(found, dict) for found in (metadata, metadata["c1"], manager.active_connections, manager.user_connections))
-        for found in (dict(metadata), {**metadata}, metadata.copy(), dict(metadata.items())):
+        for found in (dict(metadata), {**metadata}, metadata.copy(), metadata | {}, json.loads(json.dumps(metadata, default=str))):
             assert found["c1"]["user_id"] == "ann"
         assert "c1" in metadata and bool(metadata) and list(metadata) == ["c1"] and metadata.get("c2") is None and metadata.get("c1", {})["is_alive"]
         with pytest.raises(KeyError):
@@ -643,16 +643,21 @@ class TestBounds:
         await settle(300)
         assert peer.texts() == [str(number) for number in range(200)]
 
-    async def test_an_endpoint_that_sends_too_fast_waits_for_its_client_only(self, manager: t.Any) -> None:
+    @staticmethod
+    async def sending_to_a_stuck_client(manager: t.Any, texts: t.Iterable[str]) -> t.Tuple[Peer, asyncio.Task[None]]:
+        """An endpoint that sends one text after the other to a client that reads nothing."""
         peer = await join(manager)
         socket = manager.active_connections["c1"]
         peer.stuck = True
 
         async def endpoint() -> None:
-            for _ in range(40):
-                await socket.send_text("x" * 10_000)
+            for text in texts:
+                await socket.send_text(text)
 
-        task = asyncio.ensure_future(endpoint())
+        return peer, asyncio.ensure_future(endpoint())
+
+    async def test_an_endpoint_that_sends_too_fast_waits_for_its_client_only(self, manager: t.Any) -> None:
+        peer, task = await self.sending_to_a_stuck_client(manager, ["x" * 10_000] * 40)
         await settle(100)
         assert not task.done() and manager.connections["c1"].outbox_bytes <= ws.RESUME_WRITING + 10_000
         peer.release()
@@ -662,15 +667,7 @@ class TestBounds:
 
     async def test_an_endpoint_that_sends_many_small_frames_waits_too(self, manager: t.Any) -> None:
         """As one that streams an answer word by word: it is the number of frames that grows, not their size."""
-        peer = await join(manager)
-        socket = manager.active_connections["c1"]
-        peer.stuck = True
-
-        async def endpoint() -> None:
-            for number in range(2000):
-                await socket.send_text(str(number))
-
-        task = asyncio.ensure_future(endpoint())
+        peer, task = await self.sending_to_a_stuck_client(manager, map(str, range(2000)))
         await settle(3000)
         assert not task.done() and len(manager.connections["c1"].outbox) < ws.OUTBOX_MESSAGES
         await manager.send_message_to_user("in between", "ann")

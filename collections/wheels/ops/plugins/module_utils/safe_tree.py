@@ -144,7 +144,7 @@ def _may_fork() -> bool:
     return len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
-class _HelperLost(Exception):
+class _SecondLost(Exception):
     """The second process ended without its result."""
 
 
@@ -199,14 +199,14 @@ class _Shared(t.Generic[T]):
         return draw
 
     def result(self) -> t.Optional[t.Tuple[T, t.Counter[str]]]:
-        """What the second process found; None where there was none. Raises ``_HelperLost``."""
+        """What the second process found; None where there was none. Raises ``_SecondLost``."""
         if not self._pid:
             return None
         with os.fdopen(self._pipes.pop(), "rb") as pipe:
             content = pipe.read()
         pid, self._pid = self._pid, 0
         if os.waitpid(pid, 0)[1]:
-            raise _HelperLost
+            raise _SecondLost
         return t.cast(t.Tuple[T, t.Counter[str]], pickle.loads(content))  # written by our own child into our own pipe
 
     def end(self) -> None:
@@ -272,19 +272,6 @@ class Tree:
             return True
         return bool(self._protected_paths) and self.path_of(directory, name) in self._protected_paths
 
-    def walk(
-        self, *, named: t.Optional[t.Callable[[str], object]] = None, until: t.Optional[int] = None, by: t.Sequence[str] = ("st_mtime_ns",)
-    ) -> t.Iterator[Seen]:
-        """Every regular file that may be removed: its directory, name and status.
-
-        ``named``: only files for whose name it gives something true. ``until``: only files of which every time in ``by`` is at most that, in
-        nanoseconds since 1970. What is left alone is counted in ``skipped``: ``special`` (links, sockets, pipes, devices), ``young`` (later than
-        ``until``), ``hardlink``, ``mount``, ``protected``, ``data`` (below a marker of ``DATA_MARKERS``), ``deep``, ``unreadable``, ``changed``
-        (another directory took its name).
-        """
-        self.skipped.clear()
-        yield from self._below(self.node, os.dup(self._root), 0, self._chosen(named, until, by))
-
     def gather(
         self,
         consume: t.Callable[[t.Iterator[Seen]], T],
@@ -293,17 +280,26 @@ class Tree:
         until: t.Optional[int] = None,
         by: t.Sequence[str] = ("st_mtime_ns",),
     ) -> t.List[T]:
-        """What ``consume`` makes of the files of ``walk``: one result, or two where a long walk was shared with a second process.
+        """What ``consume`` makes of every regular file that may be removed: its directory, name and status.
 
-        ``consume`` begins anew at each call, sees every file in one of the calls, and gives something that can be pickled.
+        One result, or two where a long walk was shared with a second process. ``consume`` begins anew at each call, sees every file in one of
+        the calls, and gives something that can be pickled. ``named``: only files for whose name it gives something true. ``until``: only files
+        of which every time in ``by`` is at most that, in nanoseconds since 1970. What is left alone is counted in ``skipped``: ``special``
+        (links, sockets, pipes, devices), ``young`` (later than ``until``), ``hardlink``, ``mount``, ``protected``, ``data`` (below a marker of
+        ``DATA_MARKERS``), ``deep``, ``unreadable``, ``changed`` (another directory took its name).
         """
-        chosen = self._chosen(named, until, by)
+        # The newest time of almost every file is the first of these.
+        times = sorted(by, key=_TIMES.index)
+
+        def chosen(directory: Directory, descriptor: int, inner: t.List[t.Tuple[str, int]]) -> t.Iterator[Seen]:
+            return self._files(directory, descriptor, inner, named, until, times)
+
         shared = _Shared(consume, time.monotonic() + SHARE_AFTER)
         self.skipped.clear()
         try:
             found = [consume(self._below(self.node, os.dup(self._root), 0, chosen, shared))]
             other = shared.result()
-        except _HelperLost:
+        except _SecondLost:
             # It ran out of memory, or somebody ended it: then this process walks alone.
             self.skipped.clear()
             return [consume(self._below(self.node, os.dup(self._root), 0, chosen))]
@@ -313,11 +309,6 @@ class Tree:
             found.append(other[0])
             self.skipped.update(other[1])
         return found
-
-    def _chosen(self, named: t.Optional[t.Callable[[str], object]], until: t.Optional[int], by: t.Sequence[str]) -> _Files:
-        # The newest time of almost every file is the first of these.
-        times = sorted(by, key=_TIMES.index)
-        return lambda directory, descriptor, inner: self._files(directory, descriptor, inner, named, until, times)
 
     def _below(self, top: Directory, opened: int, depth: int, files: _Files, shared: t.Optional[_Shared[t.Any]] = None) -> t.Iterator[Seen]:
         """The files of a directory and of all in it. ``opened``: its descriptor, which is closed here; ``depth``: how deep it lies below the root."""

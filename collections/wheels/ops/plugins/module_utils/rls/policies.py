@@ -24,14 +24,14 @@ class Piece:
 
     def create(self, table: str) -> str:
         kind = "" if self.permissive else "\n  AS RESTRICTIVE"
-        using = f"\n  USING ({reread.same_tree(self.using)})" if self.using is not None else ""
-        check = f"\n  WITH CHECK ({reread.same_tree(self.check)})" if self.check is not None else ""
-        return f"CREATE POLICY {tree.quote(self.name)} ON {table}{kind}\n  FOR {COMMANDS[self.command]} TO {', '.join(self.roles)}{using}{check}"
+        return f"CREATE POLICY {tree.quote(self.name)} ON {table}{kind}\n  FOR {COMMANDS[self.command]} TO {', '.join(self.roles)}{self._conditions()}"
 
     def alter(self, table: str) -> str:
-        using = f"\n  USING ({reread.same_tree(self.using)})" if self.using is not None else ""
-        check = f"\n  WITH CHECK ({reread.same_tree(self.check)})" if self.check is not None else ""
-        return f"ALTER POLICY {tree.quote(self.name)} ON {table}{using}{check}"
+        return f"ALTER POLICY {tree.quote(self.name)} ON {table}{self._conditions()}"
+
+    def _conditions(self) -> str:
+        words = (("USING", self.using), ("WITH CHECK", self.check))
+        return "".join(f"\n  {word} ({reread.same_tree(text)})" for word, text in words if text is not None)
 
     def drop(self, table: str) -> str:
         return f"DROP POLICY {tree.quote(self.name)} ON {table}"

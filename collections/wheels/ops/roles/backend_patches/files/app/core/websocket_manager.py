@@ -774,25 +774,6 @@ def _pong_seq(text: str) -> t.Union[int, None, t.Literal[False]]:
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else None
 
 
-class _Metadata(Mapping[str, t.Dict[str, t.Any]], t.Dict[str, t.Dict[str, t.Any]]):  # type: ignore[misc]  # what reads comes from Mapping
-    """``connection_metadata`` as callers know it, a dictionary of dictionaries; each is made when asked for."""
-
-    def __init__(self, connections: t.Mapping[str, Connection]) -> None:
-        self.connections = connections
-
-    def __getitem__(self, connection_id: str) -> t.Dict[str, t.Any]:
-        return self.connections[connection_id].metadata()
-
-    def __iter__(self) -> t.Iterator[str]:
-        return iter(list(self.connections))
-
-    def __len__(self) -> int:
-        return len(self.connections)
-
-    def copy(self) -> t.Dict[str, t.Dict[str, t.Any]]:
-        return dict(self.items())
-
-
 class ConnectionManager:
     """All connections of this process. Every method may be called from the event loop's thread only."""
 
@@ -817,7 +798,6 @@ class ConnectionManager:
         self.user_connections: t.Dict[str, t.Dict[str, t.Any]] = {}
         self.connections: t.Dict[str, Connection] = {}
         self.sockets: t.Dict[int, Connection] = {}  # by id() of a registered socket that has no ASGI scope
-        self.connection_metadata: t.Mapping[str, t.Dict[str, t.Any]] = _Metadata(self.connections)
         self.blocked: t.Dict[Connection, None] = {}
         self.sessions: OrderedDict[str, Session] = OrderedDict()
         self.user_sessions: t.Dict[str, t.Dict[str, Session]] = {}
@@ -839,6 +819,11 @@ class ConnectionManager:
         self._previous_sigterm: t.Any = None
 
     # --- what the backend calls ----------------------------------------------------------------------------------------------
+
+    @property
+    def connection_metadata(self) -> t.Dict[str, t.Dict[str, t.Any]]:
+        """What is known of each connection now. Made at each look; the manager does not read it back."""
+        return {connection_id: connection.metadata() for connection_id, connection in self.connections.items()}
 
     async def connect(self, websocket: t.Any, user_id: str, connection_id: str) -> None:
         """Registers an accepted socket of an authenticated user."""

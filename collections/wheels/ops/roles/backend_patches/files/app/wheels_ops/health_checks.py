@@ -100,8 +100,8 @@ class HealthChecks:
         """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
         url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
         wanted = env_flag("CELERY_THROTTLE_ENABLED", True) and env_flag("CELERY_THROTTLE_FROM_WEB", True)
-        there = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
-        return LoadPublisher(url) if url and wanted and there else None
+        installed = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
+        return LoadPublisher(url) if url and wanted and installed else None
 
     def _tell_celery(self, values: Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
