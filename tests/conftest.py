@@ -22,6 +22,25 @@ def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+class _NameFailures:
+    """Names a failed test at once: the run takes minutes, and the details come at its end."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._reporter.ensure_newline()
+            self._reporter.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_NameFailures(reporter))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> t.Iterator[servers.Postgres]:
     """The machine's PostgreSQL (Debian 12: 15). Take a database of your own with ``postgres.database()``."""

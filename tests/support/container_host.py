@@ -13,6 +13,8 @@ import sys
 import typing as t
 from pathlib import Path
 
+from ansible.module_utils.common.parameters import PASS_VARS
+
 from tests.support.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,7 +64,10 @@ class ContainerHost:
 
     def module(self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False, user: str = "root") -> t.Dict[str, t.Any]:
         """Runs one of our modules as Ansible does, with its arguments on standard input; gives its result."""
-        given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}}
+        internal = {"check_mode": check_mode, "diff": True, "remote_tmp": "/tmp", "inject_invocation": True}
+        # ansible-core before 2.21 shows the arguments always, and refuses to be asked.
+        internal = {f"_ansible_{name}": value for name, value in internal.items() if name in PASS_VARS}
+        given = {"ANSIBLE_MODULE_ARGS": {**arguments, **internal}}
         done = self.run(
             sys.executable, str(MODULES / f"{name}.py"), stdin=json.dumps(given), check=False, user=user,
             env={"PYTHONPATH": str(REPOSITORY / "collections")},
