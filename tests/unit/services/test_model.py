@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -269,6 +270,66 @@ def test_who_listens(family: int, address: str) -> None:
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         assert processes.answering(port, host) == found
     assert processes.listeners(port) == []
+
+
+def _as_an_ordinary_user(look: t.Callable[[], t.Any]) -> t.Any:
+    """What ``look`` gives in a child of ours that is not root."""
+
+    def child(answer: t.Any) -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        answer.send(look())
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def test_a_process_that_has_ended_does_not_hide_who_listens() -> None:
+    """What a service starts for a moment ends between the look at its processes and the look at their sockets."""
+
+    def look() -> t.Tuple[bool, bool]:
+        ended = os.fork()
+        if not ended:
+            os._exit(0)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            [found] = processes.listeners(server.getsockname()[1])
+            os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)  # a zombie from here on, until it is waited for below
+            try:
+                os.listdir(f"/proc/{ended}/fd")
+                readable = True
+            except PermissionError:
+                readable = False
+            held = processes.holders([found.inode], [ended, os.getpid()])[found.inode] == {os.getpid()}
+            nobody = processes.holders([found.inode], [ended])[found.inode] == set()
+        os.waitpid(ended, 0)
+        return readable, held and nobody
+
+    assert _as_an_ordinary_user(look) == (False, True)
+
+
+def test_a_process_of_somebody_else_is_named_where_it_may_hold_the_socket() -> None:
+    def look() -> t.Tuple[bool, str]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            [found] = processes.listeners(server.getsockname()[1])
+            held = processes.holders([found.inode], [1, os.getpid()])[found.inode] == {os.getpid()}  # process 1 is root's
+            try:
+                processes.holders([found.inode], [1])
+            except OpsError as error:
+                return held, str(error)
+        return held, ""
+
+    held, error = _as_an_ordinary_user(look)
+    assert held
+    assert "Which sockets process 1 holds cannot be read" in error
 
 
 def test_the_process_tree() -> None:

@@ -92,6 +92,14 @@ def hidden(pid: int) -> bool:
     return False
 
 
+def ending(pid: int) -> bool:
+    """Whether a process has given its memory back: what is left of it belongs to root, also where its user asks (proc(5), /proc/PID)."""
+    try:
+        return "\nVmSize:" not in _read(f"/proc/{pid}/status")
+    except OSError:
+        return True
+
+
 def has_open(pid: int, paths: t.Iterable[str]) -> bool:
     """Whether a process has one of these files open; False where it is gone or may not be looked into."""
     wanted = {os.path.realpath(path) for path in paths}
@@ -158,10 +166,11 @@ def answering(port: int, host: str, *, pid: t.Optional[int] = None) -> t.List[Li
 def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None) -> t.Dict[int, t.Set[int]]:
     """For each socket inode the processes that have it open, among ``pids`` or all that may be read.
 
-    Raises ``OpsError`` where a process in ``pids`` may not be looked into.
+    Raises ``OpsError`` where none of ``pids`` is seen to hold a socket and one of them may not be looked into.
     """
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: t.Dict[int, t.Set[int]] = {inode: set() for inode in inodes}
+    closed: t.List[int] = []
     for pid in parents() if pids is None else pids:
         try:
             for entry in os.listdir(f"/proc/{pid}/fd"):
@@ -174,9 +183,11 @@ def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None)
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:
-            if pids is not None:
-                raise OpsError(
-                    f"Which sockets process {pid} holds cannot be read.",
-                    hint="Run as root or as the user of the service (become: true), or set verify_owner to false in its gate.",
-                ) from None
+            if not ending(pid):
+                closed.append(pid)
+    if pids is not None and closed and not all(found.values()):
+        raise OpsError(
+            f"Which sockets process {closed[0]} holds cannot be read.",
+            hint="Run as root or as the user of the service (become: true), or set verify_owner to false in its gate.",
+        )
     return found
