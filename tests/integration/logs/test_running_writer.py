@@ -74,6 +74,28 @@ def test_several_writers_at_once(tmp_path: Path) -> None:
     assert sorted(numbers) == [*range(written), *range(10_000_000, other)]
 
 
+def test_a_log_with_a_hole_is_under_its_size_after_one_run(tmp_path: Path) -> None:
+    """A line begins with a block once in 405,504 bytes here: the cut that spares a line must not leave more than the limit."""
+    log = tmp_path / "access.log"
+    lines = b"".join(log_writer.line(number) for number in range(6000))
+    hole = 4 * 1024 * 1024
+    with log.open("wb") as file:
+        file.seek(hole)
+        file.write(lines)
+    options = log_rotate.Options(max_size=125_000, strategy="punch", keep=10, compress=False)
+    foretold = log_rotate.run([str(log)], options, check_mode=True)
+    assert log_writer.read(tmp_path, log.name).lstrip(b"\0") == lines
+    done = log_rotate.run([str(log)], options)
+    assert [(action["archived_bytes"], action["whole_lines"]) for action in foretold.actions] == [
+        (action["archived_bytes"], action["whole_lines"]) for action in done.actions
+    ]
+    assert log.stat().st_blocks * 512 <= 125_000
+    assert log.stat().st_size == hole + len(lines)
+    [part] = tmp_path.glob("access.log.*")
+    assert part.read_bytes() + log.read_bytes().lstrip(b"\0") == lines
+    assert not log_rotate.run([str(log)], options).changed
+
+
 def test_a_writer_that_does_not_append_is_not_collapsed(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     with log_writer.writer(log, "plain") as (_process, _stop):

@@ -202,17 +202,17 @@ def retire(directory: int, name: str, keep: int, *, check_mode: bool = False, co
     return gone
 
 
-def line_boundary(descriptor: int, size: int, block: int) -> t.Tuple[int, bool]:
-    """The last multiple of ``block`` below ``size`` at which a line begins, and True; where none is found in the second half, just the last and False.
+def line_boundary(descriptor: int, start: int, size: int, block: int, rest: int) -> t.Tuple[int, bool]:
+    """The last multiple of ``block`` below ``size`` at which a line begins, and True; where none is near enough, just the last and False.
 
-    With lines of 100 bytes one block in a hundred begins with a line: the cut costs some blocks of newest lines, and no line is torn.
+    Near enough is what leaves at most half of what lies between ``start`` and ``size``, and at most ``rest`` bytes. With lines of
+    100 bytes one block in a hundred begins with a line: the cut costs some blocks of newest lines, and no line is torn.
     """
     last = (size - 1) // block * block
-    cut = last
-    while cut > max(0, size // 2):
+    lowest = max(start + (size - start) // 2, size - rest)
+    for cut in range(last, lowest, -block):
         if os.pread(descriptor, 1, cut - 1) == b"\n":
             return cut, True
-        cut -= block
     return last, False
 
 

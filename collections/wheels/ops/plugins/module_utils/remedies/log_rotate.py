@@ -305,12 +305,12 @@ class Log:
         if strategy in ("collapse", "punch"):
             descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
             try:
-                cut, whole = log_archive.line_boundary(descriptor, before.st_size, os.fstatvfs(descriptor).f_bsize)
+                start, cut, whole = self._cut(descriptor, before.st_size)
             finally:
                 os.close(descriptor)
             rest = before.st_size - cut
             length = rest if strategy == "collapse" else before.st_size
-            return {"size_after": length, "disk_after": rest, "whole_lines": whole, "archived_bytes": cut, "stall_ms": 0.0}
+            return {"size_after": length, "disk_after": rest, "whole_lines": whole, "archived_bytes": cut - start, "stall_ms": 0.0}
         return {"size_after": 0, "disk_after": 0, **({"reopened_ms": 0.0} if strategy == "logrotate" else {})}
 
     def _create(self, owner: Ownership) -> None:
@@ -400,12 +400,16 @@ class Log:
         finally:
             os.close(descriptor)
 
+    def _cut(self, descriptor: int, size: int) -> t.Tuple[int, int, bool]:
+        """From where to where an open log is taken out in place, and whether a line begins there. What stays is half of ``max_size`` at most."""
+        start = extents.first_data(descriptor, size)
+        return (start, *log_archive.line_boundary(descriptor, start, size, os.fstatvfs(descriptor).f_bsize, self.options.max_size // 2))
+
     def _in_place(self, strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
         descriptor = os.open(self.name, _WRITE_FLAGS, dir_fd=self.directory)
         try:
             size = os.fstat(descriptor).st_size
-            start = extents.first_data(descriptor, size)
-            cut, whole = log_archive.line_boundary(descriptor, size, os.fstatvfs(descriptor).f_bsize)
+            start, cut, whole = self._cut(descriptor, size)
             if cut <= start:
                 raise OpsError(f"{self.path} has no whole block to take out.", hint="It is smaller than it seemed.")
             name = f"{part}.gz" if self.options.compress else part
