@@ -31,7 +31,7 @@ demo: run-tools ## Break a whole backend on this machine, deploy, and see it hea
 test: dev-tools ## Lint and every test that this machine can run (all set-up included)
 	@tests/run
 
-test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to ten minutes; not part of make test)
+test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to fifteen minutes; not part of make test)
 	@$(BIN)/python -m tests.fleet test
 
 lint: dev-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs
