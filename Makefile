@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools system-packages demo test lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health sandbox-down build clean
+.PHONY: help run-tools dev-tools system-packages demo test test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: run-tools ## Break a whole backend on this machine, deploy, and see it hea
 
 test: dev-tools ## Lint and every test that this machine can run (all set-up included)
 	@tests/run
+
+test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to fifteen minutes; not part of make test)
+	@$(BIN)/python -m tests.fleet test
 
 lint: dev-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs
 	@tests/lint
@@ -63,6 +66,9 @@ rollback: ## Take the newest deployment back
 
 health: ## Report the health as JSON, HTML, text and Prometheus text
 	@$(PLAYBOOK) playbooks/health.yml $(ARGS)
+
+maintenance: ## Tidy up, performance report, threshold advice (ARGS="--tags weekly", monthly or quarterly)
+	@$(PLAYBOOK) playbooks/maintenance.yml $(ARGS)
 
 sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 	@$(BIN)/python -m tests.sandbox down

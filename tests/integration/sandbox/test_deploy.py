@@ -61,8 +61,8 @@ def tree(root: Path) -> t.Dict[str, str]:
     }
 
 
-def report(stage: Stage, name: str) -> t.Dict[str, t.Any]:
-    return t.cast(t.Dict[str, t.Any], json.loads((stage.sandbox.reports / name).read_text()))
+def report(stage: Stage, name: str) -> t.Any:
+    return json.loads((stage.sandbox.reports / name).read_text())
 
 
 def statuses(health: t.Mapping[str, t.Any]) -> t.Dict[str, str]:
@@ -239,6 +239,39 @@ def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     newest = requests.get(f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10).json()["history"][0]
     assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
     assert [entry["id"] for entry in newest["requests"]] == [asked]
+
+
+def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> None:
+    """Weekly is foretold, done, and then has nothing left to do; the reports hold what happened in this sandbox and make up nothing."""
+    log, old = stage.sandbox.log / "access.log", stage.sandbox.tmp / "old.part"
+    log.write_bytes(b"a line\n" * 9_000_000)
+    old.write_bytes(b"x" * 100_000)
+    os.utime(old, (time.time() - 90_000,) * 2)
+    cache = redis_client.Redis.from_url(stage.facts.redis_url)
+    cache.set("response:asked-for", "1", ex=600)
+    misspelt = stage.playbook("maintenance", "--tags", "weekyl")
+    assert misspelt.status != 0
+    assert "Nothing is tagged weekyl. There are: weekly, monthly, quarterly." in misspelt.text
+    foretold = stage.playbook("maintenance", "--check", "--diff", "--tags", "weekly")
+    assert foretold.status == 0, foretold.output[-3000:]
+    assert str(old) in foretold.text
+    assert "performance report" not in foretold.text
+    assert (log.stat().st_size, old.exists()) == (63_000_000, True)
+    run = stage.playbook("maintenance")
+    assert run.status == 0, run.output[-3000:]
+    assert run.changed_tasks == foretold.changed_tasks
+    assert (log.stat().st_size, old.exists()) == (0, False)
+    assert cache.get("response:asked-for") == b"1"
+    again = stage.playbook("maintenance")
+    assert (again.status, again.changed) == (0, 0), again.output[-3000:]
+    history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
+    assert [entry["action"] for entry in history].count("maintenance") == 1
+    assert history[-1]["bytes_freed"] > 60_000_000
+    found = report(stage, "performance.json")
+    assert found["recovery"]["runs"] == [entry["action"] for entry in history].count("recover") > 0
+    assert found["metrics"]["memory_percent"]["highest"] > 0
+    assert found["backend"]["alert_summary"].keys() == {"warning", "critical", "emergency"}
+    assert {entry["verdict"] for entry in report(stage, "thresholds.json")} == {"unknown"}, "minutes of history are no ground for advice"
 
 
 def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:

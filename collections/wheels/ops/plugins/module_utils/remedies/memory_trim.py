@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import pressure, units
 from ..checks.memory import MEBIBYTE, resident_bytes
+from ..ops_token import token_of
 from ..results import OpsError, Result
 from ..services import broker, ledger
 from ..services.manager import open_manager
@@ -386,22 +387,6 @@ def _message(
     # What failed has a reason that somebody can act on; it must not be looked for among the actions.
     failed = [action for action in actions if action.get("skipped") and not action["skipped"].startswith(_NOT_WORTH)]
     return text + "".join(f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed)
-
-
-def token_of(given: str, path: str) -> str:
-    """The ops token: given, or the first line of a file that is no comment. Raises ``OpsError`` for a file that cannot be read or holds none."""
-    if given or not path:
-        return given
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
-    except OSError as error:
-        raise OpsError(f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file.") from error
-    except UnicodeDecodeError:
-        raise OpsError(f"{path} is no text, so it holds no ops token.", hint="Name another token_file.") from None
-    if not found:
-        raise OpsError(f"{path} holds no ops token.", hint="Its first line that is no comment is the token; or name another token_file.")
-    return found
 
 
 def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
