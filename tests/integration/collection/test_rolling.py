@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How deploy goes from host to host: which are reached when one fails. What is done on a host is replaced, the playbook is as installed."""
+"""How deploy and recover go from host to host: which are reached when one fails. What is done on a host is replaced, the playbooks are as installed."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import typing as t
 from pathlib import Path
 
 import pytest
@@ -26,26 +28,53 @@ HOST = """
 def collections(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("rolling")
     shutil.copytree(installed, place / "collections", symlinks=True)
-    (place / "collections/ansible_collections/wheels/ops/playbooks/tasks/deploy_host.yml").write_text(HOST)
+    for name in ("deploy_host", "recover_host"):
+        (place / f"collections/ansible_collections/wheels/ops/playbooks/tasks/{name}.yml").write_text(HOST)
     (place / "ansible.cfg").touch()
     return place / "collections"
+
+
+def play(collections: Path, name: str, inventory: str, **variables: object) -> t.Tuple[int, str]:
+    done = run(
+        str(BIN / "ansible-playbook"), "-i", inventory, f"wheels.ops.{name}", "-e", json.dumps({"wheels_ops_hosts": "all", **variables}),
+        cwd=collections.parent, ANSIBLE_COLLECTIONS_PATH=str(collections), ANSIBLE_CONFIG=str(collections.parent / "ansible.cfg"),
+        ANSIBLE_HOME=str(collections.parent / "home"),
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def four(collections: Path) -> str:
+    """Four hosts; ``c`` would be reached through a port at which nothing answers where ``c`` is named in ``away``."""
+    place = collections.parent / "hosts.yml"
+    away = {"ansible_connection": "{{ 'ssh' if 'c' in away | default('') else 'local' }}", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts = {name: {"ansible_connection": "local"} for name in "abd"}
+    place.write_text(json.dumps({"all": {"hosts": {**hosts, "c": away}}}))
+    return str(place)
 
 
 @pytest.mark.parametrize(
     ("serial", "bad", "finished", "untouched"),
     [
-        ("2", "", "abcd", ""),
-        ("1", "b", "a", ""),
-        ("2", "b", "a", "cd"),
-        ("[1, 3]", "c", "abd", ""),
+        (2, "", "abcd", ""),
+        (1, "b", "a", ""),
+        (2, "b", "a", "cd"),
+        ([1, 3], "c", "abd", ""),
     ],
 )
-def test_no_batch_is_begun_after_a_failure(collections: Path, serial: str, bad: str, finished: str, untouched: str) -> None:
-    done = run(
-        str(BIN / "ansible-playbook"), "-i", "a,b,c,d,", "-c", "local", "wheels.ops.deploy", "-e", f'{{"wheels_ops_serial": {serial}}}',
-        "-e", f"bad={bad or 'nobody'} wheels_ops_hosts=all", cwd=collections.parent,
-        ANSIBLE_COLLECTIONS_PATH=str(collections), ANSIBLE_CONFIG=str(collections.parent / "ansible.cfg"), ANSIBLE_HOME=str(collections.parent / "home"),
-    )  # fmt: skip
-    assert (done.returncode == 0) == (not bad), done.stdout
-    assert "".join(sorted(re.findall(r"finished ([a-d])", done.stdout))) == finished, done.stdout
-    assert "".join(sorted(set(re.findall(r"failed, so ([a-d]) was not touched", done.stdout)))) == untouched, done.stdout
+def test_no_batch_is_begun_after_a_failure(collections: Path, four: str, serial: object, bad: str, finished: str, untouched: str) -> None:
+    status, out = play(collections, "deploy", four, wheels_ops_serial=serial, bad=bad or "nobody")
+    assert (status == 0) == (not bad), out
+    assert "".join(sorted(re.findall(r"finished ([a-d])", out))) == finished, out
+    assert "".join(sorted(set(re.findall(r"failed, so ([a-d]) was not touched", out)))) == untouched, out
+
+
+@pytest.mark.parametrize(("serial", "bad", "away", "finished"), [(1, "", "", "abcd"), (1, "a", "c", "bd"), (2, "a,b", "", "cd")])
+def test_a_host_that_cannot_be_recovered_keeps_no_other_from_it(collections: Path, four: str, serial: object, bad: str, away: str, finished: str) -> None:
+    status, out = play(collections, "recover", four, wheels_ops_serial=serial, bad=bad or "nobody", away=away)
+    assert (status == 0) == (not bad), out
+    assert "".join(sorted(re.findall(r"finished ([a-d])", out))) == finished, out
+    # The end names every one of them.
+    for host in {*bad.split(","), *away} - {""}:
+        assert re.search(rf"^{host} .*failed=1", out, re.MULTILINE), out
+    assert "Connection refused" in out.rpartition("Require that every host was reached")[2] or not away, out
