@@ -153,9 +153,6 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     if source == "discovery":
         _discover(checks, asked, notes)
     checks.update(asked)
-    if "database_dsn" in checks:
-        # SQLAlchemy's driver (postgresql+asyncpg://) is nothing that libpq knows.
-        checks["database_dsn"] = re.sub(r"^(postgres(?:ql)?)\+[a-z0-9_]+://", r"\1://", checks["database_dsn"])
     deadline = _typed("deadline", given.get("deadline", DEADLINE), DEADLINE)
     if not MARGIN + 1 <= deadline <= 3600:
         raise OpsError(f"deadline is {deadline:g} s.", hint=f"It goes from {MARGIN + 1:g} to 3600.")
@@ -186,12 +183,14 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
                 notes.append(f"{path} can be read by others and may hold passwords: chmod 600 {path}")
             found = json.loads(file.read())
     except OSError as error:
-        raise OpsError(f"Cannot read {path}: {error.strerror}.", hint="Run as the user that it belongs to (root), or name another file with --config.") from None
+        raise OpsError(
+            f"Cannot read {path}: {error.strerror}.", hint="Run as the user that it belongs to (root), or name another file with --config."
+        ) from None
     except ValueError as error:
         # The text of the error names a position, never the content.
         raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
     if not isinstance(found, dict):
-        raise OpsError(f"{path} holds no object.", hint="It looks like {\"checks\": {...}, \"recovery\": {...}}.")
+        raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
     strange = sorted(set(found) - {"checks", "recovery", "state_dir", "deadline"})
     if strange:
         raise OpsError(f"{path} has unknown keys: {', '.join(strange)}.", hint="Known are: checks, recovery, state_dir, deadline.")
@@ -229,14 +228,16 @@ def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
 def _within(options: suite.Options, notes: t.List[str]) -> suite.Options:
     """Without the waits of the WebSocket check that would outlast the deadline: it could only be unknown."""
     left = options.timeout - MARGIN
+    kept: t.Dict[str, float] = {}
     for name in ("websocket_heartbeat_within", "websocket_dead_peer_within"):
-        wait = getattr(options, name)
-        if wait > left:
+        wait = float(getattr(options, name))
+        kept[name] = wait if wait <= left else 0.0
+        left -= kept[name]
+        if wait and not kept[name]:
             notes.append(f"{name} is {wait:g} s, more than the deadline leaves: that is not waited for here. The playbook verify does.")
-            options = replace(options, **{name: 0.0})
-        else:
-            left -= wait
-    return options
+    return replace(
+        options, websocket_heartbeat_within=kept["websocket_heartbeat_within"], websocket_dead_peer_within=kept["websocket_dead_peer_within"]
+    )  # fmt: skip
 
 
 def _state_dir(env: t.Mapping[str, str]) -> str:
