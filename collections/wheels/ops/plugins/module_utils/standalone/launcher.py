@@ -7,6 +7,7 @@ Only the standard library is imported here: ``python3 production_health_monitor.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -35,9 +36,13 @@ def missing() -> t.List[str]:
 
 def interpreters(program: Path) -> t.List[Path]:
     """Where a Python of ours may be, the likeliest first: named, beside the program, in a clone, where the role makes it."""
-    named = os.environ.get("WHEELS_OPS_VENV")
-    above = [directory / name for directory in program.parents for name in ("venv", ".venv") if (directory / name / "pyvenv.cfg").is_file()]
-    return [directory / "bin/python" for directory in (*([Path(named)] if named else []), *above, Path(_DEFAULT_VENV))]
+    named = [Path(directory) / "bin/python" for directory in [os.environ.get("WHEELS_OPS_VENV")] if directory]
+    chosen = []
+    with contextlib.suppress(OSError):
+        # Beside an installed library the role notes the Python of its tasks.
+        chosen.append(Path(Path(__file__).resolve().parents[2].joinpath("interpreter").read_text(encoding="utf-8").strip()))
+    above = [directory / name / "bin/python" for directory in program.parents for name in ("venv", ".venv") if (directory / name / "pyvenv.cfg").is_file()]
+    return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
 
 
 def ensure(program: Path, words: t.Sequence[str]) -> str:

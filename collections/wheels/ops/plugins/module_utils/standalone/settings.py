@@ -8,6 +8,7 @@ of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the enviro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -141,12 +142,12 @@ def _collect(value: t.Any, found: t.Set[str]) -> None:
 def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) -> Settings:
     """The settings of this host. Raises ``OpsError`` for a file that cannot be read, that is not ours, or that says what nobody knows."""
     env = os.environ if environment is None else environment
-    path = config or env.get("WHEELS_OPS_CONFIG", "")
+    path = config or env.get("WHEELS_OPS_CONFIG", "") or _noted()
     given: t.Dict[str, t.Any] = {}
     notes: t.List[str] = []
     source = "discovery"
-    if path or os.path.lexists(CONFIG):
-        source = path or CONFIG
+    if path:
+        source = path
         given = _read(Path(source), notes)
     checks = _section(given, "checks", suite.Options())
     asked = {option: env[variable] for variable, option in VARIABLES.items() if env.get(variable)}
@@ -164,6 +165,13 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
         checks=options, recovery=Recovery(**_section(given, "recovery", Recovery())), state_dir=ledger.state_dir(str(state)), deadline=deadline,
         source=source, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _noted() -> str:
+    """The configuration that the role noted beside an installed library, else the usual one if it is there; empty for none."""
+    with contextlib.suppress(OSError):
+        return Path(__file__).resolve().parents[2].joinpath("config").read_text(encoding="utf-8").strip()
+    return CONFIG if os.path.lexists(CONFIG) else ""
 
 
 def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
