@@ -214,9 +214,9 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
 
 def test_a_recovery_that_was_killed_is_gone_on_with(place: Place) -> None:
     place.client.set("user_profile:1", "x")
-    with subprocess.Popen(["true"]) as ended:
+    with subprocess.Popen(["sleep", "60"]) as ended:
         holder = recovery.holder_name(ended.pid)
-        ended.wait()
+        ended.kill()
     deployment.begin(str(place.state), f"{recovery.PREFIX}20250730T0211", holder=holder)
     assert place.report(RECOVERY)[0] == 0
     assert not (place.state / "deploy.lock").exists() and list((place.state / "deployments").iterdir()) == []
@@ -280,6 +280,28 @@ def test_a_bad_call_or_configuration_is_one_line_and_3(place: Place, program: Pa
     done = place.run(program, "--only", "nonsense")
     assert done.returncode == 3 and "nonsense" in done.stdout
     assert place.run(program, "--help").stdout.count("Exit status: 0") == 1
+
+
+def test_a_run_that_is_told_to_end_begins_no_remedy_and_gives_the_lock_back(place: Place) -> None:
+    place.client.set("user_profile:1", "x")
+    place.settings["recovery"]["confirm_after"] = 3
+    place.config.write_text(json.dumps(place.settings))
+    place.config.chmod(0o600)
+    words = [sys.executable, str(RECOVERY), "--config", str(place.config), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        lock = place.state / "recovery.lock"
+        wait_until(lambda: lock.exists() and lock.read_text() == str(process.pid), timeout=60, what="the start of the run")
+        process.terminate()
+        output, _ignored = process.communicate(timeout=60)
+    made = json.loads(output)
+    assert process.returncode == 1 and made["recovery_actions_taken"] == 0
+    assert "told to end" in made["recovery_results"][0]["refused"]
+    assert place.client.exists("user_profile:1") and not (place.state / "deploy.lock").exists()
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(place: Place) -> None:
+    done = place.run(MONITOR, "--output", str(place.tmp))
+    assert done.returncode == 3 and done.stdout.startswith("OK: 3 of 3") and "is a directory" in done.stdout
 
 
 def test_a_probe_that_hangs_does_not_hold_the_monitor_over_its_deadline(place: Place) -> None:

@@ -74,8 +74,8 @@ def test_check_mode_foretells_a_run_installs_and_a_second_changes_nothing(tmp_pa
     assert site.files() == after
     # The command of the incident report, where it says; with a Python that has no package of ours.
     bare = {key: value for key, value in os.environ.items() if not key.endswith("_URL") and not key.startswith("WHEELS_OPS_")}
-    words = [sys.executable, "-S", "production_health_monitor.py"]
-    done = subprocess.run(words, cwd=site.backend, env=bare, capture_output=True, text=True, check=False)
+    by_hand = [sys.executable, "-S", "production_health_monitor.py"]
+    done = subprocess.run(by_hand, cwd=site.backend, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("OK: 1 of 1 checks are healthy"), done.stdout + done.stderr
     # What cron would run: silent while all is healthy, otherwise the report.
     line = next(line for line in (tmp_path / "cron").read_text().splitlines() if "production_health_monitor" in line)

@@ -20,7 +20,16 @@ from wheels_ops.standalone.settings import Recovery, Settings
 
 
 def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
-    base = {"name": name, "status": status, "value": None, "unit": "", "thresholds": {}, "message": f"{name} is {status}.", "remedy": "", "details": {}}
+    base: t.Dict[str, t.Any] = {
+        "name": name,
+        "status": status,
+        "value": None,
+        "unit": "",
+        "thresholds": {},
+        "message": f"{name} is {status}.",
+        "remedy": "",
+        "details": {},
+    }
     return {**base, "duration_ms": 1.0, **further}
 
 

@@ -104,11 +104,13 @@ def test_no_secret_of_the_settings_is_shown() -> None:
             services=[{"name": "a", "gate": {"url": "redis://u:gate-word@h/0", "headers": {"Authorization": "Bearer head-word"}}}],
         )
     )  # fmt: skip
-    said = {"a": ["re%24dis re$dis", "da'ta base"], "jwt-token": "gate-word", "b": ("Bearer head-word", 7, None)}
+    said = {"a": ["re%24dis re$dis", "da'ta base"], "t": "jwt-token", "g": "gate-word", "b": ("Bearer head-word", 7, None)}
     shown = json.dumps(given.scrubbed(said))
     for word in ("re%24dis", "re$dis", "da'ta base", "jwt-token", "gate-word", "head-word"):
         assert word not in shown
     assert shown.count("***") == 6
+    short = Settings(checks=suite.Options(database_dsn="host=h password=ok"))
+    assert short.scrubbed(["all is ok", "host=h password=ok"]) == ["all is ok", "host=h password=***"]
     url = Settings(checks=suite.Options(database_dsn="postgresql://u:in-url@h/d"))
     assert url.secrets() == ["in-url"]
 

@@ -34,7 +34,7 @@ class ProductionHealthMonitor:
 
     def __init__(self, settings: t.Optional[Settings] = None) -> None:
         self.settings = settings if settings is not None else load()
-        self.checks: t.Dict[str, t.Callable[[], t.Awaitable[t.Dict[str, t.Any]]]] = {
+        self.checks: t.Dict[str, t.Callable[[], t.Coroutine[t.Any, t.Any, t.Dict[str, t.Any]]]] = {
             "memory": self.check_memory_usage, "disk": self.check_disk_usage, "cpu": self.check_cpu_usage, "database": self.check_database_health,
             "redis": self.check_redis_health, "tts": self.check_tts_services, "websocket": self.check_websocket_health, "cors": self.check_cors_configuration,
             "rls": self.check_rls_policies, "http": self.check_http_answers, "celery": self.check_celery_health, "services": self.check_services,
@@ -181,14 +181,13 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             settings = replace(settings, checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))))
         with results.deadline(settings.deadline):
             report = _looked(settings, started)
-        if options.output:
-            results.write_report(options.output, report)
     except (OpsError, results.DeadlineExceeded) as error:
-        message = str(error) if settings is None else settings.scrubbed(str(error))
-        sys.stdout.write(json.dumps({"status": "unknown", "msg": message}) + "\n" if options.json else f"UNKNOWN: {message}\n")
-        return results.UNKNOWN
+        return results.could_not_tell(str(error), settings, as_json=options.json)
+    except KeyboardInterrupt:
+        return results.could_not_tell("Interrupted.", settings, as_json=options.json)
+    written = results.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
-    return results.exit_status(report["status"])
+    return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)
 
 
 def _looked(settings: Settings, started: float) -> Report:

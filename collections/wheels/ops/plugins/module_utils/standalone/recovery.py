@@ -101,6 +101,8 @@ class AutomatedRecovery:
         self.dry_run = dry_run
         self.ignore_cooldown = ignore_cooldown
         self.only = set(only)
+        #: Set where the run is told to end: the remedy that is under way is finished, none is begun.
+        self.stopping = False
         self.max_history = MAX_HISTORY
         self.recovery_history: t.List[RecoveryResult] = []
         self.thresholds = self._thresholds()
@@ -185,6 +187,8 @@ class AutomatedRecovery:
             result = RecoveryResult(action=action.value, success=None, message="", timestamp=deployment.now(), checks=asking)
             done.append(result)
             try:
+                if self.stopping:
+                    raise Refused("The run was told to end before it was begun.")
                 waits = recent.get(action.value, 0.0)
                 if waits > 0:
                     ago = self.options.cooldown - waits
@@ -209,6 +213,9 @@ class AutomatedRecovery:
         """Whether the checks that fail are of the kind that this remedy cures, where one check has several remedies."""
         remedies = {check["name"]: check["remedy"] for check in before["checks"]}
         values = {check["name"]: check["value"] for check in before["checks"]}
+        if action is RecoveryAction.DATABASE_REPAIR:
+            # What could not be asked is not repaired.
+            return remedies.get("database") == "sql_script" or remedies.get("rls") == "rls_repair"
         if action is RecoveryAction.CACHE_CLEAR:
             return bool(values.get("redis"))
         if action is RecoveryAction.BACKGROUND_THROTTLE:
@@ -513,8 +520,6 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     """The command line; gives the exit status."""
     options = parser().parse_args(words)
     settings = None
-    # A stop that is asked for ends the run in order: the lock is given back.
-    signal.signal(signal.SIGTERM, lambda *_ignored: sys.exit(results.UNKNOWN))
     try:
         settings = load(options.config)
         if options.repair_database:
@@ -529,15 +534,25 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             rows = [f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in found]
             sys.stdout.write((json.dumps(found, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.") + "\n")
             return 0
+        _end_in_order(recovery)
         # Begun beside another run, this one would act on what that one has mended meanwhile. A dry run writes nothing, not even a lock.
         with contextlib.nullcontext() if options.dry_run else results.exclusive(settings.state_dir / "recovery.lock", 0):
             made = recovery.run()
-        if options.output:
-            results.write_report(options.output, made)
     except OpsError as error:
-        message = str(error) if settings is None else settings.scrubbed(str(error))
-        sys.stdout.write(json.dumps({"status": "unknown", "msg": message}) + "\n" if options.json else f"UNKNOWN: {message}\n")
-        return results.UNKNOWN
+        return results.could_not_tell(str(error), settings, as_json=options.json)
+    except KeyboardInterrupt:
+        return results.could_not_tell("Interrupted; what was begun is not proved.", settings, as_json=options.json)
+    written = results.write_report(options.output, made)
     sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
-    status = results.exit_status(made["status"])
-    return status or (1 if made["failed_recoveries"] else 0)
+    return results.exit_status(made["status"]) or (1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN)
+
+
+def _end_in_order(one: AutomatedRecovery) -> None:
+    """A first SIGTERM or Ctrl-C lets the remedy that is under way end, so that no service stays stopped; a second breaks off."""
+
+    def stop(number: int, _frame: t.Any) -> None:
+        one.stopping = True
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

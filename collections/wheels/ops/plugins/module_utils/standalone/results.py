@@ -18,6 +18,7 @@ from ..files import write_atomically
 from ..results import OpsError
 from ..thresholds import STATUSES
 from .launcher import UNKNOWN
+from .settings import Settings
 
 #: Nagios' exit status.
 EXIT: t.Dict[str, int] = {"ok": 0, "warning": 1, "critical": 2, "emergency": 2, "unknown": UNKNOWN}
@@ -173,12 +174,27 @@ def deadline(seconds: float) -> t.Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def write_report(path: str, report: t.Any) -> None:
-    """The report as JSON in one file, replaced as a whole, readable by its owner only."""
-    place = Path(path)
-    if place.is_dir():
-        raise OpsError(f"{path} is a directory.", hint="Name a file.")
-    write_atomically(place, (json.dumps(report, indent=1, default=str) + "\n").encode(), mode=0o600)
+def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
+    """The report as JSON in one file, replaced as a whole, readable by its owner only; False, and a note in the report, where that fails.
+
+    A full disk is no reason to lose what was measured.
+    """
+    try:
+        if path and Path(path).is_dir():
+            raise OpsError(f"{path} is a directory.", hint="Name a file.")
+        if path:
+            write_atomically(Path(path), (json.dumps(report, indent=1, default=str) + "\n").encode(), mode=0o600)
+    except OpsError as error:
+        report["notes"].append(str(error))
+        return False
+    return True
+
+
+def could_not_tell(message: str, settings: t.Optional[Settings], *, as_json: bool) -> int:
+    """Ends a run without a report: one line, without any secret."""
+    said = message if settings is None else settings.scrubbed(message)
+    sys.stdout.write(json.dumps({"status": "unknown", "msg": said}) + "\n" if as_json else f"UNKNOWN: {said}\n")
+    return UNKNOWN
 
 
 def leave(status: int) -> t.NoReturn:
