@@ -236,7 +236,8 @@ def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
         "monitoring_recovery_scheduled": True,
     }  # fmt: skip
     text = "- ansible.builtin.import_playbook: wheels.ops.monitor\n"
-    host.run("mkdir", "-p", "/var/log/pam")
+    host.run("mkdir", "-p", "/var/log/pam", "/production/scripts")
+    host.write("/production/scripts/other.py", "")
     output = host.playbook(text, "-e", json.dumps(variables))
     assert "failed=0" in output, output
     for name in ("monitor", "recovery"):
@@ -250,8 +251,12 @@ def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
     host.run("systemctl", "start", "wheels-ops-monitor.service", check=False)
     assert host.show("wheels-ops-monitor.service", "ExecMainStatus") == "2"
     assert "wheels-ops-monitor.service" in host.run("systemctl", "--failed", "--plain").stdout
-    assert "CRITICAL" in host.run("python3", "/opt/wheels-ops/production_health_monitor.py", check=False).stdout, "under the system's Python"
+    command = "cd /production && python3 production_health_monitor.py"
+    assert "CRITICAL" in host.run("sh", "-c", command, check=False).stdout, "the report's line for cron, under the system's Python"
     output = host.playbook(text, "-e", json.dumps({**variables, "monitoring_programs_state": "absent"}))
     assert "failed=0" in output, output
     assert host.show("wheels-ops-monitor.timer", "LoadState") == "not-found"
-    assert host.run("find", "/opt/wheels-ops", "/etc/systemd/system", "-name", "*wheels*ops*", "-not", "-path", "/opt/wheels-ops").stdout == ""
+    left = host.run("find", "/opt/wheels-ops", "/etc/systemd/system", "/etc/wheels-ops", "/production", "(", "-type", "f", "-o", "-type", "l", ")").stdout
+    assert not [name for name in left.splitlines() if "wheels" in name or "/production_health" in name or "/automated" in name], left
+    assert "/production/scripts/other.py" in left
+    assert host.run("test", "-s", "/var/lib/wheels-ops/monitor.jsonl", check=False).returncode == 0, "the history stays"
