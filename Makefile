@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools system-packages demo test test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance sandbox-down build clean
+.PHONY: help run-tools dev-tools system-packages demo test test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ health: ## Report the health as JSON, HTML, text and Prometheus text
 
 maintenance: ## Tidy up, performance report, threshold advice (ARGS="--tags weekly", monthly or quarterly)
 	@$(PLAYBOOK) playbooks/maintenance.yml $(ARGS)
+
+monitor: ## Install the health monitor and the automated recovery for hosts without Ansible, with their timer
+	@$(PLAYBOOK) playbooks/monitor.yml $(ARGS)
 
 sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 	@$(BIN)/python -m tests.sandbox down

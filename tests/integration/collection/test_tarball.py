@@ -30,7 +30,7 @@ def test_the_collection_holds_no_directory_link() -> None:
 
 
 def test_the_top_level_names_lead_into_the_collection() -> None:
-    for name in ("backend_patches", "sql", "src/wheels_ops"):
+    for name in ("backend_patches", "sql", "src/wheels_ops", "production_health_monitor.py", "scripts/automated_recovery.py"):
         path = REPOSITORY / name
         assert path.is_symlink()
         assert COLLECTION in path.resolve().parents

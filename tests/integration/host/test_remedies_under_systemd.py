@@ -226,3 +226,37 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
         problems = [entry for found in pool.map(problem, cases) for entry in found]
     host.run("systemctl", "stop", "hog")
     assert not problems, "\n".join(map(str, problems))
+
+
+def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
+    """The role on a host with systemd: its timer runs the monitor, a critical host shows as a failed unit, and all of it can be taken away."""
+    variables = {
+        "wheels_ops_hosts": "all", "ansible_python_interpreter": sys.executable, "wheels_ops_venv": sys.prefix, "monitoring_subjects": ["disk"],
+        "wheels_ops_filesystems": [], "wheels_ops_log_directories": ["/var/log/pam"], "wheels_ops_disk_budgets": {"/var/log/pam": 10_000_000},
+        "monitoring_recovery_scheduled": True,
+    }  # fmt: skip
+    text = "- ansible.builtin.import_playbook: wheels.ops.monitor\n"
+    host.run("mkdir", "-p", "/var/log/pam", "/production/scripts")
+    host.write("/production/scripts/other.py", "")
+    output = host.playbook(text, "-e", json.dumps(variables))
+    assert "failed=0" in output, output
+    for name in ("monitor", "recovery"):
+        assert host.show(f"wheels-ops-{name}.timer", "ActiveState") == "active", output
+        assert host.run("systemctl", "is-enabled", f"wheels-ops-{name}.timer").stdout.strip() == "enabled"
+        assert host.show(f"wheels-ops-{name}.timer", "NextElapseUSecRealtime"), "within a quarter of an hour"
+    host.run("systemctl", "start", "wheels-ops-monitor.service")
+    assert json.loads(host.run("cat", "/var/lib/wheels-ops/health.json").stdout)["status"] == "ok"
+    assert host.show("wheels-ops-monitor.service", "Result") == "success"
+    host.run("sh", "-c", "head -c 12000000 /dev/urandom > /var/log/pam/data")
+    host.run("systemctl", "start", "wheels-ops-monitor.service", check=False)
+    assert host.show("wheels-ops-monitor.service", "ExecMainStatus") == "2"
+    assert "wheels-ops-monitor.service" in host.run("systemctl", "--failed", "--plain").stdout
+    command = "cd /production && python3 production_health_monitor.py"
+    assert "CRITICAL" in host.run("sh", "-c", command, check=False).stdout, "the report's line for cron, under the system's Python"
+    output = host.playbook(text, "-e", json.dumps({**variables, "monitoring_programs_state": "absent"}))
+    assert "failed=0" in output, output
+    assert host.show("wheels-ops-monitor.timer", "LoadState") == "not-found"
+    left = host.run("find", "/opt/wheels-ops", "/etc/systemd/system", "/etc/wheels-ops", "/production", "(", "-type", "f", "-o", "-type", "l", ")").stdout
+    assert not [name for name in left.splitlines() if "wheels" in name or "/production_health" in name or "/automated" in name], left
+    assert "/production/scripts/other.py" in left
+    assert host.run("test", "-s", "/var/lib/wheels-ops/monitor.jsonl", check=False).returncode == 0, "the history stays"

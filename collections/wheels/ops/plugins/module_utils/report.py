@@ -140,7 +140,7 @@ pre{overflow:auto;background:#8881;padding:1rem}@media(prefers-color-scheme:dark
 def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str, facts: t.Mapping[str, str]) -> str:
     """The whole report as one HTML page without any outside asset. Everything measured is escaped."""
     status = str(after.get("status", "unknown"))
-    named = {**facts, **{name.replace("_", " "): str(value) for name, value in (after.get("scores") or {}).items()}}
+    named = {**facts, **{name.replace("_", " "): str(value) for name, value in (after.get("scores") or {}).items() if value is not None}}
     left = [_element("li", line) for line in remaining(after)]
     incidents = [
         [

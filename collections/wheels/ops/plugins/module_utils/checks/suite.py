@@ -8,10 +8,10 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .. import health
+from .. import health, scores
 from ..results import OpsError
 from ..services.manager import open_manager
-from ..services.model import Manager, Service, parse_services
+from ..services.model import Service, parse_services
 from ..thresholds import DEFAULTS, Thresholds
 from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis, rls, tts, websocket
 from . import services as services_check
@@ -54,32 +54,54 @@ class Options:
 
 
 def run(options: Options) -> t.Dict[str, t.Any]:
-    """Measures and gives ``status``, ``checks`` (in report order), ``failing`` (names), ``duration_ms`` and the time."""
+    """Measures and gives ``status``, ``checks`` (in report order), ``failing`` (names), ``scores``, ``duration_ms`` and the time."""
     strange = sorted(set(options.subjects) - set(SUBJECTS))
     if strange:
         raise OpsError(f"Unknown subjects: {', '.join(strange)}.", hint=f"Known are: {', '.join(SUBJECTS)}.")
     started = time.monotonic()
     known = parse_services(options.services) if options.services else []
-    manager = open_manager(options.service_manager, options.supervisor_socket) if known else None
-    calls = _calls(options, known, manager)
+    calls = _calls(options, known)
     wanted = {name: calls[name] for name in SUBJECTS if name in options.subjects}
     checks = health.measure(wanted, timeout=options.timeout)
     return {
         "status": health.overall(checks),
         "checks": [check.as_dict() for check in checks],
         "failing": [check.name for check in checks if check.status not in ("ok", "skipped")],
+        "scores": scores_of(checks, scope=options.scope),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "duration_ms": round((time.monotonic() - started) * 1000, 1),
     }
 
 
-def _calls(options: Options, known: t.Sequence[Service], manager: t.Optional[Manager]) -> t.Dict[str, t.Callable[[], health.Check]]:
+def scores_of(checks: t.Iterable[health.Check], *, scope: str = "host") -> t.Dict[str, t.Optional[float]]:
+    """The scores of one look at a host. Stability is that of a day, of which one look knows nothing: None."""
+    found = {check.name: check for check in checks if check.status not in ("skipped", "unknown")}
+
+    def value(name: str, detail: str = "") -> t.Optional[float]:
+        if name not in found:
+            return None
+        measured = found[name].details.get(detail) if detail else found[name].value
+        return float(measured) if isinstance(measured, (int, float)) else None
+
+    return {
+        "performance": scores.performance(
+            memory_percent=value("memory"), cpu_percent=value("cpu", "host_percent" if scope == "host" else "services_percent"),
+            disk_percent=value("disk"), loop_lag_ms=value("cpu", "stall_ms"),
+        ),
+        "stability": None,
+        "user_experience": scores.user_experience(response_time_ms=value("http"), error_rate=value("http", "error_rate_percent")),
+    }  # fmt: skip
+
+
+def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callable[[], health.Check]]:
     def limits(name: str) -> Thresholds:
         return options.thresholds.get(name, DEFAULTS[name])
 
     def pids() -> t.Dict[str, t.Set[int]]:
-        if manager is None:
+        if not known:
             return {}
+        # Where nothing answers for the services, this subject is unknown; the others are measured all the same.
+        manager = open_manager(options.service_manager, options.supervisor_socket)
         states = manager.states([service.unit for service in known])
         return {service.name: manager.pids(states[service.unit]) for service in known if states[service.unit].pid}
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Installs this library on a host, out of the very files that run here: what Ansible sent with a module, or the directory they lie in."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import os
+import shutil
+import sys
+import tempfile
+import typing as t
+from pathlib import Path
+
+# Ansible sends with a module what its files import: these bring everything that the programs and the command line need.
+from .. import __main__ as command_line
+from ..files import sha256, sync_directory
+from ..results import OpsError, Result
+from . import launcher, monitor, recovery
+
+#: What has to be there for the programs to work.
+PROGRAMS = (launcher, monitor, recovery, command_line)
+#: The file that says that a directory is ours, and which content it has.
+MARK = ".wheels-ops"
+#: Of no use without Ansible.
+LEFT_OUT = ("_ansible.py",)
+
+
+def library() -> t.Dict[str, bytes]:
+    """Every file of the library by its name below its root; a package's ``__init__.py`` is among them."""
+    found: t.Dict[str, bytes] = {}
+
+    def collect(place: t.Any, prefix: str) -> None:
+        for entry in place.iterdir():
+            if entry.name.endswith(".py") and prefix + entry.name not in LEFT_OUT:
+                found[prefix + entry.name] = entry.read_bytes()
+            elif "." not in entry.name and entry.name != "__pycache__":
+                collect(entry, f"{prefix}{entry.name}/")
+
+    root = (__package__ or "").rpartition(".")[0]
+    collect(importlib.resources.files(sys.modules[root]), "")
+    for module in PROGRAMS:
+        name = f"{module.__name__[len(root) + 1 :].replace('.', '/')}.py"
+        if name not in found:
+            raise OpsError(f"{name} was not sent along.", hint="This is a defect of wheels.ops; please report it.")
+    return found
+
+
+def run(path: str, *, state: str = "present", check_mode: bool = False, want_diff: bool = False) -> Result:
+    """Makes the directory hold the library and nothing else, or takes it away. One that is not ours is refused."""
+    target = Path(path)
+    if not target.is_absolute() or ".." in target.parts or len(target.parts) < 3:
+        raise OpsError(f"path is {path!r}.", hint="Give the absolute path of a directory of its own, such as /opt/wheels-ops/lib/wheels_ops.")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise OpsError(f"{path} is no directory.", hint="Move it away, or name another path.")
+    if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
+        raise OpsError(f"{path} holds something that is not ours.", hint="Move it away, or name another path.")
+    wanted = library() if state == "present" else {}
+    try:
+        there = _content(target)
+        changed = [name for name in sorted(set(wanted) | set(there)) if wanted.get(name) != there.get(name)]
+        if state == "absent" and target.is_dir():
+            changed = changed or [MARK]
+        if changed and not check_mode:
+            if wanted:
+                _replace(target, wanted)
+            else:
+                shutil.rmtree(target)
+    except OSError as error:
+        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Give the user of this task the right, or room. The library is as it was.") from error
+    action = "remove" if state == "absent" else "update" if there else "install"
+    would = "would be " if check_mode else ""
+    return Result(
+        changed=bool(changed), before={"files": len(there), "content": _digest(there)}, after={"files": len(wanted), "content": _digest(wanted)},
+        actions=[{"action": action, "target": path, "changed": True, "files": len(changed)}] if changed else [],
+        msg=f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}." if changed else "The library is as it is to be.",
+        diff=[{"before_header": path, "after_header": path, "before": _listing(there, changed), "after": _listing(wanted, changed)}]
+        if want_diff and changed
+        else [],
+    )  # fmt: skip
+
+
+def _content(target: Path) -> t.Dict[str, bytes]:
+    if not target.is_dir():
+        return {}
+    files = (entry for entry in target.rglob("*.py") if entry.is_file())
+    return {str(entry.relative_to(target)): entry.read_bytes() for entry in files}
+
+
+def _digest(files: t.Mapping[str, bytes]) -> str:
+    return sha256(b"".join(name.encode() + b"\0" + files[name] + b"\0" for name in sorted(files))) if files else ""
+
+
+def _listing(files: t.Mapping[str, bytes], names: t.Sequence[str]) -> str:
+    return "".join(f"{name} {sha256(files[name])[:12]}\n" for name in names if name in files)
+
+
+def _replace(target: Path, files: t.Mapping[str, bytes]) -> None:
+    """The new directory takes the old one's place as a whole: no run of a program sees half of each."""
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = new.with_name(f"{new.name}.old")
+    try:
+        for name, content in {**files, MARK: f"{_digest(files)}\n".encode()}.items():
+            place = new / name
+            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            place.write_bytes(content)
+            place.chmod(0o644)
+        for directory in (new, *(entry for entry in new.rglob("*") if entry.is_dir())):
+            directory.chmod(0o755)
+        if target.is_dir():
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except OSError:
+            if old.is_dir():
+                os.rename(old, target)
+            raise
+        sync_directory(target.parent)
+    finally:
+        for left in (new, old):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(left)

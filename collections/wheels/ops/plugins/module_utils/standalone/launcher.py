@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Finds a Python that has what the library imports, and says in one line what to do where there is none.
+
+Only the standard library is imported here: ``python3 production_health_monitor.py`` is the system's Python, which has nothing of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import typing as t
+from pathlib import Path
+
+#: What the library imports, by the name of the package that brings it.
+PACKAGES: t.Dict[str, str] = {
+    "psutil": "psutil",
+    "psycopg2": "psycopg2-binary",
+    "redis": "redis",
+    "requests": "requests",
+    "websocket": "websocket-client",
+    "pglast": "pglast",
+}
+#: Exit status of a monitor that could not tell.
+UNKNOWN = 3
+_MARK = "WHEELS_OPS_INTERPRETER"
+_DEFAULT_VENV = "/opt/wheels-ops/venv"
+
+
+def missing() -> t.List[str]:
+    """The packages that this Python lacks."""
+    return [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+
+
+def interpreters(program: Path) -> t.List[Path]:
+    """Where a Python of ours may be, the likeliest first: named, beside the program, in a clone, where the role makes it."""
+    named = [Path(directory) / "bin/python" for directory in [os.environ.get("WHEELS_OPS_VENV")] if directory]
+    chosen = []
+    with contextlib.suppress(OSError):
+        # Beside an installed library the role notes the Python of its tasks.
+        chosen.append(Path(Path(__file__).resolve().parents[2].joinpath("interpreter").read_text(encoding="utf-8").strip()))
+    above = [directory / name / "bin/python" for directory in program.parents for name in ("venv", ".venv") if (directory / name / "pyvenv.cfg").is_file()]
+    return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
+
+
+def ensure(program: Path, words: t.Sequence[str]) -> str:
+    """Starts the program again under the first Python of ours, where this one lacks packages; gives what is missing where there is none.
+
+    The answer is one line for a person, empty where nothing is missing.
+    """
+    lacking = missing()
+    if not lacking:
+        return ""
+    if _MARK not in os.environ:
+        for python in interpreters(program):
+            if os.access(python, os.X_OK):
+                os.environ[_MARK] = str(python)
+                sys.stdout.flush()
+                os.execv(str(python), [str(python), str(program), *words])
+    return (
+        f"{program.name}: {sys.executable} lacks {', '.join(lacking)}. Run the playbook prepare, which makes {_DEFAULT_VENV}, "
+        f"or: {sys.executable} -m pip install {' '.join(lacking)}"
+    )

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``production_health_monitor.py``: the checks of ``health_info`` from outside the backend, for cron, Nagios, or a person at night."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import json
+import sys
+import time
+import typing as t
+from dataclasses import replace
+
+from .. import history, scores
+from .. import report as reports
+from ..checks import suite
+from ..results import OpsError
+from . import results
+from .settings import Settings, load
+
+Report = t.Dict[str, t.Any]
+#: One line a run, about 600 bytes: some three weeks at one run in 15 minutes.
+HISTORY, HISTORY_BYTES = "monitor.jsonl", 1_000_000
+DAY = 86400.0
+#: Below so many runs of the last day a share of them says nothing.
+ENOUGH = 12
+
+
+class ProductionHealthMonitor:
+    """Measures a host from outside. One look is ``run_all_checks()``; each check can be had alone, with the keys of the first version."""
+
+    def __init__(self, settings: t.Optional[Settings] = None) -> None:
+        self.settings = settings if settings is not None else load()
+        self.checks: t.Dict[str, t.Callable[[], t.Coroutine[t.Any, t.Any, t.Dict[str, t.Any]]]] = {
+            "memory": self.check_memory_usage, "disk": self.check_disk_usage, "cpu": self.check_cpu_usage, "database": self.check_database_health,
+            "redis": self.check_redis_health, "tts": self.check_tts_services, "websocket": self.check_websocket_health, "cors": self.check_cors_configuration,
+            "rls": self.check_rls_policies, "http": self.check_http_answers, "celery": self.check_celery_health, "services": self.check_services,
+        }  # fmt: skip
+        self.issues_found: t.List[t.Dict[str, t.Any]] = []
+        self.recommendations: t.List[str] = []
+
+    async def run_all_checks(self) -> Report:
+        """Every check, side by side; a check that raises or hangs is ``unknown`` and counts as an issue."""
+        # Raises what nothing can be measured with: settings that make no sense.
+        health = await asyncio.to_thread(suite.run, self.settings.checks)
+        return self.report_of(health)
+
+    def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
+        """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
+        found = {check["name"]: results.detailed(check) for check in health["checks"]}
+        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.healthy(check)])
+        self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
+        seconds = health["duration_ms"] / 1000
+        return t.cast(
+            Report,
+            self.settings.scrubbed({
+                "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "duration_seconds": round(seconds, 2),
+                "summary": self.generate_summary(found, seconds), "detailed_results": found, "issues_found": self.issues_found,
+                "recommendations": self.recommendations, **health, "settings": self.settings.source, "notes": list(self.settings.notes),
+            }),
+        )  # fmt: skip
+
+    def generate_summary(self, results_by_check: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> t.Dict[str, t.Any]:
+        return results.summary(results_by_check, duration)
+
+    async def _alone(self, subject: str) -> t.Dict[str, t.Any]:
+        health = await asyncio.to_thread(suite.run, replace(self.settings.checks, subjects=(subject,)))
+        return t.cast("t.Dict[str, t.Any]", self.settings.scrubbed(results.detailed(health["checks"][0])))
+
+    async def check_memory_usage(self) -> t.Dict[str, t.Any]:
+        return await self._alone("memory")
+
+    async def check_disk_usage(self) -> t.Dict[str, t.Any]:
+        return await self._alone("disk")
+
+    async def check_cpu_usage(self) -> t.Dict[str, t.Any]:
+        return await self._alone("cpu")
+
+    async def check_database_health(self) -> t.Dict[str, t.Any]:
+        return await self._alone("database")
+
+    async def check_redis_health(self) -> t.Dict[str, t.Any]:
+        return await self._alone("redis")
+
+    async def check_tts_services(self) -> t.Dict[str, t.Any]:
+        return await self._alone("tts")
+
+    async def check_websocket_health(self) -> t.Dict[str, t.Any]:
+        return await self._alone("websocket")
+
+    async def check_cors_configuration(self) -> t.Dict[str, t.Any]:
+        return await self._alone("cors")
+
+    async def check_rls_policies(self) -> t.Dict[str, t.Any]:
+        return await self._alone("rls")
+
+    async def check_http_answers(self) -> t.Dict[str, t.Any]:
+        return await self._alone("http")
+
+    async def check_celery_health(self) -> t.Dict[str, t.Any]:
+        return await self._alone("celery")
+
+    async def check_services(self) -> t.Dict[str, t.Any]:
+        return await self._alone("services")
+
+
+def note(settings: Settings, report: Report) -> None:
+    """Adds the run to the bounded history, and to the report the stability that the runs of the last day show."""
+    path = settings.state_dir / HISTORY
+    checked = {name: result["status"] for name, result in report["detailed_results"].items() if not result["skipped"]}
+    history.append(
+        path,
+        {"status": report["status"], "failing": report["failing"], "checks": checked, "scores": report["scores"], "duration_ms": report["duration_ms"]},
+        max_bytes=HISTORY_BYTES,
+    )
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY))
+    serving = [statuses["http"] for entry in history.read(path, 2000) if entry["time"] >= since and "http" in (statuses := entry.get("checks", {}))]
+    if len(serving) >= ENOUGH:
+        up = sum(status in ("ok", "warning") for status in serving)
+        report["scores"]["stability"] = scores.stability(uptime_percent=100.0 * up / len(serving))
+
+
+def text(report: Report) -> str:
+    """For a person, and for a monitor that shows the first line."""
+    summary = report["summary"]
+    skipped = sum(result["skipped"] for result in report["detailed_results"].values())
+    head = f"{report['status'].upper()}: {summary['healthy_checks']} of {summary['total_checks']} checks are healthy"
+    head += f", {skipped} skipped" if skipped else ""
+    head += f"; not healthy: {', '.join(report['failing'])}" if report["failing"] else ""
+    lines = [f"{head} ({report['duration_seconds']:.1f} s)", "", reports.listing(report)]
+    shown = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
+    if shown:
+        lines += ["", "scores     " + ", ".join(f"{name} {value:g}" for name, value in shown.items())]
+    if report["recommendations"]:
+        lines += ["", "What to do"]
+        by_advice: t.Dict[str, t.List[str]] = {}
+        for each in report["issues_found"]:
+            by_advice.setdefault(each["recommendation"], []).append(each["check"])
+        lines += [f"  {', '.join(names)}: {advice}" for advice, names in by_advice.items()]
+    return "\n".join([*lines, *(f"note: {each}" for each in report["notes"])])
+
+
+async def main(settings: t.Optional[Settings] = None) -> Report:
+    """One look, noted in the history; gives the report."""
+    monitor = ProductionHealthMonitor(settings)
+    report = await monitor.run_all_checks()
+    try:
+        note(monitor.settings, report)
+    except OpsError as error:
+        # On a full disk the look is worth more than its line in the history.
+        report["notes"].append(str(error))
+    return report
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="production_health_monitor.py",
+        description="Measures memory, CPU, disk, database, policies, Redis, HTTP, CORS, WebSocket, speech, Celery and services of this host, from outside. "
+        "Changes nothing.",
+        epilog="Exit status: 0 everything is healthy, 1 warning, 2 critical, 3 could not tell. Secrets belong into the configuration "
+        "(/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and DATABASE_URL, never onto a command line.",
+    )
+    made.add_argument("--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json")
+    made.add_argument("--json", action="store_true", help="the whole report as JSON")
+    made.add_argument("--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only")
+    made.add_argument("--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(suite.SUBJECTS)}")
+    return made
+
+
+def run(words: t.Optional[t.Sequence[str]] = None) -> int:
+    """The command line; gives the exit status. What cannot be told is 3, in one line on standard error."""
+    options = parser().parse_args(words)
+    started = time.monotonic()
+    settings = None
+    try:
+        settings = load(options.config)
+        if options.only:
+            settings = replace(settings, checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))))
+        with results.deadline(settings.deadline):
+            report = _looked(settings, started)
+    except (OpsError, results.DeadlineExceeded) as error:
+        return results.could_not_tell(str(error), settings, as_json=options.json)
+    except KeyboardInterrupt:
+        return results.could_not_tell("Interrupted.", settings, as_json=options.json)
+    written = results.write_report(options.output, report)
+    sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
+    return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)
+
+
+def _looked(settings: Settings, started: float) -> Report:
+    """One run at a time; where our state cannot be written the host is measured all the same, and that is said."""
+    with contextlib.ExitStack() as stack:
+        lock = settings.state_dir / "monitor.lock"
+        kept = True
+        try:
+            lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock.touch(0o600)
+        except OSError as error:
+            kept = False
+            settings = replace(settings, notes=(*settings.notes, f"Nothing is kept of this run: cannot write {lock}: {error.strerror}."))
+        if kept:
+            stack.enter_context(results.exclusive(lock, settings.deadline / 2))
+        left = settings.deadline - (time.monotonic() - started) - 1.0
+        settings = replace(settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, left))))
+        return asyncio.run(main(settings))

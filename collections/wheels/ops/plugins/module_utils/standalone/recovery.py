@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``scripts/automated_recovery.py``: what the playbook ``recover`` does, on the host itself: look, one remedy for every failing check, proof.
+
+Remedies, order, budget of restarts, lock and history are those of the playbook; both can be used beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import calendar
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import typing as t
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+
+from .. import history, recovery_requests, report
+from ..checks import suite
+from ..ops_token import token_of
+from ..remedies import cache_purge, celery_throttle, deployment, disk_cleanup, log_rotate, memory_trim, service_restart, sql_script
+from ..results import OpsError, Result
+from ..rls import entry as rls_entry
+from ..services.manager import open_manager
+from ..services.model import parse_services
+from ..thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
+from . import results
+from .settings import Settings, load
+
+Report = t.Dict[str, t.Any]
+Health = t.Mapping[str, t.Any]
+HISTORY = "history.jsonl"
+#: Of the journal: a run of ours that was killed is gone on with, one of somebody else's is not.
+PREFIX = "recover-"
+MAX_HISTORY = 100
+
+
+class RecoveryAction(Enum):
+    LOG_ROTATION = "log_rotation"
+    DISK_CLEANUP = "disk_cleanup"
+    SERVICE_RESTART = "service_restart"
+    DATABASE_REPAIR = "database_repair"
+    CACHE_CLEAR = "cache_clear"
+    BACKGROUND_THROTTLE = "background_throttle"
+    MEMORY_CLEANUP = "memory_cleanup"
+
+
+#: In the order of the playbook recover: what depends on another comes after it. Which checks each remedy is for.
+SUBJECTS: t.Dict[RecoveryAction, t.Tuple[str, ...]] = {
+    RecoveryAction.LOG_ROTATION: ("disk",),
+    RecoveryAction.DISK_CLEANUP: ("disk",),
+    RecoveryAction.SERVICE_RESTART: ("services", "http", "celery", "redis", "websocket", "tts"),
+    RecoveryAction.DATABASE_REPAIR: ("database", "rls"),
+    RecoveryAction.CACHE_CLEAR: ("redis",),
+    RecoveryAction.BACKGROUND_THROTTLE: ("cpu", "celery"),
+    RecoveryAction.MEMORY_CLEANUP: ("memory",),
+}
+
+
+@dataclass
+class RecoveryResult:
+    """What became of one remedy. ``success``: no error, and the checks that asked for it are healthy in the proof; None in a dry run.
+
+    ``changed`` says whether it changed (in a dry run: would change) anything, ``refused`` why it was not begun. ``outcome`` is one word:
+    ``done``, ``partly`` (it changed something, yet a check still fails), ``nothing`` (there was nothing that it could do), ``failed``,
+    ``refused``, or in a dry run ``would``.
+    """
+
+    action: str
+    success: t.Optional[bool]
+    message: str
+    timestamp: str
+    details: t.Dict[str, t.Any] = field(default_factory=dict)
+    changed: bool = False
+    refused: str = ""
+    outcome: str = ""
+    checks: t.List[str] = field(default_factory=list)
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        return asdict(self)
+
+
+class Refused(Exception):
+    """A remedy that is not begun, and why: a right, a means or a permission is missing."""
+
+
+class AutomatedRecovery:
+    """One loop: check, remedy, proof. ``dry_run`` foretells and changes nothing; ``only`` bounds which remedies are tried."""
+
+    def __init__(self, settings: t.Optional[Settings] = None, *, dry_run: bool = False, ignore_cooldown: bool = False, only: t.Collection[str] = ()) -> None:
+        given = settings if settings is not None else load()
+        # The monitor's deadline is not the recovery's: nobody waits for its answer.
+        self.settings = replace(given, checks=replace(given.checks, timeout=given.recovery.timeout))
+        self.options = self.settings.recovery
+        self.dry_run = dry_run
+        self.ignore_cooldown = ignore_cooldown
+        self.only = set(only)
+        #: Set where the run is told to end: the remedy that is under way is finished, none is begun.
+        self.stopping = False
+        self.max_history = MAX_HISTORY
+        self.recovery_history: t.List[RecoveryResult] = []
+        self.thresholds = self._thresholds()
+        self.recovery_actions: t.Dict[RecoveryAction, t.Callable[[Health], Result]] = {
+            RecoveryAction.LOG_ROTATION: self._rotate_logs,
+            RecoveryAction.DISK_CLEANUP: self._clean_disk,
+            RecoveryAction.SERVICE_RESTART: self._restart_services,
+            RecoveryAction.DATABASE_REPAIR: self._repair_database,
+            RecoveryAction.CACHE_CLEAR: self._clear_cache,
+            RecoveryAction.BACKGROUND_THROTTLE: self._throttle,
+            RecoveryAction.MEMORY_CLEANUP: self._trim_memory,
+        }
+
+    def _thresholds(self) -> t.Dict[str, t.Any]:
+        limits = {name: self.settings.checks.thresholds.get(name, DEFAULTS[name]) for name in ("memory", "disk")}
+        return {
+            "memory_critical": limits["memory"].critical, "disk_critical": limits["disk"].critical, "service_restart_memory": MEMORY_RESTART,
+            "max_log_size_mb": LOG_MAX_BYTES // 1_000_000,
+        }  # fmt: skip
+
+    async def check_and_recover(self) -> Report:
+        """The loop; gives the report without any secret. Raises ``OpsError`` where another run or an interrupted deployment holds the host."""
+        return await asyncio.to_thread(self.run)
+
+    def run(self) -> Report:
+        before = self._confirmed(suite.run(self.settings.checks))
+        asked = recovery_requests.handle(self.settings.state_dir / "requests").extra
+        done: t.List[RecoveryResult] = []
+        after = before
+        run_id = f"{PREFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        if before["failing"]:
+            with self._held(run_id, before["failing"]):
+                done = self._remedies(before)
+                if not self.dry_run and any(each.changed for each in done):
+                    after = suite.run(self.settings.checks)
+            self._judge(done, after)
+        self.recovery_history = (self.recovery_history + done)[-self.max_history :]
+        made = t.cast(Report, self.settings.scrubbed(self._report(before, after, done, run_id)))
+        if not self.dry_run and (before["failing"] or asked["requests"] or asked["refused"]):
+            self._note(made, asked)
+        return made
+
+    def _confirmed(self, health: Health) -> Health:
+        """What fails, measured once more: one answer that came too late on a busy host is no reason to change anything."""
+        if not health["failing"] or not self.options.confirm_after:
+            return health
+        time.sleep(self.options.confirm_after)
+        again = suite.run(replace(self.settings.checks, subjects=tuple(health["failing"])))
+        newer = {check["name"]: check for check in again["checks"]}
+        checks = [newer.get(check["name"], check) for check in health["checks"]]
+        statuses = [check["status"] for check in checks if check["status"] != "skipped"]
+        return {
+            **health, "checks": checks, "failing": again["failing"], "status": report.worst(statuses), "measured_at": again["measured_at"],
+            "duration_ms": round(health["duration_ms"] + again["duration_ms"], 1),
+        }  # fmt: skip
+
+    @contextlib.contextmanager
+    def _held(self, run_id: str, failing: t.Sequence[str]) -> t.Iterator[None]:
+        """The lock and the journal of deployments, which the playbooks take as well."""
+        state = str(self.settings.state_dir)
+        known = deployment.query(state).extra
+        if known["unfinished"] and not known["unfinished"].startswith(PREFIX) and (not known["holder"] or _dead(known["holder"])):
+            raise OpsError(
+                f"The deployment {known['unfinished']} was interrupted, so nothing is changed here.",
+                hint="Run the playbook deploy again, which finishes it, or rollback, which takes it back.",
+            )
+        holder = holder_name(os.getpid())
+        dead = [known["holder"]] if known["holder"] and _dead(known["holder"]) else []
+        begun = deployment.begin(state, run_id, holder=holder, dead_holders=dead, failing=failing, check_mode=self.dry_run)
+        try:
+            yield
+        finally:
+            deployment.end(state, begun.extra["deployment_id"], holder=holder, state=deployment.FINISHED, check_mode=self.dry_run)
+
+    def _remedies(self, before: Health) -> t.List[RecoveryResult]:
+        done = []
+        recent = {} if self.ignore_cooldown else self._recent()
+        for action, subjects in SUBJECTS.items():
+            asking = [name for name in subjects if name in before["failing"]]
+            if not asking or (self.only and action.value not in self.only) or not self._wanted(action, before):
+                continue
+            result = RecoveryResult(action=action.value, success=None, message="", timestamp=deployment.now(), checks=asking)
+            done.append(result)
+            try:
+                if self.stopping:
+                    raise Refused("The run was told to end before it was begun.")
+                waits = recent.get(action.value, 0.0)
+                if waits > 0:
+                    ago = self.options.cooldown - waits
+                    raise Refused(f"It was tried {ago:.0f} s ago; the cool-down of {self.options.cooldown:g} s lasts {waits:.0f} s more (--now).")
+                made = self.recovery_actions[action](before)
+            except Refused as why:
+                result.refused = result.message = str(why)
+                result.success, result.outcome = False, "refused"
+            except OpsError as error:
+                # What was done before the error is among its details.
+                result.changed = bool(error.details.get("changed"))
+                result.message, result.success, result.outcome = str(error), False, "failed"
+                result.details = {key: error.details[key] for key in ("before", "after", "actions", "refused") if key in error.details}
+            except Exception as error:  # one remedy that breaks must not keep the others from being tried
+                result.message, result.success, result.outcome = f"{type(error).__name__}: {error}", False, "failed"
+            else:
+                result.changed, result.message = made.changed, made.msg
+                result.details = {"before": made.before, "after": made.after, "actions": made.actions, **made.extra}
+        return done
+
+    def _wanted(self, action: RecoveryAction, before: Health) -> bool:
+        """Whether the checks that fail are of the kind that this remedy cures, where one check has several remedies."""
+        remedies = {check["name"]: check["remedy"] for check in before["checks"]}
+        values = {check["name"]: check["value"] for check in before["checks"]}
+        if action is RecoveryAction.DATABASE_REPAIR:
+            # What could not be asked is not repaired.
+            return remedies.get("database") == "sql_script" or remedies.get("rls") == "rls_repair"
+        if action is RecoveryAction.CACHE_CLEAR:
+            return bool(values.get("redis"))
+        if action is RecoveryAction.BACKGROUND_THROTTLE:
+            return "celery_throttle" in (remedies.get("cpu"), remedies.get("celery"))
+        return True
+
+    def _recent(self) -> t.Dict[str, float]:
+        """Seconds of cool-down that are left, by remedy: one that did something or failed is not tried again at once.
+
+        Restarts have their own budget, over all runs and for each service, which the playbooks count as well.
+        """
+        left: t.Dict[str, float] = {}
+        for record in history.read(self.settings.state_dir / HISTORY, MAX_HISTORY):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                ago = max(0.0, time.time() - calendar.timegm(time.strptime(record["time"], "%Y-%m-%dT%H:%M:%SZ")))
+                for each in record.get("results", []):
+                    if each["outcome"] in ("done", "partly", "failed") and each["action"] != RecoveryAction.SERVICE_RESTART.value:
+                        left.setdefault(each["action"], self.options.cooldown - ago)
+        return left
+
+    def _judge(self, done: t.Sequence[RecoveryResult], after: Health) -> None:
+        """A remedy succeeded where the proof says so, not where it returned."""
+        if self.dry_run:
+            for result in done:
+                result.outcome = result.outcome or ("would" if result.changed else "nothing")
+            return
+        states = {check["name"]: check for check in after["checks"]}
+        for result in done:
+            left = [name for name in result.checks if name in after["failing"]]
+            if result.success is None:
+                result.success = not left
+                result.outcome = ("partly" if left else "done") if result.changed else "nothing"
+                if left:
+                    result.message += " Still: " + "; ".join(f"{name}: {states[name]['status']}: {states[name]['message']}" for name in left)
+
+    def _rotate_logs(self, _before: Health) -> Result:
+        if not self.options.log_directories:
+            raise Refused("No directory of logs is configured (recovery.log_directories).")
+        return log_rotate.run_with(
+            {
+                "paths": [f"{directory.rstrip('/')}/*.log" for directory in self.options.log_directories], "max_size": self.options.log_max_size,
+                "keep": self.options.log_keep, "allow_loss": self.options.log_allow_loss, "reopen": list(self.options.log_reopen),
+            },
+            check_mode=self.dry_run,
+        )  # fmt: skip
+
+    def _clean_disk(self, _before: Health) -> Result:
+        if not self.options.disk_sources:
+            raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
+        return disk_cleanup.run(self.options.disk_sources, self.options.disk_targets, protect=self.options.disk_protect, check_mode=self.dry_run)
+
+    def _restart_services(self, _before: Health) -> Result:
+        checks = self.settings.checks
+        if not checks.services:
+            raise Refused("No service is configured (checks.services).")
+        options = service_restart.Options(
+            only_if=("failed", "stopped", "unhealthy"), max_restarts=self.options.max_restarts, min_healthy_time=self.options.min_healthy_time,
+            healthy_deadline=self.options.healthy_deadline, wait_timeout=self.options.wait_timeout, allow_task_loss=self.options.allow_task_loss,
+            reason="automated recovery", state_dir=str(self.settings.state_dir),
+        )  # fmt: skip
+        manager = open_manager(checks.service_manager, checks.supervisor_socket)
+        return service_restart.run(parse_services(checks.services), manager, options, check_mode=self.dry_run)
+
+    def _repair_database(self, before: Health) -> Result:
+        if not self.options.repair_database:
+            raise Refused(
+                "The database is not changed without being asked. Foretell: python3 scripts/automated_recovery.py --repair-database --dry-run; "
+                "then without --dry-run; or the playbook recover. For good: recovery.repair_database."
+            )
+        dsn = self.settings.checks.database_dsn
+        scripts = [
+            {"path": path, "undo_path": undo if os.path.exists(undo := path[: -len(".sql")] + ".undo.sql") else "", "always_run": True}
+            for path in self.options.database_scripts
+            if path.endswith(".sql")
+        ]
+        limits = {"lock_timeout": 5.0, "statement_timeout": 300.0, "retries": 5, "retry_delay": 0.5, "run_id": ""}
+        total = Result()
+        if scripts:
+            total = sql_script.from_params({"dsn": dsn, "scripts": scripts, "state": "applied", "variables": {}, **limits}, check_mode=self.dry_run)
+        repaired = rls_entry.repair(
+            {
+                "dsn": dsn, "schemas": None, "roles": None, "state": "repaired", "fix": ["recursion"], "helper_schema": "rls_ops", "owner": None,
+                "allow_unbounded": self.options.rls_allow_unbounded, "accept_captured_columns": self.options.rls_accept_captured_columns,
+                "after_scripts": scripts if self.dry_run else [], "after_variables": {}, "undo_dir": str(self.settings.state_dir / "undo"),
+                "undo_path": None, "force": False, **limits,
+            },
+            check_mode=self.dry_run,
+        )  # fmt: skip
+        found = {check["name"]: check["details"] for check in before["checks"]}
+        if not scripts and (found.get("database", {}).get("missing_tables") or found.get("database", {}).get("missing_columns")):
+            total.msg = "Missing tables are made by scripts, and none is configured (recovery.database_scripts)."
+        return Result(
+            changed=total.changed or repaired["changed"], before={"scripts": total.before, "policies": repaired["before"]},
+            after={"scripts": total.after, "policies": repaired["after"]}, actions=[*total.actions, *repaired["actions"]],
+            msg=f"{total.msg} {repaired['msg']}".strip(),
+        )  # fmt: skip
+
+    def _clear_cache(self, before: Health) -> Result:
+        """The repaired ``clear_expired()`` itself, by the health API; without one, the prefixes that the configuration gives away."""
+        eternal = next(int(check["value"] or 0) for check in before["checks"] if check["name"] == "redis")
+        checks = self.settings.checks
+        if self.options.cache_prefixes:
+            options = cache_purge.Options(prefixes=tuple(self.options.cache_prefixes), missing_ttl=True)
+            return cache_purge.run(checks.redis_url, options, check_mode=self.dry_run)
+        if not os.path.exists(self.options.token_file):
+            raise Refused(
+                f"There is no ops token in {self.options.token_file}, so this backend has no health API that clears the cache: the playbook deploy brings it. "
+                "Or name the prefixes that may be purged (recovery.cache_prefixes)."
+            )
+        token = token_of("", self.options.token_file)
+        action = {"action": "clear", "target": "/api/v1/system/cache/clear", "changed": True, "keys_without_expiry": eternal}
+        if self.dry_run:
+            return Result(changed=True, before={"keys_without_expiry": eternal}, actions=[action], msg=f"{eternal} keys without an expiry would get one.")
+        import requests
+
+        try:
+            answer = requests.post(f"{checks.base_url}/api/v1/system/cache/clear?cache_type=redis", headers={"X-Ops-Token": token}, timeout=60)
+        except requests.RequestException as error:
+            raise OpsError(f"The health API of {checks.base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from None
+        if answer.status_code != 200:
+            raise OpsError(f"The health API refuses to clear the cache ({answer.status_code}).", hint=f"Compare the token in {self.options.token_file}.")
+        left = suite.run(replace(checks, subjects=("redis",)))["checks"][0]["value"]
+        return Result(
+            changed=left != eternal, before={"keys_without_expiry": eternal}, after={"keys_without_expiry": left}, actions=[action],
+            msg=f"Keys without an expiry: {eternal} before, {left} now.",
+        )  # fmt: skip
+
+    def _throttle(self, _before: Health) -> Result:
+        if not self.settings.checks.redis_url:
+            raise Refused("No Redis is configured (checks.redis_url).")
+        return celery_throttle.run(
+            self.settings.checks.redis_url, level=self.options.throttle_level, expires_s=self.options.throttle_seconds, reason="automated recovery",
+            check_mode=self.dry_run,
+        )  # fmt: skip
+
+    def _trim_memory(self, _before: Health) -> Result:
+        checks = self.settings.checks
+        token = self.options.token_file if os.path.exists(self.options.token_file) else ""
+        limits = checks.thresholds.get("memory")
+        return memory_trim.run_with(
+            {
+                "services": list(checks.services), "service_manager": checks.service_manager, "supervisor_socket": checks.supervisor_socket,
+                "scope": checks.scope, "memory_limits_mb": dict(checks.memory_limits_mb), "thresholds": limits.as_dict() if limits else {},
+                "target": self.options.memory_target or None, "base_url": checks.base_url if token else "", "token_file": token,
+                "redis_url": checks.redis_url, "allow_restart": self.options.allow_restart, "protect": list(self.options.memory_protect),
+                "max_restarts": self.options.max_restarts, "state_dir": str(self.settings.state_dir),
+            },
+            check_mode=self.dry_run,
+        )  # fmt: skip
+
+    def _report(self, before: Health, after: Health, done: t.Sequence[RecoveryResult], run_id: str) -> Report:
+        taken = [result for result in done if result.changed]
+        # What has no remedy here, and where it is to be had.
+        tried = {name for result in done for name in result.checks}
+        left = [check for check in after["checks"] if not results.healthy(check)]
+        return {
+            "timestamp": deployment.now(), "run_id": run_id, "dry_run": self.dry_run,
+            "issues_detected": [results.issue(check) for check in before["checks"] if not results.healthy(check)],
+            "recovery_actions_taken": 0 if self.dry_run else len(taken),
+            "recovery_actions_planned": len(taken) if self.dry_run else 0,
+            "successful_recoveries": sum(bool(result.success) and result.changed for result in done),
+            "failed_recoveries": sum(result.outcome in ("failed", "partly") for result in done),
+            "refused_recoveries": sum(bool(result.refused) for result in done),
+            "recovery_results": [result.as_dict() for result in done],
+            "remaining": [{**results.issue(check), "tried": check["name"] in tried} for check in left],
+            "system_health_summary": _summary(after),
+            "status": after["status"], "before": {"status": before["status"], "failing": before["failing"], "checks": before["checks"]},
+            "after": {"status": after["status"], "failing": after["failing"], "checks": after["checks"]},
+            "notes": list(self.settings.notes), "settings": self.settings.source,
+        }  # fmt: skip
+
+    def _note(self, made: Report, asked: t.Mapping[str, t.Any]) -> None:
+        """The record of the playbook recover, with what became of each remedy; then the requests that led to it are taken away."""
+        state = self.settings.state_dir
+        kinds = [request["kind"] for request in asked["requests"]]
+        brief = [{key: each[key] for key in ("action", "success", "outcome", "message", "timestamp", "changed")} for each in made["recovery_results"]]
+        history.append(
+            state / HISTORY,
+            {
+                "run_id": made["run_id"], "trigger": "api" if "recover" in kinds else "backend" if kinds else _trigger(), "requests": asked["requests"],
+                "host": socket.gethostname(), "action": "recover", "before": made["before"]["failing"], "after": made["after"]["failing"],
+                "outcome": "not healthy" if made["after"]["failing"] else "healthy",
+                "errors": [f"{each['action']}: {each['message']}" for each in brief if each["outcome"] in ("failed", "partly")], "results": brief,
+            },
+        )  # fmt: skip
+        ids = [entry["id"] for entry in (*asked["requests"], *asked["refused"])]
+        if ids:
+            recovery_requests.handle(state / "requests", ids)
+
+    def get_recovery_history(self, limit: t.Optional[int] = None) -> t.List[t.Dict[str, t.Any]]:
+        """What became of each remedy, the newest run first, over all runs."""
+        found = []
+        for record in history.read(self.settings.state_dir / HISTORY, self.max_history):
+            found += [{"details": None, **each} for each in record.get("results", []) if isinstance(each, dict)]
+        return found[:limit]
+
+
+def _summary(after: Health) -> t.Dict[str, t.Any]:
+    """The summary of the first version; what was not measured is not there."""
+    detailed = {check["name"]: results.detailed(check) for check in after["checks"]}
+
+    def part(names: t.Sequence[str], **further: t.Any) -> t.Dict[str, t.Any]:
+        bad = [detailed[name] for name in names if name in detailed and not detailed[name]["healthy"]]
+        measured = any(not detailed[name]["skipped"] for name in names if name in detailed)
+        found: t.Dict[str, t.Any] = {"healthy": not bad if measured else None, "needs_recovery": bool(bad)}
+        if bad and any(each["status"] == "unknown" for each in bad):
+            found["error"] = "; ".join(each["message"] for each in bad)
+        return {**found, **{key: value for key, value in further.items() if value is not None}}
+
+    memory, disk, cpu = (detailed.get(name, {}) for name in ("memory", "disk", "cpu"))
+    large = (disk.get("details") or {}).get("large_logs")
+    pids = {name: entry["pid"] for name, entry in ((detailed.get("services", {}).get("details") or {}).get("services") or {}).items()}
+    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and not detailed[name]["healthy"]]
+    summary = {
+        "memory": part(
+            ["memory"], current_percent=memory.get("memory_percent"), available_gb=memory.get("available_memory_gb"),
+            threshold=(memory.get("thresholds") or {}).get("warning"),
+        ),
+        "disk": part(
+            ["disk"], current_percent=disk.get("disk_percent"), free_gb=disk.get("free_space_gb"), threshold=(disk.get("thresholds") or {}).get("warning")
+        ),
+        "logs": {"healthy": not large, "needs_recovery": bool(large), "large_log_files": len(large), "large_logs": large} if large is not None else part([]),
+        "services": part(
+            ["services", "http", "celery"], process_memory_percent=memory.get("value"), process_cpu_percent=cpu.get("process_cpu_percent"), pids=pids or None
+        ),
+        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "No issue was found."),
+    }  # fmt: skip
+    summary["logs"]["threshold_mb"] = LOG_MAX_BYTES // 1_000_000
+    return summary
+
+
+def _ticks(pid: int) -> str:
+    try:
+        # The second field is the command in parentheses and may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def holder_name(pid: int) -> str:
+    """As the lookup ``controller_process`` names a run, so that each of them can tell whether the other is dead."""
+    return f"{socket.gethostname()}:{pid}:{_ticks(pid)}"
+
+
+def _dead(holder: str) -> bool:
+    host, _sign, rest = holder.partition(":")
+    pid, _sign, when = rest.partition(":")
+    return host == socket.gethostname() and pid.isdigit() and _ticks(int(pid)) != when
+
+
+def _trigger() -> str:
+    if "INVOCATION_ID" in os.environ and "JOURNAL_STREAM" in os.environ:
+        return "timer"
+    return "manual" if sys.stdin is not None and sys.stdin.isatty() else "scheduled"
+
+
+def text(made: Report) -> str:
+    """For a person: what was wrong, what was done about it, what is left."""
+    was, now = made["before"], made["after"]
+    if not was["failing"]:
+        return "\n".join([f"Everything is healthy ({len(was['checks'])} checks); nothing was done.", *(f"note: {each}" for each in made["notes"])])
+    lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
+    lines.append("What would be done" if made["dry_run"] else "What was done")
+    for each in made["recovery_results"]:
+        lines.append(f"  {each['outcome']:8} {each['action']:20} {each['message']}")
+    if not made["recovery_results"]:
+        lines.append("  nothing: no remedy for it is to be had here")
+    if made["dry_run"]:
+        return "\n".join([*lines, "", "Nothing was changed.", *(f"note: {each}" for each in made["notes"])])
+    lines.append("")
+    if now["failing"]:
+        lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
+    else:
+        lines.append("Everything is healthy now.")
+    return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
+
+
+async def main(settings: t.Optional[Settings] = None) -> Report:
+    return await AutomatedRecovery(settings).check_and_recover()
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="automated_recovery.py",
+        description="Looks at this host, tries one remedy for every failing check, and proves what became of it; as the playbook recover does.",
+        epilog="Exit status: 0 everything is healthy (now), 1 a warning is left or a remedy failed, 2 something critical is left, 3 could not tell or "
+        "another run holds the host; with --dry-run that of the present state. Secrets belong into the configuration (/etc/wheels-ops/monitor.json, "
+        "mode 0600) or into REDIS_URL and DATABASE_URL, never onto a command line.",
+    )
+    made.add_argument("--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json")
+    made.add_argument("--dry-run", "--check", action="store_true", dest="dry_run", help="foretell what would be done, and change nothing")
+    made.add_argument("--json", action="store_true", help="the whole report as JSON")
+    made.add_argument("--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only")
+    made.add_argument("--only", default="", metavar="ACTION,...", help=f"try only these of: {', '.join(action.value for action in RecoveryAction)}")
+    made.add_argument("--now", action="store_true", help="do not wait for the cool-down of a remedy that was just tried; the budget of restarts holds")
+    made.add_argument("--repair-database", action="store_true", help="allow this run to repair the database's tables and policies")
+    made.add_argument("--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else")
+    return made
+
+
+def run(words: t.Optional[t.Sequence[str]] = None) -> int:
+    """The command line; gives the exit status."""
+    options = parser().parse_args(words)
+    settings = None
+    try:
+        settings = load(options.config)
+        if options.repair_database:
+            settings = replace(settings, recovery=replace(settings.recovery, repair_database=True))
+        only = [word for word in options.only.replace(" ", "").split(",") if word]
+        strange = sorted(set(only) - {action.value for action in RecoveryAction})
+        if strange:
+            raise OpsError(f"There is no action {', '.join(strange)}.", hint=f"Choose of {', '.join(action.value for action in RecoveryAction)}.")
+        recovery = AutomatedRecovery(settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only)
+        if options.history is not None:
+            found = recovery.get_recovery_history(max(0, options.history))
+            rows = [f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in found]
+            sys.stdout.write((json.dumps(found, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.") + "\n")
+            return 0
+        _end_in_order(recovery)
+        # Begun beside another run, this one would act on what that one has mended meanwhile. A dry run writes nothing, not even a lock.
+        with contextlib.nullcontext() if options.dry_run else results.exclusive(settings.state_dir / "recovery.lock", 0):
+            made = recovery.run()
+    except OpsError as error:
+        return results.could_not_tell(str(error), settings, as_json=options.json)
+    except KeyboardInterrupt:
+        return results.could_not_tell("Interrupted; what was begun is not proved.", settings, as_json=options.json)
+    written = results.write_report(options.output, made)
+    sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
+    return results.exit_status(made["status"]) or (1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN)
+
+
+def _end_in_order(one: AutomatedRecovery) -> None:
+    """A first SIGTERM or Ctrl-C lets the remedy that is under way end, so that no service stays stopped; a second breaks off."""
+
+    def stop(number: int, _frame: t.Any) -> None:
+        one.stopping = True
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the programs know of their host: a file that the role ``monitoring`` writes, the environment, and what can be found without either.
+
+The file is JSON and holds secrets. Keys: ``state_dir``, ``deadline``, ``checks`` (the options of ``suite.Options``) and ``recovery`` (the fields
+of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the environment take the place of what the file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import stat
+import typing as t
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from ..checks import suite
+from ..results import OpsError
+from ..services import ledger
+from ..services.manager import open_manager
+from ..thresholds import parse
+
+CONFIG = "/etc/wheels-ops/monitor.json"
+#: The whole run of the monitor, in seconds.
+DEADLINE = 20.0
+#: What is kept of the deadline for reading settings, the report and the history.
+MARGIN = 2.0
+#: Defaults of the role ``monitoring``; a test compares both.
+REPORTED: t.Dict[str, t.Any] = {
+    "cors_origins": ["https://wheelsandwins.com", "https://www.wheelsandwins.com"],
+    "websocket_path": "/api/v1/pam/ws/wheels-ops-health",
+    "logs": ["/var/log/*.log"],
+}
+BASE_URL = "http://127.0.0.1:8000"
+REDIS_URL = "redis://127.0.0.1:6379/0"
+#: So few letters stand in every other word.
+SHORT = 6
+#: Variables of the environment, and of the backend's ``.env``, by the option that each sets.
+VARIABLES: t.Dict[str, str] = {"BASE_URL": "base_url", "REDIS_URL": "redis_url", "DATABASE_URL": "database_dsn"}
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How the automated recovery behaves; the names are those of the roles ``recovery``, ``services`` and ``database`` without the role's.
+
+    ``confirm_after``: seconds after which what fails is measured once more before a remedy is begun. ``cooldown``: seconds within which a
+    remedy that was tried is not tried again. ``repair_database``: whether the database may be changed without being asked.
+    """
+
+    token_file: str = "/etc/wheels-ops/ops-token"
+    log_directories: t.Sequence[str] = ()
+    log_max_size: str = "50MB"
+    log_keep: int = 7
+    log_allow_loss: bool = False
+    log_reopen: t.Sequence[str] = ()
+    disk_sources: t.Sequence[t.Mapping[str, t.Any]] = ()
+    disk_targets: t.Sequence[t.Mapping[str, t.Any]] = ()
+    disk_protect: t.Sequence[str] = ()
+    cache_prefixes: t.Sequence[str] = ()
+    memory_target: float = 0.0
+    memory_protect: t.Sequence[str] = ()
+    allow_restart: bool = True
+    min_healthy_time: float = 3.0
+    healthy_deadline: float = 60.0
+    wait_timeout: float = 120.0
+    max_restarts: int = 3
+    allow_task_loss: bool = False
+    throttle_level: int = 2
+    throttle_seconds: int = 900
+    repair_database: bool = False
+    database_scripts: t.Sequence[str] = ()
+    rls_allow_unbounded: bool = False
+    rls_accept_captured_columns: bool = False
+    confirm_after: float = 5.0
+    cooldown: float = 600.0
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``checks`` without the thresholds parsed away; ``source`` says where it came from, ``notes`` what a person should know of it."""
+
+    checks: suite.Options = field(default_factory=suite.Options)
+    recovery: Recovery = field(default_factory=Recovery)
+    state_dir: Path = Path(ledger.DEFAULT_STATE_DIR)
+    deadline: float = DEADLINE
+    source: str = "discovery"
+    notes: t.Tuple[str, ...] = ()
+
+    def secrets(self) -> t.List[str]:
+        """Every secret in it, the longest first: what no output may show."""
+        found: t.Set[str] = set()
+        _collect([getattr(self.checks, each.name) for each in fields(self.checks)], found)
+        return sorted({word for word in found if word}, key=len, reverse=True)
+
+    def scrubbed(self, value: t.Any) -> t.Any:
+        """A copy of any output without a secret in any of its texts."""
+        return scrub(value, self.secrets())
+
+
+def scrub(value: t.Any, secrets: t.Sequence[str]) -> t.Any:
+    """A copy without the secrets. One of a few letters stands in every other word: it goes where a URL or a connection string has it."""
+    if isinstance(value, str):
+        for secret in secrets:
+            if len(secret) >= SHORT:
+                value = value.replace(secret, "***")
+            else:
+                value = value.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
+        return value
+    if isinstance(value, dict):
+        # Keys are names of ours, of services and of paths.
+        return {key: scrub(entry, secrets) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scrub(entry, secrets) for entry in value]
+    return value
+
+
+def _collect(value: t.Any, found: t.Set[str]) -> None:
+    """The secrets of settings: passwords of URLs and connection strings, tokens of queries, values of headers."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key == "headers" and isinstance(entry, dict):
+                found.update(str(header) for header in entry.values())
+            else:
+                _collect(entry, found)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _collect(entry, found)
+    elif isinstance(value, str):
+        for quoted, plain in re.findall(r"\bpassword\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s'&]+))", value):
+            found.add(re.sub(r"\\(.)", r"\1", quoted) or plain)
+        try:
+            parts = urlsplit(value)
+            password = parts.password
+        except ValueError:
+            return
+        if password:
+            known = parts.netloc.rpartition("@")[0].partition(":")[2]
+            plain_text = dict(parse_qsl(f"p={quote(known, safe='%')}")).get("p", "")
+            found.update({known, password, plain_text})
+        found.update(word for key, word in parse_qsl(parts.query) if key in ("token", "access_token", "apikey", "api_key", "password"))
+
+
+def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) -> Settings:
+    """The settings of this host. Raises ``OpsError`` for a file that cannot be read, that is not ours, or that says what nobody knows."""
+    env = os.environ if environment is None else environment
+    path = config or env.get("WHEELS_OPS_CONFIG", "") or _noted()
+    given: t.Dict[str, t.Any] = {}
+    notes: t.List[str] = []
+    source = "discovery"
+    if path:
+        source = path
+        given = _read(Path(source), notes)
+    checks = _section(given, "checks", suite.Options())
+    asked = {option: env[variable] for variable, option in VARIABLES.items() if env.get(variable)}
+    if source == "discovery":
+        _discover(checks, asked, notes)
+    checks.update(asked)
+    deadline = _typed("deadline", given.get("deadline", DEADLINE), DEADLINE)
+    if not MARGIN + 1 <= deadline <= 3600:
+        raise OpsError(f"deadline is {deadline:g} s.", hint=f"It goes from {MARGIN + 1:g} to 3600.")
+    state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", given.get("state_dir", ""), "") or _state_dir(env)
+    checks["thresholds"] = parse(checks.get("thresholds") or {})
+    options = suite.Options(**checks)
+    options = _within(replace(options, timeout=min(options.timeout, deadline - MARGIN) if "timeout" in checks else deadline - MARGIN), notes)
+    return Settings(
+        checks=options, recovery=Recovery(**_section(given, "recovery", Recovery())), state_dir=ledger.state_dir(str(state)), deadline=deadline,
+        source=source, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _noted() -> str:
+    """The configuration that the role noted beside an installed library, else the usual one if it is there; empty for none."""
+    with contextlib.suppress(OSError):
+        return Path(__file__).resolve().parents[2].joinpath("config").read_text(encoding="utf-8").strip()
+    return CONFIG if os.path.lexists(CONFIG) else ""
+
+
+def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
+    try:
+        # Not to wait for the other end of a named pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OpsError(f"{path} is no regular file.", hint="Name the configuration that the role monitoring writes.")
+            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+                # What it names is done with the rights of this user.
+                raise OpsError(
+                    f"{path} can be changed by others.", hint=f"It has to belong to root or to you, and be writable by nobody else: chmod 600 {path}"
+                )
+            if status.st_mode & 0o044:
+                notes.append(f"{path} can be read by others and may hold passwords: chmod 600 {path}")
+            found = json.loads(file.read())
+    except OSError as error:
+        raise OpsError(
+            f"Cannot read {path}: {error.strerror}.", hint="Run as the user that it belongs to (root), or name another file with --config."
+        ) from None
+    except ValueError as error:
+        # The text of the error names a position, never the content.
+        raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
+    if not isinstance(found, dict):
+        raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
+    strange = sorted(set(found) - {"checks", "recovery", "state_dir", "deadline"})
+    if strange:
+        raise OpsError(f"{path} has unknown keys: {', '.join(strange)}.", hint="Known are: checks, recovery, state_dir, deadline.")
+    return found
+
+
+def _section(given: t.Mapping[str, t.Any], name: str, default: t.Any) -> t.Dict[str, t.Any]:
+    section = given.get(name, {})
+    known = {each.name: getattr(default, each.name) for each in fields(default)}
+    if not isinstance(section, dict):
+        raise OpsError(f"{name} in the configuration is no object.", hint=f"Its keys are: {', '.join(known)}.")
+    strange = sorted(set(section) - set(known))
+    if strange:
+        raise OpsError(f"{name} in the configuration has unknown keys: {', '.join(strange)}.", hint=f"Known are: {', '.join(known)}.")
+    return {key: _typed(f"{name}.{key}", value, known[key]) for key, value in section.items()}
+
+
+def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
+    """A value of the file that is of its default's kind. Its content may be a secret and is not repeated."""
+    kinds: t.Dict[type, t.Tuple[str, t.Callable[[], bool]]] = {
+        bool: ("true or false", lambda: isinstance(value, bool)),
+        int: ("a whole number", lambda: isinstance(value, int) and not isinstance(value, bool)),
+        float: ("a number", lambda: isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0),
+        str: ("a text", lambda: isinstance(value, str)),
+        tuple: ("a list", lambda: isinstance(value, list)),
+        dict: ("an object", lambda: isinstance(value, dict)),
+        type(None): ("a list or an object", lambda: value is None or isinstance(value, (list, dict))),
+    }
+    kind, fits = kinds[type(default)]
+    if not fits():
+        raise OpsError(f"{name} in the configuration is not {kind}.", hint="Let the role monitoring write it again, or correct it.")
+    return float(value) if isinstance(default, float) else tuple(value) if isinstance(default, tuple) else value
+
+
+def _within(options: suite.Options, notes: t.List[str]) -> suite.Options:
+    """Without the waits of the WebSocket check that would outlast the deadline: it could only be unknown."""
+    left = options.timeout - MARGIN
+    kept: t.Dict[str, float] = {}
+    for name in ("websocket_heartbeat_within", "websocket_dead_peer_within"):
+        wait = float(getattr(options, name))
+        kept[name] = wait if wait <= left else 0.0
+        left -= kept[name]
+        if wait and not kept[name]:
+            notes.append(f"{name} is {wait:g} s, more than the deadline leaves: that is not waited for here. The playbook verify does.")
+    return replace(
+        options, websocket_heartbeat_within=kept["websocket_heartbeat_within"], websocket_dead_peer_within=kept["websocket_dead_peer_within"]
+    )  # fmt: skip
+
+
+def _state_dir(env: t.Mapping[str, str]) -> str:
+    home = env.get("XDG_STATE_HOME") or (f"{env['HOME']}/.local/state" if env.get("HOME") else "")
+    if os.geteuid() == 0 or os.access(ledger.DEFAULT_STATE_DIR, os.W_OK) or not home:
+        return ledger.DEFAULT_STATE_DIR
+    return f"{home}/wheels-ops"
+
+
+def _discover(checks: t.Dict[str, t.Any], asked: t.Dict[str, str], notes: t.List[str]) -> None:
+    """What this host shows without a configuration: the backend's own ``.env`` here, services by the names of the report, open ports."""
+    for option, value in _dotenv().items():
+        asked.setdefault(option, value)
+    found = _services()
+    names = {service["name"] for service in found}
+    if "pam-backend" in names or _listens(BASE_URL):
+        asked.setdefault("base_url", BASE_URL)
+    if "redis" in names or _listens(REDIS_URL):
+        asked.setdefault("redis_url", REDIS_URL)
+    checks.update({key: tuple(value) if isinstance(value, list) else value for key, value in REPORTED.items()})
+    checks["services"] = tuple(_with_gates(found, asked))
+    notes.append(f"There is no {CONFIG}: what is measured was found by looking around. The role monitoring writes one.")
+
+
+def _dotenv() -> t.Dict[str, str]:
+    """URLs of the backend's ``.env`` in the working directory. One that others could have put there is passed over."""
+    for path in (Path(".env"), Path("backend/.env")):
+        try:
+            status = os.stat(path)
+            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
+                continue
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        pairs = [line.strip().removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#")]
+        return {VARIABLES[key.strip()]: value.strip().strip("'\"") for key, _sign, value in pairs if key.strip() in VARIABLES and value.strip()}
+    return {}
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _services() -> t.List[t.Dict[str, str]]:
+    """The services of the report that this host's manager knows, in the report's order."""
+    units = {"redis-server": "redis", "redis": "redis", "pam-backend": "pam-backend", "celery-worker": "celery-worker", "celery-beat": "celery-beat"}
+    try:
+        states = open_manager().states(list(units))
+    except OpsError:
+        return []
+    found: t.Dict[str, str] = {}
+    for unit, name in units.items():
+        if unit in states and states[unit].exists:
+            found.setdefault(name, unit)
+    return [{"name": name, "unit": unit} for name, unit in found.items()]
+
+
+def _with_gates(found: t.Sequence[t.Mapping[str, str]], asked: t.Mapping[str, str]) -> t.List[t.Dict[str, t.Any]]:
+    """The services with the gates and dependencies of the role ``services``."""
+    redis, base = asked.get("redis_url", REDIS_URL), asked.get("base_url", BASE_URL)
+    gates: t.Dict[str, t.Dict[str, t.Any]] = {
+        "redis": {"type": "redis", "url": redis},
+        "pam-backend": {"type": "http", "url": f"{base}/health"},
+        "celery-worker": {"type": "celery", "url": redis},
+        "celery-beat": {"type": "beat", "url": redis},
+    }
+    here = any(service["name"] == "redis" for service in found)
+    return [{**service, "depends_on": ["redis"] if here and service["name"] != "redis" else [], "gate": gates[service["name"]]} for service in found]

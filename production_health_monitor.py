@@ -1,0 +1,1 @@
+collections/wheels/ops/roles/monitoring/files/production_health_monitor.py

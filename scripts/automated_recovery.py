@@ -1,0 +1,1 @@
+../collections/wheels/ops/roles/monitoring/files/scripts/automated_recovery.py

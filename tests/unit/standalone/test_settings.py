@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the standalone programs take from their file, the environment and the host, and that no secret of it is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.collection import COLLECTION
+from wheels_ops.checks import suite
+from wheels_ops.results import OpsError
+from wheels_ops.standalone import settings
+from wheels_ops.standalone.settings import Settings, load
+
+
+def written(path: Path, content: t.Any, mode: int = 0o600) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.chmod(mode)
+    return str(path)
+
+
+def refused(path: str) -> str:
+    with pytest.raises(OpsError) as caught:
+        load(path, {})
+    assert caught.value.hint
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"checks": {"redis_url": "redis://:hunter2@h/0"', "is no JSON"),
+        ("[1]", "holds no object"),
+        ({"cheks": {}}, "unknown keys: cheks"),
+        ({"checks": {"redis": "x"}}, "checks in the configuration has unknown keys: redis"),
+        ({"checks": []}, "checks in the configuration is no object"),
+        ({"checks": {"redis_url": ["redis://:hunter2@h/0"]}}, "checks.redis_url in the configuration is not a text"),
+        ({"checks": {"logs": "/var/log/*.log"}}, "checks.logs in the configuration is not a list"),
+        ({"recovery": {"allow_restart": "yes"}}, "recovery.allow_restart in the configuration is not true or false"),
+        ({"recovery": {"max_restarts": 1.5}}, "recovery.max_restarts in the configuration is not a whole number"),
+        ({"recovery": {"cooldown": -1}}, "recovery.cooldown in the configuration is not a number"),
+        ({"checks": {"thresholds": {"memory": {"warning": 90, "critical": 80}}}}, "do not rise"),
+        ({"deadline": 1}, "deadline is 1 s"),
+        ({"state_dir": "relative"}, "state_dir"),
+    ],
+)
+def test_a_bad_configuration_is_refused_in_words_and_without_its_secrets(tmp_path: Path, content: t.Any, words: str) -> None:
+    message = refused(written(tmp_path / "monitor.json", content))
+    assert words in message
+    assert "hunter2" not in message
+
+
+def test_a_configuration_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    assert "can be changed by others" in refused(written(tmp_path / "monitor.json", {}, 0o666))
+
+
+def test_a_configuration_that_others_can_read_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path / "monitor.json", {}, 0o644)
+    assert any("can be read by others" in note for note in load(path, {}).notes)
+    os.chmod(path, 0o600)
+    assert load(path, {}).notes == ()
+
+
+def test_a_missing_file_and_a_pipe_are_refused_at_once(tmp_path: Path) -> None:
+    assert "No such file" in refused(str(tmp_path / "nowhere.json"))
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    assert "no regular file" in refused(str(tmp_path / "pipe"))
+
+
+def test_the_environment_takes_the_place_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "monitor.json", {"checks": {"redis_url": "redis://file/0", "base_url": "http://file"}})
+    found = load(path, {"REDIS_URL": "redis://environment/0", "WHEELS_OPS_STATE_DIR": str(tmp_path / "state")})
+    assert (found.checks.redis_url, found.checks.base_url) == ("redis://environment/0", "http://file")
+    assert found.state_dir == tmp_path / "state"
+    assert load("", {"WHEELS_OPS_CONFIG": path}).source == path
+
+
+def test_a_dotenv_of_the_backend_is_found_and_one_of_others_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "CONFIG", str(tmp_path / "none.json"))
+    written(tmp_path / ".env", "# DATABASE_URL=postgresql://commented/x\nexport DATABASE_URL='postgresql+asyncpg://u:p@h/d'\nOTHER=1\n")
+    assert load("", {}).checks.database_dsn == "postgresql+asyncpg://u:p@h/d"
+    (tmp_path / ".env").chmod(0o602)
+    assert load("", {}).checks.database_dsn == ""
+
+
+def test_waits_that_outlast_the_deadline_are_left_out_and_said(tmp_path: Path) -> None:
+    checks = {"websocket_heartbeat_within": 5, "websocket_dead_peer_within": 60, "timeout": 60}
+    found = load(written(tmp_path / "monitor.json", {"checks": checks, "deadline": 20}), {})
+    assert (found.checks.websocket_heartbeat_within, found.checks.websocket_dead_peer_within) == (5, 0)
+    assert found.checks.timeout < found.deadline
+    assert [note for note in found.notes if note.startswith("websocket_dead_peer_within is 60 s")]
+
+
+def test_no_secret_of_the_settings_is_shown() -> None:
+    given = Settings(
+        checks=suite.Options(
+            redis_url="redis://:re%24dis@h:1/0", database_dsn="host=h password='da\\'ta base' dbname=x", websocket_path="/ws?token=jwt-token",
+            services=[{"name": "a", "gate": {"url": "redis://u:gate-word@h/0", "headers": {"Authorization": "Bearer head-word"}}}],
+        )
+    )  # fmt: skip
+    said = {"a": ["re%24dis re$dis", "da'ta base"], "t": "jwt-token", "g": "gate-word", "b": ("Bearer head-word", 7, None)}
+    shown = json.dumps(given.scrubbed(said))
+    for word in ("re%24dis", "re$dis", "da'ta base", "jwt-token", "gate-word", "head-word"):
+        assert word not in shown
+    assert shown.count("***") == 6
+    short = Settings(checks=suite.Options(database_dsn="host=h password=ok"))
+    assert short.scrubbed(["all is ok", "host=h password=ok"]) == ["all is ok", "host=h password=***"]
+    url = Settings(checks=suite.Options(database_dsn="postgresql://u:in-url@h/d"))
+    assert url.secrets() == ["in-url"]
+
+
+def test_what_is_found_without_a_configuration_is_what_the_roles_say() -> None:
+    """The defaults of the roles, which a program on the host cannot read."""
+
+    def defaults(role: str) -> t.Dict[str, t.Any]:
+        return t.cast("t.Dict[str, t.Any]", yaml.safe_load((COLLECTION / f"roles/{role}/defaults/main.yml").read_text()))
+
+    monitoring, services, recovery = defaults("monitoring"), defaults("services"), defaults("recovery")
+    assert settings.REPORTED["websocket_path"] == monitoring["monitoring_websocket_path"]
+    for origin in settings.REPORTED["cors_origins"]:
+        assert repr(origin) in monitoring["monitoring_cors_origins"]
+    assert repr(settings.BASE_URL) in monitoring["monitoring_base_url"]
+    assert repr(settings.REDIS_URL) in monitoring["monitoring_redis_url"]
+    assert monitoring["monitoring_deadline"] == settings.DEADLINE
+    named = [{"name": entry["name"], "unit": entry["name"]} for entry in services["services_of_the_report"]]
+    built = settings._with_gates(named, {})
+    assert [(each["name"], each["gate"]["type"]) for each in built] == [(each["name"], each["gate"]["type"]) for each in services["services_of_the_report"]]
+    assert [each["depends_on"] for each in built] == [each.get("depends_on", []) for each in services["services_of_the_report"]]
+    ours = settings.Recovery()
+    for key, value in services.items():
+        name = key[len("services_") :]
+        if hasattr(ours, name) and name != "max_restarts":
+            assert getattr(ours, name) == value, key
+    for key, value in recovery.items():
+        name = key[len("recovery_") :]
+        if hasattr(ours, name) and not isinstance(value, str):
+            assert getattr(ours, name) == (tuple(value) if isinstance(value, list) else value), key
+    one = (COLLECTION / "playbooks/tasks/recover_one.yml").read_text()
+    assert f"services_max_restarts: {ours.max_restarts}\n" in one
+    assert "services_only_if: [failed, stopped, unhealthy]" in one
