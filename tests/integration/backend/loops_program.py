@@ -88,6 +88,35 @@ async def shutdown_together_with_an_event(ticks: int) -> bool:
     return ended
 
 
+async def dropped_together_with_an_error() -> bool:
+    """An attempt that nobody wants any more at the moment in which its engine fails; whose error is never retrieved is said at exit."""
+    from app.services.tts import tts_service
+
+    gate = asyncio.Event()
+
+    class Failing:
+        name = "failing"
+
+        async def stream(self, text: str, voice: t.Any, wanted: str) -> t.AsyncIterator[bytes]:
+            await gate.wait()
+            if gate.is_set():
+                raise OSError("gone")
+            yield b""
+
+    attempt = tts_service.Attempt(t.cast(t.Any, Failing()), tts_service.Breaker("failing"), "Hello", t.cast(t.Any, None), "mp3", first=60, gap=60, total=60)
+    await asyncio.sleep(0)
+    gate.set()
+    while not attempt._reader.done():
+        await asyncio.sleep(0)
+    attempt.drop()
+    await asyncio.wait({attempt._judge})
+    return attempt._judge.cancelled()
+
+
+def dropped() -> bool:
+    return asyncio.run(dropped_together_with_an_error())
+
+
 def endings() -> t.List[bool]:
     return [asyncio.run(shutdown_together_with_an_event(ticks)) for ticks in range(4)]
 
@@ -167,6 +196,7 @@ if __name__ == "__main__":
         "monitoring": monitoring,
         "speech": speech,
         "endings": endings,
+        "dropped": dropped,
         "lifespans": lifespans,
         "stub": package_without_a_spec,
         "api": api,

@@ -47,6 +47,10 @@ def test_speech_ends_whatever_happens_at_the_same_moment(ask: t.Callable[..., t.
     assert ask("endings", TTS_PRIMARY_ENGINE="edge") == [True] * 4
 
 
+def test_an_error_of_an_attempt_that_nobody_wants_is_no_noise(ask: t.Callable[..., t.Any]) -> None:
+    assert ask("dropped", TTS_PRIMARY_ENGINE="edge") is True
+
+
 def test_a_package_without_a_spec_is_there(ask: t.Callable[..., t.Any]) -> None:
     found = ask("stub", TTS_PRIMARY_ENGINE="edge")
     assert found["engine"] == "edge" and found["status"] in ("unproven", "healthy")

@@ -65,7 +65,7 @@ class Check:
         return None
 
     def post(self, status: str, output: str = "", *, name: str = "", value: Any = None, unit: str = "") -> None:
-        self.board.post(name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.interval)
+        self.board.post(name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.period)
 
     def skip(self, why: str, name: str = "") -> None:
         self.board.note(name or self.name, why)
@@ -79,6 +79,8 @@ class HealthChecks:
         self.board = api.board
         self.interval = env_number("HEALTH_CHECK_INTERVAL", 5.0, low=0.05)
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
+        #: Seconds between two samples at most, where the answer is waited for longer than the next one.
+        self.period = max(self.interval, self.timeout)
         self.numbers: Dict[str, float] = {}
         self.tasks: List[asyncio.Task[None]] = []
         #: Ends the loops, also where a library loses a cancellation (``asyncio.wait_for`` does, up to Python 3.11).
@@ -149,7 +151,7 @@ class HealthChecks:
         try:
             await check.failed(why)
         except Exception as error:
-            self.board.post(check.name, "fail", why, kind=check.kind, period=self.interval)
+            self.board.post(check.name, "fail", why, kind=check.kind, period=self.period)
             logger.error(f"🩺 The procedure for {check.name} failed: {type(error).__name__}: {error}")
 
 

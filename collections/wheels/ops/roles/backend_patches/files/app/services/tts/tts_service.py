@@ -330,6 +330,7 @@ class Attempt:
         self._sounds = any(character.isalnum() for character in text)
         self._budgets = (first, gap, self.started + total)
         self._reader = asyncio.ensure_future(self._read(text, voice, wanted))
+        self._reader.add_done_callback(observe)  # an error that comes together with a cancellation is nobody's to retrieve
         self._judge = asyncio.ensure_future(self._watch())
         self._judge.add_done_callback(self._ended)
         ATTEMPTS.add(self)  # the event loop itself keeps only weak references to tasks
@@ -384,13 +385,11 @@ class Attempt:
         if not self.done:  # cancelled before its first step: none of its own code has run
             self.done = True
             self._signal.set()
-            self._reader.add_done_callback(observe)
             self._reader.cancel()
 
     def _dispose(self) -> None:
         if self._reader.done():
             return
-        self._reader.add_done_callback(observe)
         self._reader.cancel()
         # The second time breaks off a farewell that waits for the peer.
         asyncio.get_running_loop().call_later(0.2, self._reader.cancel)
