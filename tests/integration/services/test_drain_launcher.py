@@ -23,9 +23,10 @@ LAUNCHER = REPOSITORY / "collections/wheels/ops/roles/services/files/drain.py"
 
 
 @contextlib.contextmanager
-def drained(*, start_seconds: float = 0.3, drain_seconds: float = 3.0) -> t.Iterator[t.Tuple[Supervisord, int]]:
+def drained(*, start_seconds: float = 0.3, drain_seconds: float = 3.0, keep_alive: int = 5) -> t.Iterator[t.Tuple[Supervisord, int]]:
     port = free_port()
     command = f"{BACKEND_PYTHON} {LAUNCHER} restarting_app:app --fd 0 --app-dir {REPOSITORY}/tests/support --log-level info"
+    command += f" --timeout-keep-alive {keep_alive}"
     program = Program(
         # supervisord closes the socket with the last process of the group: number 0 keeps it and does nothing else.
         f"/bin/sh -c '[ %(process_num)d = 0 ] && exec sleep infinity; exec {command}'",
@@ -74,8 +75,8 @@ def test_no_request_fails_over_restarts(keep_alive: bool) -> None:
 
 
 def test_an_open_connection_is_answered_and_told_to_leave() -> None:
-    # Long enough for a busy machine to look at it meanwhile: the end comes with the connection's, not with this time.
-    with drained(drain_seconds=60) as (daemon, port), socket.create_connection(("127.0.0.1", port), 20) as sock:
+    # Long enough for a busy machine to look at it meanwhile: the end comes when the answer was given, not with these times.
+    with drained(drain_seconds=60, keep_alive=60) as (daemon, port), socket.create_connection(("127.0.0.1", port), 20) as sock:
         assert b"connection: close" not in exchange(sock).lower()
         old = daemon.pid(WEB)
         stopper = threading.Thread(target=daemon.ctl, args=("stop", WEB))
