@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -102,12 +103,13 @@ def test_a_broken_engine_makes_way_for_the_next(tree: Tree, tmp_path: Path, scri
 
 
 def test_an_abandoned_or_hanging_engine_is_killed_with_its_children(tree: Tree, tmp_path: Path) -> None:
-    script = 'touch "$TMPDIR/started"; sleep 98765 & sleep 98765'
+    seconds = f"9{os.getpid()}"  # no other run on this machine has processes of this name
+    script = f'touch "$TMPDIR/started"; sleep {seconds} & sleep {seconds}'
     found = tree.run("cancelled", env={"PATH": path_with(tmp_path, espeak_ng=script) + ":/usr/bin:/bin"})
     (tree.directory / "tmp" / "started").unlink()
     assert found["cancelled"] and found["kind"] == "timeout" and found["children"] == 0
     processes = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert b"sleep\x0098765\x00" not in processes
+    assert b"sleep\0%s\0" % seconds.encode() not in processes
 
 
 def test_an_engine_is_bounded_in_processor_time_and_memory(tree: Tree, tmp_path: Path) -> None:
