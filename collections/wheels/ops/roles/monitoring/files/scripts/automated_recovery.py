@@ -41,6 +41,7 @@ def load_library() -> None:
 
 load_library()
 
+# The package is known from here on, and only a Python that has what it needs may import the rest: hence imports below code.
 from wheels_ops.standalone.launcher import UNKNOWN, ensure  # noqa: E402
 
 if __name__ == "__main__":
