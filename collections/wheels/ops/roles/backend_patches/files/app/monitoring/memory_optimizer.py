@@ -26,12 +26,13 @@ import inspect
 import math
 import os
 import stat
+import struct
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Tuple, Union
+from typing import Any, Awaitable, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 from app.core.logging import get_logger
 
@@ -283,6 +284,37 @@ class _Mallinfo2(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO2]
 
 
+#: The head of glibc's ``struct heap_info``: its arena, the heap before it, its size, how much of it was ever made usable.
+_HEAP_INFO = struct.Struct("@PPNN")
+
+
+@contextlib.contextmanager
+def _own_memory() -> Iterator[Optional[int]]:
+    """A descriptor of this process' memory, to read where an address may vanish meanwhile; None where it may not be read."""
+    try:
+        descriptor = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _heaps_within(memory: Optional[int], start: int, end: int) -> int:
+    """Bytes of glibc's heaps that begin in a mapping. pymalloc's memory can lie at the same places, so their heads are looked at."""
+    if memory is None:
+        return end - start if start % ARENA_BYTES == 0 else 0
+    size = 0
+    for address in range(-(-start // ARENA_BYTES) * ARENA_BYTES, end, ARENA_BYTES):
+        with contextlib.suppress(OSError, struct.error):  # unmapped meanwhile
+            arena, _before, used, usable = _HEAP_INFO.unpack(os.pread(memory, _HEAP_INFO.size, address))
+            if 0 < arena % ARENA_BYTES <= 256 and 0 < used <= usable <= ARENA_BYTES:
+                size += used
+    return size
+
+
 class Heap:
     """glibc's heap of this process: what a trim could free, and the trim. Says so where there is no glibc."""
 
@@ -315,16 +347,19 @@ class Heap:
         """
         if self._trim is None:
             return 0
-        resident = 0
-        counting = False
-        for line in _lines("/proc/self/smaps"):
-            head = line.split(None, 5)
-            if head and "-" in head[0] and not head[0].endswith(":"):
-                start = int(head[0].split("-")[0], 16)
-                anonymous = len(head) < 6 and head[1].startswith("rw")
-                counting = (len(head) == 6 and head[5] == "[heap]") or (anonymous and start % ARENA_BYTES == 0)
-            elif counting and line.startswith("Rss:"):
-                resident += int(head[1]) * 1024
+        resident = within = 0
+        with _own_memory() as memory:
+            for line in _lines("/proc/self/smaps"):
+                head = line.split(None, 5)
+                if head and "-" in head[0] and not head[0].endswith(":"):
+                    start, end = (int(part, 16) for part in head[0].split("-"))
+                    within = 0
+                    if len(head) == 6 and head[5] == "[heap]":
+                        within = end - start
+                    elif len(head) < 6 and head[1].startswith("rw"):
+                        within = _heaps_within(memory, start, end)
+                elif within and line.startswith("Rss:"):
+                    resident += min(int(head[1]) * 1024, within)
         live = int(self._info().uordblks) if self._info else 0
         return max(0, resident - live)
 
