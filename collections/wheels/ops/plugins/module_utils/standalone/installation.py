@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import importlib.resources
 import os
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Ansible sends with a module what its files import: these bring everything that the programs and the command line need.
 from .. import __main__ as command_line
-from ..files import sha256, sync_directory
+from ..files import sha256
 from ..results import OpsError, Result
 from . import launcher, monitor, recovery
 
@@ -62,19 +62,21 @@ def run(path: str, *, state: str = "present", check_mode: bool = False, want_dif
         changed = [name for name in sorted(set(wanted) | set(there)) if wanted.get(name) != there.get(name)]
         if state == "absent" and target.is_dir():
             changed = changed or [MARK]
-        if changed and not check_mode:
-            if wanted:
-                _replace(target, wanted)
-            else:
-                shutil.rmtree(target)
+        left = [str(directory) for directory in _leftovers(target)]
+        if (changed or left) and not check_mode:
+            _change(target, wanted if changed else None)
     except OSError as error:
         raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Give the user of this task the right, or room. The library is as it was.") from error
     action = "remove" if state == "absent" else "update" if there else "install"
     would = "would be " if check_mode else ""
+    actions: t.List[t.Dict[str, t.Any]] = [{"action": "tidy", "target": name, "changed": True} for name in left]
+    said = [f"What an interrupted run left {would or 'was '}removed."] if left else []
+    if changed:
+        actions.append({"action": action, "target": path, "changed": True, "files": len(changed)})
+        said.append(f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}.")
     return Result(
-        changed=bool(changed), before={"files": len(there), "content": _digest(there)}, after={"files": len(wanted), "content": _digest(wanted)},
-        actions=[{"action": action, "target": path, "changed": True, "files": len(changed)}] if changed else [],
-        msg=f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}." if changed else "The library is as it is to be.",
+        changed=bool(actions), before={"files": len(there), "content": _digest(there)}, after={"files": len(wanted), "content": _digest(wanted)},
+        actions=actions, msg=" ".join(said) or "The library is as it is to be.",
         diff=[{"before_header": path, "after_header": path, "before": _listing(there, changed), "after": _listing(wanted, changed)}]
         if want_diff and changed
         else [],
@@ -96,13 +98,47 @@ def _listing(files: t.Mapping[str, bytes], names: t.Sequence[str]) -> str:
     return "".join(f"{name} {sha256(files[name])[:12]}\n" for name in names if name in files)
 
 
+def _change(target: Path, files: t.Optional[t.Mapping[str, bytes]]) -> None:
+    """Puts the files in the place of what is there, or takes that away where there are none; ``None`` leaves it. One run at a time."""
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        for left in _leftovers(target):
+            _remove(left)
+        if files:
+            _replace(target, files)
+        elif files is not None and target.is_dir():
+            # Out of the way first: an interrupted removal leaves no half of a library in its place.
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.rename(target, old)
+            _remove(old)
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _leftovers(target: Path) -> t.List[Path]:
+    """What an interrupted run left beside the target: our mark, or nothing at all, is in it."""
+    beside = (entry for entry in sorted(target.parent.glob(f".{target.name}.*")) if entry.is_dir() and not entry.is_symlink())
+    return [entry for entry in beside if (entry / MARK).is_file() or not any(entry.iterdir())]
+
+
+def _remove(directory: Path) -> None:
+    """The mark goes last, so that what an interrupted removal leaves is known as ours."""
+    for entry in directory.iterdir():
+        if entry.name != MARK:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    shutil.rmtree(directory)
+
+
 def _replace(target: Path, files: t.Mapping[str, bytes]) -> None:
     """The new directory takes the old one's place as a whole: no run of a program sees half of each."""
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     old = new.with_name(f"{new.name}.old")
     try:
-        for name, content in {**files, MARK: f"{_digest(files)}\n".encode()}.items():
+        # The mark is the first, so that an interrupted run's is known as ours.
+        for name, content in {MARK: f"{_digest(files)}\n".encode(), **files}.items():
             place = new / name
             place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             place.write_bytes(content)
@@ -117,8 +153,7 @@ def _replace(target: Path, files: t.Mapping[str, bytes]) -> None:
             if old.is_dir():
                 os.rename(old, target)
             raise
-        sync_directory(target.parent)
     finally:
         for left in (new, old):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(left)
+            if left.is_dir():
+                _remove(left)
