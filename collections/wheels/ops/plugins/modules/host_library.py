@@ -45,7 +45,7 @@ after:
   returned: success
   type: dict
 actions:
-  description: What was, or would be, installed, updated or removed, with the number of C(files) that differ.
+  description: What was, or would be, installed, updated or removed, with the number of C(files) that differ; C(tidy) is what an interrupted run left.
   returned: success
   type: list
   elements: dict
