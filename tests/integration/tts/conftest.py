@@ -12,7 +12,7 @@ from tests.support import tts_backend
 
 @pytest.fixture(scope="session")
 def tree() -> t.Iterator[tts_backend.Tree]:
-    with tts_backend.tree() as made:
+    with tts_backend.tree(patience=4) as made:
         yield made
 
 

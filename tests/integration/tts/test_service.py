@@ -19,7 +19,7 @@ LOCAL: t.Dict[str, t.Optional[str]] = {"TTS_PRIMARY_ENGINE": "fallback"}
 
 @pytest.mark.parametrize("release", sorted(RELEASES))
 def test_every_release_gets_the_whole_surface(release: str) -> None:
-    with make_tree(release) as made:
+    with make_tree(release, patience=4) as made:
         found = made.run("surface", env=LOCAL)
     assert found["early"] == {"status": "not_initialized", "service_status": "not_initialized", "initialized": False, "is_initialized": False, "engines": {}}
     assert found["nothing"] is None and found["is"]

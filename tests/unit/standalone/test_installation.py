@@ -3,64 +3,41 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 import typing as t
 from pathlib import Path
 
 import pytest
 
+from tests.support import killed_installs
+from tests.support.killed_installs import NEW, OLD
 from wheels_ops.standalone import installation
-
-OLD = {"__init__.py": b"", "part/__init__.py": b"", "part/one.py": b"one = 1\n", "gone.py": b""}
-NEW = {"__init__.py": b"", "part/__init__.py": b"", "part/one.py": b"one = 2\n", "two.py": b"two = 2\n"}
-#: What changes something on a disk.
-TOUCHING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "tempfile.mkdtemp"}
-
-
-def killed_at(number: int, target: Path, state: str) -> bool:
-    """Runs in a child that ends at once before its so-manieth change; whether it did."""
-    child = os.fork()
-    if not child:
-        seen = 0
-
-        def look(event: str, arguments: t.Tuple[t.Any, ...]) -> None:
-            nonlocal seen
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in TOUCHING or writes:
-                seen += 1
-                if seen == number:
-                    os._exit(9)
-
-        try:
-            sys.addaudithook(look)
-            installation.run(str(target), state=state)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
 
 
 def content(target: Path) -> t.Dict[str, bytes]:
     return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*.py")}
 
 
-@pytest.mark.parametrize("state", ["present", "absent"])
-def test_a_run_killed_before_any_change_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    for number in range(1, 200):
-        target = tmp_path / str(number) / "wheels_ops"
-        monkeypatch.setattr(installation, "library", lambda: OLD)
-        assert installation.run(str(target)).changed and content(target) == OLD
+@pytest.fixture(scope="module", params=["present", "absent"])
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> t.Tuple[str, t.List[Path]]:
+    """Libraries in which an update or a removal was killed, each one change later than the one before."""
+    root = tmp_path_factory.mktemp("killed")
+    # In a process of its own: one that has threads, as this one, had better not fork.
+    done = subprocess.run([sys.executable, killed_installs.__file__, str(root), request.param], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count = int(done.stdout)
+    assert count > 10
+    return request.param, [root / str(number) / "wheels_ops" for number in range(1, count + 1)]
+
+
+def test_a_run_killed_before_any_change_is_finished_by_the_next(killed: t.Tuple[str, t.List[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    state, targets = killed
+    monkeypatch.setattr(installation, "library", lambda: NEW)
+    for target in targets:
         (target.parent / ".wheels_ops.of-another").mkdir()
         (target.parent / ".wheels_ops.of-another" / "file").write_text("not ours")
-        monkeypatch.setattr(installation, "library", lambda: NEW)
-        if not killed_at(number, target, state):
-            assert number > 10
-            break
-        between = content(target) if target.exists() else {}
-        assert between in (OLD, NEW, {}), "half of a library"
+        assert (content(target) if target.exists() else {}) in (OLD, NEW, {}), "half of a library"
         foretold = installation.run(str(target), state=state, check_mode=True)
         done = installation.run(str(target), state=state)
         assert (foretold.changed, foretold.actions, foretold.after) == (done.changed, done.actions, done.after)
@@ -68,5 +45,3 @@ def test_a_run_killed_before_any_change_is_finished_by_the_next(tmp_path: Path, 
         assert not again.changed and not again.actions
         assert (content(target) if target.exists() else {}) == (NEW if state == "present" else {})
         assert sorted(entry.name for entry in target.parent.iterdir()) == [".wheels_ops.of-another", *(["wheels_ops"] if state == "present" else [])]
-    else:
-        pytest.fail("it never came to an end")

@@ -248,7 +248,7 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def run_program(words: t.Sequence[str], text: str, *, limit: float = TIME_LIMIT, environment: t.Optional[t.Dict[str, str]] = None) -> bytes:
+async def run_program(words: t.Sequence[str], text: str, *, limit: float, environment: t.Optional[t.Dict[str, str]] = None) -> bytes:
     """Starts a program, writes the text to it, gives what it printed. Kills its group on time-out and on cancellation."""
     process = await asyncio.create_subprocess_exec(
         *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -269,7 +269,7 @@ async def run_program(words: t.Sequence[str], text: str, *, limit: float = TIME_
     return output
 
 
-async def speak_with(program: Program, text: str, voice: Voice, *, limit: float = TIME_LIMIT) -> Audio:
+async def speak_with(program: Program, text: str, voice: Voice, *, limit: float) -> Audio:
     """One utterance by one local program, as WAV. Raises ``SpeechError``."""
     clean = speakable(text)
     # Ten minutes of speech are not wanted from a machine that is slow already: long texts get more time, not endless.
@@ -340,7 +340,7 @@ class FallbackTTSService:
             now = time.monotonic()
             for program in sorted(self.programs, key=lambda one: self._slow.get(one.name, 0.0) > now):
                 try:
-                    return await speak_with(program, text, voice or Voice())
+                    return await speak_with(program, text, voice or Voice(), limit=TIME_LIMIT)
                 except SpeechError as error:
                     logger.warning("Local TTS engine failed", engine=program.name, cause=error.kind, error=str(error))
                     last = error
