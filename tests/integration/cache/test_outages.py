@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import time
 import typing as t
@@ -42,6 +43,15 @@ def redis_on(port: int, directory: Path, *options: str) -> t.Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+def cluster_port() -> int:
+    """A port for a Redis of a cluster: it listens to the others 10000 above, where an outgoing connection of this machine may be."""
+    while True:
+        port = free_port()
+        with socket.socket() as bus, contextlib.suppress(OSError):
+            bus.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 _OUTAGE = """
@@ -310,7 +320,7 @@ SHOWN = {
     ],
 )
 def test_a_redis_that_refuses_is_no_outage_and_not_silent(tree: Tree, tmp_path: Path, options: t.Tuple[str, ...], kind: str) -> None:
-    port = free_port()
+    port = cluster_port() if "--cluster-enabled" in options else free_port()
     with redis_on(port, tmp_path, *options):
         found = run(tree, f"redis://127.0.0.1:{port}", """
         for number in range(20):
