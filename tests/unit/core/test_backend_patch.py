@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 import typing as t
 from pathlib import Path
 
@@ -48,6 +50,20 @@ class Host:
             for path in sorted(self.root.rglob("*"))
             if path.is_file()
         } | {f"{path.relative_to(self.root)}/": ("", path.stat().st_mode, 0) for path in self.root.rglob("*") if path.is_dir()}
+
+
+@contextlib.contextmanager
+def somebody_without_rights(place: Path) -> t.Iterator[None]:
+    """Works as nobody in a directory, where the tests run as root: root may write everywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.chown(place, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.fixture
@@ -153,6 +169,30 @@ def test_a_missing_directory_and_a_missing_file_say_what_to_name(host: Host) -> 
         host.install(host.request(root="/nowhere"))
     with pytest.raises(OpsError, match=r"missing\.py does not exist"):
         host.install(host.request(blocks={"app/missing.py": ["pass"]}))
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_directory_that_cannot_be_written_is_named_before_anything_is_touched(check_mode: bool) -> None:
+    with tempfile.TemporaryDirectory() as place, somebody_without_rights(Path(place)):
+        host = Host(Path(place))
+        original = host.tree()
+        (host.root / "app/core").chmod(0o555)
+        try:
+            with pytest.raises(OpsError, match=r"app/core cannot be written, so app/core/cors_config.py cannot be installed") as caught:
+                host.install(check_mode=check_mode, proof=backend_patch.Proof(sys.executable, "app.main"))
+        finally:
+            (host.root / "app/core").chmod(0o755)
+        assert "become: true" in caught.value.hint and host.tree() == original
+
+
+def test_a_file_that_is_read_only_is_replaced_also_in_the_proof() -> None:
+    everybodys = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # the tests' own may lie in root's home
+    with tempfile.TemporaryDirectory() as place, somebody_without_rights(Path(place)):
+        host = Host(Path(place))
+        (host.root / "app/core/cors_config.py").chmod(0o444)
+        assert host.install(proof=backend_patch.Proof(everybodys, "app.main"))["proof"]["compiled"] > 0
+        assert (host.root / "app/core/cors_config.py").stat().st_mode & 0o777 == 0o444
+        assert host.install()["changed"] is False
 
 
 def test_a_file_that_is_no_longer_as_it_was_deployed_is_named(host: Host) -> None:

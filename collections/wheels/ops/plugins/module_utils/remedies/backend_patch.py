@@ -78,6 +78,7 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
             foreign=[change.relative for change in foreign],
             diff=[_diff(change) for change in foreign] if want_diff else [],
         )
+    _require_writable(changes)
     proved = _prove(root, changes, proof) if changes and proof.module else {}
     if changes and not check_mode:
         _keep_originals(journal, deployment_id, changes)
@@ -268,6 +269,17 @@ def _replace(change: _Change, mode: int) -> None:
     write_atomically(change.path, change.after, mode=kept, owner=(owner.st_uid, owner.st_gid))
 
 
+def _require_writable(changes: t.Sequence[_Change]) -> None:
+    """Raises ``OpsError`` where a file could not be put into its directory, before anything is touched."""
+    for change in changes:
+        directory = next(parent for parent in change.path.parents if parent.exists())
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            raise OpsError(
+                f"{directory} cannot be written, so {change.relative} cannot be installed.",
+                hint="Nothing was changed. Give the user of this task the right to write there (become: true), or mount it writable.",
+            )
+
+
 def _remove_empty_parents(directory: Path, made: t.Sequence[str]) -> None:
     while str(directory) in made and directory.exists():
         shutil.rmtree(directory / "__pycache__", ignore_errors=True)
@@ -301,6 +313,7 @@ def _prove(root: Path, changes: t.Sequence[_Change], proof: Proof) -> t.Dict[str
         for change in changes:
             target = copy / change.relative
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # one that is read-only is replaced, not written to, there as here
             target.write_bytes(change.after)
         environment = {**os.environ, **proof.environment, "PYTHONDONTWRITEBYTECODE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(
