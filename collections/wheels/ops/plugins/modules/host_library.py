@@ -11,8 +11,13 @@ description:
   - Puts the library behind the modules of this collection into a directory of the host, for programs that run there without Ansible.
   - The files are those that Ansible sent with this module, so that the programs measure and mend exactly as the modules do.
   - The directory is replaced as a whole. One that holds anything else is refused.
+  - An interrupted run is finished by the next one, which also removes what it left beside the directory.
 extends_documentation_fragment:
   - wheels.ops.attributes
+attributes:
+  diff_mode:
+    support: full
+    description: Names the files that differ, each with the beginning of its digest.
 options:
   path:
     description: The directory of the library; its last part is the name of the Python package, C(wheels_ops).

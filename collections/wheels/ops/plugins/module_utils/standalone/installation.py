@@ -66,7 +66,7 @@ def run(path: str, *, state: str = "present", check_mode: bool = False, want_dif
         if (changed or left) and not check_mode:
             _change(target, wanted if changed else None)
     except OSError as error:
-        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Give the user of this task the right, or room. The library is as it was.") from error
+        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Give the user of this task the right, or room, and run it again.") from error
     action = "remove" if state == "absent" else "update" if there else "install"
     would = "would be " if check_mode else ""
     actions: t.List[t.Dict[str, t.Any]] = [{"action": "tidy", "target": name, "changed": True} for name in left]
