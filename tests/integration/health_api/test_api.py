@@ -443,3 +443,23 @@ def test_a_web_process_without_celery_slows_background_work_down(redis_server: s
         assert redis_server.cli("HGET", "pam:throttle", "writer") == f"{socket.gethostname()}:{app.process.pid}"
         assert redis_server.cli("GET", f"pam:throttle:observer:{socket.gethostname()}") == "monitor", "beat on this host need not measure"
         assert not redis_server.cli("GET", "pam:throttle:observer"), "beat on another one must"
+
+
+@pytest.mark.parametrize(("interval", "timeout", "period"), [(5, 1, 5), (0.5, 4, 4)])
+def test_a_sample_is_old_by_what_takes_longer_the_interval_or_the_answer(app: HealthApp, interval: float, timeout: float, period: float) -> None:
+    """What is waited for is no older than what was asked often; what nobody measures any more is not healthy."""
+    program = f"""
+import json
+from app.api.v1 import system_health
+from app.wheels_ops.health_checks import HealthChecks
+checks = HealthChecks(system_health)
+checks.checks[0].post("pass")
+sample = checks.board.checks[checks.checks[0].name]
+taken, found = sample.at, []
+for seconds in ({2.5 * period}, {3.5 * period}, {12.5 * period}):
+    sample.at = taken - seconds
+    found.append(sample.current())
+print(json.dumps(found))
+"""
+    done = app.tree.run(program, env={"HEALTH_CHECK_INTERVAL": str(interval), "HEALTH_CHECK_TIMEOUT": str(timeout)})
+    assert json.loads(done.stdout.splitlines()[-1]) == ["pass", "warn", "fail"]
