@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import traceback
 import typing as t
 from pathlib import Path
@@ -54,7 +55,10 @@ def killed_before(step: int, call: t.Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize(("how", "strategy"), [("append", "collapse"), ("plain", "punch"), ("reopen", "logrotate"), ("nobody", "rename")])
 @pytest.mark.parametrize("compress", [True, False])
-def test_killed_at_every_step(tmp_path: Path, how: str, strategy: str, compress: bool) -> None:
+def test_killed_at_every_step(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, how: str, strategy: str, compress: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a killed one cannot clear it
     log = tmp_path / "access.log"
     if how == "nobody":
         written, pid, stop = log_writer.fill(log, SIZE), 0, None
