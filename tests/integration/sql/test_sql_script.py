@@ -20,7 +20,7 @@ from tests.support import servers
 from tests.support.pam_database import ANNA, OCEAN, ask, query
 from tests.support.waiting import wait_until
 from wheels_ops import postgres as connections
-from wheels_ops.remedies.sql_script import Limits, Script, read_script, sql_script
+from wheels_ops.remedies.sql_script import ADVISORY_LOCK, Limits, Script, read_script, sql_script
 from wheels_ops.results import OpsError, Result
 
 LEDGER = "wheels_private.sql_scripts"
@@ -93,6 +93,25 @@ def test_a_second_script_sees_the_first_in_check_mode(dsn: str) -> None:
     assert [action["rows"] for action in would.actions] == [0, 2]
     assert query(dsn, f"select to_regclass('a'), to_regclass('{LEDGER}')") == [(None, None)]
     assert [action["rows"] for action in run(dsn, first, second).actions] == [0, 2]
+
+
+def test_a_look_without_a_rehearsal_runs_nothing_and_waits_for_nobody(dsn: str) -> None:
+    query(dsn, "create table a (i int)")
+    first, second = Script("1", "lock table a; insert into a values (1)", undo="delete from a"), Script("2", "insert into nowhere values (1)")
+    holder = psycopg2.connect(dsn)
+    holder.cursor().execute("lock table a; select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
+    look = run(dsn, first, second, check_mode=True, rehearse=False)
+    holder.close()
+    assert look.changed and [(action["action"], action["changed"], action["catalog"]) for action in look.actions] == [("apply", True, [])] * 2
+    assert query(dsn, f"select to_regclass('{LEDGER}'), (select count(*) from a)") == [(None, 0)]
+    did = run(dsn, first, rehearse=False)
+    assert query(dsn, "select i from a") == [(1,)], "a real run is not kept from anything"
+    assert set(did.actions[0]) == set(look.actions[0])
+    assert not run(dsn, first, check_mode=True, rehearse=False).changed
+    with pytest.raises(OpsError, match="a command of psql"):
+        run(dsn, Script("3", "\\i other.sql"), check_mode=True, rehearse=False)
+    with pytest.raises(OpsError, match="takes no writes"):
+        run(f"{dsn} options='-c default_transaction_read_only=on'", first, check_mode=True, rehearse=False)
 
 
 def test_a_changed_script_is_applied_again_and_a_failing_one_leaves_nothing(dsn: str) -> None:
@@ -220,7 +239,7 @@ def test_killed_in_the_middle_leaves_the_old_state_or_the_new(postgres: servers.
     program = f"""
 import sys; sys.path.insert(0, {str(pam.REPOSITORY / "src")!r})
 from wheels_ops import postgres
-from wheels_ops.remedies.sql_script import Limits, read_script, sql_script
+from wheels_ops.remedies.sql_script import ADVISORY_LOCK, Limits, read_script, sql_script
 sql_script(lambda: postgres.connect({dsn!r}), [read_script({str(script)!r})], limits=Limits(lock_timeout_ms=0))
 """
     runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)

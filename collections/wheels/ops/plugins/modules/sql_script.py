@@ -15,7 +15,7 @@ description:
   - Before anything runs, each script is read with PostgreSQL's own parser. Transaction control, C(VACUUM), C(CONCURRENTLY), C(COPY) from standard
     input and commands of psql are refused with their line.
   - In check mode the scripts run in one transaction that is rolled back, and the result says what would change in the catalog.
-    Locks are taken for as long as that lasts.
+    Locks are taken for as long as that lasts; O(rehearse=false) is a look without.
 extends_documentation_fragment:
   - wheels.ops.attributes
   - wheels.ops.postgres
@@ -70,6 +70,13 @@ options:
       - They are bound by the driver; the text of a script is never edited.
     type: dict
     default: {}
+  rehearse:
+    description:
+      - Whether check mode runs the scripts and rolls them back.
+      - With V(false) it reads and judges them, connects, and takes from the ledger which would be run. No lock is taken, C(catalog) stays empty, and
+        a script with C(always_run) counts as a change. It is for a look beforehand whether they could run at all.
+    type: bool
+    default: true
   lock_timeout:
     description: Seconds that one statement may wait for a lock. After that the transaction is rolled back and tried again.
     type: float
@@ -218,6 +225,7 @@ def main() -> None:
             },
             "state": {"type": "str", "choices": ["applied", "undone"], "default": "applied"},
             "variables": {"type": "dict", "default": {}},
+            "rehearse": {"type": "bool", "default": True},
             "lock_timeout": {"type": "float", "default": 5},
             "statement_timeout": {"type": "float", "default": 300},
             "retries": {"type": "int", "default": 5},

@@ -146,6 +146,7 @@ def sql_script(
     limits: t.Optional[Limits] = None,
     run_id: str = "",
     check_mode: bool = False,
+    rehearse: bool = True,
     sleep: t.Callable[[float], None] = time.sleep,
 ) -> Result:
     """Brings every script to ``state`` (``applied``, or ``undone`` in reverse order).
@@ -158,6 +159,7 @@ def sql_script(
         connect: gives a new connection; called once per attempt.
         variables: names and values that scripts read with ``current_setting('wheels_ops.NAME', true)``.
         run_id: written into the ledger, to find the run again.
+        rehearse: in check mode, run the scripts and roll them back; else they are read and judged, and the ledger alone says what would be run.
 
     Returns:
         ``actions``: one per script, in the order worked on: ``action`` (apply, undo, keep), ``target``, ``changed``, ``checksum``,
@@ -180,7 +182,7 @@ def sql_script(
         split(script.text, name=script.name)
         if script.undo:
             split(script.undo, name=f"undo of {script.name}")
-    run = _Run(connect, state, dict(variables or {}), limits, run_id, check_mode, sleep)
+    run = _Run(connect, state, dict(variables or {}), limits, run_id, check_mode, sleep, rehearse or not check_mode)
     result = Result()
     batches = [ordered] if check_mode else [[script] for script in ordered]
     for batch in batches:
@@ -213,6 +215,7 @@ class _Run:
     run_id: str
     check_mode: bool
     sleep: t.Callable[[float], None]
+    rehearse: bool = True
 
     def batch(self, scripts: t.Sequence[Script]) -> t.List[Outcome]:
         """One transaction, repeated while it only loses races for locks."""
@@ -247,6 +250,8 @@ class _Run:
         with connection.cursor() as cursor:
             with translated("Taking the lock for SQL scripts"):
                 self._timeouts(cursor)
+                if not self.rehearse:
+                    return self._foretell(cursor, scripts)
                 # The transaction's, not the session's: it ends with the transaction, and works through a pooler.
                 cursor.execute("select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
             outcomes = []
@@ -255,6 +260,21 @@ class _Run:
                 if self.check_mode:
                     self._forget(cursor)
             return outcomes
+
+    def _foretell(self, cursor: t.Any, scripts: t.Sequence[Script]) -> t.List[Outcome]:
+        """What the ledger says would be run, without a lock and without running it."""
+        cursor.execute("select current_setting('transaction_read_only')")
+        if cursor.fetchone()[0] == "on":
+            raise OpsError("The database takes no writes: it is a standby, or its transactions are read-only.", hint="Name the primary server in the DSN.")
+        outcomes: t.List[Outcome] = []
+        for script in scripts:
+            was, action, shown = self._due(cursor, script)
+            if action["changed"]:
+                text = self._text(script, was)
+                action["statements"] = len(split(text, name=script.name))
+            now = {**shown, "state": self.state, "checksum": script.checksum} if action["changed"] else dict(shown)
+            outcomes.append((action, shown, now, None))
+        return outcomes
 
     def _timeouts(self, cursor: t.Any) -> None:
         cursor.execute("select set_config('lock_timeout', %s, true)", (f"{self.limits.lock_timeout_ms}ms",))
@@ -267,7 +287,8 @@ class _Run:
             cursor.execute("reset session authorization; reset all; discard temp; set datestyle = iso")
             self._timeouts(cursor)
 
-    def _one(self, cursor: t.Any, script: Script) -> Outcome:
+    def _due(self, cursor: t.Any, script: Script) -> t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any], t.Dict[str, t.Any]]:
+        """The ledger's line on a script, the action that follows from it, and what of the line is shown."""
         was = _last(cursor, script.name)
         undo = self.state == "undone"
         wanted = was["state"] == "applied" if undo else (script.always_run or was["state"] != "applied" or was["checksum"] != script.checksum)
@@ -275,14 +296,22 @@ class _Run:
             "action": ("undo" if undo else "apply") if wanted else "keep", "target": script.name, "changed": wanted,
             "checksum": script.checksum, "statements": 0, "rows": 0, "duration_ms": 0.0, "catalog": [],
         }  # fmt: skip
-        shown = {key: was[key] for key in ("state", "checksum", "applied_at", "run_id")}
-        if not wanted:
-            return action, shown, dict(shown), None
+        return was, action, {key: was[key] for key in ("state", "checksum", "applied_at", "run_id")}
+
+    def _text(self, script: Script, was: t.Mapping[str, t.Any]) -> str:
         # The undo script that was current when the script was applied belongs to what is in the database now.
-        text = (was["undo"] or script.undo) if undo else script.text
-        label = f"undo of {script.name}" if undo else script.name
+        text = str(was["undo"] or script.undo) if self.state == "undone" else script.text
         if not text:
             raise OpsError(f"{script.name} has no undo script.", hint=f"Put {Path(script.name).with_suffix('.undo.sql')} beside it, or give undo_path.")
+        return text
+
+    def _one(self, cursor: t.Any, script: Script) -> Outcome:
+        was, action, shown = self._due(cursor, script)
+        if not action["changed"]:
+            return action, shown, dict(shown), None
+        undo = self.state == "undone"
+        text = self._text(script, was)
+        label = f"undo of {script.name}" if undo else script.name
         with translated(f"Reading the catalog before {label}"):
             before = catalog.snapshot(cursor)
         started = time.monotonic()
@@ -432,7 +461,7 @@ def from_params(params: t.Mapping[str, t.Any], *, check_mode: bool) -> Result:
     )  # fmt: skip
     return sql_script(
         lambda: from_connection_params(params), scripts, state=params["state"], limits=limits, run_id=params["run_id"], check_mode=check_mode,
-        variables={name: str(value) for name, value in params["variables"].items()},
+        rehearse=params.get("rehearse", True), variables={name: str(value) for name, value in params["variables"].items()},
     )  # fmt: skip
 
 
