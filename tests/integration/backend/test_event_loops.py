@@ -51,6 +51,10 @@ def test_an_error_of_an_attempt_that_nobody_wants_is_no_noise(ask: t.Callable[..
     assert ask("dropped", TTS_PRIMARY_ENGINE="edge") is True
 
 
+def test_a_check_that_is_ended_while_it_fails_leaves_no_error_behind(ask: t.Callable[..., t.Any]) -> None:
+    assert any(ask("cancelled")), "one of them was ended first"
+
+
 def test_a_package_without_a_spec_is_there(ask: t.Callable[..., t.Any]) -> None:
     found = ask("stub", TTS_PRIMARY_ENGINE="edge")
     assert found["engine"] == "edge" and found["status"] in ("unproven", "healthy")

@@ -28,6 +28,8 @@ _FAULTS = {
     ABNORMAL_TERMINATION: "It ended sooner than startsecs. Its log says why.",
     SPAWN_ERROR: "It could not be spawned: look at its command, user and directory.",
 }
+#: ``spawnerr`` of supervisor/process.py for a program that ended before ``startsecs``; the other ones say why nothing was begun.
+_TOO_QUICKLY = "Exited too quickly (process log may have details)"
 #: statecode of supervisor/states.py: what is on its way to somewhere else.
 _MOVING = ("STARTING", "STOPPING")
 
@@ -168,6 +170,11 @@ class Supervisor:
             self._call("startProcess", name, False)
         except xmlrpc.client.Fault as error:
             if error.faultCode != ALREADY_STARTED:
+                raise
+        except OpsError as error:
+            # supervisord looks once more before it answers: a program that has ended by then is a SPAWN_ERROR as well, though it was spawned and
+            # is begun again (startretries). Whether it gives up is to be waited for, as where the program ends a moment later.
+            if error.details.get("fault") != SPAWN_ERROR or self.states([unit])[unit].result not in ("", _TOO_QUICKLY):
                 raise
         return self._wait(unit, "start", deadline, lambda state: state.running, lambda state: state.state in ("FATAL", "EXITED", "STOPPED"))
 

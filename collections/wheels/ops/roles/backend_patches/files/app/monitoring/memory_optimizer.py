@@ -98,6 +98,8 @@ async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
 async def within(work: Awaitable[Any], seconds: float) -> Any:
     """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together with the result."""
     task = asyncio.ensure_future(work)
+    # An error that comes together with our own cancellation has nobody who waits for it, and would be reported as never retrieved.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         await asyncio.wait({task}, timeout=seconds)
         if task.done():
