@@ -364,9 +364,16 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
 
 
-def test_a_value_that_the_backend_refuses_replaces_no_file(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
+        ('{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}', "Leave the SQL scripts on the host: Destination directory"),
+    ],
+)
+def test_what_only_a_step_can_find_replaces_no_file(stage: Stage, extra: str, message: str) -> None:
     before = tree(stage.sandbox.backend)
-    run = stage.playbook("deploy", "-e", '{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', *LOOK)
+    run = stage.playbook("deploy", "-e", extra, *LOOK)
     assert run.status != 0
-    assert "cannot be imported with the new files" in run.text, run.output[-3000:]
+    assert message in run.text, run.output[-3000:]
     assert tree(stage.sandbox.backend) == before
