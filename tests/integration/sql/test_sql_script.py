@@ -239,7 +239,7 @@ def test_killed_in_the_middle_leaves_the_old_state_or_the_new(postgres: servers.
     program = f"""
 import sys; sys.path.insert(0, {str(pam.REPOSITORY / "src")!r})
 from wheels_ops import postgres
-from wheels_ops.remedies.sql_script import ADVISORY_LOCK, Limits, read_script, sql_script
+from wheels_ops.remedies.sql_script import Limits, read_script, sql_script
 sql_script(lambda: postgres.connect({dsn!r}), [read_script({str(script)!r})], limits=Limits(lock_timeout_ms=0))
 """
     runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)

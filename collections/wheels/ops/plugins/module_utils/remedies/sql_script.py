@@ -248,10 +248,10 @@ class _Run:
     def open(self, connection: Connection, scripts: t.Sequence[Script]) -> t.List[Outcome]:
         """The scripts in a transaction that is neither committed nor rolled back."""
         with connection.cursor() as cursor:
+            if not self.rehearse:
+                return self._foretell(cursor, scripts)
             with translated("Taking the lock for SQL scripts"):
                 self._timeouts(cursor)
-                if not self.rehearse:
-                    return self._foretell(cursor, scripts)
                 # The transaction's, not the session's: it ends with the transaction, and works through a pooler.
                 cursor.execute("select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
             outcomes = []
@@ -263,8 +263,11 @@ class _Run:
 
     def _foretell(self, cursor: t.Any, scripts: t.Sequence[Script]) -> t.List[Outcome]:
         """What the ledger says would be run, without a lock and without running it."""
-        cursor.execute("select current_setting('transaction_read_only')")
-        if cursor.fetchone()[0] == "on":
+        with translated("Asking whether the database takes writes"):
+            self._timeouts(cursor)
+            cursor.execute("select current_setting('transaction_read_only')")
+            refuses = cursor.fetchone()[0] == "on"
+        if refuses:
             raise OpsError("The database takes no writes: it is a standby, or its transactions are read-only.", hint="Name the primary server in the DSN.")
         outcomes: t.List[Outcome] = []
         for script in scripts:
