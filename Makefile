@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools system-packages demo test test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,9 @@ help: ## List the targets
 run-tools:
 	@requirements/bootstrap run
 
-dev-tools: system-packages
+dev-tools: system-packages lint-tools
+
+lint-tools:
 	@requirements/bootstrap dev
 
 system-packages:
@@ -28,13 +30,16 @@ system-packages:
 demo: run-tools ## Break a whole backend on this machine, deploy, and see it healthy (all set-up included)
 	@$(BIN)/python -m tests.sandbox demo
 
-test: dev-tools ## Lint and every test that this machine can run (all set-up included)
-	@tests/run
+test: dev-tools ## Lint and every test that this machine can run, or one part: make test T=tests/unit/rls (sets everything up)
+	@tests/run $(T)
+
+unit: lint-tools ## The unit tests: no server, no system packages (half a minute)
+	@$(BIN)/pytest -q tests/unit
 
 test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to fifteen minutes; not part of make test)
 	@$(BIN)/python -m tests.fleet test
 
-lint: dev-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs
+lint: lint-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs; installs no system packages
 	@tests/lint
 
 bench: dev-tools ## Benchmarks against a peer in the same run: make bench, or make bench ONLY="W C"
