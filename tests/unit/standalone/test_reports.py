@@ -36,7 +36,7 @@ def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
 @pytest.mark.parametrize(
     ("statuses", "overall", "exit_status"),
     [
-        (["ok", "skipped"], "healthy", 0), (["ok", "warning"], "degraded", 1), (["ok", "unknown"], "degraded", 3), (["warning", "unknown"], "degraded", 1),
+        (["ok", "skipped"], "healthy", 0), (["ok", "warning"], "degraded", 1), (["ok", "unknown"], "degraded", 3), (["warning", "unknown"], "degraded", 3),
         (["critical", "warning"], "unhealthy", 2), (["emergency"], "critical", 2),
     ],
 )  # fmt: skip
@@ -48,7 +48,7 @@ def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], o
     assert summary["overall_status"] == overall
     assert (summary["total_checks"], summary["total_issues"]) == (len(measured), sum(status != "ok" for status in measured))
     assert sum(summary["issues_by_severity"].values()) == summary["unhealthy_checks"] == summary["total_issues"]
-    worst = next(status for status in ("emergency", "critical", "warning", "unknown", "ok") if status in statuses)
+    worst = next(status for status in ("emergency", "critical", "unknown", "warning", "ok") if status in statuses)
     assert results.exit_status(worst) == exit_status
 
 
@@ -69,7 +69,7 @@ def test_the_keys_of_the_first_version_are_there_and_true() -> None:
 
 
 def test_a_check_that_cannot_be_made_is_unknown_and_counts(tmp_path: Path) -> None:
-    options = suite.Options(subjects=("database", "redis"), database_dsn="postgresql://u:word@127.0.0.1:1/x", redis_url="nonsense://:other@h", timeout=10)
+    options = suite.Options(subjects=("database", "redis"), database_dsn="mysql://u:word@127.0.0.1:1/x", redis_url="nonsense://:other@h", timeout=10)
     one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
     report = asyncio.run(one.run_all_checks())
     assert {name: result["status"] for name, result in report["detailed_results"].items()} == {"database": "unknown", "redis": "unknown"}

@@ -98,7 +98,7 @@ def listing(health: Health) -> str:
 def prometheus(health: Health, *, host: str = "") -> str:
     """One health result in Prometheus' text format, for the textfile collector of node_exporter.
 
-    ``wheels_ops_check_severity`` is 0 for ok, 1 unknown, 2 warning, 3 critical, 4 emergency; skipped checks are left out.
+    ``wheels_ops_check_severity`` is 0 for ok, 1 warning, 2 unknown, 3 critical, 4 emergency; skipped checks are left out.
     """
 
     def label(value: str) -> str:
@@ -113,7 +113,7 @@ def prometheus(health: Health, *, host: str = "") -> str:
         seconds.append(f"wheels_ops_check_duration_seconds{{{labels}}} {check['duration_ms'] / 1000:g}")
         if isinstance(check["value"], (int, float)) and not isinstance(check["value"], bool):
             value.append(f'wheels_ops_check_value{{{labels},unit="{label(check["unit"])}"}} {check["value"]:g}')
-    lines = ["# HELP wheels_ops_check_severity 0 ok, 1 unknown, 2 warning, 3 critical, 4 emergency.", "# TYPE wheels_ops_check_severity gauge", *severity]
+    lines = ["# HELP wheels_ops_check_severity 0 ok, 1 warning, 2 unknown, 3 critical, 4 emergency.", "# TYPE wheels_ops_check_severity gauge", *severity]
     lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
     lines += ["# HELP wheels_ops_check_duration_seconds How long the check took.", "# TYPE wheels_ops_check_duration_seconds gauge", *seconds]
     return "\n".join(lines) + "\n"
