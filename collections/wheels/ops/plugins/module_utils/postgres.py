@@ -22,6 +22,12 @@ APPLICATION_NAME = "wheels.ops"
 #: Schema of what we keep in a database. The API must not expose it, and no role but ours gets USAGE on it.
 PRIVATE_SCHEMA = "wheels_private"
 
+#: What libpq says where no server was asked, for a reason of our own: the DSN, the name, a right of ours.
+_NEVER_ASKED: t.Tuple[str, ...] = (
+    "could not translate host name", "could not parse", "invalid ", 'missing "="', "permission denied", "root certificate file", "certificate file",
+    "service file", "definition of service", "could not match",
+)  # fmt: skip
+
 #: Lost a race, not an argument: worth trying again (lock_not_available, deadlock_detected, serialization_failure).
 TRANSIENT = frozenset({"55P03", "40P01", "40001"})
 
@@ -58,6 +64,10 @@ _SQLSTATE_HINTS: t.Dict[str, str] = {
     "57P01": "The server was stopped while it worked. Nothing of the transaction was kept: start it and run again.",
     "57P03": "The server is starting or stopping: wait until pg_isready says that it accepts connections.",
 }
+
+
+class Unavailable(OpsError):
+    """The server was asked and gave no session: it refused, has none free, or did not answer. Any other ``OpsError``: it was never asked."""
 
 
 def argument_spec() -> t.Dict[str, t.Dict[str, t.Any]]:
@@ -97,7 +107,7 @@ def connect(
     ``dsn`` is libpq's ``key=value`` form or a URL; the driver that SQLAlchemy puts into a URL's scheme
     (``postgresql+asyncpg://``) is dropped, so that the backend's own ``DATABASE_URL`` can be given.
 
-    Raises ``OpsError`` when there is no connection, with a hint for the usual reasons.
+    Raises ``Unavailable`` where the server gives no connection, another ``OpsError`` where it could not be asked, with a hint for the usual reasons.
     """
     import psycopg2
 
@@ -107,7 +117,8 @@ def connect(
     try:
         connection = psycopg2.connect(libpq_dsn(dsn), **options)
     except psycopg2.Error as error:
-        raise OpsError(
+        kind = OpsError if isinstance(error, psycopg2.ProgrammingError) or _never_asked(str(error)) else Unavailable
+        raise kind(
             f"No connection to PostgreSQL: {_without_secret(' '.join(str(error).split()), dsn, password).rstrip('.?')}.",
             hint=_connect_hint(str(error)), sqlstate=error.pgcode,
         ) from None  # fmt: skip
@@ -160,6 +171,12 @@ def server_error(doing: str, error: t.Any, **details: t.Any) -> OpsError:
 def _connect_hint(message: str) -> str:
     low = message.lower()
     return next((hint for words, hint in _CONNECT_HINTS if words in low), "Check host, port, user, password and database.")
+
+
+def _never_asked(message: str) -> bool:
+    """Whether a failed connection is our own fault. What a server itself says begins with FATAL, whatever words follow."""
+    low = message.lower()
+    return any(words in low for words in _NEVER_ASKED) and not any(words in low for words in ("fatal:", "refused", "timeout expired"))
 
 
 def _without_secret(message: str, dsn: str, password: t.Optional[str]) -> str:
