@@ -265,8 +265,8 @@ def test_the_database_is_repaired_only_when_that_is_asked_for(place: Place, post
 def test_secrets_are_not_shown_where_they_are_wrong_either(place: Place) -> None:
     place.settings["checks"]["redis_url"] = place.url.replace(PASSWORD, f"{PASSWORD}-no-more")
     status, report = place.report(MONITOR, "--only", "redis")
-    assert (status, report["status"]) == (3, "unknown"), "a password that is refused is not measured"
-    assert place.run(RECOVERY, "--only", "cache_clear").returncode in (1, 3)
+    assert (status, report["status"]) == (2, "critical"), "a password that is refused is an outage for whoever uses it"
+    assert place.run(RECOVERY, "--only", "cache_clear").returncode == 2
     assert PASSWORD not in "".join(path.read_text(errors="replace") for path in place.state.rglob("*") if path.is_file())
 
 

@@ -8,18 +8,19 @@ import json
 import time
 import typing as t
 
-from ..health import Check
+from ..health import Check, is_ours
 from ..redaction import redact_url
 from ..results import OpsError
 from ..services import broker, gates
-from ..thresholds import Thresholds, worst
+from ..thresholds import DEFAULTS, Thresholds, worst
+from .redis import REFUSALS, error_code
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
 BEAT_KEY = "pam:beat:heartbeat"
 #: The throttle's hash; see ``remedies/celery_throttle.py``.
 THROTTLE_KEY = "pam:throttle"
-#: Tasks that may wait in all queues together: judgement, two workers finish a thousand short tasks in seconds.
-WAITING = Thresholds(1000, 10_000)
+#: Tasks that may wait in all queues together.
+WAITING = DEFAULTS["waiting_tasks"]
 
 
 def check(
@@ -46,9 +47,24 @@ def check(
         beat = _beat(client)
         throttle = _throttle(client)
         consumed = _consumed(client)
-    except redis.AuthenticationError as error:
-        raise OpsError(f"Redis at {redact_url(redis_url)} refuses the password.", hint="Check the password in the URL.") from error
+    except redis.AuthenticationError:
+        return Check(
+            name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} refuses the password in its URL.",
+            details={"workers": {}, "beat": {}},
+        )  # fmt: skip
     except redis.RedisError as error:
+        refusal = error_code(error)
+        if refusal:
+            # A worker that is restarted now cannot write either: it would end in a crash loop.
+            why, help_with, remedy = REFUSALS[refusal]
+            return Check(
+                name="celery", status="critical", unit="waiting tasks", remedy=remedy,
+                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {why}; {help_with}.", details={"workers": {}, "beat": {}},
+            )  # fmt: skip
+        if is_ours(error):
+            raise OpsError(
+                f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights."
+            ) from error
         return Check(
             name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} does not answer: {type(error).__name__}.",
             remedy="service_restart", details={"workers": {}, "beat": {}},
@@ -73,7 +89,7 @@ def check(
         value=total,
         unit="waiting tasks",
         thresholds=waiting.as_dict(),
-        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer, beat is alive, {total} tasks wait."),
+        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."),
         remedy="" if status == "ok" else "service_restart" if restart else "celery_throttle",
         details={
             "workers": {name: _worker(stats) for name, stats in sorted(nodes.items())},
