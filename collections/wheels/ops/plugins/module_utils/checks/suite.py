@@ -12,13 +12,15 @@ from .. import health, scores
 from ..results import OpsError
 from ..services.manager import open_manager
 from ..services.model import Service, parse_services
-from ..thresholds import DEFAULTS, Thresholds
+from ..thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds
 from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis, rls, tts, websocket
 from . import services as services_check
 
 #: Every subject, in the order of a report.
 SUBJECTS: t.Tuple[str, ...] = ("memory", "cpu", "disk", "database", "rls", "redis", "http", "cors", "websocket", "tts", "celery", "services")
 
+#: Where releases have the chat's socket, where nobody named its path: the later ones first.
+WEBSOCKET_PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/v1/pam/ws")
 #: What the front end's preflights ask for: its own headers and those of Supabase's client.
 CORS_HEADERS: t.Tuple[str, ...] = ("authorization", "content-type", "apikey", "x-client-info")
 
@@ -33,6 +35,7 @@ class Options:
     scope: str = "host"
     base_url: str = ""
     http_paths: t.Sequence[str] = ("/health",)
+    health_path: str = http.HEALTH_PATH
     stall_path: str = "/api/memory"
     database_dsn: str = ""
     database_tables: t.Optional[t.Mapping[str, t.Sequence[str]]] = None
@@ -47,6 +50,7 @@ class Options:
     filesystems: t.Sequence[str] = ("/",)
     disk_budgets: t.Mapping[str, int] = field(default_factory=dict)
     logs: t.Sequence[str] = ()
+    log_max_bytes: int = LOG_MAX_BYTES
     services: t.Sequence[t.Mapping[str, t.Any]] = ()
     service_manager: str = "auto"
     supervisor_socket: str = ""
@@ -117,13 +121,36 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
             response=limits("response_time_ms"),
         )  # fmt: skip
 
+    def measure_http() -> health.Check:
+        return http.check(
+            options.base_url, paths=options.http_paths, health_path=options.health_path, settle=min(http.SETTLE, options.timeout / 2),
+            response=limits("response_time_ms"), errors=limits("error_rate"),
+        )  # fmt: skip
+
+    def measure_celery() -> health.Check:
+        # Beat is asked for where it is one of the services; a backend without periodic tasks has none.
+        beat = any(service.gate.type == "beat" or "beat" in f"{service.name} {service.unit}" for service in known)
+        return celery.check(options.redis_url, waiting=limits("waiting_tasks"), expect_beat=beat)
+
     def measure_cors() -> health.Check:
         return cors.check(options.base_url, options.cors_origins, headers=CORS_HEADERS, path=options.cors_path)
 
     def measure_websocket() -> health.Check:
-        address = "ws" + options.base_url[len("http") :] + options.websocket_path
         origin = options.cors_origins[0] if options.cors_origins else ""
-        check = websocket.check(address, origin=origin, ping="json", heartbeat_within=options.websocket_heartbeat_within)
+        path, _mark, query = options.websocket_path.partition("?")
+        assumed = path == WEBSOCKET_PATHS[0]
+        anonymous = not any(word.startswith("token=") and word != "token=" for word in query.split("&"))
+        check = health.Check(name="websocket", status="unknown")
+        address = ""
+        for candidate in WEBSOCKET_PATHS if assumed else (path,):
+            address = "ws" + options.base_url[len("http") :] + candidate + _mark + query
+            tried = websocket.check(
+                address, origin=origin, ping="json", heartbeat_within=options.websocket_heartbeat_within, anonymous=anonymous, assumed_path=assumed,
+                thresholds=limits("websocket_ms"),
+            )  # fmt: skip
+            check = check if check.message and tried.status == "unknown" else tried
+            if tried.status != "unknown":
+                break
         if options.websocket_dead_peer_within:
             check = dead_peer.add_to(check, address, within=options.websocket_dead_peer_within, origin=origin)
         return check
@@ -131,15 +158,17 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
     return {
         "memory": lambda: memory.check(pids(), options.memory_limits_mb, scope=options.scope, thresholds=limits("memory")),
         "cpu": measure_cpu,
-        "disk": lambda: disk.check(options.filesystems, budgets=options.disk_budgets, logs=options.logs, thresholds=limits("disk")),
+        "disk": lambda: disk.check(
+            options.filesystems, budgets=options.disk_budgets, logs=options.logs, log_max_bytes=options.log_max_bytes, thresholds=limits("disk")
+        ),
         "database": needs("database", "database DSN", options.database_dsn, lambda: database.check(options.database_dsn, required=options.database_tables)),
         "rls": needs("rls", "database DSN", options.database_dsn, lambda: rls.check(options.database_dsn, schemas=options.schemas)),
-        "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url)),
-        "http": needs("http", "base URL", options.base_url, lambda: http.check(options.base_url, paths=options.http_paths)),
+        "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url, thresholds=limits("memory"))),
+        "http": needs("http", "base URL", options.base_url, measure_http),
         "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, measure_cors),
         "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket),
         "tts": needs("tts", "base URL", options.base_url and options.tts_path, lambda: tts.check(options.base_url, path=options.tts_path)),
-        "celery": needs("celery", "Redis URL", options.redis_url, lambda: celery.check(options.redis_url)),
+        "celery": needs("celery", "Redis URL", options.redis_url, measure_celery),
         "services": needs(
             "services",
             "service",
