@@ -268,7 +268,7 @@ class AutomatedRecovery:
             raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
         return disk_cleanup.run(self.options.disk_sources, self.options.disk_targets, protect=self.options.disk_protect, check_mode=self.dry_run)
 
-    def _restart_services(self, _before: Health) -> Result:
+    def _restart_services(self, before: Health) -> Result:
         checks = self.settings.checks
         if not checks.services:
             raise Refused("No service is configured (checks.services).")
@@ -277,8 +277,15 @@ class AutomatedRecovery:
             healthy_deadline=self.options.healthy_deadline, wait_timeout=self.options.wait_timeout, allow_task_loss=self.options.allow_task_loss,
             reason="automated recovery", state_dir=str(self.settings.state_dir),
         )  # fmt: skip
+        services: t.Sequence[t.Mapping[str, t.Any]] = checks.services
+        refusal = next((check["details"].get("writes", "") for check in before["checks"] if check["name"] == "redis"), "")
+        if refusal.startswith("refused"):
+            # Nothing that needs Redis comes up while it takes no writes, and Redis itself might lose what it cannot save.
+            services = without_broker(services)
+            if not services:
+                raise Refused(f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse.")
         manager = open_manager(checks.service_manager, checks.supervisor_socket)
-        return service_restart.run(parse_services(checks.services), manager, options, check_mode=self.dry_run)
+        return service_restart.run(parse_services(services), manager, options, check_mode=self.dry_run)
 
     def _repair_database(self, before: Health) -> Result:
         if not self.options.repair_database:
@@ -412,6 +419,12 @@ class AutomatedRecovery:
         for record in history.read(self.settings.state_dir / HISTORY, self.max_history):
             found += [{"details": None, **each} for each in record.get("results", []) if isinstance(each, dict)]
         return found[:limit]
+
+
+def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict[str, t.Any]]:
+    """The services that are neither the broker nor live from it; the playbook recover has the same rule (``recover_services``)."""
+    kept = [each for each in services if (each.get("gate") or {}).get("type") not in ("redis", "celery", "beat") and "celery" not in str(each["name"])]
+    return [{**each, "depends_on": []} for each in kept]
 
 
 def _summary(after: Health) -> t.Dict[str, t.Any]:
