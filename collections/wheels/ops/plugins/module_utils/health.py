@@ -66,7 +66,7 @@ def conclude(name: str, findings: t.Iterable[Finding], *, fine: str, **further: 
     wrong = [finding for finding in ordered if finding.status not in ("ok", "skipped")]
     parts = [finding.text for finding in ordered] if wrong else [fine, *(finding.text for finding in ordered)]
     message = "; ".join(part.rstrip(".") for part in parts) + "."
-    if message.split()[0].isalpha():  # not the name of a service, a path or a URL
+    if message.split()[0].rstrip(",;:.").isalpha():  # not the name of a service, a path or a URL
         message = message[0].upper() + message[1:]
     status = wrong[0].status if wrong else "ok"
     return Check(name=name, status=status, message=message, remedy=wrong[0].remedy if wrong else "", **further)

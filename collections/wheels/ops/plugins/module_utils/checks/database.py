@@ -99,7 +99,8 @@ def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict
             standby, read_only, version = cursor.fetchall()[0]
             # Not information_schema, which hides what the session's role may not use.
             cursor.execute(
-                "select c.relname, coalesce(array_agg(a.attname::text) filter (where a.attname is not null), '{}') from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+                "select c.relname, coalesce(array_agg(a.attname::text) filter (where a.attname is not null), '{}')"
+                " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
                 " left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
                 " where n.nspname = %s and c.relname = any(%s) and c.relkind in ('r', 'p', 'v', 'f') group by 1",
                 (schema, list(wanted)),
