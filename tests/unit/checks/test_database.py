@@ -43,7 +43,7 @@ def test_everything_is_there(postgres: Postgres) -> None:
         ([], ["wanted", "other"], [], "Missing tables: wanted, other."),
         (["wanted (id int, name text)", "other (id int); alter table other drop column id"], [], ["other.id"], "Missing columns: other.id."),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_is_named(postgres: Postgres, tables: t.List[str], tables_missing: t.List[str], columns_missing: t.List[str], message: str) -> None:
     check = database.check(make(postgres, *tables), required=TABLES)
     assert (check.status, check.remedy, check.message) == ("critical", "sql_script", message)
@@ -98,10 +98,12 @@ def refusing(postgres: Postgres) -> t.Iterator[t.Callable[[str], str]]:
     role = f"crowd_{name}"
     postgres.psql(dsn, sql=f"create role {role} login connection limit 0")
     made = {
-        "nothing listens": f"host=127.0.0.1 port={free_port()} dbname=x user=x", "no such database": postgres.dsn("never_made"),
-        "no such user": postgres.dsn(name, "nobody_here"), "no connection free": postgres.dsn(name, role),
+        "nothing listens": f"host=127.0.0.1 port={free_port()} dbname=x user=x",
+        "no such database": postgres.dsn("never_made"),
+        "no such user": postgres.dsn(name, "nobody_here"),
+        "no connection free": postgres.dsn(name, role),
         "no socket": f"host={postgres.directory}/none dbname=x user=x",
-    }  # fmt: skip
+    }
     yield made.__getitem__
     postgres.psql(postgres.dsn(), sql=f"drop role {role}")
 
@@ -109,10 +111,13 @@ def refusing(postgres: Postgres) -> t.Iterator[t.Callable[[str], str]]:
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ("nothing listens", "Connection refused"), ("no such database", 'database "never_made" does not exist'),
-        ("no such user", 'role "nobody_here" does not exist'), ("no connection free", "too many connections for role"), ("no socket", "No such file"),
+        ("nothing listens", "Connection refused"),
+        ("no such database", 'database "never_made" does not exist'),
+        ("no such user", 'role "nobody_here" does not exist'),
+        ("no connection free", "too many connections for role"),
+        ("no socket", "No such file"),
     ],
-)  # fmt: skip
+)
 def test_a_server_that_gives_no_session_is_critical(refusing: t.Callable[[str], str], way: str, words: str) -> None:
     found = suite.run(suite.Options(subjects=("database", "rls"), database_dsn=refusing(way)))
     assert {check["name"]: (check["status"], check["value"], check["remedy"]) for check in found["checks"]} == dict.fromkeys(
@@ -133,7 +138,7 @@ SAID = [
     ('connection to server at "h", port 5432 failed: Connection refused\n\tIs the server running on that host?', True),
     ('connection to server at "h", port 5432 failed: timeout expired', True),
     ('connection to server at "h", port 5432 failed: fe_sendauth: no password supplied', True),
-    ("connection to server at \"h\", port 5432 failed: server closed the connection unexpectedly", True),
+    ('connection to server at "h", port 5432 failed: server closed the connection unexpectedly', True),
     ('connection to server at "h", port 5432 failed: Network is unreachable', True),
     # Of two hosts one was asked.
     ('could not translate host name "a" to address: Name or service not known\nconnection to server at "b" failed: Connection refused', True),
@@ -144,7 +149,7 @@ SAID = [
     ('missing "=" after "x" in connection info string', False),
     ('root certificate file "/none" does not exist', False),
     ('definition of service "x" not found', False),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "asked"), SAID)

@@ -170,8 +170,12 @@ def checks(**statuses: str) -> t.Dict[str, t.Any]:
     ("answer", "status", "words", "application"),
     [
         ((200, {"status": "pass", "checks": checks(database__connection="pass")}), "ok", "95 % within", "ok"),
-        ((503, {"status": "fail", "checks": checks(database__connection="fail", redis__connection="pass")}), "critical",
-         f"The application itself says ({OWN}, 503): database:connection is critical; check DATABASE_URL in its environment.", "critical"),
+        (
+            (503, {"status": "fail", "checks": checks(database__connection="fail", redis__connection="pass")}),
+            "critical",
+            f"The application itself says ({OWN}, 503): database:connection is critical; check DATABASE_URL in its environment.",
+            "critical",
+        ),
         ((503, {"status": "fail", "checks": checks(redis__write="fail")}), "critical", "redis:write is critical; check REDIS_URL", "critical"),
         ((200, {"status": "warn", "checks": checks(database__connection="warn")}), "warning", "database:connection is warning", "warning"),
         # The host is measured by the host's own checks: a busy machine is no second reason here.
@@ -184,7 +188,7 @@ def checks(**statuses: str) -> t.Dict[str, t.Any]:
         ((502, "<html>"), "critical", f"{OWN} answers 502 without a reason.", "critical"),
         ((503, {"status": "pass", "checks": checks(database__connection="pass")}), "critical", "answers 503 although every check in it passes", "critical"),
     ],
-)  # fmt: skip
+)
 def test_what_the_application_says_of_itself_counts(answer: t.Tuple[int, t.Any], status: str, words: str, application: str) -> None:
     with serve({"/health": (200, {"status": "healthy"}), OWN: answer}) as backend:
         check = http.check(backend.url, samples=2, settle=0)

@@ -18,10 +18,20 @@ from wheels_ops.results import OpsError
 from wheels_ops.thresholds import Thresholds
 
 INFO: t.Dict[str, t.Any] = {
-    "redis_version": "7.0.15", "used_memory": 500, "maxmemory": 0, "maxmemory_policy": "noeviction", "keyspace_hits": 3, "keyspace_misses": 1,
-    "evicted_keys": 4, "expired_keys": 5, "connected_clients": 6, "role": "master", "loading": 0, "rdb_last_bgsave_status": "ok",
+    "redis_version": "7.0.15",
+    "used_memory": 500,
+    "maxmemory": 0,
+    "maxmemory_policy": "noeviction",
+    "keyspace_hits": 3,
+    "keyspace_misses": 1,
+    "evicted_keys": 4,
+    "expired_keys": 5,
+    "connected_clients": 6,
+    "role": "master",
+    "loading": 0,
+    "rdb_last_bgsave_status": "ok",
     "aof_last_write_status": "ok",
-}  # fmt: skip
+}
 URL = "redis://:s3cret@redis.internal:6379/0"
 
 
@@ -94,9 +104,18 @@ def test_a_healthy_server_and_what_is_told_of_it(monkeypatch: pytest.MonkeyPatch
     assert check.message.startswith("Redis 7.0.15 answers in ") and check.message.endswith(" ms and takes writes; every cache key expires.")
     facts = {key: value for key, value in check.details.items() if key != "latency_ms"}
     assert facts == {
-        "version": "7.0.15", "used_memory_bytes": 500, "maxmemory_percent": None, "maxmemory_policy": "noeviction", "hit_rate_percent": 75.0,
-        "evicted_keys": 4, "expired_keys": 5, "connected_clients": 6, "role": "master", "writes": "accepted", "scanned": 2,
-    }  # fmt: skip
+        "version": "7.0.15",
+        "used_memory_bytes": 500,
+        "maxmemory_percent": None,
+        "maxmemory_policy": "noeviction",
+        "hit_rate_percent": 75.0,
+        "evicted_keys": 4,
+        "expired_keys": 5,
+        "connected_clients": 6,
+        "role": "master",
+        "writes": "accepted",
+        "scanned": 2,
+    }
     assert check.thresholds == {}
 
 
@@ -106,9 +125,9 @@ def test_without_a_question_there_is_no_hit_rate(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("used", "status", "over"), [(650, "ok", 0), (651, "warning", 65), (750, "warning", 65),
-     (751, "critical", 75), (850, "critical", 75), (851, "emergency", 85)]
-)  # fmt: skip
+    ("used", "status", "over"),
+    [(650, "ok", 0), (651, "warning", 65), (750, "warning", 65), (751, "critical", 75), (850, "critical", 75), (851, "emergency", 85)],
+)
 def test_the_share_of_maxmemory_is_graded(monkeypatch: pytest.MonkeyPatch, used: int, status: str, over: int) -> None:
     check = measured(monkeypatch, Wire({**INFO, "used_memory": used, "maxmemory": 1000}, keys=[(b"user_profile:1", 100)]))
     assert check.status == status and check.details["maxmemory_percent"] == used / 10
@@ -162,7 +181,7 @@ def test_the_worst_finding_begins_the_message(monkeypatch: pytest.MonkeyPatch) -
         (library.BusyLoadingError("Redis is loading the dataset in memory"), "LOADING", ""),
         (library.exceptions.MasterDownError("Link with MASTER is down"), "MASTERDOWN", ""),
     ],
-)  # fmt: skip
+)
 def test_a_refused_write_is_critical_and_names_what_helps(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, remedy: str) -> None:
     check = measured(monkeypatch, Wire(probe=error, keys=[(b"user_profile:1", 10)]))
     why, help_with, _module = redis_check.REFUSALS[code]
@@ -199,11 +218,14 @@ def test_a_full_server_is_as_bad_as_its_share_says(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("info", "writes"),
     [
-        ({}, "not tried"), ({"role": "slave"}, "refused: READONLY"), ({"loading": 1}, "refused: LOADING"),
-        ({"used_memory": 1000, "maxmemory": 1000}, "refused: OOM"), ({"used_memory": 999, "maxmemory": 1000}, "not tried"),
+        ({}, "not tried"),
+        ({"role": "slave"}, "refused: READONLY"),
+        ({"loading": 1}, "refused: LOADING"),
+        ({"used_memory": 1000, "maxmemory": 1000}, "refused: OOM"),
+        ({"used_memory": 999, "maxmemory": 1000}, "not tried"),
         ({"used_memory": 1000, "maxmemory": 1000, "maxmemory_policy": "allkeys-lru"}, "not tried"),
     ],
-)  # fmt: skip
+)
 def test_a_user_who_may_not_write_learns_what_info_tells(monkeypatch: pytest.MonkeyPatch, info: t.Dict[str, t.Any], writes: str) -> None:
     denied = library.exceptions.NoPermissionError("this user has no permissions to run the 'setrange' command")
     check = measured(monkeypatch, Wire({**INFO, **info}, probe=denied))

@@ -24,16 +24,25 @@ from wheels_ops.checks import self_report
         # The worst of several words counts.
         ({"status": "ok", "overall_status": "warning"}, "warning", ("its status is warning",)),
         # health+json, as the deployed backend answers
-        ({"status": "fail", "checks": {"database:connection": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]}},
-         "critical", ("database:connection is critical",)),
-        ({"status": "fail", "checks": {"celery:queues": [{"status": "warn"}], "redis:write": [{"status": "fail", "output": "MISCONF"}]}},
-         "critical", ("redis:write is critical (MISCONF)", "celery:queues is warning")),
+        (
+            {"status": "fail", "checks": {"database:connection": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]}},
+            "critical",
+            ("database:connection is critical",),
+        ),
+        (
+            {"status": "fail", "checks": {"celery:queues": [{"status": "warn"}], "redis:write": [{"status": "fail", "output": "MISCONF"}]}},
+            "critical",
+            ("redis:write is critical (MISCONF)", "celery:queues is warning"),
+        ),
         ({"status": "warn", "checks": {"monitoring:samples": [{"status": "warn"}]}}, "warning", ("monitoring:samples is warning",)),
         # several nodes of one component: the worst
         ({"status": "warn", "checks": {"database": [{"status": "pass"}, {"status": "warn"}]}}, "warning", ("database is warning",)),
         # the older releases' /health/detailed and other frameworks
-        ({"status": "unhealthy", "components": {"database": {"status": "unhealthy", "error": "refused"}, "cache": {"status": "healthy"}}},
-         "critical", ("database is critical (refused)",)),
+        (
+            {"status": "unhealthy", "components": {"database": {"status": "unhealthy", "error": "refused"}, "cache": {"status": "healthy"}}},
+            "critical",
+            ("database is critical (refused)",),
+        ),
         ({"status": "DOWN", "components": {"db": {"status": "DOWN"}}}, "critical", ("db is critical",)),
         ({"services": [{"name": "database", "healthy": False}]}, "critical", ("database is critical",)),
         ({"dependencies": {"database": False, "redis": True}}, "critical", ("database is critical",)),
@@ -42,7 +51,7 @@ from wheels_ops.checks import self_report
         # An application that calls itself well does without the component: a warning, not an outage.
         ({"status": "healthy", "components": {"database": {"status": "unhealthy"}}}, "warning", ("database is critical",)),
     ],
-)  # fmt: skip
+)
 def test_words_become_a_status_with_its_reasons(document: t.Dict[str, t.Any], status: str, reasons: t.Tuple[str, ...]) -> None:
     said = self_report.read(document)
     assert said is not None
@@ -76,6 +85,6 @@ def test_a_reason_is_short_and_holds_no_connection_string() -> None:
 
 @pytest.mark.parametrize(
     ("word", "status"), [("pass", "ok"), ("warn", "warning"), ("fail", "critical"), (True, "ok"), (False, "critical"), (1, None), (None, None), ("?", None)]
-)  # fmt: skip
+)
 def test_grades(word: t.Any, status: t.Optional[str]) -> None:
     assert self_report.grade(word) == status

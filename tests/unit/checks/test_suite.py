@@ -17,9 +17,14 @@ from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds, parse
 
 #: Which checks grade a measure by each threshold: nothing may be added to the thresholds that no check takes.
 CONSUMERS: t.Dict[str, t.Tuple[str, ...]] = {
-    "memory": ("memory", "redis"), "cpu": ("cpu",), "disk": ("disk",), "response_time_ms": ("http", "cpu"), "error_rate": ("http",),
-    "waiting_tasks": ("celery",), "websocket_ms": ("websocket",),
-}  # fmt: skip
+    "memory": ("memory", "redis"),
+    "cpu": ("cpu",),
+    "disk": ("disk",),
+    "response_time_ms": ("http", "cpu"),
+    "error_rate": ("http",),
+    "waiting_tasks": ("celery",),
+    "websocket_ms": ("websocket",),
+}
 PAIRS = [(name, subject) for name, subjects in CONSUMERS.items() for subject in subjects]
 
 
@@ -80,11 +85,13 @@ def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
 @pytest.mark.parametrize(
     ("services", "asked"),
     [
-        ([], False), ([{"name": "pam-backend"}, {"name": "celery-worker", "gate": {"type": "celery", "url": "redis://h/0"}}], False),
-        ([{"name": "celery-beat"}], True), ([{"name": "planner", "unit": "wheels-beat.service"}], True),
+        ([], False),
+        ([{"name": "pam-backend"}, {"name": "celery-worker", "gate": {"type": "celery", "url": "redis://h/0"}}], False),
+        ([{"name": "celery-beat"}], True),
+        ([{"name": "planner", "unit": "wheels-beat.service"}], True),
         ([{"name": "planner", "gate": {"type": "beat"}}], True),
     ],
-)  # fmt: skip
+)
 def test_beat_is_asked_for_where_it_is_one_of_the_services(monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], asked: bool) -> None:
     given: t.Dict[str, t.Any] = {}
 
@@ -161,10 +168,15 @@ def test_where_no_path_has_a_socket_the_first_is_named(sockets: t.Tuple[t.Dict[s
 @pytest.mark.parametrize(
     ("path", "anonymous", "assumed"),
     [
-        (FIRST, True, True), (f"{FIRST}?token=abc", False, True), (f"{FIRST}?token=", True, True), (f"{FIRST}?a=b&token=abc", False, True),
-        ("/ws", True, False), ("/ws?token=abc", False, False), (f"{SECOND}?x=1", True, False),
+        (FIRST, True, True),
+        (f"{FIRST}?token=abc", False, True),
+        (f"{FIRST}?token=", True, True),
+        (f"{FIRST}?a=b&token=abc", False, True),
+        ("/ws", True, False),
+        ("/ws?token=abc", False, False),
+        (f"{SECOND}?x=1", True, False),
     ],
-)  # fmt: skip
+)
 def test_what_is_known_of_token_and_path_is_passed_on(sockets: t.Tuple[t.Dict[str, str], Tried], path: str, anonymous: bool, assumed: bool) -> None:
     statuses, tried = sockets
     statuses[path.partition("?")[0]] = "ok"
@@ -221,8 +233,9 @@ def test_a_library_that_is_missing_is_our_fault() -> None:
 
 def test_thresholds_of_the_new_measures_are_read() -> None:
     assert parse({"waiting_tasks": {"warning": 5}, "websocket_ms": {"critical": 20_000}}) == {
-        "waiting_tasks": Thresholds(5, 10_000), "websocket_ms": Thresholds(1000, 20_000)
-    }  # fmt: skip
+        "waiting_tasks": Thresholds(5, 10_000),
+        "websocket_ms": Thresholds(1000, 20_000),
+    }
 
 
 @pytest.mark.parametrize(("value", "crossed"), [(65, 0), (65.1, 65), (80, 75), (90, 85)])

@@ -24,9 +24,17 @@ PRIVATE_SCHEMA = "wheels_private"
 
 #: What libpq says where no server was asked, for a reason of our own: the DSN, the name, a right of ours.
 _NEVER_ASKED: t.Tuple[str, ...] = (
-    "could not translate host name", "could not parse", "invalid ", 'missing "="', "permission denied", "root certificate file", "certificate file",
-    "service file", "definition of service", "could not match",
-)  # fmt: skip
+    "could not translate host name",
+    "could not parse",
+    "invalid ",
+    'missing "="',
+    "permission denied",
+    "root certificate file",
+    "certificate file",
+    "service file",
+    "definition of service",
+    "could not match",
+)
 
 #: Lost a race, not an argument: worth trying again (lock_not_available, deadlock_detected, serialization_failure).
 TRANSIENT = frozenset({"55P03", "40P01", "40001"})

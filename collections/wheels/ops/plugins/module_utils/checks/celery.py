@@ -49,18 +49,25 @@ def check(
         consumed = _consumed(client)
     except redis.AuthenticationError:
         return Check(
-            name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} refuses the password in its URL.",
+            name="celery",
+            status="critical",
+            unit="waiting tasks",
+            message=f"The broker at {redact_url(redis_url)} refuses the password in its URL.",
             details={"workers": {}, "beat": {}},
-        )  # fmt: skip
+        )
     except redis.RedisError as error:
         refusal = error_code(error)
         if refusal:
             # A worker that is restarted now cannot write either: it would end in a crash loop.
             why, help_with, remedy = REFUSALS[refusal]
             return Check(
-                name="celery", status="critical", unit="waiting tasks", remedy=remedy,
-                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {why}; {help_with}.", details={"workers": {}, "beat": {}},
-            )  # fmt: skip
+                name="celery",
+                status="critical",
+                unit="waiting tasks",
+                remedy=remedy,
+                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {why}; {help_with}.",
+                details={"workers": {}, "beat": {}},
+            )
         if is_ours(error):
             raise OpsError(
                 f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights."

@@ -82,9 +82,13 @@ def check(dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = N
     if columns:
         findings.append(Finding("critical", f"missing columns: {', '.join(columns)}", "sql_script"))
     return conclude(
-        "database", findings, fine=f"PostgreSQL {facts['version']} answers, every table is there", value=len(tables) + len(columns), unit="missing",
+        "database",
+        findings,
+        fine=f"PostgreSQL {facts['version']} answers, every table is there",
+        value=len(tables) + len(columns),
+        unit="missing",
         details={**facts, "missing_tables": tables, "missing_columns": columns},
-    )  # fmt: skip
+    )
 
 
 def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:

@@ -106,10 +106,13 @@ def check(
         unit="ms",
         thresholds=slow.as_dict(),
         details={
-            "error_rate_percent": round(rate, 2), "errors": seen.errors, "asked": seen.asked,
-            "median_ms": round(statistics.median(seen.times), 1) if seen.times else None, **details,
+            "error_rate_percent": round(rate, 2),
+            "errors": seen.errors,
+            "asked": seen.asked,
+            "median_ms": round(statistics.median(seen.times), 1) if seen.times else None,
+            **details,
         },
-    )  # fmt: skip
+    )
 
 
 def _sample(session: t.Any, base_url: str, paths: t.Sequence[str], samples: int, timeout: float) -> _Samples:
@@ -173,9 +176,7 @@ def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.It
             yield Finding(said.status, f"{path} says: {', '.join(said.reasons)}")
 
 
-def _application(
-    session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]
-) -> t.List[Finding]:  # fmt: skip
+def _application(session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]) -> t.List[Finding]:
     """The health of a deployed backend, asked for until it is well or ``settle`` seconds have passed."""
     deadline = time.monotonic() + settle
     while True:

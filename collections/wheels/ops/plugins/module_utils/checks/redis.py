@@ -39,8 +39,12 @@ REFUSALS: t.Dict[str, t.Tuple[str, str, str]] = {
     "CLUSTERDOWN": ("the cluster is down", "bring the missing nodes back", ""),
 }
 _CODES = {
-    "OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY", "BusyLoadingError": "LOADING", "MasterDownError": "MASTERDOWN", "ClusterDownError": "CLUSTERDOWN",
-}  # fmt: skip
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+}
 
 
 def error_code(error: BaseException) -> str:
@@ -52,7 +56,7 @@ def error_code(error: BaseException) -> str:
 
 def check(
     url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int = 200_000, timeout: float = 5.0, thresholds: t.Optional[Thresholds] = None
-) -> Check:  # fmt: skip
+) -> Check:
     """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys without an expiry.
 
     ``critical`` where it does not answer, refuses the password or refuses writes. ``thresholds`` grade the share of ``maxmemory`` in use, where
@@ -155,11 +159,16 @@ def _facts(info: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     limit = int(info.get("maxmemory") or 0)
     hits, misses = int(info.get("keyspace_hits", 0)), int(info.get("keyspace_misses", 0))
     return {
-        "version": info["redis_version"], "used_memory_bytes": int(info["used_memory"]),
-        "maxmemory_percent": 100.0 * int(info["used_memory"]) / limit if limit else None, "maxmemory_policy": str(info.get("maxmemory_policy", "noeviction")),
-        "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None, "evicted_keys": int(info.get("evicted_keys", 0)),
-        "expired_keys": int(info.get("expired_keys", 0)), "connected_clients": int(info["connected_clients"]), "role": str(info.get("role", "")),
-    }  # fmt: skip
+        "version": info["redis_version"],
+        "used_memory_bytes": int(info["used_memory"]),
+        "maxmemory_percent": 100.0 * int(info["used_memory"]) / limit if limit else None,
+        "maxmemory_policy": str(info.get("maxmemory_policy", "noeviction")),
+        "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None,
+        "evicted_keys": int(info.get("evicted_keys", 0)),
+        "expired_keys": int(info.get("expired_keys", 0)),
+        "connected_clients": int(info["connected_clients"]),
+        "role": str(info.get("role", "")),
+    }
 
 
 def _refusal(client: t.Any) -> t.Tuple[str, bool]:

@@ -18,11 +18,33 @@ _WORDS: t.Dict[str, Status] = {
     **dict.fromkeys(("pass", "passed", "passing", "ok", "up", "healthy", "good", "green", "ready", "alive", "operational", "available", "connected"), "ok"),
     **dict.fromkeys(("warn", "warning", "degraded", "partial", "impaired", "limited", "yellow"), "warning"),
     **dict.fromkeys(
-        ("fail", "failed", "failing", "failure", "error", "errored", "down", "unhealthy", "critical", "emergency", "red", "dead", "broken", "unavailable",
-         "not_available", "not_ready", "not ready", "offline", "disconnected", "unreachable", "timeout", "outage"),
+        (
+            "fail",
+            "failed",
+            "failing",
+            "failure",
+            "error",
+            "errored",
+            "down",
+            "unhealthy",
+            "critical",
+            "emergency",
+            "red",
+            "dead",
+            "broken",
+            "unavailable",
+            "not_available",
+            "not_ready",
+            "not ready",
+            "offline",
+            "disconnected",
+            "unreachable",
+            "timeout",
+            "outage",
+        ),
         "critical",
     ),
-}  # fmt: skip
+}
 _OVERALL = ("status", "overall_status", "overall", "state", "health", "healthy", "ok")
 _PARTS = ("checks", "components", "services", "dependencies")
 _REASONS = ("output", "error", "message", "reason", "detail")

@@ -123,9 +123,13 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
 
     def measure_http() -> health.Check:
         return http.check(
-            options.base_url, paths=options.http_paths, health_path=options.health_path, settle=min(http.SETTLE, options.timeout / 2),
-            response=limits("response_time_ms"), errors=limits("error_rate"),
-        )  # fmt: skip
+            options.base_url,
+            paths=options.http_paths,
+            health_path=options.health_path,
+            settle=min(http.SETTLE, options.timeout / 2),
+            response=limits("response_time_ms"),
+            errors=limits("error_rate"),
+        )
 
     def measure_celery() -> health.Check:
         # Beat is asked for where it is one of the services; a backend without periodic tasks has none.
@@ -145,9 +149,14 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
         for candidate in WEBSOCKET_PATHS if assumed else (path,):
             address = "ws" + options.base_url[len("http") :] + candidate + _mark + query
             tried = websocket.check(
-                address, origin=origin, ping="json", heartbeat_within=options.websocket_heartbeat_within, anonymous=anonymous, assumed_path=assumed,
+                address,
+                origin=origin,
+                ping="json",
+                heartbeat_within=options.websocket_heartbeat_within,
+                anonymous=anonymous,
+                assumed_path=assumed,
                 thresholds=limits("websocket_ms"),
-            )  # fmt: skip
+            )
             check = check if check.message and tried.status == "unknown" else tried
             if tried.status != "unknown":
                 break

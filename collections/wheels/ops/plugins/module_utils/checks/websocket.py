@@ -199,9 +199,13 @@ def check(
 def _unauthenticated(text: str, details: t.Dict[str, t.Any], limits: Thresholds) -> Check:
     """What can be said without a token: the endpoint is there and guards itself."""
     return Check(
-        name="websocket", status="ok", unit="ms", thresholds=limits.as_dict(), details={**details, "authenticated": False},
+        name="websocket",
+        status="ok",
+        unit="ms",
+        thresholds=limits.as_dict(),
+        details={**details, "authenticated": False},
         message=f"{text[0].upper()}{text[1:]}. Without a token nothing more can be tried: set wheels_ops_websocket_token to measure round trips.",
-    )  # fmt: skip
+    )
 
 
 def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: float, validate_certs: bool) -> Refusal:
@@ -220,8 +224,9 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     if _status(control, origin, timeout, validate_certs) == 403:
         return Refusal(
             f"there is no WebSocket at {path} (the upgrade is answered with 403, as at a path that does not exist), or everything is refused there:"
-            " set monitoring_websocket_path to the path of this release", no_route=True,
-        )  # fmt: skip
+            " set monitoring_websocket_path to the path of this release",
+            no_route=True,
+        )
     return Refusal(f"the upgrade is answered with 403: {_REFUSALS[403] if with_token else 'it asks for a token'}", wants_token=True)
 
 
