@@ -90,7 +90,7 @@ def test_a_standby_is_critical_and_no_script_repairs_it(monkeypatch: pytest.Monk
     assert check.message == "The server is a standby and takes no writes: give the address of the primary."
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def refusing(postgres: Postgres) -> t.Iterator[t.Callable[[str], str]]:
     """Gives the DSN for each way in which a server refuses a session."""
     dsn = postgres.database()

@@ -163,6 +163,7 @@ def test_with_a_token_a_403_of_this_path_alone_is_the_token_or_the_origin() -> N
         check = websocket.check(url, token="x")
     assert check.message == "The upgrade is answered with 403: the origin or the token is refused"
     with server(echo, lambda _path, _origin: 401) as url:
+        assert websocket.check(url).message == "The upgrade is answered with 401: it asks for a token"
         assert websocket.check(url, token="x").message == "The upgrade is answered with 401: the token is refused"
 
 

@@ -155,7 +155,7 @@ def check(
         details.update(error.details)
         if error.details.get("unresolved"):
             return unknown("websocket", f"{_shown(url)} was not asked: the name of its host cannot be resolved.", **details)
-        refusal = _explain(url, error, origin, bool(token) or not anonymous, timeout, validate_certs)
+        refusal = _explain(url, error, origin, "token=" in urllib.parse.urlsplit(url).query, timeout, validate_certs)
         if refusal.no_route and assumed_path and not problems:
             return unknown("websocket", f"{refusal.text[0].upper()}{refusal.text[1:]}.", **details)
         if refusal.wants_token and anonymous and not problems:
