@@ -139,6 +139,11 @@ def test_an_address_that_is_none_is_our_fault(url: str) -> None:
         http.check(url)
 
 
+def test_the_addresses_that_are_taken() -> None:
+    for url in ("http://h", "https://h", "https://h:8443", "http://[::1]:80"):
+        http.require_url(url, "/health")
+
+
 def test_a_name_that_does_not_resolve_is_our_fault() -> None:
     with pytest.raises(OpsError, match="does not resolve"):
         http.check("http://no-such-host.invalid")
@@ -198,6 +203,19 @@ def test_what_the_application_says_of_itself_counts(answer: t.Tuple[int, t.Any],
     assert backend.asked.count(OWN) == 1
 
 
+def test_a_health_that_is_well_needs_no_words(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    with serve({"/health": (200, {}), OWN: (200, {"status": "pass"})}) as backend:
+        assert http.check(backend.url, samples=1).message == "/health: 1 answers, 95 % within 0 ms."
+    with serve({"/health": (200, {}), OWN: (500, {"status": "pass"})}) as backend:
+        assert "answers 500 although every check in it passes" in http.check(backend.url, samples=1, settle=0).message
+
+
+def test_advice_is_given_only_where_there_is_some() -> None:
+    with serve({"/health": (200, {}), OWN: (503, {"status": "fail", "checks": checks(supabase__rest="fail")})}) as backend:
+        check = http.check(backend.url, samples=1, settle=0)
+    assert check.message == f"The application itself says ({OWN}, 503): supabase:rest is critical."
+
+
 def test_left_out_reasons_stand_in_the_details() -> None:
     with serve({"/health": (200, {}), OWN: (503, {"status": "fail", "checks": checks(cpu__utilization="fail")})}) as backend:
         found = http.check(backend.url, samples=1, settle=0).details["application"]
@@ -219,7 +237,8 @@ def test_health_that_was_just_repaired_is_waited_for(monkeypatch: pytest.MonkeyP
 def test_an_application_that_gives_no_word_of_its_health_is_critical(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     check, wire = measured(monkeypatch, clock, [(1, 200), requests.Timeout("x")], samples=1, health_path=OWN, settle=0)
     assert (check.status, check.message) == ("critical", f"{OWN} gives no answer: Timeout.")
-    assert check.remedy == "service_restart" and check.details["application"]["http_status"] is None
+    assert check.remedy == "service_restart"
+    assert check.details["application"] == {"path": OWN, "http_status": None, "status": "critical", "reasons": [], "left_out": []}
 
 
 @pytest.mark.parametrize("path", ["", "/health"])

@@ -164,6 +164,50 @@ def test_keys_that_never_expire_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     assert mine.value == 1
 
 
+#: Under these the backend caches; a key of another kind may live for ever.
+PREFIXES = [
+    "pam:cache:",
+    "user_profile:",
+    "user_trips:",
+    "trip_details:",
+    "user_social_groups:",
+    "user_social_posts:",
+    "marketplace_listings:",
+    "user_purchase_history:",
+    "user_wishlists:",
+    "personalized_recommendations:",
+    "financial_travel_insights:",
+    "social_travel_connections:",
+    "comprehensive_user_context:",
+    "user_calendar_events:",
+    "user_settings:",
+    "expenses:",
+    "budget_summary:",
+    "fuel_stations:",
+    "user_analytics:",
+    "response:",
+    "conversation_history:",
+    "user_context:",
+    "recent_conversation:",
+    "recent_conversations:",
+    "context:",
+    "calendar_events:",
+    "travel_events:",
+    "user_preferences:",
+    "user_insights:",
+    "web_search:",
+    "web_search_ctx:",
+    "script_analysis:",
+]
+
+
+def test_every_kind_of_key_that_the_backend_caches_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [(f"{prefix}1".encode(), -1) for prefix in PREFIXES]
+    assert measured(monkeypatch, Wire(keys=keys)).value == len(PREFIXES) == 32
+    for key in keys:
+        assert measured(monkeypatch, Wire(keys=[key])).value == 1, key
+
+
 def test_the_worst_finding_begins_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     full = {**INFO, "used_memory": 760, "maxmemory": 1000}
     check = measured(monkeypatch, Wire(full, keys=[(b"user_profile:1", -1)]))
@@ -219,6 +263,7 @@ def test_a_full_server_is_as_bad_as_its_share_says(monkeypatch: pytest.MonkeyPat
     ("info", "writes"),
     [
         ({}, "not tried"),
+        ({"loading": None}, "not tried"),
         ({"role": "slave"}, "refused: READONLY"),
         ({"loading": 1}, "refused: LOADING"),
         ({"used_memory": 1000, "maxmemory": 1000}, "refused: OOM"),
@@ -228,7 +273,8 @@ def test_a_full_server_is_as_bad_as_its_share_says(monkeypatch: pytest.MonkeyPat
 )
 def test_a_user_who_may_not_write_learns_what_info_tells(monkeypatch: pytest.MonkeyPatch, info: t.Dict[str, t.Any], writes: str) -> None:
     denied = library.exceptions.NoPermissionError("this user has no permissions to run the 'setrange' command")
-    check = measured(monkeypatch, Wire({**INFO, **info}, probe=denied))
+    told = {name: value for name, value in {**INFO, **info}.items() if value is not None}
+    check = measured(monkeypatch, Wire(told, probe=denied))
     assert check.details["writes"] == writes
     assert (check.status in ("critical", "emergency")) is (writes.startswith("refused") or info.get("used_memory") == 999)
 

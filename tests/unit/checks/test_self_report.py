@@ -88,3 +88,38 @@ def test_a_reason_is_short_and_holds_no_connection_string() -> None:
 )
 def test_grades(word: t.Any, status: t.Optional[str]) -> None:
     assert self_report.grade(word) == status
+
+
+GRADES = {
+    "ok": "pass passed passing ok up healthy good green ready alive operational available connected",
+    "warning": "warn warning degraded partial impaired limited yellow",
+    "critical": "fail failed failing failure error errored down unhealthy critical emergency red dead broken unavailable not_available not_ready offline"
+    " disconnected unreachable timeout outage",
+}
+
+
+@pytest.mark.parametrize(("word", "status"), [(word, status) for status, words in GRADES.items() for word in words.split()])
+def test_the_words_that_are_known(word: str, status: str) -> None:
+    assert self_report.grade(word) == self_report.grade(word.upper()) == status
+
+
+def test_a_word_of_two_words_is_known() -> None:
+    assert self_report.grade("not ready") == "critical"
+
+
+@pytest.mark.parametrize("key", ["status", "overall_status", "overall", "state", "health", "healthy", "ok"])
+@pytest.mark.parametrize("parts", ["checks", "components", "services", "dependencies"])
+def test_the_keys_that_are_read(key: str, parts: str) -> None:
+    said = self_report.read({key: False, parts: {"database": {key: "down"}}})
+    assert said == self_report.SelfReport("critical", ("database is critical",))
+
+
+@pytest.mark.parametrize("key", ["output", "error", "message", "reason", "detail"])
+def test_the_keys_of_a_reason(key: str) -> None:
+    said = self_report.read({"status": "down", key: "no login"})
+    assert said is not None and said.reasons == ("its status is down (no login)",)
+
+
+def test_components_in_a_list_are_named_as_they_name_themselves() -> None:
+    said = self_report.read({"checks": [{"component": "database", "status": "down"}, {"status": "warn"}, "fail", {"name": "x", "status": "pass"}]})
+    assert said is not None and said.reasons == ("database is critical", "2 is critical", "1 is warning")
