@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import re
@@ -69,6 +70,22 @@ def client_for(url: str) -> t.Any:
     import redis
 
     return redis.Redis.from_url(redis_address(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
+
+
+def demoted(error: BaseException) -> bool:
+    """Whether a Redis said that it is not, or may not be, the one that takes writes: after a failover its name leads elsewhere."""
+    return type(error).__name__ in ("ReadOnlyError", "MasterDownError") or bool(re.search(r"\b(READONLY|MASTERDOWN|NOREPLICAS)\b", str(error)))
+
+
+def on_current_server(client: t.Any, work: t.Callable[[t.Any], t.Any]) -> t.Any:
+    """``work(client)``. From a demoted server the client goes to the one that its address leads to now, for a second try."""
+    try:
+        return work(client)
+    except Exception as error:
+        if not demoted(error):
+            raise
+        client.connection_pool.disconnect()
+        return work(client)
 
 
 def _score(value: t.Optional[float], limits: t.Sequence[float]) -> float:
@@ -165,7 +182,8 @@ class LoadPublisher:
             try:
                 client = client or client_for(self.url or default_url())
                 self._since = (self._since or str(int(time.time()))) if level else ""
-                publish(client, level, AUTOMATIC, self.source, reason, since=self._since)
+                write = functools.partial(publish, level=level, classes=AUTOMATIC, source=self.source, reason=reason, since=self._since)
+                on_current_server(client, write)
                 failing = False
             except Exception as error:  # the hash expires, which is the full rate
                 if not failing:
