@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A fake at the network boundary: between a client and a real Redis, it answers, holds or cuts single commands as a test wants."""
+"""A fake at the network boundary: between a client and a real Redis, it answers, holds or cuts single commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import socket
 import threading
 import typing as t
 
-#: What to do with a command: pass it on, give no answer, cut the connection before or after Redis gets it, or (bytes) answer this.
+#: What to do with a command: pass it on, give no answer, cut the connection before or after Redis gets it, or answer
+#: these bytes.
 Verdict = t.Union[t.Literal["pass", "silence", "cut", "cut after"], bytes]
 
 
 class RedisProxy:
-    """``judge`` is asked for each command (its words); ``target`` is where new connections go, as a name that is resolved again."""
+    """``judge`` is asked for each command (its words); ``target`` is where new connections go, as a name would lead."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -39,7 +40,8 @@ class RedisProxy:
             threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError), client, client.makefile("rb") as requests, server.makefile("rb") as replies:
+        requests, replies = client.makefile("rb"), server.makefile("rb")
+        with contextlib.suppress(OSError, ValueError), client, requests, replies:
             while raw := _element(requests):
                 verdict = self.judge(raw.split(b"\r\n")[2::2])
                 if isinstance(verdict, bytes):

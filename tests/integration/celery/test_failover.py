@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""After a failover: the address leads to another server, the connections that exist lead to the demoted one, which takes no writes."""
+"""After a failover the address leads to another server, but the connections that exist to the demoted one."""
 
 from __future__ import annotations
 
@@ -53,16 +53,22 @@ reader.refresh()
 print(reader.throttle.level, flush=True)
 """
     with subprocess.Popen(
-        [str(BACKEND_PYTHON), "-c", program, failover.proxy.url], env=tree.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [str(BACKEND_PYTHON), "-c", program, failover.proxy.url],
+        env=tree.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin and process.stdout
         assert process.stdout.readline() == "ready\n"
-        wait_until(lambda: failover.old.cli("EXISTS", "pam:throttle:observer:" + socket.gethostname()) == "1", what="the publisher has connected")
+        observer = "pam:throttle:observer:" + socket.gethostname()
+        wait_until(lambda: failover.old.cli("EXISTS", observer) == "1", what="the publisher has connected")
         failover.happen()
         process.stdin.write("\n")
         process.stdin.flush()
         assert int(process.stdout.readline()) >= 2, "read from the new server"
-    assert failover.new.cli("GET", "pam:beat:heartbeat") == '{"at": 2}' and failover.old.cli("GET", "pam:beat:heartbeat") == '{"at": 1}'
+    assert failover.new.cli("GET", "pam:beat:heartbeat") == '{"at": 2}'
+    assert failover.old.cli("GET", "pam:beat:heartbeat") == '{"at": 1}'
     assert failover.new.cli("HGET", "pam:throttle", "source") == "monitor"
 
 

@@ -5,47 +5,50 @@ Every key that a caller names is stored as ``pam:cache:<key>``: the database is 
 and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
 still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
 
-Callers never wait long for Redis and never see it fail. What the application has replaced or removed is never served again by
-this process, whatever state Redis is in.
+Callers never wait long for Redis and never see it fail. What the application has replaced or removed is never served
+again by this process, whatever state Redis is in.
 
 States of the connection (``Link``, one for each event loop):
 
-==========  ================================================  ===================================================================
-state       how it is entered                                 what is read and written
-==========  ================================================  ===================================================================
-serving     at the start; when a probe was answered           Redis is read and written. A call waits for its turn among
-                                                              ``REDIS_MAX_CONNECTIONS`` others, which is no failure of Redis.
-suspected   a call timed out or lost its connection           as above; a PING on a connection of its own is under way. An answer
-                                                              to it, or to any call, leads back to *serving*.
-away        three failures in a row, and that PING failed     Redis is not asked. What this process read in the last minutes is
-            too (LOADING is no answer)                        served, other keys are not cached. Nothing is written. All
-                                                              connections are new afterwards (the name is resolved again).
-            ends: a probe's PING is answered and what         One probe at a time, every 0.25 to 3 s, sent when somebody asks or
-            was pending has been tried                        an invalidation waits; no caller waits for it.
-demoted     READONLY, MASTERDOWN or NOREPLICAS is answered    The pool is dropped and connected anew, at most every 0.25 to 3 s;
-                                                              the refused call is made once more on the new one.
-==========  ================================================  ===================================================================
+==========  =======================================  ==================================================================
+state       how it is entered                        what is read and written
+==========  =======================================  ==================================================================
+serving     at the start; when a probe was answered  Redis is read and written. A call waits for its turn among
+                                                     ``REDIS_MAX_CONNECTIONS`` others, which is no failure of Redis.
+suspected   a call timed out or was cut              As above; a PING on a connection of its own is under way. An
+                                                     answer to it, or to any call, leads back to *serving*.
+away        three failures in a row, and that PING   Redis is not asked. What this process read in the last minutes is
+            failed too (LOADING is no answer)        served, other keys are not cached. Nothing is written. Connections
+                                                     are new afterwards (the name is resolved again).
+            ends: a probe's PING is answered, and    One probe at a time, every 0.25 to 3 s, sent when somebody asks
+            what was pending has been tried          or an invalidation waits; no caller waits for it.
+demoted     the answer is READONLY, MASTERDOWN or    The pool is dropped and connected anew, at most every 0.25 to 3 s;
+            NOREPLICAS                               the refused call is made once more on the new one.
+==========  =======================================  ==================================================================
 
 States of a key, beside those (``Invalidations``, one for each process and address):
 
-==========  ================================================  ===================================================================
-state       how it is entered                                 what is read and written
-==========  ================================================  ===================================================================
-current     at the start; when its invalidation went through  Redis, and for ``CACHE_L1_TTL`` this process's memory.
-pending     a write that replaces or removes it was refused   It reads as not cached: Redis may still hold what was replaced.
-            (MISCONF, READONLY, OOM, LOADING, CLUSTERDOWN,    UNLINK is retried in the background, after 0.25 to 3 s (30 s for
-            NOREPLICAS, TRYAGAIN, MASTERDOWN, or anything     refusals that do not pass by themselves), until Redis took it. A
-            else), timed out, was cut or cancelled            later write of the key that goes through makes it *current*.
-settling    the UNLINK, or a later write, went through after  After ``SETTLE`` seconds UNLINK is repeated, unless Redis then holds
-            a write of which nobody knows whether it was      what was written last: the lost write may arrive late. Until then
-            executed                                          it is *pending*, or *current* where a later write went through.
-==========  ================================================  ===================================================================
+==========  =======================================  ==================================================================
+state       how it is entered                        what is read and written
+==========  =======================================  ==================================================================
+current     at the start; when its invalidation      Redis, and for ``CACHE_L1_TTL`` this process's memory.
+            went through
+pending     a write that replaces or removes it was  It reads as not cached: Redis may still hold what was replaced.
+            refused (MISCONF, READONLY, OOM,         UNLINK is retried in the background, after 0.25 to 3 s (10 s for
+            LOADING, CLUSTERDOWN, NOREPLICAS,        refusals that do not pass by themselves), until Redis took it.
+            TRYAGAIN, MASTERDOWN or anything else),  A later write of the key that goes through makes it *current*.
+            timed out, was cut or cancelled
+settling    UNLINK, or a later write, went through   After ``SETTLE`` seconds UNLINK is repeated, unless Redis holds
+            after a write of which nobody knows      what was written last: the lost write may arrive late. Until then
+            whether it was executed                  it is *pending*, or *current* after a later write.
+==========  =======================================  ==================================================================
 
-Where a write is refused and UNLINK is not (OOM), the key is deleted in the same call. Of more than ``MOST_PENDING`` pending keys
-those with the most frequent first word become one pattern, at last everything: not cached, until that has been deleted.
-Limits: nothing can be told to other processes while Redis takes no writes. They may serve what they hold in memory or what Redis
-still holds until it accepts the retry or the entry's TTL ends, whichever comes first; so may all of them after a process ended with
-invalidations pending.
+Where a write is refused and UNLINK is not (OOM), the key is deleted in the same call. Of more than ``MOST_PENDING``
+pending keys those with the most frequent first word become one pattern, at last everything: not cached, until deleted.
+
+Limits: nothing can be told to other processes while Redis takes no writes. They may serve what they hold in memory, or
+what Redis still holds, until it accepts the retry or the entry's TTL ends, whichever comes first. So may all of them
+after a process ended with invalidations pending (it tries once more when it is closed).
 
 Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
 tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
@@ -134,12 +137,12 @@ CONNECT_TIMEOUT = 0.4  # seconds
 OPERATION_TIMEOUT = 0.25
 CALL_TIMEOUT = 0.45  # connecting and the operation together
 HICCUP = 0.25  # a call that ends later than this after its time was up met a pause of this process, for which Redis is not blamed
-QUEUE_TIMEOUT = 10.0  # waiting for a turn among calls of this process; a burst of thousands on a busy machine takes seconds
+QUEUE_TIMEOUT = 10.0  # waiting for a turn among calls of this process; thousands on a busy machine take seconds
 SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
 PATTERN_TIMEOUT = 60.0  # all slices of a pattern that a caller waits for; the background goes on
 FAILURES_TO_OPEN = 3
 SHORTEST_DELAY, LONGEST_PROBE_DELAY = 0.25, 3.0  # between two probes, two deliveries, two new pools
-LONGEST_DELIVERY_DELAY = 30.0  # of what is refused for a reason that does not pass by itself
+LONGEST_DELIVERY_DELAY = 10.0  # of what is refused for a reason that does not pass by itself
 SETTLE = 1.0  # seconds in which a write that timed out may still reach Redis
 SLICE = 200  # keys a script looks at; measured: 1.4 ms at the 99th percentile for other clients, 1,000 keys give 5 ms
 LONGEST_TTL = 10 * 365 * 86_400.0  # seconds; Redis refuses an end that does not fit its clock
@@ -227,8 +230,9 @@ def refusal(error: BaseException) -> str:
 def _unavailable(error: BaseException) -> CacheUnavailableError:
     unavailable = CacheUnavailableError(_kind(error))
     unavailable.refused = isinstance(error, (ResponseError, DataError, UnicodeError))
-    unavailable.uncertain = not (unavailable.refused or isinstance(error, BusyLoadingError) or "connecting to" in str(error))
     unavailable.code = refusal(error)
+    never_sent = "connecting to" in str(error)  # the client library's words; without them the safe thing is assumed
+    unavailable.uncertain = not (unavailable.refused or unavailable.code or never_sent)
     return unavailable
 
 
@@ -445,6 +449,10 @@ class SweepResult(int):
         return result
 
 
+#: What is done with the client in one exchange, and what makes an exchange of it.
+Work = t.Callable[[t.Any], t.Awaitable[t.Any]]
+Call = t.Callable[[Work], t.Awaitable[t.Any]]
+
 # --- state shared by all instances ------------------------------------------------------------------------------------
 
 
@@ -482,16 +490,16 @@ class Pending:
 
 
 class Invalidations:
-    """What this process replaced or removed, while Redis may still hold the old value: keys and patterns, bounded in number.
+    """What this process replaced or removed, while Redis may still hold the old value: keys and patterns, bounded.
 
-    Shared by the event loops of all threads. Only what changes more than one thing takes the lock, which is never held while waiting.
+    Shared by the event loops of all threads. The lock is never held while waiting for anything.
     """
 
     def __init__(self) -> None:
         self.entries: t.Dict[t.Tuple[str, str], Pending] = {}
         self.serial = 0
         self.prefixes: t.Tuple[str, ...] = ()  # a key with one of these is not to be read
-        self.whole: t.Tuple[t.Tuple[str, str], ...] = ()  # beginnings of which all keys are to be deleted, with their pattern
+        self.whole: t.Tuple[t.Tuple[str, str], ...] = ()  # patterns of the form beginning*, after it
         self.lock = threading.Lock()
 
     def covers(self, key: str) -> bool:
@@ -519,11 +527,14 @@ class Invalidations:
         if ("pattern", "*") in self.entries:
             return "pattern", "*"
         if kind == "key" and text.startswith(self.prefixes):
-            return next((("pattern", pattern) for beginning, pattern in self.whole if text.startswith(beginning)), (kind, text))
+            for beginning, pattern in self.whole:
+                if text.startswith(beginning):
+                    return "pattern", pattern
         return kind, text
 
     def _fold(self) -> None:
-        """Makes room without forgetting anything: the keys with the most frequent first word become one pattern, or everything does."""
+        """Makes room without forgetting anything: the keys with the most frequent first word become one pattern, or
+        everything does."""
         heads: t.Dict[str, int] = {}
         for kind, text in self.entries:
             if kind == "key":
@@ -538,12 +549,14 @@ class Invalidations:
 
     def _index(self) -> None:
         patterns = [text for kind, text in self.entries if kind == "pattern"]
-        self.whole = tuple((literal_beginning(pattern)[0], pattern) for pattern in patterns if literal_beginning(pattern)[1])
-        self.prefixes = tuple({literal_beginning(ours)[0] for pattern in patterns for ours in _targets(pattern, False)[2]})
+        beginnings = [(*literal_beginning(pattern), pattern) for pattern in patterns]
+        self.whole = tuple((beginning, pattern) for beginning, whole, pattern in beginnings if whole)
+        ours = (name for pattern in patterns for name in _targets(pattern, False)[2])
+        self.prefixes = tuple({literal_beginning(name)[0] for name in ours})
 
     def replaced(self, kind: str, text: str, serial: int, written: str = "") -> None:
-        """A write that began when ``serial`` was the last one went through, and makes up for what is older. ``written``: what
-        Redis now holds."""
+        """A write that began when ``serial`` was the last one went through, and makes up for what is older.
+        ``written``: what Redis now holds."""
         if not self.entries:
             return
         with self.lock:
@@ -575,12 +588,6 @@ class Invalidations:
         with self.lock:
             return {place: entry for place, entry in self.entries.items() if entry.due <= now}
 
-    def next_due(self) -> float:
-        """Seconds until the next one is due."""
-        now = time.monotonic()
-        with self.lock:
-            return max(0.0, min((entry.due for entry in self.entries.values()), default=now) - now)
-
 
 class LocalStore:
     """What this process knows of the cache: texts as they are in Redis, in the order they came, bounded in bytes.
@@ -600,11 +607,11 @@ class LocalStore:
         self.bytes = 0
         self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
         self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
-        self.loading: t.Dict[str, object] = {}  # by key, the load whose result may be cached: none that began before the last write
+        self.loading: t.Dict[str, object] = {}  # the load whose result may be cached: none from before the last write
         self.pending = Invalidations()
 
     def forget(self, keys: t.Iterable[str]) -> None:
-        """The keys are being replaced or removed: neither their values here nor those under way are to be served any more."""
+        """The keys are being replaced or removed: their values here, and those under way, are not to be served."""
         self.version += 1
         for key in keys:
             self.drop(key)
@@ -669,7 +676,7 @@ class LocalStore:
 
 
 class Link:
-    """One event loop's way to Redis: the client with its pool, the queue for it, and the breaker. The states are those of the module."""
+    """One event loop's way to Redis: the client with its pool, the queue for it, and the breaker."""
 
     def __init__(self, url: str, counters: CacheCounters, store: LocalStore) -> None:
         self.shown = redacted(url)
@@ -734,8 +741,9 @@ class Link:
 
     # --- calls ---
 
-    async def call(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
-        """One exchange with Redis: waits for its turn, then for at most ``timeout`` seconds. Raises ``CacheUnavailableError`` only.
+    async def call(self, work: Work, *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
+        """One exchange with Redis: waits for its turn, then for at most ``timeout`` seconds. Raises
+        ``CacheUnavailableError`` only.
 
         ``again``: it may be made a second time when this process stood still meanwhile (a read).
         """
@@ -760,7 +768,7 @@ class Link:
             self.deliver_soon()
         return result
 
-    async def _exchange(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], timeout: float, again: bool = False) -> t.Any:
+    async def _exchange(self, work: Work, timeout: float, again: bool = False) -> t.Any:
         for last in (False, True):
             client = self.client
             if client is None:
@@ -775,7 +783,7 @@ class Link:
                     continue
                 self.refused(error)
                 raise _unavailable(error) from None
-            except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
+            except Exception as error:  # an outage, or whatever a client library can think of
                 if time.monotonic() - started > timeout + HICCUP:
                     if again and not last:
                         continue
@@ -792,7 +800,7 @@ class Link:
         self.connected = True
 
     async def _failed(self, error: BaseException) -> None:
-        """Counts it. From the first one on a PING finds out whether it is Redis that fails; the third waits for what it says."""
+        """Counts it. From the first one on a PING finds out whether it is Redis that fails; the third waits for it."""
         self.counters.errors += 1
         self.failures += 1
         if self.open:
@@ -826,7 +834,7 @@ class Link:
             self.checking = None
 
     async def _ping(self) -> t.Optional[bool]:
-        """Whether Redis answers on a connection of its own, made for this; None when this process stood still meanwhile."""
+        """Whether Redis answers on a connection made for this; None when this process stood still meanwhile."""
         if self.client is None:
             return None
         pool = self.client.connection_pool
@@ -858,7 +866,7 @@ class Link:
     # --- a new pool ---
 
     def _renew(self, pool: t.Any, kind: str) -> bool:
-        """Connects anew after a refusal on ``pool`` that another server may not give; whether there is a new pool now."""
+        """Connects anew after a refusal on ``pool`` that another server may not give; whether there is a new pool."""
         if self.client is None:
             return False
         if self.client.connection_pool is not pool:  # another call was faster
@@ -866,7 +874,8 @@ class Link:
         now = time.monotonic()
         if now - self.renewed < self.renewal_delay:
             return False
-        self.renewal_delay = min(self.renewal_delay * 2, LONGEST_PROBE_DELAY) if now - self.renewed < 4 * LONGEST_PROBE_DELAY else SHORTEST_DELAY
+        recently = now - self.renewed < 4 * LONGEST_PROBE_DELAY
+        self.renewal_delay = min(self.renewal_delay * 2, LONGEST_PROBE_DELAY) if recently else SHORTEST_DELAY
         self.renewed = now
         self._swap()
         logger.info("Cache: this Redis is not the one that takes writes, connecting anew", redis=self.shown, error=kind)
@@ -878,7 +887,10 @@ class Link:
             return
         old: t.Any = self.client.connection_pool
         self.client.connection_pool = type(old)(
-            connection_class=old.connection_class, max_connections=old.max_connections, timeout=old.timeout, **old.connection_kwargs
+            connection_class=old.connection_class,
+            max_connections=old.max_connections,
+            timeout=old.timeout,
+            **old.connection_kwargs,
         )
         task = asyncio.get_running_loop().create_task(self._retire(old))
         self.retiring[task] = old
@@ -935,11 +947,11 @@ class Link:
     # --- invalidations ---
 
     def remember(self, kind: str, *texts: str, uncertain: bool = False) -> None:
-        """Keeps invalidations (``key`` or ``pattern``, both as callers name them) that Redis did not get, and sees to them."""
+        """Keeps invalidations (``key`` or ``pattern``, callers' names) that Redis did not get, and sees to them."""
         first = not self.pending
         self.invalidations.remember(kind, texts, uncertain)
         if first:
-            logger.warning("Cache: Redis did not take an invalidation, its keys read as not cached until it does", redis=self.shown)
+            logger.warning("Cache: an invalidation is pending, until then its keys are not cached", redis=self.shown)
         self.deliver_soon()
 
     def deliver_soon(self) -> None:
@@ -958,25 +970,28 @@ class Link:
                     try:
                         await self._deliver()
                         delay = SHORTEST_DELAY
-                        pause = self.invalidations.next_due()
+                        pause = SHORTEST_DELAY  # what settles has its time, what came meanwhile is next
                     except CacheUnavailableError as error:
-                        pause = min(delay, LONGEST_PROBE_DELAY if error.code or not error.refused else LONGEST_DELIVERY_DELAY)
+                        lasting = error.refused and not error.code
+                        pause = min(delay, LONGEST_DELIVERY_DELAY if lasting else LONGEST_PROBE_DELAY)
                         delay = 2 * pause
                 if self.pending:
-                    await asyncio.sleep(max(0.01, pause * random.uniform(0.8, 1.2)))
+                    await asyncio.sleep(pause * random.uniform(0.8, 1.2))
         finally:
             self.delivering = None
 
     async def _deliver(self) -> None:
-        """Deletes what is due. Raises ``CacheUnavailableError`` when something stays pending because it was refused or not answered."""
+        """Deletes what is due. Raises ``CacheUnavailableError`` when something of it was refused or not answered."""
         due = self.invalidations.waiting()
         keys = [place for place in due if place[0] == "key"]
         refusals: t.List[Exception] = []
         for start in range(0, len(keys), SLICE):
             part = keys[start : start + SLICE]
-            work = functools.partial(_unlink_keys, keys=[(place[1], due[place].digest) for place in part], old_name=self.store.old_name)
-            answers = await self._background(work, timeout=1.0)
-            self.invalidations.delivered({place: due[place].serial for place, answer in zip(part, answers) if answer is None})
+            named = [(place[1], due[place].digest) for place in part]
+            unlink = functools.partial(_unlink_keys, keys=named, old_name=self.store.old_name)
+            answers = await self._background(unlink, timeout=1.0)
+            gone = [place for place, answer in zip(part, answers) if answer is None]
+            self.invalidations.delivered({place: due[place].serial for place in gone})
             refusals += [answer for answer in answers if answer is not None]
         for place in due:
             if place[0] == "pattern":
@@ -986,10 +1001,11 @@ class Link:
         if refusals:
             if self.client is not None and refusal(refusals[0]) in _DEMOTED:
                 self._renew(self.client.connection_pool, _kind(refusals[0]))
-            self.refused(refusals[0])
-            raise _unavailable(refusals[0])
+            passing = [error for error in refusals if refusal(error)]
+            self.refused((passing or refusals)[0])
+            raise _unavailable((passing or refusals)[0])
 
-    async def _background(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], timeout: float = SWEEP_TIMEOUT) -> t.Any:
+    async def _background(self, work: Work, timeout: float = SWEEP_TIMEOUT) -> t.Any:
         """An exchange of the delivery: in its turn, whatever the breaker says."""
         async with self.turns:
             return await self._exchange(work, timeout)
@@ -1027,7 +1043,7 @@ class Link:
 
 
 async def _on_connect(connection: t.Any) -> None:
-    """What is still unsent when a call is given up must not arrive later: the connection ends with a reset, and no buffer is sent first."""
+    """What is unsent when a call is given up must not arrive later: the connection is reset."""
     with contextlib.suppress(Exception):  # names of the client library's own
         writer = connection._writer
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -1129,19 +1145,25 @@ async def _give_back(client: t.Any, key: str, token: str) -> int:
 
 
 _WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
-    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _DROP_UNLESS: _drop_unless, _RELEASE: _give_back,
+    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _DROP_UNLESS: _drop_unless,
+    _RELEASE: _give_back,
 }  # fmt: skip
 
 
-async def _unlink_keys(client: t.Any, keys: t.Sequence[t.Tuple[str, str]], old_name: t.Callable[[str], t.Optional[str]]) -> t.List[t.Optional[Exception]]:
-    """Deletes callers' keys under their name of today and of earlier releases, each by itself; where a digest stands beside one,
-    unless it holds that text. Gives the error of each, or None."""
+async def _unlink_keys(
+    client: t.Any,
+    keys: t.Sequence[t.Tuple[str, str]],
+    old_name: t.Callable[[str], t.Optional[str]],
+) -> t.List[t.Optional[Exception]]:
+    """Deletes callers' keys under their name of today and of earlier releases, each by itself; where a digest stands
+    beside one, unless it holds that text. Gives the error of each, or None."""
     scripts: t.List[t.Tuple[int, str, t.Tuple[str, ...]]] = []
     for index, (key, digest) in enumerate(keys):
         old = old_name(key)
         if old is not None:  # first: a read of another process moves what is there under the name of today
             scripts.append((index, _DROP, (old,)))
-        scripts.append((index, _DROP_UNLESS, (stored_name(key), digest)) if digest else (index, "", (stored_name(key),)))
+        name = stored_name(key)
+        scripts.append((index, _DROP_UNLESS, (name, digest)) if digest else (index, "", (name,)))
     pipe = client.pipeline(transaction=False)
     for _index, script, arguments in scripts:
         if script:
@@ -1160,16 +1182,13 @@ async def _unlink_keys(client: t.Any, keys: t.Sequence[t.Tuple[str, str]], old_n
     return errors
 
 
-Call = t.Callable[[t.Callable[[t.Any], t.Awaitable[t.Any]]], t.Awaitable[t.Any]]
-
-
 async def _unlink_next(client: t.Any, arguments: t.Sequence[t.Any]) -> t.Tuple[str, int]:
     reply = await _run(client, _UNLINK, (), arguments)
     return _cursor(reply[0]), int(reply[1])
 
 
 async def _unlink_slices(call: Call, match: str, beginnings: t.Sequence[str], deadline: float = math.inf) -> int:
-    """Deletes what matches and has one of the beginnings (``_UNLINK``), each slice a call of its own; gives how many."""
+    """Deletes what matches and has one of the beginnings (``_UNLINK``), each slice a call of its own; says how many."""
     cursor, total, size = "0", 0, SLICE // 2
     while True:
         cursor, gone = await call(functools.partial(_unlink_next, arguments=(cursor, match, size, *beginnings)))
@@ -1317,7 +1336,7 @@ class CacheService:
             links.pop(self._url or "", None)
             await link.close()
 
-    async def _call(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
+    async def _call(self, work: Work, *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
         """One exchange with Redis, bounded in time. Raises ``CacheUnavailableError`` only."""
         link = self._link()
         if self._override is None:
@@ -1330,12 +1349,16 @@ class CacheService:
             raise _unavailable(error) from None
 
     async def _replace(
-        self, kind: str, texts: t.Sequence[str], work: t.Callable[[], t.Awaitable[t.Any]], written: t.Optional[t.Mapping[str, str]] = None
+        self,
+        kind: str,
+        texts: t.Sequence[str],
+        work: t.Callable[[], t.Awaitable[t.Any]],
+        written: t.Optional[t.Mapping[str, str]] = None,
     ) -> t.Any:
         """Makes a write that replaces or removes what is cached for keys (or what a pattern matches).
 
-        Unless it is known to have gone through, what it concerns is pending: after a refusal, an outage, a lost answer, and
-        when the caller is cancelled. ``written``: the texts that Redis holds afterwards.
+        Unless it is known to have gone through, what it concerns is pending: after a refusal, an outage, a lost answer,
+        and when the caller is cancelled. ``written``: the texts that Redis holds afterwards.
         """
         pending = self._store.pending
         serial, uncertain = pending.serial, True
@@ -1411,7 +1434,7 @@ class CacheService:
                     before = None if text is not None else await self._call(lambda client: client.get(old))
                 if text is None and before is not None and not covers(key):
                     text = before
-                    with contextlib.suppress(CacheUnavailableError):  # read all the same; the next one tries again to move it
+                    with contextlib.suppress(CacheUnavailableError):  # the next read tries again to move it
                         await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
             if covers(key):  # replaced meanwhile
                 text = None
@@ -1504,7 +1527,8 @@ class CacheService:
         try:
             if covers(key):
                 return False
-            there = bool(await self._call(lambda client: client.exists(*([name] if old is None else [name, old])), again=True))
+            names = [name] if old is None else [name, old]
+            there = bool(await self._call(lambda client: client.exists(*names), again=True))
             return there and not covers(key)
         except CacheUnavailableError:
             return self._usable(key) is not None
@@ -1583,7 +1607,8 @@ class CacheService:
             except CacheUnavailableError as error:
                 if not error.refused or error.code not in ("", "OOM"):
                     raise
-                unlink = functools.partial(_unlink_keys, keys=[(key, "") for key in texts], old_name=self._old_name)  # as in set()
+                named = [(key, "") for key in texts]
+                unlink = functools.partial(_unlink_keys, keys=named, old_name=self._old_name)  # as in set()
                 for answer in await self._call(unlink, timeout=1.0):
                     if answer is not None:
                         raise _unavailable(answer) from None
@@ -1617,9 +1642,10 @@ class CacheService:
             return value
         link, loading = self._link(), self._store.loading
         token, flight = link.flights.get(key, (None, None))
-        if flight is None or loading.get(key) is not token:  # what a load finds that began before the last write may be replaced
+        if flight is None or loading.get(key) is not token:  # from before the last write: may give what was replaced
             token = object()
-            flight = asyncio.get_running_loop().create_task(self._load(key, loader, ttl, use_pickle, lease, stale, token))
+            load = self._load(key, loader, ttl, use_pickle, lease, stale, token)
+            flight = asyncio.get_running_loop().create_task(load)
             link.flights[key], loading[key] = (token, flight), token
 
             def landed(done: asyncio.Task[t.Any]) -> None:
@@ -1644,8 +1670,8 @@ class CacheService:
         stale: t.Optional[str],
         load: object,
     ) -> t.Tuple[t.Any, t.Optional[str]]:
-        """What was loaded, and its text, from which everybody who waits makes a value of his own. It is cached unless the key was
-        written or deleted here meanwhile."""
+        """What was loaded, and its text, from which everybody who waits makes a value of his own. It is cached unless
+        the key was written or deleted here meanwhile."""
 
         def current() -> bool:
             return self._store.loading.get(key) is load
@@ -1706,7 +1732,7 @@ class CacheService:
         ``table:*`` also takes ``pam:table:*``: the database service writes the one and invalidates the other.
         """
         pattern = str(pattern)
-        if len(pattern) > LONGEST_KEY or pattern.count("*") > 8:  # expensive to match: everything with the same beginning goes
+        if len(pattern) > LONGEST_KEY or pattern.count("*") > 8:  # expensive to match: all with the same beginning go
             beginning = literal_beginning(pattern)[0][:KEPT]
             pattern = escape_glob(beginning) + "*" if beginning else ""
         if not pattern:
@@ -1715,7 +1741,8 @@ class CacheService:
         call = functools.partial(self._call, timeout=SWEEP_TIMEOUT)
         deadline = time.monotonic() + PATTERN_TIMEOUT
         try:
-            gone = int(await self._replace("pattern", [pattern], lambda: _unlink_slices(call, match, beginnings, deadline)))
+            unlink = functools.partial(_unlink_slices, call, match, beginnings, deadline)
+            gone = int(await self._replace("pattern", [pattern], unlink))
         except CacheUnavailableError:
             return 0
         self.counters.deletes += gone

@@ -348,7 +348,7 @@ class RedisCheck(Check):
             started = time.perf_counter()
             try:
                 await self._client.ping()
-            except redis.ResponseError as error:  # it answers: that it takes no writes (MISCONF) is told beside the write
+            except redis.ResponseError as error:  # it answers: that it takes no writes (MISCONF) is told as such
                 if demoted(error):
                     await self.close()
                     self._connect()
@@ -365,7 +365,12 @@ class RedisCheck(Check):
 
         if self._client is None:
             timeout = self.checks.timeout
-            self._client = redis.from_url(redis_address(self.url), socket_timeout=timeout, socket_connect_timeout=timeout, single_connection_client=True)
+            self._client = redis.from_url(
+                redis_address(self.url),
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                single_connection_client=True,
+            )
 
     async def _write(self) -> None:
         token = f"{time.time():.3f}"
@@ -391,7 +396,7 @@ class RedisCheck(Check):
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self.key, token, ex=60)
             pipe.get(self.key)
-            written, read = await pipe.execute(raise_on_error=False)  # raised from there, an error has lost its text in some releases
+            written, read = await pipe.execute(raise_on_error=False)  # raised there, an error may lose its text
         for answer in (written, read):
             if isinstance(answer, Exception):
                 raise answer

@@ -73,12 +73,14 @@ def client_for(url: str) -> t.Any:
 
 
 def demoted(error: BaseException) -> bool:
-    """Whether a Redis said that it is not, or may not be, the one that takes writes: after a failover its name leads elsewhere."""
-    return type(error).__name__ in ("ReadOnlyError", "MasterDownError") or bool(re.search(r"\b(READONLY|MASTERDOWN|NOREPLICAS)\b", str(error)))
+    """Whether a Redis said that it is not the one that takes writes: after a failover its name leads elsewhere."""
+    if type(error).__name__ in ("ReadOnlyError", "MasterDownError"):  # of these the client takes the code off the text
+        return True
+    return bool(re.search(r"\b(READONLY|MASTERDOWN|NOREPLICAS)\b", str(error)))
 
 
 def on_current_server(client: t.Any, work: t.Callable[[t.Any], t.Any]) -> t.Any:
-    """``work(client)``. From a demoted server the client goes to the one that its address leads to now, for a second try."""
+    """``work(client)``; from a demoted server once more on the one that the client's address leads to now."""
     try:
         return work(client)
     except Exception as error:
@@ -182,7 +184,14 @@ class LoadPublisher:
             try:
                 client = client or client_for(self.url or default_url())
                 self._since = (self._since or str(int(time.time()))) if level else ""
-                write = functools.partial(publish, level=level, classes=AUTOMATIC, source=self.source, reason=reason, since=self._since)
+                write = functools.partial(
+                    publish,
+                    level=level,
+                    classes=AUTOMATIC,
+                    source=self.source,
+                    reason=reason,
+                    since=self._since,
+                )
                 on_current_server(client, write)
                 failing = False
             except Exception as error:  # the hash expires, which is the full rate
