@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from .. import programs
-from ..files import sha256, write_atomically
+from ..host import files
+from ..host.files import sha256, write_atomically
 from ..results import OpsError, Result
-from . import blocks
-from .deployment import BEGUN, Journal, now
+from . import blocks, leftovers
+from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
 #: What an application's tree holds that its import does not need, and that can be large.
 _NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
@@ -53,10 +55,17 @@ class Proof:
 class _Change:
     path: Path
     relative: str
+    root: str
+    status: t.Optional[os.stat_result]
     before: t.Optional[bytes]
     after: bytes
     action: str
     foreign: bool
+
+    @property
+    def real(self) -> Path:
+        """The path without links above the root; below it none is followed."""
+        return Path(self.root, self.relative)
 
 
 def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, *, check_mode: bool = False, want_diff: bool = False) -> Result:
@@ -66,10 +75,13 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
     replaced, atomically. Raises ``OpsError`` for a file that somebody changed after we installed it, unless ``force``.
     """
     root = Path(request.root)
-    if not root.is_dir():
-        raise OpsError(f"The directory {root} does not exist.", hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.")
+    try:
+        real = files.real_directory(root)
+    except OSError:
+        raise OpsError(f"The directory {root} does not exist.", hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.") from None
     journal = Journal(state_dir)
-    changes = _changes(root, request, journal)
+    swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
+    changes = _changes(root, real, request, journal)
     foreign = [change for change in changes if change.foreign]
     if foreign and not request.force:
         raise OpsError(
@@ -81,15 +93,24 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
     _require_writable(changes)
     proved = _prove(root, changes, proof) if changes and proof.module else {}
     if changes and not check_mode:
-        _keep_originals(journal, deployment_id, changes)
-        for change in changes:
-            _replace(change, request.mode)
+        try:
+            manifest = _keep_originals(journal, deployment_id, changes)
+            for change in changes:
+                _replace(change, request.mode, manifest)
+        except OSError as error:
+            raise OpsError(
+                f"Cannot install below {root}: {error.strerror} ({error.filename}).", hint="Is somebody changing the tree? Run it again, or roll back."
+            ) from error
     return Result(
-        changed=bool(changes),
+        changed=bool(changes or swept),
         before={"files": {change.relative: sha256(change.before) if change.before is not None else None for change in changes}},
         after={"files": {change.relative: sha256(change.after) for change in changes}},
         actions=[
-            {"action": change.action, "target": str(change.path), "changed": True, "bytes": len(change.after), "foreign": change.foreign} for change in changes
+            *_tidied(swept),
+            *(
+                {"action": change.action, "target": str(change.path), "changed": True, "bytes": len(change.after), "foreign": change.foreign}
+                for change in changes
+            ),
         ],
         msg=f"{len(changes)} files {'would be ' if check_mode else ''}installed below {root}." if changes else f"Every file below {root} is in place.",
         diff=[_diff(change) for change in changes] if want_diff else [],
@@ -98,50 +119,108 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
 
 
 def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, want_diff: bool = False) -> Result:
-    """Puts back every original of a deployment, and takes away what was not there before it.
+    """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
-    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``.
+    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. Everything is read before anything is
+    changed. Raises ``OpsError``, with nothing changed, for a link, a FIFO, a device or a damaged original. Killed anywhere, the next call ends it.
     """
     journal = Journal(state_dir)
     manifest = journal.read(deployment_id)
-    actions: t.List[t.Dict[str, t.Any]] = []
+    swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
+    actions = _tidied(swept)
     diffs: t.List[t.Dict[str, t.Any]] = []
     kept: t.List[str] = []
+    steps: t.List[t.Callable[[], None]] = []
     for name, entry in sorted(manifest["files"].items()):
-        path = Path(name)
-        current = _read(path)
-        original = None if entry["original"] is None else (journal.directory(deployment_id) / "originals" / entry["original"]).read_bytes()
+        real, root = leftovers.place_of(name, entry)
+        there = files.read_regular(real, below=root)
+        current = None if there is None else there[0]
+        original = _original(journal, deployment_id, name, entry)
         if current == original:
-            if original is None and not check_mode:  # interrupted between making the directory and the file
-                _remove_empty_parents(path.parent, entry["made_directories"])
+            if there is None:  # interrupted between making the directory and the file
+                steps.append(functools.partial(_remove_empty_parents, name, entry, real, root))
+            elif there[1].st_mtime_ns != entry["mtime_ns"] and manifest["state"] != ROLLED_BACK:
+                # An earlier run was killed between the content and its time.
+                actions.append({"action": "restore time", "target": name, "changed": True, "bytes": 0})
+                steps.append(functools.partial(files.set_time, real, entry["mtime_ns"], below=root))
             continue
         target = original
-        if current is not None and sha256(current) not in entry["installed"]:
-            target = _without_block(current)
+        if there is not None and sha256(there[0]) not in entry["installed"]:
+            files.require_single(real, there[1])
+            target = _without_block(there[0])
             kept.append(name)
             if target == current:
                 continue
         actions.append({"action": "remove" if target is None else "restore", "target": name, "changed": True, "bytes": len(target or b"")})
         if want_diff:
             diffs.append(_text_diff(name, current, target))
-        if check_mode:
-            continue
-        if target is None:
-            path.unlink()
-            _remove_empty_parents(path.parent, entry["made_directories"])
-        else:
-            write_atomically(path, target, mode=entry["mode"], owner=(entry["uid"], entry["gid"]))
-            os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+        steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, manifest.get("token", "")))
+    if not check_mode:
+        try:
+            for step in steps:
+                step()
+            _restore_directory_times(manifest)
+        except OSError as error:
+            raise OpsError(f"Cannot roll back {error.filename or deployment_id}: {error.strerror}.", hint="Remove what is in the way; run it again.") from error
+    would = "would be " if check_mode else ""
     return Result(
         changed=bool(actions),
         before={"deployment_id": deployment_id, "state": manifest["state"]},
         after={"deployment_id": deployment_id, "state": "restored"},
         actions=actions,
-        msg=f"{len(actions)} files {'would be ' if check_mode else ''}put back as they were before deployment {deployment_id}."
+        msg=f"{len(actions) - len(swept)} files {would}put back as they were before deployment {deployment_id}."
         + (f" Left alone, because somebody changed them since: {', '.join(kept)}." if kept else ""),
         diff=diffs,
         extra={"deployment_id": deployment_id, "kept": kept},
     )
+
+
+def _tidied(swept: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
+    return [{"action": "tidy", "target": path, "changed": True} for path in swept]
+
+
+def _original(journal: Journal, deployment_id: str, name: str, entry: t.Mapping[str, t.Any]) -> t.Optional[bytes]:
+    if entry["original"] is None:
+        return None
+    path = journal.directory(deployment_id) / "originals" / entry["original"]
+    content = files.read_regular(path)
+    if content is None or sha256(content[0]) != entry["original"]:
+        raise OpsError(
+            f"The original of {name} is {'missing' if content is None else 'damaged'}: {path}.",
+            hint="Nothing was changed. Put the file there again from a backup of the state directory.",
+        )
+    return content[0]
+
+
+def _put_back(
+    name: str,
+    entry: t.Mapping[str, t.Any],
+    real: Path,
+    root: str,
+    target: t.Optional[bytes],
+    theirs: t.Optional[os.stat_result],
+    token: str,
+) -> None:
+    """``theirs``: the status of a file that somebody changed since, which keeps its owner and mode, and loses our block alone."""
+    if target is None:
+        files.remove(real, below=root)
+        _remove_empty_parents(name, entry, real, root)
+        return
+    files.make_directories(real.parent, below=root, mode=0o755)
+    if theirs is not None:
+        write_atomically(real, target, mode=theirs.st_mode & 0o7777, owner=(theirs.st_uid, theirs.st_gid), below=root, token=token)
+        return
+    owner = (entry["uid"], entry["gid"])
+    write_atomically(real, target, mode=entry["mode"], owner=owner, below=root, token=token, mtime_ns=entry["mtime_ns"])
+
+
+def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
+    """Gives directories that hold the same names as before the deployment the time that they had then."""
+    for place, entry in manifest.get("directories", {}).items():
+        with contextlib.suppress(FileNotFoundError):
+            names, mtime_ns = files.listing(Path(place), below=entry["root"])
+            if names == entry["names"] and mtime_ns != entry["mtime_ns"]:
+                files.set_time(Path(place), entry["mtime_ns"], below=entry["root"])
 
 
 def latest(state_dir: str) -> str:
@@ -152,40 +231,34 @@ def latest(state_dir: str) -> str:
     return str(found[0]["id"])
 
 
-def _read(path: Path) -> t.Optional[bytes]:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OpsError(f"Cannot read {path}: {error.strerror}.") from error
-
-
-def _inside(root: Path, relative: str) -> Path:
-    """The absolute path; refuses to leave the root, also through a link."""
+def _require_inside(root: Path, relative: str) -> None:
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise OpsError(f"{relative!r} is not a path below {root}.")
-    path = root.joinpath(*pure.parts)
-    for parent in [path, *path.parents]:
-        if parent == root:
-            break
-        if parent.is_symlink():
-            raise OpsError(f"{parent} is a symbolic link.", hint="Files are not written through links: name the real directory.")
-    return path
 
 
-def _changes(root: Path, request: Request, journal: Journal) -> t.List[_Change]:
-    found = []
+def _changes(root: Path, real: str, request: Request, journal: Journal) -> t.List[_Change]:
+    changes = []
+
+    def read(relative: str) -> t.Tuple[Path, t.Optional[bytes], t.Optional[os.stat_result]]:
+        _require_inside(root, relative)
+        relative = str(PurePosixPath(relative))
+        there = files.read_regular(Path(real, relative), below=real)
+        return root / relative, there and there[0], there and there[1]
+
+    def add(change: _Change) -> None:
+        if change.before == change.after:
+            return
+        if change.status is not None:
+            files.require_single(change.path, change.status)
+        changes.append(change)
+
     for relative, content in request.files.items():
-        path = _inside(root, relative)
-        before = _read(path)
-        if before != content:
-            action = "install" if before is None else "replace"
-            found.append(_Change(path, relative, before, content, action, _foreign(path, before, journal)))
+        path, before, status = read(relative)
+        action = "install" if before is None else "replace"
+        add(_Change(path, relative, real, status, before, content, action, before != content and _foreign(path, before, journal)))
     for relative, lines in {**request.blocks, **request.optional_blocks}.items():
-        path = _inside(root, relative)
-        before = _read(path)
+        path, before, status = read(relative)
         if before is None and relative not in request.blocks:
             continue
         if before is None:
@@ -194,10 +267,9 @@ def _changes(root: Path, request: Request, journal: Journal) -> t.List[_Change]:
             after = blocks.insert(before.decode("utf-8"), lines, path=str(path)).encode("utf-8")
         except UnicodeDecodeError as error:
             raise OpsError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
-        if before != after:
-            # Whoever edits main.py edits a file of his own: only our block is ours.
-            found.append(_Change(path, relative, before, after, "insert block", False))
-    return found
+        # Whoever edits main.py edits a file of his own: only our block is ours.
+        add(_Change(path, relative, real, status, before, after, "insert block", False))
+    return changes
 
 
 def _foreign(path: Path, before: t.Optional[bytes], journal: Journal) -> bool:
@@ -212,16 +284,18 @@ def _foreign(path: Path, before: t.Optional[bytes], journal: Journal) -> bool:
     return False
 
 
-def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_Change]) -> None:
+def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_Change]) -> t.Dict[str, t.Any]:
+    """Writes down everything that will be made, changed or named, before it is; gives the manifest."""
     directory = journal.directory(deployment_id)
     manifest = journal.read(deployment_id)
     if manifest["state"] != BEGUN:
         raise OpsError(f"Deployment {deployment_id} is {manifest['state']}.", hint="Begin a new one.")
     (directory / "originals").mkdir(mode=0o700, exist_ok=True)
+    manifest.setdefault("token", files.new_token())
     for change in changes:
         entry = manifest["files"].get(str(change.path))
         if entry is None:
-            entry = _entry(change)
+            entry = _entry(change, manifest.setdefault("directories", {}))
             if change.before is not None:
                 write_atomically(directory / "originals" / entry["original"], change.before)
             manifest["files"][str(change.path)] = entry
@@ -234,15 +308,17 @@ def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_C
     manifest["step"] = "files"
     manifest["files_at"] = now()
     journal.write(manifest)
+    return manifest
 
 
-def _entry(change: _Change) -> t.Dict[str, t.Any]:
-    made = []
-    for parent in change.path.parents:
-        if parent.exists():
-            break
-        made.append(str(parent))
-    status = os.stat(change.path if change.before is not None else next(parent for parent in change.path.parents if parent.exists()))
+def _entry(change: _Change, directories: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    """What a rollback needs of one file. ``directories`` gets the innermost directory that is there, as its time changes with the names in it."""
+    missing, above = files.nearest(change.real, below=change.root)
+    place = change.real.parents[len(missing)]
+    if str(place) not in directories:
+        names, mtime_ns = files.listing(place, below=change.root)
+        directories[str(place)] = {"root": change.root, "names": names, "mtime_ns": mtime_ns}
+    status = change.status or above
     return {
         "original": None if change.before is None else sha256(change.before),
         "installed": [],
@@ -250,23 +326,20 @@ def _entry(change: _Change) -> t.Dict[str, t.Any]:
         "uid": status.st_uid,
         "gid": status.st_gid,
         "mtime_ns": status.st_mtime_ns,
-        "made_directories": made,
+        "made_directories": [str(parent) for parent in list(change.path.parents)[: len(missing)]],
+        "root": change.root,
+        "relative": change.relative,
     }
 
 
-def _replace(change: _Change, mode: int) -> None:
-    try:
-        nearest = next(parent for parent in change.path.parents if parent.exists())
-        owner = os.stat(change.path if change.before is not None else nearest)
-        missing = [parent for parent in change.path.parents if not parent.exists()]
-        for parent in reversed(missing):
-            parent.mkdir(mode=0o755)
-            with contextlib.suppress(PermissionError):
-                os.chown(parent, owner.st_uid, owner.st_gid)
-    except OSError as error:
-        raise OpsError(f"Cannot make the directory for {change.path}: {error.strerror}.") from error
-    kept = owner.st_mode & 0o7777 if change.before is not None else mode
-    write_atomically(change.path, change.after, mode=kept, owner=(owner.st_uid, owner.st_gid))
+def _replace(change: _Change, mode: int, manifest: t.Mapping[str, t.Any]) -> None:
+    entry = manifest["files"][str(change.path)]
+    status = change.status
+    owner = (entry["uid"], entry["gid"]) if status is None else (status.st_uid, status.st_gid)
+    made = [change.real.parents[index] for index in range(len(entry["made_directories"]))]
+    files.make_directories(change.real.parent, below=change.root, mode=0o755, owner=owner, ours=made)
+    kept = mode if status is None else status.st_mode & 0o7777
+    write_atomically(change.real, change.after, mode=kept, owner=owner, below=change.root, token=manifest["token"])
 
 
 def _require_writable(changes: t.Sequence[_Change]) -> None:
@@ -280,14 +353,11 @@ def _require_writable(changes: t.Sequence[_Change]) -> None:
             )
 
 
-def _remove_empty_parents(directory: Path, made: t.Sequence[str]) -> None:
-    while str(directory) in made and directory.exists():
-        shutil.rmtree(directory / "__pycache__", ignore_errors=True)
-        try:
-            directory.rmdir()
-        except OSError:
+def _remove_empty_parents(name: str, entry: t.Mapping[str, t.Any], real: Path, root: str) -> None:
+    """Removes the directories that this deployment made for a file, the innermost first, as long as they are empty."""
+    for given, parent in zip(Path(name).parents, real.parents):
+        if str(given) not in entry["made_directories"] or not files.remove_empty(parent, below=root):
             return
-        directory = directory.parent
 
 
 def _without_block(content: bytes) -> bytes:

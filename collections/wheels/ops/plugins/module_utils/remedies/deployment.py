@@ -21,8 +21,9 @@ import typing as t
 from pathlib import Path
 
 from ..files import read_json, sha256, write_json
+from ..host.files import read_regular
 from ..results import OpsError, Result
-from . import blocks
+from . import blocks, leftovers
 
 #: ``begun`` may be resumed or taken back; the others are ends.
 BEGUN, FINISHED, ROLLED_BACK = "begun", "finished", "rolled_back"
@@ -187,17 +188,21 @@ def drifted(journal: Journal) -> t.List[str]:
 
     A file of the backend's own that holds our block may change around it as its owner likes.
     """
-    newest: t.Dict[str, t.Sequence[str]] = {}
+    newest: t.Dict[str, t.Mapping[str, t.Any]] = {}
     for manifest in journal.in_force():
         for name, entry in manifest["files"].items():
-            newest.setdefault(name, entry["installed"])
+            newest.setdefault(name, entry)
     found = []
-    for name, installed in newest.items():
+    for name, entry in newest.items():
+        installed = entry["installed"]
         try:
-            content = Path(name).read_bytes()
-        except OSError:
+            there = read_regular(*leftovers.place_of(name, entry))
+        except OpsError:
+            there = None
+        if there is None:
             found.append(name)
             continue
+        content = there[0]
         if sha256(content) not in installed and not blocks.has(content.decode("utf-8", "replace")):
             found.append(name)
     return sorted(found)
