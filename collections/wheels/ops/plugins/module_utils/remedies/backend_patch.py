@@ -8,23 +8,19 @@ import contextlib
 import difflib
 import functools
 import os
-import shutil
-import subprocess
-import tempfile
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from .. import programs
-from ..host import files
+from ..host import files, run_as
 from ..host.files import sha256, write_atomically
 from ..results import OpsError, Result
 from . import blocks, leftovers
 from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
 #: What an application's tree holds that its import does not need, and that can be large.
-_NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
-_PROOF_SECONDS = 180
+_NOT_STAGED = ("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
+_VERIFY_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Proof:
-    """How the tree is proved before one file of it is replaced: compiled and imported in a copy."""
+    """How the tree is verified before one file of it is replaced: compiled and imported in a copy, by the user whose code it is.
+
+    ``user``: as whom, by name or number; otherwise ``service_uid``, as whom the service runs; otherwise the owner of the tree. In check mode nothing
+    of the application is executed unless ``in_check_mode``.
+    """
 
     interpreter: str = ""
     module: str = ""
     environment: t.Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    service_uid: t.Optional[int] = None
+    in_check_mode: bool = False
 
 
 @dataclass
@@ -91,7 +94,7 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
             diff=[_diff(change) for change in foreign] if want_diff else [],
         )
     _require_writable(changes)
-    proved = _prove(root, changes, proof) if changes and proof.module else {}
+    verified = _verify(real, changes, proof, execute=proof.in_check_mode or not check_mode) if changes and proof.module else {}
     if changes and not check_mode:
         try:
             manifest = _keep_originals(journal, deployment_id, changes)
@@ -114,7 +117,7 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
         ],
         msg=f"{len(changes)} files {'would be ' if check_mode else ''}installed below {root}." if changes else f"Every file below {root} is in place.",
         diff=[_diff(change) for change in changes] if want_diff else [],
-        extra={"deployment_id": deployment_id, "proof": proved},
+        extra={"deployment_id": deployment_id, "proof": verified},
     )
 
 
@@ -367,51 +370,82 @@ def _without_block(content: bytes) -> bytes:
         return content
 
 
-def _prove(root: Path, changes: t.Sequence[_Change], proof: Proof) -> t.Dict[str, t.Any]:
-    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays untouched."""
+def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: bool) -> t.Dict[str, t.Any]:
+    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays untouched.
+
+    Nobody but the owner of the application, the user it runs as and root may write the interpreter, its packages and the tree. Where not to
+    ``execute``, our own interpreter compiles the files, and the result says what was left out.
+    """
     if not proof.interpreter or not Path(proof.interpreter).exists():
         raise OpsError(
             f"The backend's Python {proof.interpreter!r} does not exist.",
             hint="Name the interpreter that the backend runs under with wheels_ops_backend_python.",
         )
-    with tempfile.TemporaryDirectory(prefix="wheels-ops-proof-") as scratch:
-        copy = Path(scratch) / "tree"
-        try:
-            shutil.copytree(root, copy, ignore=_NOT_STAGED, symlinks=True, ignore_dangling_symlinks=True)
-        except (OSError, shutil.Error) as error:
-            raise OpsError(f"Cannot copy {root} to prove the new files in a copy: {error}", hint="Is there room in the temporary directory?") from error
-        for change in changes:
-            target = copy / change.relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # one that is read-only is replaced, not written to, there as here
-            target.write_bytes(change.after)
-        environment = {**os.environ, **proof.environment, "PYTHONDONTWRITEBYTECODE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(copy), *(part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part and Path(part).resolve() != root.resolve())]
-        )
-        python = [change.relative for change in changes if change.relative.endswith(".py")]
-        compiled = _run([proof.interpreter, "-c", "import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python], copy, environment)
+    package = proof.module.partition(".")[0]
+    who = run_as.owner_of(
+        [root, Path(root, package), Path(root, *proof.module.split(".")).with_suffix(".py"), proof.interpreter, Path(proof.interpreter).parent],
+        user=proof.user,
+        uid=proof.service_uid,
+    )
+    run_as.require_trusted(who, interpreters=[proof.interpreter])
+    python = [change.relative for change in changes if change.relative.endswith(".py")]
+    result = {"compiled": len(python), "imported": "", "interpreter": proof.interpreter, "user": "", "network": "", "left_out": ""}
+    if not execute:
+        run_as.stage(who, root, None, {}, left_out=_NOT_STAGED)
+        _compile_here(changes)
+        return {**result, "left_out": f"import {proof.module}: in check mode nothing of the application is executed"}
+    with run_as.private_directory(who) as place:
+        copy = place / "tree"
+        run_as.make_private(copy, who)
+        run_as.stage(who, root, copy, {change.relative: change.after for change in changes}, left_out=_NOT_STAGED)
+        given = proof.environment.get("PYTHONPATH", "").split(os.pathsep)
+        paths = [str(copy), *(part for part in given if part and os.path.realpath(part) != root)]
+        environment = {**proof.environment, "PYTHONPATH": os.pathsep.join(paths)}
+
+        def run(program: str, *words: str, network: bool) -> run_as.Completed:
+            return run_as.run(
+                [proof.interpreter, "-c", program, *words], who, place, timeout=_VERIFY_SECONDS, cwd=copy, environment=environment, network=network
+            )
+
+        compiled = run("import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python, network=False)
         if compiled.returncode:
             raise OpsError(f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}", hint="Nothing was changed.")
-        imported = _run([proof.interpreter, "-c", f"import {proof.module}"], copy, environment)
-        if imported.returncode:
-            raise OpsError(
-                f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}",
-                hint="Nothing was changed. Report this with the release of the backend.",
-                stderr=imported.stderr[-4000:],
-            )
-    return {"compiled": len(python), "imported": proof.module, "interpreter": proof.interpreter}
+        imported = _import(run, f"import {proof.module}")
+    if imported.returncode:
+        raise OpsError(
+            f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}",
+            hint="Nothing was changed. Report this with the release of the backend.",
+            stderr=imported.stderr.decode(errors="replace")[-4000:],
+            user=who.name,
+        )
+    return {**result, "imported": proof.module, "user": who.name, "network": "on" if imported.network else "off"}
 
 
-def _run(command: t.Sequence[str], cwd: Path, environment: t.Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _import(run: t.Callable[..., run_as.Completed], program: str) -> run_as.Completed:
+    """Without the network; once more with it where that fails, as an application may ask its database when it is imported."""
     try:
-        return programs.run(command, timeout=_PROOF_SECONDS, cwd=str(cwd), environment=environment)
-    except subprocess.TimeoutExpired as error:
-        raise OpsError(f"{' '.join(command[:2])} did not end within {_PROOF_SECONDS} s.", hint="Nothing was changed.") from error
+        completed = run(program, network=False)
+        if not completed.returncode or completed.network:
+            return completed
+    except run_as.TimedOut:
+        pass
+    try:
+        return run(program, network=True)
+    except run_as.TimedOut as error:
+        raise OpsError(f"{program} did not end within {_VERIFY_SECONDS} s.", hint="Nothing was changed.") from error
 
 
-def _last_lines(done: subprocess.CompletedProcess[str]) -> str:
-    return " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
+def _compile_here(changes: t.Sequence[_Change]) -> None:
+    for change in changes:
+        if change.relative.endswith(".py"):
+            try:
+                compile(change.after, change.relative, "exec", dont_inherit=True)
+            except (SyntaxError, ValueError) as error:
+                raise OpsError(f"The new files do not compile: {change.relative}: {error}.", hint="Nothing was changed.") from error
+
+
+def _last_lines(completed: run_as.Completed) -> str:
+    return " / ".join(line.strip() for line in completed.stderr.decode(errors="replace").strip().splitlines()[-3:])
 
 
 def _diff(change: _Change) -> t.Dict[str, t.Any]:
