@@ -14,9 +14,9 @@ import ctypes
 import fcntl
 import fnmatch
 import glob
-import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -191,12 +191,11 @@ def _copy(source: str, destination: str, left_out: t.Sequence[str], trust: _Trus
 def packages(settings: Settings) -> t.Dict[str, t.Any]:
     """The version of every package in the virtual environment of ``interpreter``, and the names that can be imported; nothing of it is run."""
     places = _site_packages(settings["interpreter"])
-    versions = {}
-    for distribution in importlib.metadata.distributions(path=places):
-        name = distribution.metadata["Name"]
-        if name:
-            versions[name] = distribution.version
-    modules = sorted({entry.split(".")[0] for place in places for entry in os.listdir(place)})
+    entries = [entry for place in places for entry in os.listdir(place)]
+    # The names of these directories are specified ("Recording installed projects", packaging.python.org).
+    matches = (re.fullmatch(r"(.+)-([^-]+)(?:\.dist-info|-py[\d.]+\.egg-info)", entry) for entry in entries)
+    versions = {match[1]: match[2] for match in matches if match}
+    modules = sorted({entry.split(".")[0] for entry in entries})
     return {"environment": bool(places), "versions": versions, "modules": modules}
 
 

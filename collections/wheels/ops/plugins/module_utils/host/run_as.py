@@ -130,22 +130,12 @@ def _statuses(path: t.Union[str, Path]) -> t.Iterator[os.stat_result]:
 
 def _private_groups(who: Identity) -> t.List[int]:
     """The groups that nobody but the trusted users is in."""
-    groups = {0}
-    everybody: t.Optional[t.List[pwd.struct_passwd]] = None
-    for uid in who.trusted:
-        try:
-            entry = pwd.getpwuid(uid)
-            gid, name = entry.pw_gid, entry.pw_name
-        except KeyError:
-            gid, name = (who.gid, "") if uid == who.uid else (-1, "")
-        try:
-            members = grp.getgrgid(gid).gr_mem if gid >= 0 else []
-        except KeyError:
-            members = []
-        everybody = pwd.getpwall() if everybody is None else everybody
-        if gid >= 0 and not set(members) - {name} and not any(user.pw_gid == gid and user.pw_uid not in who.trusted for user in everybody):
-            groups.add(gid)
-    return sorted(groups)
+    names = {user.pw_name for user in pwd.getpwall() if user.pw_uid in who.trusted}
+    groups = {group.gr_gid: set(group.gr_mem) for group in grp.getgrall()}
+    groups.setdefault(who.gid, set())
+    for user in pwd.getpwall():
+        groups.setdefault(user.pw_gid, set()).add(user.pw_name)
+    return sorted(gid for gid, members in groups.items() if members <= names)
 
 
 @contextlib.contextmanager
@@ -206,7 +196,8 @@ def installer_environment() -> t.Dict[str, str]:
 
 def environment_for(who: Identity, place: Path, extra: t.Mapping[str, str]) -> t.Dict[str, str]:
     """The whole environment of a program: what it needs, ``extra``, and directories of its own."""
-    passed = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith("LC_")}
+    ours = ("PYTHONPATH",) if who.uid == effective_uid() else ()
+    passed = {name: value for name, value in os.environ.items() if name in _PASSED or name in ours or name.startswith("LC_")}
     environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", **passed, **extra}
     for name in _OF_ONE_PROCESS:
         environment.pop(name, None)
