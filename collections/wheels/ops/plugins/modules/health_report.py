@@ -86,7 +86,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils import report
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.files import write_atomically
+from ansible_collections.wheels.ops.plugins.module_utils.host.files import make_directories, write_atomically
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 
@@ -110,7 +110,7 @@ def call(module: AnsibleModule) -> Result:
     paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}
     if not module.check_mode:
         for name, path in paths.items():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(path.parent)
             write_atomically(path, contents[name].encode("utf-8"))
     return Result(
         msg=f"The report is in {given['dest']}." if paths else "No report was asked for.",
