@@ -19,13 +19,19 @@ BLOCKS = {"app/main.py": ["app.append(1)"]}
 _TIME = 1_000_000_000_123_456_789
 
 
+#: Whose the tree is where root makes it, who is to leave nothing of his own in it.
+OWNER = 54321
+
+
 def make_tree(root: Path) -> None:
-    """A backend as it is before a deployment, with times of its own."""
+    """A backend as it is before a deployment, with times and an owner of its own."""
     (root / "app/core").mkdir(parents=True)
     (root / "app/main.py").write_text('app = []\nif __name__ == "__main__":\n    pass\n')
     (root / "app/core/cors_config.py").write_text("ORIGINS = []\n")
     (root / "app/core/cors_config.py").chmod(0o640)
-    for path in (root / "app/core/cors_config.py", root / "app/core", root / "app/main.py", root / "app"):
+    for path in (root / "app/core/cors_config.py", root / "app/core", root / "app/main.py", root / "app", root):
+        if os.geteuid() == 0:
+            os.chown(path, OWNER, OWNER)
         os.utime(path, ns=(_TIME, _TIME))
 
 

@@ -81,6 +81,7 @@ def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(killed
             done = backend_patch.install(str(place / "state"), killed_patches.DEPLOYMENT, killed_patches.request(root), backend_patch.Proof())
             assert (foretold.changed, foretold.actions) == (done.changed, done.actions)
             assert contents(root) == new
+            assert {entry[2:4] for entry in snapshot(root).values()} == {old["app"][2:4]}, "a file or directory of another owner"
             assert temporary_files(place) == []
         backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
         assert snapshot(root) == old, f"at point {number + 1}"

@@ -189,3 +189,9 @@ def test_what_a_killed_writer_left_beside_a_file_of_ours_is_removed_by_the_next(
     (tmp_path / ".policy.d.0123abcd.wheels-ops").write_bytes(b"another's")
     files.write_atomically(target, b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".policy.d.0123abcd.wheels-ops", "policy"]
+
+
+def test_the_root_of_the_file_system_is_a_directory_like_another() -> None:
+    names, mtime_ns = files.listing(Path("/"), below="/")
+    assert (len(names), mtime_ns) == (64, os.stat("/").st_mtime_ns)
+    assert files.nearest(Path("/nothing-of-this-name/file"), below="/")[0] == [Path("/nothing-of-this-name")]

@@ -122,7 +122,7 @@ def _open(path: Path, below: str) -> int:
     if not below:
         return _follow(str(path))[0]
     if str(path) == below:
-        return open_directory(below)
+        return open_directory(below) if below != "/" else os.open("/", _DIRECTORY)
     descriptor = open_directory(below)
     place = below
     try:

@@ -46,14 +46,18 @@ def interpreters(program: Path) -> t.List[Path]:
     return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
 
 
-def is_ours(python: Path) -> bool:
-    """Whether nobody but root and this user may write a Python, its environment and the directories above: else another's code would run as us."""
+def is_ours(python: Path, program: Path) -> bool:
+    """Whether a Python, its environment and the directories above it are written by nobody but root, this user and the owner of the program that runs.
+
+    The backend's virtual environment may lie above the program as well; its owner's code does not run as us.
+    """
+    owners = {0, os.geteuid(), program.stat().st_uid}
     for place in (python, python.parent.parent / "pyvenv.cfg"):
         with contextlib.suppress(FileNotFoundError):
             for path in {place.absolute(), *place.absolute().parents, place.resolve(), *place.resolve().parents}:
-                status, above = path.lstat(), path.stat()
-                open_to_all = above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX
-                if open_to_all or {status.st_uid, above.st_uid} - {0, os.geteuid()}:
+                status = path.stat()
+                open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+                if open_to_all or {path.lstat().st_uid, status.st_uid} - owners:
                     return False
     return True
 
@@ -68,7 +72,7 @@ def ensure(program: Path, words: t.Sequence[str]) -> str:
         return ""
     if _MARK not in os.environ:
         for python in interpreters(program):
-            if os.access(python, os.X_OK) and is_ours(python):
+            if os.access(python, os.X_OK) and is_ours(python, program):
                 os.environ[_MARK] = str(python)
                 sys.stdout.flush()
                 os.execv(str(python), [str(python), str(program), *words])
