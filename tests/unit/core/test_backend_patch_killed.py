@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import killed_patches
 from wheels_ops.remedies import backend_patch, deployment, leftovers
+from wheels_ops.results import OpsError
 
 Tree = t.Dict[str, t.Tuple[t.Any, ...]]
 
@@ -157,3 +158,24 @@ def test_a_directory_that_got_a_file_of_somebody_else_keeps_its_own_time(place: 
     backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
     assert core.stat().st_mtime_ns >= now
     assert os.listdir(core) != []
+
+
+@pytest.mark.parametrize("change", [{"token": 7}, {"token": "../../x"}, {"directories": []}, {"directories": {"/": 7}}])
+def test_what_is_damaged_in_the_journal_beside_the_files_stops_no_rollback(place: Path, old: Tree, change: t.Dict[str, t.Any]) -> None:
+    killed_patches.install(place)
+    journal = deployment.Journal(str(place / "state"))
+    journal.write({**journal.read(killed_patches.DEPLOYMENT), **change})
+    backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
+    assert contents(place / "production") == {name: entry[0] for name, entry in old.items() if entry[0] is not None}
+
+
+@pytest.mark.parametrize("change", [{"root": 7}, {"relative": "/etc/passwd"}, {"relative": "../x"}, {"relative": ""}, {"root": "here"}])
+def test_a_damaged_entry_of_a_file_is_named_and_nothing_is_changed(place: Path, new: t.Dict[str, t.Any], change: t.Dict[str, t.Any]) -> None:
+    killed_patches.install(place)
+    journal = deployment.Journal(str(place / "state"))
+    manifest = journal.read(killed_patches.DEPLOYMENT)
+    manifest["files"][str(place / "production/app/main.py")].update(change)
+    journal.write(manifest)
+    with pytest.raises(OpsError):
+        backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
+    assert contents(place / "production") == new

@@ -157,7 +157,7 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
         actions.append({"action": "remove" if target is None else "restore", "target": name, "changed": True, "bytes": len(target or b"")})
         if want_diff:
             diffs.append(_text_diff(name, current, target))
-        steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, manifest.get("token", "")))
+        steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, leftovers.token_of(manifest)))
     if not check_mode:
         try:
             for step in steps:
@@ -219,8 +219,10 @@ def _put_back(
 
 def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
     """Gives directories that hold the same names as before the deployment the time that they had then."""
-    for place, entry in manifest.get("directories", {}).items():
-        with contextlib.suppress(FileNotFoundError):
+    directories = manifest.get("directories", {})
+    for place, entry in directories.items() if isinstance(directories, dict) else ():
+        # A time is worth no failed rollback: it is left where the directory, or what the journal says of it, is not as it was.
+        with contextlib.suppress(OSError, OpsError, KeyError, TypeError):
             names, mtime_ns = files.listing(Path(place), below=entry["root"])
             if names == entry["names"] and mtime_ns != entry["mtime_ns"]:
                 files.set_time(Path(place), entry["mtime_ns"], below=entry["root"])
@@ -294,7 +296,7 @@ def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_C
     if manifest["state"] != BEGUN:
         raise OpsError(f"Deployment {deployment_id} is {manifest['state']}.", hint="Begin a new one.")
     (directory / "originals").mkdir(mode=0o700, exist_ok=True)
-    manifest.setdefault("token", files.new_token())
+    manifest["token"] = leftovers.token_of(manifest) or files.new_token()
     for change in changes:
         entry = manifest["files"].get(str(change.path))
         if entry is None:

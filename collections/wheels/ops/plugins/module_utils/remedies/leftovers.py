@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 from pathlib import Path
 
@@ -12,9 +13,17 @@ from ..results import OpsError
 
 
 def place_of(name: str, entry: t.Mapping[str, t.Any]) -> t.Tuple[Path, str]:
-    """The real path of a file in a manifest, and the directory below which no link is followed to it."""
-    root = str(entry.get("root", "/"))
-    return Path(root, entry.get("relative", name.lstrip("/"))), root
+    """The real path of a file in a manifest, and the directory below which no link is followed to it. Raises ``OpsError`` for a damaged entry."""
+    root, relative = entry.get("root", "/"), entry.get("relative", name.lstrip("/"))
+    if not isinstance(root, str) or not isinstance(relative, str) or not root.startswith("/") or relative.startswith("/") or not relative:
+        raise OpsError(f"The journal's entry for {name} is damaged.", hint="Nothing was changed. Restore the state directory from a backup.")
+    return Path(root, relative), root
+
+
+def token_of(manifest: t.Mapping[str, t.Any]) -> str:
+    """The token of a deployment's temporary files; empty where it has none."""
+    token = manifest.get("token")
+    return token if isinstance(token, str) and re.fullmatch(r"[0-9a-f]{8}", token) else ""
 
 
 def sweep(state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.Any]], *, check_mode: bool = False) -> t.List[str]:
@@ -29,8 +38,8 @@ def sweep(state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.
             files.sweep_directory(place)
     swept = []
     for manifest in manifests:
-        token, entries = manifest.get("token"), manifest.get("files")
-        if not isinstance(token, str) or not isinstance(entries, dict):
+        token, entries = token_of(manifest), manifest.get("files")
+        if not token or not isinstance(entries, dict):
             continue
         for name, entry in sorted(entries.items()):
             try:
