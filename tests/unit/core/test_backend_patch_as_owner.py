@@ -47,10 +47,10 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0 or not PYTH
 
 
 class Host:
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, state: str) -> None:
         place.chmod(0o755)
         self.place = place
-        self.root, self.state = place / "production", str(place / "state")
+        self.root, self.state = place / "production", state
         self.witness = place / "witness"
         self.witness.mkdir()
         self.witness.chmod(0o777)
@@ -83,8 +83,8 @@ class Host:
 @pytest.fixture
 def host() -> t.Iterator[Host]:
     # Not below tmp_path, into which root's pytest lets nobody.
-    with tempfile.TemporaryDirectory() as place:
-        yield Host(Path(place))
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as state:
+        yield Host(Path(place), state)
 
 
 def test_the_import_runs_as_the_owner_apart_from_everything_of_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,6 @@ def test_a_link_to_an_interpreter_is_followed_and_a_group_of_the_owner_alone_may
 
 
 def test_code_of_another_user_is_not_run_by_an_ordinary_one(host: Host) -> None:
-    os.chown(Path(host.state), THIRD, THIRD)
     os.seteuid(THIRD)
     try:
         with pytest.raises(OpsError, match=f"belongs to {OWNER}: it is not run as {THIRD}"):

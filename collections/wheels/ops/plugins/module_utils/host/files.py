@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -480,19 +479,3 @@ def listing(path: Path, *, below: str) -> t.Tuple[str, int]:
         return sha256(os.fsencode(names)), os.fstat(descriptor).st_mtime_ns
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path) -> t.Any:
-    """The JSON in a file, None where there is none. Raises ``OpsError`` for a damaged one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise OpsError(f"Cannot read {path}: {error}.", hint="Look at the file; move it away if it is damaged.") from error
-
-
-def write_json(path: Path, value: t.Any) -> None:
-    """Raises ``OSError`` where its directory cannot be made, ``OpsError`` where it cannot be written."""
-    make_directories(path.parent)
-    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
