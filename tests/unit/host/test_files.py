@@ -19,7 +19,7 @@ from wheels_ops.remedies import backend_patch, deployment
 from wheels_ops.results import OpsError
 
 #: When paths were used instead of descriptors, every fifth round wrote through the link.
-ROUNDS = 40
+ROUNDS = 25
 
 
 @contextlib.contextmanager
