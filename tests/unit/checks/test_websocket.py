@@ -6,13 +6,16 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import types
 import typing as t
 
 import pytest
+import websocket as library
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
+from tests.support.answers import Clock
 from tests.support.waiting import free_port
 from wheels_ops.checks import dead_peer, websocket
 from wheels_ops.health import Check
@@ -242,3 +245,56 @@ def test_where_nobody_was_let_in_nothing_is_said_of_dead_peers(monkeypatch: pyte
     monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: pytest.fail("asked"))
     first = Check("websocket", "ok", message="x", details=details)
     assert dead_peer.add_to(first, "ws://h", within=12) == first
+
+
+class Frames:
+    """Stands in for a connection: each frame arrives after a second of the clock; then it is silent, or broken."""
+
+    def __init__(self, clock: Clock, frames: t.Sequence[t.Any]) -> None:
+        self.clock, self.frames, self.limits, self.shut = clock, list(frames), t.cast("t.List[float]", []), False
+
+    def settimeout(self, seconds: float) -> None:
+        self.limits.append(seconds)
+
+    def recv_frame(self) -> t.Any:
+        self.clock.now += 1
+        frame = self.frames.pop(0)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+
+PING = types.SimpleNamespace(opcode=9)
+END = types.SimpleNamespace(opcode=8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "took"),
+    [
+        ([END], 1.0),
+        ([PING, PING, END], 3.0),
+        ([PING, None], 2.0),
+        ([PING, ConnectionResetError()], 2.0),
+        ([library.WebSocketConnectionClosedException()], 1.0),
+        ([PING, library.WebSocketTimeoutException()], None),
+        ([PING] * 9, None),
+    ],
+)
+def test_the_end_of_a_dead_peer_is_timed(monkeypatch: pytest.MonkeyPatch, frames: t.List[t.Any], took: t.Optional[float]) -> None:
+    clock = Clock()
+    peer = Frames(clock, frames)
+    opened: t.List[t.Any] = []
+
+    def connect(url: str, **options: t.Any) -> Frames:
+        opened.append((url, options))
+        return peer
+
+    monkeypatch.setattr(dead_peer, "time", clock)
+    monkeypatch.setattr(library, "create_connection", connect)
+    assert dead_peer.seconds_until_closed("ws://h", within=4.5, origin=SITE) == took
+    assert opened == [("ws://h", {"timeout": 4.5, "origin": SITE, "suppress_origin": False})]
+    assert peer.limits == [4.5, 3.5, 2.5, 1.5, 0.5][: len(peer.limits)] and peer.shut, "no answer is waited for beyond the end"
+    assert len(peer.limits) == min(len(frames), 5)
