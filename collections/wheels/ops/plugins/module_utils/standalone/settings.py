@@ -33,7 +33,7 @@ MARGIN = 2.0
 #: Defaults of the role ``monitoring``; a test compares both.
 REPORTED: t.Dict[str, t.Any] = {
     "cors_origins": ["https://wheelsandwins.com", "https://www.wheelsandwins.com"],
-    "websocket_path": "/api/v1/pam/ws/wheels-ops-health",
+    "websocket_path": suite.WEBSOCKET_PATHS[0],
     "logs": ["/var/log/*.log"],
 }
 BASE_URL = "http://127.0.0.1:8000"
