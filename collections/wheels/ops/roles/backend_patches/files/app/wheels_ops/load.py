@@ -26,8 +26,25 @@ EXPIRES, RENEW = 90, 15
 #: Levels and the classes of work that are slowed down without anybody asking for it; see ``celery_throttle``.
 LEVELS = 4
 AUTOMATIC: t.Tuple[str, ...] = ("cleanup", "analytics", "digest")
-#: CPU in percent at which level 1, 2 and 3 begin: the report's warning and critical, and what leaves nothing for requests.
-RAISE: t.Tuple[float, ...] = (70.0, 85.0, 95.0)
+
+
+def levels() -> t.Tuple[float, ...]:
+    """CPU in percent at which level 1, 2 and 3 begin: the host's warning and critical, and what leaves nothing for requests."""
+    warning = _limit("CPU_WARNING_THRESHOLD", 70.0)
+    critical = max(warning, _limit("CPU_CRITICAL_THRESHOLD", 85.0))
+    return warning, critical, max(95.0, critical)
+
+
+def _limit(name: str, default: float) -> float:
+    """As the performance monitor reads it, without its module: workers need nothing else of it."""
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return default
+    return value if 0 <= value < float("inf") else default
+
+
+RAISE = levels()
 #: A level ends when the load has been this far below its beginning for HOLD seconds.
 BELOW, HOLD = 10.0, 15.0
 #: Time constant of the average in seconds: 2-core machine busy from one moment to the next is at level 2 after 6 s.
