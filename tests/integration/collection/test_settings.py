@@ -168,3 +168,16 @@ def test_every_shared_variable_has_a_kind() -> None:
     used = {name for text in texts for name in re.findall(r"'(wheels_ops_\w+)'", text)}
     assert len(used) > 30
     assert used <= kinds
+
+
+def test_verify_passes_where_nothing_fails_and_says_what_it_did_not_measure(tmp_path: Path) -> None:
+    """A DSN that nobody set is no error, and no health either."""
+    roomy = "wheels_ops_thresholds: {disk: {warning: 100, critical: 100}}\nwheels_ops_log_directories: []\n"
+    status, said = play(tmp_path, "wheels.ops.verify", f"{roomy}monitoring_subjects: [database, rls, disk]\n")
+    assert status == 0
+    assert "1 healthy, 2 skipped: no database DSN is given (database, rls); 9 left out on purpose: memory, cpu, redis, " in said
+    assert "[WARNING]: Not measured on this host: database, rls: no database DSN is given." in said
+    assert "Everything is healthy" not in said
+    status, said = play(tmp_path, "wheels.ops.verify", "monitoring_subjects: [database, rls]\n")
+    assert status != 0
+    assert "Nothing was measured, 2 skipped: no database DSN is given (database, rls)" in said

@@ -17,6 +17,7 @@ from wheels_ops import history
 from wheels_ops.checks import suite
 from wheels_ops.standalone import monitor, recovery, results
 from wheels_ops.standalone.settings import Recovery, Settings
+from wheels_ops.thresholds import parse
 
 
 def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
@@ -50,6 +51,30 @@ def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], o
     assert sum(summary["issues_by_severity"].values()) == summary["unhealthy_checks"] == summary["total_issues"]
     worst = next(status for status in ("emergency", "critical", "unknown", "warning", "ok") if status in statuses)
     assert results.exit_status(worst) == exit_status
+
+
+def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_the_first_line(tmp_path: Path) -> None:
+    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
+    report = asyncio.run(one.run_all_checks())
+    assert report["detailed_results"]["database"]["healthy"] is None
+    assert report["detailed_results"]["disk"]["healthy"] is True
+    assert (report["summary"]["overall_status"], report["summary"]["skipped_checks"]) == ("healthy", 1)
+    assert report["summary"]["overall_message"] == "1 healthy, 1 skipped: no database DSN is given (database)."
+    first = monitor.text(report).splitlines()[0]
+    assert first.startswith("OK: 1 of 1 checks are healthy; skipped: database: no database DSN is given (")
+    assert results.exit_status(report["status"]) == 0
+    assert "redis" in report["left_out"]
+
+
+def test_recovery_does_not_call_everything_healthy_where_a_check_was_not_made(tmp_path: Path) -> None:
+    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    report = recovery.AutomatedRecovery(Settings(checks=options, state_dir=tmp_path), dry_run=True).run()
+    first = recovery.text(report).splitlines()[0]
+    assert first.startswith("1 healthy, 1 skipped: no database DSN is given (database); 10 left out on purpose: memory, cpu, ")
+    assert first.endswith(" Nothing was done.")
+    assert report["system_health_summary"]["database"]["healthy"] is None
+    assert report["system_health_summary"]["database"]["note"] == "Not measured."
 
 
 def test_where_nothing_is_measured_nothing_is_healthy() -> None:

@@ -174,6 +174,16 @@ failing:
   returned: success
   type: list
   elements: str
+skipped:
+  description: Names of the checks that were not made, as nothing is given for them. They are neither healthy nor failing; each is warned about.
+  returned: success
+  type: list
+  elements: str
+left_out:
+  description: Names of the subjects that O(subjects) leaves out.
+  returned: success
+  type: list
+  elements: str
 scores:
   description: Performance, stability and user experience from 0 to 100, null where nothing to judge by was measured.
   returned: success
@@ -187,7 +197,7 @@ duration_ms:
   returned: success
   type: float
 msg:
-  description: The outcome in one sentence.
+  description: The outcome in words, with what was not measured and why. It says that everything is healthy only where every subject was measured.
   returned: always
   type: str
 """
@@ -195,6 +205,7 @@ msg:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils import report
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
@@ -207,8 +218,9 @@ def call(module: AnsibleModule) -> Result:
     given["subjects"] = given["subjects"] or suite.SUBJECTS
     given["thresholds"] = parse(given["thresholds"])
     found = suite.run(suite.Options(**given))
-    failing = ", ".join(found["failing"])
-    return Result(msg=f"Everything is healthy ({len(found['checks'])} checks)." if not failing else f"Not healthy: {failing}.", extra=found)
+    # Whoever looks at the end of a run only must see it: a check that was not made is not one that is well.
+    warnings = [f"Not measured on this host: {', '.join(names)}: {reason}." for reason, names in report.not_measured(found).items()]
+    return Result(msg=report.summary(found), extra=found, warnings=warnings)
 
 
 def main() -> None:

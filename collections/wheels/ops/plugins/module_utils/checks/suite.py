@@ -25,6 +25,18 @@ WEBSOCKET_PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/
 CORS_HEADERS: t.Tuple[str, ...] = ("authorization", "content-type", "apikey", "x-client-info")
 
 
+#: What a check may need, and the variables of an inventory that give it.
+NEEDS: t.Mapping[str, str] = {
+    "base URL": "wheels_ops_base_url",
+    "database DSN": "wheels_ops_database_dsn",
+    "Redis URL": "wheels_ops_redis_url",
+    "base URL and origin": "wheels_ops_base_url and wheels_ops_cors_origins",
+    "WebSocket path": "monitoring_websocket_path",
+    "speech path": "monitoring_tts_path",
+    "service": "wheels_ops_services",
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """What there is on a host to be measured. A subject that lacks what it needs is ``skipped``, and says what it needs."""
@@ -58,7 +70,7 @@ class Options:
 
 
 def run(options: Options) -> t.Dict[str, t.Any]:
-    """Measures and gives ``status``, ``checks`` (in report order), ``failing`` (names), ``scores``, ``duration_ms`` and the time."""
+    """Measures and gives ``status``, ``checks`` (in report order), names by outcome, ``scores``, ``duration_ms`` and the time."""
     strange = sorted(set(options.subjects) - set(SUBJECTS))
     if strange:
         raise OpsError(f"Unknown subjects: {', '.join(strange)}.", hint=f"Known are: {', '.join(SUBJECTS)}.")
@@ -71,6 +83,8 @@ def run(options: Options) -> t.Dict[str, t.Any]:
         "status": health.overall(checks),
         "checks": [check.as_dict() for check in checks],
         "failing": [check.name for check in checks if check.status not in ("ok", "skipped")],
+        "skipped": [check.name for check in checks if check.status == "skipped"],
+        "left_out": [name for name in SUBJECTS if name not in options.subjects],
         "scores": scores_of(checks, scope=options.scope),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "duration_ms": round((time.monotonic() - started) * 1000, 1),
@@ -78,7 +92,13 @@ def run(options: Options) -> t.Dict[str, t.Any]:
 
 
 def scores_of(checks: t.Iterable[health.Check], *, scope: str = "host") -> t.Dict[str, t.Optional[float]]:
-    """The scores of one look at a host. Stability is that of a day, of which one look knows nothing: None."""
+    """The scores of one look at a host. Stability is that of a day, of which one look knows nothing: None.
+
+    What was not asked for does not count. Where something that was asked for could not be measured there is no score: the rest alone would
+    look better than the host may be.
+    """
+    checks = list(checks)
+    unknown = {check.name for check in checks if check.status == "unknown"}
     found = {check.name: check for check in checks if check.status not in ("skipped", "unknown")}
 
     def value(name: str, detail: str = "") -> t.Optional[float]:
@@ -88,12 +108,14 @@ def scores_of(checks: t.Iterable[health.Check], *, scope: str = "host") -> t.Dic
         return float(measured) if isinstance(measured, (int, float)) else None
 
     return {
-        "performance": scores.performance(
+        "performance": None if unknown & {"memory", "cpu", "disk"} else scores.performance(
             memory_percent=value("memory"), cpu_percent=value("cpu", "host_percent" if scope == "host" else "services_percent"),
             disk_percent=value("disk"), loop_lag_ms=value("cpu", "stall_ms"),
         ),
         "stability": None,
-        "user_experience": scores.user_experience(response_time_ms=value("http"), error_rate=value("http", "error_rate_percent")),
+        "user_experience": None if "http" in unknown else scores.user_experience(
+            response_time_ms=value("http"), error_rate=value("http", "error_rate_percent")
+        ),
     }  # fmt: skip
 
 
@@ -112,7 +134,7 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
     def needs(name: str, what: str, present: t.Any, call: t.Callable[[], health.Check]) -> t.Callable[[], health.Check]:
         if present:
             return call
-        return lambda: health.Check(name=name, status="skipped", message=f"Not measured: no {what} is given.")
+        return lambda: health.Check(name=name, status="skipped", message=f"Not measured: no {what} is given. Set {NEEDS[what]}.")
 
     def measure_cpu() -> health.Check:
         members = {pid for group in pids().values() for pid in group}
@@ -175,8 +197,13 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
         "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url, thresholds=limits("memory"))),
         "http": needs("http", "base URL", options.base_url, measure_http),
         "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, measure_cors),
-        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket),
-        "tts": needs("tts", "base URL", options.base_url and options.tts_path, lambda: tts.check(options.base_url, path=options.tts_path)),
+        "websocket": needs("websocket", "WebSocket path" if options.base_url else "base URL", options.base_url and options.websocket_path, measure_websocket),
+        "tts": needs(
+            "tts",
+            "speech path" if options.base_url else "base URL",
+            options.base_url and options.tts_path,
+            lambda: tts.check(options.base_url, path=options.tts_path),
+        ),
         "celery": needs("celery", "Redis URL", options.redis_url, measure_celery),
         "services": needs(
             "services",

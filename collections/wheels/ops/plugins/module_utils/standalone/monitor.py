@@ -51,7 +51,7 @@ class ProductionHealthMonitor:
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
         found = {check["name"]: results.detailed(check) for check in health["checks"]}
-        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.healthy(check)])
+        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.is_quiet(check)])
         self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
         seconds = health["duration_ms"] / 1000
         return t.cast(
@@ -126,10 +126,9 @@ def note(settings: Settings, report: Report) -> None:
 def text(report: Report) -> str:
     """For a person, and for a monitor that shows the first line."""
     summary = report["summary"]
-    skipped = sum(result["skipped"] for result in report["detailed_results"].values())
     head = f"{report['status'].upper()}: {summary['healthy_checks']} of {summary['total_checks']} checks are healthy"
-    head += f", {skipped} skipped" if skipped else ""
     head += f"; not healthy: {', '.join(report['failing'])}" if report["failing"] else ""
+    head += "".join(f"; skipped: {', '.join(names)}: {reason}" for reason, names in reports.not_measured(report).items())
     lines = [f"{head} ({report['duration_seconds']:.1f} s)", "", reports.listing(report)]
     shown = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
     if shown:

@@ -378,10 +378,10 @@ class AutomatedRecovery:
         taken = [result for result in done if result.changed]
         # What has no remedy here, and where it is to be had.
         tried = {name for result in done for name in result.checks}
-        left = [check for check in after["checks"] if not results.healthy(check)]
+        left = [check for check in after["checks"] if not results.is_quiet(check)]
         return {
             "timestamp": deployment.now(), "run_id": run_id, "dry_run": self.dry_run,
-            "issues_detected": [results.issue(check) for check in before["checks"] if not results.healthy(check)],
+            "issues_detected": [results.issue(check) for check in before["checks"] if not results.is_quiet(check)],
             "recovery_actions_taken": 0 if self.dry_run else len(taken),
             "recovery_actions_planned": len(taken) if self.dry_run else 0,
             "successful_recoveries": sum(bool(result.success) and result.changed for result in done),
@@ -390,8 +390,7 @@ class AutomatedRecovery:
             "recovery_results": [result.as_dict() for result in done],
             "remaining": [{**results.issue(check), "tried": check["name"] in tried} for check in left],
             "system_health_summary": _summary(after),
-            "status": after["status"], "before": {"status": before["status"], "failing": before["failing"], "checks": before["checks"]},
-            "after": {"status": after["status"], "failing": after["failing"], "checks": after["checks"]},
+            "status": after["status"], "before": _outcome(before), "after": _outcome(after),
             "notes": list(self.settings.notes), "settings": self.settings.source,
         }  # fmt: skip
 
@@ -427,12 +426,16 @@ def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict
     return [{**each, "depends_on": []} for each in kept]
 
 
+def _outcome(health: Health) -> t.Dict[str, t.Any]:
+    return {key: health[key] for key in ("status", "failing", "skipped", "left_out", "checks")}
+
+
 def _summary(after: Health) -> t.Dict[str, t.Any]:
     """The summary of the first version; what was not measured is not there."""
     detailed = {check["name"]: results.detailed(check) for check in after["checks"]}
 
     def part(names: t.Sequence[str], **further: t.Any) -> t.Dict[str, t.Any]:
-        bad = [detailed[name] for name in names if name in detailed and not detailed[name]["healthy"]]
+        bad = [detailed[name] for name in names if name in detailed and detailed[name]["healthy"] is False]
         measured = any(not detailed[name]["skipped"] for name in names if name in detailed)
         found: t.Dict[str, t.Any] = {"healthy": not bad if measured else None, "needs_recovery": bool(bad)}
         if bad and any(each["status"] == "unknown" for each in bad):
@@ -442,7 +445,8 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     memory, disk, cpu = (detailed.get(name, {}) for name in ("memory", "disk", "cpu"))
     large = (disk.get("details") or {}).get("large_logs")
     pids = {name: entry["pid"] for name, entry in ((detailed.get("services", {}).get("details") or {}).get("services") or {}).items()}
-    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and not detailed[name]["healthy"]]
+    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and detailed[name]["healthy"] is False]
+    skipped = not any(name in detailed and not detailed[name]["skipped"] for name in ("database", "rls"))
     summary = {
         "memory": part(
             ["memory"], current_percent=memory.get("memory_percent"), available_gb=memory.get("available_memory_gb"),
@@ -455,7 +459,7 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
         "services": part(
             ["services", "http", "celery"], process_memory_percent=memory.get("value"), process_cpu_percent=cpu.get("process_cpu_percent"), pids=pids or None
         ),
-        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "No issue was found."),
+        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "Not measured." if skipped else "No issue was found."),
     }  # fmt: skip
     summary["logs"]["threshold_mb"] = LOG_MAX_BYTES // 1_000_000
     return summary
@@ -490,7 +494,7 @@ def text(made: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
     was, now = made["before"], made["after"]
     if not was["failing"]:
-        return "\n".join([f"Everything is healthy ({len(was['checks'])} checks); nothing was done.", *(f"note: {each}" for each in made["notes"])])
+        return "\n".join([f"{report.summary(was)} Nothing was done.", *(f"note: {each}" for each in made["notes"])])
     lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
     lines.append("What would be done" if made["dry_run"] else "What was done")
     for each in made["recovery_results"]:
@@ -503,7 +507,7 @@ def text(made: Report) -> str:
     if now["failing"]:
         lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
     else:
-        lines.append("Everything is healthy now.")
+        lines.append(f"Now: {report.summary(now)}")
     return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
 
 
