@@ -140,7 +140,7 @@ def _look(*statuses: str, **further: object) -> dict[str, object]:
         (_look("ok", "ok", "ok"), "Everything is healthy (3 checks)."),
         (_look("skipped", "skipped", "ok"), "1 healthy, 2 skipped: no database DSN is given (database, rls)."),
         (_look("skipped", "ok", "ok", "skipped"), "2 healthy, 2 skipped: no database DSN is given (database); no base URL is given (http)."),
-        (_look("ok", left_out=["tts", "cors"]), "1 healthy, 2 left out on purpose: tts, cors."),
+        (_look("ok", left_out=["tts", "cors"]), "Everything is healthy (1 checks); 2 left out on purpose: tts, cors."),
         (_look("skipped", "ok", left_out=["tts"]), "1 healthy, 1 skipped: no database DSN is given (database); 1 left out on purpose: tts."),
         (_look("ok", "unknown"), "Not healthy: rls."),
         (_look("skipped", "critical", "ok"), "Not healthy: rls. 1 healthy, 1 skipped: no database DSN is given (database)."),

@@ -35,21 +35,21 @@ _COLOURS = {"ok": "32", "warning": "33", "unknown": "35", "critical": "31", "eme
 def summary(health: Health) -> str:
     """The outcome of one look in one or two sentences: what fails, how many are healthy, and what was not measured, with the reasons.
 
-    Only where every subject was measured is *everything* healthy. ``left_out`` are subjects that somebody chose not to have.
+    Only where everything that was asked for was measured is *everything* healthy. ``left_out`` are subjects that somebody chose not to have.
     """
     checks = health.get("checks", [])
     failing = [check["name"] for check in checks if check["status"] not in ("ok", "skipped")]
     healthy = sum(check["status"] == "ok" for check in checks)
     skipped = not_measured(health)
     left_out = health.get("left_out") or []
-    if healthy and not failing and not skipped and not left_out:
-        return f"Everything is healthy ({healthy} checks)."
     counts = f"{healthy} healthy" if healthy or failing else "Nothing was measured"
+    if healthy and not failing and not skipped:
+        counts = f"Everything is healthy ({healthy} checks)"
     if skipped:
         reasons = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in skipped.items())
         counts += f", {sum(map(len, skipped.values()))} skipped: {reasons}"
     if left_out:
-        counts += f"{';' if skipped else ','} {len(left_out)} left out on purpose: {', '.join(left_out)}"
+        counts += f"; {len(left_out)} left out on purpose: {', '.join(left_out)}"
     if not failing:
         return f"{counts}."
     return f"Not healthy: {', '.join(failing)}." + (f" {counts}." if skipped or left_out else "")

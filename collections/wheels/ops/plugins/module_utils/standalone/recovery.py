@@ -494,7 +494,7 @@ def text(made: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
     was, now = made["before"], made["after"]
     if not was["failing"]:
-        return "\n".join([f"{report.summary(was)} Nothing was done.", *(f"note: {each}" for each in made["notes"])])
+        return "\n".join([f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])])
     lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
     lines.append("What would be done" if made["dry_run"] else "What was done")
     for each in made["recovery_results"]:
@@ -507,7 +507,9 @@ def text(made: Report) -> str:
     if now["failing"]:
         lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
     else:
-        lines.append(f"Now: {report.summary(now)}")
+        lines.append(f"Now: {report.summary(now)}" if now["skipped"] else "Everything is healthy now.")
+        if now["left_out"] and not now["skipped"]:
+            lines.append(f"Left out on purpose: {', '.join(now['left_out'])}.")
     return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
 
 
