@@ -84,7 +84,8 @@ wheels_ops_filesystems: /{SECRET}
 wheels_ops_cors_origins: "https://{SECRET}.example.com"
 wheels_ops_log_directories: {{"/var/log": "{SECRET}"}}
 wheels_ops_temporary_directories: [/tmp, [{SECRET}]]
-wheels_ops_disk_budgets: "{SECRET}"
+wheels_ops_disk_budgets: {{"/var/log": "{SECRET}"}}
+wheels_ops_memory_limits_mb: "{SECRET}"
 wheels_ops_base_url:
 wheels_ops_redis_url: "   "
 wheels_ops_websocket_heartbeat_within: "{SECRET}"
@@ -109,7 +110,8 @@ def test_whatever_cannot_be_used_is_named_at_once_and_no_value_is_shown(tmp_path
         "wheels_ops_cors_origins must be a list of texts, got a text.",
         "wheels_ops_log_directories must be a list of texts, got a dictionary.",
         "wheels_ops_temporary_directories must be a list of texts, got a list with a list in it.",
-        "wheels_ops_disk_budgets must be a dictionary, got a text.",
+        "wheels_ops_disk_budgets must be a dictionary of numbers, got a dictionary with a text in it.",
+        "wheels_ops_memory_limits_mb must be a dictionary of numbers, got a text.",
         "wheels_ops_base_url must be a text, got nothing (null).",
         "wheels_ops_redis_url must be a text, got blank.",
         "wheels_ops_websocket_heartbeat_within must be a number, got a text.",
@@ -126,6 +128,8 @@ def test_whatever_cannot_be_used_is_named_at_once_and_no_value_is_shown(tmp_path
     [
         (CASE, "wheels_ops_database_dsn cannot be evaluated: 'vault_wheels_ops_database_dsn' is undefined."),
         (f"wheels_ops_log_directories: /var/{SECRET}", "wheels_ops_log_directories must be a list of texts, got a text."),
+        ("wheels_ops_thresholds: {ram: {warning: 1}}", "wheels_ops_thresholds must be usable as thresholds. There is no threshold 'ram'."),
+        ("wheels_ops_thresholds: {cpu: 80}", "wheels_ops_thresholds must be a dictionary of dictionaries, got a dictionary with a number in it."),
         ('wheels_ops_services: [{name: "{{ vault_name }}"}]', "wheels_ops_services cannot be evaluated: 'vault_name' is undefined."),
     ],
 )

@@ -30,9 +30,9 @@ def test_thresholds_of_the_report(name: str, value: float, status: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"memory": {"warning": 80}}, "do not rise"), ({"memory": {"warning": "x"}}, "not numbers"), ({"ram": {}}, "no threshold 'ram'"),
-     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic")],
+     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic"), ({"cpu": 80}, "limits of cpu are no dictionary")],
 )  # fmt: skip
-def test_nonsense_thresholds_are_refused(given: dict[str, dict[str, object]], message: str) -> None:
+def test_nonsense_thresholds_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(OpsError, match=message):
         thresholds.parse(given)
 

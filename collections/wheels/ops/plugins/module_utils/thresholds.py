@@ -78,6 +78,8 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
     for name, limits in given.items():
         if name not in DEFAULTS:
             raise OpsError(f"There is no threshold {name!r}.", hint=f"Known are: {', '.join(DEFAULTS)}.")
+        if not isinstance(limits, t.Mapping):
+            raise OpsError(f"The limits of {name} are no dictionary: {limits}.", hint="Give them as {warning: ..., critical: ...}.")
         values = {**DEFAULTS[name].as_dict(), **limits}
         strange = sorted(set(values) - {"warning", "critical", "emergency"})
         if strange:

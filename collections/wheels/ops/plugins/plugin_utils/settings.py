@@ -16,6 +16,8 @@ from pathlib import Path
 
 import yaml
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
+from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError
+from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
 
 PREFIX = "wheels_ops_"
 #: The variables that roles and playbooks share, with their kind in the words of an argument specification.
@@ -27,18 +29,18 @@ SHARED: t.Dict[str, str] = {
     "wheels_ops_cors_origins": "list of str",
     "wheels_ops_database_dsn": "str",
     "wheels_ops_deployment_id": "str",
-    "wheels_ops_disk_budgets": "dict",
+    "wheels_ops_disk_budgets": "dict of float",
     "wheels_ops_eda_host": "str",
     "wheels_ops_eda_port": "int",
     "wheels_ops_eda_token": "str",
-    "wheels_ops_environment_extra": "dict",
+    "wheels_ops_environment_extra": "dict of scalar",
     "wheels_ops_environment_file": "str",
     "wheels_ops_filesystems": "list of str",
     "wheels_ops_force": "bool",
     "wheels_ops_hosts": "raw",
     "wheels_ops_lock_force": "raw",
     "wheels_ops_log_directories": "list of str",
-    "wheels_ops_memory_limits_mb": "dict",
+    "wheels_ops_memory_limits_mb": "dict of float",
     "wheels_ops_monitor_config": "str",
     "wheels_ops_program_dir": "str",
     "wheels_ops_redis_unit": "str",
@@ -53,7 +55,7 @@ SHARED: t.Dict[str, str] = {
     "wheels_ops_state_dir": "str",
     "wheels_ops_supervisor_socket": "str",
     "wheels_ops_temporary_directories": "list of str",
-    "wheels_ops_thresholds": "dict",
+    "wheels_ops_thresholds": "dict of dict",
     "wheels_ops_token_file": "str",
     "wheels_ops_venv": "str",
     "wheels_ops_websocket_dead_peer_within": "float",
@@ -63,6 +65,7 @@ SHARED: t.Dict[str, str] = {
 _WORDS: t.Dict[str, str] = {
     "str": "a text", "path": "a text", "bool": "true or false", "int": "a whole number", "float": "a number", "dict": "a dictionary", "list": "a list",
     "list of str": "a list of texts", "list of path": "a list of texts", "list of dict": "a list of dictionaries",
+    "dict of float": "a dictionary of numbers", "dict of scalar": "a dictionary of texts and numbers", "dict of dict": "a dictionary of dictionaries",
 }  # fmt: skip
 _TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
@@ -98,13 +101,19 @@ def kind_problem(value: t.Any, kind: str) -> str:
         except ValueError:
             good = False
         return "" if good else _name(value)
+    if outer == "scalar":
+        return "" if isinstance(value, (str, int, float)) else _name(value)
     if outer == "dict":
-        return "" if isinstance(value, t.Mapping) else _name(value)
+        return _inside(value.values(), inner, "a dictionary") if isinstance(value, t.Mapping) else _name(value)
     if outer == "list":
         if isinstance(value, (str, t.Mapping)) or not isinstance(value, t.Sequence):
             return _name(value)
-        return next((f"a list with {problem} in it" for problem in (kind_problem(entry, inner) for entry in value) if problem), "") if inner else ""
+        return _inside(value, inner, "a list")
     return ""
+
+
+def _inside(values: t.Iterable[t.Any], kind: str, where: str) -> str:
+    return next((f"{where} with {problem} in it" for value in values if (problem := kind_problem(value, kind))), "") if kind else ""
 
 
 def _name(value: t.Any) -> str:
@@ -136,6 +145,11 @@ def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind:
         raise _unusable(name, error) from None
     expected = kind or SHARED.get(name, "raw")
     problem = kind_problem(values[0], expected) if values else ""
+    if values and not problem and name == "wheels_ops_thresholds":
+        try:
+            parse(values[0])
+        except OpsError as error:
+            raise Unusable(f"{name} must be usable as thresholds. {error}") from None
     if problem:
         raise Unusable(f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip())
     return values
