@@ -28,5 +28,5 @@ def statuses(app: HealthApp) -> t.Dict[str, str]:
 
 @pytest.mark.parametrize(("limits", "status"), [(LOW, "fail"), (HIGH, "pass")])
 def test_the_health_endpoint_turns_with_each_threshold(tmp_path: Path, limits: t.Dict[str, t.Any], status: str) -> None:
-    with health_app(state=tmp_path, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5", **threshold_variables(limits)) as app:
+    with health_app(threshold_variables(limits), state=tmp_path, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5") as app:
         wait_until(lambda: statuses(app) == dict.fromkeys(CHECKS, status))
