@@ -183,6 +183,6 @@ def test_what_a_check_lacks_is_named_with_the_variable_that_gives_it() -> None:
     messages = {check["name"]: check["message"] for check in found["checks"]}
     assert messages["database"] == "Not measured: no database DSN is given. Set wheels_ops_database_dsn."
     assert messages["tts"] == "Not measured: no speech path is given. Set monitoring_tts_path."
-    assert found["skipped"] == ["database", "rls", "cors", "tts", "celery", "services"]
+    assert found["not_measured"] == ["database", "rls", "cors", "tts", "celery", "services"]
     assert found["left_out"] == ["memory", "cpu", "disk", "redis", "http", "websocket"]
     assert (found["status"], found["failing"]) == ("unknown", [])

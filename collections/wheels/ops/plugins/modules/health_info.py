@@ -174,7 +174,7 @@ failing:
   returned: success
   type: list
   elements: str
-skipped:
+not_measured:
   description: Names of the checks that were not made, as nothing is given for them. They are neither healthy nor failing; each is warned about.
   returned: success
   type: list

@@ -83,7 +83,7 @@ def run(options: Options) -> t.Dict[str, t.Any]:
         "status": health.overall(checks),
         "checks": [check.as_dict() for check in checks],
         "failing": [check.name for check in checks if check.status not in ("ok", "skipped")],
-        "skipped": [check.name for check in checks if check.status == "skipped"],
+        "not_measured": [check.name for check in checks if check.status == "skipped"],
         "left_out": [name for name in SUBJECTS if name not in options.subjects],
         "scores": scores_of(checks, scope=options.scope),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -427,7 +427,7 @@ def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict
 
 
 def _outcome(health: Health) -> t.Dict[str, t.Any]:
-    return {key: health[key] for key in ("status", "failing", "skipped", "left_out", "checks")}
+    return {key: health[key] for key in ("status", "failing", "not_measured", "left_out", "checks")}
 
 
 def _summary(after: Health) -> t.Dict[str, t.Any]:
@@ -507,8 +507,8 @@ def text(made: Report) -> str:
     if now["failing"]:
         lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
     else:
-        lines.append(f"Now: {report.summary(now)}" if now["skipped"] else "Everything is healthy now.")
-        if now["left_out"] and not now["skipped"]:
+        lines.append(f"Now: {report.summary(now)}" if now["not_measured"] else "Everything is healthy now.")
+        if now["left_out"] and not now["not_measured"]:
             lines.append(f"Left out on purpose: {', '.join(now['left_out'])}.")
     return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
 
