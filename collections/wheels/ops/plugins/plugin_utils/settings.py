@@ -58,6 +58,7 @@ SHARED: t.Dict[str, str] = {
     "wheels_ops_thresholds": "dict of dict",
     "wheels_ops_token_file": "str",
     "wheels_ops_venv": "str",
+    "wheels_ops_verify_in_check_mode": "bool",
     "wheels_ops_websocket_dead_peer_within": "float",
     "wheels_ops_websocket_heartbeat_within": "float",
     "wheels_ops_websocket_token": "str",

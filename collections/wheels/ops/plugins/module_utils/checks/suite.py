@@ -31,7 +31,7 @@ NEEDS: t.Mapping[str, str] = {
     "database DSN": "wheels_ops_database_dsn",
     "Redis URL": "wheels_ops_redis_url",
     "base URL and origin": "wheels_ops_base_url and wheels_ops_cors_origins",
-    "WebSocket path": "monitoring_websocket_path",
+    "WebSocket path": "wheels_ops_base_url and monitoring_websocket_path",
     "speech path": "monitoring_tts_path",
     "service": "wheels_ops_services",
 }
@@ -197,7 +197,7 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
         "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url, thresholds=limits("memory"))),
         "http": needs("http", "base URL", options.base_url, measure_http),
         "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, measure_cors),
-        "websocket": needs("websocket", "WebSocket path" if options.base_url else "base URL", options.base_url and options.websocket_path, measure_websocket),
+        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket),
         "tts": needs(
             "tts",
             "speech path" if options.base_url else "base URL",
