@@ -12,6 +12,7 @@ import time
 import typing as t
 from pathlib import Path
 
+from .core.redaction import redact_value
 from .files import write_atomically
 from .results import OpsError
 
@@ -25,7 +26,8 @@ def append(path: Path, record: t.Mapping[str, t.Any], *, max_bytes: int = MAX_BY
     Readers see whole lines only: the file is replaced when it is cut, and a line is written with one call otherwise. A line that a
     crash left unfinished is ended first. Raises ``OpsError`` where the file is a link or cannot be written.
     """
-    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}
+    # The health API and monthly reports show it, and part of it is what the backend wrote.
+    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **redact_value(dict(record))}
     line = (json.dumps(entry, default=str, sort_keys=True) + "\n").encode()
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import re
 import typing as t
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .core.redaction import HIDDEN, redact, secrets_of
 from .results import OpsError
 
 if t.TYPE_CHECKING:
@@ -188,14 +189,10 @@ def _never_asked(message: str) -> bool:
 
 
 def _without_secret(message: str, dsn: str, password: t.Optional[str]) -> str:
-    """libpq quotes a DSN that it cannot read, with the password in it."""
-    secrets = [password or ""]
-    if "://" in dsn:
-        found = re.search(r"://[^/]*?:([^/]*)@", dsn)
-        secrets += [found.group(1), unquote(found.group(1))] if found else []
-    else:
-        secrets += [word.split("=", 1)[1].strip("'") for word in dsn.split() if word.lower().startswith("password=")]
-    for secret in secrets:
-        if secret:
-            message = message.replace(secret, "********")
-    return message.replace(dsn, "the DSN") if dsn else message
+    """libpq quotes a DSN that it cannot read, or the part that it stumbles over, with the password in it."""
+    secrets = secrets_of(dsn, {"password": password or ""})
+    message = message.replace(dsn, "the DSN") if dsn else message
+    if "://" in dsn and any(set("@/?#[]:") & set(secret) for secret in secrets if f":{secret}@" in dsn):
+        # Not percent-encoded, so that libpq took a piece of it for the host or the port, and names that.
+        message = re.sub(r'"[^"]+"', f'"{HIDDEN}"', message)
+    return redact(message, secrets)

@@ -8,8 +8,8 @@ import json
 import time
 import typing as t
 
+from ..core.redaction import redact_url
 from ..health import Check, is_ours
-from ..redaction import redact_url
 from ..results import OpsError
 from ..services import broker, gates
 from ..thresholds import DEFAULTS, Thresholds, worst

@@ -8,8 +8,8 @@ import itertools
 import time
 import typing as t
 
+from ..core.redaction import redact_url, url_problem
 from ..health import Check, Finding, conclude, is_ours
-from ..redaction import redact_url
 from ..results import OpsError
 from ..services.broker import readable, require_database
 from ..thresholds import DEFAULTS, Thresholds, worst
@@ -71,7 +71,7 @@ def check(
         # One question, one answer: redis-py would ask four times, and wait the timeout each time.
         client = redis.Redis.from_url(readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
     except ValueError as error:
-        raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {error}.", hint="Give redis://:PASSWORD@HOST:PORT/DB.") from error
+        raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {url_problem(error)}.", hint="Give redis://:PASSWORD@HOST:PORT/0.") from error
     limits = thresholds or DEFAULTS["memory"]
     facts: t.Dict[str, t.Any] = {}
     try:

@@ -10,6 +10,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from ..core.redaction import redact_url
 from ..results import OpsError, Result
 from ..services import broker
 
@@ -174,7 +175,7 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
         with contextlib.closing(broker.connect(url, timeout=options.timeout)) as client:
             return _run(client, options, check_mode)
     except redis.exceptions.AuthenticationError:
-        raise OpsError(f"Redis at {broker.masked(url)} refuses the password.", hint="Set the right one in url.") from None
+        raise OpsError(f"Redis at {redact_url(url)} refuses the password.", hint="Set the right one in url.") from None
     except redis.exceptions.NoPermissionError as error:
         raise OpsError(
             f"Redis refuses a command to this user: {error}.", hint="It needs SCAN, EVAL, TYPE, TTL, OBJECT, MEMORY, UNLINK, DBSIZE, INFO."
@@ -187,10 +188,10 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
                 "idle_time cannot be used here: the server evicts by frequency (LFU) and keeps no idle times.", hint="Leave idle_time out."
             ) from None
         hint = "Check the database in url." if "DB index" in str(error) else "Redis 5 or newer is needed."
-        raise OpsError(f"Redis at {broker.masked(url)} answers with an error: {error}.", hint=hint) from None
+        raise OpsError(f"Redis at {redact_url(url)} answers with an error: {error}.", hint=hint) from None
     except redis.exceptions.RedisError as error:
         raise OpsError(
-            f"Redis at {broker.masked(url)} does not answer: {str(error).rstrip('.')}.",
+            f"Redis at {redact_url(url)} does not answer: {str(error).rstrip('.')}.",
             hint="Start it, or correct url. What was removed stays removed; run it again.",
         ) from None
 

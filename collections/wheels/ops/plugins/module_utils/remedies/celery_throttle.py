@@ -9,7 +9,7 @@ import time
 import typing as t
 
 from ..checks.celery import BEAT_KEY, THROTTLE_KEY
-from ..redaction import redact_url
+from ..core.redaction import redact_url
 from ..results import OpsError, Result
 from ..services import broker
 

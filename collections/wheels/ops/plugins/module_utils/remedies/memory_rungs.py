@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from .. import heap, pressure, units
 from ..checks.memory import resident_bytes
+from ..core.redaction import redact_url
 from ..results import OpsError, Result
 from ..services import broker, processes
 from ..services.model import Manager, Service
@@ -205,7 +206,7 @@ class RedisPurge(Rung):
             with contextlib.closing(broker.connect(context.redis_url, timeout=context.timeout)) as client:
                 return t.cast(t.Dict[str, t.Any], client.info("memory"))
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"Redis at {broker.masked(context.redis_url)} does not answer: {error}.", hint="Look whether it runs.") from None
+            raise OpsError(f"Redis at {redact_url(context.redis_url)} does not answer: {error}.", hint="Look whether it runs.") from None
 
     def predict(self, context: Context, target: str) -> int:
         try:

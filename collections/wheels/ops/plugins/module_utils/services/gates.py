@@ -18,6 +18,7 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
+from ..core.redaction import redact_url
 from ..results import OpsError
 from . import broker, processes
 from .model import Gate, Manager, Service, ServiceState
@@ -148,9 +149,9 @@ def _redis(service: Service, state: ServiceState, manager: Manager) -> Seen:
             client.ping()
             info, server = client.info("persistence"), client.info("server")
     except redis.exceptions.AuthenticationError:
-        raise OpsError(f"Redis at {broker.masked(gate.url)} refuses the password.", hint="Set the right one in the gate's url.") from None
+        raise OpsError(f"Redis at {redact_url(gate.url)} refuses the password.", hint="Set the right one in the gate's url.") from None
     except redis.exceptions.RedisError as error:
-        return _not_ready(f"no PONG from {broker.masked(gate.url)}: {error}")
+        return _not_ready(f"no PONG from {redact_url(gate.url)}: {error}")
     answer = {"loading": int(info.get("loading", 0)), "pid": int(server.get("process_id", 0)), "uptime_s": int(server.get("uptime_in_seconds", 0))}
     if answer["loading"]:
         return _not_ready("it still loads its data", **answer)
@@ -181,7 +182,7 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
         with contextlib.closing(broker.connect(gate.url, timeout=gate.timeout + 2)) as client:
             found = broker.workers(client, timeout=gate.timeout, wanted=lambda answers: bool(ours(answers)))
     except redis.exceptions.RedisError as error:
-        return _not_ready(f"the broker {broker.masked(gate.url)} does not answer: {error}")
+        return _not_ready(f"the broker {redact_url(gate.url)} does not answer: {error}")
     nodes = ours(found)
     if nodes:
         return Seen(True, answer={"nodes": nodes})

@@ -83,7 +83,7 @@ import time
 import typing as t
 import uuid
 import weakref
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis.asyncio as aioredis
 from app.core.logging import get_logger
@@ -242,18 +242,33 @@ def _kind(error: BaseException) -> str:
 
 
 def redacted(url: object) -> str:
-    """A Redis URL that may be shown: without user and password. What cannot be read safely is not shown at all."""
+    """A Redis URL that may be shown: its password hidden, in the address and in the query. What cannot be read is not shown at all."""
+    scheme, sign, rest = str(url).partition("://")
+    if not sign:
+        return "***"
+    end = _first(rest, 0)
+    path, mark, query = rest[end:].partition("?")
+    clean = re.fullmatch(r"(?:(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d+)?)?", rest[:end].rpartition("@")[2])
+    if not clean or "@" in path or (mark and not re.match(r"[\w.%-]+=", query)):
+        # A password that is written as it is, with a character that ends the address.
+        end = max(end, _first(rest, rest.rfind("@") + 1))
+    who, at, host = rest[:end].rpartition("@")
+    user, colon, password = who.partition(":")
+    path, mark, query = rest[end:].partition("?")
+    if scheme.lower() in ("redis", "rediss") and not re.fullmatch(r"(?:/\d*)?", path):
+        path = "/***"
+    words = [re.sub(r"=.+", "=***", word) if re.search(r"password|passwd|token|secret", unquote(word.partition("=")[0])) else word for word in query.split("&")]
+    shown = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
     try:
-        parts = urlsplit(str(url))
-        if parts.scheme == "unix":
-            return f"unix://{parts.path}"
-        if "@" in parts.path + parts.query + parts.fragment or not parts.hostname or not re.fullmatch(r"/?\d*", parts.path):
-            return "(unreadable Redis URL)"
-        secret = "***@" if "@" in parts.netloc else ""
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{secret}{parts.hostname}{port}{parts.path}"
+        _ = urlsplit(shown).port
     except ValueError:
-        return "(unreadable Redis URL)"
+        return "***"
+    return shown
+
+
+def _first(rest: str, start: int) -> int:
+    """Where the address ends: at the first of ``/?#`` from ``start`` on."""
+    return min((place for place in (rest.find(sign, start) for sign in "/?#") if place >= 0), default=len(rest))
 
 
 def configured_url() -> str:
