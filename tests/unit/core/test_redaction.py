@@ -28,7 +28,7 @@ CACHE_SERVICE = COLLECTION / "roles/backend_patches/files/app/services/cache_ser
 def backend_redactor() -> t.Callable[[object], str]:
     """The function of the backend's cache, without the backend: its file imports the application."""
     tree = ast.parse(CACHE_SERVICE.read_text(encoding="utf-8"))
-    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("redacted", "_first")]
+    wanted: t.List[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("redacted", "_first")]
     names: t.Dict[str, t.Any] = {"re": re, "unquote": unquote, "urlsplit": urlsplit}
     exec(compile(ast.Module(wanted, []), str(CACHE_SERVICE), "exec"), names)
     return t.cast("t.Callable[[object], str]", names["redacted"])
