@@ -29,6 +29,8 @@ KEPT_DAYS = 35
 SLOTS_A_DAY = 86400 // SLOT
 #: A file that the backend's user made must not keep us for ever.
 _READ_SECONDS = 20.0
+#: Nor fill our memory: a hundred metrics for as long as the backend keeps them.
+_ROWS = 100 * KEPT_DAYS * SLOTS_A_DAY
 #: As many records as ``recovery_history_info`` gives; the file holds no more than some thousands.
 _RECORDS = 10_000
 
@@ -87,8 +89,8 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
             database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
             rows = database.execute(
                 "select m.name, s.slot, s.total, s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
-                " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot",
-                (SLOT, math.ceil(since / SLOT)),
+                " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot limit ?",
+                (SLOT, math.ceil(since / SLOT), _ROWS),
             ).fetchall()
         finally:
             database.close()

@@ -38,6 +38,8 @@ REPORTED: t.Dict[str, t.Any] = {
 }
 BASE_URL = "http://127.0.0.1:8000"
 REDIS_URL = "redis://127.0.0.1:6379/0"
+#: As much of the backend's ``.env`` is read.
+DOTENV_BYTES = 262_144
 #: Variables of the environment, and of the backend's ``.env``, by the option that each sets.
 VARIABLES: t.Dict[str, str] = {"BASE_URL": "base_url", "REDIS_URL": "redis_url", "DATABASE_URL": "database_dsn"}
 
@@ -234,10 +236,15 @@ def _dotenv() -> t.Dict[str, str]:
     """URLs of the backend's ``.env`` in the working directory. One that others could have put there is passed over."""
     for path in (Path(".env"), Path("backend/.env")):
         try:
-            status = os.stat(path)
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
-                continue
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            # Not through a link, nor a named pipe or a device: the directory may be another user's.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    continue
+                if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
+                    continue
+                lines = file.read(DOTENV_BYTES).decode("utf-8", errors="replace").splitlines()
         except OSError:
             continue
         pairs = [line.strip().removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#")]
