@@ -9,7 +9,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
-from .core.redaction import redact, redact_diff, redact_value, secrets_of
+from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
 from .results import OpsError, Result
 
 
@@ -111,13 +111,16 @@ def _headers(value: t.Any) -> t.Iterator[t.Mapping[str, t.Any]]:
             yield from _headers(entry)
 
 
+def _argument(name: str, value: t.Any) -> t.Any:
+    if (name == "headers" or name in _ENVIRONMENTS) and isinstance(value, dict):
+        return dict.fromkeys(value, _HIDDEN)
+    return _HIDDEN if isinstance(value, str) and value and is_secret(name) else _without_passwords(value)
+
+
 def _without_passwords(value: t.Any) -> t.Any:
     """Arguments as they may be shown: no password of a URL or a connection string, no value of a header or of an environment."""
     if isinstance(value, dict):
-        return {
-            key: dict.fromkeys(entry, _HIDDEN) if (key == "headers" or key in _ENVIRONMENTS) and isinstance(entry, dict) else _without_passwords(entry)
-            for key, entry in value.items()
-        }
+        return {key: _argument(str(key), entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_passwords(entry) for entry in value]
     # An argument may be the content of a file.
