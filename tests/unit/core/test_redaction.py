@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import re
 import typing as t
@@ -125,6 +126,17 @@ def test_a_difference_of_an_environment_file_names_what_changes_without_its_valu
     assert shown["before"] == "# ours\nWORKERS='1'\nFEED='***'\nPLACE='/var/lib/wheels-ops/x'\n"
     assert shown["after"] == "# ours\nWORKERS='2'\nFEED='*** (another value)'\nPLACE='/var/lib/wheels-ops/x'\nAPI_KEY='***'\n"
     assert redact_diff([{"before": old, "after": ""}])[0]["before"] == shown["before"]
+
+
+def test_a_difference_in_lines_of_an_environment_file_hides_them_too() -> None:
+    old, new = "WORKERS='1'\nFEED='mark3d-old'\n", "WORKERS='2'\nFEED='mark3d-new'\nKEPT='mark3d-kept'\n"
+    lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), "etc/backend.env (before)", "etc/backend.env (after)")
+    shown = redact_diff([{"prepared": "".join(lines)}])[0]["prepared"]
+    assert "mark3d" not in shown
+    assert shown.splitlines()[:2] == ["--- etc/backend.env (before)", "+++ etc/backend.env (after)"]
+    assert {"-WORKERS='1'", "+WORKERS='2'", "-FEED='***'", "+FEED='*** (another value)'", "+KEPT='***'"} <= set(shown.splitlines())
+    code = "--- a.py (before)\n+++ a.py (after)\n@@ -0,0 +1 @@\n+password = f(token=token)\n"
+    assert redact_diff([{"prepared": code}]) == [{"prepared": code}]
 
 
 def test_a_difference_of_source_is_shown_as_it_is() -> None:

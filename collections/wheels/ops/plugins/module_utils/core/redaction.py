@@ -160,7 +160,7 @@ def redact_environment(text: str, other: str = "") -> str:
 
 
 def redact_diff(diff: t.Any, secrets: t.Sequence[str] = ()) -> t.Any:
-    """What ``--diff`` prints: entries with ``before`` and ``after``, each the content of a file."""
+    """What ``--diff`` prints: entries with ``before`` and ``after``, each the content of a file, or with ``prepared``, lines of ``diff -u``."""
     if isinstance(diff, (list, tuple)):
         return [redact_diff(entry, secrets) for entry in diff]
     if not isinstance(diff, dict):
@@ -171,7 +171,19 @@ def redact_diff(diff: t.Any, secrets: t.Sequence[str] = ()) -> t.Any:
         shown["after"] = redact_environment(after, before)
     elif is_environment(before) and not after:
         shown["before"] = redact_environment(before)
+    if isinstance(diff.get("prepared"), str):
+        shown["prepared"] = _redact_unified(diff["prepared"])
     return redact_value(shown, secrets, source=True)
+
+
+def _redact_unified(text: str) -> str:
+    """The lines of ``diff -u`` of one environment file without its values; of any other file as they are."""
+    lines = text.splitlines(keepends=True)
+    body = [not line.startswith(("--- ", "+++ ", "@@")) and line[:1] in "+- " for line in lines]
+    if not is_environment("".join(line[1:] for line, inside in zip(lines, body) if inside)):
+        return text
+    old = "".join(line[1:] for line, inside in zip(lines, body) if inside and line[0] == "-")
+    return "".join(line[0] + redact_environment(line[1:], old if line[0] == "+" else "") if inside else line for line, inside in zip(lines, body))
 
 
 def redact_value(value: t.Any, secrets: t.Sequence[str] = (), *, source: bool = False) -> t.Any:
