@@ -20,6 +20,7 @@ from tests.support.redaction_vectors import REDIS_URLS, TEXTS, URLS
 from wheels_ops import postgres
 from wheels_ops.core import redaction
 from wheels_ops.core.redaction import redact, redact_diff, redact_url, redact_value, secrets_of
+from wheels_ops.health import Check
 from wheels_ops.results import OpsError
 from wheels_ops.services import broker
 
@@ -198,6 +199,14 @@ def test_libpq_quotes_no_piece_of_the_password(dsn: str) -> None:
     with pytest.raises(OpsError) as caught:
         postgres.connect(dsn, connect_timeout=2)
     assert not re.search("S3|cret", str(caught.value))
+
+
+def test_whatever_a_check_or_an_error_says_has_no_secret() -> None:
+    said = "no answer from http://u:S3cret@h/?token=S3cret"
+    check = Check(name="http", status="critical", message=said, details={"tried": (said,), "headers": {"X-Key": "S3cret"}})
+    assert "S3cret" not in json.dumps(check.as_dict())
+    assert "S3cret" not in str(OpsError(said, hint=said))
+    assert "http://u:***@h/?token=***" in str(OpsError(said))
 
 
 def test_there_is_one_redactor() -> None:

@@ -21,6 +21,7 @@ import time
 import typing as t
 from dataclasses import asdict, dataclass, field
 
+from .core.redaction import redact_value
 from .results import OpsError
 from .thresholds import STATUSES, Status, Thresholds, worst
 
@@ -40,7 +41,8 @@ class Check:
     details: t.Dict[str, t.Any] = field(default_factory=dict)
 
     def as_dict(self) -> t.Dict[str, t.Any]:
-        return asdict(self)
+        # A server's own words are among it.
+        return t.cast("t.Dict[str, t.Any]", redact_value(asdict(self)))
 
 
 def unknown(name: str, why: str, **details: t.Any) -> Check:
