@@ -12,9 +12,9 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
+from ..core.redaction import redact
 from ..health import Check, Finding, conclude, is_ours
 from ..results import OpsError
-from ..services.broker import masked
 from ..thresholds import DEFAULTS, Thresholds
 from . import self_report
 
@@ -51,12 +51,12 @@ def require_url(base_url: str, path: str = "") -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError(f"base_url is {masked(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
+        raise OpsError(f"base_url is {redact(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
 
 
 def unresolved(base_url: str) -> OpsError:
     """The error for a host name that does not resolve here: nobody was asked."""
-    return OpsError(f"The host name in {masked(base_url)} does not resolve.", hint="Check base_url and this machine's name resolution.")
+    return OpsError(f"The host name in {redact(base_url)} does not resolve.", hint="Check base_url and this machine's name resolution.")
 
 
 def check(

@@ -16,6 +16,7 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass
 
+from ..core.redaction import redact, redact_url, secrets_of
 from ..health import Check, is_ours, unknown
 from ..results import OpsError
 from ..thresholds import Thresholds
@@ -44,8 +45,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _shown(url: str) -> str:
-    """The URL without its query: the token stands there."""
-    return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
+    """The URL without its query, which says nothing but the token, and without a password."""
+    return redact_url(url).partition("?")[0]
 
 
 def validate(
@@ -318,7 +319,7 @@ class Connection:
         except (websocket.WebSocketException, OSError, ValueError) as error:
             name = _silence(error)
             unresolved = isinstance(error, websocket.WebSocketAddressException) or is_ours(error)
-            shown = re.sub(r"token=[^&\s]*", "token=***", str(error))[:200]
+            shown = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
             raise _Refused(f"no connection: {name}", error=shown, **({"unresolved": True} if unresolved else {})) from None
         self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
