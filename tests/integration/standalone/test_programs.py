@@ -24,6 +24,7 @@ from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.remedies import deployment
 from wheels_ops.standalone import recovery
+from wheels_ops.state import holder as holders
 
 MONITOR = REPOSITORY / "production_health_monitor.py"
 RECOVERY = REPOSITORY / "scripts/automated_recovery.py"
@@ -200,7 +201,7 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
             assert done.returncode == 3 and "4711" in done.stdout and done.stdout.count("\n") == 1, done.stdout
     assert place.client.exists("user_profile:1")
     # A playbook that deploys: its lock is the same.
-    deployment.begin(str(place.state), "20250730T0211", holder=recovery.holder_name(os.getpid()))
+    deployment.begin(str(place.state), "20250730T0211", holder=holders.name_of(os.getpid()))
     for words in ((), ("--dry-run",)):
         done = place.run(RECOVERY, *words)
         assert done.returncode == 3 and "Another deployment holds this host" in done.stdout
@@ -215,7 +216,7 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
 def test_a_recovery_that_was_killed_is_gone_on_with(place: Place) -> None:
     place.client.set("user_profile:1", "x")
     with subprocess.Popen(["sleep", "60"]) as ended:
-        holder = recovery.holder_name(ended.pid)
+        holder = holders.name_of(ended.pid)
         ended.kill()
     deployment.begin(str(place.state), f"{recovery.PREFIX}20250730T0211", holder=holder)
     assert place.report(RECOVERY)[0] == 0

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import traceback
 import typing as t
 
@@ -11,10 +13,11 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
 from .results import OpsError, Result
+from .state import directory, lock
 
 
-def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]]) -> t.NoReturn:
-    """Calls a check or a remedy and ends the module with its result.
+def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True) -> t.NoReturn:
+    """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with ``renews_lock``.
 
     An ``OpsError`` becomes one clear message with its details beside it; a missing library names the package and the
     interpreter; anything else is a defect of ours and says so.
@@ -24,7 +27,10 @@ def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, 
     secrets = _secrets(module)
     _keep_words_readable(module)
     try:
-        result = call()
+        if module.params.get("state_dir"):
+            directory.require(module.params["state_dir"])
+        with lock.of_the_run(os.environ) if renews_lock and not getattr(module, "check_mode", False) else contextlib.nullcontext():
+            result = call()
     except OpsError as error:
         module.fail_json(msg=redact(str(error), secrets), **{"invocation": invocation, **redact_value(error.details, secrets)})
     except ImportError as error:

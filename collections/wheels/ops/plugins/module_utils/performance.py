@@ -98,7 +98,7 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
         for name, slot, *values in rows:
             total, count, low, high = (float(value) for value in values)
             found.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
-    except (sqlite3.Error, TypeError, ValueError) as error:
+    except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:
         raise OpsError(f"The metrics in {path} cannot be read: {error}.", hint="The backend begins them anew at its next start if they are damaged.") from error
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from ..host import files, run_as
 from ..host.files import sha256, write_atomically
 from ..results import OpsError, Result
+from ..state.lock import changes_files
 from . import blocks, leftovers
 from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
@@ -71,6 +72,7 @@ class _Change:
         return Path(self.root, self.relative)
 
 
+@changes_files
 def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, *, check_mode: bool = False, want_diff: bool = False) -> Result:
     """Brings every file and block to what the request says. Interrupted anywhere, the next call finishes it.
 
@@ -121,6 +123,7 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
     )
 
 
+@changes_files
 def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, want_diff: bool = False) -> Result:
     """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
@@ -159,6 +162,7 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
             diffs.append(_text_diff(name, current, target))
         steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, leftovers.token_of(manifest)))
     if not check_mode:
+        journal.note_rollback(manifest)
         try:
             for step in steps:
                 step()
@@ -229,11 +233,8 @@ def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
 
 
 def latest(state_dir: str) -> str:
-    """The id of the newest deployment that is in force. Raises ``OpsError`` where there is none."""
-    found = Journal(state_dir).in_force()
-    if not found:
-        raise OpsError("No deployment is in force on this host.", hint="There is nothing to take back.")
-    return str(found[0]["id"])
+    """The id of the deployment that was interrupted, or of the newest that is in force. Raises ``OpsError`` where there is none."""
+    return Journal(state_dir).latest()
 
 
 def _require_inside(root: Path, relative: str) -> None:
@@ -305,8 +306,8 @@ def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_C
                 write_atomically(directory / "originals" / entry["original"], change.before)
             manifest["files"][str(change.path)] = entry
         checksum = sha256(change.after)
-        if checksum not in entry["installed"]:
-            entry["installed"].append(checksum)
+        # The last one is what has to be there when the deployment ends.
+        entry["installed"] = [*(each for each in entry["installed"] if each != checksum), checksum]
         if change.foreign and change.before is not None:
             write_atomically(directory / "originals" / sha256(change.before), change.before)
             entry["replaced_by_force"] = sha256(change.before)

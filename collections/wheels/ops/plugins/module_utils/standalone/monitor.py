@@ -117,7 +117,8 @@ def note(settings: Settings, report: Report) -> None:
         max_bytes=HISTORY_BYTES,
     )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY))
-    serving = [statuses["http"] for entry in history.read(path, 2000) if entry["time"] >= since and "http" in (statuses := entry.get("checks", {}))]
+    checks = [entry.get("checks") for entry in history.read(path, 2000) if entry.get("time", "") >= since]
+    serving = [statuses["http"] for statuses in checks if isinstance(statuses, dict) and "http" in statuses]
     if len(serving) >= ENOUGH:
         up = sum(status in ("ok", "warning") for status in serving)
         report["scores"]["stability"] = scores.stability(uptime_percent=100.0 * up / len(serving))
@@ -184,6 +185,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         return results.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
         return results.could_not_tell("Interrupted.", settings, as_json=options.json)
+    except Exception as error:  # exit status 1, that of a traceback, would say: a warning
+        return results.could_not_tell(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json)
     written = results.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
     return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)
