@@ -106,6 +106,8 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
             raise OpsError(
                 f"Cannot install below {root}: {error.strerror} ({error.filename}).", hint="Is somebody changing the tree? Run it again, or roll back."
             ) from error
+    if not check_mode:
+        journal.settle(deployment_id, {str(root / PurePosixPath(name)): sha256(content) for name, content in request.files.items()})
     return Result(
         changed=bool(changes or swept),
         before={"files": {change.relative: sha256(change.before) if change.before is not None else None for change in changes}},

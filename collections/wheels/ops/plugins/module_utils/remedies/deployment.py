@@ -139,6 +139,20 @@ class Journal:
         if manifest["files"] and manifest["state"] in (BEGUN, FINISHED):
             self.write({**manifest, "state": ROLLING_BACK, "step": "rollback", "rollback_began_at": now()})
 
+    def settle(self, name: str, wanted: t.Mapping[str, str]) -> None:
+        """Notes which content (path: SHA-256) each file has after an installation, also where it had it before.
+
+        A deployment that was interrupted may be finished with another version of the files, down to that of the originals.
+        """
+        manifest = self.find(name)
+        if manifest is None or manifest["state"] != BEGUN:
+            return
+        late = {path: entry for path, entry in manifest["files"].items() if path in wanted and entry["installed"][-1:] != [wanted[path]]}
+        for path, entry in late.items():
+            entry["installed"] = [*(each for each in entry["installed"] if each != wanted[path]), wanted[path]]
+        if late:
+            self.write(manifest)
+
     def _close_others(self) -> None:
         """Closes the journals of killed runs that replace no file. For a run that holds the lock."""
         for manifest in self.all():
@@ -302,10 +316,9 @@ def _kind(kind: str) -> str:
 @contextlib.contextmanager
 def _guarded(journal: Journal, check_mode: bool) -> t.Iterator[None]:
     if check_mode:
-        _require_writable(journal.root, make=False)
         yield
         return
-    _require_writable(journal.root)
+    _make(journal.root)
     with lock.guard(journal.root):
         yield
 
@@ -336,18 +349,13 @@ def _require_none_interrupted(unfinished: t.Optional[Manifest], kind: str) -> No
         )
 
 
-def _require_writable(root: Path, *, make: bool = True) -> None:
-    hint = "Choose another with wheels_ops_state_dir, or run as root."
-    if not make and not root.exists():
-        return
+def _make(root: Path) -> None:
     try:
-        if make:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = root / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise OpsError(f"The state directory {root} cannot be written: {error.strerror}.", hint=hint) from error
+        raise OpsError(
+            f"The state directory {root} cannot be written: {error.strerror}.", hint="Choose another with wheels_ops_state_dir, or run as root."
+        ) from error
 
 
 def step(state_dir: str, name: str, what: str) -> None:
