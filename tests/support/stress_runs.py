@@ -58,11 +58,8 @@ class Host:
         return backend_patch.Request(root=str(self.root), files=files, blocks={"app/main.py": ["app.append(1)"]})
 
     def listing(self) -> t.Dict[str, str]:
-        """Everything in the tree: contents, modes, and what has no business there."""
-        return {
-            str(path.relative_to(self.root)): f"{path.stat().st_mode:o} {hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''}"
-            for path in sorted(self.root.rglob("*"))
-        }
+        """Everything in the tree: modes, times and contents of files, and what has no business there."""
+        return {str(path.relative_to(self.root)): _shown(path) for path in sorted(self.root.rglob("*"))}
 
     def versions(self) -> t.Set[int]:
         """Which versions are in the tree: 0 is the original, where the added files are missing and main.py has no block. -1: none of ours."""
@@ -74,6 +71,12 @@ class Host:
         if ("wheels.ops" in (self.root / "app/main.py").read_text()) == (0 in found):
             found.add(-1)
         return found
+
+
+def _shown(path: Path) -> str:
+    status = path.stat()
+    content = f"{status.st_mtime_ns} {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else ""
+    return f"{status.st_mode:o} {content}"
 
 
 class Run:

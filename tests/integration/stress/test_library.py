@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import collections
-import importlib.util
 import os
 import random
 import signal
@@ -19,9 +18,6 @@ from wheels_ops.state import holder, lock
 #: ``make stress`` makes it long. A seed of an earlier run gives its order and its kills again, though not the kernel's scheduling.
 RUNS = int(os.environ.get("WHEELS_OPS_STRESS_RUNS") or 90)
 SEED = int(os.environ.get("WHEELS_OPS_STRESS_SEED") or random.randrange(1 << 32))
-
-#: Whether the next run sweeps what a killed one left in the backend's tree; without that the tree is compared by its own files alone.
-SWEPT = importlib.util.find_spec("wheels_ops.remedies.leftovers") is not None
 
 
 def require_order(host: Host, said: str) -> None:
@@ -76,9 +72,6 @@ def test_one_holder_and_a_whole_tree_whatever_is_killed(tmp_path: Path) -> None:
         assert alone(host, "rollback", number + 3) == DONE
         require_order(host, said)
     assert host.versions() == {0}, said
-    listing = host.listing()
-    if not SWEPT:
-        listing = {name: entry for name, entry in listing.items() if name in host.original}
-    assert listing == host.original, said
+    assert host.listing() == host.original, said
     left = [str(path) for path in host.state.rglob("*") if path.name.startswith(".") or path.name == lock.NAME]
     assert left == [], f"{said}: {left}"

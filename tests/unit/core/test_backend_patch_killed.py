@@ -76,6 +76,8 @@ def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(killed
             if not name.endswith(".wheels-ops"):
                 assert content in (before.get(name), new.get(name)), f"{name} is neither old nor new at point {number + 1}"
         if number % 2:
+            # As every deployment does: it takes one whose rollback was interrupted back into hand.
+            assert deployment.begin(str(place / "state"), "another", holder="me").extra["deployment_id"] == killed_patches.DEPLOYMENT
             foretold = backend_patch.install(
                 str(place / "state"), killed_patches.DEPLOYMENT, killed_patches.request(root), backend_patch.Proof(), check_mode=True
             )

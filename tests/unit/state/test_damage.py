@@ -268,7 +268,7 @@ def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_fir
     else:
         original.write_bytes(original.read_bytes().replace(b"1", b"2"))
     for check_mode in (True, False):
-        with pytest.raises(OpsError, match=f"The original {original} .*No file was touched"):
+        with pytest.raises(OpsError, match=f"The original of .*: {original}.*Nothing was changed"):
             backend_patch.restore(str(state), NEW, check_mode=check_mode)
     assert (whole / "production/one.py").read_text() == "newer = 1\n"
     assert deployment.Journal(str(state)).read(NEW)["state"] == deployment.FINISHED

@@ -251,7 +251,7 @@ def test_only_a_process_that_can_be_asked_is_judged(change: t.Dict[str, str], ve
 
 def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_run(tmp_path: Path, ended: str) -> None:
     deployment.begin(str(tmp_path), "a", holder=ended)
-    left = [tmp_path / ".deploy.lock.abc.wheels-ops", tmp_path / "deployments/a/.manifest.json.abc.wheels-ops", tmp_path / ".deploy.lock.guard"]
+    left = [tmp_path / ".deploy.lock.abcdefgh.wheels-ops", tmp_path / "deployments/a/.manifest.json.abcdefgh.wheels-ops", tmp_path / ".deploy.lock.guard"]
     for path in left:
         path.write_text("half")
     (tmp_path / "deployments/b").mkdir()
