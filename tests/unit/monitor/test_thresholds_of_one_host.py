@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.collection import BIN, REPOSITORY, run
-from wheels_ops.backend_settings import PREFIXES, threshold_variables
+from tests.support.collection import BIN, COLLECTION, REPOSITORY, run
+from wheels_ops.backend_settings import VARIABLES, threshold_variables
 from wheels_ops.checks import suite
 from wheels_ops.health import Check
 from wheels_ops.performance import MEASURES
@@ -29,6 +29,8 @@ CHANGED: t.Dict[str, t.Dict[str, float]] = {
     "disk": {"warning": 46, "critical": 47},
     "response_time_ms": {"warning": 4800, "critical": 4900},
     "error_rate": {"warning": 0, "critical": 50},
+    "waiting_tasks": {"warning": 51, "critical": 52},
+    "websocket_ms": {"warning": 53, "critical": 54},
 }
 #: How the backend calls what it grades by a threshold.
 METRICS = {
@@ -56,7 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> t.Dict[str, t.Any]:
     return t.cast("t.Dict[str, t.Any]", json.loads((place / "out.json").read_text()))
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", METRICS)
 def test_the_backend_grades_by_the_limits_of_its_host(written: t.Dict[str, t.Any], app_modules: Modules, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for variable, value in written["environment"].items():
         monkeypatch.setenv(variable, value)
@@ -95,7 +97,15 @@ def test_what_is_measured_turns_when_its_limit_is_set(name: str) -> None:
 
 
 def test_every_threshold_has_its_variables_and_its_history() -> None:
-    assert list(PREFIXES) == list(DEFAULTS) == list(MEASURES) == list(METRICS)
+    assert list(VARIABLES) == list(DEFAULTS)
+    assert [name for name, variables in VARIABLES.items() if not variables] == ["websocket_ms"]
+    assert list(MEASURES) == list(METRICS)
+
+
+def test_the_backend_warns_of_waiting_tasks_from_the_same_number_on(written: t.Dict[str, t.Any]) -> None:
+    assert written["environment"]["CELERY_QUEUE_DEPTH_WARNING"] == "51"
+    read = (COLLECTION / "roles/backend_patches/files/app/wheels_ops/health_checks.py").read_text()
+    assert f'env_number("CELERY_QUEUE_DEPTH_WARNING", {DEFAULTS["waiting_tasks"].warning:g})' in read
 
 
 def test_defaults_are_those_of_the_backend(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,18 +9,24 @@ import typing as t
 from .results import OpsError
 from .thresholds import DEFAULTS, parse
 
-#: threshold -> how the names of the backend's variables begin. The limits of the disk are those of its bytes and of its inodes.
-PREFIXES: t.Mapping[str, t.Tuple[str, ...]] = {
-    "memory": ("MEMORY",),
-    "cpu": ("CPU",),
-    "disk": ("DISK", "DISK_INODES"),
-    "response_time_ms": ("RESPONSE_TIME",),
-    "error_rate": ("ERROR_RATE",),
+
+def _variables(prefix: str, *levels: str) -> t.Dict[str, str]:
+    return {level: f"{prefix}_{level.upper()}_THRESHOLD" for level in ("warning", "critical", *levels)}
+
+
+#: threshold -> variables of the backend by limit. The limits of the disk are those of its bytes and of its inodes. Of waiting tasks the
+#: backend only warns; a WebSocket's round trip is measured from outside, and by the host alone.
+VARIABLES: t.Mapping[str, t.Sequence[t.Mapping[str, str]]] = {
+    "memory": (_variables("MEMORY", "emergency"),),
+    "cpu": (_variables("CPU"),),
+    "disk": (_variables("DISK"), _variables("DISK_INODES")),
+    "response_time_ms": (_variables("RESPONSE_TIME"),),
+    "error_rate": (_variables("ERROR_RATE"),),
+    "waiting_tasks": ({"warning": "CELERY_QUEUE_DEPTH_WARNING"},),
+    "websocket_ms": (),
 }
-#: The backend has no word for "no such limit": what no value is above. A day is longer than any answer.
-_NEVER = {"response_time_ms": 86_400_000.0}
-#: The only one that the backend has a third limit for.
-_EMERGENCY = ("memory",)
+#: The backend has no word for "no such limit": what no value is above. Of milliseconds a day; of tasks more than a Redis can hold.
+_NEVER = {"response_time_ms": 86_400_000.0, "waiting_tasks": 1e12}
 
 
 def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None) -> t.Dict[str, str]:
@@ -30,17 +36,15 @@ def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.
     """
     limits = {**DEFAULTS, **parse(thresholds)}
     variables = {}
-    for name, prefixes in PREFIXES.items():
-        for level in ("warning", "critical", *(("emergency",) if name in _EMERGENCY else ())):
+    for name, sets in VARIABLES.items():
+        for level, variable in (pair for one in sets for pair in one.items()):
             limit = getattr(limits[name], level)
-            for prefix in prefixes:
-                variable = f"{prefix}_{level.upper()}_THRESHOLD"
-                variables[variable] = f"{_NEVER.get(name, 100.0) if limit is None else limit:.12g}"
-                if variable in (beside or {}) and not _is_equal((beside or {})[variable], variables[variable]):
-                    raise OpsError(
-                        f"The variable {variable} of the backend differs from the threshold {name}.{level} of its host ({variables[variable]}).",
-                        hint=f"Take it out, and set wheels_ops_thresholds ({name}: {{{level}: ...}}), which both follow.",
-                    )
+            variables[variable] = f"{_NEVER.get(name, 100.0) if limit is None else limit:.12g}"
+            if variable in (beside or {}) and not _is_equal((beside or {})[variable], variables[variable]):
+                raise OpsError(
+                    f"The variable {variable} of the backend differs from the threshold {name}.{level} of its host ({variables[variable]}).",
+                    hint=f"Take it out, and set wheels_ops_thresholds ({name}: {{{level}: ...}}), which both follow.",
+                )
     return variables
 
 
