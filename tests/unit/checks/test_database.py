@@ -57,6 +57,27 @@ def test_the_tables_of_the_backend_are_asked_for_by_default(postgres: Postgres) 
     assert database.check(make(postgres), required={}).status == "ok"
 
 
+#: What the backend reads and writes, by hand from its code.
+COLUMNS = {
+    "affiliate_sales": """
+        id user_id product_name product_url amount commission status category created_at session_id customer_email amount_total
+        currency affiliate_id digistore24_order_id digistore24_product_id commission_rate sale_date affiliate_network
+        payment_method billing_type pay_sequence_no is_test_mode ipn_received_at address_first_name address_last_name
+        address_street_name address_street_number address_city address_state address_zipcode address_phone_no
+        thank_you_validated updated_at
+    """,
+    "user_wishlists": """
+        id user_id product_id product_name price category notes created_at
+    """,
+}
+
+
+def test_every_column_of_the_backend_is_asked_for(postgres: Postgres) -> None:
+    dsn = make(postgres, "affiliate_sales ()", "user_wishlists ()")
+    wanted = {f"{table}.{column}" for table, columns in COLUMNS.items() for column in columns.split()}
+    assert set(database.check(dsn).details["missing_columns"]) == wanted and len(wanted) == 42
+
+
 def test_a_view_counts_and_a_table_of_another_schema_does_not(postgres: Postgres) -> None:
     dsn = make(postgres)
     postgres.psql(dsn, sql="create schema elsewhere; create table elsewhere.other (id int); create view wanted as select 1 as id, 'x' as name")

@@ -11,7 +11,8 @@ import pytest
 from tests.support import servers
 from tests.support.answers import Backend, serve
 from wheels_ops import health, report, thresholds
-from wheels_ops.checks import celery, cpu, dead_peer, suite, websocket
+from wheels_ops.checks import celery, cpu, dead_peer, http, suite, websocket
+from wheels_ops.results import OpsError
 from wheels_ops.standalone import results
 from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds, parse
 
@@ -242,3 +243,75 @@ def test_thresholds_of_the_new_measures_are_read() -> None:
 def test_the_limit_that_was_crossed(value: float, crossed: float) -> None:
     assert DEFAULTS["memory"].crossed(value) == crossed
     assert Thresholds().crossed(value) == 0
+
+
+@pytest.mark.parametrize(
+    ("subject", "what"),
+    [
+        ("database", "database DSN"),
+        ("rls", "database DSN"),
+        ("redis", "Redis URL"),
+        ("celery", "Redis URL"),
+        ("http", "base URL"),
+        ("cors", "base URL and origin"),
+        ("websocket", "WebSocket path"),
+        ("tts", "base URL"),
+        ("services", "service"),
+    ],
+)
+def test_a_subject_that_lacks_what_it_needs_is_skipped_and_says_so(subject: str, what: str) -> None:
+    found = suite.run(suite.Options(subjects=(subject,)))
+    (check,) = found["checks"]
+    assert (check["name"], check["status"], check["message"]) == (subject, "skipped", f"Not measured: no {what} is given.")
+    assert found["failing"] == [] and found["status"] == "unknown", "nothing was measured, so nothing is healthy"
+
+
+def test_what_is_not_ok_is_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = dict(zip(suite.SUBJECTS, ("ok", "warning", "unknown", "critical", "emergency", "skipped")))
+    calls = {name: (lambda status=status: health.Check("x", status)) for name, status in statuses.items()}
+    monkeypatch.setattr(suite, "_calls", lambda _options, _known: calls)
+    found = suite.run(suite.Options(subjects=tuple(statuses)))
+    assert [check["name"] for check in found["checks"]] == list(statuses)
+    assert found["failing"] == [name for name, status in statuses.items() if status not in ("ok", "skipped")]
+    assert found["status"] == "emergency"
+
+
+def test_the_scores_of_one_look() -> None:
+    checks = [
+        health.Check("memory", "warning", 65.0),
+        health.Check("cpu", "ok", 1.0, details={"host_percent": 70.0, "services_percent": 0.0, "stall_ms": 100.0}),
+        health.Check("disk", "ok", 75),
+        health.Check("http", "ok", 500.0, details={"error_rate_percent": 1.0}),
+    ]
+    # On the curves: 80, 80, 80 and 90 for performance; 80 and 80 for the user.
+    assert suite.scores_of(checks) == {"performance": 81.2, "stability": None, "user_experience": 80.0}
+    assert suite.scores_of(checks, scope="services")["performance"] == 83.8
+    unknown = [health.Check(check.name, "unknown", check.value) for check in checks]
+    assert suite.scores_of(unknown) == {"performance": None, "stability": None, "user_experience": None}
+
+
+def test_the_http_check_is_given_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: t.Dict[str, t.Any] = {}
+
+    def check(base_url: str, **options: t.Any) -> health.Check:
+        given.update(options, base_url=base_url)
+        return health.Check("http", "ok")
+
+    monkeypatch.setattr(http, "check", check)
+    limits = {"response_time_ms": Thresholds(1), "error_rate": Thresholds(2)}
+    suite.run(suite.Options(subjects=("http",), base_url="http://h", http_paths=("/a",), health_path="/b", timeout=12, thresholds=limits))
+    assert given == {
+        "base_url": "http://h",
+        "paths": ("/a",),
+        "health_path": "/b",
+        "settle": 6.0,
+        "response": Thresholds(1),
+        "errors": Thresholds(2),
+    }
+    suite.run(suite.Options(subjects=("http",), base_url="http://h"))
+    assert (given["health_path"], given["settle"]) == ("/api/v1/system/health", 10.0)
+
+
+def test_a_subject_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(OpsError, match="Unknown subjects: ram"):
+        suite.run(suite.Options(subjects=("redis", "ram")))

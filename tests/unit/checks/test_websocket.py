@@ -19,6 +19,7 @@ from tests.support.answers import Clock
 from tests.support.waiting import free_port
 from wheels_ops.checks import dead_peer, websocket
 from wheels_ops.health import Check
+from wheels_ops.results import OpsError
 from wheels_ops.thresholds import Thresholds
 
 SITE = "https://wheelsandwins.com"
@@ -298,3 +299,56 @@ def test_the_end_of_a_dead_peer_is_timed(monkeypatch: pytest.MonkeyPatch, frames
     assert opened == [("ws://h", {"timeout": 4.5, "origin": SITE, "suppress_origin": False})]
     assert peer.limits == [4.5, 3.5, 2.5, 1.5, 0.5][: len(peer.limits)] and peer.shut, "no answer is waited for beyond the end"
     assert len(peer.limits) == min(len(frames), 5)
+
+
+def test_only_a_pong_answers_a_ping() -> None:
+    def chatty(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for _message in connection:
+                for text in ('{"type": "ping"}', '{"type": "hello"}', "[1]", "{broken", '{"type": ["pong"]}'):
+                    connection.send(text)
+
+    with server(chatty) as url:
+        check = websocket.check(url, ping="json", timeout=0.5)
+    assert check.status == "critical" and "a ping (json) was not answered within 0.5 s" in check.message.lower()
+
+
+def test_where_nobody_answers_no_foreign_origin_is_let_in() -> None:
+    check = websocket.check(f"ws://127.0.0.1:{free_port()}/", foreign_origin="https://evil.example")
+    assert check.details["foreign_origin_refused"] is None and "let in" not in check.message
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_heartbeats_are_counted_and_timed(count: int) -> None:
+    def beats(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            for _ in range(count):
+                connection.send(json.dumps({"type": "ping"}))
+                connection.recv(timeout=5)
+            connection.recv(timeout=5)
+
+    with server(beats) as url:
+        check = websocket.check(url, ping="none", heartbeat_within=20, heartbeats=count)
+    assert check.status == "ok", check.message
+    assert len(check.details["heartbeats_s"]) == count and (check.details["heartbeat_period_s"] is None) is (count == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"foreign_origin": "evil.example/"}, "foreign_origin is"),
+        ({"origin": "x"}, "origin is"),
+        ({"headers": {"Origin": "x"}}, "headers names Origin"),
+        ({"headers": {"a b": "x"}}, "cannot be sent"),
+        ({"subprotocols": ["a b"]}, "subprotocols"),
+        ({"round_trips": 1001}, "round_trips"),
+        ({"timeout": 0}, "timeout"),
+        ({"heartbeats": 0}, "heartbeats"),
+        ({"heartbeat_within": 601}, "heartbeat_within"),
+        ({"max_latency_ms": 0}, "max_latency_ms"),
+        ({"ping": "x"}, "is not known"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(change: t.Dict[str, t.Any], words: str) -> None:
+    with pytest.raises(OpsError, match=words):
+        websocket.check("ws://127.0.0.1:1/", **change)
