@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a check is, and how several are measured side by side."""
+
+from __future__ import annotations
+
+import threading
+import types
+import typing as t
+
+import pytest
+
+from wheels_ops import health
+from wheels_ops.health import Check
+from wheels_ops.results import OpsError
+from wheels_ops.thresholds import Thresholds
+
+LIMITS = Thresholds(10, 20)
+
+
+def test_a_check_that_says_nothing_else_names_no_remedy() -> None:
+    assert Check("x", "ok").as_dict() == {
+        "name": "x", "status": "ok", "value": None, "unit": "", "thresholds": {}, "message": "", "remedy": "", "duration_ms": 0.0, "details": {},
+    }  # fmt: skip
+
+
+def test_what_could_not_be_measured_says_why() -> None:
+    check = health.unknown("x", "No such thing.", path="/x")
+    assert (check.name, check.status, check.value, check.message, check.remedy) == ("x", "unknown", None, "No such thing.", "")
+    assert check.details == {"path": "/x"}
+
+
+@pytest.mark.parametrize(("value", "status", "remedy"), [(10, "ok", ""), (11, "warning", "cure"), (21, "critical", "cure")])
+def test_a_remedy_is_named_only_where_one_is_needed(value: float, status: str, remedy: str) -> None:
+    assert health.graded("x", value, "%", LIMITS, message="So much.", remedy="cure", path="/x").as_dict() == {
+        "name": "x", "status": status, "value": value, "unit": "%", "thresholds": {"warning": 10, "critical": 20, "emergency": None}, "message": "So much.",
+        "remedy": remedy, "duration_ms": 0.0, "details": {"path": "/x"},
+    }  # fmt: skip
+
+
+def test_checks_come_in_the_order_of_their_subjects_under_the_names_of_these() -> None:
+    first_may_end = threading.Event()
+
+    def slow() -> Check:
+        assert first_may_end.wait(20)
+        return Check("anything", "critical", 7, "%", {"warning": 1}, "Bad.", "cure", details={"a": 1})
+
+    def quick() -> Check:
+        first_may_end.set()
+        return Check("anything", "ok")
+
+    checks = health.measure({"slow": slow, "quick": quick}, timeout=30)
+    assert [check.name for check in checks] == ["slow", "quick"]
+    expected = {"name": "slow", "status": "critical", "value": 7, "unit": "%", "thresholds": {"warning": 1}, "message": "Bad.", "remedy": "cure"}
+    assert {**checks[0].as_dict(), **expected, "details": {"a": 1}} == checks[0].as_dict()
+
+
+def test_a_duration_is_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.34567, 200.0, 200.0])
+    monkeypatch.setattr(health, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert health._timed("x", lambda: Check("x", "ok")).duration_ms == 2345.7
+    assert health._timed("x", lambda: Check("x", "ok", duration_ms=9)).duration_ms == 0
+
+
+def _raise(error: Exception) -> t.Callable[[], Check]:
+    def subject() -> Check:
+        raise error
+
+    return subject
+
+
+def test_a_subject_that_raises_is_unknown_with_its_reason_and_the_others_are_measured() -> None:
+    subjects = {
+        "refused": _raise(OpsError("It refuses us.", hint="Give a token.", path="/x")), "broken": _raise(ZeroDivisionError("of seven")),
+        "fine": lambda: Check("fine", "ok", 1),
+    }  # fmt: skip
+    refused, broken, fine = health.measure(subjects)
+    assert (refused.name, refused.status, refused.message, refused.details) == ("refused", "unknown", "It refuses us. Give a token.", {"path": "/x"})
+    assert (broken.name, broken.status, broken.message) == ("broken", "unknown", "ZeroDivisionError: of seven")
+    assert (fine.name, fine.status, fine.value) == ("fine", "ok", 1)
+
+
+def test_the_time_limit_counts_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of those that hang would otherwise be given the whole limit once more."""
+    never = threading.Event()
+    waits: t.List[t.Optional[float]] = []
+    real = health.concurrent.futures.Future.result
+
+    def result(future: t.Any, timeout: t.Optional[float] = None) -> t.Any:
+        waits.append(timeout)
+        return real(future, timeout)
+
+    monkeypatch.setattr(health.concurrent.futures.Future, "result", result)
+
+    def hang() -> Check:
+        never.wait(60)
+        return Check("x", "ok")
+
+    try:
+        checks = health.measure({"a": hang, "b": hang, "c": hang}, timeout=0.3)
+    finally:
+        never.set()
+    assert [(check.name, check.status, check.message) for check in checks] == [(name, "unknown", "No answer within 0.3 s.") for name in "abc"]
+    assert waits[0] is not None and 0 <= waits[0] <= 0.3 and waits[1:] == [0, 0]
+
+
+def test_nothing_to_measure() -> None:
+    assert health.measure({}) == []
+    assert health.overall([]) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "worst"),
+    [(["ok", "skipped"], "ok"), (["skipped"], "unknown"), (["ok", "warning", "critical"], "critical"), (["ok", "unknown"], "unknown")],
+)
+def test_the_whole_is_as_bad_as_the_worst_that_was_measured(statuses: t.List[str], worst: str) -> None:
+    assert health.overall(Check("x", status) for status in statuses) == worst
+
+
+def test_every_subject_has_a_thread_of_its_own() -> None:
+    """More than a pool has of itself on any machine (32)."""
+    meet = threading.Barrier(40, timeout=30)
+    checks = health.measure({str(number): lambda: Check("x", "ok", meet.wait()) for number in range(40)})
+    assert {check.status for check in checks} == {"ok"}
