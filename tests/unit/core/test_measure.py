@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import types
 import typing as t
@@ -10,7 +11,7 @@ import typing as t
 import pytest
 
 from wheels_ops import health
-from wheels_ops.health import Check
+from wheels_ops.health import Check, Finding
 from wheels_ops.results import OpsError
 from wheels_ops.thresholds import Thresholds
 
@@ -121,3 +122,68 @@ def test_every_subject_has_a_thread_of_its_own() -> None:
     meet = threading.Barrier(40, timeout=30)
     checks = health.measure({str(number): lambda: Check("x", "ok", meet.wait()) for number in range(40)})
     assert {check.status for check in checks} == {"ok"}
+
+
+def test_a_library_that_is_not_installed_is_named() -> None:
+    (check,) = health.measure({"x": _raise(ModuleNotFoundError("No module named 'redis'", name="redis"))})
+    assert (check.name, check.status) == ("x", "unknown")
+    assert "library redis is not installed" in check.message
+
+
+FINDINGS = [
+    Finding("warning", "it is slow", "tune"),
+    Finding("critical", "it is full.", "empty"),
+    Finding("ok", "it is blue"),
+    Finding("unknown", "it is dark"),
+]
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "message", "remedy"),
+    [
+        (FINDINGS, "critical", "It is full; it is dark; it is slow; it is blue.", "empty"),
+        (FINDINGS[:1], "warning", "It is slow.", "tune"),
+        (FINDINGS[2:3], "ok", "All is well; it is blue.", ""),
+        (FINDINGS[2:], "unknown", "It is dark; it is blue.", ""),
+        ([Finding("skipped", "nobody asked", "x")], "ok", "All is well; nobody asked.", ""),
+        ([], "ok", "All is well.", ""),
+        ([Finding("critical", "celery-1 is down")], "critical", "celery-1 is down.", ""),
+    ],
+)
+def test_the_worst_finding_is_the_subject_of_the_message(findings: t.List[Finding], status: str, message: str, remedy: str) -> None:
+    check = health.conclude("x", findings, fine="all is well", value=7, unit="%", details={"a": 1})
+    assert (check.name, check.status, check.message, check.remedy) == ("x", status, message, remedy)
+    assert (check.value, check.unit, check.details) == (7, "%", {"a": 1})
+
+
+def _chained(outer: Exception, *, cause: t.Optional[Exception] = None, context: t.Optional[Exception] = None) -> Exception:
+    outer.__cause__, outer.__context__ = cause, context
+    return outer
+
+
+class _Reasoned(Exception):
+    def __init__(self, reason: t.Any) -> None:
+        super().__init__("wrapped")
+        self.reason = reason
+
+
+NAME, RIGHT, REFUSED = socket.gaierror(-2, "Name or service not known"), PermissionError(13, "Permission denied"), ConnectionRefusedError(111, "refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        (NAME, True), (RIGHT, True), (REFUSED, False), (None, False), (OSError(5, "Input/output error"), False), (Exception("of", "text"), False),
+        (_chained(Exception(), cause=NAME), True), (_chained(Exception(), context=RIGHT), True), (_chained(Exception(), cause=REFUSED), False),
+        (Exception("text", NAME), True), (_Reasoned(NAME), True), (_Reasoned("a text"), False), (Exception(Exception(_Reasoned(RIGHT))), True),
+        (_chained(_Reasoned("a text"), context=NAME), True), (_chained(Exception(), cause=REFUSED, context=NAME), False),
+    ],
+)  # fmt: skip
+def test_a_name_that_does_not_resolve_or_a_right_that_we_lack_is_ours(error: t.Optional[Exception], ours: bool) -> None:
+    assert health.is_ours(error) is ours
+
+
+def test_errors_that_go_round_in_a_circle_end() -> None:
+    first, second = Exception(), Exception()
+    first.__cause__, second.__cause__ = second, first
+    assert health.is_ours(first) is False
