@@ -47,6 +47,9 @@ def _try(tree: Tree, target: str, mutants: t.Sequence[Mutant], groups: t.Sequenc
 
 def _report(target: str, mutants: t.Sequence[Mutant], outcomes: t.Sequence[str]) -> None:
     noticed = sum(map(bool, outcomes))
+    if not outcomes:
+        print(f"{target}: not measured, 0 of {len(mutants)} noticed")
+        return
     endless = outcomes.count("endless")
     print(f"{target}: {noticed} of {len(mutants)} noticed{f', {endless} by not ending' if endless else ''}")
     for mutant, outcome in zip(mutants, outcomes):
@@ -97,7 +100,7 @@ def _measure(work: queue.SimpleQueue[t.Tuple[str, t.List[Mutant], t.List[t.List[
                 outcomes = _try(tree, target, mutants, groups)
             except BrokenTests as error:
                 # No test, or none that passes, notices nothing.
-                outcomes = [""] * len(mutants)
+                outcomes = []
                 broken.append(f"{target}: {error}")
             if stopped.is_set():
                 return

@@ -217,6 +217,9 @@ def _constants(value: t.Any) -> t.Iterator[t.Tuple[str, str, t.Any]]:
 def _returns(value: ast.expr, returns: str) -> t.Iterator[t.Tuple[str, ast.expr]]:
     """An early ok: whatever was measured, the answer is that nothing is wrong."""
     if returns in ("Check", "health.Check"):
+        arguments = {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
+        if "remedy" not in arguments and ast.unparse(arguments.get("status", value)) == "'ok'":
+            return
         keywords = [ast.keyword("status", ast.Constant("ok")), ast.keyword("remedy", ast.Constant(""))]
         replace = ast.Attribute(ast.Call(ast.Name("__import__"), [ast.Constant("dataclasses")], []), "replace")
         yield "early ok", ast.Call(replace, [value], keywords)

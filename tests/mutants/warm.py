@@ -24,7 +24,20 @@ import typing as t
 import psutil
 
 _LIBRARIES = ("hypothesis", "psycopg2", "redis", "requests", "websocket", "xml.dom", "http.server", "unittest.mock", "pglast")
-_OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:testinfra", "--hypothesis-seed=0", "--tb=short")
+_OPTIONS = (
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:testinfra",
+    "--hypothesis-seed=0",
+    "--tb=short",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+)
 _SET_CHILD_SUBREAPER, _SET_PARENT_DEATH_SIGNAL = 36, 1
 _libc = ctypes.CDLL(None)
 
