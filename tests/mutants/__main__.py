@@ -24,8 +24,16 @@ GOAL = 90.0
 
 
 def _arguments(words: t.Optional[t.Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="How many small faults in the library the tests notice.")
-    parser.add_argument("only", nargs="*", metavar="FILE", help="relative to module_utils; default: checks, thresholds, scores, the lock and the journal")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants",
+        description="How many small faults in the library the tests notice.",
+    )
+    parser.add_argument(
+        "only",
+        nargs="*",
+        metavar="FILE",
+        help="relative to module_utils; default: checks, thresholds, scores, the lock and the journal",
+    )
     parser.add_argument("--number", type=int, default=25, help="mutants of each file (25)")
     parser.add_argument("--all", action="store_true", help="every mutant instead of a sample; takes hours")
     parser.add_argument("--seed", default="1", help="chooses the sample (1)")
@@ -73,7 +81,13 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
             if arguments.list:
                 print(f"{target}: {len(mutants)} mutants; {'; '.join(', '.join(group) for group in groups) or 'no test'}")
                 print(
-                    "".join(f"  {mutant.line} ({mutant.kind})\n    {mutant.diff}\n".replace("\n-", "\n    -").replace("\n+", "\n    +") for mutant in mutants),
+                    "".join(
+                        f"  {mutant.line} ({mutant.kind})\n    {mutant.diff}\n".replace("\n-", "\n    -").replace(
+                            "\n+",
+                            "\n    +",
+                        )
+                        for mutant in mutants
+                    ),
                     end="",
                 )
             elif mutants:

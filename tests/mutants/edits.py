@@ -21,14 +21,36 @@ _TEXT = re.compile(r"message|msg|hint|why|encoding|errors|daemon|thread_name_pre
 #: Calls whose arguments are text for a person.
 _SPEAKERS = re.compile(r"OpsError|print|warn|log|logger|debug|info|warning|error|exception")
 _NEGATED: t.Dict[t.Type[ast.cmpop], t.Type[ast.cmpop]] = {
-    ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-_BOUNDARY: t.Dict[t.Type[ast.cmpop], t.Type[ast.cmpop]] = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+_BOUNDARY: t.Dict[t.Type[ast.cmpop], t.Type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+}
 _ARITHMETIC: t.Dict[t.Type[ast.operator], t.Type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
-    ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
-}  # fmt: skip
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+}
 _STATUSES = {"critical": "ok", "emergency": "ok", "warning": "ok", "unknown": "ok", "ok": "critical", "skipped": "ok"}
 
 
@@ -95,7 +117,10 @@ def _difference(before: str, after: str) -> str:
     if len(lines) == 2 and max(map(len, words)) > 100:
         # Of two long lines, the place where they differ.
         start = max(0, len(os.path.commonprefix(words)) - 50)
-        end = max(0, min(len(os.path.commonprefix([word[::-1] for word in words])), *(len(word) - start for word in words)) - 50)
+        end = max(
+            0,
+            min(len(os.path.commonprefix([word[::-1] for word in words])), *(len(word) - start for word in words)) - 50,
+        )
         words = [f"{'... ' if start else ''}{word[start : len(word) - end]}{' ...' if end else ''}" for word in words]
     return "\n".join(f"{line[0]} {word}" for line, word in list(zip(lines, words))[:6])
 
@@ -183,7 +208,11 @@ def _of_node(node: t.Any, returns: str) -> t.Iterator[_Edit]:
         for index, key in enumerate(node.keys):
             # Renamed, so that whoever reads it misses it; keys and values are two lists, of which an edit changes one.
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                yield edit("value dropped", "keys", [*node.keys[:index], ast.Constant(f"no {key.value}"), *node.keys[index + 1 :]])
+                yield edit(
+                    "value dropped",
+                    "keys",
+                    [*node.keys[:index], ast.Constant(f"no {key.value}"), *node.keys[index + 1 :]],
+                )
     if isinstance(node, (ast.If, ast.While, ast.IfExp)):
         yield edit("condition", "test", opposite(node.test))
     if isinstance(node, ast.comprehension) and node.ifs:
@@ -192,7 +221,13 @@ def _of_node(node: t.Any, returns: str) -> t.Iterator[_Edit]:
         for index, handler in enumerate(node.handlers):
             # It raises what it catches, as if it were not there: a try statement needs one handler at least.
             bare = ast.ExceptHandler(handler.type, handler.name, [ast.Raise(None, None)])
-            yield _Edit("handler removed", handler.lineno, node, "handlers", [*node.handlers[:index], bare, *node.handlers[index + 1 :]])
+            yield _Edit(
+                "handler removed",
+                handler.lineno,
+                node,
+                "handlers",
+                [*node.handlers[:index], bare, *node.handlers[index + 1 :]],
+            )
         if node.finalbody:
             yield _Edit("branch removed", node.finalbody[0].lineno, node, "finalbody", [ast.Pass()])
     for field in ("body", "orelse", "finalbody"):
@@ -258,4 +293,10 @@ def _statements(owner: ast.AST, field: str, block: t.List[ast.stmt]) -> t.Iterat
             kind = "statement removed"
         if kind:
             rest: t.List[ast.stmt] = statement.orelse if isinstance(statement, ast.If) else []
-            yield _Edit(kind, statement.lineno, owner, field, [*block[:index], *(rest or [ast.Pass()]), *block[index + 1 :]])
+            yield _Edit(
+                kind,
+                statement.lineno,
+                owner,
+                field,
+                [*block[:index], *(rest or [ast.Pass()]), *block[index + 1 :]],
+            )

@@ -19,7 +19,17 @@ LIBRARY = Path("collections/wheels/ops/plugins/module_utils")
 SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/deployment.py", "state/*.py")
 #: Where the test of a file is not to be told from its imports: they run a program, or a module of the collection.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {}
-_NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".sandbox", ".cache", ".ansible", ".*_cache", "build", "dist", ".hypothesis")
+_NOT_COPIED = shutil.ignore_patterns(
+    ".git",
+    ".venv*",
+    ".sandbox",
+    ".cache",
+    ".ansible",
+    ".*_cache",
+    "build",
+    "dist",
+    ".hypothesis",
+)
 
 
 class BrokenTests(RuntimeError):
@@ -81,7 +91,14 @@ class Tree:
                     (self.root / name).symlink_to(REPOSITORY / name)
             environment = {**os.environ, "PYTHONPATH": "", "TMPDIR": self._directory.name}
             words = [sys.executable, "-m", "tests.mutants.warm"]
-            self._process = subprocess.Popen(words, cwd=self.root, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = subprocess.Popen(
+                words,
+                cwd=self.root,
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
         except BaseException:
             self.close()
             raise
@@ -126,7 +143,13 @@ class Tree:
             durations.append(seconds)
         return durations
 
-    def notices(self, target: str, source: str, groups: t.Sequence[t.Sequence[str]], durations: t.Sequence[float]) -> str:
+    def notices(
+        self,
+        target: str,
+        source: str,
+        groups: t.Sequence[t.Sequence[str]],
+        durations: t.Sequence[float],
+    ) -> str:
         """How a mutant was noticed: ``failed``, ``endless``, or empty for a survivor."""
         path = self.root / LIBRARY / target
         original, times = path.read_text(encoding="utf-8"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)

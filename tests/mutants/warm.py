@@ -23,7 +23,17 @@ import typing as t
 
 import psutil
 
-_LIBRARIES = ("hypothesis", "psycopg2", "redis", "requests", "websocket", "xml.dom", "http.server", "unittest.mock", "pglast")
+_LIBRARIES = (
+    "hypothesis",
+    "psycopg2",
+    "redis",
+    "requests",
+    "websocket",
+    "xml.dom",
+    "http.server",
+    "unittest.mock",
+    "pglast",
+)
 _OPTIONS = (
     "-x",
     "-q",

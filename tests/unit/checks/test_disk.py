@@ -25,7 +25,14 @@ def _filesystem(monkeypatch: pytest.MonkeyPatch, **uses: t.Tuple[float, float]) 
     def statvfs(path: str) -> t.Any:
         blocks, inodes = uses[path]
         free = 1000 - int(10 * blocks)
-        return types.SimpleNamespace(f_blocks=1000, f_bfree=free, f_bavail=free, f_frsize=4096, f_files=1000, f_ffree=1000 - int(10 * inodes))
+        return types.SimpleNamespace(
+            f_blocks=1000,
+            f_bfree=free,
+            f_bavail=free,
+            f_frsize=4096,
+            f_files=1000,
+            f_ffree=1000 - int(10 * inodes),
+        )
 
     monkeypatch.setattr(disk.os, "statvfs", statvfs)
 
@@ -40,7 +47,12 @@ def _check(*args: t.Any, **options: t.Any) -> Check:
 
 def test_a_filesystem_as_df_shows_it(tmp_path: Path) -> None:
     use = disk.filesystem(str(tmp_path))
-    words = subprocess.run(["df", "--output=size,used,avail,pcent,ipcent", "--block-size=1", str(tmp_path)], capture_output=True, text=True, check=True)
+    words = subprocess.run(
+        ["df", "--output=size,used,avail,pcent,ipcent", "--block-size=1", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     _size, used, available, percent, inodes = words.stdout.splitlines()[1].split()
     # Others write meanwhile: a hundredth of the filesystem at most.
     assert abs(use["used_bytes"] - int(used)) <= 0.01 * (int(used) + int(available))
@@ -53,7 +65,12 @@ def test_a_filesystem_as_df_shows_it(tmp_path: Path) -> None:
 def test_what_is_kept_for_root_is_neither_used_nor_available(monkeypatch: pytest.MonkeyPatch) -> None:
     use = types.SimpleNamespace(f_blocks=1000, f_bfree=250, f_bavail=50, f_frsize=4096, f_files=400, f_ffree=300)
     monkeypatch.setattr(disk.os, "statvfs", lambda path: use)
-    assert disk.filesystem("/x") == {"percent": 93.75, "inodes_percent": 25.0, "used_bytes": 750 * 4096, "available_bytes": 50 * 4096}
+    assert disk.filesystem("/x") == {
+        "percent": 93.75,
+        "inodes_percent": 25.0,
+        "used_bytes": 750 * 4096,
+        "available_bytes": 50 * 4096,
+    }
 
 
 def test_a_filesystem_without_inodes_or_without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +112,12 @@ def test_a_directory_counts_every_file_below_it_once(tmp_path: Path) -> None:
     links = [place / "link", place / "link to a file"]
     assert disk.directory_bytes(str(place)) == _on_disk(*files, *links)
     # du counts the directories' own blocks besides.
-    words = subprocess.run(["du", "--summarize", "--block-size=1", str(place)], capture_output=True, text=True, check=True)
+    words = subprocess.run(
+        ["du", "--summarize", "--block-size=1", str(place)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     directories = [place, place / "one", place / "one/two", place / "other"]
     assert disk.directory_bytes(str(place)) == int(words.stdout.split()[0]) - _on_disk(*directories)
 
@@ -155,7 +177,11 @@ def test_a_large_log_that_vanishes_is_left_out(tmp_path: Path, monkeypatch: pyte
 def test_a_log_is_large_from_50_mb_on(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"at.log": 50_000_000, "over.log": 50_000_001}
     monkeypatch.setattr(disk.glob, "glob", lambda pattern: list(sizes))
-    monkeypatch.setattr(disk.os, "lstat", lambda path: types.SimpleNamespace(st_size=sizes[path], st_blocks=10**6, st_mode=0o100644))
+    monkeypatch.setattr(
+        disk.os,
+        "lstat",
+        lambda path: types.SimpleNamespace(st_size=sizes[path], st_blocks=10**6, st_mode=0o100644),
+    )
     assert disk.large_logs(["x"]) == {"over.log": 50_000_001}
     check = _check([], logs=["x"])
     assert (check.status, check.message) == ("warning", "no filesystem was asked for; 1 log over 50 MB: over.log.")
@@ -163,11 +189,22 @@ def test_a_log_is_large_from_50_mb_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "inodes", "status", "remedy", "value"),
-    [(70, 10, "ok", "", 70.0), (70.1, 10, "warning", "disk_cleanup", 70.1), (10, 70.1, "warning", "disk_cleanup", 70.1),
-     (90, 90, "warning", "disk_cleanup", 90.0), (90.1, 0, "critical", "disk_cleanup", 90.1), (0, 90.1, "critical", "disk_cleanup", 90.1)],
-)  # fmt: skip
+    [
+        (70, 10, "ok", "", 70.0),
+        (70.1, 10, "warning", "disk_cleanup", 70.1),
+        (10, 70.1, "warning", "disk_cleanup", 70.1),
+        (90, 90, "warning", "disk_cleanup", 90.0),
+        (90.1, 0, "critical", "disk_cleanup", 90.1),
+        (0, 90.1, "critical", "disk_cleanup", 90.1),
+    ],
+)
 def test_a_filesystem_is_graded_by_blocks_and_inodes(
-    monkeypatch: pytest.MonkeyPatch, blocks: float, inodes: float, status: str, remedy: str, value: float
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: float,
+    inodes: float,
+    status: str,
+    remedy: str,
+    value: float,
 ) -> None:
     _filesystem(monkeypatch, home=(blocks, inodes))
     check = _check(["home"])

@@ -96,9 +96,15 @@ def test_another_refusal_is_no_recursion(server: Install) -> None:
 
 @pytest.mark.parametrize(
     ("checked", "unasked", "status"),
-    [(0, ["anon"], "unknown"), (9, ["anon"], "unknown"), (9, ["authenticated", "service"], "unknown"), (9, ["service"], "ok"), (0, ["service"], "unknown"),
-     (0, [], "ok")],
-)  # fmt: skip
+    [
+        (0, ["anon"], "unknown"),
+        (9, ["anon"], "unknown"),
+        (9, ["authenticated", "service"], "unknown"),
+        (9, ["service"], "ok"),
+        (0, ["service"], "unknown"),
+        (0, [], "ok"),
+    ],
+)
 def test_roles_of_the_api_must_be_asked(server: Install, checked: int, unasked: t.List[str], status: str) -> None:
     server(Probe(checked, [], unasked))
     check = rls.check(DSN)

@@ -18,7 +18,12 @@ from wheels_ops.health import Check
 from wheels_ops.results import OpsError
 
 URL = "http://backend:8000"
-HEALTHY: t.Dict[str, t.Any] = {"status": "healthy", "engine_used": "edge", "audio_size_bytes": 600, "generation_time_ms": 31}
+HEALTHY: t.Dict[str, t.Any] = {
+    "status": "healthy",
+    "engine_used": "edge",
+    "audio_size_bytes": 600,
+    "generation_time_ms": 31,
+}
 
 
 def _wav(milliseconds: int = 500) -> bytes:
@@ -34,7 +39,11 @@ MP3 = (b"\xff\xf3\x64\xc4" + bytes(140)) * 3
 
 
 def _answered(
-    monkeypatch: pytest.MonkeyPatch, status: int, body: t.Any, headers: t.Optional[t.Dict[str, str]] = None, **options: t.Any
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: t.Any,
+    headers: t.Optional[t.Dict[str, str]] = None,
+    **options: t.Any,
 ) -> t.Tuple[Check, t.Dict[str, t.Any]]:
     sent = transport.answer(monkeypatch, lambda request: (status, body, headers or {}))
     check = tts.check(URL, **options)
@@ -43,7 +52,13 @@ def _answered(
 
 
 def _is_silent(check: Check, words: str, remedy: str = "tts_engine") -> None:
-    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("tts", "critical", 0, "bytes of audio", remedy)
+    assert (check.name, check.status, check.value, check.unit, check.remedy) == (
+        "tts",
+        "critical",
+        0,
+        "bytes of audio",
+        remedy,
+    )
     assert words in check.message, check.message
 
 
@@ -66,12 +81,15 @@ def test_route_and_certificates_as_they_were_named(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"status": "degraded"}, "no audio: degraded."), ({"status": "degraded", "message": "No engine."}, "no audio: No engine.."),
-        ({"audio_size_bytes": 599}, "no audio: healthy."), ({"audio_size_bytes": "9000"}, "no audio: healthy."),
-        ({"audio_size_bytes": None}, "no audio: healthy."), ({"status": None}, "no audio: no reason given."),
+        ({"status": "degraded"}, "no audio: degraded."),
+        ({"status": "degraded", "message": "No engine."}, "no audio: No engine.."),
+        ({"audio_size_bytes": 599}, "no audio: healthy."),
+        ({"audio_size_bytes": "9000"}, "no audio: healthy."),
+        ({"audio_size_bytes": None}, "no audio: healthy."),
+        ({"status": None}, "no audio: no reason given."),
         ({"status": "x" * 300}, f"no audio: {'x' * 200}."),
     ],
-)  # fmt: skip
+)
 def test_a_backend_without_audio(monkeypatch: pytest.MonkeyPatch, facts: t.Dict[str, t.Any], words: str) -> None:
     check, _sent = _answered(monkeypatch, 200, {**HEALTHY, **facts})
     _is_silent(check, words)
@@ -80,7 +98,12 @@ def test_a_backend_without_audio(monkeypatch: pytest.MonkeyPatch, facts: t.Dict[
 
 def test_no_engine_is_called_none(monkeypatch: pytest.MonkeyPatch) -> None:
     check, _sent = _answered(monkeypatch, 200, {"status": "failed"})
-    assert check.details == {"path": "/api/v1/tts/test", "engine": "none", "generation_time_ms": None, "audio_bytes": None}
+    assert check.details == {
+        "path": "/api/v1/tts/test",
+        "engine": "none",
+        "generation_time_ms": None,
+        "audio_bytes": None,
+    }
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, []), (200, "7"), (400, HEALTHY), (500, HEALTHY), (503, "")])
@@ -96,9 +119,18 @@ def test_an_answer_that_reports_nothing(monkeypatch: pytest.MonkeyPatch, body: t
     _is_silent(check, "no audio: no reason given.")
 
 
-@pytest.mark.parametrize(("status", "complaint"), [(404, "not there"), (405, "not there"), (401, "refuses us"), (403, "refuses us"), (429, "refuses us")])
+@pytest.mark.parametrize(
+    ("status", "complaint"),
+    [(404, "not there"), (405, "not there"), (401, "refuses us"), (403, "refuses us"), (429, "refuses us")],
+)
 @pytest.mark.parametrize(("token", "route"), [("", "/api/v1/tts/test"), ("t0ken", "/api/v1/tts/synthesize")])
-def test_a_route_that_is_not_ours_to_ask(monkeypatch: pytest.MonkeyPatch, status: int, complaint: str, token: str, route: str) -> None:
+def test_a_route_that_is_not_ours_to_ask(
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    complaint: str,
+    token: str,
+    route: str,
+) -> None:
     with pytest.raises(OpsError, match=f"{route} .*{complaint}.*{status}") as caught:
         _answered(monkeypatch, status, HEALTHY, token=token)
     assert caught.value.details == {"path": route}
@@ -140,13 +172,41 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("audio", "kind", "codec", "milliseconds"),
-    [(_wav(), "audio/wav", "wav", 500), (_wav(), "audio/x-wav", "wav", 500), (MP3, "audio/mpeg", "mp3", 72), (MP3, "audio/mp3", "mp3", 72)],
+    [
+        (_wav(), "audio/wav", "wav", 500),
+        (_wav(), "audio/x-wav", "wav", 500),
+        (MP3, "audio/mpeg", "mp3", 72),
+        (MP3, "audio/mp3", "mp3", 72),
+    ],
 )
-def test_with_a_token_the_audio_itself_is_heard(monkeypatch: pytest.MonkeyPatch, audio: bytes, kind: str, codec: str, milliseconds: int) -> None:
-    check, sent = _answered(monkeypatch, 200, audio, {"Content-Type": kind, "X-TTS-Engine": "system"}, token="t0ken", verify=False)
-    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("tts", "ok", len(audio), "bytes of audio", "")
+def test_with_a_token_the_audio_itself_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+    audio: bytes,
+    kind: str,
+    codec: str,
+    milliseconds: int,
+) -> None:
+    check, sent = _answered(
+        monkeypatch,
+        200,
+        audio,
+        {"Content-Type": kind, "X-TTS-Engine": "system"},
+        token="t0ken",
+        verify=False,
+    )
+    assert (check.name, check.status, check.value, check.unit, check.remedy) == (
+        "tts",
+        "ok",
+        len(audio),
+        "bytes of audio",
+        "",
+    )
     assert check.message == f"Speech works: engine system, {milliseconds} ms of {codec}."
-    assert (check.details["path"], check.details["engine"], check.details["content_type"]) == ("/api/v1/tts/synthesize", "system", kind)
+    assert (check.details["path"], check.details["engine"], check.details["content_type"]) == (
+        "/api/v1/tts/synthesize",
+        "system",
+        kind,
+    )
     assert (check.details["format"], check.details["duration_ms"]) == (codec, milliseconds)
     request = sent["request"]
     assert (request.method, request.url, sent["verify"]) == ("POST", f"{URL}/api/v1/tts/synthesize", False)
@@ -162,13 +222,22 @@ def test_an_engine_that_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("status", "audio", "headers", "words"),
     [
-        (200, b"<html>", {"Content-Type": "audio/wav"}, "/api/v1/tts/synthesize gives is no audio"), (200, _wav(), {}, "calls wav audio"),
-        (200, _wav()[:-2], {"Content-Type": "audio/wav"}, "is no audio: the WAV"), (200, _wav(), {"Content-Type": "audio/mpeg"}, "calls wav audio audio/mpeg"),
-        (200, MP3, {"Content-Type": "audio/wav"}, "calls mp3 audio audio/wav"), (400, _wav(), {"Content-Type": "audio/wav"}, "answers 400"),
+        (200, b"<html>", {"Content-Type": "audio/wav"}, "/api/v1/tts/synthesize gives is no audio"),
+        (200, _wav(), {}, "calls wav audio"),
+        (200, _wav()[:-2], {"Content-Type": "audio/wav"}, "is no audio: the WAV"),
+        (200, _wav(), {"Content-Type": "audio/mpeg"}, "calls wav audio audio/mpeg"),
+        (200, MP3, {"Content-Type": "audio/wav"}, "calls mp3 audio audio/wav"),
+        (400, _wav(), {"Content-Type": "audio/wav"}, "answers 400"),
         (500, _wav(), {"Content-Type": "audio/wav"}, "/api/v1/tts/synthesize answers 500"),
     ],
-)  # fmt: skip
-def test_with_a_token_what_is_no_audio_is_critical(monkeypatch: pytest.MonkeyPatch, status: int, audio: bytes, headers: t.Dict[str, str], words: str) -> None:
+)
+def test_with_a_token_what_is_no_audio_is_critical(
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    audio: bytes,
+    headers: t.Dict[str, str],
+    words: str,
+) -> None:
     check, _sent = _answered(monkeypatch, status, audio, {**headers, "X-TTS-Engine": "edge"}, token="t0ken")
     _is_silent(check, words)
     assert (check.details["path"], check.details["engine"]) == ("/api/v1/tts/synthesize", "edge")

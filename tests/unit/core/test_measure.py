@@ -20,22 +20,46 @@ LIMITS = Thresholds(10, 20)
 
 def test_a_check_that_says_nothing_else_names_no_remedy() -> None:
     assert Check("x", "ok").as_dict() == {
-        "name": "x", "status": "ok", "value": None, "unit": "", "thresholds": {}, "message": "", "remedy": "", "duration_ms": 0.0, "details": {},
-    }  # fmt: skip
+        "name": "x",
+        "status": "ok",
+        "value": None,
+        "unit": "",
+        "thresholds": {},
+        "message": "",
+        "remedy": "",
+        "duration_ms": 0.0,
+        "details": {},
+    }
 
 
 def test_what_could_not_be_measured_says_why() -> None:
     check = health.unknown("x", "No such thing.", path="/x")
-    assert (check.name, check.status, check.value, check.message, check.remedy) == ("x", "unknown", None, "No such thing.", "")
+    assert (check.name, check.status, check.value, check.message, check.remedy) == (
+        "x",
+        "unknown",
+        None,
+        "No such thing.",
+        "",
+    )
     assert check.details == {"path": "/x"}
 
 
-@pytest.mark.parametrize(("value", "status", "remedy"), [(10, "ok", ""), (11, "warning", "cure"), (21, "critical", "cure")])
+@pytest.mark.parametrize(
+    ("value", "status", "remedy"),
+    [(10, "ok", ""), (11, "warning", "cure"), (21, "critical", "cure")],
+)
 def test_a_remedy_is_named_only_where_one_is_needed(value: float, status: str, remedy: str) -> None:
     assert health.graded("x", value, "%", LIMITS, message="So much.", remedy="cure", path="/x").as_dict() == {
-        "name": "x", "status": status, "value": value, "unit": "%", "thresholds": {"warning": 10, "critical": 20, "emergency": None}, "message": "So much.",
-        "remedy": remedy, "duration_ms": 0.0, "details": {"path": "/x"},
-    }  # fmt: skip
+        "name": "x",
+        "status": status,
+        "value": value,
+        "unit": "%",
+        "thresholds": {"warning": 10, "critical": 20, "emergency": None},
+        "message": "So much.",
+        "remedy": remedy,
+        "duration_ms": 0.0,
+        "details": {"path": "/x"},
+    }
 
 
 def test_checks_come_in_the_order_of_their_subjects_under_the_names_of_these() -> None:
@@ -51,7 +75,15 @@ def test_checks_come_in_the_order_of_their_subjects_under_the_names_of_these() -
 
     checks = health.measure({"slow": slow, "quick": quick}, timeout=30)
     assert [check.name for check in checks] == ["slow", "quick"]
-    expected = {"name": "slow", "status": "critical", "value": 7, "unit": "%", "thresholds": {"warning": 1}, "message": "Bad.", "remedy": "cure"}
+    expected = {
+        "name": "slow",
+        "status": "critical",
+        "value": 7,
+        "unit": "%",
+        "thresholds": {"warning": 1},
+        "message": "Bad.",
+        "remedy": "cure",
+    }
     assert {**checks[0].as_dict(), **expected, "details": {"a": 1}} == checks[0].as_dict()
 
 
@@ -71,11 +103,17 @@ def _raise(error: Exception) -> t.Callable[[], Check]:
 
 def test_a_subject_that_raises_is_unknown_with_its_reason_and_the_others_are_measured() -> None:
     subjects = {
-        "refused": _raise(OpsError("It refuses us.", hint="Give a token.", path="/x")), "broken": _raise(ZeroDivisionError("of seven")),
+        "refused": _raise(OpsError("It refuses us.", hint="Give a token.", path="/x")),
+        "broken": _raise(ZeroDivisionError("of seven")),
         "fine": lambda: Check("fine", "ok", 1),
-    }  # fmt: skip
+    }
     refused, broken, fine = health.measure(subjects)
-    assert (refused.name, refused.status, refused.message, refused.details) == ("refused", "unknown", "It refuses us. Give a token.", {"path": "/x"})
+    assert (refused.name, refused.status, refused.message, refused.details) == (
+        "refused",
+        "unknown",
+        "It refuses us. Give a token.",
+        {"path": "/x"},
+    )
     assert (broken.name, broken.status, broken.message) == ("broken", "unknown", "ZeroDivisionError: of seven")
     assert (fine.name, fine.status, fine.value) == ("fine", "ok", 1)
 
@@ -111,7 +149,12 @@ def test_nothing_to_measure() -> None:
 
 @pytest.mark.parametrize(
     ("statuses", "worst"),
-    [(["ok", "skipped"], "ok"), (["skipped"], "unknown"), (["ok", "warning", "critical"], "critical"), (["ok", "unknown"], "unknown")],
+    [
+        (["ok", "skipped"], "ok"),
+        (["skipped"], "unknown"),
+        (["ok", "warning", "critical"], "critical"),
+        (["ok", "unknown"], "unknown"),
+    ],
 )
 def test_the_whole_is_as_bad_as_the_worst_that_was_measured(statuses: t.List[str], worst: str) -> None:
     assert health.overall(Check("x", status) for status in statuses) == worst
@@ -150,13 +193,23 @@ FINDINGS = [
         ([Finding("critical", "celery-1 is down")], "critical", "celery-1 is down.", ""),
     ],
 )
-def test_the_worst_finding_is_the_subject_of_the_message(findings: t.List[Finding], status: str, message: str, remedy: str) -> None:
+def test_the_worst_finding_is_the_subject_of_the_message(
+    findings: t.List[Finding],
+    status: str,
+    message: str,
+    remedy: str,
+) -> None:
     check = health.conclude("x", findings, fine="all is well", value=7, unit="%", details={"a": 1})
     assert (check.name, check.status, check.message, check.remedy) == ("x", status, message, remedy)
     assert (check.value, check.unit, check.details) == (7, "%", {"a": 1})
 
 
-def _chained(outer: Exception, *, cause: t.Optional[Exception] = None, context: t.Optional[Exception] = None) -> Exception:
+def _chained(
+    outer: Exception,
+    *,
+    cause: t.Optional[Exception] = None,
+    context: t.Optional[Exception] = None,
+) -> Exception:
     outer.__cause__, outer.__context__ = cause, context
     return outer
 
@@ -167,18 +220,33 @@ class _Reasoned(Exception):
         self.reason = reason
 
 
-NAME, RIGHT, REFUSED = socket.gaierror(-2, "Name or service not known"), PermissionError(13, "Permission denied"), ConnectionRefusedError(111, "refused")
+NAME, RIGHT, REFUSED = (
+    socket.gaierror(-2, "Name or service not known"),
+    PermissionError(13, "Permission denied"),
+    ConnectionRefusedError(111, "refused"),
+)
 
 
 @pytest.mark.parametrize(
     ("error", "ours"),
     [
-        (NAME, True), (RIGHT, True), (REFUSED, False), (None, False), (OSError(5, "Input/output error"), False), (Exception("of", "text"), False),
-        (_chained(Exception(), cause=NAME), True), (_chained(Exception(), context=RIGHT), True), (_chained(Exception(), cause=REFUSED), False),
-        (Exception("text", NAME), True), (_Reasoned(NAME), True), (_Reasoned("a text"), False), (Exception(Exception(_Reasoned(RIGHT))), True),
-        (_chained(_Reasoned("a text"), context=NAME), True), (_chained(Exception(), cause=REFUSED, context=NAME), False),
+        (NAME, True),
+        (RIGHT, True),
+        (REFUSED, False),
+        (None, False),
+        (OSError(5, "Input/output error"), False),
+        (Exception("of", "text"), False),
+        (_chained(Exception(), cause=NAME), True),
+        (_chained(Exception(), context=RIGHT), True),
+        (_chained(Exception(), cause=REFUSED), False),
+        (Exception("text", NAME), True),
+        (_Reasoned(NAME), True),
+        (_Reasoned("a text"), False),
+        (Exception(Exception(_Reasoned(RIGHT))), True),
+        (_chained(_Reasoned("a text"), context=NAME), True),
+        (_chained(Exception(), cause=REFUSED, context=NAME), False),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_does_not_resolve_or_a_right_that_we_lack_is_ours(error: t.Optional[Exception], ours: bool) -> None:
     assert health.is_ours(error) is ours
 

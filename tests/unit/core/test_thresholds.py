@@ -15,9 +15,20 @@ from wheels_ops.thresholds import Thresholds
 
 @pytest.mark.parametrize(
     ("name", "warning", "critical", "emergency"),
-    [("memory", 65, 75, 85), ("cpu", 70, 85, None), ("disk", 75, 85, None), ("response_time_ms", 500, 1000, None), ("error_rate", 1, 5, None)],
+    [
+        ("memory", 65, 75, 85),
+        ("cpu", 70, 85, None),
+        ("disk", 75, 85, None),
+        ("response_time_ms", 500, 1000, None),
+        ("error_rate", 1, 5, None),
+    ],
 )
-def test_the_limits_are_those_of_the_incident_report(name: str, warning: float, critical: float, emergency: t.Optional[float]) -> None:
+def test_the_limits_are_those_of_the_incident_report(
+    name: str,
+    warning: float,
+    critical: float,
+    emergency: t.Optional[float],
+) -> None:
     assert thresholds.DEFAULTS[name].as_dict() == {"warning": warning, "critical": critical, "emergency": emergency}
 
 
@@ -28,7 +39,16 @@ def test_a_restart_for_memory_and_a_large_log_are_those_of_the_incident_report()
 
 @pytest.mark.parametrize(
     ("value", "status"),
-    [(0, "ok"), (10, "ok"), (10.01, "warning"), (20, "warning"), (20.01, "critical"), (30, "critical"), (30.01, "emergency"), (None, "unknown")],
+    [
+        (0, "ok"),
+        (10, "ok"),
+        (10.01, "warning"),
+        (20, "warning"),
+        (20.01, "critical"),
+        (30, "critical"),
+        (30.01, "emergency"),
+        (None, "unknown"),
+    ],
 )
 def test_a_value_above_a_limit_has_its_status(value: t.Optional[float], status: str) -> None:
     assert Thresholds(10, 20, 30).status(value) == status
@@ -36,9 +56,15 @@ def test_a_value_above_a_limit_has_its_status(value: t.Optional[float], status: 
 
 @pytest.mark.parametrize(
     ("limits", "status"),
-    [(Thresholds(), "ok"), (Thresholds(warning=5), "warning"), (Thresholds(critical=5), "critical"), (Thresholds(emergency=5), "emergency"),
-     (Thresholds(5, emergency=50), "warning"), (Thresholds(0, 0, 0), "emergency")],
-)  # fmt: skip
+    [
+        (Thresholds(), "ok"),
+        (Thresholds(warning=5), "warning"),
+        (Thresholds(critical=5), "critical"),
+        (Thresholds(emergency=5), "emergency"),
+        (Thresholds(5, emergency=50), "warning"),
+        (Thresholds(0, 0, 0), "emergency"),
+    ],
+)
 def test_a_limit_that_is_not_set_is_left_out(limits: Thresholds, status: str) -> None:
     assert limits.status(7) == status
 
@@ -59,9 +85,17 @@ def test_statuses_from_the_mildest_to_the_worst() -> None:
 
 @pytest.mark.parametrize(
     ("statuses", "worst"),
-    [(["ok"], "ok"), (["skipped"], "skipped"), (["ok", "skipped"], "ok"), (["warning", "ok"], "warning"), (["unknown", "ok"], "unknown"),
-     (["ok", "critical", "warning"], "critical"), (["critical", "emergency", "unknown"], "emergency"), ([], "unknown")],
-)  # fmt: skip
+    [
+        (["ok"], "ok"),
+        (["skipped"], "skipped"),
+        (["ok", "skipped"], "ok"),
+        (["warning", "ok"], "warning"),
+        (["unknown", "ok"], "unknown"),
+        (["ok", "critical", "warning"], "critical"),
+        (["critical", "emergency", "unknown"], "emergency"),
+        ([], "unknown"),
+    ],
+)
 def test_the_worst_of_several(statuses: t.List[str], worst: str) -> None:
     assert thresholds.worst(statuses) == worst
     assert thresholds.worst(iter(statuses)) == worst
@@ -90,9 +124,14 @@ def test_a_time_has_no_upper_bound() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "complaint"),
-    [({"swap": {"warning": 1}}, "no threshold 'swap'.*memory, cpu, disk"), ({"cpu": {"alarm": 1}}, "cpu has no limit alarm"),
-     ({"cpu": {"warning": "much"}}, "cpu are not numbers"), ({"cpu": {"warning": [1]}}, "cpu are not numbers"), ({"cpu": {"warning": 90}}, "do not rise")],
-)  # fmt: skip
+    [
+        ({"swap": {"warning": 1}}, "no threshold 'swap'.*memory, cpu, disk"),
+        ({"cpu": {"alarm": 1}}, "cpu has no limit alarm"),
+        ({"cpu": {"warning": "much"}}, "cpu are not numbers"),
+        ({"cpu": {"warning": [1]}}, "cpu are not numbers"),
+        ({"cpu": {"warning": 90}}, "do not rise"),
+    ],
+)
 def test_nonsense_is_refused_by_its_name(limits: t.Dict[str, t.Any], complaint: str) -> None:
     with pytest.raises(OpsError, match=complaint):
         thresholds.parse({"memory": {}, **limits})
