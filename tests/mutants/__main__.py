@@ -3,7 +3,7 @@
 
     python -m tests.mutants [FILE ...] [--number N | --all] [--seed S] [--jobs N] [--unit] [--goal PERCENT] [--list]
 
-FILE is relative to ``module_utils`` (``checks/http.py``, ``state``); without one it is what grades, locks and remembers.
+FILE is relative to ``module_utils`` (``checks/http.py``, ``state``); without one: what grades, locks and remembers.
 Ends with 0 when the goal is reached, 1 when it is not, 2 when it could not be measured.
 """
 
@@ -37,7 +37,7 @@ def _arguments(words: t.Optional[t.Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=25, help="mutants of each file (25)")
     parser.add_argument("--all", action="store_true", help="every mutant instead of a sample; takes hours")
     parser.add_argument("--seed", default="1", help="chooses the sample (1)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files that are tried side by side (one for each core)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files tried side by side (one a core)")
     parser.add_argument("--unit", action="store_true", help="tests without servers only")
     parser.add_argument("--goal", type=float, default=GOAL, help=f"percent to be noticed ({GOAL:g})")
     parser.add_argument("--list", action="store_true", help="show the mutants and the tests, and run nothing")
@@ -79,7 +79,8 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
             mutants = sample(source, 0 if arguments.all else arguments.number, f"{arguments.seed} {target}")
             groups = _groups(target, arguments.unit)
             if arguments.list:
-                print(f"{target}: {len(mutants)} mutants; {'; '.join(', '.join(group) for group in groups) or 'no test'}")
+                tests = "; ".join(", ".join(group) for group in groups)
+                print(f"{target}: {len(mutants)} mutants; {tests or 'no test'}")
                 print(
                     "".join(
                         f"  {mutant.line} ({mutant.kind})\n    {mutant.diff}\n".replace("\n-", "\n    -").replace(

@@ -56,7 +56,7 @@ _STATUSES = {"critical": "ok", "emergency": "ok", "warning": "ok", "unknown": "o
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: ``kind`` is a word for the report, ``source`` the whole file with the fault in it, ``diff`` what differs."""
+    """One fault: ``kind`` is a word for the report, ``source`` the whole file with the fault, ``diff`` what differs."""
 
     kind: str
     line: int
@@ -95,7 +95,7 @@ def mutants(source: str) -> t.List[Mutant]:
 
 
 def sample(source: str, number: int, seed: str) -> t.List[Mutant]:
-    """``number`` mutants of a file (all for 0), the same ones for the same source and seed, in the order of its lines."""
+    """``number`` mutants of a file (all for 0) in the order of its lines, the same for the same source and seed."""
     everything = mutants(source)
     if not number or number >= len(everything):
         return everything
@@ -111,8 +111,14 @@ def gradings(source: str, seed: str) -> t.List[Mutant]:
     return [generator.choice(choice) for choice in choices if choice]
 
 
+def _called(call: ast.Call) -> str:
+    """The last word of what is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
 def _difference(before: str, after: str) -> str:
-    lines = [line for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="") if line[:2] not in ("--", "++", "@@")]
+    marked = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    lines = [line for line in marked if line[:2] not in ("--", "++", "@@")]
     words = [line[1:].strip() for line in lines]
     if len(lines) == 2 and max(map(len, words)) > 100:
         # Of two long lines, the place where they differ.
@@ -149,7 +155,7 @@ def _silent(node: ast.AST, parent: ast.AST, field: str) -> bool:
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and ast.unparse(node.value.value) in ("t", "typing"):
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).startswith(("t.", "typing.")):
         return True
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return True
@@ -159,11 +165,11 @@ def _silent(node: ast.AST, parent: ast.AST, field: str) -> bool:
     if isinstance(parent, ast.keyword):
         return bool(parent.arg and _TEXT.fullmatch(parent.arg))
     if isinstance(parent, ast.Call) and field in ("args", "keywords"):
-        called = parent.func.attr if isinstance(parent.func, ast.Attribute) else parent.func.id if isinstance(parent.func, ast.Name) else ""
-        return bool(_SPEAKERS.fullmatch(called))
+        return bool(_SPEAKERS.fullmatch(_called(parent)))
     if isinstance(parent, ast.arguments) and field in ("defaults", "kw_defaults"):
-        names = [*parent.posonlyargs, *parent.args][-len(parent.defaults) :] if field == "defaults" else parent.kwonlyargs
-        defaults: t.Sequence[t.Any] = parent.defaults if field == "defaults" else parent.kw_defaults
+        names, defaults = parent.kwonlyargs, t.cast("t.List[t.Any]", parent.kw_defaults)
+        if field == "defaults":
+            names, defaults = [*parent.posonlyargs, *parent.args][-len(parent.defaults) :], parent.defaults
         return any(default is node and _TEXT.fullmatch(name.arg) for name, default in zip(names, defaults))
     return False
 
@@ -180,7 +186,9 @@ def _of_node(node: t.Any, returns: str) -> t.Iterator[_Edit]:
             yield edit(kind, field, values[:index] + values[index + 1 :])
 
     def opposite(condition: ast.expr) -> ast.expr:
-        return condition.operand if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not) else ast.UnaryOp(ast.Not(), condition)
+        if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not):
+            return condition.operand
+        return ast.UnaryOp(ast.Not(), condition)
 
     if isinstance(node, ast.Compare):
         for index, operator in enumerate(node.ops):
@@ -268,7 +276,9 @@ def _returns(value: ast.expr, returns: str) -> t.Iterator[t.Tuple[str, ast.expr]
 
 def _calls(node: ast.Call, edit: t.Callable[[str, str, t.Any], _Edit]) -> t.Iterator[_Edit]:
     for index, keyword in enumerate(node.keywords):
-        if keyword.arg and (not _TEXT.fullmatch(keyword.arg) or keyword.arg in ("message", "msg")) and not _silent(keyword, node, "keywords"):
+        # A message that is missing is a fault, though its words are none.
+        counts = keyword.arg and (not _TEXT.fullmatch(keyword.arg) or keyword.arg in ("message", "msg"))
+        if counts and not _silent(keyword, node, "keywords"):
             yield edit("value dropped", "keywords", node.keywords[:index] + node.keywords[index + 1 :])
     if isinstance(node.func, ast.Name) and node.func.id in ("max", "min"):
         yield edit("arithmetic", "func", ast.Name("min" if node.func.id == "max" else "max"))
@@ -285,8 +295,7 @@ def _statements(owner: ast.AST, field: str, block: t.List[ast.stmt]) -> t.Iterat
         elif isinstance(statement, ast.Raise):
             kind = "raise removed"
         elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-            called = statement.value.func
-            name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+            name = _called(statement.value)
             if not (_SPEAKERS.fullmatch(name) or name in ("close", "shutdown")):
                 kind = "call removed"
         elif isinstance(statement, (ast.AugAssign, ast.Break, ast.Continue)) and not _silent(statement, owner, field):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copies of the repository in which mutants are tried, and which tests are tried on them. The working tree is only read."""
+"""Copies of the repository for mutants, and the tests that are run there. The working tree is only read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def targets(only: t.Sequence[str] = ()) -> t.List[str]:
 
 
 def tests_of(target: str) -> t.List[t.List[str]]:
-    """The tests of a file, in groups: those of its name, other unit tests that import it, then tests with servers that do."""
+    """The tests of a file, in groups: of its name, other unit tests that import it, tests with servers that do."""
     module = target[: -len(".py")].replace("/", ".")
     name = module.rpartition(".")[2]
     groups: t.List[t.List[str]] = [[], [], []]
@@ -153,7 +153,7 @@ class Tree:
         """How a mutant was noticed: ``failed``, ``endless``, or empty for a survivor."""
         path = self.root / LIBRARY / target
         original, times = path.read_text(encoding="utf-8"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-        # A mutant may be as long as the file before it and be written within the same second: no bytecode of it is kept.
+        # A mutant may be as long as the one before it and be written in the same second: no bytecode of it is kept.
         for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
             compiled.unlink()
         path.write_text(source, encoding="utf-8")

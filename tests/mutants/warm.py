@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs tests in a copy of the repository, each run in a fork of this process, which has imported pytest and the libraries.
+"""Runs tests in a copy of the repository, each run in a fork of this process, which has imported pytest and libraries.
 
 Started in the copy. Reads a line of JSON from standard input for each run, ``{"tests": [files], "seconds":
 limit, "bytecode": whether bytecode may be written}``, and answers with one,

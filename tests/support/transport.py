@@ -18,7 +18,7 @@ def answer(
     monkeypatch: pytest.MonkeyPatch,
     respond: t.Callable[[requests.PreparedRequest], Answer],
 ) -> t.List[t.Dict[str, t.Any]]:
-    """Has ``respond`` answer every request; it may raise instead. Gives the options of each, ``timeout`` and ``verify`` among them."""
+    """Has ``respond`` answer every request; it may raise instead. Gives the options of each, such as ``timeout``."""
     sent: t.List[t.Dict[str, t.Any]] = []
 
     def send(

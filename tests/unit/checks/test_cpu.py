@@ -313,7 +313,8 @@ def test_an_application_that_does_not_answer_hides_no_busy_host(
         stall=OpsError(f"{URL} does not answer: ConnectionError.", hint="The http check says more."),
     )
     assert (check.status, check.remedy, check.value, check.unit) == (status, remedy, percent, "%")
-    assert check.message.startswith(first) and f"{URL} does not answer" in check.message and f"{percent:.1f} % CPU" in check.message
+    assert check.message.startswith(first)
+    assert f"{URL} does not answer" in check.message and f"{percent:.1f} % CPU" in check.message
     assert check.details["stall_ms"] is None
 
 

@@ -170,7 +170,8 @@ def test_large_logs_are_regular_files_with_so_many_bytes_on_disk(tmp_path: Path)
 def test_a_large_log_that_vanishes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1.log", "2.log"):
         (tmp_path / name).write_bytes(b"x" * 9000)
-    monkeypatch.setattr(disk.glob, "glob", lambda pattern: [str(tmp_path / name) for name in ("1.log", "gone.log", "2.log")])
+    names = [str(tmp_path / name) for name in ("1.log", "gone.log", "2.log")]
+    monkeypatch.setattr(disk.glob, "glob", lambda pattern: names)
     assert sorted(disk.large_logs(["x"], 5000)) == [str(tmp_path / "1.log"), str(tmp_path / "2.log")]
 
 

@@ -21,7 +21,7 @@ def _failure(relation: str, sqlstate: str = "42P17", role: str = "authenticated"
 
 
 class Server:
-    """Stands in for the database: gives ``probe`` as its answer, and remembers what was asked and whether the session was closed."""
+    """Stands in for the database: answers with ``probe``, and remembers the question and its own end."""
 
     def __init__(self, probe: t.Union[Probe, Exception]) -> None:
         self.probe = probe
@@ -74,9 +74,10 @@ def test_one_recursive_table_is_critical_and_counted_once(server: Install) -> No
     check = rls.check(DSN)
     assert (check.status, check.value, check.remedy) == ("critical", 1, "rls_repair")
     assert check.message == "Infinite recursion (42P17) in public.trips."
+    access = {"relation": "public.trips", "role": "authenticated", "sqlstate": "42P17"}
     assert check.details == {
         "checked": 36,
-        "failing": [{"relation": "public.trips", "role": "authenticated", "command": command, "sqlstate": "42P17"} for command in ("select", "update")],
+        "failing": [{**access, "command": command} for command in ("select", "update")],
         "failing_total": 2,
     }
 

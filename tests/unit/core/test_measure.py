@@ -138,7 +138,8 @@ def test_the_time_limit_counts_for_all_together(monkeypatch: pytest.MonkeyPatch)
         checks = health.measure({"a": hang, "b": hang, "c": hang}, timeout=0.3)
     finally:
         never.set()
-    assert [(check.name, check.status, check.message) for check in checks] == [(name, "unknown", "No answer within 0.3 s.") for name in "abc"]
+    assert [(check.name, check.status) for check in checks] == [("a", "unknown"), ("b", "unknown"), ("c", "unknown")]
+    assert {check.message for check in checks} == {"No answer within 0.3 s."}
     assert waits[0] is not None and 0 <= waits[0] <= 0.3 and waits[1:] == [0, 0]
 
 

@@ -77,7 +77,8 @@ def test_limits_rise_or_are_equal() -> None:
 
 
 def test_statuses_from_the_mildest_to_the_worst() -> None:
-    order = {status: thresholds.STATUSES.index(status) for status in ("skipped", "ok", "warning", "critical", "emergency", "unknown")}
+    words = ("skipped", "ok", "warning", "critical", "emergency", "unknown")
+    order = {status: thresholds.STATUSES.index(status) for status in words}
     assert order["skipped"] < order["ok"] < order["warning"] < order["critical"] < order["emergency"]
     assert order["ok"] < order["unknown"] < order["critical"]
     assert len(thresholds.STATUSES) == len(order)
@@ -110,7 +111,8 @@ def test_what_a_caller_leaves_out_keeps_its_default() -> None:
 
 @pytest.mark.parametrize("name", ["memory", "cpu", "disk", "error_rate"])
 def test_a_percentage_goes_from_0_to_100(name: str) -> None:
-    assert thresholds.parse({name: {"warning": 0, "critical": 100, "emergency": None}}) == {name: Thresholds(0, 100, None)}
+    whole = {"warning": 0, "critical": 100, "emergency": None}
+    assert thresholds.parse({name: whole}) == {name: Thresholds(0, 100, None)}
     for limits in ({"warning": -0.1}, {"emergency": 100.1}, {"warning": math.nan}):
         with pytest.raises(OpsError, match=f"{name} are out of range.*from 0 to 100"):
             thresholds.parse({name: limits})
