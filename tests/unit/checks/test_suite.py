@@ -262,7 +262,8 @@ def test_the_limit_that_was_crossed(value: float, crossed: float) -> None:
 def test_a_subject_that_lacks_what_it_needs_is_skipped_and_says_so(subject: str, what: str) -> None:
     found = suite.run(suite.Options(subjects=(subject,)))
     (check,) = found["checks"]
-    assert (check["name"], check["status"], check["message"]) == (subject, "skipped", f"Not measured: no {what} is given.")
+    assert (check["name"], check["status"]) == (subject, "skipped")
+    assert check["message"].startswith(f"Not measured: no {what} is given.")
     assert found["failing"] == [] and found["status"] == "unknown", "nothing was measured, so nothing is healthy"
 
 
