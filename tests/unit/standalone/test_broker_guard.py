@@ -65,7 +65,7 @@ def test_where_nothing_is_left_the_restart_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("writes", "names"), CASES)
 def test_the_playbook_leaves_out_the_same(writes: t.Optional[str], names: t.List[str]) -> None:
-    tasks = yaml.safe_load((COLLECTION / "playbooks/tasks/recover_steps.yml").read_text())
+    tasks = yaml.safe_load((COLLECTION / "playbooks/tasks/recover_host.yml").read_text())
     task = next(task for task in tasks if "recover_services" in task.get("ansible.builtin.set_fact", {}))
     variables: t.Dict[str, t.Any] = {"services_list": SERVICES, "recover_before": health(writes)}
     for name, text in task["vars"].items():
