@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.results import OpsError
+from wheels_ops.remedies import service_restart
+from wheels_ops.results import OpsError, Result
 from wheels_ops.services import ledger
+from wheels_ops.services.supervisor import Supervisor
 
 
 def book(directory: Path, *outcomes: str) -> ledger.Ledger:
@@ -44,3 +46,15 @@ def test_a_directory_that_cannot_be_written_is_said_without_making_it(tmp_path: 
     assert not (tmp_path / "a").exists()
     with pytest.raises(OpsError, match="cannot be written"):
         ledger.require_writable(Path("/proc/1/wheels-ops"))
+
+
+def test_a_restart_says_how_many_lines_it_could_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book(tmp_path, "healthy").path.open("ab").write(b"\xff\n")
+
+    def carry_out(one: service_restart._Run, _check_mode: bool) -> Result:
+        assert one.book.starts("web", 60)
+        return Result()
+
+    monkeypatch.setattr(service_restart._Run, "carry_out", carry_out)
+    result = service_restart.run([], Supervisor("/nowhere.sock"), service_restart.Options(state_dir=str(tmp_path)))
+    assert result.warnings == [f"1 lines of {tmp_path}/restarts.jsonl are damaged and were passed over: a restart in one of them is not counted."]

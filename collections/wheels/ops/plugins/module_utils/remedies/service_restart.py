@@ -73,7 +73,10 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
     if check_mode:
         ledger.require_writable(ledger.state_dir(options.state_dir))
     with contextlib.nullcontext() if check_mode else book.locked():
-        return _Run(services, control, options, book).carry_out(check_mode)
+        result = _Run(services, control, options, book).carry_out(check_mode)
+    if book.damaged:
+        result.warnings.append(f"{book.damaged} lines of {book.path} are damaged and were passed over: a restart in one of them is not counted.")
+    return result
 
 
 def _validate(options: Options, services: t.Sequence[Service] = ()) -> None:
