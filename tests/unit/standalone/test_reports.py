@@ -151,7 +151,7 @@ def test_the_cool_down_is_over_all_runs(tmp_path: Path, outcome: str, action: st
 
 
 def test_the_order_of_the_remedies_is_that_of_the_playbook_recover() -> None:
-    text = (COLLECTION / "playbooks/tasks/recover_steps.yml").read_text()
+    text = (COLLECTION / "playbooks/tasks/recover_host.yml").read_text()
     tasks = yaml.safe_load(text)
     block = next(task["block"] for task in tasks if "block" in task)
     named = next(task["vars"]["recover_remedies"] for task in block if "recover_remedies" in task.get("vars", {}))
