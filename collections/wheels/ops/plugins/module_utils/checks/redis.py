@@ -11,6 +11,7 @@ import typing as t
 from ..health import Check
 from ..redaction import redact_url
 from ..results import OpsError
+from ..services import redis_errors
 from ..services.broker import readable, require_database
 from ..thresholds import DEFAULTS
 
@@ -40,12 +41,13 @@ def check(url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int
         latency = (time.monotonic() - started) * 1000
         info = client.info()
         scanned, eternal = _without_expiry(client, prefixes, max_keys)
-    except redis.AuthenticationError as error:
-        raise OpsError(f"Redis at {redact_url(url)} refuses the password.", hint="Check the password in the URL.") from error
     except redis.RedisError as error:
+        cause = redis_errors.explain(error, url)
+        if cause.details["redis_error"] in ("permission", "password"):
+            raise cause from error
         return Check(
-            name="redis", status="critical", value=None, unit="keys without expiry",
-            message=f"Redis at {redact_url(url)} does not answer: {error}.", remedy="service_restart", details={},
+            name="redis", status="critical", value=None, unit="keys without expiry", message=cause.message,
+            remedy="service_restart" if cause.details["redis_error"] == "silent" else "", details={},
         )  # fmt: skip
     finally:
         client.close()
