@@ -31,6 +31,7 @@ class Broker:
         self.bound = ["celery", ""]
         self.error: t.Optional[Exception] = None
         self.closed = 0
+        self.timeout = 0.0
         self.waited: t.List[float] = []
 
     def ping(self) -> None:
@@ -77,7 +78,11 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
             raise state.beats
         return state.beats
 
-    monkeypatch.setattr(celery.broker, "connect", lambda url, timeout: state)
+    def connect(url: str, *, timeout: float) -> Broker:
+        state.timeout = timeout
+        return state
+
+    monkeypatch.setattr(celery.broker, "connect", connect)
     monkeypatch.setattr(celery.broker, "workers", workers)
     monkeypatch.setattr(celery.broker, "queues", lambda client, named: sorted({*named, *state.bound}))
     monkeypatch.setattr(celery.broker, "waiting_tasks", lambda client, named: state.counts)
@@ -115,6 +120,14 @@ def test_what_waits_is_graded_and_what_is_worked_on_is_not(broker: Broker, count
     assert found.value == sum(counts.get(name, 0) for name in ("celery", "email"))
     assert found.message == (f"1 workers answer, beat is alive, {found.value} tasks wait." if status == "ok" else f"{found.value} tasks wait.")
     assert found.details["queues"] == broker.counts
+
+
+def test_what_nobody_says(broker: Broker) -> None:
+    broker.heartbeat, broker.nodes = None, {}
+    found = celery.check("redis://127.0.0.1:6390/0")
+    assert found.message == "0 of 1 workers answer; beat gives no sign of life." and broker.timeout == 4.0
+    check(timeout=0.5)
+    assert broker.timeout == 2.0 and broker.waited == [1.0, 0.5]
 
 
 def test_limits_of_the_caller(broker: Broker) -> None:
