@@ -176,6 +176,7 @@ def test_a_queue_that_is_too_long_stays_what_it_is_beside_a_silent_worker(broker
         ([Silence(BUSY, "a"), Silence(BUSY, "b")], [0]),  # neither is seen: one of them answered
         ([Silence(BUSY, "a")], []),
         ([Silence(BUSY, "a", 7, True), Silence(BUSY, "b")], [0]),
+        ([Silence(BUSY, "a", 9, True), Silence(BUSY, "b")], [9]),  # the one that answered is on another host
     ],
 )
 def test_one_that_answered_is_not_taken_for_a_silent_one(broker: Broker, silent: t.List[Silence], shown: t.List[int]) -> None:
@@ -230,7 +231,8 @@ def test_the_throttle_is_shown_with_what_is_left_of_it(broker: Broker) -> None:
 def test_a_broker_that_does_not_work_is_critical(broker: Broker, error: Exception, remedy: str, said: str) -> None:
     broker.error = error
     found = check()
-    assert (found.status, found.remedy, found.value) == ("critical", remedy, None) and said in found.message and "word" not in found.message
+    assert (found.status, found.remedy, found.value) == ("critical", remedy, None) and "word" not in found.message
+    assert found.message.startswith("The broker does not work. Redis at ") and said in found.message
     assert found.details == {"workers": {}, "beat": {}} and broker.closed == 1
 
 

@@ -19,6 +19,9 @@ from . import broker, processes, redis_errors
 #: over 15 s, Celery 5.6 with the pool solo, on two cores with a load of 17).
 AT_WORK = 0.1
 
+#: Moments at which clients are looked at, and the seconds between them.
+_MOMENTS, _BETWEEN = 4, 0.2
+
 CONSUMING, BUSY, STOPPED, HUNG, UNCLEAR = "consuming", "busy", "stopped", "hung", "unclear"
 
 
@@ -85,8 +88,7 @@ class Watch:
             if stopped:
                 return [Silence(STOPPED, f"process {stopped} is stopped (by SIGSTOP or a debugger)", stopped)]
         try:
-            database = str(broker.database(self.client))
-            polls = [entry for entry in self.client.client_list() if entry.get("cmd") == "brpop" and entry.get("db") == database]
+            polls = self._polls()
         except redis.exceptions.NoPermissionError as error:
             evidence = self._evidence(share, unacked)
             right = redis_errors.missing_right(error)
@@ -101,18 +103,31 @@ class Watch:
             seen.append(Silence(BUSY, evidence) if evidence else Silence(HUNG, "it asks the broker for nothing"))
         return seen
 
+    def _polls(self) -> t.List[t.Mapping[str, str]]:
+        """The clients of this database that last asked for a task; blocked where they were so in one of a few moments: on a busy host some time
+        passes between two of a worker's questions."""
+        database = str(broker.database(self.client))
+        blocked: t.Set[str] = set()
+        for attempt in range(_MOMENTS):
+            time.sleep(_BETWEEN if attempt else 0.0)
+            entries = [entry for entry in self.client.client_list() if entry.get("cmd") == "brpop" and entry.get("db") == database]
+            blocked |= {entry["addr"] for entry in entries if "b" in entry.get("flags", "")}
+            if blocked >= {entry["addr"] for entry in entries}:
+                break
+        return [{**entry, "flags": "b" if entry["addr"] in blocked else ""} for entry in entries]
+
     def _judge(self, entry: t.Mapping[str, str], pid: int, share: float, unacked: int) -> Silence:
         if pid and processes.all_stopped([pid]):
             return Silence(STOPPED, f"process {pid} is stopped (by SIGSTOP or a debugger)", pid)
         if "b" in entry.get("flags", ""):
             return Silence(CONSUMING, "it takes tasks, but its remote control is off (worker_enable_remote_control)", pid, True)
+        if pid and not unacked and _in_process(pid):
+            return Silence(BUSY, "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task", pid, True)
         evidence = self._evidence(share, unacked)
         if evidence:
             return Silence(BUSY, evidence, pid, True)
         if not pid:
-            return Silence(UNCLEAR, "it has taken its attention from the queue; whether it is at work or hung cannot be seen from here", 0, True)
-        if _in_process(pid):
-            return Silence(BUSY, "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task", pid, True)
+            return Silence(UNCLEAR, "it has turned from the queue; whether it is at work or hung cannot be seen from here", 0, True)
         return Silence(HUNG, "its main process asks for no tasks, and nothing of it is at work", pid, True)
 
     def _share(self) -> float:
