@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit test-fleet lint bench sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress test-fleet lint bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,17 @@ test: dev-tools ## Lint and every test that this machine can run, or one part: m
 unit: lint-tools ## The unit tests: no server, no system packages (half a minute)
 	@$(BIN)/pytest -q tests/unit
 
+stress: dev-tools ## Everything that changes a host against each other, killed at random: 400 runs of the library, 10 of playbooks (ten minutes)
+	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 $(BIN)/pytest -q --timeout=3000 tests/integration/stress
+
 test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to fifteen minutes; not part of make test)
 	@$(BIN)/python -m tests.fleet test
 
 lint: lint-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs; installs no system packages
 	@tests/lint
+
+mutants: dev-tools ## Small faults in checks, scores, lock and journal: do the tests notice 90 % of them? (minutes; ONLY="checks/http.py" NUMBER=50 SEED=2)
+	@$(BIN)/python -m tests.mutants $(ONLY) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: dev-tools ## Benchmarks against a peer in the same run: make bench, or make bench ONLY="W C"
 	@$(BIN)/python -m tests.bench.harness $(ONLY)

@@ -61,13 +61,13 @@ def test_a_package_without_a_spec_is_there(ask: t.Callable[..., t.Any]) -> None:
 
 
 def test_lives_of_the_whole_installation(ask: t.Callable[..., t.Any]) -> None:
-    found = ask("lifespans", WHEELS_OPS_TOKEN="ops", TTS_PRIMARY_ENGINE="fallback")
+    found = ask("lifespans", WHEELS_OPS_TOKEN="token-of-the-event-loops", TTS_PRIMARY_ENGINE="fallback")
     assert [[live, running, ended] for live, _ignored, running, ended in found] == [[200, True, True]] * 4, found
     assert not {speech for _live, speech, _running, _ended in found} & {"warn", "fail"}, "an engine that has not been tried yet is no failure"
 
 
 def test_the_router_with_one_event_loop_for_each_request(ask: t.Callable[..., t.Any]) -> None:
-    found = ask("api", WHEELS_OPS_TOKEN="ops", TTS_PRIMARY_ENGINE="fallback")
+    found = ask("api", WHEELS_OPS_TOKEN="token-of-the-event-loops", TTS_PRIMARY_ENGINE="fallback")
     assert [status for _ignored, status, _word in found] == [200] * len(found), found
     assert found[2][2] == "store", "the history answers on a loop that did not open it"
     words = [word for path, _ignored, word in found if path.startswith("monitoring")]

@@ -15,6 +15,8 @@ from tests.support.backend_env import PATCHES, Backend, DidNotStart, running_bac
 OWN, STAGING, FOREIGN = "https://www.wheelsandwins.com", "https://wheels-wins-staging.netlify.app", "https://evil.example"
 PATCHED = ("core/cors_config.py", "wheels_ops")
 
+OPS_TOKEN = "t0ken-of-the-operators"
+
 
 @pytest.fixture(scope="module", params=sorted(RELEASES))
 def backend(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis) -> t.Iterator[Backend]:
@@ -90,10 +92,10 @@ def test_a_bad_origin_stops_the_start_of_every_release(release: str, postgres: s
 
 def test_only_operators_see_why_an_origin_was_refused(postgres: servers.Postgres, redis_server: servers.Redis) -> None:
     everything = sorted(path.name for path in PATCHES.iterdir() if path.name != "__pycache__")
-    with running_backend("first_fix", postgres.database(), redis_server.url, patched=everything, install_block=True, WHEELS_OPS_TOKEN="t0ken") as backend:
+    with running_backend("first_fix", postgres.database(), redis_server.url, patched=everything, install_block=True, WHEELS_OPS_TOKEN=OPS_TOKEN) as backend:
         preflight(backend, "http://www.wheelsandwins.com")
         refused = backend.request("GET", "/api/v1/system/admin/debug")
         assert refused.status in (401, 403) and b"wheelsandwins" not in refused.body
-        found = backend.request("GET", "/api/v1/system/admin/debug", headers={"X-Ops-Token": "t0ken"}).json()["cors"]
+        found = backend.request("GET", "/api/v1/system/admin/debug", headers={"X-Ops-Token": OPS_TOKEN}).json()["cors"]
         assert found["counters"]["preflight_denied_origin"] >= 1
         assert {entry["origin"]: entry["why"] for entry in found["denied_origins"]}["http://www.wheelsandwins.com"].startswith("the host is listed")

@@ -142,7 +142,7 @@ def test_without_a_token_configured_it_refuses_and_says_why(unlocked: HealthApp)
 
 def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
-    path.write_text("# rotated every quarter\n\nold-token-of-the-file   # until Friday\n")
+    path.write_text("# rotated every quarter\n\n  old-token-of-the-file \n")
     with health_app(WHEELS_OPS_TOKEN="", WHEELS_OPS_TOKEN_FILE=str(path)) as app:
         assert app.request("GET", f"{PREFIX}/monitoring/status", token="old-token-of-the-file").status == 200
         path.write_text("new-token-of-the-file\n")

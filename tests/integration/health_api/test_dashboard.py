@@ -108,6 +108,24 @@ def numbers(label: str) -> t.List[float]:
     return [float("nan") if word == "–" else float(word.replace(",", "")) for word in re.findall(r"(?:now|lowest|highest) (–|[0-9][0-9,.]*)", label)]
 
 
+def test_what_is_not_checked_is_no_health(app: HealthApp) -> None:
+    """The application of this file has no database; while that is noted, its page says so with the reason."""
+
+    def said() -> str:
+        return app.request("GET", PAGE, token=TOKEN).body.decode()
+
+    wait_until(lambda: "DATABASE_URL is not set" in said())
+    notes = app.request("GET", "/api/v1/system/health", token=TOKEN).json()["notes"]
+    assert "database:connection: DATABASE_URL is not set" in notes
+    page = said()
+    assert "None: every check passes." not in page
+    assert f'</b><span class="soft">{len(notes)} not checked</span>' in page
+    assert '<tr><th scope="row">database:connection</th><td>DATABASE_URL is not set</td></tr>' in page
+    metrics = app.request("GET", "/api/v1/system/metrics", token=TOKEN).body.decode()
+    assert 'pam_health_check_skipped{check="database:connection"} 1' in metrics
+    assert 'pam_health_check{check="database:connection"}' not in metrics
+
+
 def test_now_lies_between_lowest_and_highest(app: HealthApp) -> None:
     """Also before the half minute that it belongs to has been stored; and the extremes are those of samples, not of half minutes."""
     for _ in range(5):

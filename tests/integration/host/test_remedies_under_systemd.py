@@ -201,7 +201,7 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
         ("log_rotate", {"state": "present", "name": "app", "paths": [f"{home}/log/app.log"], "reopen": ["true"]}, ("/etc/logrotate.d", "Run as root")),
         ("log_rotate", {"paths": ["/var/log/rooted/app.log"], "max_size": "4K"}, ("/var/log/rooted", "Run as root")),
         ("memory_trim", tight, ("restart on foreign was not done", "Run as root", "polkit")),
-        ("memory_trim", {**tight, "token": "wrong"}, ("refuses the ops token", "token_file")),
+        ("memory_trim", {**tight, "token": "wrong-but-long-enough"}, ("refuses the ops token", "token_file")),
         ("memory_trim", {**tight, "token": None, "token_file": "/etc/shadow"}, ("/etc/shadow: Permission denied", "Run as root")),
         ("memory_trim", warm, ("cannot be seen", "as the user of the service")),
         ("cpu_relief", {"sample_s": 1, "min_percent": 1, "demote": ["while :"], "state_dir": f"{home}/state"}, ("may not be changed", "Run as root")),

@@ -189,7 +189,7 @@ def test_one_run_restarts_a_service_once_for_all_of_its_limits() -> None:
 
 def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Path) -> None:
     with service("medium") as (_daemon, given, _size):
-        for content, said in ((None, "No such file"), ("# none yet\n\n", "holds no ops token"), ("wrong\n", "refuses the ops token")):
+        for content, said in ((None, "No such file"), ("# none yet\n\n", "holds no ops token"), ("wrong-but-long-enough\n", "refuses the ops token")):
             file = tmp_path / "token"
             if content is not None:
                 file.write_text(content)
@@ -197,12 +197,12 @@ def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Pa
                 try:
                     result = memory_trim.run_with({**given, "token": "", "token_file": str(file)}, check_mode=check_mode)
                 except OpsError as error:
-                    assert said in str(error) and content != "wrong\n"
+                    assert said in str(error) and content != "wrong-but-long-enough\n"
                 else:
                     assert said in result.msg and not result.changed
 
 
-@pytest.mark.parametrize("token", ["two\nlines", "wort-mit-\u00e4", "a\0b"])
+@pytest.mark.parametrize("token", ["two\nlines-of-a-token", "wort-mit-\u00e4-und-mehr", "a\0b-and-so-much-more"])
 def test_a_token_that_cannot_be_sent_is_refused_before_it_is_needed(token: str) -> None:
     with pytest.raises(OpsError, match="cannot be sent in a header") as caught:
         memory_trim.run_with({"base_url": "http://127.0.0.1:1", "token": token}, check_mode=True)
@@ -211,7 +211,7 @@ def test_a_token_that_cannot_be_sent_is_refused_before_it_is_needed(token: str) 
 
 def test_a_wrong_token_is_said_and_the_next_rung_is_tried() -> None:
     with service("medium") as (_daemon, given, _size):
-        result = memory_trim.run_with({**given, "token": "wrong"})
+        result = memory_trim.run_with({**given, "token": "wrong-but-long-enough"})
     assert not result.changed and "refuses the ops token" in result.actions[0]["skipped"]
 
 

@@ -196,17 +196,24 @@ def test_what_a_user_sees(stage: Stage) -> None:
         assert (preflight.status_code == 200) is allowed
 
 
-def test_a_deployment_that_somebody_else_holds_is_refused(stage: Stage) -> None:
+@pytest.mark.parametrize("playbook", ["rollback", "recover", "maintenance", "monitor", "prepare", "deploy"])
+def test_whoever_changes_this_host_keeps_every_other_run_out_by_name(stage: Stage, playbook: str) -> None:
+    """The last one leaves the lock of a run that is dead then."""
+    lock = stage.sandbox.state / "deploy.lock"
     with subprocess.Popen(["sleep", "600"]) as other:
         start = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
-        lock = stage.sandbox.state / "deploy.lock"
-        lock.write_text(json.dumps({"holder": f"{os.uname().nodename}:{other.pid}:{start}", "since": time.time(), "at": "now", "host": "here"}))
-        run = stage.playbook("deploy", *LOOK)
+        name = f"{os.uname().nodename}:{other.pid}:{start}"
+        # Far older than the half hour after which a lock of which nobody knows the holder expires.
+        lock.write_text(json.dumps({"holder": name, "since": time.time() - 90_000, "at": "yesterday", "host": "here"}))
+        before = fingerprint(stage)
+        run = stage.playbook(playbook, *LOOK)
         other.kill()
     assert run.status != 0
-    assert "Another deployment holds this host" in run.text
+    assert f"Another deployment holds this host: {name}, since yesterday. Its process is alive." in run.text, run.output[-3000:]
     assert run.changed == 0
-    assert lock.exists()
+    assert fingerprint(stage) == before
+    if playbook != "deploy":
+        lock.unlink()
 
 
 def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
@@ -348,6 +355,14 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
     process.stdout.close()
     process.wait()
     assert "BEGIN wheels.ops" in (stage.sandbox.backend / "app/main.py").read_text()
+    before = fingerprint(stage)
+    for playbook in ("recover", "maintenance"):
+        # It would restart services on what is half-installed, and seal it.
+        run = stage.playbook(playbook, *LOOK)
+        assert run.status != 0 and run.changed == 0
+        for words in ("was interrupted at step", "ansible-playbook playbooks/deploy.yml", "ansible-playbook playbooks/rollback.yml"):
+            assert words in run.text, run.output[-3000:]
+    assert fingerprint(stage) == before
     run = stage.installed_playbook(installed, "deploy")
     assert run.status == 0, run.output[-4000:]
     assert "was interrupted at step" in run.text
@@ -355,7 +370,22 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
 
 
 def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
+    """Also where it was killed after the last file, and before the services were restarted."""
+    process = subprocess.Popen(
+        stage.command("rollback", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("TASK [Let systemd read the old settings]"):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    process.wait()
+    refused = stage.playbook("recover", *LOOK)
+    assert refused.status != 0 and "The rollback of deployment" in refused.text and "was interrupted" in refused.text, refused.output[-3000:]
+    served = {name: pid for name, pid in fingerprint(stage).items() if name.startswith("process pam-")}
     run = stage.playbook("rollback")
+    assert served and all(fingerprint(stage)[name] != pid for name, pid in served.items()), "they would serve what is no longer on the disk"
     assert run.status == 0, run.output[-3000:]
     assert "The backend answers again." in run.text
     assert tree(stage.sandbox.backend) == tree(materialise("incident", tmp_path / "incident"))

@@ -24,6 +24,7 @@ from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.remedies import deployment
 from wheels_ops.standalone import recovery
+from wheels_ops.state import holder as holders
 
 MONITOR = REPOSITORY / "production_health_monitor.py"
 RECOVERY = REPOSITORY / "scripts/automated_recovery.py"
@@ -200,7 +201,7 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
             assert done.returncode == 3 and "4711" in done.stdout and done.stdout.count("\n") == 1, done.stdout
     assert place.client.exists("user_profile:1")
     # A playbook that deploys: its lock is the same.
-    deployment.begin(str(place.state), "20250730T0211", holder=recovery.holder_name(os.getpid()))
+    deployment.begin(str(place.state), "20250730T0211", holder=holders.name_of(os.getpid()))
     for words in ((), ("--dry-run",)):
         done = place.run(RECOVERY, *words)
         assert done.returncode == 3 and "Another deployment holds this host" in done.stdout
@@ -212,10 +213,46 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
     assert place.client.exists("user_profile:1")
 
 
+def test_the_lock_of_a_living_run_is_taken_only_by_its_id(place: Place) -> None:
+    place.client.set("user_profile:1", "x")
+    name = holders.name_of(os.getpid())
+    deployment.hold(str(place.state), kind="maintenance", holder=name)
+    for words in ((), ("--lock-force", "true")):
+        done = place.run(RECOVERY, *words)
+        assert done.returncode == 3 and f"Another run (maintenance) holds this host: {name}" in done.stdout
+        assert f"--lock-force {name}" in done.stdout and place.client.exists("user_profile:1")
+    status, made = place.report(RECOVERY, "--lock-force", name)
+    assert status == 0 and f"The lock was taken from {name}, as was asked for." in made["notes"]
+    assert not place.client.exists("user_profile:1") and not (place.state / "deploy.lock").exists()
+
+
+def test_state_that_is_damaged_is_passed_over_or_named_with_status_3(place: Place) -> None:
+    place.client.set("user_profile:1", "x")
+    place.state.mkdir()
+    for name in ("history.jsonl", "monitor.jsonl", "restarts.jsonl", "memory.json"):
+        (place.state / name).write_bytes(b'{"time": 1, "results": 5}\n[1]\n\xff\n{"time": "2025-07-30T02:11:00Z", "results": 5, "checks": 5}\n')
+    (place.state / "deployments/20250730T0211").mkdir(parents=True)
+    (place.state / "deployments/20250730T0211/manifest.json").write_text("[]")
+    lock = place.state / "deploy.lock"
+    lock.write_text('"held"')
+    assert place.run(MONITOR).returncode == 1
+    assert place.run(RECOVERY, "--history", "5").returncode == 0
+    done = place.run(RECOVERY)
+    assert done.returncode == 3 and f"{lock} is damaged: it holds a text" in done.stdout and done.stdout.count("\n") == 1
+    lock.unlink()
+    status, made = place.report(RECOVERY)
+    assert status == 0 and "20250730T0211/manifest.json is damaged" in made["notes"][-1]
+    place.state.chmod(0o777)
+    for program in (MONITOR, RECOVERY):
+        done = place.run(program)
+        assert done.returncode == 3 and f"The state directory {place.state} is refused" in done.stdout
+    place.state.chmod(0o700)
+
+
 def test_a_recovery_that_was_killed_is_gone_on_with(place: Place) -> None:
     place.client.set("user_profile:1", "x")
     with subprocess.Popen(["sleep", "60"]) as ended:
-        holder = recovery.holder_name(ended.pid)
+        holder = holders.name_of(ended.pid)
         ended.kill()
     deployment.begin(str(place.state), f"{recovery.PREFIX}20250730T0211", holder=holder)
     assert place.report(RECOVERY)[0] == 0
@@ -265,8 +302,8 @@ def test_the_database_is_repaired_only_when_that_is_asked_for(place: Place, post
 def test_secrets_are_not_shown_where_they_are_wrong_either(place: Place) -> None:
     place.settings["checks"]["redis_url"] = place.url.replace(PASSWORD, f"{PASSWORD}-no-more")
     status, report = place.report(MONITOR, "--only", "redis")
-    assert (status, report["status"]) == (3, "unknown"), "a password that is refused is not measured"
-    assert place.run(RECOVERY, "--only", "cache_clear").returncode in (1, 3)
+    assert (status, report["status"]) == (2, "critical"), "a password that is refused is an outage for whoever uses it"
+    assert place.run(RECOVERY, "--only", "cache_clear").returncode == 2
     assert PASSWORD not in "".join(path.read_text(errors="replace") for path in place.state.rglob("*") if path.is_file())
 
 

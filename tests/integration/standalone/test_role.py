@@ -35,8 +35,8 @@ class Site:
             "wheels_ops_disk_budgets": {str(self.backend): 1_000_000_000}, "monitoring_recovery": {"cache_prefixes": ["user_profile:"]},
         }  # fmt: skip
 
-    def playbook(self, *words: str, **further: t.Any) -> t.Tuple[int, str]:
-        """How many tasks changed something, and the output; the run has to end well."""
+    def playbook(self, *words: str, status: int = 0, **further: t.Any) -> t.Tuple[int, str]:
+        """How many tasks changed something, and the output; the run has to end as it is said, well unless told otherwise."""
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         command = [program, "-i", "here,", "-c", "local", "playbooks/monitor.yml", "-e", json.dumps({**self.variables, **further}), *words]
         environment = {
@@ -47,7 +47,7 @@ class Site:
             "ANSIBLE_PIPELINING": "1",
         }
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         assert SECRET not in done.stdout + done.stderr
         return sum(int(number) for number in re.findall(r"changed=(\d+)", done.stdout)), done.stdout
 
@@ -94,3 +94,18 @@ def test_check_mode_foretells_a_run_installs_and_a_second_changes_nothing(tmp_pa
     config.write_text(json.dumps(written))
     done = subprocess.run(["/bin/sh", "-c", command], env=bare, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("CRITICAL: ")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whom the link leads astray")
+def test_a_link_of_the_backends_user_leads_no_file_elsewhere(tmp_path: Path) -> None:
+    """The directory of the programs' links is his: behind his link lies one of root's."""
+    site = Site(tmp_path)
+    guarded = tmp_path / "cron.d"
+    guarded.mkdir()
+    (site.backend / "scripts").rmdir()
+    (site.backend / "scripts").symlink_to(guarded)
+    os.chown(site.backend / "scripts", 65534, 65534, follow_symlinks=False)
+    _changed, output = site.playbook(status=2, monitoring_schedule="none")
+    assert "is a link that belongs to another user" in re.sub(r"\s+", " ", output)
+    assert list(guarded.iterdir()) == []

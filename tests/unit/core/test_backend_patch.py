@@ -212,3 +212,52 @@ def test_a_file_that_is_no_longer_as_it_was_deployed_is_named(host: Host) -> Non
     backend_patch.restore(host.state, "one")
     deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
     assert deployment.query(host.state).extra["drifted"] == []
+
+
+def test_a_deployment_that_somebody_changed_meanwhile_is_not_closed_and_can_be_rolled_back(host: Host) -> None:
+    host.install()
+    cors, extra = host.root / "app/core/cors_config.py", host.root / "app/ours/deep/extra.py"
+    cors.write_text("THEIRS = 1\n")
+    extra.unlink()
+    with pytest.raises(OpsError, match=f"2 files are not as deployment one installed them: {cors}, {extra}") as caught:
+        deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    assert caught.value.details["drifted"] == [str(cors), str(extra)]
+    assert deployment.query(host.state).extra["unfinished"] == "one"
+    assert backend_patch.restore(host.state, "one").extra["kept"] == [str(cors)]
+    deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
+    assert "wheels.ops" not in (host.root / "app/main.py").read_text()
+
+
+def test_a_deployment_is_rolled_back_only_where_its_files_are_gone(host: Host) -> None:
+    host.install()
+    with pytest.raises(OpsError, match="4 files are still as deployment one installed them"):
+        deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
+    backend_patch.restore(host.state, "one")
+    with pytest.raises(OpsError, match="is being rolled back"):
+        deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+
+
+def test_a_task_of_a_run_that_lost_its_deployment_installs_nothing_more(host: Host) -> None:
+    """A rollback by another run takes the deployment from a task that still works."""
+    host.install()
+    deployment.hold(host.state, kind="rollback", holder="other", force="me")
+    backend_patch.restore(host.state, "one")
+    original = host.tree()
+    with pytest.raises(OpsError, match="one is rolling_back"):
+        host.install()
+    deployment.end(host.state, "one", holder="other", state=deployment.ROLLED_BACK)
+    with pytest.raises(OpsError, match="one is rolled_back"):
+        host.install()
+    assert host.tree() == original
+
+
+def test_an_interrupted_deployment_is_finished_by_another_version_also_by_that_of_the_originals(host: Host) -> None:
+    host.install()
+    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    deployment.begin(host.state, "two", holder="me")
+    host.install(host.request(files={**host.request().files, "app/core/cors_config.py": b"NEWER = 1\n"}), name="two")
+    (host.root / "app/core/cors_config.py").write_bytes(host.request().files["app/core/cors_config.py"])  # it was killed before this one
+    assert deployment.begin(host.state, "three", holder="me").extra["deployment_id"] == "two"
+    host.install(name="two")
+    deployment.end(host.state, "two", holder="me", state=deployment.FINISHED)
+    assert deployment.query(host.state).extra["drifted"] == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops import files
 from wheels_ops.remedies import deployment
 from wheels_ops.results import OpsError
 
@@ -32,7 +33,8 @@ def test_a_lock_is_taken_over_from_the_dead(tmp_path: Path, how: str) -> None:
         lock = tmp_path / "deploy.lock"
         entry = json.loads(lock.read_text())
         lock.write_text(json.dumps({**entry, "since": entry["since"] - deployment.LOCK_EXPIRES - 1}))
-    result = deployment.begin(state, "b", holder="two", dead_holders=["one"] if how == "dead" else [], force=how == "forced")
+    force = "one" if how == "forced" else ""
+    result = deployment.begin(state, "b", holder="two", dead_holders=["one"] if how == "dead" else [], force=force)
     assert result.extra == {"deployment_id": "a", "resumed": True, "holder": "one"}
     assert json.loads((tmp_path / "deploy.lock").read_text())["holder"] == "two"
 
@@ -63,15 +65,15 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The lock is the first file that is written, the journal the second."""
     state = tmp_path / "state"
     writes: t.List[Path] = []
-    real = deployment.write_json
+    real = files.write_atomically
 
-    def full(path: Path, value: t.Any) -> None:
+    def full(path: Path, content: bytes, **options: t.Any) -> None:
         writes.append(path)
         if len(writes) == nth + 1:
             raise OpsError(f"Cannot write {path}: No space left on device.")
-        real(path, value)
+        real(path, content, **options)
 
-    monkeypatch.setattr(deployment, "write_json", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     with pytest.raises(OpsError, match="No space left"):
         deployment.begin(str(state), "a", holder="one")
     assert [path for path in state.rglob("*") if path.is_file()] == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from wheels_ops import health, history, report, thresholds
+from wheels_ops.checks import suite
 from wheels_ops.results import OpsError
 
 
@@ -29,9 +30,9 @@ def test_thresholds_of_the_report(name: str, value: float, status: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"memory": {"warning": 80}}, "do not rise"), ({"memory": {"warning": "x"}}, "not numbers"), ({"ram": {}}, "no threshold 'ram'"),
-     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic")],
+     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic"), ({"cpu": 80}, "limits of cpu are no dictionary")],
 )  # fmt: skip
-def test_nonsense_thresholds_are_refused(given: dict[str, dict[str, object]], message: str) -> None:
+def test_nonsense_thresholds_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(OpsError, match=message):
         thresholds.parse(given)
 
@@ -117,3 +118,71 @@ def test_history_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="Cannot write the history"):
         history.append(tmp_path / "history.jsonl", {})
     assert victim.read_text() == ""
+
+
+def _look(*statuses: str, **further: object) -> dict[str, object]:
+    """A health result: one check a status, with the message of one that lacks what it needs where it is skipped."""
+    names = ("database", "rls", "redis", "http", "memory", "cpu")
+    reasons = {"database": "no database DSN is given", "rls": "no database DSN is given"}
+    return {
+        "checks": [
+            {"name": name, "status": status, "value": None, "unit": "", "duration_ms": 1.0, "remedy": "",
+             "message": f"Not measured: {reasons.get(name, 'no base URL is given')}. Set something." if status == "skipped" else "measured"}
+            for name, status in zip(names, statuses)
+        ],
+        **further,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [
+        (_look("ok", "ok", "ok"), "Everything is healthy (3 checks)."),
+        (_look("skipped", "skipped", "ok"), "1 healthy, 2 skipped: no database DSN is given (database, rls)."),
+        (_look("skipped", "ok", "ok", "skipped"), "2 healthy, 2 skipped: no database DSN is given (database); no base URL is given (http)."),
+        (_look("ok", left_out=["tts", "cors"]), "Everything is healthy (1 checks); 2 left out on purpose: tts, cors."),
+        (_look("skipped", "ok", left_out=["tts"]), "1 healthy, 1 skipped: no database DSN is given (database); 1 left out on purpose: tts."),
+        (_look("ok", "unknown"), "Not healthy: rls."),
+        (_look("skipped", "critical", "ok"), "Not healthy: rls. 1 healthy, 1 skipped: no database DSN is given (database)."),
+        (_look("skipped"), "Nothing was measured, 1 skipped: no database DSN is given (database)."),
+        (_look(), "Nothing was measured."),
+    ],
+)
+def test_only_what_was_measured_is_called_healthy(look: dict[str, object], said: str) -> None:
+    assert report.summary(look) == said
+
+
+def test_a_check_that_was_not_made_is_seen_as_such_in_every_format() -> None:
+    look = _look("skipped", "skipped", "ok", "unknown", left_out=["tts"])
+    prom = report.prometheus(look).splitlines()
+    assert 'wheels_ops_check_status{check="database",status="skipped"} 1' in prom
+    assert 'wheels_ops_check_status{check="http",status="unknown"} 1' in prom
+    severities = {line.split('"')[1]: line.split()[-1] for line in prom if line.startswith("wheels_ops_check_severity{")}
+    assert severities.keys() == {"redis", "http"}
+    assert severities["redis"] == "0" < severities["http"]
+    table = report.text(look, look, {})
+    assert "3  Database           skipped    not measured              -" in table
+    page = report.page(look, look, {}, title="x", facts={})
+    for words in ("What was not measured", "database, rls: no database DSN is given", "tts: left out on purpose", '<td class="status skipped">skipped</td>'):
+        assert words in page
+
+
+def test_no_score_where_a_value_was_asked_for_and_not_measured() -> None:
+    def scores(disk: str) -> dict[str, float | None]:
+        checks = [health.Check("memory", "ok", 20.0), health.Check("disk", disk, None if disk == "unknown" else 10.0)]
+        return suite.scores_of(checks)
+
+    assert scores("ok")["performance"] is not None
+    assert scores("unknown")["performance"] is None
+    assert scores("skipped")["performance"] is not None
+
+
+def test_what_a_check_lacks_is_named_with_the_variable_that_gives_it() -> None:
+    options = suite.Options(subjects=("database", "rls", "tts", "cors", "services", "celery"), base_url="http://127.0.0.1:1", tts_path="")
+    found = suite.run(options)
+    messages = {check["name"]: check["message"] for check in found["checks"]}
+    assert messages["database"] == "Not measured: no database DSN is given. Set wheels_ops_database_dsn."
+    assert messages["tts"] == "Not measured: no speech path is given. Set monitoring_tts_path."
+    assert found["not_measured"] == ["database", "rls", "cors", "tts", "celery", "services"]
+    assert found["left_out"] == ["memory", "cpu", "disk", "redis", "http", "websocket"]
+    assert (found["status"], found["failing"]) == ("unknown", [])

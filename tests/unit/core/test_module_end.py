@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from wheels_ops import _ansible
+from wheels_ops.remedies import deployment
 from wheels_ops.results import OpsError, Result
 from wheels_ops.services import broker
+from wheels_ops.state import lock
 
 URL = "redis://user:s3cret@127.0.0.1:6379/0"
 
@@ -22,6 +27,7 @@ class Module:
     """Only what ``_ansible.run`` uses of AnsibleModule."""
 
     def __init__(self) -> None:
+        self.check_mode = False
         self.params: t.Dict[str, t.Any] = {"url": URL, "services": [{"name": "redis", "gate": {"url": URL}}], "level": 2}
         self.argument_spec: t.Dict[str, t.Any] = {"password": {"no_log": True}}
         self.no_log_values: t.Set[str] = set()
@@ -86,3 +92,43 @@ def test_a_database_that_is_no_number_is_not_taken_for_the_first(url: str) -> No
 @pytest.mark.parametrize("url", ["redis://127.0.0.1", "redis://127.0.0.1/", "redis://:p@127.0.0.1:6379/15", "unix:///run/redis.sock?db=1"])
 def test_databases_that_redis_has(url: str) -> None:
     broker.connect(url).close()
+
+
+def test_a_task_of_a_run_renews_its_lock_and_does_nothing_once_it_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The playbooks name their run and its state directory in the environment of every task."""
+    monkeypatch.setenv(lock.HOLDER_VARIABLE, "one")
+    monkeypatch.setenv(lock.DIRECTORY_VARIABLE, str(tmp_path))
+    done: t.List[str] = []
+
+    def call() -> Result:
+        done.append("done")
+        return Result()
+
+    def run(module: Module, **options: t.Any) -> t.Dict[str, t.Any]:
+        with pytest.raises(Ended) as caught:
+            _ansible.run(t.cast(t.Any, module), call, **options)
+        return t.cast("t.Dict[str, t.Any]", caught.value.args[0])
+
+    deployment.hold(str(tmp_path), kind="deploy", holder="one")
+    file = tmp_path / "deploy.lock"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "since": time.time() - 1700}))
+    assert "since" not in run(Module()) and done == ["done"]
+    assert time.time() - json.loads(file.read_text())["since"] < 1000
+    deployment.hold(str(tmp_path), kind="rollback", holder="two", force="one")
+    assert "This run (one) does not hold the lock of this host any more; two does." in run(Module())["msg"]
+    assert done == ["done"]
+    # In check mode there is no lock to renew, and the lock's own module gives back what is left.
+    predicted = Module()
+    predicted.check_mode = True
+    run(predicted)
+    run(Module(), renews_lock=False)
+    assert done == ["done"] * 3
+
+
+def test_a_state_directory_that_others_can_change_ends_every_module(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    module = Module()
+    module.params = {"state_dir": str(tmp_path)}
+    with pytest.raises(Ended) as caught:
+        _ansible.run(t.cast(t.Any, module), Result)
+    assert f"The state directory {tmp_path} is refused: it has the mode 0777" in caught.value.args[0]["msg"]

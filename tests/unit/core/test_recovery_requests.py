@@ -76,3 +76,30 @@ def test_a_directory_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(OpsError, match="Cannot read"):
         handle(tmp_path / "link")
+
+
+def test_traps_in_the_directory_are_refused_at_once_and_show_nothing(tmp_path: Path) -> None:
+    """What the backend's user can put there: a pipe, a device, links to files that he cannot read, letters that steer a terminal."""
+    directory = tmp_path / "requests"
+    directory.mkdir()
+    secret = tmp_path / "of-root.json"
+    secret.write_text('{"kind": "recover", "reason": "what only root may read"}')
+    os.mkfifo(directory / "a-pipe.json")
+    (directory / "b-link.json").symlink_to(secret)
+    os.link(secret, directory / "c-hard.json")
+    (directory / "d-zero.json").symlink_to("/dev/zero")
+    (directory / "e-large.json").write_text('{"kind": "recover", "reason": "' + "x" * 100_000 + '"}')
+    (directory / "f-deep.json").write_text("[" * 60_000)
+    request = {"kind": "alert", "reason": "\x1b]0;x\x07 from redis://:s3cr3t-word@h:1/0\n# forged"}
+    (directory / "g-steers.json").write_text(json.dumps(request))
+    result = handle(directory)
+    assert [entry["id"] for entry in result.extra["refused"]] == ["a-pipe", "b-link", "c-hard", "d-zero", "e-large", "f-deep"]
+    assert [entry["id"] for entry in result.extra["requests"]] == ["g-steers"]
+    shown = json.dumps(result.as_dict())
+    assert "what only root may read" not in shown
+    assert "s3cr3t-word" not in shown
+    assert result.extra["requests"][0]["reason"].isprintable()
+    # Taken away like any other, what a link leads to is not.
+    handle(directory, [entry["id"] for entry in result.extra["refused"]])
+    assert sorted(path.name for path in directory.iterdir()) == ["g-steers.json"]
+    assert secret.exists()

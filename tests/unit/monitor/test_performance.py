@@ -86,12 +86,12 @@ def test_advice(name: str, measured: t.List[Slot], failing: t.Dict[str, int], ve
 def test_advice_is_what_the_health_check_takes_and_then_is_quiet() -> None:
     measured = days(14, 50.0, often=10, other=78.0)
     found = advice("cpu", measured)
-    assert found["settings"]["wheels_ops_environment_extra"] == {"CPU_WARNING_THRESHOLD": "80"}
     limits = parse(found["settings"]["wheels_ops_thresholds"])["cpu"]
     assert (limits.warning, limits.critical) == (80.0, DEFAULTS["cpu"].critical)
     assert advice("cpu", measured, warning=80)["verdict"] == "keep"
-    # The health check of the host has limits of its own for the time of an answer: only the backend's is set.
-    assert set(advice("response_time_ms", days(14, 620.0))["settings"]) == {"wheels_ops_environment_extra"}
+    # One variable, which the role environment gives to the backend as well.
+    assert set(found["settings"]) == {"wheels_ops_thresholds"}
+    assert advice("response_time_ms", days(14, 620.0))["settings"] == {"wheels_ops_thresholds": {"response_time_ms": {"warning": 650.0}}}
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
@@ -143,7 +143,7 @@ async def test_what_the_backend_wrote_is_read_while_it_runs_and_afterwards(app_m
     verdicts = {entry["name"]: entry["verdict"] for entry in stopped["advice"]}
     assert verdicts == {"memory": "lower", "cpu": "raise", "disk": "unknown", "response_time_ms": "unknown", "error_rate": "unknown"}
     text = "\n".join(stopped["advice_lines"])
-    for words in ("Nothing was changed.", "cpu: {warning: 80}", 'CPU_WARNING_THRESHOLD: "80"', "memory: {warning: 50}"):
+    for words in ("Nothing was changed.", "cpu: {warning: 80}", "memory: {warning: 50}"):
         assert words in text
     assert performance.report(options(tmp_path, days=15), now=NOW)["quarter_hours"] == 15 * DAY // SLOT
 

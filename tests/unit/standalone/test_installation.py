@@ -24,7 +24,8 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Libraries in which an update or a removal was killed, each one change later than the one before."""
     root = tmp_path_factory.mktemp("killed")
     # In a process of its own: one that has threads, as this one, had better not fork.
-    done = subprocess.run([sys.executable, killed_installs.__file__, str(root), request.param], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", killed_installs.__name__, str(root), request.param]
+    done = subprocess.run(words, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     count = int(done.stdout)
     assert count > 10

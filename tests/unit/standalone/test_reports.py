@@ -17,6 +17,7 @@ from wheels_ops import history
 from wheels_ops.checks import suite
 from wheels_ops.standalone import monitor, recovery, results
 from wheels_ops.standalone.settings import Recovery, Settings
+from wheels_ops.thresholds import parse
 
 
 def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
@@ -36,7 +37,7 @@ def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
 @pytest.mark.parametrize(
     ("statuses", "overall", "exit_status"),
     [
-        (["ok", "skipped"], "healthy", 0), (["ok", "warning"], "degraded", 1), (["ok", "unknown"], "degraded", 3), (["warning", "unknown"], "degraded", 1),
+        (["ok", "skipped"], "healthy", 0), (["ok", "warning"], "degraded", 1), (["ok", "unknown"], "degraded", 3), (["warning", "unknown"], "degraded", 3),
         (["critical", "warning"], "unhealthy", 2), (["emergency"], "critical", 2),
     ],
 )  # fmt: skip
@@ -48,8 +49,32 @@ def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], o
     assert summary["overall_status"] == overall
     assert (summary["total_checks"], summary["total_issues"]) == (len(measured), sum(status != "ok" for status in measured))
     assert sum(summary["issues_by_severity"].values()) == summary["unhealthy_checks"] == summary["total_issues"]
-    worst = next(status for status in ("emergency", "critical", "warning", "unknown", "ok") if status in statuses)
+    worst = next(status for status in ("emergency", "critical", "unknown", "warning", "ok") if status in statuses)
     assert results.exit_status(worst) == exit_status
+
+
+def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_the_first_line(tmp_path: Path) -> None:
+    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
+    report = asyncio.run(one.run_all_checks())
+    assert report["detailed_results"]["database"]["healthy"] is None
+    assert report["detailed_results"]["disk"]["healthy"] is True
+    assert (report["summary"]["overall_status"], report["summary"]["skipped_checks"]) == ("healthy", 1)
+    assert report["summary"]["overall_message"] == "1 healthy, 1 skipped: no database DSN is given (database)."
+    first = monitor.text(report).splitlines()[0]
+    assert first.startswith("OK: 1 of 1 checks are healthy; skipped: database: no database DSN is given (")
+    assert results.exit_status(report["status"]) == 0
+    assert "redis" in report["left_out"]
+
+
+def test_recovery_does_not_call_everything_healthy_where_a_check_was_not_made(tmp_path: Path) -> None:
+    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    report = recovery.AutomatedRecovery(Settings(checks=options, state_dir=tmp_path), dry_run=True).run()
+    first = recovery.text(report).splitlines()[0]
+    assert first.startswith("1 healthy, 1 skipped: no database DSN is given (database); 10 left out on purpose: memory, cpu, ")
+    assert first.endswith("; nothing was done.")
+    assert report["system_health_summary"]["database"]["healthy"] is None
+    assert report["system_health_summary"]["database"]["note"] == "Not measured."
 
 
 def test_where_nothing_is_measured_nothing_is_healthy() -> None:
@@ -69,7 +94,7 @@ def test_the_keys_of_the_first_version_are_there_and_true() -> None:
 
 
 def test_a_check_that_cannot_be_made_is_unknown_and_counts(tmp_path: Path) -> None:
-    options = suite.Options(subjects=("database", "redis"), database_dsn="postgresql://u:word@127.0.0.1:1/x", redis_url="nonsense://:other@h", timeout=10)
+    options = suite.Options(subjects=("database", "redis"), database_dsn="mysql://u:word@127.0.0.1:1/x", redis_url="nonsense://:other@h", timeout=10)
     one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
     report = asyncio.run(one.run_all_checks())
     assert {name: result["status"] for name, result in report["detailed_results"].items()} == {"database": "unknown", "redis": "unknown"}

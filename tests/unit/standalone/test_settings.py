@@ -89,6 +89,22 @@ def test_a_dotenv_of_the_backend_is_found_and_one_of_others_is_not(tmp_path: Pat
     assert load("", {}).checks.database_dsn == ""
 
 
+@pytest.mark.parametrize("trap", ["pipe", "link", "hard link", "device"])
+def test_a_dotenv_that_is_a_trap_is_passed_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
+    """Root may stand in a directory of the backend's user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "CONFIG", str(tmp_path / "none.json"))
+    written(tmp_path / "of-root", "DATABASE_URL=postgresql://u:p@h/d\n")
+    dotenv = tmp_path / ".env"
+    if trap == "pipe":
+        os.mkfifo(dotenv, 0o600)
+    elif trap == "hard link":
+        os.link(tmp_path / "of-root", dotenv)
+    else:
+        dotenv.symlink_to(tmp_path / "of-root" if trap == "link" else "/dev/zero")
+    assert load("", {}).checks.database_dsn == ""
+
+
 def test_waits_that_outlast_the_deadline_are_left_out_and_said(tmp_path: Path) -> None:
     checks = {"websocket_heartbeat_within": 5, "websocket_dead_peer_within": 60, "timeout": 60}
     found = load(written(tmp_path / "monitor.json", {"checks": checks, "deadline": 20}), {})

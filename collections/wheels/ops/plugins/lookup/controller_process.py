@@ -6,18 +6,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: controller_process
-short_description: Name this run of Ansible, or say which earlier runs are dead
+short_description: Identify this run of Ansible, or say which earlier runs have ended
 version_added: 1.0.0
 description:
   - Without terms, gives one string that names the process of C(ansible-playbook) on this controller.
   - With terms, each such a string from an earlier run, gives those of them whose process has ended.
     A run of another controller cannot be asked and is not given.
+  - With O(alive=true), gives those of them whose process still runs instead.
 options:
   _terms:
     description: Names of earlier runs.
     type: list
     elements: str
     required: false
+  alive:
+    description: Whether to give the runs that are alive, and not those that have ended.
+    type: bool
+    default: false
 author:
   - The wheels.ops maintainers (@wheels-ops)
 """
@@ -30,30 +35,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: The name of this run, or the names of those that are dead.
+  description: The name of this run, or the names of those that have ended, or are alive.
   type: list
   elements: str
 """
 
 import os
-import socket
 import typing as t
 from pathlib import Path
 
 from ansible.plugins.lookup import LookupBase
-
-
-def started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty when there is none. Guards against reused ids."""
-    try:
-        # The second field is the command in parentheses and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def name_of(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:{started(pid)}"
+from ansible_collections.wheels.ops.plugins.module_utils.state import holder
 
 
 def this_run() -> str:
@@ -68,19 +60,15 @@ def this_run() -> str:
         if b"ansible" not in words:
             break
         found, pid = pid, parent
-    return name_of(found)
-
-
-def dead(holder: str) -> bool:
-    host, _ignored, rest = holder.partition(":")
-    pid, _ignored, when = rest.partition(":")
-    return host == socket.gethostname() and pid.isdigit() and started(int(pid)) != when
+    return holder.name_of(found)
 
 
 class LookupModule(LookupBase):
     """See DOCUMENTATION."""
 
     def run(self, terms: t.Sequence[str], variables: t.Any = None, **kwargs: t.Any) -> t.List[str]:
+        self.set_options(var_options=variables, direct=kwargs)
         if not terms:
             return [this_run()]
-        return [term for term in terms if dead(term)]
+        verdict = holder.ALIVE if self.get_option("alive") else holder.DEAD
+        return [term for term in terms if holder.judge(term) == verdict]

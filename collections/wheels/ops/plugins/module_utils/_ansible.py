@@ -4,28 +4,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import traceback
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
 from .results import OpsError, Result
-from .services.broker import masked
+from .state import directory, lock
 
 
-def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]]) -> t.NoReturn:
-    """Calls a check or a remedy and ends the module with its result.
+def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True) -> t.NoReturn:
+    """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with ``renews_lock``.
 
     An ``OpsError`` becomes one clear message with its details beside it; a missing library names the package and the
     interpreter; anything else is a defect of ours and says so.
     """
     # Ansible shows the arguments with -vvv. The address of a broker is no secret, its password is.
     invocation = {"module_args": _without_passwords(module.params)}
+    secrets = _secrets(module)
     _keep_words_readable(module)
     try:
-        result = call()
+        if module.params.get("state_dir"):
+            directory.require(module.params["state_dir"])
+        with lock.of_the_run(os.environ) if renews_lock and not getattr(module, "check_mode", False) else contextlib.nullcontext():
+            result = call()
     except OpsError as error:
-        module.fail_json(msg=str(error), **{"invocation": invocation, **error.details})
+        module.fail_json(msg=redact(str(error), secrets), **{"invocation": invocation, **redact_value(error.details, secrets)})
     except ImportError as error:
         name = getattr(error, "name", None) or str(error)
         module.fail_json(
@@ -33,19 +40,44 @@ def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, 
                 name.split(".", maxsplit=1)[0],
                 reason="The role wheels.ops.prerequisites installs it into the virtual environment of our tasks.",
             ),
-            exception=traceback.format_exc(),
+            exception=redact(traceback.format_exc(), secrets),
             invocation=invocation,
         )
     except Exception as error:  # every defect ends as one message, with the traceback for the report
         module.fail_json(
-            msg=f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}",
-            exception=traceback.format_exc(),
+            msg=redact(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", secrets),
+            exception=redact(traceback.format_exc(), secrets),
             invocation=invocation,
         )
     for warning in result.warnings if isinstance(result, Result) else ():
-        module.warn(warning)
-    module.exit_json(**{"invocation": invocation, **(result.as_dict() if isinstance(result, Result) else result)})
+        module.warn(redact(warning, secrets))
+    shown = dict(result.as_dict() if isinstance(result, Result) else result)
+    diff = {"diff": redact_diff(shown.pop("diff"), secrets)} if "diff" in shown else {}
+    module.exit_json(**{"invocation": invocation, **redact_value(shown, secrets), **diff})
     raise AssertionError("exit_json returned")
+
+
+#: Options whose values, under whatever name, are what a person gave for an environment: their names are shown.
+_ENVIRONMENTS = frozenset({"import_environment"})
+
+
+def _secrets(module: AnsibleModule) -> t.List[str]:
+    """Every secret among the arguments: what is one by its name, what an address or a connection string holds, headers that are no ordinary ones."""
+    return [word for word in secrets_of(_without_ordinary_headers(module.params)) if word != "None"]
+
+
+def _without_ordinary_headers(value: t.Any) -> t.Any:
+    if isinstance(value, dict):
+        return {
+            key: {name: text for name, text in entry.items() if not _ordinary(name, text)} if key == "headers" and isinstance(entry, dict)
+            else _without_ordinary_headers(entry)
+            for key, entry in value.items()
+        }  # fmt: skip
+    return [_without_ordinary_headers(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _ordinary(name: t.Any, value: t.Any) -> bool:
+    return str(name).lower() in _ORDINARY_HEADERS or len(str(value)) < _SHORT
 
 
 #: Headers that say how a request is made and hold no secret, in lower case.
@@ -68,8 +100,7 @@ def _keep_words_readable(module: AnsibleModule) -> None:
     secrets = {str(module.params.get(name)) for name, spec in module.argument_spec.items() if spec.get("no_log") and name != "headers"}
     for headers in _headers(module.params):
         for name, value in headers.items():
-            ordinary = str(name).lower() in _ORDINARY_HEADERS or len(str(value)) < _SHORT
-            if ordinary and str(value) not in secrets:
+            if _ordinary(name, value) and str(value) not in secrets:
                 module.no_log_values.discard(str(value))
 
 
@@ -86,12 +117,17 @@ def _headers(value: t.Any) -> t.Iterator[t.Mapping[str, t.Any]]:
             yield from _headers(entry)
 
 
+def _argument(name: str, value: t.Any) -> t.Any:
+    if (name == "headers" or name in _ENVIRONMENTS) and isinstance(value, dict):
+        return dict.fromkeys(value, _HIDDEN)
+    return _HIDDEN if isinstance(value, str) and value and is_secret(name) else _without_passwords(value)
+
+
 def _without_passwords(value: t.Any) -> t.Any:
-    """Arguments as they may be shown: every URL in them without its password, every header without its value."""
+    """Arguments as they may be shown: no password of a URL or a connection string, no value of a header or of an environment."""
     if isinstance(value, dict):
-        return {
-            key: dict.fromkeys(entry, _HIDDEN) if key == "headers" and isinstance(entry, dict) else _without_passwords(entry) for key, entry in value.items()
-        }
+        return {key: _argument(str(key), entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_passwords(entry) for entry in value]
-    return masked(value) if isinstance(value, str) and "://" in value else value
+    # An argument may be the content of a file.
+    return redact(value, source="\n" in value) if isinstance(value, str) else value

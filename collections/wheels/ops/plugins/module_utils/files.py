@@ -1,56 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Writing files so that a power cut leaves the old content or the new, never a half."""
+"""JSON in files that a power cut leaves with the old content or the new, never a half. Files are written by ``host/files.py``."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-import tempfile
 import typing as t
 from pathlib import Path
 
+from .host.files import make_directories, sha256, write_atomically
 from .results import OpsError
 
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, owner: t.Optional[t.Tuple[int, int]] = None) -> None:
-    """Writes beside the target and renames over it. ``owner`` is (uid, gid), given where we may set it.
-
-    Raises ``OpsError`` that names the path and what stands in the way (read-only, full, no right).
-    """
-    name = ""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".wheels-ops", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            if owner is not None and owner != (os.geteuid(), os.getegid()):
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file.fileno(), *owner)
-            os.fsync(file.fileno())
-        os.replace(name, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        if name:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Nothing of it was changed. Give the user of this task the right, or room.") from error
+__all__ = ["read_json", "sha256", "write_atomically", "write_json"]
 
 
 def read_json(path: Path) -> t.Any:
@@ -64,5 +25,6 @@ def read_json(path: Path) -> t.Any:
 
 
 def write_json(path: Path, value: t.Any) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Raises ``OSError`` where its directory cannot be made, ``OpsError`` where it cannot be written."""
+    make_directories(path.parent)
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())

@@ -8,15 +8,19 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 import typing as t
 from pathlib import Path
 
+from .core.redaction import redact_value
 from .files import write_atomically
 from .results import OpsError
+from .state import documents
 
 #: Above this many bytes the older half is dropped.
 MAX_BYTES = 2_000_000
+_TIME = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-6][0-9]Z")
 
 
 def append(path: Path, record: t.Mapping[str, t.Any], *, max_bytes: int = MAX_BYTES) -> t.Dict[str, t.Any]:
@@ -25,7 +29,8 @@ def append(path: Path, record: t.Mapping[str, t.Any], *, max_bytes: int = MAX_BY
     Readers see whole lines only: the file is replaced when it is cut, and a line is written with one call otherwise. A line that a
     crash left unfinished is ended first. Raises ``OpsError`` where the file is a link or cannot be written.
     """
-    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}
+    # The health API and monthly reports show it, and part of it is what the backend wrote.
+    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **redact_value(dict(record))}
     line = (json.dumps(entry, default=str, sort_keys=True) + "\n").encode()
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -48,21 +53,21 @@ def append(path: Path, record: t.Mapping[str, t.Any], *, max_bytes: int = MAX_BY
 
 def read(path: Path, limit: int = 50) -> t.List[t.Dict[str, t.Any]]:
     """The newest ``limit`` records, newest first; lines that are no records are passed over."""
-    records: t.List[t.Dict[str, t.Any]] = []
+    return read_and_count(path, limit)[0]
+
+
+def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[t.Dict[str, t.Any]], int]:
+    """``read``, and how many lines of the whole file are no records: objects with no other ``time`` than ``append`` writes."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        content = path.read_bytes()
     except FileNotFoundError:
-        return []
+        return [], 0
     except OSError as error:
-        raise OpsError(f"Cannot read the history {path}: {error.strerror}.") from error
-    for line in reversed(lines):
-        if len(records) >= limit:
-            break
-        with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                records.append(found)
-    return records
+        raise OpsError(f"Cannot read the history {path}: {error.strerror}.", hint="Look at the file; move it away if it is damaged.") from error
+    entries, damaged = documents.objects(content)
+    records = [entry for entry in entries if "time" not in entry or (isinstance(entry["time"], str) and _TIME.fullmatch(entry["time"]))]
+    damaged += len(entries) - len(records)
+    return records[::-1][:limit], damaged
 
 
 @contextlib.contextmanager

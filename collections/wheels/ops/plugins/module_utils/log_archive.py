@@ -13,6 +13,7 @@ import errno
 import gzip
 import os
 import re
+import stat
 import time
 import typing as t
 from dataclasses import dataclass
@@ -139,8 +140,12 @@ def sweep(directory: int, name: str) -> None:
 def same_content(directory: int, plain: str, packed: str) -> bool:
     """Whether a compressed part holds exactly the bytes of a plain one."""
     with contextlib.ExitStack() as stack:
-        one = stack.enter_context(os.fdopen(os.open(plain, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb"))
-        other = stack.enter_context(os.fdopen(os.open(packed, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb"))
+        # Not to wait for the other end of a named pipe that took the place of either.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        one = stack.enter_context(os.fdopen(os.open(plain, flags, dir_fd=directory), "rb"))
+        other = stack.enter_context(os.fdopen(os.open(packed, flags, dir_fd=directory), "rb"))
+        if not all(stat.S_ISREG(os.fstat(file.fileno()).st_mode) for file in (one, other)):
+            return False
         unpacked = stack.enter_context(gzip.GzipFile(fileobj=other, mode="rb"))
         try:
             while True:

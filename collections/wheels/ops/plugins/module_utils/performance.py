@@ -29,21 +29,21 @@ KEPT_DAYS = 35
 SLOTS_A_DAY = 86400 // SLOT
 #: A file that the backend's user made must not keep us for ever.
 _READ_SECONDS = 20.0
+#: Nor fill our memory: a hundred metrics for as long as the backend keeps them.
+_ROWS = 100 * KEPT_DAYS * SLOTS_A_DAY
 #: As many records as ``recovery_history_info`` gives; the file holds no more than some thousands.
 _RECORDS = 10_000
 
-#: threshold -> the backend's metric, its unit, the subjects of the health check that it stands for, the start of the backend's own settings
-MEASURES: t.Mapping[str, t.Tuple[str, str, str, str]] = {
-    "memory": ("memory_percent", "%", "memory", "MEMORY"),
-    "cpu": ("cpu_percent", "%", "cpu", "CPU"),
-    "disk": ("disk_percent", "%", "disk", "DISK"),
-    "response_time_ms": ("response_time_ms", "ms", "http", "RESPONSE_TIME"),
-    "error_rate": ("error_rate", "%", "http", "ERROR_RATE"),
+#: threshold -> the backend's metric, its unit, the subject of the health check that it stands for
+MEASURES: t.Mapping[str, t.Tuple[str, str, str]] = {
+    "memory": ("memory_percent", "%", "memory"),
+    "cpu": ("cpu_percent", "%", "cpu"),
+    "disk": ("disk_percent", "%", "disk"),
+    "response_time_ms": ("response_time_ms", "ms", "http"),
+    "error_rate": ("error_rate", "%", "http"),
 }
 #: Those for which another limit can be right: a host may well work at 80 % CPU, but a disk that fills up is never normal.
 _ADJUSTABLE: t.Mapping[str, t.Tuple[float, float]] = {"memory": (5, 40), "cpu": (5, 40), "response_time_ms": (50, 100)}
-#: Of those, what the health check of the host grades; the other is set for the backend alone.
-_OF_THE_HOST = ("memory", "cpu", "disk")
 #: An alert that is on for more than one hour in twenty is not read any more.
 OFTEN_PERCENT = 5.0
 #: What a lowered limit leaves above the highest that is usual.
@@ -89,8 +89,8 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
             database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
             rows = database.execute(
                 "select m.name, s.slot, s.total, s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
-                " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot",
-                (SLOT, math.ceil(since / SLOT)),
+                " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot limit ?",
+                (SLOT, math.ceil(since / SLOT), _ROWS),
             ).fetchall()
         finally:
             database.close()
@@ -98,7 +98,7 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
         for name, slot, *values in rows:
             total, count, low, high = (float(value) for value in values)
             found.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
-    except (sqlite3.Error, TypeError, ValueError) as error:
+    except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:
         raise OpsError(f"The metrics in {path} cannot be read: {error}.", hint="The backend begins them anew at its next start if they are damaged.") from error
     return found
 
@@ -126,7 +126,7 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
 
 def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[str, t.Dict[str, t.Any]]:
     """metric -> mean, lowest and highest value, 95th percentile of the quarter hours, their number; with a threshold also the share above it."""
-    limits = {metric: thresholds.get(name, DEFAULTS[name]) for name, (metric, _unit, _subject, _setting) in MEASURES.items()}
+    limits = {metric: thresholds.get(name, DEFAULTS[name]) for name, (metric, _unit, _subject) in MEASURES.items()}
     found = {}
     for name, slots in sorted(series.items()):
         means = [slot.mean for slot in slots]
@@ -182,7 +182,7 @@ def advise(series: Series, thresholds: t.Mapping[str, Thresholds], failing: t.Ma
 
 
 def _advice(name: str, slots: t.Sequence[Slot], limits: Thresholds, failing: t.Mapping[str, int], minimum_days: int) -> t.Dict[str, t.Any]:
-    metric, unit, subject, setting = MEASURES[name]
+    metric, unit, subject = MEASURES[name]
     entry: t.Dict[str, t.Any] = {
         "name": name, "metric": metric, "unit": unit, "warning": limits.warning, "advised_warning": None, "verdict": "unknown",
         "quarter_hours": len(slots), "above_warning_percent": None, "p99": None, "reason": "", "settings": {},
@@ -216,9 +216,8 @@ def _advice(name: str, slots: t.Sequence[Slot], limits: Thresholds, failing: t.M
     else:
         reason = f"{seen}."
     if entry["advised_warning"]:
-        entry["settings"] = {"wheels_ops_environment_extra": {f"{setting}_WARNING_THRESHOLD": f"{entry['advised_warning']:g}"}}
-        if name in _OF_THE_HOST:
-            entry["settings"]["wheels_ops_thresholds"] = {name: {"warning": entry["advised_warning"]}}
+        # The role environment gives it to the backend as well.
+        entry["settings"] = {"wheels_ops_thresholds": {name: {"warning": entry["advised_warning"]}}}
     return {**entry, "reason": reason}
 
 

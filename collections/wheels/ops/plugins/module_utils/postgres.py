@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import re
 import typing as t
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .core.redaction import HIDDEN, redact, secrets_of
 from .results import OpsError
 
 if t.TYPE_CHECKING:
@@ -21,6 +22,20 @@ if t.TYPE_CHECKING:
 APPLICATION_NAME = "wheels.ops"
 #: Schema of what we keep in a database. The API must not expose it, and no role but ours gets USAGE on it.
 PRIVATE_SCHEMA = "wheels_private"
+
+#: What libpq says where no server was asked, for a reason of our own: the DSN, the name, a right of ours.
+_NEVER_ASKED: t.Tuple[str, ...] = (
+    "could not translate host name",
+    "could not parse",
+    "invalid ",
+    'missing "="',
+    "permission denied",
+    "root certificate file",
+    "certificate file",
+    "service file",
+    "definition of service",
+    "could not match",
+)
 
 #: Lost a race, not an argument: worth trying again (lock_not_available, deadlock_detected, serialization_failure).
 TRANSIENT = frozenset({"55P03", "40P01", "40001"})
@@ -60,6 +75,10 @@ _SQLSTATE_HINTS: t.Dict[str, str] = {
 }
 
 
+class Unavailable(OpsError):
+    """The server was asked and gave no session: it refused, has none free, or did not answer. Any other ``OpsError``: it was never asked."""
+
+
 def argument_spec() -> t.Dict[str, t.Dict[str, t.Any]]:
     """The connection options of every module that talks to PostgreSQL; the fragment ``postgres`` documents them."""
     return {
@@ -97,7 +116,7 @@ def connect(
     ``dsn`` is libpq's ``key=value`` form or a URL; the driver that SQLAlchemy puts into a URL's scheme
     (``postgresql+asyncpg://``) is dropped, so that the backend's own ``DATABASE_URL`` can be given.
 
-    Raises ``OpsError`` when there is no connection, with a hint for the usual reasons.
+    Raises ``Unavailable`` where the server gives no connection, another ``OpsError`` where it could not be asked, with a hint for the usual reasons.
     """
     import psycopg2
 
@@ -107,7 +126,8 @@ def connect(
     try:
         connection = psycopg2.connect(libpq_dsn(dsn), **options)
     except psycopg2.Error as error:
-        raise OpsError(
+        kind = OpsError if isinstance(error, psycopg2.ProgrammingError) or _never_asked(str(error)) else Unavailable
+        raise kind(
             f"No connection to PostgreSQL: {_without_secret(' '.join(str(error).split()), dsn, password).rstrip('.?')}.",
             hint=_connect_hint(str(error)), sqlstate=error.pgcode,
         ) from None  # fmt: skip
@@ -162,15 +182,17 @@ def _connect_hint(message: str) -> str:
     return next((hint for words, hint in _CONNECT_HINTS if words in low), "Check host, port, user, password and database.")
 
 
+def _never_asked(message: str) -> bool:
+    """Whether a failed connection is our own fault. What a server itself says begins with FATAL, whatever words follow."""
+    low = message.lower()
+    return any(words in low for words in _NEVER_ASKED) and not any(words in low for words in ("fatal:", "refused", "timeout expired"))
+
+
 def _without_secret(message: str, dsn: str, password: t.Optional[str]) -> str:
-    """libpq quotes a DSN that it cannot read, with the password in it."""
-    secrets = [password or ""]
-    if "://" in dsn:
-        found = re.search(r"://[^/]*?:([^/]*)@", dsn)
-        secrets += [found.group(1), unquote(found.group(1))] if found else []
-    else:
-        secrets += [word.split("=", 1)[1].strip("'") for word in dsn.split() if word.lower().startswith("password=")]
-    for secret in secrets:
-        if secret:
-            message = message.replace(secret, "********")
-    return message.replace(dsn, "the DSN") if dsn else message
+    """libpq quotes a DSN that it cannot read, or the part that it stumbles over, with the password in it."""
+    secrets = secrets_of(dsn, {"password": password or ""})
+    message = message.replace(dsn, "the DSN") if dsn else message
+    if "://" in dsn and any(set("@/?#[]:") & set(secret) for secret in secrets if f":{secret}@" in dsn):
+        # Not percent-encoded, so that libpq took a piece of it for the host or the port, and names that.
+        message = re.sub(r'"[^"]+"', f'"{HIDDEN}"', message)
+    return redact(message, secrets)

@@ -22,6 +22,15 @@ def environment_of(pid: int) -> t.Dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
 
 
+def user_of(pid: int) -> int:
+    """The number of the user whose rights a process has (its effective one)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise OpsError(f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root.") from error
+    return next(int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:"))
+
+
 def interpreter_of(pid: int) -> str:
     """The Python that a process runs under, by the path that finds its virtual environment; empty if it is no Python.
 

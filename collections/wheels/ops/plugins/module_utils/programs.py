@@ -24,8 +24,12 @@ def run(
     )  # fmt: skip
 
 
-def start(words: t.Sequence[str], *, cwd: str, environment: t.Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a program with pipes, as the leader of a group of its own, so that all that it starts can be ended with it. Raises ``OSError``."""
+def start(words: t.Sequence[str], *, cwd: str, environment: t.Mapping[str, str], descriptors: t.Collection[int] = ()) -> subprocess.Popen[bytes]:
+    """Starts a program with pipes, as the leader of a group of its own, so that all that it starts can be ended with it. Raises ``OSError``.
+
+    ``descriptors``: those of ours that it inherits, under the same numbers.
+    """
     return subprocess.Popen(
-        list(words), cwd=cwd, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+        list(words), cwd=cwd, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        pass_fds=tuple(descriptors),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ and of a request only known keys are taken, as short texts.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,12 +16,15 @@ import stat
 import typing as t
 from pathlib import Path
 
+from .core.redaction import redact
 from .results import OpsError, Result
 
 KINDS = ("recover", "restart", "alert")
 KEYS = ("time", "kind", "reason", "requested_by", "service")
 #: Bytes of a request, characters of each of its texts, and how many are looked at in one run.
 MAX_BYTES, MAX_TEXT, MAX_REQUESTS = 65_536, 200, 100
+#: Entries of the directory of any kind.
+MAX_ENTRIES = 10_000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -43,7 +47,7 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
     refused: t.List[t.Dict[str, t.Any]] = []
     actions: t.List[t.Dict[str, t.Any]] = []
     try:
-        names = sorted(name for name in os.listdir(descriptor) if name.endswith(".json") and _ID.fullmatch(name[:-5]))
+        names = _names(descriptor)
         for name in names:
             if name[:-5] in done:
                 actions.append({"action": "take", "target": str(directory / name), "changed": True})
@@ -60,6 +64,16 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
         before={"pending": len(names)}, after={"pending": len(names) - len(actions)}, actions=actions,
         extra={"requests": requests, "refused": refused},
     )  # fmt: skip
+
+
+def _names(descriptor: int) -> t.List[str]:
+    """The names that may be requests, oldest first; of a directory that somebody filled up, no more than are looked at in some runs."""
+    names = []
+    with os.scandir(descriptor) as entries:
+        for entry in itertools.islice(entries, MAX_ENTRIES):
+            if entry.name.endswith(".json") and _ID.fullmatch(entry.name[:-5]):
+                names.append(entry.name)
+    return sorted(names)
 
 
 def _unlink(descriptor: int, name: str, directory: Path) -> None:
@@ -79,8 +93,12 @@ def _read(descriptor: int, name: str) -> t.Dict[str, t.Any]:
     except OSError as error:
         return {"why": error.strerror}
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             return {"why": "Not a regular file"}
+        if status.st_nlink > 1:
+            # The other name may be a file of root's, which its owner could not read.
+            return {"why": f"It has {status.st_nlink} names"}
         text = os.read(file, MAX_BYTES + 1)
     finally:
         os.close(file)
@@ -92,4 +110,9 @@ def _read(descriptor: int, name: str) -> t.Dict[str, t.Any]:
         return {"why": "Not JSON"}
     if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
         return {"why": f"Its kind is none of {', '.join(KINDS)}"}
-    return {key: str(entry.get(key, ""))[:MAX_TEXT] for key in KEYS}
+    # Shown on a terminal and kept in the history: no control characters, no secret.
+    return {key: _plain(str(entry.get(key, ""))) for key in KEYS}
+
+
+def _plain(text: str) -> str:
+    return redact("".join(letter if letter.isprintable() else " " for letter in text[:MAX_TEXT]))

@@ -27,13 +27,50 @@ INCIDENTS: t.Tuple[t.Tuple[str, str, t.Tuple[str, ...]], ...] = (
     ("", "Background work", ("celery",)),
     ("", "Services", ("services",)),
 )
+#: How a message of a check that was not made begins.
+_NOT_MEASURED = "Not measured: "
 _COLOURS = {"ok": "32", "warning": "33", "unknown": "35", "critical": "31", "emergency": "31;1", "skipped": "2"}
+
+
+def summary(health: Health) -> str:
+    """The outcome of one look in one or two sentences: what fails, how many are healthy, and what was not measured, with the reasons.
+
+    Only where everything that was asked for was measured is *everything* healthy. ``left_out`` are subjects that somebody chose not to have.
+    """
+    checks = health.get("checks", [])
+    failing = [check["name"] for check in checks if check["status"] not in ("ok", "skipped")]
+    healthy = sum(check["status"] == "ok" for check in checks)
+    skipped = not_measured(health)
+    left_out = health.get("left_out") or []
+    counts = f"{healthy} healthy" if healthy or failing else "Nothing was measured"
+    if healthy and not failing and not skipped:
+        counts = f"Everything is healthy ({healthy} checks)"
+    if skipped:
+        reasons = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in skipped.items())
+        counts += f", {sum(map(len, skipped.values()))} skipped: {reasons}"
+    if left_out:
+        counts += f"; {len(left_out)} left out on purpose: {', '.join(left_out)}"
+    if not failing:
+        return f"{counts}."
+    return f"Not healthy: {', '.join(failing)}." + (f" {counts}." if skipped or left_out else "")
+
+
+def not_measured(health: Health) -> t.Dict[str, t.List[str]]:
+    """reason -> the checks that were not made for it. The reason is the first sentence of their message."""
+    reasons: t.Dict[str, t.List[str]] = {}
+    for check in health.get("checks", []):
+        if check["status"] == "skipped":
+            message = check["message"]
+            reason = message[len(_NOT_MEASURED) :] if message.startswith(_NOT_MEASURED) else message
+            reasons.setdefault(reason.partition(". ")[0].rstrip(".") or "no reason is given", []).append(check["name"])
+    return reasons
 
 
 def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.Dict[str, str]]:
     """One row an incident: status and measured value before, what was done, status and measured value after.
 
-    ``done`` says in words what was done, by check name. A subject that neither run measured has no row.
+    ``done`` says in words what was done, by check name. A subject that both runs left out has no row; one that was asked for and that a run
+    did not measure is ``skipped`` there.
     """
     table = []
     for number, title, names in INCIDENTS:
@@ -46,7 +83,7 @@ def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.D
                 "incident": title,
                 "before": _status(first),
                 "before_value": _value(first),
-                "done": "; ".join(dict.fromkeys(done[name] for name in names if done.get(name))) or ("-" if _status(first) == "ok" else "nothing"),
+                "done": "; ".join(dict.fromkeys(done[name] for name in names if done.get(name))) or ("-" if _status(first) in ("ok", "skipped") else "nothing"),
                 "after": _status(last),
                 "after_value": _value(last),
             }
@@ -55,7 +92,9 @@ def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.D
 
 
 def _pick(health: Health, names: t.Sequence[str]) -> t.List[t.Mapping[str, t.Any]]:
-    return [check for check in health.get("checks", []) if check["name"] in names and check["status"] != "skipped"]
+    """The checks of an incident that were made, or those that were not where none was."""
+    checks = [check for check in health.get("checks", []) if check["name"] in names]
+    return [check for check in checks if check["status"] != "skipped"] or checks
 
 
 def _status(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
@@ -63,6 +102,8 @@ def _status(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 
 
 def _value(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    if all(check["status"] == "skipped" for check in checks):
+        return "not measured" if checks else ""
     shown = []
     for check in checks:
         value = check["value"]
@@ -98,22 +139,27 @@ def listing(health: Health) -> str:
 def prometheus(health: Health, *, host: str = "") -> str:
     """One health result in Prometheus' text format, for the textfile collector of node_exporter.
 
-    ``wheels_ops_check_severity`` is 0 for ok, 1 unknown, 2 warning, 3 critical, 4 emergency; skipped checks are left out.
+    ``wheels_ops_check_severity`` rises with the status, 0 for ok. A check that was not made has none; ``wheels_ops_check_status`` names the
+    status of every check, also of those.
     """
+    severities = {status: number for number, status in enumerate(STATUSES[STATUSES.index("ok") :])}
 
     def label(value: str) -> str:
         return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
-    severity, value, seconds = [], [], []
+    severity, named, value, seconds = [], [], [], []
     for check in health.get("checks", []):
-        if check["status"] == "skipped":
-            continue
         labels = f'check="{label(check["name"])}"' + (f',host="{label(host)}"' if host else "")
-        severity.append(f"wheels_ops_check_severity{{{labels}}} {STATUSES.index(check['status']) - 1}")
+        named.append(f'wheels_ops_check_status{{{labels},status="{label(check["status"])}"}} 1')
+        if check["status"] not in severities:
+            continue
+        severity.append(f"wheels_ops_check_severity{{{labels}}} {severities[check['status']]}")
         seconds.append(f"wheels_ops_check_duration_seconds{{{labels}}} {check['duration_ms'] / 1000:g}")
         if isinstance(check["value"], (int, float)) and not isinstance(check["value"], bool):
             value.append(f'wheels_ops_check_value{{{labels},unit="{label(check["unit"])}"}} {check["value"]:g}')
-    lines = ["# HELP wheels_ops_check_severity 0 ok, 1 unknown, 2 warning, 3 critical, 4 emergency.", "# TYPE wheels_ops_check_severity gauge", *severity]
+    words = ", ".join(f"{number} {status}" for status, number in severities.items())
+    lines = [f"# HELP wheels_ops_check_severity {words}; none where the check was not made.", "# TYPE wheels_ops_check_severity gauge", *severity]
+    lines += ["# HELP wheels_ops_check_status 1 for the status that the check has.", "# TYPE wheels_ops_check_status gauge", *named]
     lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
     lines += ["# HELP wheels_ops_check_duration_seconds How long the check took.", "# TYPE wheels_ops_check_duration_seconds gauge", *seconds]
     return "\n".join(lines) + "\n"
@@ -142,6 +188,8 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
     status = str(after.get("status", "unknown"))
     named = {**facts, **{name.replace("_", " "): str(value) for name, value in (after.get("scores") or {}).items() if value is not None}}
     left = [_element("li", line) for line in remaining(after)]
+    missed = [_element("li", f"{', '.join(names)}: {reason}") for reason, names in not_measured(after).items()]
+    missed += [_element("li", f"{name}: left out on purpose") for name in after.get("left_out") or []]
     incidents = [
         [
             _element("td", row["number"]), _element("th", row["incident"], scope="row"), _badge(row["before"]), _element("td", row["before_value"]),
@@ -162,10 +210,11 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"{_element('title', title)}<style>{_STYLE}</style>{_element('h1', title)}",
-        f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong></p>',
+        f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong>. {html.escape(summary(after))}</p>',
         f"<ul>{''.join(_element('li', f'{name}: {value}') for name, value in named.items())}</ul>",
         _table(("#", "incident", "before", "measured", "what was done", "after", "measured"), incidents),
-        f"<h2>What is left</h2><ul>{''.join(left)}</ul>" if left else "<p>Nothing is left to do.</p>",
+        f"<h2>What is left</h2><ul>{''.join(left)}</ul>" if left else "<p>Nothing that was measured is left to do.</p>",
+        f"<h2>What was not measured</h2><ul>{''.join(missed)}</ul>" if missed else "",
         "<h2>Every check, now</h2>",
         _table(("check", "status", "message", "took"), checks),
         f"<details><summary>All that was measured</summary>{_element('pre', everything)}</details></html>\n",

@@ -7,6 +7,8 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
+from .core.redaction import redact
+
 
 class OpsError(Exception):
     """A remedy or check could not do its work; nothing was left half done.
@@ -15,9 +17,10 @@ class OpsError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "", **details: t.Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # Whatever a server or a library said, it is shown and kept without secrets.
+        self.message = redact(message)
+        self.hint = redact(hint)
+        super().__init__(self.message)
         self.details = details
 
     def __str__(self) -> str:

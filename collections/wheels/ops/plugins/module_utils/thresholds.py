@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from .results import OpsError
 
 Status = str
-#: Worst last. ``skipped`` was not asked for; ``unknown`` could not be measured and is never shown as healthy.
-STATUSES: t.Tuple[Status, ...] = ("skipped", "ok", "unknown", "warning", "critical", "emergency")
+#: Worst last, the one order of severity: ``report``, the exit status of the programs and the exposition follow it. ``skipped`` was not asked
+#: for. ``unknown`` could not be measured: it may be anything, so that it is worse than a warning, of which one knows how bad it is.
+STATUSES: t.Tuple[Status, ...] = ("skipped", "ok", "warning", "unknown", "critical", "emergency")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,24 @@ class Thresholds:
                 return name
         return "ok"
 
+    def crossed(self, value: float) -> float:
+        """The highest limit below a value; 0 where it is above none."""
+        return max((limit for limit in (self.warning, self.critical, self.emergency) if limit is not None and value > limit), default=0.0)
+
     def as_dict(self) -> t.Dict[str, t.Optional[float]]:
         return asdict(self)
 
 
-#: "Automated Alerts" and "Key Performance Indicators" of the incident report.
+#: "Automated Alerts" and "Key Performance Indicators" of the incident report. The last two are judgement: two workers finish a thousand short
+#: tasks in seconds, and a round trip over a socket that is open takes a second only where the event loop stalls.
 DEFAULTS: t.Dict[str, Thresholds] = {
     "memory": Thresholds(65, 75, 85),
     "cpu": Thresholds(70, 85),
     "disk": Thresholds(75, 85),
     "response_time_ms": Thresholds(500, 1000),
     "error_rate": Thresholds(1, 5),
+    "waiting_tasks": Thresholds(1000, 10_000),
+    "websocket_ms": Thresholds(1000),
 }
 #: "Critical Memory Situation (>90%)": above it a restart is in order where cleaning up was not enough.
 MEMORY_RESTART = 90.0
@@ -70,6 +78,8 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
     for name, limits in given.items():
         if name not in DEFAULTS:
             raise OpsError(f"There is no threshold {name!r}.", hint=f"Known are: {', '.join(DEFAULTS)}.")
+        if not isinstance(limits, t.Mapping):
+            raise OpsError(f"The limits of {name} are no dictionary: {limits}.", hint="Give them as {warning: ..., critical: ...}.")
         values = {**DEFAULTS[name].as_dict(), **limits}
         strange = sorted(set(values) - {"warning", "critical", "emergency"})
         if strange:

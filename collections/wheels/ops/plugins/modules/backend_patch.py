@@ -10,11 +10,18 @@ version_added: 1.0.0
 description:
   - Installs whole files, and marked blocks in files that are there, below one directory.
   - Before anything is replaced, the new tree is compiled and imported in a copy, under the application's own interpreter.
+  - The application's code never runs as root unless it is root's; it runs as O(user), with a home and a temporary directory of its own, without
+    the network where the host can do that and the import does not need it. A tree or an interpreter that a third user may write is refused.
+  - No symbolic link below O(root) is followed, whenever it appears.
   - The original of every replaced file is kept in the state directory with its owner, mode and time of change.
   - An interrupted run is finished by the next one.
 extends_documentation_fragment:
   - wheels.ops.attributes
 attributes:
+  check_mode:
+    support: full
+    details:
+      - Nothing of the application is executed in check mode unless O(verify_in_check_mode); RV(proof) says what was left out.
   diff_mode:
     support: full
 options:
@@ -62,6 +69,16 @@ options:
     description: The module that must import in the copy, such as V(app.main). Empty for no proof, as for files that are not code.
     type: str
     default: ""
+  user:
+    description:
+      - The user, by name or number, as whom the application is compiled and imported.
+      - If empty, the user of O(environment_of_service) where it runs, otherwise the owner of O(root). Never root where another user owns the code.
+    type: str
+    default: ""
+  verify_in_check_mode:
+    description: Compile and import in check mode as well, which executes the application's code.
+    type: bool
+    default: false
   environment_of_service:
     description:
       - Import with the environment of this running service, so that its settings are found.
@@ -125,9 +142,28 @@ after:
   returned: success
   type: dict
 proof:
-  description: What was compiled and imported before anything was replaced.
+  description: What was compiled and imported before anything was replaced. Empty where nothing changes, or without O(import_module).
   returned: O(state=present)
   type: dict
+  contains:
+    compiled:
+      description: How many files were compiled.
+      type: int
+    imported:
+      description: The module that was imported; empty where that was left out.
+      type: str
+    interpreter:
+      description: The application's Python.
+      type: str
+    user:
+      description: As whom its code ran.
+      type: str
+    network:
+      description: V(off) or V(on), whether the import had the network; V(on) where the host cannot withhold it or the import needs it.
+      type: str
+    left_out:
+      description: What was not verified, and why; empty where everything was.
+      type: str
 kept:
   description: Files that were not put back, because somebody changed them since.
   returned: O(state=restored)
@@ -141,7 +177,7 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of, interpreter_of
+from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of, interpreter_of, user_of
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import backend_patch
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
@@ -161,15 +197,20 @@ def call(module: AnsibleModule) -> Result:
         mode=int(given["mode"], 8),
         force=given["force"],
     )
-    interpreter, environment = given["interpreter"], {}
+    interpreter, environment, service_uid = given["interpreter"], {}, None
     if given["environment_of_service"] and given["import_module"]:
         manager = open_manager(given["service_manager"], given["supervisor_socket"])
         pid = manager.states([given["environment_of_service"]])[given["environment_of_service"]].pid
         if pid:
-            environment = environment_of(pid)
+            environment, service_uid = environment_of(pid), user_of(pid)
             interpreter = interpreter or interpreter_of(pid)
     proof = backend_patch.Proof(
-        interpreter, given["import_module"], {**environment, **{name: str(value) for name, value in given["import_environment"].items()}}
+        interpreter=interpreter,
+        module=given["import_module"],
+        environment={**environment, **{name: str(value) for name, value in given["import_environment"].items()}},
+        user=given["user"],
+        service_uid=service_uid,
+        in_check_mode=given["verify_in_check_mode"],
     )
     return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
 
@@ -187,6 +228,8 @@ def main() -> None:
             "mode": {"type": "str", "default": "0644"},
             "interpreter": {"type": "path", "default": ""},
             "import_module": {"type": "str", "default": ""},
+            "user": {"type": "str", "default": ""},
+            "verify_in_check_mode": {"type": "bool", "default": False},
             "environment_of_service": {"type": "str", "default": ""},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},

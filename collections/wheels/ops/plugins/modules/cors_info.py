@@ -89,7 +89,7 @@ check:
   type: dict
   contains:
     status:
-      description: V(ok), or V(critical) where one answer is wrong.
+      description: V(ok), V(critical) where one answer is wrong, or V(unknown) where the name of the host does not resolve.
       type: str
     value:
       description: Right answers in percent.

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: deployment
-short_description: Begin and end a deployment, under a lock and with a journal
+short_description: Manage the lock of a host and the journal of a deployment
 version_added: 1.0.0
 description:
-  - Keeps two deployments from changing the same host at once.
+  - Keeps two runs from changing the same host at once. A lock whose holder is alive is never taken over, however old it is.
   - Finds a deployment that was interrupted, by a crash of the controller or of the host, and goes on under its id.
   - Bookkeeping in O(state_dir) alone; the backend is not touched, and the task never counts as a change.
+  - Needs nothing but Python's standard library, so it runs before the virtual environment of the other modules is there.
+  - A run that holds the lock gives its holder and O(state_dir) to its other tasks in the environment variables
+    E(WHEELS_OPS_LOCK_HOLDER) and E(WHEELS_OPS_LOCK_DIR). Each module of this collection then renews the lock while it works,
+    and fails where the lock was lost.
 extends_documentation_fragment:
   - wheels.ops.attributes
 attributes:
@@ -19,18 +23,26 @@ attributes:
 options:
   state:
     description:
+      - V(locked) takes the lock, and opens no journal. V(unlocked) gives it back, where the run still holds it.
       - V(begun) takes the lock and opens the journal, or goes on with the one that is open.
-      - V(finished) and V(rolled_back) close the journal and give the lock back.
+      - V(finished) and V(rolled_back) close the journal. They fail where the files on the disk are not those that this says.
       - V(queried) says what is open, what is in force, and which of its files are no longer as they were installed.
     type: str
-    choices: [begun, finished, rolled_back, queried]
+    choices: [locked, unlocked, begun, finished, rolled_back, queried]
     required: true
+  kind:
+    description:
+      - What kind of run it is.
+      - Where a deployment was interrupted, V(recover), V(maintenance) and V(monitor) are refused. V(deploy) finishes it, V(rollback) rolls it back.
+    type: str
+    choices: [deploy, recover, rollback, maintenance, monitor, prepare]
+    default: deploy
   deployment_id:
     description: The id of the deployment; for O(state=begun) the one to use where none is open.
     type: str
     default: ""
   holder:
-    description: The run that deploys, as P(wheels.ops.controller_process#lookup) names it.
+    description: The run that changes the host, as P(wheels.ops.controller_process#lookup) names it.
     type: str
     default: ""
   dead_holders:
@@ -38,17 +50,26 @@ options:
     type: list
     elements: str
     default: []
+  living_holders:
+    description: Runs that are known to be alive; a lock of theirs is not taken over, however old it is.
+    type: list
+    elements: str
+    default: []
   failing:
-    description: The checks that fail before the deployment, kept in the journal. Who takes it back can tell what was broken all along.
+    description: The checks that fail before the deployment, kept in the journal. Who rolls it back can tell what was broken all along.
     type: list
     elements: str
     default: []
   force:
-    description: Take the lock over whoever holds it.
+    description: The id of the holder from whom to take the lock, even if it is alive. The message of a refused run names it.
+    type: str
+    default: ""
+  release:
+    description: For O(state=finished) and O(state=rolled_back), whether to give the lock back as well.
     type: bool
-    default: false
+    default: true
   state_dir:
-    description: Where the lock and the journal lie.
+    description: Where the lock and the journal lie. Refused where it, or a directory above it, can be changed by others.
     type: path
     default: /var/lib/wheels-ops
 author:
@@ -66,7 +87,7 @@ EXAMPLES = r"""
 RETURN = r"""
 deployment_id:
   description: The id under which this run goes on.
-  returned: success
+  returned: O(state=begun) or O(state=queried)
   type: str
 resumed:
   description: Whether that deployment had been begun by an earlier run.
@@ -74,8 +95,17 @@ resumed:
   type: bool
 holder:
   description: Who held the lock before, empty for nobody.
-  returned: O(state=begun) or O(state=queried)
+  returned: O(state=locked), O(state=unlocked), O(state=begun) or O(state=queried)
   type: str
+unfinished:
+  description: The deployment that was interrupted, empty for none.
+  returned: O(state=locked) or O(state=queried)
+  type: str
+damaged:
+  description: Files of the journal that cannot be used, each with its C(path) and the C(reason).
+  returned: O(state=queried)
+  type: list
+  elements: dict
 failing_before:
   description: The checks that failed before that deployment.
   returned: O(state=finished) or O(state=rolled_back)
@@ -104,37 +134,50 @@ from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 
 def call(module: AnsibleModule) -> Result:
-    given = module.params
-    if given["state"] == "queried":
-        return deployment.query(given["state_dir"])
-    if given["state"] == "begun":
-        return deployment.begin(
-            given["state_dir"],
-            given["deployment_id"],
-            holder=given["holder"],
-            dead_holders=given["dead_holders"],
-            failing=given["failing"],
-            force=given["force"],
-            check_mode=module.check_mode,
-        )
-    return deployment.end(given["state_dir"], given["deployment_id"], holder=given["holder"], state=given["state"], check_mode=module.check_mode)
+    params = module.params
+    state, directory, run_options = params["state"], params["state_dir"], {"holder": params["holder"], "check_mode": module.check_mode}
+    if state == "queried":
+        return deployment.query(directory)
+    if state == "unlocked":
+        return deployment.let_go(directory, **run_options)
+    if state in ("finished", "rolled_back"):
+        return deployment.end(directory, params["deployment_id"], state=state, release=params["release"], **run_options)
+    claim = {name: params[name] for name in ("kind", "dead_holders", "living_holders", "force")}
+    if state == "locked":
+        return deployment.hold(directory, deployment_id=params["deployment_id"], **claim, **run_options)
+    return deployment.begin(directory, params["deployment_id"], failing=params["failing"], **claim, **run_options)
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["begun", "finished", "rolled_back", "queried"], "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["locked", "unlocked", "begun", "finished", "rolled_back", "queried"],
+                "required": True,
+            },
+            "kind": {
+                "type": "str",
+                "choices": ["deploy", "recover", "rollback", "maintenance", "monitor", "prepare"],
+                "default": "deploy",
+            },
             "deployment_id": {"type": "str", "default": ""},
             "holder": {"type": "str", "default": ""},
             "dead_holders": {"type": "list", "elements": "str", "default": []},
+            "living_holders": {"type": "list", "elements": "str", "default": []},
             "failing": {"type": "list", "elements": "str", "default": []},
-            "force": {"type": "bool", "default": False},
+            "force": {"type": "str", "default": ""},
+            "release": {"type": "bool", "default": True},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
         },
-        required_if=[("state", state, ("deployment_id", "holder")) for state in ("begun", "finished", "rolled_back")],
+        required_if=[
+            *(("state", state, ("deployment_id", "holder")) for state in ("begun", "finished", "rolled_back")),
+            *(("state", state, ("holder",)) for state in ("locked", "unlocked")),
+        ],
         supports_check_mode=True,
     )
-    run(module, lambda: call(module))
+    # It asks for the lock itself, and has to give it back also where it was lost.
+    run(module, lambda: call(module), renews_lock=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ options:
     default: host
   thresholds:
     description:
-      - Limits by measure (V(memory), V(cpu), V(disk), V(response_time_ms), V(error_rate)), each a dictionary with C(warning), C(critical) and C(emergency).
+      - Limits by measure, each a dictionary with C(warning), C(critical) and C(emergency).
+      - V(memory), V(cpu), V(disk) and V(error_rate) in percent (V(memory) also grades Redis' C(maxmemory)), V(response_time_ms) of HTTP answers and of the
+        event loop's stall, V(waiting_tasks) of Celery, V(websocket_ms) of a round trip.
       - The incident report's by default.
     type: dict
     default: {}
@@ -45,6 +47,12 @@ options:
     type: list
     elements: str
     default: [/health]
+  health_path:
+    description:
+      - Where a deployed backend says how it is. Its reasons count, but for what is measured from outside (memory, CPU, disk, answers, CORS, sockets, speech).
+      - A release that has no such path is no fault; empty to not ask.
+    type: str
+    default: /api/v1/system/health
   stall_path:
     description: A path during whose answer the first of O(http_paths) must stay fast; empty to leave the event loop out.
     type: str
@@ -74,7 +82,10 @@ options:
     type: str
     default: /api/v1/pam/chat
   websocket_path:
-    description: Path of the WebSocket endpoint, with the token in its query where one is needed.
+    description:
+      - Path of the WebSocket endpoint, with the token in its query where one is needed.
+      - Without a token the handshake is tried, and that the server asks for one.
+      - In place of V(/api/v1/pam/ws/wheels-ops-health), which releases before August 2025 do not have, V(/api/v1/pam/ws) is tried too.
     type: str
     default: ""
   websocket_heartbeat_within:
@@ -99,10 +110,14 @@ options:
     type: dict
     default: {}
   logs:
-    description: Patterns of logs that must stay under 50 MB.
+    description: Patterns of logs that must stay under O(log_max_bytes).
     type: list
     elements: str
     default: []
+  log_max_bytes:
+    description: Bytes above which a log is too large.
+    type: int
+    default: 50000000
   service_manager:
     description: What runs the services.
     type: str
@@ -159,6 +174,16 @@ failing:
   returned: success
   type: list
   elements: str
+not_measured:
+  description: Names of the checks that were not made, as nothing is given for them. They are neither healthy nor failing; each is warned about.
+  returned: success
+  type: list
+  elements: str
+left_out:
+  description: Names of the subjects that O(subjects) leaves out.
+  returned: success
+  type: list
+  elements: str
 scores:
   description: Performance, stability and user experience from 0 to 100, null where nothing to judge by was measured.
   returned: success
@@ -172,7 +197,7 @@ duration_ms:
   returned: success
   type: float
 msg:
-  description: The outcome in one sentence.
+  description: The outcome in words, with what was not measured and why. It says that everything is healthy only where every subject was measured.
   returned: always
   type: str
 """
@@ -180,6 +205,7 @@ msg:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wheels.ops.plugins.module_utils import report
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
@@ -192,8 +218,9 @@ def call(module: AnsibleModule) -> Result:
     given["subjects"] = given["subjects"] or suite.SUBJECTS
     given["thresholds"] = parse(given["thresholds"])
     found = suite.run(suite.Options(**given))
-    failing = ", ".join(found["failing"])
-    return Result(msg=f"Everything is healthy ({len(found['checks'])} checks)." if not failing else f"Not healthy: {failing}.", extra=found)
+    # Whoever looks at the end of a run only must see it: a check that was not made is not one that is well.
+    warnings = [f"Not measured on this host: {', '.join(names)}: {reason}." for reason, names in report.not_measured(found).items()]
+    return Result(msg=report.summary(found), extra=found, warnings=warnings)
 
 
 def main() -> None:
@@ -205,6 +232,7 @@ def main() -> None:
             "thresholds": {"type": "dict", "default": {}},
             "base_url": {"type": "str", "default": ""},
             "http_paths": {"type": "list", "elements": "str", "default": ["/health"]},
+            "health_path": {"type": "str", "default": suite.Options.health_path},
             "stall_path": {"type": "str", "default": "/api/memory"},
             "database_dsn": {"type": "str", "default": "", "no_log": True},
             "database_tables": {"type": "dict"},
@@ -219,6 +247,7 @@ def main() -> None:
             "filesystems": {"type": "list", "elements": "path", "default": ["/"]},
             "disk_budgets": {"type": "dict", "default": {}},
             "logs": {"type": "list", "elements": "str", "default": []},
+            "log_max_bytes": {"type": "int", "default": suite.Options.log_max_bytes},
             "services": {**arguments.SERVICES, "default": []},
             "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path", "default": ""},

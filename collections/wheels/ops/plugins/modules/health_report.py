@@ -60,7 +60,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 table:
-  description: The table of incidents, line by line, for a terminal.
+  description: The table of incidents, line by line, for a terminal; below it the outcome in words.
   returned: success
   type: list
   elements: str
@@ -86,13 +86,15 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils import report
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.files import write_atomically
+from ansible_collections.wheels.ops.plugins.module_utils.host.files import make_directories, write_atomically
 from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 
 def call(module: AnsibleModule) -> Result:
     given = module.params
     page = report.page(given["before"] or given["after"], given["after"], given["done"], title=given["title"], facts=given["facts"])
+    table = report.text(given["before"], given["after"], given["done"]) if given["before"] else report.listing(given["after"])
+    table += f"\n\n{report.summary(given['after'])}"
     if given["before"]:
         contents = {
             "before.json": json.dumps(given["before"], indent=1) + "\n",
@@ -103,19 +105,19 @@ def call(module: AnsibleModule) -> Result:
     else:
         contents = {
             "health.json": json.dumps(given["after"], indent=1) + "\n",
-            "health.txt": report.listing(given["after"]) + "\n",
+            "health.txt": table + "\n",
             "health.prom": report.prometheus(given["after"]),
             "health.html": page,
         }
     paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}
     if not module.check_mode:
         for name, path in paths.items():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(path.parent)
             write_atomically(path, contents[name].encode("utf-8"))
     return Result(
         msg=f"The report is in {given['dest']}." if paths else "No report was asked for.",
         extra={
-            "table": (report.text(given["before"], given["after"], given["done"]) if given["before"] else report.listing(given["after"])).splitlines(),
+            "table": table.splitlines(),
             "remaining": report.remaining(given["after"]),
             "paths": [str(path) for path in paths.values()],
         },

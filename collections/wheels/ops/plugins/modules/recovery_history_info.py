@@ -36,6 +36,10 @@ history:
   returned: success
   type: list
   elements: dict
+damaged_lines:
+  description: How many lines of the whole history are no records, and were passed over.
+  returned: success
+  type: int
 msg:
   description: How many there are.
   returned: always
@@ -53,8 +57,10 @@ from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError
 def call(module: AnsibleModule) -> Result:
     if not 1 <= module.params["limit"] <= 10000:
         raise OpsError(f"limit is {module.params['limit']}.", hint="It goes from 1 to 10000.")
-    records = history.read(Path(module.params["state_dir"]) / "history.jsonl", module.params["limit"])
-    return Result(msg=f"{len(records)} records.", extra={"history": records})
+    path = Path(module.params["state_dir"]) / "history.jsonl"
+    records, damaged = history.read_and_count(path, module.params["limit"])
+    warnings = [f"{damaged} lines of {path} are damaged and were passed over."] if damaged else []
+    return Result(msg=f"{len(records)} records.", extra={"history": records, "damaged_lines": damaged}, warnings=warnings)
 
 
 def main() -> None:

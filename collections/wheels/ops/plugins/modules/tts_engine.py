@@ -12,6 +12,8 @@ description:
   - Audio is looked into frame by frame. An engine that made none is never called working.
   - Names the engine that would speak now, and why the better ones would not.
   - Coqui is looked for, and installed if asked for, but proved only by the backend, which has the model.
+  - The backend's interpreter never runs as root unless it is root's; it runs as O(backend_user), with a home and a temporary directory of its own.
+    An interpreter, or an environment, that a third user may write is refused.
 options:
   engines:
     description: What must be there. V(espeak) is espeak-ng, or espeak where that is installed already.
@@ -28,6 +30,14 @@ options:
     description: The Python in the backend's virtual environment, where V(edge), V(coqui) and V(pyttsx3) live. Without it they are not looked at.
     type: path
     default: ""
+  backend_user:
+    description: The user, by name or number, as whom O(backend_python) runs. If empty, the owner of its environment, who installs packages in any case.
+    type: str
+    default: ""
+  verify_in_check_mode:
+    description: Run O(backend_python) and the engines in its environment in check mode as well.
+    type: bool
+    default: false
   proxy:
     description: The proxy through which Edge is reached, an http or https URL.
     type: str
@@ -67,7 +77,9 @@ attributes:
   check_mode:
     support: full
     details:
-      - Engines that are there are proved in check mode as well, which changes nothing. Edge's proof goes over the network.
+      - An engine of the host itself is verified in check mode as well, which changes nothing.
+      - Nothing in the environment of O(backend_python) is executed in check mode unless O(verify_in_check_mode); RV(left_out) names what was not
+        verified. What is installed there is read from its files.
   diff_mode:
     support: full
 """
@@ -97,6 +109,11 @@ reasons:
   sample: {coqui: the package coqui-tts is not installed}
 chain:
   description: The chain, best engine first.
+  returned: success
+  type: list
+  elements: str
+left_out:
+  description: The engines that were not verified, as check mode executes nothing of the backend.
   returned: success
   type: list
   elements: str
@@ -171,6 +188,8 @@ def main() -> None:
             "engines": {"type": "list", "elements": "str", "choices": ["edge", "coqui", "espeak", "pyttsx3"], "default": ["edge", "espeak"]},
             "primary": {"type": "str", "choices": ["edge", "coqui", "fallback"], "default": "edge"},
             "backend_python": {"type": "path", "default": ""},
+            "backend_user": {"type": "str", "default": ""},
+            "verify_in_check_mode": {"type": "bool", "default": False},
             "proxy": {"type": "str", "default": "", "no_log": True},
             "voice": {"type": "str", "default": "en-US-AriaNeural"},
             "text": {"type": "str", "default": "The speech engines work."},

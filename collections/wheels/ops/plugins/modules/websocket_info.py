@@ -100,7 +100,9 @@ check:
   type: dict
   contains:
     status:
-      description: V(ok), V(warning) where it is slow, V(critical) where it does not work or lets a foreign origin in.
+      description:
+        - V(ok), V(warning) where it is slow, V(critical) where it does not work or lets a foreign origin in.
+        - V(unknown) where the name of the host does not resolve, so that nobody was asked.
       type: str
     value:
       description: The median round trip in milliseconds.

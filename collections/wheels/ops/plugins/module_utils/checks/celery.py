@@ -8,17 +8,19 @@ import json
 import time
 import typing as t
 
-from ..health import Check
+from ..core.redaction import redact_url
+from ..health import Check, is_ours
 from ..results import OpsError
 from ..services import broker, celery_workers, gates, redis_errors
-from ..thresholds import Thresholds, worst
+from ..thresholds import DEFAULTS, Thresholds, worst
+from .redis import REFUSALS, error_code
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
 BEAT_KEY = "pam:beat:heartbeat"
 #: The throttle's hash; see ``remedies/celery_throttle.py``.
 THROTTLE_KEY = "pam:throttle"
-#: Tasks that may wait in all queues together: judgement, two workers finish a thousand short tasks in seconds.
-WAITING = Thresholds(1000, 10_000)
+#: Tasks that may wait in all queues together.
+WAITING = DEFAULTS["waiting_tasks"]
 
 
 def check(
@@ -51,13 +53,36 @@ def check(
         beat = _beat(client)
         throttle = _throttle(client)
         consumed = _consumed(client)
-    except redis.RedisError as error:
-        cause = redis_errors.explain(error, redis_url)
-        if cause.details["redis_error"] in ("permission", "password"):
-            raise cause from error
+    except redis.AuthenticationError:
         return Check(
-            name="celery", status="critical", unit="waiting tasks", message=f"The broker does not work. {cause.message}",
-            remedy="service_restart" if cause.details["redis_error"] == "silent" else "", details={"workers": {}, "beat": {}},
+            name="celery",
+            status="critical",
+            unit="waiting tasks",
+            message=f"The broker at {redact_url(redis_url)} refuses the password in its URL.",
+            details={"workers": {}, "beat": {}},
+        )
+    except redis.RedisError as error:
+        if redis_errors.missing_right(error):
+            raise redis_errors.explain(error, redis_url) from error
+        refusal = error_code(error)
+        if refusal:
+            # A worker that is restarted now cannot write either: it would end in a crash loop.
+            why, help_with, remedy = REFUSALS[refusal]
+            return Check(
+                name="celery",
+                status="critical",
+                unit="waiting tasks",
+                remedy=remedy,
+                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {why}; {help_with}.",
+                details={"workers": {}, "beat": {}},
+            )
+        if is_ours(error):
+            raise OpsError(
+                f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights."
+            ) from error
+        return Check(
+            name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} does not answer: {type(error).__name__}.",
+            remedy="service_restart", details={"workers": {}, "beat": {}},
         )  # fmt: skip
     finally:
         client.close()
@@ -82,7 +107,7 @@ def check(
         value=total,
         unit="waiting tasks",
         thresholds=waiting.as_dict(),
-        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer, {'beat is alive, ' if beat else ''}{total} tasks wait."),
+        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."),
         remedy="service_restart" if restart else "" if depth == "ok" else "celery_throttle",
         details={
             "workers": {name: _worker(stats) for name, stats in sorted(nodes.items())},

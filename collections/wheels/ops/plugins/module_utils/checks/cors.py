@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, field
 
 from ..health import Check
 from ..results import OpsError
-from ..services.broker import masked
+from .http import require_url
 
 #: The origin of nobody (RFC 2606: .example never resolves); and what a lax pattern lets through.
 FOREIGN = "https://evil.example"
 #: Methods that need no permission in a preflight answer (Fetch standard: CORS-safelisted methods).
 _SAFE_METHODS = ("GET", "HEAD", "POST")
 _UNANSWERED = "no answer: "
+_UNRESOLVED = "its name cannot be resolved"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -158,13 +159,7 @@ def _refused(reply: t.Any, origin: str) -> str:
 
 def validate(base_url: str, origins: t.Sequence[str], foreign: t.Sequence[str], methods: t.Sequence[str], headers: t.Sequence[str], timeout: float) -> None:
     """Refuses what no browser could send; nothing is sent yet."""
-    try:
-        parts = urllib.parse.urlsplit(base_url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError(f"base_url is {masked(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
+    require_url(base_url)
     if not origins:
         raise OpsError("No origin is named.", hint="Give in origins at least one that the backend has to allow.")
     for origin in (*origins, *foreign):
@@ -205,8 +200,8 @@ def _silence(error: Exception) -> str:
     if isinstance(error, requests.exceptions.Timeout):
         return "nothing came in time"
     for mark, words in (
-        ("Connection refused", "the connection is refused: nothing listens there"), ("Name or service", "its name cannot be resolved"),
-        ("name resolution", "its name cannot be resolved"), ("No route", "there is no route to it"), ("unreachable", "its network cannot be reached"),
+        ("Connection refused", "the connection is refused: nothing listens there"), ("Name or service", _UNRESOLVED),
+        ("name resolution", _UNRESOLVED), ("resolve", _UNRESOLVED), ("No route", "there is no route to it"), ("unreachable", "its network cannot be reached"),
         ("reset by peer", "it broke the connection off"), ("Remote end closed", "it broke the connection off"),
     ):  # fmt: skip
         if mark in text:
@@ -275,8 +270,11 @@ def _job(call: t.Callable[..., Exchange], *words: t.Any, **options: t.Any) -> t.
 def _judged(url: str, exchanges: t.Sequence[Exchange]) -> Check:
     wrong = [exchange for exchange in exchanges if not exchange.passed]
     if exchanges and all(exchange.status is None for exchange in exchanges):
+        why = wrong[0].why[len(_UNANSWERED) :]
+        if why == _UNRESOLVED:  # nobody was asked
+            return Check(name="cors", status="unknown", message=f"{url} was not asked: {why}.", details={"url": url, "reflected": [], "exchanges": []})
         return Check(
-            name="cors", status="critical", value=0.0, unit="percent", message=f"{url} does not answer: {wrong[0].why[len(_UNANSWERED) :]}.",
+            name="cors", status="critical", value=0.0, unit="percent", message=f"{url} does not answer: {why}.",
             remedy="service_restart",
             details={"url": url, "reflected": [], "exchanges": [asdict(exchange) for exchange in exchanges]},
         )  # fmt: skip

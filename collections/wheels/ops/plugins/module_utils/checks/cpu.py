@@ -12,6 +12,7 @@ import typing as t
 from ..health import Check
 from ..results import OpsError
 from ..thresholds import DEFAULTS, Thresholds, worst
+from .http import require_url
 
 #: How often the light endpoint is asked while the heavy one runs.
 _PROBE_EVERY = 0.05
@@ -51,7 +52,9 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
     def ask(path: str) -> float:
         started = time.monotonic()
         try:
-            requests.get(base_url + path, timeout=timeout)
+            with requests.Session() as session:
+                session.trust_env = False  # a proxy of the environment must not answer for the backend
+                session.get(base_url + path, timeout=timeout)
         except requests.RequestException as error:
             raise OpsError(f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from error
         return (time.monotonic() - started) * 1000
@@ -86,10 +89,17 @@ def check(
     """
     limits, slow = thresholds or DEFAULTS["cpu"], response or DEFAULTS["response_time_ms"]
     members = list(pids)
+    if base_url:
+        require_url(base_url, light)
     cores = os.cpu_count() or 1
     busy, total = _host_ticks()
     ticks, started = _process_ticks(members), time.monotonic()
-    stalled = stall_ms(base_url, heavy, light) if base_url and heavy else None
+    stalled, silent = None, ""
+    if base_url and heavy:
+        try:
+            stalled = stall_ms(base_url, heavy, light)
+        except OpsError as error:  # the use of the CPU is measured all the same
+            silent = str(error).rstrip(".")
     time.sleep(max(0.0, sample_s - (time.monotonic() - started)))
     elapsed = time.monotonic() - started
     busy_after, total_after = _host_ticks()
@@ -97,18 +107,23 @@ def check(
     services = 100.0 * (_process_ticks(members) - ticks) / os.sysconf("SC_CLK_TCK") / elapsed / cores
     percent = host if scope == "host" else services
     status = limits.status(percent)
-    message = f"{percent:.1f} % CPU"
+    parts = [f"{percent:.1f} % CPU"]
     if stalled is not None:
-        status = worst([status, slow.status(stalled)])
-        message += f"; {light} takes up to {stalled:.0f} ms while {heavy} is served"
+        stall = slow.status(stalled)
+        # What made the status comes first.
+        parts.insert(0 if worst([status, stall]) != status else 1, f"{light} takes up to {stalled:.0f} ms while {heavy} is served")
+        status = worst([status, stall])
+    if silent:
+        parts.insert(0 if worst([status, "unknown"]) != status else 1, silent)
+        status = worst([status, "unknown"])
     return Check(
         name="cpu",
         status=status,
         value=round(stalled, 0) if stalled is not None else round(percent, 1),
         unit="ms stall" if stalled is not None else "%",
         thresholds=slow.as_dict() if stalled is not None else limits.as_dict(),
-        message=message + ".",
-        remedy="" if status == "ok" else "backend_patch" if limits.status(percent) == "ok" else "celery_throttle",
+        message="; ".join(parts) + ".",
+        remedy="" if status in ("ok", "unknown") else "backend_patch" if limits.status(percent) == "ok" else "celery_throttle",
         details={
             "host_percent": round(host, 1), "services_percent": round(services, 1), "load": os.getloadavg(), "cores": cores,
             "pressure_avg10": pressure(), "stall_ms": stalled,

@@ -8,7 +8,7 @@ import time
 import typing as t
 
 from .. import postgres
-from ..health import Check
+from ..health import Check, Finding, conclude
 
 #: Tables and the columns of them that the backend reads or writes; their lack is what "missing tables" was.
 REQUIRED: t.Mapping[str, t.Sequence[str]] = {
@@ -56,43 +56,61 @@ REQUIRED: t.Mapping[str, t.Sequence[str]] = {
 
 
 def check(dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = None, schema: str = "public", timeout: int = 10) -> Check:
-    """Connects, asks one question, and compares the catalog with what is ``required``."""
+    """Connects, asks one question, and compares the catalog with what is ``required``.
+
+    ``critical`` where the server gives no session or no answer, takes no writes, or lacks a table or a column.
+    """
+    import psycopg2
+
     wanted = REQUIRED if required is None else required
+    try:
+        facts = _ask(dsn, wanted, schema, timeout)
+    except postgres.Unavailable as error:
+        return conclude("database", [Finding("critical", str(error))], fine="", unit="missing")
+    except psycopg2.Error as error:
+        return conclude("database", [Finding("critical", str(postgres.server_error("The database does not answer", error)))], fine="", unit="missing")
+    present = facts.pop("present")
+    tables = [name for name in wanted if name not in present]
+    columns = [f"{name}.{column}" for name, names in wanted.items() if name in present for column in names if column not in present[name]]
+    findings = []
+    if facts["standby"]:
+        findings.append(Finding("critical", "the server is a standby and takes no writes: give the address of the primary"))
+    elif facts["read_only"]:
+        findings.append(Finding("critical", "the database takes no writes (default_transaction_read_only is on): find out who turned it on, a full disk does"))
+    if tables:
+        findings.append(Finding("critical", f"missing tables: {', '.join(tables)}", "sql_script"))
+    if columns:
+        findings.append(Finding("critical", f"missing columns: {', '.join(columns)}", "sql_script"))
+    return conclude(
+        "database",
+        findings,
+        fine=f"PostgreSQL {facts['version']} answers, every table is there",
+        value=len(tables) + len(columns),
+        unit="missing",
+        details={**facts, "missing_tables": tables, "missing_columns": columns},
+    )
+
+
+def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:
+    """``version``, ``latency_ms``, ``standby``, ``read_only``, and ``present``: the columns of each table that is there."""
     started = time.monotonic()
     connection = postgres.connect(dsn, connect_timeout=timeout)
     try:
         connection.set_session(readonly=True)
         with connection.cursor() as cursor:
             cursor.execute("select set_config('statement_timeout', %s, true)", (f"{timeout * 1000}",))
-            cursor.execute("select pg_is_in_recovery(), current_setting('server_version')")
-            recovering, version = cursor.fetchall()[0]
+            cursor.execute("select pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on', current_setting('server_version')")
+            standby, read_only, version = cursor.fetchall()[0]
             # Not information_schema, which hides what the session's role may not use.
             cursor.execute(
-                "select c.relname, array_agg(a.attname::text) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-                " join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+                "select c.relname, coalesce(array_agg(a.attname::text) filter (where a.attname is not null), '{}')"
+                " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+                " left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
                 " where n.nspname = %s and c.relname = any(%s) and c.relkind in ('r', 'p', 'v', 'f') group by 1",
                 (schema, list(wanted)),
             )
             present = dict(cursor.fetchall())
-        latency = (time.monotonic() - started) * 1000
     finally:
         connection.close()
-    tables = [name for name in wanted if name not in present]
-    columns = [f"{name}.{column}" for name, names in wanted.items() if name in present for column in names if column not in present[name]]
-    missing = tables + columns
-    problems = []
-    if tables:
-        problems.append(f"missing tables: {', '.join(tables)}")
-    if columns:
-        problems.append(f"missing columns: {', '.join(columns)}")
-    if recovering:
-        problems.append("the server is a standby and takes no writes")
-    return Check(
-        name="database",
-        status="critical" if problems else "ok",
-        value=len(missing),
-        unit="missing",
-        message=("; ".join(problems) or f"PostgreSQL {version} answers, every table is there") + ".",
-        remedy="sql_script" if problems else "",
-        details={"version": version, "latency_ms": round(latency, 1), "missing_tables": tables, "missing_columns": columns, "standby": recovering},
-    )
+    latency = round((time.monotonic() - started) * 1000, 1)
+    return {"version": version, "latency_ms": latency, "standby": standby, "read_only": read_only, "present": present}

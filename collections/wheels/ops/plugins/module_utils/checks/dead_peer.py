@@ -39,9 +39,9 @@ def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Opti
 
 
 def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
-    """A WebSocket check with the end of a dead peer measured as well; one that could not even connect is given as it is."""
-    if "handshake_ms" not in check.details:
-        return check
+    """A WebSocket check with the end of a dead peer measured as well; one that could not connect, or was let in without a token only, is given as it is."""
+    if "handshake_ms" not in check.details or not check.details.get("authenticated", True):
+        return check  # a server that sends us away at once says nothing of peers that die
     took = seconds_until_closed(url, within=within, origin=origin)
     details = {**check.details, "dead_peer_closed_after_s": None if took is None else round(took, 1)}
     if took is None:

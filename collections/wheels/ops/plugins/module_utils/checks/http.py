@@ -1,68 +1,215 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The backend over HTTP: does it answer, how fast, and how often with an error."""
+"""The backend over HTTP: does it answer, how fast, how often with an error, and what does it say of its own health."""
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 import time
 import typing as t
+import urllib.parse
+from dataclasses import dataclass, field
 
-from ..health import Check
-from ..thresholds import DEFAULTS, worst
+from ..core.redaction import redact
+from ..health import Check, Finding, conclude, is_ours
+from ..results import OpsError
+from ..thresholds import DEFAULTS, Thresholds
+from . import self_report
+
+#: Where a deployed backend says how it is (``docs/health-api.md``). Releases without it answer 404.
+HEALTH_PATH = "/api/v1/system/health"
+#: The health of a deployed backend comes from samples: what was repaired shows within ten seconds.
+SETTLE = 10.0
+_AGAIN_AFTER = 1.0
+_AGENT = {"User-Agent": "wheels.ops health"}
+#: Where the backend has each login from.
+_LOGINS: t.Dict[str, str] = {"database:connection": "DATABASE_URL", "redis:connection": "REDIS_URL", "redis:write": "REDIS_URL"}
+#: Longer answers are pages, not documents of health.
+_LONGEST = 1_000_000
+
+
+@dataclass
+class _Samples:
+    """What came of asking the paths: ``times`` in ms, how many were asked, errors by name, and the last document of each path."""
+
+    times: t.List[float] = field(default_factory=list)
+    asked: int = 0
+    errors: t.Dict[str, int] = field(default_factory=dict)
+    documents: t.Dict[str, t.Any] = field(default_factory=dict)
+
+    def miss(self, name: str) -> None:
+        self.errors[name] = self.errors.get(name, 0) + 1
+
+
+def require_url(base_url: str, path: str = "") -> None:
+    """Raises ``OpsError`` for what no request can be made of: that is a reason of our own, not the backend's."""
+    try:
+        parts = urllib.parse.urlsplit(base_url + path)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s\x00-\x1f\x7f]", base_url + path)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OpsError(f"base_url is {redact(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
+
+
+def unresolved(base_url: str) -> OpsError:
+    """The error for a host name that does not resolve here: nobody was asked."""
+    return OpsError(f"The host name in {redact(base_url)} does not resolve.", hint="Check base_url and this machine's name resolution.")
 
 
 def check(
     base_url: str,
     *,
     paths: t.Sequence[str] = ("/health",),
+    health_path: str = HEALTH_PATH,
     samples: int = 10,
     timeout: float = 10.0,
+    settle: float = SETTLE,
     verify: t.Union[bool, str] = True,
+    response: t.Optional[Thresholds] = None,
+    errors: t.Optional[Thresholds] = None,
 ) -> Check:
     """Asks every path ``samples`` times over one connection. The value is the 95th percentile of the time to the answer in ms.
 
-    An answer below 400 counts as good. The few distinct paths keep the backend's own address blocking from seeing a scan.
+    ``response`` grades that time, ``errors`` the percentage of answers that are no answer or 400 and above. What the paths and ``health_path``
+    (empty: not asked) say of the application's health in JSON counts as well, without what the suite measures from outside
+    (``self_report``); where a health is bad, it is asked for again for ``settle`` seconds. A release without ``health_path`` is no fault:
+    ``details.application`` says so. The few distinct paths keep the backend's own address blocking from seeing a scan.
     """
     import requests
 
-    times: t.List[float] = []
-    errors: t.Dict[str, int] = {}
+    for path in (*paths, *([health_path] if health_path else [])):
+        require_url(base_url, path)
+    slow, wrong = response or DEFAULTS["response_time_ms"], errors or DEFAULTS["error_rate"]
+    details: t.Dict[str, t.Any] = {}
+    findings: t.List[Finding] = []
     with requests.Session() as session:
+        session.trust_env = False  # a proxy of the environment must not answer for the backend
         session.verify = verify
-        for path in paths:
-            for _ignored in range(samples):
-                started = time.monotonic()
-                try:
-                    answer = session.get(base_url + path, timeout=timeout, headers={"User-Agent": "wheels.ops health"})
-                except requests.RequestException as error:
-                    errors[f"{path}: {type(error).__name__}"] = errors.get(f"{path}: {type(error).__name__}", 0) + 1
-                    if isinstance(error, (requests.ConnectionError, requests.Timeout)):
-                        break  # the next ones would only wait as long
-                    continue
-                times.append((time.monotonic() - started) * 1000)
-                if answer.status_code >= 400:
-                    key = f"{path}: {answer.status_code}"
-                    errors[key] = errors.get(key, 0) + 1
-    asked = len(times) + sum(count for name, count in errors.items() if not name[-3:].isdigit())
-    failed = sum(errors.values())
-    rate = 100.0 * failed / max(1, asked)
-    slow, wrong = DEFAULTS["response_time_ms"], DEFAULTS["error_rate"]
-    p95 = statistics.quantiles(times, n=20, method="inclusive")[18] if len(times) > 1 else (times[0] if times else None)
-    status = "critical" if not times else worst([slow.status(p95), wrong.status(rate)])
-    if not times:
-        message = f"{base_url} does not answer: {', '.join(errors)}."
-    elif errors:
-        message = f"{rate:.0f} % of the answers are errors: {', '.join(errors)}."
-    else:
-        message = f"{', '.join(paths)}: {len(times)} answers, 95 % within {p95:.0f} ms."
-    return Check(
-        name="http",
-        status=status,
+        seen = _sample(session, base_url, paths, samples, timeout)
+        p95 = _percentile(seen.times)
+        rate = 100.0 * sum(seen.errors.values()) / max(1, seen.asked)
+        if p95 is None:
+            findings.append(Finding("critical", f"{base_url} does not answer: {', '.join(seen.errors) or 'no path is asked for'}", "service_restart"))
+        else:
+            findings += _graded(seen, p95, rate, slow, wrong)
+            findings += _said(seen.documents, details)
+            if health_path and health_path not in paths:
+                findings += _application(session, base_url, health_path, timeout, settle, details)
+    return conclude(
+        "http",
+        findings,
+        fine=f"{', '.join(paths)}: {len(seen.times)} answers, 95 % within {p95 or 0:.0f} ms",
         value=round(p95, 1) if p95 is not None else None,
         unit="ms",
         thresholds=slow.as_dict(),
-        message=message,
-        remedy="" if status == "ok" else "service_restart",
-        details={"error_rate_percent": round(rate, 2), "errors": errors, "asked": asked, "median_ms": round(statistics.median(times), 1) if times else None},
+        details={
+            "error_rate_percent": round(rate, 2),
+            "errors": seen.errors,
+            "asked": seen.asked,
+            "median_ms": round(statistics.median(seen.times), 1) if seen.times else None,
+            **details,
+        },
     )
+
+
+def _sample(session: t.Any, base_url: str, paths: t.Sequence[str], samples: int, timeout: float) -> _Samples:
+    import requests
+
+    seen = _Samples()
+    for path in paths:
+        for _ignored in range(samples):
+            started = time.monotonic()
+            seen.asked += 1
+            try:
+                answer = session.get(base_url + path, timeout=timeout, headers=_AGENT)
+            except requests.RequestException as error:
+                if is_ours(error):
+                    raise unresolved(base_url) from None
+                seen.miss(f"{path}: {type(error).__name__}")
+                if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+                    break  # the next ones would only wait as long
+                continue
+            seen.times.append((time.monotonic() - started) * 1000)
+            seen.documents[path] = _document(answer)
+            if answer.status_code >= 400:
+                seen.miss(f"{path}: {answer.status_code}")
+    return seen
+
+
+def _percentile(times: t.Sequence[float]) -> t.Optional[float]:
+    """The 95th percentile; None where nothing answered."""
+    if len(times) > 1:
+        return statistics.quantiles(times, n=20, method="inclusive")[18]
+    return times[0] if times else None
+
+
+def _document(answer: t.Any) -> t.Any:
+    """The JSON of an answer; None where it is none."""
+    if len(answer.content) > _LONGEST:
+        return None
+    try:
+        return json.loads(answer.content)
+    except ValueError:
+        return None
+
+
+def _graded(seen: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Thresholds) -> t.Iterator[Finding]:
+    status = wrong.status(rate)
+    if seen.errors:
+        yield Finding(status, f"{rate:.0f} % of the answers are errors: {', '.join(seen.errors)}", "service_restart")
+    status = slow.status(p95)
+    if status != "ok":
+        yield Finding(status, f"5 % of the answers take {p95:.0f} ms or longer, over {slow.crossed(p95):g} ms", "service_restart")
+
+
+def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.Iterator[Finding]:
+    """What the paths themselves say: an answer 200 that calls itself unhealthy is none that a user is helped with."""
+    for path, document in documents.items():
+        said = self_report.read(document)
+        if said is None:
+            continue
+        details.setdefault("said", {})[path] = {"status": said.status, "reasons": list(said.reasons), "left_out": list(said.left_out)}
+        if said.status != "ok":
+            yield Finding(said.status, f"{path} says: {', '.join(said.reasons)}")
+
+
+def _application(session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]) -> t.List[Finding]:
+    """The health of a deployed backend, asked for until it is well or ``settle`` seconds have passed."""
+    deadline = time.monotonic() + settle
+    while True:
+        found, details["application"] = _ask_application(session, base_url, path, timeout)
+        if all(finding.status == "ok" for finding in found) or time.monotonic() + _AGAIN_AFTER > deadline:
+            return found
+        time.sleep(_AGAIN_AFTER)
+
+
+def _ask_application(session: t.Any, base_url: str, path: str, timeout: float) -> t.Tuple[t.List[Finding], t.Dict[str, t.Any]]:
+    """One look at the application's own health: findings, and what stands of it in the details."""
+    import requests
+
+    facts: t.Dict[str, t.Any] = {"path": path, "http_status": None, "status": "unknown", "reasons": [], "left_out": []}
+    try:
+        answer = session.get(base_url + path, timeout=timeout, headers=_AGENT)
+    except requests.RequestException as error:
+        facts["status"] = "critical"
+        return [Finding("critical", f"{path} gives no answer: {type(error).__name__}", "service_restart")], facts
+    code = facts["http_status"] = answer.status_code
+    said = self_report.read(_document(answer))
+    if code < 500 and (code >= 300 or said is None):
+        # A release before the deployment, or one whose firewall knows no such path: nothing is known, and nothing is wrong.
+        facts["status"] = "not deployed" if code == 404 else "not readable"
+        what = "is not there" if code == 404 else "says nothing of health" if code < 300 else "refuses us"
+        return [Finding("ok", f"the application's own health is not known: {path} {what} ({code})")], facts
+    if said is not None:
+        facts.update(status=said.status, reasons=list(said.reasons), left_out=list(said.left_out))
+    if said is None or (code >= 500 and said.status == "ok" and not said.left_out):
+        facts["status"] = "critical"
+        return [Finding("critical", f"{path} answers {code}" + (" without a reason" if said is None else " although every check in it passes"))], facts
+    if said.status == "ok":
+        return [], facts
+    text = f"the application itself says ({path}, {code}): {', '.join(said.reasons)}"
+    login = next((variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), "")
+    return [Finding(said.status, text + (f"; check {login} in its environment" if login else ""))], facts

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Redis and the application's cache in it: answers, has room, and holds no key of the application without an expiry."""
+"""Redis and the application's cache in it: answers, takes writes, has room, and holds no key of the application without an expiry."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import itertools
 import time
 import typing as t
 
-from ..health import Check
-from ..redaction import redact_url
+from ..core.redaction import redact_url, url_problem
+from ..health import Check, Finding, conclude, is_ours
 from ..results import OpsError
-from ..services import redis_errors
 from ..services.broker import readable, require_database
-from ..thresholds import DEFAULTS
+from ..thresholds import DEFAULTS, Thresholds, worst
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
 CACHE_PREFIXES: t.Tuple[str, ...] = (
@@ -26,62 +25,181 @@ CACHE_PREFIXES: t.Tuple[str, ...] = (
 _SLICE = 500
 
 
-def check(url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int = 200_000, timeout: float = 5.0) -> Check:
-    """PING and INFO, then a SCAN of at most ``max_keys`` keys for own keys without an expiry."""
+#: A write that changes nothing: Redis judges it as any other that needs memory (LOADING, MISCONF, OOM, READONLY, NOREPLICAS, CLUSTERDOWN), and
+#: with an empty value and no such key it makes none (redis.io/commands/setrange). The prefix is one that the application may write under.
+WRITE_PROBE: t.Tuple[str, ...] = ("SETRANGE", "pam:cache:wheels-ops-write-probe", "0", "")
+#: Why Redis refuses writes, by its error code: what it means, what helps, and the module that does it.
+REFUSALS: t.Dict[str, t.Tuple[str, str, str]] = {
+    "OOM": ("its memory is full and nothing may be evicted", "remove what is not needed, or raise maxmemory", "cache_purge"),
+    "MISCONF": ("it cannot save its data to disk", "free space on its disk, or correct the rights of its directory", "disk_cleanup"),
+    "READONLY": ("it is a replica", "give the URL of the primary", ""),
+    "NOREPLICAS": ("too few replicas are connected (min-replicas-to-write)", "bring the replicas back", ""),
+    "LOADING": ("it still loads its data", "wait: a restart would begin anew", ""),
+    "MASTERDOWN": ("its primary is gone and it may not serve what it has", "bring the primary back, or promote this one", ""),
+    "CLUSTERDOWN": ("the cluster is down", "bring the missing nodes back", ""),
+}
+_CODES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+}
+
+
+def error_code(error: BaseException) -> str:
+    """The code of Redis' answer (``OOM``, ``MISCONF``, ...), which redis-py takes out of the text of some; empty where there is none."""
+    known = next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), "")
+    first = str(error).split(" ", 1)[0]
+    return known or (first if first in REFUSALS else "")
+
+
+def check(
+    url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int = 200_000, timeout: float = 5.0, thresholds: t.Optional[Thresholds] = None
+) -> Check:
+    """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys without an expiry.
+
+    ``critical`` where it does not answer, refuses the password or refuses writes. ``thresholds`` grade the share of ``maxmemory`` in use, where
+    nothing may be evicted. ``warning`` where keys never expire or its last save failed. ``unknown`` where the user lacks a right.
+    """
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     require_database(url)
     try:
-        client = redis.Redis.from_url(readable(url), socket_timeout=timeout, socket_connect_timeout=timeout)
+        # One question, one answer: redis-py would ask four times, and wait the timeout each time.
+        client = redis.Redis.from_url(readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
     except ValueError as error:
-        raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {error}.", hint="Give redis://:PASSWORD@HOST:PORT/DB.") from error
+        raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {url_problem(error)}.", hint="Give redis://:PASSWORD@HOST:PORT/0.") from error
+    limits = thresholds or DEFAULTS["memory"]
+    facts: t.Dict[str, t.Any] = {}
     try:
-        started = time.monotonic()
-        client.ping()
-        latency = (time.monotonic() - started) * 1000
-        info = client.info()
-        scanned, eternal = _without_expiry(client, prefixes, max_keys)
+        findings = _look(client, prefixes, max_keys, limits, facts)
+    except redis.AuthenticationError as error:
+        facts = {}
+        said = str(error).split(".")[0]
+        what = "wants a password" if "required" in said or said.startswith("HELLO") else f"refuses the password ({said})"
+        findings = [Finding("critical", f"Redis at {redact_url(url)} {what}: check the one in its URL")]
     except redis.RedisError as error:
-        cause = redis_errors.explain(error, url)
-        if cause.details["redis_error"] in ("permission", "password"):
-            raise cause from error
-        return Check(
-            name="redis", status="critical", value=None, unit="keys without expiry", message=cause.message,
-            remedy="service_restart" if cause.details["redis_error"] == "silent" else "", details={},
-        )  # fmt: skip
+        if is_ours(error):
+            raise OpsError(f"Redis at {redact_url(url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights.") from error
+        facts = {}
+        findings = [Finding("critical", f"Redis at {redact_url(url)} does not answer: {error}", "service_restart")]
+        if "max number of clients" in str(error):
+            findings = [Finding("critical", f"Redis at {redact_url(url)} has no connection free ({error}): close some, or raise maxclients")]
     finally:
         client.close()
-    limit = int(info.get("maxmemory") or 0)
-    percent = 100.0 * int(info["used_memory"]) / limit if limit else None
-    memory = DEFAULTS["memory"].status(percent) if percent is not None else "ok"
-    hits, misses = int(info.get("keyspace_hits", 0)), int(info.get("keyspace_misses", 0))
-    loading = bool(int(info.get("loading", 0)))
-    status = "critical" if loading else "warning" if eternal else memory
-    return Check(
-        name="redis",
-        status=status,
-        value=eternal,
-        unit="keys without expiry",
-        message=(
-            "Redis still loads its data."
-            if loading
-            else f"{eternal} cache keys never expire."
-            if eternal
-            else f"Redis {info['redis_version']} answers in {latency:.1f} ms; every cache key expires."
-        ),
-        remedy="" if status == "ok" else "cache_purge" if eternal else "memory_trim",
-        details={
-            "version": info["redis_version"], "latency_ms": round(latency, 2), "used_memory_bytes": int(info["used_memory"]), "maxmemory_percent": percent,
-            "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None, "evicted_keys": int(info.get("evicted_keys", 0)),
-            "expired_keys": int(info.get("expired_keys", 0)), "connected_clients": int(info["connected_clients"]), "scanned": scanned,
-            "scan_complete": scanned < max_keys, "uptime_s": int(info["uptime_in_seconds"]),
-        },
+    answers = f"Redis {facts.get('version')} answers in {facts.get('latency_ms') or 0:.1f} ms and takes writes"
+    return conclude(
+        "redis", findings, fine=f"{answers}; every cache key expires", value=facts.pop("eternal", None), unit="keys without expiry",
+        thresholds=limits.as_dict() if facts.get("maxmemory_percent") is not None else {}, details=facts,
     )  # fmt: skip
 
 
-def _without_expiry(client: t.Any, prefixes: t.Sequence[str], max_keys: int) -> t.Tuple[int, int]:
+def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]) -> t.List[Finding]:
+    """What there is to say of a server that answers; fills ``facts``. Raises the library's error where it does not answer."""
+    import redis
+
+    findings: t.List[Finding] = []
+    refusal = ""
+    started = time.monotonic()
+    try:
+        client.ping()
+    except (redis.ResponseError, redis.exceptions.BusyLoadingError) as error:
+        refusal = error_code(error)  # LOADING, MISCONF and MASTERDOWN refuse a PING, too
+        if not refusal:
+            raise
+    facts["latency_ms"] = round((time.monotonic() - started) * 1000, 2)
+    info: t.Dict[str, t.Any] = {}
+    try:
+        info = client.info()
+    except redis.exceptions.NoPermissionError:
+        findings.append(Finding("unknown", "the user may not ask for INFO: grant +info"))
+    facts.update(_facts(info))
+    tried = True
+    if not refusal:
+        refusal, tried = _refusal(client)
+    refusal = refusal or _refusal_by(info, tried)
+    facts["writes"] = f"refused: {refusal}" if refusal else "accepted" if tried else "not tried"
+    eternal = cached = None
+    if refusal not in ("LOADING", "MASTERDOWN"):
+        try:
+            facts["scanned"], cached, eternal = _without_expiry(client, prefixes, max_keys)
+        except redis.exceptions.NoPermissionError:
+            findings.append(Finding("unknown", "the user may not look for keys without an expiry: grant +scan and +pttl"))
+    facts["eternal"] = eternal
+    percent = facts.get("maxmemory_percent")
+    # A cache that may evict is full all the time, and works.
+    full = limits.status(percent) if percent is not None and facts["maxmemory_policy"] == "noeviction" else "ok"
+    if refusal:
+        why, help_with, remedy = REFUSALS[refusal]
+        if refusal == "OOM" and not cached:
+            remedy = ""  # nothing of the cache's is there to be purged
+        share = f", {percent:.0f} % of maxmemory in use" if refusal == "OOM" and percent is not None else ""
+        status = worst(["critical", full]) if refusal == "OOM" else "critical"
+        findings.append(Finding(status, f"Redis refuses writes ({refusal}{share}): {why}; {help_with}", remedy))
+    if full != "ok" and refusal != "OOM":
+        findings.append(Finding(full, f"Redis uses {percent:.0f} % of its maxmemory, over {limits.crossed(percent or 0):g} %", "cache_purge" if cached else ""))
+    if eternal:
+        findings.append(Finding("warning", f"{eternal} cache keys never expire", "cache_purge"))
+    if not refusal:
+        findings += [
+            Finding("warning", f"Redis cannot save its data ({name} is {info[name]}): a restart would lose it")
+            for name in ("rdb_last_bgsave_status", "aof_last_write_status")
+            if info.get(name, "ok") != "ok"
+        ]
+    return findings
+
+
+def _facts(info: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    """What INFO says, as far as the user may ask for it."""
+    if not info:
+        return {}
+    limit = int(info.get("maxmemory") or 0)
+    hits, misses = int(info.get("keyspace_hits", 0)), int(info.get("keyspace_misses", 0))
+    return {
+        "version": info["redis_version"],
+        "used_memory_bytes": int(info["used_memory"]),
+        "maxmemory_percent": 100.0 * int(info["used_memory"]) / limit if limit else None,
+        "maxmemory_policy": str(info.get("maxmemory_policy", "noeviction")),
+        "hit_rate_percent": round(100.0 * hits / (hits + misses), 1) if hits + misses else None,
+        "evicted_keys": int(info.get("evicted_keys", 0)),
+        "expired_keys": int(info.get("expired_keys", 0)),
+        "connected_clients": int(info["connected_clients"]),
+        "role": str(info.get("role", "")),
+    }
+
+
+def _refusal(client: t.Any) -> t.Tuple[str, bool]:
+    """(code with which a write is refused or empty, whether the server judged one at all)."""
+    import redis
+
+    try:
+        client.execute_command(*WRITE_PROBE)
+    except (redis.ResponseError, redis.exceptions.BusyLoadingError) as error:
+        return error_code(error), bool(error_code(error))
+    return "", True
+
+
+def _refusal_by(info: t.Mapping[str, t.Any], tried: bool) -> str:
+    """Why writes must be refused as far as INFO tells: for a user who may not try one."""
+    if tried or not info:
+        return ""
+    limit = int(info.get("maxmemory") or 0)
+    if int(info.get("loading", 0)):
+        return "LOADING"
+    if info.get("role") == "slave":
+        return "READONLY"
+    if limit and int(info["used_memory"]) >= limit and info.get("maxmemory_policy", "noeviction") == "noeviction":
+        return "OOM"
+    return ""
+
+
+def _without_expiry(client: t.Any, prefixes: t.Sequence[str], max_keys: int) -> t.Tuple[int, int, int]:
+    """(keys looked at, keys of the application's cache among them, those of them without an expiry)."""
     words = tuple(prefix.encode() for prefix in prefixes)
-    scanned = found = 0
+    scanned = cached = eternal = 0
     keys = client.scan_iter(count=_SLICE, _type="STRING")
     while scanned < max_keys:
         part = list(itertools.islice(keys, _SLICE))
@@ -92,5 +210,6 @@ def _without_expiry(client: t.Any, prefixes: t.Sequence[str], max_keys: int) -> 
         pipe = client.pipeline(transaction=False)
         for key in mine:
             pipe.pttl(key)
-        found += sum(1 for ttl in pipe.execute() if ttl == -1)
-    return scanned, found
+        cached += len(mine)
+        eternal += sum(1 for ttl in pipe.execute() if ttl == -1)
+    return scanned, cached, eternal

@@ -7,16 +7,22 @@ from __future__ import annotations
 import typing as t
 
 from .. import postgres
-from ..health import Check, unknown
+from ..health import Check, Finding, conclude, unknown
 
 API_ROLES = frozenset({"anon", "authenticated"})
 
 
 def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int = 20) -> Check:
-    """Asks the server to prepare every command on every table as every role; counts the tables that answer 42P17."""
+    """Asks the server to prepare every command on every table as every role; counts the tables that answer 42P17.
+
+    ``critical`` also where the server gives no session: what recurses there, nobody can say, and the application cannot ask either.
+    """
     from ..rls import oracle
 
-    connection = postgres.connect(dsn, connect_timeout=min(timeout, 10))
+    try:
+        connection = postgres.connect(dsn, connect_timeout=min(timeout, 10))
+    except postgres.Unavailable as error:
+        return conclude("rls", [Finding("critical", str(error))], fine="", unit="recursive tables")
     try:
         report = oracle.probe(connection, schemas=schemas, statement_timeout_ms=timeout * 1000)
     finally:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import typing as t
 
 from ..audio import describe
-from ..health import Check
+from ..health import Check, is_ours
 from ..results import OpsError
+from .http import require_url, unresolved
 
 #: Less than a tenth of a second of the poorest format that the chain makes (48 kbit/s): a header and nothing after it.
 MIN_AUDIO = 600
@@ -24,17 +25,22 @@ def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", tim
     import requests
 
     route = "/api/v1/tts/synthesize" if token else path
+    require_url(base_url, route)
     try:
-        if token:
-            answer = requests.post(
-                base_url + route, json={"text": "The speech engines work."}, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, verify=verify
-            )
-        else:
-            answer = requests.get(base_url + route, timeout=timeout, verify=verify)
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment must not answer for the backend
+            session.verify = verify
+            if token:
+                words = {"text": "The speech engines work."}
+                answer = session.post(base_url + route, json=words, headers={"Authorization": f"Bearer {token}"}, timeout=timeout)
+            else:
+                answer = session.get(base_url + route, timeout=timeout)
     except requests.Timeout:
         return _silent(f"{route} gave no answer within {timeout:g} s.", {"path": route})
     except requests.RequestException as error:
-        raise OpsError(f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from error
+        if is_ours(error):
+            raise unresolved(base_url) from None
+        return _silent(f"{base_url} does not answer: {type(error).__name__}; the http check says more.", {"path": route}, remedy="service_restart")
     if answer.status_code in (404, 405):
         raise OpsError(f"{route} is not there ({answer.status_code}).", hint="Name the route of the speech test.", path=route)
     if answer.status_code in (401, 403, 429):
@@ -72,5 +78,5 @@ def _heard(answer: t.Any, route: str) -> Check:
     )  # fmt: skip
 
 
-def _silent(message: str, details: t.Dict[str, t.Any]) -> Check:
-    return Check(name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy="tts_engine", details=details)
+def _silent(message: str, details: t.Dict[str, t.Any], remedy: str = "tts_engine") -> Check:
+    return Check(name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy=remedy, details=details)

@@ -14,30 +14,39 @@ import time
 import types
 import typing as t
 import urllib.parse
+from dataclasses import dataclass
 
-from ..health import Check
+from ..core.redaction import redact, redact_url, secrets_of
+from ..health import Check, is_ours, unknown
 from ..results import OpsError
+from ..thresholds import Thresholds
 
+_NO_ROUTE = "there is no WebSocket at this path"
 #: What a browser may see as an HTTP answer to the upgrade and what it means for the person who reads the check.
 _REFUSALS = {
     401: "the token is refused",
     403: "the origin or the token is refused",
-    404: "there is no such route",
-    405: "there is no such route",
+    404: _NO_ROUTE,
+    405: _NO_ROUTE,
     426: "a proxy in between does not pass the upgrade on",
     400: "the upgrade did not arrive: a proxy in between may drop it",
     502: "the proxy finds no backend",
     503: "the server is full or draining",
 }
-
+#: Close codes of a server that asks for a token: 4001 of the backend, 4401 and 3000 (IANA: unauthorized) of others.
+_UNAUTHORIZED = (3000, 4001, 4401)
+#: Close codes for a broken rule, whichever it is: the reason says whether it is the token.
+_POLICY = (1008, 4003, 4403)
+#: A path that no release has: how a server answers there says what its answer at another path is worth.
+_NO_SUCH_PATH = "/wheels-ops-no-such-path"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _shown(url: str) -> str:
-    """The URL without its query: the token stands there."""
-    return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
+    """The URL without its query, which says nothing but the token, and without a password."""
+    return redact_url(url).partition("?")[0]
 
 
 def validate(
@@ -84,6 +93,15 @@ def validate(
             raise OpsError(f"subprotocols holds {word!r}, which is none.", hint="Use letters, digits, - and a dot.")
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An upgrade that was answered with an HTTP status: what that means, and whether the server would take it with a token."""
+
+    text: str
+    wants_token: bool = False
+    no_route: bool = False
+
+
 def check(
     url: str,
     *,
@@ -99,6 +117,9 @@ def check(
     max_latency_ms: float = 1000.0,
     validate_certs: bool = True,
     foreign_origin: str = "",
+    anonymous: bool = False,
+    assumed_path: bool = False,
+    thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
     """Connects as a browser does and measures.
 
@@ -107,8 +128,14 @@ def check(
     the server (frames or ``{"type": "ping"}``, which are answered). ``foreign_origin`` is tried too and has to be refused.
 
     ``value`` is the median round trip in milliseconds. ``critical``: no connection, a lost round trip, no heartbeat, an unclean close, a
-    foreign origin let in. ``warning``: slower than ``max_latency_ms``.
+    foreign origin let in. ``warning``: slower than ``max_latency_ms``; ``thresholds`` take its place where they are given. ``unknown``: the name of the
+    host does not resolve.
+
+    ``anonymous`` says that we have no token: a server that makes the handshake, or knows the path, and then asks for one is ``ok`` as far as it
+    can be tried, and ``details.authenticated`` is False. ``assumed_path`` says that nobody named the path: where a release has no WebSocket there,
+    the check is ``unknown`` instead of ``critical``.
     """
+    limits = thresholds or Thresholds(max_latency_ms)
     validate(
         url, round_trips=round_trips, timeout=timeout, heartbeat_within=heartbeat_within, heartbeats=heartbeats, max_latency_ms=max_latency_ms,
         origin=origin, foreign_origin=foreign_origin, headers=headers or {}, subprotocols=subprotocols,
@@ -127,7 +154,14 @@ def check(
         connection = Connection(url, origin=origin, headers=headers, subprotocols=subprotocols, timeout=timeout, validate_certs=validate_certs)
     except _Refused as error:
         details.update(error.details)
-        return _check(None, [str(error), *problems], details, max_latency_ms)
+        if error.details.get("unresolved"):
+            return unknown("websocket", f"{_shown(url)} was not asked: the name of its host cannot be resolved.", **details)
+        refusal = _explain(url, error, origin, "token=" in urllib.parse.urlsplit(url).query, timeout, validate_certs)
+        if refusal.no_route and assumed_path and not problems:
+            return unknown("websocket", f"{refusal.text[0].upper()}{refusal.text[1:]}.", **details)
+        if refusal.wants_token and anonymous and not problems:
+            return _unauthenticated(refusal.text, details, limits)
+        return _check(None, [refusal.text, *problems], details, limits)
     try:
         details.update(handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions)
         times = []
@@ -158,18 +192,65 @@ def check(
                 problems.append(connection.ended())
     finally:
         connection.abort()
-    return _check(round(statistics.median(times), 2) if times else None, problems, details, max_latency_ms)
+    if anonymous and not times and problems == [connection.ended()] and connection.asks_for_token():
+        return _unauthenticated(f"the handshake takes {connection.handshake_ms:g} ms, then {connection.ended()}", details, limits)
+    return _check(round(statistics.median(times), 2) if times else None, problems, details, limits)
 
 
-def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], max_latency_ms: float) -> Check:
-    slow = value is not None and value > max_latency_ms
-    message = "; ".join(problems) or (f"The round trip takes {value:g} ms." if value is not None else "It connects and closes cleanly.")
+def _unauthenticated(text: str, details: t.Dict[str, t.Any], limits: Thresholds) -> Check:
+    """What can be said without a token: the endpoint is there and guards itself."""
     return Check(
         name="websocket",
-        status="critical" if problems else "warning" if slow else "ok",
+        status="ok",
+        unit="ms",
+        thresholds=limits.as_dict(),
+        details={**details, "authenticated": False},
+        message=f"{text[0].upper()}{text[1:]}. Without a token nothing more can be tried: set wheels_ops_websocket_token to measure round trips.",
+    )
+
+
+def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: float, validate_certs: bool) -> Refusal:
+    """What a refused upgrade means. 403 means three things, which two more requests tell apart: starlette answers a missing route with it, too."""
+    status = error.details.get("status")
+    path = urllib.parse.urlsplit(url).path or "/"
+    if status in (404, 405):
+        return Refusal(f"there is no WebSocket at {path} ({status}): set monitoring_websocket_path to the path of this release", no_route=True)
+    if status == 401:
+        return Refusal(f"the upgrade is answered with 401: {'the token is refused' if with_token else 'it asks for a token'}", wants_token=True)
+    if status != 403:
+        return Refusal(str(error))
+    if origin and _status(url, "", timeout, validate_certs) != 403:
+        return Refusal(f"the upgrade is answered with 403: the origin {origin} is refused")
+    control = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(path=_NO_SUCH_PATH))
+    if _status(control, origin, timeout, validate_certs) == 403:
+        return Refusal(
+            f"there is no WebSocket at {path} (the upgrade is answered with 403, as at a path that does not exist), or everything is refused there:"
+            " set monitoring_websocket_path to the path of this release",
+            no_route=True,
+        )
+    return Refusal(f"the upgrade is answered with 403: {_REFUSALS[403] if with_token else 'it asks for a token'}", wants_token=True)
+
+
+def _status(url: str, origin: str, timeout: float, validate_certs: bool) -> t.Optional[int]:
+    """The HTTP status with which an upgrade is answered, 101 for a connection; None without an answer."""
+    try:
+        connection = Connection(url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs)
+    except _Refused as error:
+        return error.details.get("status")
+    connection.abort()
+    return 101
+
+
+def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], limits: Thresholds) -> Check:
+    status = "critical" if problems else limits.status(value) if value is not None else "ok"
+    over = f", over {limits.crossed(value):g} ms" if value is not None and status != "ok" else ""
+    message = "; ".join(problems) or (f"The round trip takes {value:g} ms{over}." if value is not None else "It connects and closes cleanly.")
+    return Check(
+        name="websocket",
+        status=status,
         value=value,
         unit="ms",
-        thresholds={"warning": max_latency_ms, "critical": None, "emergency": None},
+        thresholds=limits.as_dict(),
         message=message[0].upper() + message[1:],
         remedy="service_restart" if problems else "",
         details=details,
@@ -237,7 +318,9 @@ class Connection:
             raise _Refused(f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             name = _silence(error)
-            raise _Refused(f"no connection: {name}", error=re.sub(r"token=[^&\s]*", "token=***", str(error))[:200]) from None
+            unresolved = isinstance(error, websocket.WebSocketAddressException) or is_ours(error)
+            shown = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
+            raise _Refused(f"no connection: {name}", error=shown, **({"unresolved": True} if unresolved else {})) from None
         self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
         self.subprotocol = self._socket.getsubprotocol()
@@ -248,6 +331,11 @@ class Connection:
         """How the server ended it."""
         code = self.close_code
         return f"the server closed it ({code} {self.close_reason})".replace(" )", ")") if code else "the connection broke without a close frame"
+
+    def asks_for_token(self) -> bool:
+        """Whether the server closed it because there was no token."""
+        code, reason = self.close_code or 0, self.close_reason.lower()
+        return code in _UNAUTHORIZED or (code in _POLICY and "origin" not in reason)
 
     def _frame(self, until: float) -> t.Optional[t.Tuple[int, bytes]]:
         """The next frame as (opcode, payload); None when time is up or the connection has ended. Pings are answered."""

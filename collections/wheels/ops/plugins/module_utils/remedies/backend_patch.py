@@ -6,23 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
-import shutil
-import subprocess
-import tempfile
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from .. import programs
-from ..files import sha256, write_atomically
+from ..host import files, run_as
+from ..host.files import sha256, write_atomically
 from ..results import OpsError, Result
-from . import blocks
-from .deployment import BEGUN, Journal, now
+from ..state.lock import changes_files
+from . import blocks, leftovers
+from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
 #: What an application's tree holds that its import does not need, and that can be large.
-_NOT_STAGED = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
-_PROOF_SECONDS = 180
+_NOT_STAGED = ("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
+_VERIFY_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,38 @@ class Request:
 
 @dataclass(frozen=True)
 class Proof:
-    """How the tree is proved before one file of it is replaced: compiled and imported in a copy."""
+    """How the tree is verified before one file of it is replaced: compiled and imported in a copy, by the user whose code it is.
+
+    ``user``: as whom, by name or number; otherwise ``service_uid``, as whom the service runs; otherwise the owner of the tree. In check mode nothing
+    of the application is executed unless ``in_check_mode``.
+    """
 
     interpreter: str = ""
     module: str = ""
     environment: t.Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    service_uid: t.Optional[int] = None
+    in_check_mode: bool = False
 
 
 @dataclass
 class _Change:
     path: Path
     relative: str
+    root: str
+    status: t.Optional[os.stat_result]
     before: t.Optional[bytes]
     after: bytes
     action: str
     foreign: bool
 
+    @property
+    def real(self) -> Path:
+        """The path without links above the root; below it none is followed."""
+        return Path(self.root, self.relative)
 
+
+@changes_files
 def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, *, check_mode: bool = False, want_diff: bool = False) -> Result:
     """Brings every file and block to what the request says. Interrupted anywhere, the next call finishes it.
 
@@ -66,10 +80,13 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
     replaced, atomically. Raises ``OpsError`` for a file that somebody changed after we installed it, unless ``force``.
     """
     root = Path(request.root)
-    if not root.is_dir():
-        raise OpsError(f"The directory {root} does not exist.", hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.")
+    try:
+        real = files.real_directory(root)
+    except OSError:
+        raise OpsError(f"The directory {root} does not exist.", hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.") from None
     journal = Journal(state_dir)
-    changes = _changes(root, request, journal)
+    swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
+    changes = _changes(root, real, request, journal)
     foreign = [change for change in changes if change.foreign]
     if foreign and not request.force:
         raise OpsError(
@@ -79,113 +96,177 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
             diff=[_diff(change) for change in foreign] if want_diff else [],
         )
     _require_writable(changes)
-    proved = _prove(root, changes, proof) if changes and proof.module else {}
+    verified = _verify(real, changes, proof, execute=proof.in_check_mode or not check_mode) if changes and proof.module else {}
     if changes and not check_mode:
-        _keep_originals(journal, deployment_id, changes)
-        for change in changes:
-            _replace(change, request.mode)
+        try:
+            manifest = _keep_originals(journal, deployment_id, changes)
+            for change in changes:
+                _replace(change, request.mode, manifest)
+        except OSError as error:
+            raise OpsError(
+                f"Cannot install below {root}: {error.strerror} ({error.filename}).", hint="Is somebody changing the tree? Run it again, or roll back."
+            ) from error
+    if not check_mode:
+        journal.settle(deployment_id, {str(root / PurePosixPath(name)): sha256(content) for name, content in request.files.items()})
     return Result(
-        changed=bool(changes),
+        changed=bool(changes or swept),
         before={"files": {change.relative: sha256(change.before) if change.before is not None else None for change in changes}},
         after={"files": {change.relative: sha256(change.after) for change in changes}},
         actions=[
-            {"action": change.action, "target": str(change.path), "changed": True, "bytes": len(change.after), "foreign": change.foreign} for change in changes
+            *_tidied(swept),
+            *(
+                {"action": change.action, "target": str(change.path), "changed": True, "bytes": len(change.after), "foreign": change.foreign}
+                for change in changes
+            ),
         ],
         msg=f"{len(changes)} files {'would be ' if check_mode else ''}installed below {root}." if changes else f"Every file below {root} is in place.",
         diff=[_diff(change) for change in changes] if want_diff else [],
-        extra={"deployment_id": deployment_id, "proof": proved},
+        extra={"deployment_id": deployment_id, "proof": verified},
     )
 
 
+@changes_files
 def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, want_diff: bool = False) -> Result:
-    """Puts back every original of a deployment, and takes away what was not there before it.
+    """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
-    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``.
+    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. Everything is read before anything is
+    changed. Raises ``OpsError``, with nothing changed, for a link, a FIFO, a device or a damaged original. Killed anywhere, the next call ends it.
     """
     journal = Journal(state_dir)
     manifest = journal.read(deployment_id)
-    actions: t.List[t.Dict[str, t.Any]] = []
+    swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
+    actions = _tidied(swept)
     diffs: t.List[t.Dict[str, t.Any]] = []
     kept: t.List[str] = []
+    steps: t.List[t.Callable[[], None]] = []
     for name, entry in sorted(manifest["files"].items()):
-        path = Path(name)
-        current = _read(path)
-        original = None if entry["original"] is None else (journal.directory(deployment_id) / "originals" / entry["original"]).read_bytes()
+        real, root = leftovers.place_of(name, entry)
+        there = files.read_regular(real, below=root)
+        current = None if there is None else there[0]
+        original = _original(journal, deployment_id, name, entry)
         if current == original:
-            if original is None and not check_mode:  # interrupted between making the directory and the file
-                _remove_empty_parents(path.parent, entry["made_directories"])
+            if there is None:  # interrupted between making the directory and the file
+                steps.append(functools.partial(_remove_empty_parents, name, entry, real, root))
+            elif there[1].st_mtime_ns != entry["mtime_ns"] and manifest["state"] != ROLLED_BACK:
+                # An earlier run was killed between the content and its time.
+                actions.append({"action": "restore time", "target": name, "changed": True, "bytes": 0})
+                steps.append(functools.partial(files.set_time, real, entry["mtime_ns"], below=root))
             continue
         target = original
-        if current is not None and sha256(current) not in entry["installed"]:
-            target = _without_block(current)
+        if there is not None and sha256(there[0]) not in entry["installed"]:
+            files.require_single(real, there[1])
+            target = _without_block(there[0])
             kept.append(name)
             if target == current:
                 continue
         actions.append({"action": "remove" if target is None else "restore", "target": name, "changed": True, "bytes": len(target or b"")})
         if want_diff:
             diffs.append(_text_diff(name, current, target))
-        if check_mode:
-            continue
-        if target is None:
-            path.unlink()
-            _remove_empty_parents(path.parent, entry["made_directories"])
-        else:
-            write_atomically(path, target, mode=entry["mode"], owner=(entry["uid"], entry["gid"]))
-            os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+        steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, leftovers.token_of(manifest)))
+    if not check_mode:
+        journal.note_rollback(manifest)
+        try:
+            for step in steps:
+                step()
+            _restore_directory_times(manifest)
+        except OSError as error:
+            raise OpsError(f"Cannot roll back {error.filename or deployment_id}: {error.strerror}.", hint="Remove what is in the way; run it again.") from error
+    would = "would be " if check_mode else ""
     return Result(
         changed=bool(actions),
         before={"deployment_id": deployment_id, "state": manifest["state"]},
         after={"deployment_id": deployment_id, "state": "restored"},
         actions=actions,
-        msg=f"{len(actions)} files {'would be ' if check_mode else ''}put back as they were before deployment {deployment_id}."
+        msg=f"{len(actions) - len(swept)} files {would}put back as they were before deployment {deployment_id}."
         + (f" Left alone, because somebody changed them since: {', '.join(kept)}." if kept else ""),
         diff=diffs,
         extra={"deployment_id": deployment_id, "kept": kept},
     )
 
 
-def latest(state_dir: str) -> str:
-    """The id of the newest deployment that is in force. Raises ``OpsError`` where there is none."""
-    found = Journal(state_dir).in_force()
-    if not found:
-        raise OpsError("No deployment is in force on this host.", hint="There is nothing to take back.")
-    return str(found[0]["id"])
+def _tidied(swept: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
+    return [{"action": "tidy", "target": path, "changed": True} for path in swept]
 
 
-def _read(path: Path) -> t.Optional[bytes]:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+def _original(journal: Journal, deployment_id: str, name: str, entry: t.Mapping[str, t.Any]) -> t.Optional[bytes]:
+    if entry["original"] is None:
         return None
-    except OSError as error:
-        raise OpsError(f"Cannot read {path}: {error.strerror}.") from error
+    path = journal.directory(deployment_id) / "originals" / entry["original"]
+    content = files.read_regular(path)
+    if content is None or sha256(content[0]) != entry["original"]:
+        raise OpsError(
+            f"The original of {name} is {'missing' if content is None else 'damaged'}: {path}.",
+            hint="Nothing was changed. Put the file there again from a backup of the state directory.",
+        )
+    return content[0]
 
 
-def _inside(root: Path, relative: str) -> Path:
-    """The absolute path; refuses to leave the root, also through a link."""
+def _put_back(
+    name: str,
+    entry: t.Mapping[str, t.Any],
+    real: Path,
+    root: str,
+    target: t.Optional[bytes],
+    theirs: t.Optional[os.stat_result],
+    token: str,
+) -> None:
+    """``theirs``: the status of a file that somebody changed since, which keeps its owner and mode, and loses our block alone."""
+    if target is None:
+        files.remove(real, below=root)
+        _remove_empty_parents(name, entry, real, root)
+        return
+    files.make_directories(real.parent, below=root, mode=0o755)
+    if theirs is not None:
+        write_atomically(real, target, mode=theirs.st_mode & 0o7777, owner=(theirs.st_uid, theirs.st_gid), below=root, token=token)
+        return
+    owner = (entry["uid"], entry["gid"])
+    write_atomically(real, target, mode=entry["mode"], owner=owner, below=root, token=token, mtime_ns=entry["mtime_ns"])
+
+
+def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
+    """Gives directories that hold the same names as before the deployment the time that they had then."""
+    directories = manifest.get("directories", {})
+    for place, entry in directories.items() if isinstance(directories, dict) else ():
+        # A time is worth no failed rollback: it is left where the directory, or what the journal says of it, is not as it was.
+        with contextlib.suppress(OSError, OpsError, KeyError, TypeError):
+            names, mtime_ns = files.listing(Path(place), below=entry["root"])
+            if names == entry["names"] and mtime_ns != entry["mtime_ns"]:
+                files.set_time(Path(place), entry["mtime_ns"], below=entry["root"])
+
+
+def latest(state_dir: str) -> str:
+    """The id of the deployment that was interrupted, or of the newest that is in force. Raises ``OpsError`` where there is none."""
+    return Journal(state_dir).latest()
+
+
+def _require_inside(root: Path, relative: str) -> None:
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise OpsError(f"{relative!r} is not a path below {root}.")
-    path = root.joinpath(*pure.parts)
-    for parent in [path, *path.parents]:
-        if parent == root:
-            break
-        if parent.is_symlink():
-            raise OpsError(f"{parent} is a symbolic link.", hint="Files are not written through links: name the real directory.")
-    return path
 
 
-def _changes(root: Path, request: Request, journal: Journal) -> t.List[_Change]:
-    found = []
+def _changes(root: Path, real: str, request: Request, journal: Journal) -> t.List[_Change]:
+    changes = []
+
+    def read(relative: str) -> t.Tuple[Path, t.Optional[bytes], t.Optional[os.stat_result]]:
+        _require_inside(root, relative)
+        relative = str(PurePosixPath(relative))
+        there = files.read_regular(Path(real, relative), below=real)
+        return root / relative, there and there[0], there and there[1]
+
+    def add(change: _Change) -> None:
+        if change.before == change.after:
+            return
+        if change.status is not None:
+            files.require_single(change.path, change.status)
+        changes.append(change)
+
     for relative, content in request.files.items():
-        path = _inside(root, relative)
-        before = _read(path)
-        if before != content:
-            action = "install" if before is None else "replace"
-            found.append(_Change(path, relative, before, content, action, _foreign(path, before, journal)))
+        path, before, status = read(relative)
+        action = "install" if before is None else "replace"
+        add(_Change(path, relative, real, status, before, content, action, before != content and _foreign(path, before, journal)))
     for relative, lines in {**request.blocks, **request.optional_blocks}.items():
-        path = _inside(root, relative)
-        before = _read(path)
+        path, before, status = read(relative)
         if before is None and relative not in request.blocks:
             continue
         if before is None:
@@ -194,10 +275,9 @@ def _changes(root: Path, request: Request, journal: Journal) -> t.List[_Change]:
             after = blocks.insert(before.decode("utf-8"), lines, path=str(path)).encode("utf-8")
         except UnicodeDecodeError as error:
             raise OpsError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
-        if before != after:
-            # Whoever edits main.py edits a file of his own: only our block is ours.
-            found.append(_Change(path, relative, before, after, "insert block", False))
-    return found
+        # Whoever edits main.py edits a file of his own: only our block is ours.
+        add(_Change(path, relative, real, status, before, after, "insert block", False))
+    return changes
 
 
 def _foreign(path: Path, before: t.Optional[bytes], journal: Journal) -> bool:
@@ -212,37 +292,41 @@ def _foreign(path: Path, before: t.Optional[bytes], journal: Journal) -> bool:
     return False
 
 
-def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_Change]) -> None:
+def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_Change]) -> t.Dict[str, t.Any]:
+    """Writes down everything that will be made, changed or named, before it is; gives the manifest."""
     directory = journal.directory(deployment_id)
     manifest = journal.read(deployment_id)
     if manifest["state"] != BEGUN:
         raise OpsError(f"Deployment {deployment_id} is {manifest['state']}.", hint="Begin a new one.")
     (directory / "originals").mkdir(mode=0o700, exist_ok=True)
+    manifest["token"] = leftovers.token_of(manifest) or files.new_token()
     for change in changes:
         entry = manifest["files"].get(str(change.path))
         if entry is None:
-            entry = _entry(change)
+            entry = _entry(change, manifest.setdefault("directories", {}))
             if change.before is not None:
                 write_atomically(directory / "originals" / entry["original"], change.before)
             manifest["files"][str(change.path)] = entry
         checksum = sha256(change.after)
-        if checksum not in entry["installed"]:
-            entry["installed"].append(checksum)
+        # The last one is what has to be there when the deployment ends.
+        entry["installed"] = [*(each for each in entry["installed"] if each != checksum), checksum]
         if change.foreign and change.before is not None:
             write_atomically(directory / "originals" / sha256(change.before), change.before)
             entry["replaced_by_force"] = sha256(change.before)
     manifest["step"] = "files"
     manifest["files_at"] = now()
     journal.write(manifest)
+    return manifest
 
 
-def _entry(change: _Change) -> t.Dict[str, t.Any]:
-    made = []
-    for parent in change.path.parents:
-        if parent.exists():
-            break
-        made.append(str(parent))
-    status = os.stat(change.path if change.before is not None else next(parent for parent in change.path.parents if parent.exists()))
+def _entry(change: _Change, directories: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    """What a rollback needs of one file. ``directories`` gets the innermost directory that is there, as its time changes with the names in it."""
+    missing, above = files.nearest(change.real, below=change.root)
+    place = change.real.parents[len(missing)]
+    if str(place) not in directories:
+        names, mtime_ns = files.listing(place, below=change.root)
+        directories[str(place)] = {"root": change.root, "names": names, "mtime_ns": mtime_ns}
+    status = change.status or above
     return {
         "original": None if change.before is None else sha256(change.before),
         "installed": [],
@@ -250,23 +334,20 @@ def _entry(change: _Change) -> t.Dict[str, t.Any]:
         "uid": status.st_uid,
         "gid": status.st_gid,
         "mtime_ns": status.st_mtime_ns,
-        "made_directories": made,
+        "made_directories": [str(parent) for parent in list(change.path.parents)[: len(missing)]],
+        "root": change.root,
+        "relative": change.relative,
     }
 
 
-def _replace(change: _Change, mode: int) -> None:
-    try:
-        nearest = next(parent for parent in change.path.parents if parent.exists())
-        owner = os.stat(change.path if change.before is not None else nearest)
-        missing = [parent for parent in change.path.parents if not parent.exists()]
-        for parent in reversed(missing):
-            parent.mkdir(mode=0o755)
-            with contextlib.suppress(PermissionError):
-                os.chown(parent, owner.st_uid, owner.st_gid)
-    except OSError as error:
-        raise OpsError(f"Cannot make the directory for {change.path}: {error.strerror}.") from error
-    kept = owner.st_mode & 0o7777 if change.before is not None else mode
-    write_atomically(change.path, change.after, mode=kept, owner=(owner.st_uid, owner.st_gid))
+def _replace(change: _Change, mode: int, manifest: t.Mapping[str, t.Any]) -> None:
+    entry = manifest["files"][str(change.path)]
+    status = change.status
+    owner = (entry["uid"], entry["gid"]) if status is None else (status.st_uid, status.st_gid)
+    made = [change.real.parents[index] for index in range(len(entry["made_directories"]))]
+    files.make_directories(change.real.parent, below=change.root, mode=0o755, owner=owner, ours=made)
+    kept = mode if status is None else status.st_mode & 0o7777
+    write_atomically(change.real, change.after, mode=kept, owner=owner, below=change.root, token=manifest["token"])
 
 
 def _require_writable(changes: t.Sequence[_Change]) -> None:
@@ -280,14 +361,11 @@ def _require_writable(changes: t.Sequence[_Change]) -> None:
             )
 
 
-def _remove_empty_parents(directory: Path, made: t.Sequence[str]) -> None:
-    while str(directory) in made and directory.exists():
-        shutil.rmtree(directory / "__pycache__", ignore_errors=True)
-        try:
-            directory.rmdir()
-        except OSError:
+def _remove_empty_parents(name: str, entry: t.Mapping[str, t.Any], real: Path, root: str) -> None:
+    """Removes the directories that this deployment made for a file, the innermost first, as long as they are empty."""
+    for given, parent in zip(Path(name).parents, real.parents):
+        if str(given) not in entry["made_directories"] or not files.remove_empty(parent, below=root):
             return
-        directory = directory.parent
 
 
 def _without_block(content: bytes) -> bytes:
@@ -297,51 +375,82 @@ def _without_block(content: bytes) -> bytes:
         return content
 
 
-def _prove(root: Path, changes: t.Sequence[_Change], proof: Proof) -> t.Dict[str, t.Any]:
-    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays untouched."""
+def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: bool) -> t.Dict[str, t.Any]:
+    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays untouched.
+
+    Nobody but the owner of the application, the user it runs as and root may write the interpreter, its packages and the tree. Where not to
+    ``execute``, our own interpreter compiles the files, and the result says what was left out.
+    """
     if not proof.interpreter or not Path(proof.interpreter).exists():
         raise OpsError(
             f"The backend's Python {proof.interpreter!r} does not exist.",
             hint="Name the interpreter that the backend runs under with wheels_ops_backend_python.",
         )
-    with tempfile.TemporaryDirectory(prefix="wheels-ops-proof-") as scratch:
-        copy = Path(scratch) / "tree"
-        try:
-            shutil.copytree(root, copy, ignore=_NOT_STAGED, symlinks=True, ignore_dangling_symlinks=True)
-        except (OSError, shutil.Error) as error:
-            raise OpsError(f"Cannot copy {root} to prove the new files in a copy: {error}", hint="Is there room in the temporary directory?") from error
-        for change in changes:
-            target = copy / change.relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # one that is read-only is replaced, not written to, there as here
-            target.write_bytes(change.after)
-        environment = {**os.environ, **proof.environment, "PYTHONDONTWRITEBYTECODE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(copy), *(part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part and Path(part).resolve() != root.resolve())]
-        )
-        python = [change.relative for change in changes if change.relative.endswith(".py")]
-        compiled = _run([proof.interpreter, "-c", "import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python], copy, environment)
+    package = proof.module.partition(".")[0]
+    who = run_as.owner_of(
+        [root, Path(root, package), Path(root, *proof.module.split(".")).with_suffix(".py"), proof.interpreter, Path(proof.interpreter).parent],
+        user=proof.user,
+        uid=proof.service_uid,
+    )
+    run_as.require_trusted(who, interpreters=[proof.interpreter])
+    python = [change.relative for change in changes if change.relative.endswith(".py")]
+    result = {"compiled": len(python), "imported": "", "interpreter": proof.interpreter, "user": "", "network": "", "left_out": ""}
+    if not execute:
+        run_as.stage(who, root, None, {}, left_out=_NOT_STAGED)
+        _compile_here(changes)
+        return {**result, "left_out": f"import {proof.module}: in check mode nothing of the application is executed"}
+    with run_as.private_directory(who) as place:
+        copy = place / "tree"
+        run_as.make_private(copy, who)
+        run_as.stage(who, root, copy, {change.relative: change.after for change in changes}, left_out=_NOT_STAGED)
+        given = proof.environment.get("PYTHONPATH", "").split(os.pathsep)
+        paths = [str(copy), *(part for part in given if part and os.path.realpath(part) != root)]
+        environment = {**proof.environment, "PYTHONPATH": os.pathsep.join(paths)}
+
+        def run(program: str, *words: str, network: bool) -> run_as.Completed:
+            return run_as.run(
+                [proof.interpreter, "-c", program, *words], who, place, timeout=_VERIFY_SECONDS, cwd=copy, environment=environment, network=network
+            )
+
+        compiled = run("import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python, network=False)
         if compiled.returncode:
             raise OpsError(f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}", hint="Nothing was changed.")
-        imported = _run([proof.interpreter, "-c", f"import {proof.module}"], copy, environment)
-        if imported.returncode:
-            raise OpsError(
-                f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}",
-                hint="Nothing was changed. Report this with the release of the backend.",
-                stderr=imported.stderr[-4000:],
-            )
-    return {"compiled": len(python), "imported": proof.module, "interpreter": proof.interpreter}
+        imported = _import(run, f"import {proof.module}")
+    if imported.returncode:
+        raise OpsError(
+            f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}",
+            hint="Nothing was changed. Report this with the release of the backend.",
+            stderr=imported.stderr.decode(errors="replace")[-4000:],
+            user=who.name,
+        )
+    return {**result, "imported": proof.module, "user": who.name, "network": "on" if imported.network else "off"}
 
 
-def _run(command: t.Sequence[str], cwd: Path, environment: t.Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _import(run: t.Callable[..., run_as.Completed], program: str) -> run_as.Completed:
+    """Without the network; once more with it where that fails, as an application may ask its database when it is imported."""
     try:
-        return programs.run(command, timeout=_PROOF_SECONDS, cwd=str(cwd), environment=environment)
-    except subprocess.TimeoutExpired as error:
-        raise OpsError(f"{' '.join(command[:2])} did not end within {_PROOF_SECONDS} s.", hint="Nothing was changed.") from error
+        completed = run(program, network=False)
+        if not completed.returncode or completed.network:
+            return completed
+    except run_as.TimedOut:
+        pass
+    try:
+        return run(program, network=True)
+    except run_as.TimedOut as error:
+        raise OpsError(f"{program} did not end within {_VERIFY_SECONDS} s.", hint="Nothing was changed.") from error
 
 
-def _last_lines(done: subprocess.CompletedProcess[str]) -> str:
-    return " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
+def _compile_here(changes: t.Sequence[_Change]) -> None:
+    for change in changes:
+        if change.relative.endswith(".py"):
+            try:
+                compile(change.after, change.relative, "exec", dont_inherit=True)
+            except (SyntaxError, ValueError) as error:
+                raise OpsError(f"The new files do not compile: {change.relative}: {error}.", hint="Nothing was changed.") from error
+
+
+def _last_lines(completed: run_as.Completed) -> str:
+    return " / ".join(line.strip() for line in completed.stderr.decode(errors="replace").strip().splitlines()[-3:])
 
 
 def _diff(change: _Change) -> t.Dict[str, t.Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from ..files import write_atomically
 from ..results import OpsError, Result
 from ..services import ledger, processes
+from ..state import documents
 
 #: Never made to yield: what carries the host, and what the services themselves need.
 PROTECTED = r"^(?:\[|/?(?:\S*/)?(?:systemd\S*|init|sshd\S*|dbus\S*|postgres\S*|redis-server|supervisord|nginx\S*|haproxy|rsyslogd|cron|agetty|login)(?::|\s|$))"
@@ -305,13 +306,36 @@ def _shown(states: t.Mapping[int, t.Mapping[str, int]]) -> str:
 
 
 def _read(path: Path) -> t.List[t.Dict[str, t.Any]]:
+    """What is held; entries that are none are passed over. Raises ``OpsError`` for a file that is not a list: what it held would be lost."""
+    hint = f"Remove {path} when none of its processes runs any more."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        entries = documents.parse(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
-        raise OpsError(f"{path} cannot be read: {error}.", hint="Remove it when none of its processes runs any more.") from None
-    return [entry for entry in found if isinstance(entry, dict)]
+    except OSError as error:
+        raise OpsError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
+    except ValueError as error:
+        raise OpsError(f"{path} is damaged: it is no JSON ({error}).", hint=hint) from None
+    if not isinstance(entries, list):
+        raise OpsError(f"{path} is damaged: it holds {documents.kind(entries)} where a list belongs.", hint=hint)
+    return [entry for entry in entries if _whole(entry)]
+
+
+def _whole(entry: t.Any) -> bool:
+    """Whether an entry has what is needed to put its process back."""
+
+    def numbers(value: t.Any, *keys: str) -> bool:
+        return isinstance(value, dict) and all(isinstance(value.get(key), int) and not isinstance(value.get(key), bool) for key in keys)
+
+    return (
+        numbers(entry, "pid")
+        and documents.number(entry.get("until"))
+        and isinstance(entry.get("threads"), dict)
+        and bool(entry["threads"])
+        and all(name.isdecimal() and numbers(state, "policy", "nice") for name, state in entry["threads"].items())
+        and isinstance(entry.get("session"), str)
+        and "born" in entry
+    )
 
 
 def _write(path: Path, held: t.Sequence[t.Dict[str, t.Any]]) -> None:

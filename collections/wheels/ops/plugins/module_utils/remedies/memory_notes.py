@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import files
 from ..results import OpsError
 from ..services.ledger import require_writable
+from ..state import documents
 
 #: A service that has grown back this soon (seconds) after its restart would do so again: another restart is no cure.
 REGROWTH = 600.0
@@ -53,10 +54,9 @@ class Notes:
 
     def _all(self) -> t.Dict[str, t.Any]:
         try:
-            found = files.read_json(self.path)
+            return documents.load(self.path, hint="It is written again.") or {}
         except OpsError:
             return {}  # damaged, or not ours to read: as if nothing was known
-        return found if isinstance(found, dict) else {}
 
     @staticmethod
     def _key(rung: str, target: str, subject: str) -> str:
@@ -67,8 +67,10 @@ class Notes:
         if not isinstance(entry, dict):
             return None
         try:
+            if not documents.number(entry["time"]):
+                return None
             return Note(float(entry["time"]), int(entry["freed"]), int(entry["used_after"]), tuple(map(int, entry["processes"])), bool(entry["whole"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             return None
 
     def keep(self, rung: str, target: str, subject: str, note: Note) -> None:
@@ -76,7 +78,8 @@ class Notes:
         every = self._all()
         every[self._key(rung, target, subject)] = asdict(note)
         # Subjects come and go with cgroups; the newest say what there is now.
-        newest = sorted(every.items(), key=lambda item: -float(item[1].get("time", 0) if isinstance(item[1], dict) else 0))[:200]
+        whole = [item for item in every.items() if isinstance(item[1], dict) and documents.number(item[1].get("time"))]
+        newest = sorted(whole, key=lambda item: -float(item[1]["time"]))[:200]
         try:
             files.write_json(self.path, dict(newest))
         except OSError as error:

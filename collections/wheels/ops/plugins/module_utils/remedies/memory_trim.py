@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import pressure, units
 from ..checks.memory import MEBIBYTE, resident_bytes
+from ..core.redaction import redact
 from ..ops_token import token_of
 from ..results import OpsError, Result
 from ..services import broker, ledger
@@ -258,9 +259,9 @@ def validate(options: Options) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError(f"base_url is {broker.masked(options.base_url)!r}, which is no http(s) URL.", hint="For example http://127.0.0.1:8000.")
+        raise OpsError(f"base_url is {redact(options.base_url)!r}, which is no http(s) URL.", hint="For example http://127.0.0.1:8000.")
     if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:password@host:6379/0.")
+        raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:PASSWORD@host:6379/0.")
     broker.require_database(options.redis_url)
     if not options.token.isascii() or not options.token.isprintable():
         raise OpsError("The ops token cannot be sent in a header.", hint="It is one word of letters, digits and signs, without a line break.")

@@ -8,11 +8,11 @@ import contextlib
 import datetime
 import hashlib
 import json
-import os
 import time
 import typing as t
 from pathlib import Path
 
+from ..host.files import make_directories, write_atomically
 from ..results import OpsError, Result
 from . import audits, callgraph, catalog, compare, oracle, policies, strict
 from .catalog import Catalog
@@ -480,17 +480,7 @@ def _write(path: Path, text: str) -> None:
     """A file that is on disk, whole, when this returns."""
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = path.with_name(path.name + ".new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise OpsError(f"Cannot keep the undo script: {error}.", hint="Nothing was changed. Give an undo_dir that can be written.") from error
+        make_directories(path.parent)
+        write_atomically(path, text.encode())
+    except (OSError, OpsError) as error:
+        raise OpsError(f"Cannot keep the undo script: {error}", hint="Nothing was changed. Give an undo_dir that can be written.") from error

@@ -17,6 +17,7 @@ import urllib.parse
 import uuid
 from dataclasses import dataclass
 
+from ..core.redaction import redact_url, url_problem
 from ..results import OpsError
 
 #: kombu joins routing key, pattern and queue with this in ``_kombu.binding.EXCHANGE``.
@@ -27,26 +28,15 @@ _CONTROL = "celery.pidbox"
 _BINDING = "_kombu.binding."
 
 
-def masked(url: str) -> str:
-    """A URL without its password; what cannot be parsed is not shown at all."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        if not parts.password:
-            return url
-        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
-    except ValueError:
-        return "***"
-
-
 def require_database(url: str) -> None:
     """Raises ``OpsError`` where a Redis URL names a database that is no number: redis-py takes database 0 then, without a word."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise OpsError(f"The Redis URL cannot be read: {error}.", hint="It looks like redis://user:password@host:6379/0.") from None
+        raise OpsError(f"The Redis URL cannot be read: {url_problem(error)}.", hint="It looks like redis://user:PASSWORD@host:6379/0.") from None
     database = parts.path.strip("/")
     if parts.scheme in ("redis", "rediss") and database and not (database.isascii() and database.isdigit()):
-        raise OpsError(f"The database {database!r} in the Redis URL is no number.", hint="It looks like redis://user:password@host:6379/0.")
+        raise OpsError(f"The Redis URL {redact_url(url)} names a database that is no number.", hint="It looks like redis://user:PASSWORD@host:6379/0.")
 
 
 def readable(url: str) -> str:
@@ -70,7 +60,7 @@ def connect(url: str, *, timeout: float = 5.0) -> t.Any:
             readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape"
         )
     except ValueError as error:
-        raise OpsError(f"The Redis URL cannot be read: {error}.", hint="It looks like redis://user:password@host:6379/0.") from None
+        raise OpsError(f"The Redis URL cannot be read: {url_problem(error)}.", hint="It looks like redis://user:PASSWORD@host:6379/0.") from None
 
 
 def prefixes(client: t.Any) -> t.List[str]:

@@ -14,6 +14,8 @@ import typing as t
 from pathlib import Path
 
 from ..results import OpsError
+from ..state import directory as state_directory
+from ..state import documents
 
 DEFAULT_STATE_DIR = "/var/lib/wheels-ops"
 #: How a restart ended that the manager refused, so that nothing was changed.
@@ -23,11 +25,11 @@ _MAX_BYTES = 1 << 20
 
 
 def state_dir(given: str = "") -> Path:
-    """The directory of our state on this host. Raises ``OpsError`` for one that is not absolute: the next run would look elsewhere."""
-    directory = Path(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
-    if not directory.is_absolute() or ".." in directory.parts:
-        raise OpsError(f"state_dir is {str(directory)!r}.", hint="Give an absolute path without '..'.")
-    return directory
+    """The directory of our state on this host.
+
+    Raises ``OpsError`` for one that is not absolute (the next run would look elsewhere), and for one that somebody else can change.
+    """
+    return state_directory.require(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
 
 
 def require_writable(directory: Path) -> None:
@@ -45,6 +47,8 @@ class Ledger:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.path = directory / "restarts.jsonl"
+        #: The lines of the file that were no entries when it was last read.
+        self.damaged = 0
 
     @contextlib.contextmanager
     def locked(self) -> t.Iterator[None]:
@@ -64,30 +68,30 @@ class Ledger:
             os.close(descriptor)
 
     def read(self) -> t.List[t.Dict[str, t.Any]]:
-        """All entries, oldest first. A line that was cut by a crash is passed over."""
+        """All entries, oldest first. A line that is none, as one that was cut by a crash, is passed over and counted in ``damaged``."""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            content = self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            content = b""
         except OSError as error:
             raise OpsError(f"{self.path} cannot be read: {error.strerror}.", hint="Run as root, or set state_dir.") from None
-        entries = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("time"), (int, float)):
-                    entries.append(entry)
+        found, self.damaged = documents.objects(content)
+        entries = [entry for entry in found if documents.number(entry.get("time"))]
+        self.damaged += len(found) - len(entries)
         return entries
 
     def add(self, **entry: t.Any) -> None:
         """Appends one entry with the present time and syncs it: what counts against the budget is on disk before it is done."""
-        line = json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n"
+        line = (json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n").encode()
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
             try:
-                os.write(descriptor, line.encode())
-                os.fsync(descriptor)
                 size = os.fstat(descriptor).st_size
+                # A line that a crash left unfinished would swallow this one.
+                torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, (b"\n" if torn else b"") + line)
+                os.fsync(descriptor)
+                size += len(line)
             finally:
                 os.close(descriptor)
             if size > _MAX_BYTES:
@@ -96,10 +100,10 @@ class Ledger:
             raise OpsError(f"{self.path} cannot be written: {error.strerror}.", hint="Give the state directory room and rights.") from None
 
     def _shorten(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self.path.read_bytes().splitlines(keepends=True)
         new = self.path.with_suffix(".new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.writelines(lines[len(lines) // 2 :])
             file.flush()
             os.fsync(file.fileno())

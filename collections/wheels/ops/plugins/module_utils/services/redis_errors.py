@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..redaction import redact_url
+from ..core.redaction import redact_url
 from ..results import OpsError
 
 #: Kinds after which it is certain that the server lives: it answered, and only refused.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import stat
 import sys
 import typing as t
 from pathlib import Path
@@ -45,6 +46,22 @@ def interpreters(program: Path) -> t.List[Path]:
     return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
 
 
+def is_ours(python: Path, program: Path) -> bool:
+    """Whether a Python, its environment and the directories above it are written by nobody but root, this user and the owner of the program that runs.
+
+    The backend's virtual environment may lie above the program as well; its owner's code does not run as us.
+    """
+    owners = {0, os.geteuid(), program.stat().st_uid}
+    for place in (python, python.parent.parent / "pyvenv.cfg"):
+        with contextlib.suppress(FileNotFoundError):
+            for path in {place.absolute(), *place.absolute().parents, place.resolve(), *place.resolve().parents}:
+                status = path.stat()
+                open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+                if open_to_all or {path.lstat().st_uid, status.st_uid} - owners:
+                    return False
+    return True
+
+
 def ensure(program: Path, words: t.Sequence[str]) -> str:
     """Starts the program again under the first Python of ours, where this one lacks packages; gives what is missing where there is none.
 
@@ -55,7 +72,7 @@ def ensure(program: Path, words: t.Sequence[str]) -> str:
         return ""
     if _MARK not in os.environ:
         for python in interpreters(program):
-            if os.access(python, os.X_OK):
+            if os.access(python, os.X_OK) and is_ours(python, program):
                 os.environ[_MARK] = str(python)
                 sys.stdout.flush()
                 os.execv(str(python), [str(python), str(program), *words])

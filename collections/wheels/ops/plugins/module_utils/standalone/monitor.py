@@ -51,7 +51,7 @@ class ProductionHealthMonitor:
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
         found = {check["name"]: results.detailed(check) for check in health["checks"]}
-        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.healthy(check)])
+        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.is_quiet(check)])
         self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
         seconds = health["duration_ms"] / 1000
         return t.cast(
@@ -117,7 +117,8 @@ def note(settings: Settings, report: Report) -> None:
         max_bytes=HISTORY_BYTES,
     )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY))
-    serving = [statuses["http"] for entry in history.read(path, 2000) if entry["time"] >= since and "http" in (statuses := entry.get("checks", {}))]
+    checks = [entry.get("checks") for entry in history.read(path, 2000) if entry.get("time", "") >= since]
+    serving = [statuses["http"] for statuses in checks if isinstance(statuses, dict) and "http" in statuses]
     if len(serving) >= ENOUGH:
         up = sum(status in ("ok", "warning") for status in serving)
         report["scores"]["stability"] = scores.stability(uptime_percent=100.0 * up / len(serving))
@@ -126,10 +127,9 @@ def note(settings: Settings, report: Report) -> None:
 def text(report: Report) -> str:
     """For a person, and for a monitor that shows the first line."""
     summary = report["summary"]
-    skipped = sum(result["skipped"] for result in report["detailed_results"].values())
     head = f"{report['status'].upper()}: {summary['healthy_checks']} of {summary['total_checks']} checks are healthy"
-    head += f", {skipped} skipped" if skipped else ""
     head += f"; not healthy: {', '.join(report['failing'])}" if report["failing"] else ""
+    head += "".join(f"; skipped: {', '.join(names)}: {reason}" for reason, names in reports.not_measured(report).items())
     lines = [f"{head} ({report['duration_seconds']:.1f} s)", "", reports.listing(report)]
     shown = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
     if shown:
@@ -185,6 +185,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         return results.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
         return results.could_not_tell("Interrupted.", settings, as_json=options.json)
+    except Exception as error:  # exit status 1, that of a traceback, would say: a warning
+        return results.could_not_tell(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json)
     written = results.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
     return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)

@@ -20,7 +20,6 @@ import time
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from pathlib import Path
 
 from .. import history, recovery_requests, report
 from ..checks import suite
@@ -30,6 +29,8 @@ from ..results import OpsError, Result
 from ..rls import entry as rls_entry
 from ..services.manager import open_manager
 from ..services.model import parse_services
+from ..state import holder as holders
+from ..state import lock
 from ..thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
 from . import results
 from .settings import Settings, load
@@ -37,8 +38,7 @@ from .settings import Settings, load
 Report = t.Dict[str, t.Any]
 Health = t.Mapping[str, t.Any]
 HISTORY = "history.jsonl"
-#: Of the journal: a run of ours that was killed is gone on with, one of somebody else's is not.
-PREFIX = "recover-"
+PREFIX = deployment.RECOVER_PREFIX
 MAX_HISTORY = 100
 
 
@@ -94,7 +94,15 @@ class Refused(Exception):
 class AutomatedRecovery:
     """One loop: check, remedy, proof. ``dry_run`` foretells and changes nothing; ``only`` bounds which remedies are tried."""
 
-    def __init__(self, settings: t.Optional[Settings] = None, *, dry_run: bool = False, ignore_cooldown: bool = False, only: t.Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: t.Optional[Settings] = None,
+        *,
+        dry_run: bool = False,
+        ignore_cooldown: bool = False,
+        only: t.Collection[str] = (),
+        lock_force: str = "",
+    ) -> None:
         given = settings if settings is not None else load()
         # The monitor's deadline is not the recovery's: nobody waits for its answer.
         self.settings = replace(given, checks=replace(given.checks, timeout=given.recovery.timeout))
@@ -102,9 +110,11 @@ class AutomatedRecovery:
         self.dry_run = dry_run
         self.ignore_cooldown = ignore_cooldown
         self.only = set(only)
+        self.lock_force = lock_force
         #: Set where the run is told to end: the remedy that is under way is finished, none is begun.
         self.stopping = False
         self.max_history = MAX_HISTORY
+        self.notes: t.List[str] = []
         self.recovery_history: t.List[RecoveryResult] = []
         self.thresholds = self._thresholds()
         self.recovery_actions: t.Dict[RecoveryAction, t.Callable[[Health], Result]] = {
@@ -162,19 +172,13 @@ class AutomatedRecovery:
 
     @contextlib.contextmanager
     def _held(self, run_id: str, failing: t.Sequence[str]) -> t.Iterator[None]:
-        """The lock and the journal of deployments, which the playbooks take as well."""
-        state = str(self.settings.state_dir)
-        known = deployment.query(state).extra
-        if known["unfinished"] and not known["unfinished"].startswith(PREFIX) and (not known["holder"] or _dead(known["holder"])):
-            raise OpsError(
-                f"The deployment {known['unfinished']} was interrupted, so nothing is changed here.",
-                hint="Run the playbook deploy again, which finishes it, or rollback, which takes it back.",
-            )
-        holder = holder_name(os.getpid())
-        dead = [known["holder"]] if known["holder"] and _dead(known["holder"]) else []
-        begun = deployment.begin(state, run_id, holder=holder, dead_holders=dead, failing=failing, check_mode=self.dry_run)
+        """The lock and the journal of what changes this host, which the playbooks take as well."""
+        state, holder = str(self.settings.state_dir), holders.name_of(os.getpid())
+        begun = deployment.begin(state, run_id, kind=deployment.RECOVER, holder=holder, failing=failing, force=self.lock_force, check_mode=self.dry_run)
+        self.notes += begun.warnings
         try:
-            yield
+            with contextlib.nullcontext() if self.dry_run else lock.heartbeat(self.settings.state_dir, holder):
+                yield
         finally:
             deployment.end(state, begun.extra["deployment_id"], holder=holder, state=deployment.FINISHED, check_mode=self.dry_run)
 
@@ -232,7 +236,7 @@ class AutomatedRecovery:
         for record in history.read(self.settings.state_dir / HISTORY, MAX_HISTORY):
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 ago = max(0.0, time.time() - calendar.timegm(time.strptime(record["time"], "%Y-%m-%dT%H:%M:%SZ")))
-                for each in record.get("results", []):
+                for each in _list(record.get("results")):
                     if each["outcome"] in ("done", "partly", "failed") and each["action"] != RecoveryAction.SERVICE_RESTART.value:
                         left.setdefault(each["action"], self.options.cooldown - ago)
         return left
@@ -268,7 +272,7 @@ class AutomatedRecovery:
             raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
         return disk_cleanup.run(self.options.disk_sources, self.options.disk_targets, protect=self.options.disk_protect, check_mode=self.dry_run)
 
-    def _restart_services(self, _before: Health) -> Result:
+    def _restart_services(self, before: Health) -> Result:
         checks = self.settings.checks
         if not checks.services:
             raise Refused("No service is configured (checks.services).")
@@ -277,8 +281,15 @@ class AutomatedRecovery:
             healthy_deadline=self.options.healthy_deadline, wait_timeout=self.options.wait_timeout, allow_task_loss=self.options.allow_task_loss,
             reason="automated recovery", state_dir=str(self.settings.state_dir),
         )  # fmt: skip
+        services: t.Sequence[t.Mapping[str, t.Any]] = checks.services
+        refusal = next((check["details"].get("writes", "") for check in before["checks"] if check["name"] == "redis"), "")
+        if refusal.startswith("refused"):
+            # Nothing that needs Redis comes up while it takes no writes, and Redis itself might lose what it cannot save.
+            services = without_broker(services)
+            if not services:
+                raise Refused(f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse.")
         manager = open_manager(checks.service_manager, checks.supervisor_socket)
-        return service_restart.run(parse_services(checks.services), manager, options, check_mode=self.dry_run)
+        return service_restart.run(parse_services(services), manager, options, check_mode=self.dry_run)
 
     def _repair_database(self, before: Health) -> Result:
         if not self.options.repair_database:
@@ -371,10 +382,10 @@ class AutomatedRecovery:
         taken = [result for result in done if result.changed]
         # What has no remedy here, and where it is to be had.
         tried = {name for result in done for name in result.checks}
-        left = [check for check in after["checks"] if not results.healthy(check)]
+        left = [check for check in after["checks"] if not results.is_quiet(check)]
         return {
             "timestamp": deployment.now(), "run_id": run_id, "dry_run": self.dry_run,
-            "issues_detected": [results.issue(check) for check in before["checks"] if not results.healthy(check)],
+            "issues_detected": [results.issue(check) for check in before["checks"] if not results.is_quiet(check)],
             "recovery_actions_taken": 0 if self.dry_run else len(taken),
             "recovery_actions_planned": len(taken) if self.dry_run else 0,
             "successful_recoveries": sum(bool(result.success) and result.changed for result in done),
@@ -383,9 +394,8 @@ class AutomatedRecovery:
             "recovery_results": [result.as_dict() for result in done],
             "remaining": [{**results.issue(check), "tried": check["name"] in tried} for check in left],
             "system_health_summary": _summary(after),
-            "status": after["status"], "before": {"status": before["status"], "failing": before["failing"], "checks": before["checks"]},
-            "after": {"status": after["status"], "failing": after["failing"], "checks": after["checks"]},
-            "notes": list(self.settings.notes), "settings": self.settings.source,
+            "status": after["status"], "before": _outcome(before), "after": _outcome(after),
+            "notes": [*self.settings.notes, *self.notes], "settings": self.settings.source,
         }  # fmt: skip
 
     def _note(self, made: Report, asked: t.Mapping[str, t.Any]) -> None:
@@ -410,8 +420,25 @@ class AutomatedRecovery:
         """What became of each remedy, the newest run first, over all runs."""
         found = []
         for record in history.read(self.settings.state_dir / HISTORY, self.max_history):
-            found += [{"details": None, **each} for each in record.get("results", []) if isinstance(each, dict)]
+            for each in _list(record.get("results")):
+                if isinstance(each, dict) and all(isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")):
+                    found.append({"details": None, **each})
         return found[:limit]
+
+
+def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict[str, t.Any]]:
+    """The services that are neither the broker nor live from it; the playbook recover has the same rule (``recover_services``)."""
+    kept = [each for each in services if (each.get("gate") or {}).get("type") not in ("redis", "celery", "beat") and "celery" not in str(each["name"])]
+    return [{**each, "depends_on": []} for each in kept]
+
+
+def _outcome(health: Health) -> t.Dict[str, t.Any]:
+    return {key: health[key] for key in ("status", "failing", "not_measured", "left_out", "checks")}
+
+
+def _list(value: t.Any) -> t.List[t.Any]:
+    """A list out of a file; an empty one for whatever else stands in its place."""
+    return value if isinstance(value, list) else []
 
 
 def _summary(after: Health) -> t.Dict[str, t.Any]:
@@ -419,7 +446,7 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     detailed = {check["name"]: results.detailed(check) for check in after["checks"]}
 
     def part(names: t.Sequence[str], **further: t.Any) -> t.Dict[str, t.Any]:
-        bad = [detailed[name] for name in names if name in detailed and not detailed[name]["healthy"]]
+        bad = [detailed[name] for name in names if name in detailed and detailed[name]["healthy"] is False]
         measured = any(not detailed[name]["skipped"] for name in names if name in detailed)
         found: t.Dict[str, t.Any] = {"healthy": not bad if measured else None, "needs_recovery": bool(bad)}
         if bad and any(each["status"] == "unknown" for each in bad):
@@ -429,7 +456,8 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     memory, disk, cpu = (detailed.get(name, {}) for name in ("memory", "disk", "cpu"))
     large = (disk.get("details") or {}).get("large_logs")
     pids = {name: entry["pid"] for name, entry in ((detailed.get("services", {}).get("details") or {}).get("services") or {}).items()}
-    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and not detailed[name]["healthy"]]
+    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and detailed[name]["healthy"] is False]
+    skipped = not any(name in detailed and not detailed[name]["skipped"] for name in ("database", "rls"))
     summary = {
         "memory": part(
             ["memory"], current_percent=memory.get("memory_percent"), available_gb=memory.get("available_memory_gb"),
@@ -442,29 +470,10 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
         "services": part(
             ["services", "http", "celery"], process_memory_percent=memory.get("value"), process_cpu_percent=cpu.get("process_cpu_percent"), pids=pids or None
         ),
-        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "No issue was found."),
+        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "Not measured." if skipped else "No issue was found."),
     }  # fmt: skip
     summary["logs"]["threshold_mb"] = LOG_MAX_BYTES // 1_000_000
     return summary
-
-
-def _ticks(pid: int) -> str:
-    try:
-        # The second field is the command in parentheses and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def holder_name(pid: int) -> str:
-    """As the lookup ``controller_process`` names a run, so that each of them can tell whether the other is dead."""
-    return f"{socket.gethostname()}:{pid}:{_ticks(pid)}"
-
-
-def _dead(holder: str) -> bool:
-    host, _sign, rest = holder.partition(":")
-    pid, _sign, when = rest.partition(":")
-    return host == socket.gethostname() and pid.isdigit() and _ticks(int(pid)) != when
 
 
 def _trigger() -> str:
@@ -477,7 +486,7 @@ def text(made: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
     was, now = made["before"], made["after"]
     if not was["failing"]:
-        return "\n".join([f"Everything is healthy ({len(was['checks'])} checks); nothing was done.", *(f"note: {each}" for each in made["notes"])])
+        return "\n".join([f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])])
     lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
     lines.append("What would be done" if made["dry_run"] else "What was done")
     for each in made["recovery_results"]:
@@ -490,7 +499,9 @@ def text(made: Report) -> str:
     if now["failing"]:
         lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
     else:
-        lines.append("Everything is healthy now.")
+        lines.append(f"Now: {report.summary(now)}" if now["not_measured"] else "Everything is healthy now.")
+        if now["left_out"] and not now["not_measured"]:
+            lines.append(f"Left out on purpose: {', '.join(now['left_out'])}.")
     return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
 
 
@@ -513,6 +524,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", default="", metavar="ACTION,...", help=f"try only these of: {', '.join(action.value for action in RecoveryAction)}")
     made.add_argument("--now", action="store_true", help="do not wait for the cool-down of a remedy that was just tried; the budget of restarts holds")
     made.add_argument("--repair-database", action="store_true", help="allow this run to repair the database's tables and policies")
+    made.add_argument("--lock-force", default="", metavar="HOLDER", help="take the lock of this host from the holder of this id, which a refused run names")
     made.add_argument("--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else")
     return made
 
@@ -529,7 +541,7 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         strange = sorted(set(only) - {action.value for action in RecoveryAction})
         if strange:
             raise OpsError(f"There is no action {', '.join(strange)}.", hint=f"Choose of {', '.join(action.value for action in RecoveryAction)}.")
-        recovery = AutomatedRecovery(settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only)
+        recovery = AutomatedRecovery(settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only, lock_force=options.lock_force)
         if options.history is not None:
             found = recovery.get_recovery_history(max(0, options.history))
             rows = [f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in found]
@@ -543,6 +555,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         return results.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
         return results.could_not_tell("Interrupted; what was begun is not proved.", settings, as_json=options.json)
+    except Exception as error:  # exit status 1, that of a traceback, would say: a warning
+        return results.could_not_tell(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json)
     written = results.write_report(options.output, made)
     sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
     return results.exit_status(made["status"]) or (1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN)

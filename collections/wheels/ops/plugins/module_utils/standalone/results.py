@@ -14,6 +14,7 @@ import time
 import typing as t
 from pathlib import Path
 
+from .. import report
 from ..files import write_atomically
 from ..results import OpsError
 from ..thresholds import STATUSES
@@ -29,7 +30,7 @@ OVERALL: t.Dict[str, t.Tuple[str, str]] = {
     "critical": ("critical", "At least one check is in an emergency: act now."),
     "high": ("unhealthy", "At least one check is critical."),
     "medium": ("degraded", "At least one check needs a look."),
-    "low": ("healthy", "Every check that could be made is healthy."),
+    "low": ("healthy", "Every check is healthy."),
 }
 #: Who does what the programs cannot: by the remedy that a check names.
 PLAYBOOK = "the playbook deploy"
@@ -40,14 +41,15 @@ class DeadlineExceeded(Exception):
     """The run took longer than it may."""
 
 
-def healthy(check: t.Mapping[str, t.Any]) -> bool:
+def is_quiet(check: t.Mapping[str, t.Any]) -> bool:
+    """Whether nobody has to look at it: it is healthy, or was not made."""
     return check["status"] in ("ok", "skipped")
 
 
 def recommendation(check: t.Mapping[str, t.Any]) -> str:
     """What a person does about a check, in one sentence; empty where nothing is wrong."""
     remedy = check.get("remedy", "")
-    if healthy(check):
+    if is_quiet(check):
         return ""
     if remedy in ("sql_script", "rls_repair"):
         return "Repair the database: the playbook deploy, or python3 scripts/automated_recovery.py --repair-database."
@@ -59,9 +61,10 @@ def recommendation(check: t.Mapping[str, t.Any]) -> str:
 
 
 def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
-    """One check with the keys of the first version beside ours. What was not measured is not there."""
-    found = {**check, "healthy": healthy(check), "severity": SEVERITY[check["status"]], "skipped": check["status"] == "skipped"}
-    if not found["healthy"]:
+    """One check with the keys of the first version beside ours. What was not measured is not there; ``healthy`` is None for a skipped check."""
+    skipped = check["status"] == "skipped"
+    found = {**check, "healthy": None if skipped else check["status"] == "ok", "severity": SEVERITY[check["status"]], "skipped": skipped}
+    if found["healthy"] is False:
         found.update(issue=check["message"], recommendation=recommendation(check))
     found.update({key: value for key, value in _measures(check).items() if value is not None})
     return found
@@ -102,7 +105,7 @@ def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
         works = check["status"] == "ok"
         return {"working_engines": [engine] if works else [], "failed_engines": [] if works else [engine], "engine_status": {engine: works}}
     if name in ("websocket", "cors"):
-        return {"issues": [] if healthy(check) else [check["message"]]}
+        return {"issues": [] if is_quiet(check) else [check["message"]]}
     return {}
 
 
@@ -120,9 +123,12 @@ def summary(results: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> 
     status, message = OVERALL[worst]
     if not measured:
         status, message = "degraded", "Nothing could be measured: no check has what it needs."
+    elif not bad and len(measured) < len(results):
+        message = report.summary({"checks": list(results.values())})
     good = len(measured) - len(bad)
     return {
         "overall_status": status, "overall_message": message, "total_checks": len(measured), "healthy_checks": good, "unhealthy_checks": len(bad),
+        "skipped_checks": len(results) - len(measured),
         "health_percentage": round(100.0 * good / len(measured), 1) if measured else 0.0, "issues_by_severity": counts, "total_issues": len(bad),
         "check_duration_seconds": round(duration, 2),
     }  # fmt: skip

@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import stat
 import typing as t
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import urlsplit
 
 from ..checks import suite
+from ..core.redaction import redact_value, secrets_of
 from ..results import OpsError
 from ..services import ledger
 from ..services.manager import open_manager
@@ -33,13 +33,13 @@ MARGIN = 2.0
 #: Defaults of the role ``monitoring``; a test compares both.
 REPORTED: t.Dict[str, t.Any] = {
     "cors_origins": ["https://wheelsandwins.com", "https://www.wheelsandwins.com"],
-    "websocket_path": "/api/v1/pam/ws/wheels-ops-health",
+    "websocket_path": suite.WEBSOCKET_PATHS[0],
     "logs": ["/var/log/*.log"],
 }
 BASE_URL = "http://127.0.0.1:8000"
 REDIS_URL = "redis://127.0.0.1:6379/0"
-#: So few letters stand in every other word.
-SHORT = 6
+#: As much of the backend's ``.env`` is read.
+DOTENV_BYTES = 262_144
 #: Variables of the environment, and of the backend's ``.env``, by the option that each sets.
 VARIABLES: t.Dict[str, str] = {"BASE_URL": "base_url", "REDIS_URL": "redis_url", "DATABASE_URL": "database_dsn"}
 
@@ -94,56 +94,11 @@ class Settings:
 
     def secrets(self) -> t.List[str]:
         """Every secret in it, the longest first: what no output may show."""
-        found: t.Set[str] = set()
-        _collect([getattr(self.checks, each.name) for each in fields(self.checks)], found)
-        return sorted({word for word in found if word}, key=len, reverse=True)
+        return secrets_of([getattr(self.checks, each.name) for each in fields(self.checks)])
 
     def scrubbed(self, value: t.Any) -> t.Any:
         """A copy of any output without a secret in any of its texts."""
-        return scrub(value, self.secrets())
-
-
-def scrub(value: t.Any, secrets: t.Sequence[str]) -> t.Any:
-    """A copy without the secrets. One of a few letters stands in every other word: it goes where a URL or a connection string has it."""
-    if isinstance(value, str):
-        for secret in secrets:
-            if len(secret) >= SHORT:
-                value = value.replace(secret, "***")
-            else:
-                value = value.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
-        return value
-    if isinstance(value, dict):
-        # Keys are names of ours, of services and of paths.
-        return {key: scrub(entry, secrets) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [scrub(entry, secrets) for entry in value]
-    return value
-
-
-def _collect(value: t.Any, found: t.Set[str]) -> None:
-    """The secrets of settings: passwords of URLs and connection strings, tokens of queries, values of headers."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if key == "headers" and isinstance(entry, dict):
-                found.update(str(header) for header in entry.values())
-            else:
-                _collect(entry, found)
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            _collect(entry, found)
-    elif isinstance(value, str):
-        for quoted, plain in re.findall(r"\bpassword\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s'&]+))", value):
-            found.add(re.sub(r"\\(.)", r"\1", quoted) or plain)
-        try:
-            parts = urlsplit(value)
-            password = parts.password
-        except ValueError:
-            return
-        if password:
-            known = parts.netloc.rpartition("@")[0].partition(":")[2]
-            plain_text = dict(parse_qsl(f"p={quote(known, safe='%')}")).get("p", "")
-            found.update({known, password, plain_text})
-        found.update(word for key, word in parse_qsl(parts.query) if key in ("token", "access_token", "apikey", "api_key", "password"))
+        return redact_value(value, self.secrets())
 
 
 def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) -> Settings:
@@ -281,10 +236,15 @@ def _dotenv() -> t.Dict[str, str]:
     """URLs of the backend's ``.env`` in the working directory. One that others could have put there is passed over."""
     for path in (Path(".env"), Path("backend/.env")):
         try:
-            status = os.stat(path)
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
-                continue
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            # Not through a link, nor a named pipe or a device: the directory may be another user's.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    continue
+                if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
+                    continue
+                lines = file.read(DOTENV_BYTES).decode("utf-8", errors="replace").splitlines()
         except OSError:
             continue
         pairs = [line.strip().removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#")]

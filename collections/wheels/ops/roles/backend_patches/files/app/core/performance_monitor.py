@@ -427,7 +427,7 @@ class PerformanceMonitor:
         self.check_interval: float = env_number("MONITORING_INTERVAL", 5.0, low=0.05)
         self.history_retention = timedelta(hours=24)
         self.thresholds: Dict[str, Dict[str, float]] = {
-            "memory_percent": _limits("MEMORY", 65, 75, 1, 100),  # as the optimizer reads them
+            "memory_percent": _limits("MEMORY", 65, 75, 0, 100),  # as the optimizer reads them
             "cpu_percent": _limits("CPU", 70, 85),
             "disk_percent": _limits("DISK", 75, 85),
             "disk_inodes_percent": _limits("DISK_INODES", 75, 85),

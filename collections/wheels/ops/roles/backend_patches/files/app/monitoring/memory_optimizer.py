@@ -408,10 +408,10 @@ class MemoryOptimizer:
     def __init__(self, reader: Optional[MemoryReader] = None, heap: Optional[Heap] = None) -> None:
         self.optimization_interval = 180
         self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 2.0, low=0.05)
-        self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 1, 100)
+        self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 0, 100)
         # The tiers rise, also where only the first one has been set higher.
-        self.memory_critical_threshold = max(self.memory_warning_threshold, env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 1, 100))
-        self.memory_emergency_threshold = max(self.memory_critical_threshold, env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 1, 100))
+        self.memory_critical_threshold = max(self.memory_warning_threshold, env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 0, 100))
+        self.memory_emergency_threshold = max(self.memory_critical_threshold, env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 0, 100))
         self.is_running = False
         self.optimization_count = 0
         self.last_emergency_cleanup: float = 0

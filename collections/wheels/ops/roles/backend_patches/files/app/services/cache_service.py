@@ -5,9 +5,50 @@ Every key that a caller names is stored as ``pam:cache:<key>``: the database is 
 and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
 still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
 
-Callers never wait long for Redis and never see it fail: after three failures in a row a breaker answers "not cached"
-at once, while one probe at a time looks whether Redis is back. What this process read in the last minutes is served
-meanwhile. Invalidations that could not be delivered are kept and applied before Redis is trusted again.
+Callers never wait long for Redis and never see it fail. What the application has replaced or removed is never served
+again by this process, whatever state Redis is in.
+
+States of the connection (``Link``, one for each event loop):
+
+==========  =======================================  ==================================================================
+state       how it is entered                        what is read and written
+==========  =======================================  ==================================================================
+serving     at the start; when a probe was answered  Redis is read and written. A call waits for its turn among
+                                                     ``REDIS_MAX_CONNECTIONS`` others, which is no failure of Redis.
+suspected   a call timed out or was cut              As above; a PING on a connection of its own is under way. An
+                                                     answer to it, or to any call, leads back to *serving*.
+away        three failures in a row, and that PING   Redis is not asked. What this process read in the last minutes is
+            failed too (LOADING is no answer)        served, other keys are not cached. Nothing is written. Connections
+                                                     are new afterwards (the name is resolved again).
+            ends: a probe's PING is answered, and    One probe at a time, every 0.25 to 3 s, sent when somebody asks
+            what was pending has been tried          or an invalidation waits; no caller waits for it.
+demoted     the answer is READONLY, MASTERDOWN or    The pool is dropped and connected anew, at most every 0.25 to 3 s;
+            NOREPLICAS                               the refused call is made once more on the new one.
+==========  =======================================  ==================================================================
+
+States of a key, beside those (``Invalidations``, one for each process and address):
+
+==========  =======================================  ==================================================================
+state       how it is entered                        what is read and written
+==========  =======================================  ==================================================================
+current     at the start; when its invalidation      Redis, and for ``CACHE_L1_TTL`` this process's memory.
+            went through
+pending     a write that replaces or removes it was  It reads as not cached: Redis may still hold what was replaced.
+            refused (MISCONF, READONLY, OOM,         UNLINK is retried in the background, after 0.25 to 3 s (10 s for
+            LOADING, CLUSTERDOWN, NOREPLICAS,        refusals that do not pass by themselves), until Redis took it.
+            TRYAGAIN, MASTERDOWN or anything else),  A later write of the key that goes through makes it *current*.
+            timed out, was cut or cancelled
+settling    UNLINK, or a later write, went through   After ``SETTLE`` seconds UNLINK is repeated, unless Redis holds
+            after a write of which nobody knows      what was written last: the lost write may arrive late. Until then
+            whether it was executed                  it is *pending*, or *current* after a later write.
+==========  =======================================  ==================================================================
+
+Where a write is refused and UNLINK is not (OOM), the key is deleted in the same call. Of more than ``MOST_PENDING``
+pending keys those with the most frequent first word become one pattern, at last everything: not cached, until deleted.
+
+Limits: nothing can be told to other processes while Redis takes no writes. They may serve what they hold in memory, or
+what Redis still holds, until it accepts the retry or the entry's TTL ends, whichever comes first. So may all of them
+after a process ended with invalidations pending (it tries once more when it is closed).
 
 Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
 tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
@@ -35,18 +76,33 @@ import math
 import os
 import random
 import re
+import socket
+import struct
+import threading
 import time
 import typing as t
 import uuid
 import weakref
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis.asyncio as aioredis
 from app.core.logging import get_logger
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import DataError, NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    DataError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 logger = get_logger(__name__)
 
@@ -81,12 +137,16 @@ CONNECT_TIMEOUT = 0.4  # seconds
 OPERATION_TIMEOUT = 0.25
 CALL_TIMEOUT = 0.45  # connecting and the operation together
 HICCUP = 0.25  # a call that ends later than this after its time was up met a pause of this process, for which Redis is not blamed
+QUEUE_TIMEOUT = 10.0  # waiting for a turn among calls of this process; thousands on a busy machine take seconds
 SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
+PATTERN_TIMEOUT = 60.0  # all slices of a pattern that a caller waits for; the background goes on
 FAILURES_TO_OPEN = 3
-LONGEST_PROBE_DELAY = 3.0
+SHORTEST_DELAY, LONGEST_PROBE_DELAY = 0.25, 3.0  # between two probes, two deliveries, two new pools
+LONGEST_DELIVERY_DELAY = 10.0  # of what is refused for a reason that does not pass by itself
+SETTLE = 1.0  # seconds in which a write that timed out may still reach Redis
 SLICE = 200  # keys a script looks at; measured: 1.4 ms at the 99th percentile for other clients, 1,000 keys give 5 ms
 LONGEST_TTL = 10 * 365 * 86_400.0  # seconds; Redis refuses an end that does not fit its clock
-LONGEST_KEY = 512  # bytes; a longer one keeps its beginning, the rest becomes a digest
+LONGEST_KEY, KEPT = 512, 96  # bytes; a longer one keeps its first characters, the rest becomes a digest
 MOST_PENDING = 1000
 REFUSAL_QUIET = 60.0  # seconds between two log lines about the same kind of refusal
 
@@ -124,23 +184,91 @@ def _head(key: str) -> str:
     return first + ":"
 
 
+def stored_name(key: str) -> str:
+    """A caller's key as it is in Redis."""
+    if len(key) > LONGEST_KEY // 4 and len(key.encode("utf-8", "surrogatepass")) > LONGEST_KEY:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        key = f"{key[:KEPT]}:sha256:{digest}"
+    return PREFIX + key
+
+
 class CacheUnavailableError(ConnectionError):
     """Redis cannot be used right now. The message names the kind of error, never an address or a secret."""
 
+    #: Redis answered, and said no.
+    refused = False
+    #: Redis may have executed the command, or may still: it was sent and not answered.
+    uncertain = False
+    #: The code of a refusal for the time being.
+    code = ""
+
+
+# The codes with which Redis refuses for the time being.
+_CODES = re.compile(r"\b(MISCONF|READONLY|OOM|LOADING|CLUSTERDOWN|NOREPLICAS|TRYAGAIN|MASTERDOWN)\b")
+# The client takes the code off the text of these. A subclass comes before its base.
+_CODE_OF: t.Tuple[t.Tuple[t.Type[Exception], str], ...] = (
+    (ReadOnlyError, "READONLY"),
+    (OutOfMemoryError, "OOM"),
+    (BusyLoadingError, "LOADING"),
+    (MasterDownError, "MASTERDOWN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+    (TryAgainError, "TRYAGAIN"),
+)
+# This server is, or may be, no longer the one that takes writes: its name may lead to another one now.
+_DEMOTED = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS"})
+
+
+def refusal(error: BaseException) -> str:
+    """The code with which Redis refused for the time being, also from within a script; empty for any other error."""
+    for kind, code in _CODE_OF:
+        if isinstance(error, kind):
+            return code
+    match = _CODES.search(str(error)) if isinstance(error, ResponseError) else None
+    return match[1] if match else ""
+
+
+def _unavailable(error: BaseException) -> CacheUnavailableError:
+    unavailable = CacheUnavailableError(_kind(error))
+    unavailable.refused = isinstance(error, (ResponseError, DataError, UnicodeError))
+    unavailable.code = refusal(error)
+    never_sent = "connecting to" in str(error)  # the client library's words; without them the safe thing is assumed
+    unavailable.uncertain = not (unavailable.refused or unavailable.code or never_sent)
+    return unavailable
+
+
+def _kind(error: BaseException) -> str:
+    """How an error is named in the log: its class, or the code where the class says nothing."""
+    return (refusal(error) if type(error) is ResponseError else "") or type(error).__name__
+
 
 def redacted(url: object) -> str:
-    """A Redis URL that may be shown: without user and password. What cannot be read safely is not shown at all."""
+    """A Redis URL that may be shown: its password hidden, in the address and in the query. What cannot be read is not shown at all."""
+    scheme, sign, rest = str(url).partition("://")
+    if not sign:
+        return "***"
+    end = _first(rest, 0)
+    path, mark, query = rest[end:].partition("?")
+    clean = re.fullmatch(r"(?:(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d+)?)?", rest[:end].rpartition("@")[2])
+    if not clean or "@" in path or (mark and not re.match(r"[\w.%-]+=", query)):
+        # A password that is written as it is, with a character that ends the address.
+        end = max(end, _first(rest, rest.rfind("@") + 1))
+    who, at, host = rest[:end].rpartition("@")
+    user, colon, password = who.partition(":")
+    path, mark, query = rest[end:].partition("?")
+    if scheme.lower() in ("redis", "rediss") and not re.fullmatch(r"(?:/\d*)?", path):
+        path = "/***"
+    words = [re.sub(r"=.+", "=***", word) if re.search(r"password|passwd|token|secret", unquote(word.partition("=")[0])) else word for word in query.split("&")]
+    shown = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
     try:
-        parts = urlsplit(str(url))
-        if parts.scheme == "unix":
-            return f"unix://{parts.path}"
-        if "@" in parts.path + parts.query + parts.fragment or not parts.hostname or not re.fullmatch(r"/?\d*", parts.path):
-            return "(unreadable Redis URL)"
-        secret = "***@" if "@" in parts.netloc else ""
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{secret}{parts.hostname}{port}{parts.path}"
+        _ = urlsplit(shown).port
     except ValueError:
-        return "(unreadable Redis URL)"
+        return "***"
+    return shown
+
+
+def _first(rest: str, start: int) -> int:
+    """Where the address ends: at the first of ``/?#`` from ``start`` on."""
+    return min((place for place in (rest.find(sign, start) for sign in "/?#") if place >= 0), default=len(rest))
 
 
 def configured_url() -> str:
@@ -247,6 +375,17 @@ def escape_glob(text: str) -> str:
     return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
 
 
+def literal_beginning(pattern: str) -> t.Tuple[str, bool]:
+    """What everything that a Redis pattern matches begins with, and whether it matches everything that does."""
+    match = re.match(r"(?:[^*?\[\]\\]|\\.)*", pattern, re.DOTALL)
+    literal = match[0] if match else ""
+    return re.sub(r"\\(.)", r"\1", literal, flags=re.DOTALL), pattern[len(literal) :] == "*"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
+
+
 # --- scripts ----------------------------------------------------------------------------------------------------------
 
 # Each runs for well under a millisecond on one slice, and looks at the prefix before anything else.
@@ -291,6 +430,11 @@ if redis.call('PTTL', KEYS[2]) == -1 then redis.call('PEXPIRE', KEYS[2], ARGV[1]
 return 1
 """
 _DROP = "if redis.call('TYPE', KEYS[1]).ok == 'string' then return redis.call('UNLINK', KEYS[1]) end return 0"
+_DROP_UNLESS = """
+local text = redis.call('GET', KEYS[1])
+if text and redis.sha1hex(text) ~= ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
+return 0
+"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -320,6 +464,10 @@ class SweepResult(int):
         return result
 
 
+#: What is done with the client in one exchange, and what makes an exchange of it.
+Work = t.Callable[[t.Any], t.Awaitable[t.Any]]
+Call = t.Callable[[Work], t.Awaitable[t.Any]]
+
 # --- state shared by all instances ------------------------------------------------------------------------------------
 
 
@@ -346,6 +494,116 @@ class CacheCounters:
         return round(self.hits / asked, 4) if asked else 0.0
 
 
+@dataclasses.dataclass
+class Pending:
+    """One invalidation that Redis did not get. ``serial`` orders it among the writes of this process."""
+
+    serial: int
+    uncertain: bool  # a write of the key may still arrive: a delivery now is not the last one
+    due: float = 0.0  # not to be delivered before
+    digest: str = ""  # of what has been written since, which may stay; reads are allowed then
+
+
+class Invalidations:
+    """What this process replaced or removed, while Redis may still hold the old value: keys and patterns, bounded.
+
+    Shared by the event loops of all threads. The lock is never held while waiting for anything.
+    """
+
+    def __init__(self) -> None:
+        self.entries: t.Dict[t.Tuple[str, str], Pending] = {}
+        self.serial = 0
+        self.prefixes: t.Tuple[str, ...] = ()  # a key with one of these is not to be read
+        self.whole: t.Tuple[t.Tuple[str, str], ...] = ()  # patterns of the form beginning*, after it
+        self.lock = threading.Lock()
+
+    def covers(self, key: str) -> bool:
+        """Whether Redis may hold a value of this key that has been replaced."""
+        if not self.entries:
+            return False
+        entry = self.entries.get(("key", key))
+        return (entry is not None and not entry.digest) or key.startswith(self.prefixes)
+
+    def remember(self, kind: str, texts: t.Iterable[str], uncertain: bool = False) -> None:
+        """Keeps invalidations (``key`` or ``pattern``) that Redis did not get."""
+        with self.lock:
+            for text in texts:
+                self.serial += 1
+                place = self._place(kind, text)
+                if place not in self.entries and len(self.entries) >= MOST_PENDING:
+                    self._fold()
+                    place = self._place(kind, text)
+                before = self.entries.get(place)
+                self.entries[place] = Pending(self.serial, uncertain or (before is not None and before.uncertain))
+            self._index()
+
+    def _place(self, kind: str, text: str) -> t.Tuple[str, str]:
+        """Where it belongs: its own place, or that of a pattern here which deletes it too."""
+        if ("pattern", "*") in self.entries:
+            return "pattern", "*"
+        if kind == "key" and text.startswith(self.prefixes):
+            for beginning, pattern in self.whole:
+                if text.startswith(beginning):
+                    return "pattern", pattern
+        return kind, text
+
+    def _fold(self) -> None:
+        """Makes room without forgetting anything: the keys with the most frequent first word become one pattern, or
+        everything does."""
+        heads: t.Dict[str, int] = {}
+        for kind, text in self.entries:
+            if kind == "key":
+                heads[_head(text)] = heads.get(_head(text), 0) + 1
+        most = max(heads, key=lambda head: heads[head], default="")
+        if not most or heads[most] < MOST_PENDING // 10:
+            most = ""
+        going = [place for place in self.entries if not most or (place[0] == "key" and _head(place[1]) == most)]
+        uncertain = any([self.entries.pop(place).uncertain for place in going])
+        self.entries[("pattern", escape_glob(most) + "*")] = Pending(self.serial, uncertain)
+        self._index()
+
+    def _index(self) -> None:
+        patterns = [text for kind, text in self.entries if kind == "pattern"]
+        beginnings = [(*literal_beginning(pattern), pattern) for pattern in patterns]
+        self.whole = tuple((beginning, pattern) for beginning, whole, pattern in beginnings if whole)
+        ours = (name for pattern in patterns for name in _targets(pattern, False)[2])
+        self.prefixes = tuple({literal_beginning(name)[0] for name in ours})
+
+    def replaced(self, kind: str, text: str, serial: int, written: str = "") -> None:
+        """A write that began when ``serial`` was the last one went through, and makes up for what is older.
+        ``written``: what Redis now holds."""
+        if not self.entries:
+            return
+        with self.lock:
+            entry = self.entries.get((kind, text))
+            if entry is None or entry.serial > serial:
+                return
+            if entry.uncertain or entry.due:
+                due = entry.due or time.monotonic() + SETTLE
+                self.entries[(kind, text)] = Pending(entry.serial, False, due, _digest(written) if written else "")
+            else:
+                del self.entries[(kind, text)]
+                self._index()
+
+    def delivered(self, places: t.Mapping[t.Tuple[str, str], int]) -> None:
+        """Redis deleted these, as they were at their serial."""
+        with self.lock:
+            for place, serial in places.items():
+                entry = self.entries.get(place)
+                if entry is not None and entry.serial == serial:
+                    if entry.uncertain:
+                        self.entries[place] = Pending(serial, False, time.monotonic() + SETTLE)
+                    else:
+                        del self.entries[place]
+            self._index()
+
+    def waiting(self) -> t.Dict[t.Tuple[str, str], Pending]:
+        """What is due now."""
+        now = time.monotonic()
+        with self.lock:
+            return {place: entry for place, entry in self.entries.items() if entry.due <= now}
+
+
 class LocalStore:
     """What this process knows of the cache: texts as they are in Redis, in the order they came, bounded in bytes.
 
@@ -364,6 +622,25 @@ class LocalStore:
         self.bytes = 0
         self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
         self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
+        self.loading: t.Dict[str, object] = {}  # the load whose result may be cached: none from before the last write
+        self.pending = Invalidations()
+
+    def forget(self, keys: t.Iterable[str]) -> None:
+        """The keys are being replaced or removed: their values here, and those under way, are not to be served."""
+        self.version += 1
+        for key in keys:
+            self.drop(key)
+            self.loading.pop(key, None)
+
+    def forget_all(self) -> None:
+        self.clear()
+        self.loading.clear()
+
+    def old_name(self, key: str) -> t.Optional[str]:
+        """The key under which an earlier release would have stored this, if that is one of its own prefixes."""
+        if self.legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
+            return key
+        return None
 
     def put(self, key: str, text: str, *, fresh: bool, ttl: t.Optional[float] = None) -> None:
         size = len(text) + len(key) + self.OVERHEAD
@@ -414,35 +691,47 @@ class LocalStore:
 
 
 class Link:
-    """One event loop's way to Redis: the client with its pool, and the breaker."""
+    """One event loop's way to Redis: the client with its pool, the queue for it, and the breaker."""
 
-    def __init__(self, url: str, counters: CacheCounters) -> None:
+    def __init__(self, url: str, counters: CacheCounters, store: LocalStore) -> None:
         self.shown = redacted(url)
         self.counters = counters
+        self.store = store
+        self.invalidations = store.pending
         self.lock = asyncio.Lock()
         self.connected = False  # Redis has answered at least once since this was made
-        self.failures = 0
+        self.failures = 0  # in a row
+        self.unanswered = False  # a PING on a connection of its own has failed since the last answer
         self.open = False
-        self.delay = 0.25
+        self.delay = SHORTEST_DELAY
         self.next_probe = 0.0
+        self.renewal_delay = SHORTEST_DELAY
+        self.renewed = -math.inf
+        self.checking: t.Optional[asyncio.Task[None]] = None
         self.probing: t.Optional[asyncio.Task[None]] = None
         self.delivering: t.Optional[asyncio.Task[None]] = None
-        self.flights: t.Dict[str, asyncio.Task[t.Any]] = {}
-        self.pending: t.Dict[t.Tuple[str, str], None] = {}
+        self.retiring: t.Dict[asyncio.Task[None], t.Any] = {}  # pools that are no longer used, while calls on them end
+        self.flights: t.Dict[str, t.Tuple[object, asyncio.Task[t.Any]]] = {}
         self.users: weakref.WeakSet[CacheService] = weakref.WeakSet()
         self.quiet_until: t.Dict[str, float] = {}  # by kind of refusal
         self.client: t.Optional[aioredis.Redis] = None
+        size = max(1, int(_number("REDIS_MAX_CONNECTIONS", 20)))
+        self.turns = asyncio.Semaphore(size)
         try:
-            self.client = self._client(url)
+            self.client = self._client(url, size)
         except Exception as error:  # the text of the error can quote the URL
             logger.error("Cache is off: REDIS_URL cannot be read", error=type(error).__name__)
 
+    @property
+    def pending(self) -> t.Dict[t.Tuple[str, str], Pending]:
+        return self.invalidations.entries
+
     @staticmethod
-    def _client(url: str) -> aioredis.Redis:
+    def _client(url: str, size: int) -> aioredis.Redis:
         pool: aioredis.BlockingConnectionPool = aioredis.BlockingConnectionPool.from_url(
             url,
-            max_connections=max(1, int(_number("REDIS_MAX_CONNECTIONS", 20))),
-            timeout=CALL_TIMEOUT,
+            max_connections=size,
+            timeout=QUEUE_TIMEOUT,  # of those who use the client directly; our own calls take turns
             decode_responses=True,
             # Bytes that are no UTF-8 (pickled data) must come through, to be refused as a value and not as a broken connection.
             encoding_errors="surrogateescape",
@@ -450,6 +739,7 @@ class Link:
             socket_timeout=OPERATION_TIMEOUT,
             health_check_interval=30,
             retry=Retry(NoBackoff(), 0),
+            redis_connect_func=_on_connect,
         )
         arguments = pool.connection_kwargs
         if "path" not in arguments:
@@ -464,28 +754,175 @@ class Link:
         client: aioredis.Redis = aioredis.Redis(connection_pool=pool)
         return client
 
+    # --- calls ---
+
+    async def call(self, work: Work, *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
+        """One exchange with Redis: waits for its turn, then for at most ``timeout`` seconds. Raises
+        ``CacheUnavailableError`` only.
+
+        ``again``: it may be made a second time when this process stood still meanwhile (a read).
+        """
+        if self.refuse():
+            raise CacheUnavailableError("Redis is not available")
+        if self.turns.locked():
+            try:
+                async with asyncio.timeout(QUEUE_TIMEOUT):
+                    await self.turns.acquire()
+            except TimeoutError:  # our own queue: Redis is not blamed
+                self.counters.errors += 1
+                raise CacheUnavailableError("no connection became free") from None
+        else:
+            await self.turns.acquire()
+        try:
+            if self.refuse():  # the breaker opened meanwhile: all who wait are let go at once
+                raise CacheUnavailableError("Redis is not available")
+            result = await self._exchange(work, timeout, again)
+        finally:
+            self.turns.release()
+        if self.pending:
+            self.deliver_soon()
+        return result
+
+    async def _exchange(self, work: Work, timeout: float, again: bool = False) -> t.Any:
+        for last in (False, True):
+            client = self.client
+            if client is None:
+                raise CacheUnavailableError("the cache has been closed")
+            pool = client.connection_pool
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(timeout):
+                    result = await work(client)
+            except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
+                if not last and refusal(error) in _DEMOTED and self._renew(pool, _kind(error)):
+                    continue
+                self.refused(error)
+                raise _unavailable(error) from None
+            except Exception as error:  # an outage, or whatever a client library can think of
+                if time.monotonic() - started > timeout + HICCUP:
+                    if again and not last:
+                        continue
+                    self.counters.errors += 1
+                else:
+                    await self._failed(error)
+                raise _unavailable(error) from None
+            self.succeeded()
+            return result
+
     def succeeded(self) -> None:
         self.failures = 0
+        self.unanswered = False
         self.connected = True
 
-    def failed(self, error: BaseException) -> None:
+    async def _failed(self, error: BaseException) -> None:
+        """Counts it. From the first one on a PING finds out whether it is Redis that fails; the third waits for it."""
         self.counters.errors += 1
         self.failures += 1
-        if self.failures >= FAILURES_TO_OPEN and not self.open:
-            self.open = True
-            self.delay = 0.25
-            self.counters.breaker_opened += 1
-            self._plan_probe()
-            logger.warning("Cache: Redis does not answer, going on without it", redis=self.shown, error=type(error).__name__)
+        if self.open:
+            return
+        if self.checking is None and not self.unanswered:
+            self.checking = asyncio.get_running_loop().create_task(self._check())
+        if self.failures >= FAILURES_TO_OPEN:
+            if self.checking is not None:
+                await asyncio.shield(self.checking)
+            if self.unanswered and self.failures >= FAILURES_TO_OPEN and not self.open:
+                self._open(error)
+
+    def _open(self, error: BaseException) -> None:
+        self.open = True
+        self.delay = SHORTEST_DELAY
+        self.counters.breaker_opened += 1
+        self._plan_probe()
+        self._swap()
+        if self.pending:
+            self.deliver_soon()
+        logger.warning("Cache: Redis does not answer, going on without it", redis=self.shown, error=_kind(error))
+
+    async def _check(self) -> None:
+        try:
+            answered = await self._ping()
+            if answered:
+                self.succeeded()
+            elif answered is not None:
+                self.unanswered = True
+        finally:
+            self.checking = None
+
+    async def _ping(self) -> t.Optional[bool]:
+        """Whether Redis answers on a connection made for this; None when this process stood still meanwhile."""
+        if self.client is None:
+            return None
+        pool = self.client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await connection.connect()
+                await connection.send_command("PING", check_health=False)
+                await connection.read_response()
+        except ResponseError:  # it answers, if only that it takes no writes
+            return True
+        except Exception:  # as in a call
+            return None if time.monotonic() - started > CALL_TIMEOUT + HICCUP else False
+        finally:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
+        return True
 
     def refused(self, error: BaseException) -> None:
         """Redis is there and says no (out of memory, read-only, moved, not permitted): one line a minute for each kind."""
         self.succeeded()
         self.counters.errors += 1
-        kind, now = type(error).__name__, time.monotonic()
+        kind, now = _kind(error), time.monotonic()
         if now >= self.quiet_until.get(kind, 0.0):
             self.quiet_until[kind] = now + REFUSAL_QUIET
             logger.warning("Cache: Redis refuses, going on without it where it does", redis=self.shown, error=kind)
+
+    # --- a new pool ---
+
+    def _renew(self, pool: t.Any, kind: str) -> bool:
+        """Connects anew after a refusal on ``pool`` that another server may not give; whether there is a new pool."""
+        if self.client is None:
+            return False
+        if self.client.connection_pool is not pool:  # another call was faster
+            return True
+        now = time.monotonic()
+        if now - self.renewed < self.renewal_delay:
+            return False
+        recently = now - self.renewed < 4 * LONGEST_PROBE_DELAY
+        self.renewal_delay = min(self.renewal_delay * 2, LONGEST_PROBE_DELAY) if recently else SHORTEST_DELAY
+        self.renewed = now
+        self._swap()
+        logger.info("Cache: this Redis is not the one that takes writes, connecting anew", redis=self.shown, error=kind)
+        return True
+
+    def _swap(self) -> None:
+        """Replaces the pool under the client, whose identity callers rely on: the address is resolved again."""
+        if self.client is None:
+            return
+        old: t.Any = self.client.connection_pool
+        self.client.connection_pool = type(old)(
+            connection_class=old.connection_class,
+            max_connections=old.max_connections,
+            timeout=old.timeout,
+            **old.connection_kwargs,
+        )
+        task = asyncio.get_running_loop().create_task(self._retire(old))
+        self.retiring[task] = old
+        task.add_done_callback(lambda done: self.retiring.pop(done, None))
+
+    @staticmethod
+    async def _retire(pool: t.Any) -> None:
+        """Closes what is idle at once, and the rest when the calls on it have had their time."""
+        with contextlib.suppress(Exception):
+            await pool.disconnect(inuse_connections=False)
+        try:
+            await asyncio.sleep(SWEEP_TIMEOUT + HICCUP)
+        finally:
+            with contextlib.suppress(Exception):
+                await pool.disconnect()
+
+    # --- the breaker ---
 
     def _plan_probe(self) -> None:
         self.next_probe = time.monotonic() + self.delay * random.uniform(0.8, 1.2)
@@ -498,66 +935,114 @@ class Link:
         if not self.open:
             return False
         self.counters.short_circuits += 1
+        self._probe_when_due()
+        return True
+
+    def _probe_when_due(self) -> None:
         if time.monotonic() >= self.next_probe and self.probing is None:
             self.probing = asyncio.get_running_loop().create_task(self._probe())
-        return True
 
     async def _probe(self) -> None:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT):
-                assert self.client is not None
-                await self.client.ping()
-            await self._deliver()
-        except (RedisError, OSError, TimeoutError):
-            self._plan_probe()
-        else:
+            back = await self._ping()
+            if back:
+                try:
+                    await self._deliver()
+                except CacheUnavailableError as error:
+                    back = error.refused  # then Redis answers, and what waits for it reads as not cached
+            if not back:
+                self._plan_probe()
+                return
             self.open = False
             self.succeeded()
             logger.info("Cache: Redis is back", redis=self.shown)
         finally:
             self.probing = None
 
-    def remember(self, kind: str, text: str) -> None:
-        """Keeps an invalidation (``key`` or ``pattern``) that Redis did not get."""
-        if len(self.pending) >= MOST_PENDING:
-            self.pending = {("pattern", "*"): None}  # too many to keep: forget all that is cached
-        elif ("pattern", "*") not in self.pending:
-            self.pending[(kind, text)] = None
+    # --- invalidations ---
+
+    def remember(self, kind: str, *texts: str, uncertain: bool = False) -> None:
+        """Keeps invalidations (``key`` or ``pattern``, callers' names) that Redis did not get, and sees to them."""
+        first = not self.pending
+        self.invalidations.remember(kind, texts, uncertain)
+        if first:
+            logger.warning("Cache: an invalidation is pending, until then its keys are not cached", redis=self.shown)
+        self.deliver_soon()
 
     def deliver_soon(self) -> None:
-        """Applies what was remembered during a failure too short to open the breaker."""
-        if self.delivering is None:
+        if self.delivering is None and self.client is not None:
             self.delivering = asyncio.get_running_loop().create_task(self._delivery())
 
     async def _delivery(self) -> None:
+        """Until nothing is pending: delivers what is due, later and later while it is refused."""
+        delay = SHORTEST_DELAY
         try:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                await self._deliver()
+            while self.pending and self.client is not None:
+                if self.open:
+                    self._probe_when_due()  # which delivers
+                    pause = SHORTEST_DELAY
+                else:
+                    try:
+                        await self._deliver()
+                        delay = SHORTEST_DELAY
+                        pause = SHORTEST_DELAY  # what settles has its time, what came meanwhile is next
+                    except CacheUnavailableError as error:
+                        lasting = error.refused and not error.code
+                        pause = min(delay, LONGEST_DELIVERY_DELAY if lasting else LONGEST_PROBE_DELAY)
+                        delay = 2 * pause
+                if self.pending:
+                    await asyncio.sleep(pause * random.uniform(0.8, 1.2))
         finally:
             self.delivering = None
 
     async def _deliver(self) -> None:
-        assert self.client is not None
-        waiting, self.pending = self.pending, {}
-        try:
-            keys = [text for kind, text in waiting if kind == "key"]
-            if keys:
-                async with asyncio.timeout(CALL_TIMEOUT):
-                    await self.client.unlink(*keys)
-            for text in [text for kind, text in waiting if kind == "pattern"]:
-                await _unlink_slices(self.client, PREFIX + text, ["1" + PREFIX])
-        except ResponseError as error:  # Redis is there and will refuse it again: nothing to wait for
-            logger.error("Cache: an invalidation was refused by Redis", error=type(error).__name__, count=len(waiting))
-        except BaseException:
-            self.pending = {**waiting, **self.pending}
-            raise
+        """Deletes what is due. Raises ``CacheUnavailableError`` when something of it was refused or not answered."""
+        due = self.invalidations.waiting()
+        keys = [place for place in due if place[0] == "key"]
+        refusals: t.List[Exception] = []
+        for start in range(0, len(keys), SLICE):
+            part = keys[start : start + SLICE]
+            named = [(place[1], due[place].digest) for place in part]
+            unlink = functools.partial(_unlink_keys, keys=named, old_name=self.store.old_name)
+            answers = await self._background(unlink, timeout=1.0)
+            gone = [place for place, answer in zip(part, answers) if answer is None]
+            self.invalidations.delivered({place: due[place].serial for place in gone})
+            refusals += [answer for answer in answers if answer is not None]
+        for place in due:
+            if place[0] == "pattern":
+                match, beginnings, _ours = _targets(place[1], self.store.legacy_reads)
+                await _unlink_slices(self._background, match, beginnings)
+                self.invalidations.delivered({place: due[place].serial})
+        if refusals:
+            if self.client is not None and refusal(refusals[0]) in _DEMOTED:
+                self._renew(self.client.connection_pool, _kind(refusals[0]))
+            passing = [error for error in refusals if refusal(error)]
+            self.refused((passing or refusals)[0])
+            raise _unavailable((passing or refusals)[0])
+
+    async def _background(self, work: Work, timeout: float = SWEEP_TIMEOUT) -> t.Any:
+        """An exchange of the delivery: in its turn, whatever the breaker says."""
+        async with self.turns:
+            return await self._exchange(work, timeout)
+
+    # --- the end ---
 
     async def close(self) -> None:
-        for task in (self.probing, self.delivering):
+        for task in (self.probing, self.delivering, self.checking):
             if task is not None:
                 task.cancel()
+        if self.pending and not self.open and self.client is not None:
+            with contextlib.suppress(CacheUnavailableError, TimeoutError):
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await self._deliver()
+        retiring = dict(self.retiring)
+        for retired in retiring:
+            retired.cancel()
         client, self.client = self.client, None
         self.connected = False
+        for pool in retiring.values():
+            with contextlib.suppress(RedisError, OSError, RuntimeError, TimeoutError):
+                await pool.disconnect()
         if client is not None:
             with contextlib.suppress(RedisError, OSError, RuntimeError, TimeoutError):
                 await client.aclose()
@@ -566,10 +1051,19 @@ class Link:
     def abandon(self) -> None:
         """Frees the sockets of a loop that has been closed or belongs to the parent process: nothing else can close them here."""
         client, self.client = self.client, None
-        pool = client.connection_pool if client is not None else None
-        for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
-            with contextlib.suppress(Exception):
-                connection._writer.get_extra_info("socket")._sock.close()
+        for pool in [client.connection_pool if client is not None else None, *self.retiring.values()]:
+            for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
+                with contextlib.suppress(Exception):
+                    connection._writer.get_extra_info("socket")._sock.close()
+
+
+async def _on_connect(connection: t.Any) -> None:
+    """What is unsent when a call is given up must not arrive later: the connection is reset."""
+    with contextlib.suppress(Exception):  # names of the client library's own
+        writer = connection._writer
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close = writer.transport.abort
+    await connection.on_connect()
 
 
 async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], arguments: t.Sequence[t.Any]) -> t.Any:
@@ -655,26 +1149,69 @@ async def _drop(client: t.Any, key: str) -> int:
     return int(await client.unlink(key)) if await _is_string(client, key) else 0
 
 
+async def _drop_unless(client: t.Any, key: str, digest: str) -> int:
+    text = await client.get(key)
+    return int(await client.unlink(key)) if text is not None and _digest(_text(text)) != digest else 0
+
+
 async def _give_back(client: t.Any, key: str, token: str) -> int:
     held = await client.get(key)
     return int(await client.delete(key)) if held is not None and _text(held) == token else 0
 
 
 _WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
-    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _RELEASE: _give_back,
+    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _DROP_UNLESS: _drop_unless,
+    _RELEASE: _give_back,
 }  # fmt: skip
 
 
-async def _unlink_slices(client: aioredis.Redis, match: str, beginnings: t.Sequence[str]) -> int:
-    """Deletes what matches and has one of the beginnings (``_UNLINK``), in slices; gives how many."""
+async def _unlink_keys(
+    client: t.Any,
+    keys: t.Sequence[t.Tuple[str, str]],
+    old_name: t.Callable[[str], t.Optional[str]],
+) -> t.List[t.Optional[Exception]]:
+    """Deletes callers' keys under their name of today and of earlier releases, each by itself; where a digest stands
+    beside one, unless it holds that text. Gives the error of each, or None."""
+    scripts: t.List[t.Tuple[int, str, t.Tuple[str, ...]]] = []
+    for index, (key, digest) in enumerate(keys):
+        old = old_name(key)
+        if old is not None:  # first: a read of another process moves what is there under the name of today
+            scripts.append((index, _DROP, (old,)))
+        name = stored_name(key)
+        scripts.append((index, _DROP_UNLESS, (name, digest)) if digest else (index, "", (name,)))
+    pipe = client.pipeline(transaction=False)
+    for _index, script, arguments in scripts:
+        if script:
+            pipe.eval(script, 1, *arguments)
+        else:
+            pipe.unlink(*arguments)
+    errors: t.List[t.Optional[Exception]] = [None] * len(keys)
+    for (index, script, arguments), answer in zip(scripts, await pipe.execute(raise_on_error=False)):
+        if isinstance(answer, Exception) and script and _no_scripts(answer):
+            try:
+                answer = await _WITHOUT_SCRIPTS[script](client, *arguments)
+            except ResponseError as error:
+                answer = error
+        if isinstance(answer, Exception):
+            errors[index] = answer
+    return errors
+
+
+async def _unlink_next(client: t.Any, arguments: t.Sequence[t.Any]) -> t.Tuple[str, int]:
+    reply = await _run(client, _UNLINK, (), arguments)
+    return _cursor(reply[0]), int(reply[1])
+
+
+async def _unlink_slices(call: Call, match: str, beginnings: t.Sequence[str], deadline: float = math.inf) -> int:
+    """Deletes what matches and has one of the beginnings (``_UNLINK``), each slice a call of its own; says how many."""
     cursor, total, size = "0", 0, SLICE // 2
     while True:
-        async with asyncio.timeout(SWEEP_TIMEOUT):
-            reply = await _run(client, _UNLINK, (), (cursor, match, size, *beginnings))
-        cursor, gone = _cursor(reply[0]), int(reply[1])
+        cursor, gone = await call(functools.partial(_unlink_next, arguments=(cursor, match, size, *beginnings)))
         total += gone
         if cursor == "0":
             return total
+        if time.monotonic() > deadline:
+            raise CacheUnavailableError("too many keys to wait for")
         size = SLICE // 2 if gone else SLICE * 5  # names that do not match cost next to nothing
 
 
@@ -685,17 +1222,23 @@ def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str
     Of other patterns, which no caller has yet, only our own keys are looked at.
     """
     ours = [pattern]
-    found = re.fullmatch(r"((?:[^*?\[\]\\]|\\.)+)\*", pattern)
-    if found is None:
+    literal, whole = literal_beginning(pattern)
+    if not whole or not literal:
         return PREFIX + pattern, ["1" + PREFIX], ours
-    literal = re.sub(r"\\(.)", r"\1", found[1])
     beginnings = ["1" + PREFIX + literal]
+    if len(literal) > KEPT:  # of a long key no more than this is in its name
+        pattern = escape_glob(literal[:KEPT]) + "*"
+        beginnings.append(f"1{PREFIX}{literal[:KEPT]}:sha256:")
+    elsewhere = False
     if _head(literal)[:-1] in TABLES:
         ours.append("pam:" + pattern)
         beginnings.append(f"1{PREFIX}pam:{literal}")
+        elsewhere = True
     if legacy:
-        beginnings += ["0" + old for old in (literal, "pam:" + literal) if _head(old) in LEGACY_PREFIXES]
-    return (PREFIX if len(beginnings) == 1 else "*") + pattern, beginnings, ours
+        older = ["0" + old for old in (literal, "pam:" + literal) if _head(old) in LEGACY_PREFIXES]
+        beginnings += older
+        elsewhere = elsewhere or bool(older)
+    return ("*" if elsewhere else PREFIX) + pattern, beginnings, ours
 
 
 _links: t.Dict[asyncio.AbstractEventLoop, t.Dict[str, Link]] = {}
@@ -706,6 +1249,8 @@ _inherited: t.List[t.Tuple[Link, t.Optional[aioredis.Redis]]] = []
 def _after_fork() -> None:
     """A forked worker must not talk through its parent's sockets, nor let go of the objects that hold them: a transport that is
     collected takes its socket out of the selector, which a child shares with its parent."""
+    for store, _counters in _stores.values():
+        store.pending.lock = threading.Lock()  # another thread of the parent may have held it
     for links in _links.values():
         for link in links.values():
             _inherited.append((link, link.client))
@@ -744,7 +1289,7 @@ class CacheService:
             links = _links[loop] = {}
         link = links.get(self._url or "")
         if link is None or (link.client is None and link.connected is False and not link.users):
-            link = links[self._url or ""] = Link(self._url or configured_url(), self.counters)
+            link = links[self._url or ""] = Link(self._url or configured_url(), self.counters, self._store)
         link.users.add(self)
         self._seen = (loop, link)
         return link
@@ -806,46 +1351,62 @@ class CacheService:
             links.pop(self._url or "", None)
             await link.close()
 
-    async def _call(self, work: t.Callable[[t.Any], t.Awaitable[t.Any]], *, timeout: float = CALL_TIMEOUT) -> t.Any:
+    async def _call(self, work: Work, *, timeout: float = CALL_TIMEOUT, again: bool = False) -> t.Any:
         """One exchange with Redis, bounded in time. Raises ``CacheUnavailableError`` only."""
         link = self._link()
-        client = self._override
-        if client is None:
-            if link.refuse():
-                raise CacheUnavailableError("Redis is not available")
-            client = link.client
-        started = time.monotonic()
+        if self._override is None:
+            return await link.call(work, timeout=timeout, again=again)
         try:
             async with asyncio.timeout(timeout):
-                result = await work(client)
-        except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
-            link.refused(error)
-            raise CacheUnavailableError(type(error).__name__) from None
-        except Exception as error:  # an outage, or whatever a client library can think of: no caller of a cache is prepared for it
-            if time.monotonic() - started <= timeout + HICCUP:
-                link.failed(error)
-            raise CacheUnavailableError(type(error).__name__) from None
-        link.succeeded()
-        if link.pending and not link.open and client is link.client:
-            link.deliver_soon()
-        return result
+                return await work(self._override)
+        except Exception as error:  # whatever somebody's client can think of
+            self.counters.errors += 1
+            raise _unavailable(error) from None
+
+    async def _replace(
+        self,
+        kind: str,
+        texts: t.Sequence[str],
+        work: t.Callable[[], t.Awaitable[t.Any]],
+        written: t.Optional[t.Mapping[str, str]] = None,
+    ) -> t.Any:
+        """Makes a write that replaces or removes what is cached for keys (or what a pattern matches).
+
+        Unless it is known to have gone through, what it concerns is pending: after a refusal, an outage, a lost answer,
+        and when the caller is cancelled. ``written``: the texts that Redis holds afterwards.
+        """
+        pending = self._store.pending
+        serial, uncertain = pending.serial, True
+        forget = self._store.forget_all if kind == "pattern" else functools.partial(self._store.forget, texts)
+        forget()
+        gone_through = False
+        try:
+            result = await work()
+            gone_through = True
+            for text in texts:
+                pending.replaced(kind, text, serial, (written or {}).get(text, ""))
+            return result
+        except CacheUnavailableError as error:
+            uncertain = error.uncertain
+            raise
+        finally:
+            forget()  # a read that was under way has brought back the old value
+            if not gone_through:
+                self._link().remember(kind, *texts, uncertain=uncertain)
 
     # --- keys ---
 
     @staticmethod
     def _name(key: str) -> str:
         """The key in Redis."""
-        key = str(key)
-        if len(key) > LONGEST_KEY // 4 and len(key.encode("utf-8", "surrogatepass")) > LONGEST_KEY:
-            digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-            key = f"{key[:96]}:sha256:{digest}"
-        return PREFIX + key
+        return stored_name(str(key))
 
     def _old_name(self, key: str) -> t.Optional[str]:
-        """The key under which an earlier release would have stored this, if that is one of its own prefixes."""
-        if self._store.legacy_reads and len(key) <= LONGEST_KEY and _head(key) in LEGACY_PREFIXES:
-            return key
-        return None
+        return self._store.old_name(key)
+
+    def _usable(self, key: str) -> t.Optional[str]:
+        """What this process knows of a key, to stand in for Redis; nothing that has been replaced."""
+        return None if self._store.pending.covers(key) else self._store.usable(key)
 
     def _value(self, text: str) -> t.Tuple[bool, t.Any]:
         try:
@@ -874,20 +1435,26 @@ class CacheService:
         key = str(key)
         name, old = self._name(key), self._old_name(key)
         version = self._store.version
+        covers = self._store.pending.covers
         try:
-            if old is None:
-                text = await self._call(lambda client: client.get(name))
+            if covers(key):
+                text = None
+            elif old is None:
+                text = await self._call(lambda client: client.get(name), again=True)
             else:
                 if self._override is None:
-                    text, before = await self._call(lambda client: client.mget(name, old))
+                    text, before = await self._call(lambda client: client.mget(name, old), again=True)
                 else:  # perhaps a double in a test, which answers a get and nothing cleverer
                     text = await self._call(lambda client: client.get(name))
                     before = None if text is not None else await self._call(lambda client: client.get(old))
-                if text is None and before is not None:
+                if text is None and before is not None and not covers(key):
                     text = before
-                    await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
+                    with contextlib.suppress(CacheUnavailableError):  # the next read tries again to move it
+                        await self._call(lambda client: _run(client, _MOVE, (old, name), (self.default_ttl * 1000,)))
+            if covers(key):  # replaced meanwhile
+                text = None
         except CacheUnavailableError:
-            text = self._store.usable(key)
+            text = self._usable(key)
             if text is None:
                 self.counters.misses += 1
                 return None
@@ -914,6 +1481,7 @@ class CacheService:
         except Exception as error:  # JSON's own, or whatever the value's __str__ or model_dump raises
             self.counters.errors += 1
             logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
+            await self._remove(str(key))  # it replaces what is cached all the same
             return
         await self._store_text(str(key), text, _seconds(ttl, self.default_ttl))
 
@@ -921,70 +1489,87 @@ class CacheService:
         return max(1, int(seconds * 1000 * (random.uniform(0.9, 1.0) if seconds >= 10 else 1.0)))
 
     async def _store_text(self, key: str, text: str, seconds: float) -> None:
-        self._store.version += 1
-        self._store.drop(key)
         if len(text) > self._largest:
             self.counters.errors += 1
             logger.warning("Cache: a value is too large to be cached", prefix=_head(str(key)), bytes=len(text))
-            await self.delete(key)
+            await self._remove(key)
             return
-        self._store.put(key, text, fresh=False, ttl=seconds)
         name, old = self._name(key), self._old_name(key)
-        try:
-            await self._call(lambda client: client.set(name, text, px=self._milliseconds(seconds)))
+
+        async def write() -> bool:
+            try:
+                await self._call(lambda client: client.set(name, text, px=self._milliseconds(seconds)))
+            except CacheUnavailableError as error:
+                if not error.refused or error.code not in ("", "OOM"):
+                    raise
+                await self._unlink(name, old)  # what may not be written may be allowed to go
+                return False
             if old is not None:
                 await self._call(lambda client: _run(client, _DROP, (old,), ()))
+            return True
+
+        with contextlib.suppress(CacheUnavailableError):
+            if await self._replace("key", [key], write, {key: text}):
+                self._store.put(key, text, fresh=False, ttl=seconds)
+                self.counters.sets += 1
+
+    async def _unlink(self, name: str, old: t.Optional[str]) -> int:
+        gone = 0
+        if old is not None:  # first: a read of another process moves what is there under the name of today
+            gone += int(await self._call(lambda client: _run(client, _DROP, (old,), ())))
+        return gone + int(await self._call(lambda client: client.unlink(name)))
+
+    async def _remove(self, key: str) -> int:
+        name, old = self._name(key), self._old_name(key)
+        try:
+            gone = int(await self._replace("key", [key], lambda: self._unlink(name, old)))
         except CacheUnavailableError:
-            self._link().remember("key", name)  # an older value may still be there
-            return
-        self._link().pending.pop(("key", name), None)
-        self.counters.sets += 1
+            return 0
+        self.counters.deletes += gone
+        return gone
 
     async def delete(self, key: str) -> int:
         """Deletes a key and gives how many went. With ``*`` in it, everything that it matches."""
         key = str(key)
         if "*" in key:
             return await self.delete_pattern("*".join(escape_glob(part) for part in key.split("*")))
-        self._store.version += 1
-        self._store.drop(key)
-        name, old = self._name(key), self._old_name(key)
-        try:
-            gone = int(await self._call(lambda client: client.unlink(name)))
-            if old is not None:
-                gone += int(await self._call(lambda client: _run(client, _DROP, (old,), ())))
-        except CacheUnavailableError:
-            self._link().remember("key", name)
-            return 0
-        self.counters.deletes += gone
-        return gone
+        return await self._remove(key)
 
     async def exists(self, key: str) -> bool:
         key = str(key)
         name, old = self._name(key), self._old_name(key)
+        covers = self._store.pending.covers
         try:
-            return bool(await self._call(lambda client: client.exists(*([name] if old is None else [name, old]))))
+            if covers(key):
+                return False
+            names = [name] if old is None else [name, old]
+            there = bool(await self._call(lambda client: client.exists(*names), again=True))
+            return there and not covers(key)
         except CacheUnavailableError:
-            return self._store.usable(key) is not None
+            return self._usable(key) is not None
 
     async def batch_get(self, keys: t.Sequence[str]) -> t.Dict[str, t.Any]:
         """The cached ones among ``keys``; the others are not in the result."""
-        wanted = list(dict.fromkeys(map(str, keys)))
+        covers = self._store.pending.covers
+        asked = list(dict.fromkeys(map(str, keys)))
+        wanted = [key for key in asked if not covers(key)]
         if not wanted:
+            self.counters.misses += len(asked)
             return {}
         version = self._store.version
         names = [self._name(key) for key in wanted]
         old = [name for name in (self._old_name(key) for key in wanted) if name is not None]
         try:
-            texts = await self._call(lambda client: client.mget(*names, *old), timeout=1.0)
+            texts = await self._call(lambda client: client.mget(*names, *old), timeout=1.0, again=True)
         except CacheUnavailableError:
-            texts = [self._store.usable(key) for key in wanted]
+            texts = [self._usable(key) for key in wanted]
             self.counters.stale_hits += sum(text is not None for text in texts)
             version = -1
         before = dict(zip(old, texts[len(wanted) :]))
         found: t.Dict[str, t.Any] = {}
         for key, text in zip(wanted, texts):
             text = before.get(key) if text is None else text
-            if text is None:
+            if text is None or covers(key):
                 continue
             text = _text(text) if isinstance(text, bytes) else text
             good, value = self._value(text)
@@ -993,7 +1578,7 @@ class CacheService:
                 if version == self._store.version:
                     self._store.put(key, text, fresh=True)
         self.counters.hits += len(found)
-        self.counters.misses += len(wanted) - len(found)
+        self.counters.misses += len(asked) - len(found)
         return found
 
     async def batch_set(self, data: t.Mapping[str, t.Any], ttl: t.Union[int, float, dt.timedelta, None] = None) -> None:
@@ -1001,18 +1586,18 @@ class CacheService:
         seconds = _seconds(ttl, self.default_ttl)
         texts: t.Dict[str, str] = {}
         for key, value in data.items():
+            text: t.Optional[str] = None
             try:
                 text = encode(value)
-            except Exception:  # as in set()
+            except Exception as error:  # as in set()
+                logger.warning("Cache: a value cannot be cached", prefix=_head(str(key)), error=type(error).__name__)
+            if text is None or len(text) > self._largest:
                 self.counters.errors += 1
-                continue
-            if len(text) <= self._largest:
+                await self._remove(str(key))
+            else:
                 texts[str(key)] = text
         if not texts:
             return
-        self._store.version += 1
-        for key, text in texts.items():
-            self._store.put(key, text, fresh=False, ttl=seconds)
 
         async def write(client: t.Any) -> None:
             pipe = client.pipeline(transaction=False)
@@ -1031,13 +1616,25 @@ class CacheService:
                         raise answer
                     await _drop(client, name)
 
-        try:
-            await self._call(write, timeout=1.0)
-        except CacheUnavailableError:
-            for key in texts:
-                self._link().remember("key", self._name(key))
-            return
-        self.counters.sets += len(texts)
+        async def write_or_unlink() -> bool:
+            try:
+                await self._call(write, timeout=1.0)
+            except CacheUnavailableError as error:
+                if not error.refused or error.code not in ("", "OOM"):
+                    raise
+                named = [(key, "") for key in texts]
+                unlink = functools.partial(_unlink_keys, keys=named, old_name=self._old_name)  # as in set()
+                for answer in await self._call(unlink, timeout=1.0):
+                    if answer is not None:
+                        raise _unavailable(answer) from None
+                return False
+            return True
+
+        with contextlib.suppress(CacheUnavailableError):
+            if await self._replace("key", list(texts), write_or_unlink, texts):
+                for key, text in texts.items():
+                    self._store.put(key, text, fresh=False, ttl=seconds)
+                self.counters.sets += len(texts)
 
     async def get_or_set(
         self,
@@ -1054,23 +1651,46 @@ class CacheService:
         When the loader fails, the last value this process knew stands in; without one its error goes to all who wait.
         """
         key = str(key)
-        stale = self._store.usable(key)  # before asking Redis, whose "no" makes this process forget it
+        stale = self._usable(key)  # before asking Redis, whose "no" makes this process forget it
         value = await self.get(key)
         if value is not None:
             return value
-        link = self._link()
-        flight = link.flights.get(key)
-        if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._load(key, loader, ttl, use_pickle, lease, stale))
-            link.flights[key] = flight
-            flight.add_done_callback(lambda done: (link.flights.pop(key, None), done.cancelled() or done.exception()))
+        link, loading = self._link(), self._store.loading
+        token, flight = link.flights.get(key, (None, None))
+        if flight is None or loading.get(key) is not token:  # from before the last write: may give what was replaced
+            token = object()
+            load = self._load(key, loader, ttl, use_pickle, lease, stale, token)
+            flight = asyncio.get_running_loop().create_task(load)
+            link.flights[key], loading[key] = (token, flight), token
+
+            def landed(done: asyncio.Task[t.Any]) -> None:
+                if link.flights.get(key, (None, None))[0] is token:
+                    del link.flights[key]
+                if loading.get(key) is token:
+                    del loading[key]
+                if not done.cancelled():
+                    done.exception()
+
+            flight.add_done_callback(landed)
         loaded, text = await asyncio.shield(flight)
         return loaded if text is None else decode(text)
 
     async def _load(
-        self, key: str, loader: t.Callable[[], t.Any], ttl: t.Union[int, float, dt.timedelta, None], use_pickle: bool, lease: float, stale: t.Optional[str]
+        self,
+        key: str,
+        loader: t.Callable[[], t.Any],
+        ttl: t.Union[int, float, dt.timedelta, None],
+        use_pickle: bool,
+        lease: float,
+        stale: t.Optional[str],
+        load: object,
     ) -> t.Tuple[t.Any, t.Optional[str]]:
-        """What was loaded, and its text, from which everybody who waits makes a value of his own."""
+        """What was loaded, and its text, from which everybody who waits makes a value of his own. It is cached unless
+        the key was written or deleted here meanwhile."""
+
+        def current() -> bool:
+            return self._store.loading.get(key) is load
+
         name = _INTERNAL + "lease:" + self._name(key)[len(PREFIX) :]
         token = uuid.uuid4().hex
         leased = False
@@ -1102,10 +1722,11 @@ class CacheService:
             except Exception:  # as in set()
                 self.counters.errors += 1
                 return loaded, None
-            await self._store_text(key, text, _seconds(ttl, self.default_ttl))
+            if current():
+                await self._store_text(key, text, _seconds(ttl, self.default_ttl))
             return loaded, text
         except Exception as error:
-            if stale is None:
+            if stale is None or not current():
                 raise
             self.counters.stale_hits += 1
             logger.warning("Cache: loading failed, the last known value stands in", prefix=_head(key), error=type(error).__name__)
@@ -1126,15 +1747,18 @@ class CacheService:
         ``table:*`` also takes ``pam:table:*``: the database service writes the one and invalidates the other.
         """
         pattern = str(pattern)
-        if not pattern or len(pattern) > LONGEST_KEY or pattern.count("*") > 8:
-            return 0  # nothing that a caller means, and a pattern of stars is expensive to match
-        self._store.clear()
-        match, beginnings, ours = _targets(pattern, self._store.legacy_reads)
+        if len(pattern) > LONGEST_KEY or pattern.count("*") > 8:  # expensive to match: all with the same beginning go
+            beginning = literal_beginning(pattern)[0][:KEPT]
+            pattern = escape_glob(beginning) + "*" if beginning else ""
+        if not pattern:
+            return 0  # nothing that a caller means
+        match, beginnings, _ours = _targets(pattern, self._store.legacy_reads)
+        call = functools.partial(self._call, timeout=SWEEP_TIMEOUT)
+        deadline = time.monotonic() + PATTERN_TIMEOUT
         try:
-            gone = int(await self._call(lambda client: _unlink_slices(client, match, beginnings), timeout=60.0))
+            unlink = functools.partial(_unlink_slices, call, match, beginnings, deadline)
+            gone = int(await self._replace("pattern", [pattern], unlink))
         except CacheUnavailableError:
-            for text in ours:
-                self._link().remember("pattern", text)
             return 0
         self.counters.deletes += gone
         return gone
@@ -1224,6 +1848,7 @@ class CacheService:
             "local_entries": len(self._entries),
             "local_bytes": self._store.bytes,
             "breaker": "open" if self._breaker_open() else "closed",
+            "pending_invalidations": len(self._store.pending.entries),
         }
         try:
             info, keys = await self._call(self._inspect, timeout=1.0)

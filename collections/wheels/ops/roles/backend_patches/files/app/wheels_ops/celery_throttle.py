@@ -30,7 +30,19 @@ from celery import bootsteps
 from celery.beat import PersistentScheduler, event_t
 from celery.utils.log import get_logger
 
-from .load import EXPIRES, KEY, OBSERVER_KEY, LoadPublisher, ProcessorSampler, client_for, default_url, observer_key, publish, publish_level
+from .load import (
+    EXPIRES,
+    KEY,
+    OBSERVER_KEY,
+    LoadPublisher,
+    ProcessorSampler,
+    client_for,
+    default_url,
+    observer_key,
+    on_current_server,
+    publish,
+    publish_level,
+)
 
 __all__ = [
     "EXPIRES", "LoadAwareScheduler", "LoadPublisher", "Reader", "Throttle", "ThrottleStep", "class_of", "client_for", "default_url", "install",
@@ -119,10 +131,7 @@ class Reader:
             return False
         self._next = now + self.every
         try:
-            pipe = self.client.pipeline(transaction=False)
-            pipe.hgetall(KEY)
-            pipe.exists(OBSERVER_KEY, observer_key())
-            fields, observed = pipe.execute()
+            fields, observed = on_current_server(self.client, self._read)
             found, self.observed, self._failing = Throttle.of(fields), bool(observed), False
         except Exception as error:  # whatever is wrong with Redis, background work goes on at its full rate
             found = Throttle()
@@ -142,6 +151,17 @@ class Reader:
             )
         self.throttle = found
         return changed
+
+    @staticmethod
+    def _read(client: t.Any) -> t.Any:
+        pipe = client.pipeline(transaction=False)
+        pipe.hgetall(KEY)
+        pipe.exists(OBSERVER_KEY, observer_key())
+        return pipe.execute()
+
+    def show(self, key: str, facts: t.Mapping[str, t.Any]) -> None:
+        """Writes a heartbeat, which expires."""
+        on_current_server(self.client, lambda client: client.set(key, json.dumps(facts), ex=60))
 
 
 # Beat ----------------------------------------------------------------------------------------------------------------
@@ -231,7 +251,7 @@ class LoadAwareScheduler(PersistentScheduler):
             "classes": sorted(throttle.classes), "last_sent": self._last_sent,
         }  # fmt: skip
         try:
-            self._reader.client.set(BEAT_KEY, json.dumps(facts), ex=60)
+            self._reader.show(BEAT_KEY, facts)
         except Exception as error:  # a heartbeat that cannot be given is seen by whoever looks for it
             logger.debug("Heartbeat cannot be written: %s", type(error).__name__)
 
@@ -331,7 +351,7 @@ class ThrottleStep(bootsteps.StartStopStep):
         self._next_heartbeat = now + HEARTBEAT
         facts = {"at": round(time.time(), 1), "pid": os.getpid(), "left_alone": sorted(self._left)}
         try:
-            self._reader.client.set(WORKER_KEY + str(parent.hostname), json.dumps(facts), ex=60)
+            self._reader.show(WORKER_KEY + str(parent.hostname), facts)
         except Exception as error:  # as above
             logger.debug("Heartbeat cannot be written: %s", type(error).__name__)
 

@@ -239,12 +239,14 @@ def _number(value: Optional[float], unit: str = "") -> str:
 def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str, Any]]) -> str:
     monitor = api.performance_monitor
     states = api.board.states()
+    notes = dict(api.board.notes)
     moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     return "".join(
         (
             f'<p class="soft">As of {moment}. Times are UTC.</p>',
-            _scores(api.board.scores()),
-            _alerts(monitor, states),
+            _scores(api.board.scores(), len(notes)),
+            _alerts(states, notes),
+            _not_checked(notes),
             _values(monitor),
             '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted line: critical.</p><div class="charts">',
             *(
@@ -257,9 +259,10 @@ def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str
     )
 
 
-def _scores(scores: Mapping[str, Any]) -> str:
+def _scores(scores: Mapping[str, Any], not_checked: int) -> str:
     css, word = _word(str(scores["overall"]))
-    cards = [f'<li class="card"><span class="soft">Overall health</span><b class="{css}">{word}</b></li>']
+    missing = f'<span class="soft">{not_checked} not checked</span>' if not_checked else ""
+    cards = [f'<li class="card"><span class="soft">Overall health</span><b class="{css}">{word}</b>{missing}</li>']
     for key, title in (("performance", "Performance"), ("stability", "Stability"), ("user_experience", "User experience")):
         value = scores[key]
         css = "soft" if value is None else "ok" if value >= 80 else "warn" if value >= 50 else "bad"
@@ -269,7 +272,7 @@ def _scores(scores: Mapping[str, Any]) -> str:
     return f'<h2>Scores</h2><ul class="cards">{"".join(cards)}</ul>'
 
 
-def _alerts(monitor: Any, states: Mapping[str, Tuple[str, Any]]) -> str:
+def _alerts(states: Mapping[str, Tuple[str, Any]], notes: Mapping[str, str]) -> str:
     rows = []
     for name, (status, check) in sorted(states.items(), key=lambda item: item[1][0]):
         if status == "pass":
@@ -279,10 +282,22 @@ def _alerts(monitor: Any, states: Mapping[str, Tuple[str, Any]]) -> str:
             f'<tr><td class="{css}">{word}</td><td>{html.escape(name)}</td><td>{html.escape(check.output or "the sample is old")}</td>'
             f"<td>{html.escape(check.time[:19].replace('T', ' '))}</td></tr>"
         )
+    if not rows and not states:
+        return '<h2>Active alerts</h2><p class="box warn">Nothing has been checked yet.</p>'
     if not rows:
-        return '<h2>Active alerts</h2><p class="box ok">None: every check passes.</p>'
+        said = f"None. Healthy, {len(notes)} not checked." if notes else "None: every check passes."
+        return f'<h2>Active alerts</h2><p class="box ok">{said}</p>'
     head = '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last sample</th></tr>'
     return f'<h2>Active alerts</h2><div class="box wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _not_checked(notes: Mapping[str, str]) -> str:
+    """What nothing is known of, and why: neither healthy nor ill."""
+    if not notes:
+        return ""
+    rows = "".join(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(why)}</td></tr>' for name, why in sorted(notes.items()))
+    head = '<tr><th scope="col">Check</th><th scope="col">Why not</th></tr>'
+    return f'<h2>Not checked</h2><div class="box wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _values(monitor: Any) -> str:

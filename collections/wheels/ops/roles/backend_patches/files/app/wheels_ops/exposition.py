@@ -38,6 +38,7 @@ def render(monitor: Any, requests: Any, board: Any, optimizer: Any) -> str:
         lines, "pam_health_check", "gauge", "0 pass, 1 warn, 2 fail",
         [("", {"check": name}, _STATES[status]) for name, (status, _ignored) in sorted(states.items())],
     )  # fmt: skip
+    _family(lines, "pam_health_check_skipped", "gauge", "1 where a check is not made", [("", {"check": name}, 1) for name in sorted(dict(board.notes))])
     scores = board.scores()
     _family(lines, "pam_health_score", "gauge", "0 to 100, see docs/scores.md", [("", {"score": n}, scores[n]) for n in _SCORES if scores[n] is not None])
     _family(

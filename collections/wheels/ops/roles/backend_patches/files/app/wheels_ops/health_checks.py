@@ -20,6 +20,7 @@ import inspect
 import json
 import os
 import random
+import re
 import socket
 import sys
 import time
@@ -28,7 +29,7 @@ from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional,
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned, within
 from app.wheels_ops.database_guard import DatabaseGuard
-from app.wheels_ops.load import LoadPublisher, ProcessorSampler, redis_address
+from app.wheels_ops.load import LoadPublisher, ProcessorSampler, demoted, redis_address
 
 logger = get_logger(__name__)
 
@@ -342,12 +343,15 @@ class RedisCheck(Check):
         except ImportError:
             self.skip("the redis client is not installed")
             return
-        if self._client is None:
-            timeout = self.checks.timeout
-            self._client = redis.from_url(redis_address(self.url), socket_timeout=timeout, socket_connect_timeout=timeout, single_connection_client=True)
+        self._connect()
         try:
             started = time.perf_counter()
-            await self._client.ping()
+            try:
+                await self._client.ping()
+            except redis.ResponseError as error:  # it answers: that it takes no writes (MISCONF) is told as such
+                if demoted(error):
+                    await self.close()
+                    self._connect()
             self.post("pass", value=round(1000 * (time.perf_counter() - started), 2), unit="ms")
             await self._write()
             await self._celery()
@@ -356,20 +360,47 @@ class RedisCheck(Check):
             raise
         await self._cache()
 
+    def _connect(self) -> None:
+        import redis.asyncio as redis
+
+        if self._client is None:
+            timeout = self.checks.timeout
+            self._client = redis.from_url(
+                redis_address(self.url),
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                single_connection_client=True,
+            )
+
     async def _write(self) -> None:
         token = f"{time.time():.3f}"
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.set(self.key, token, ex=60)
-                pipe.get(self.key)
-                _ignored, read = await pipe.execute()
+            try:
+                read = await self._exchange(token)
+            except Exception as error:
+                if not demoted(error):
+                    raise
+                await self.close()  # after a failover the address leads to another server
+                self._connect()
+                read = await self._exchange(token)
         except Exception as error:
             if type(error).__name__ in ("TimeoutError", "ConnectionError"):
                 raise
-            self.post("fail", f"Redis refuses writes ({type(error).__name__})", name="redis:write")
+            code = re.search(r"\b(MISCONF|NOREPLICAS)\b", str(error))
+            self.post("fail", f"Redis refuses writes ({code[1] if code else type(error).__name__})", name="redis:write")
             return
         wrong = (read.decode() if isinstance(read, bytes) else read) != token
         self.post("fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write")
+
+    async def _exchange(self, token: str) -> Any:
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.set(self.key, token, ex=60)
+            pipe.get(self.key)
+            written, read = await pipe.execute(raise_on_error=False)  # raised there, an error may lose its text
+        for answer in (written, read):
+            if isinstance(answer, Exception):
+                raise answer
+        return read
 
     async def _celery(self) -> None:
         async with self._client.pipeline(transaction=False) as pipe:

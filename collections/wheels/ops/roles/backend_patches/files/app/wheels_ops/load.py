@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import re
@@ -25,8 +26,25 @@ EXPIRES, RENEW = 90, 15
 #: Levels and the classes of work that are slowed down without anybody asking for it; see ``celery_throttle``.
 LEVELS = 4
 AUTOMATIC: t.Tuple[str, ...] = ("cleanup", "analytics", "digest")
-#: CPU in percent at which level 1, 2 and 3 begin: the report's warning and critical, and what leaves nothing for requests.
-RAISE: t.Tuple[float, ...] = (70.0, 85.0, 95.0)
+
+
+def levels() -> t.Tuple[float, ...]:
+    """CPU in percent at which level 1, 2 and 3 begin: the host's warning and critical, and what leaves nothing for requests."""
+    warning = _limit("CPU_WARNING_THRESHOLD", 70.0)
+    critical = max(warning, _limit("CPU_CRITICAL_THRESHOLD", 85.0))
+    return warning, critical, max(95.0, critical)
+
+
+def _limit(name: str, default: float) -> float:
+    """As the performance monitor reads it, without its module: workers need nothing else of it."""
+    try:
+        value = float(os.environ.get(name, ""))
+    except ValueError:
+        return default
+    return value if 0 <= value < float("inf") else default
+
+
+RAISE = levels()
 #: A level ends when the load has been this far below its beginning for HOLD seconds.
 BELOW, HOLD = 10.0, 15.0
 #: Time constant of the average in seconds: 2-core machine busy from one moment to the next is at level 2 after 6 s.
@@ -69,6 +87,24 @@ def client_for(url: str) -> t.Any:
     import redis
 
     return redis.Redis.from_url(redis_address(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
+
+
+def demoted(error: BaseException) -> bool:
+    """Whether a Redis said that it is not the one that takes writes: after a failover its name leads elsewhere."""
+    if type(error).__name__ in ("ReadOnlyError", "MasterDownError"):  # of these the client takes the code off the text
+        return True
+    return bool(re.search(r"\b(READONLY|MASTERDOWN|NOREPLICAS)\b", str(error)))
+
+
+def on_current_server(client: t.Any, work: t.Callable[[t.Any], t.Any]) -> t.Any:
+    """``work(client)``; from a demoted server once more on the one that the client's address leads to now."""
+    try:
+        return work(client)
+    except Exception as error:
+        if not demoted(error):
+            raise
+        client.connection_pool.disconnect()
+        return work(client)
 
 
 def _score(value: t.Optional[float], limits: t.Sequence[float]) -> float:
@@ -165,7 +201,15 @@ class LoadPublisher:
             try:
                 client = client or client_for(self.url or default_url())
                 self._since = (self._since or str(int(time.time()))) if level else ""
-                publish(client, level, AUTOMATIC, self.source, reason, since=self._since)
+                write = functools.partial(
+                    publish,
+                    level=level,
+                    classes=AUTOMATIC,
+                    source=self.source,
+                    reason=reason,
+                    since=self._since,
+                )
+                on_current_server(client, write)
                 failing = False
             except Exception as error:  # the hash expires, which is the full rate
                 if not failing:

@@ -8,8 +8,8 @@ monitor and the optimizer with the application, but not the checks of the depend
 Answers come from samples (``HealthBoard``), never from waiting for a dependency. Anonymous callers get statuses and
 nothing else. Everything that changes something or shows details needs the ops token (``X-Ops-Token`` or
 ``Authorization: Bearer``): several may be valid at once, so that they can be rotated; without one configured all of that
-is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_TOKEN_FILE`` (one a line, ``#`` comments),
-``WHEELS_OPS_STATE_DIR`` (/var/lib/wheels-ops).
+is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_TOKEN_FILE`` (one a line; a line
+that begins with ``#`` is a comment), each of at least sixteen characters; ``WHEELS_OPS_STATE_DIR`` (/var/lib/wheels-ops).
 """
 
 from __future__ import annotations
@@ -252,15 +252,31 @@ board = HealthBoard()
 
 
 class OpsTokens:
-    """The tokens that are valid now. A token file is read again when it changes, so rotation needs no restart."""
+    """The tokens that are valid now. A token file is read again when it changes, so rotation needs no restart.
+
+    One that is too short is as good as none; that is logged once for each state of its place, not for each request.
+    """
+
+    MIN_LENGTH = 16
+    MAX_BYTES = 65_536
 
     def __init__(self) -> None:
         self._file: Tuple[str, float, Tuple[str, ...]] = ("", 0.0, ())
         self._looked = -1.0
+        self._variable: Tuple[str, Tuple[str, ...]] = ("", ())
 
     def all(self) -> Tuple[str, ...]:
-        tokens = [word.strip() for word in os.environ.get("WHEELS_OPS_TOKEN", "").split(",") if word.strip()]
-        return (*tokens, *self._from_file(os.environ.get("WHEELS_OPS_TOKEN_FILE", "")))
+        value = os.environ.get("WHEELS_OPS_TOKEN", "")
+        if value != self._variable[0]:
+            self._variable = (value, self._long_enough([word.strip() for word in value.split(",")], "WHEELS_OPS_TOKEN"))
+        return (*self._variable[1], *self._from_file(os.environ.get("WHEELS_OPS_TOKEN_FILE", "")))
+
+    def _long_enough(self, words: Iterable[str], place: str) -> Tuple[str, ...]:
+        words = [word for word in words if word]
+        short = sum(len(word) < self.MIN_LENGTH for word in words)
+        if short:
+            logger.error(f"🛡️ {short} ops token(s) in {place} refused: fewer than {self.MIN_LENGTH} characters")
+        return tuple(word for word in words if len(word) >= self.MIN_LENGTH)
 
     def _from_file(self, path: str) -> Tuple[str, ...]:
         if not path:
@@ -272,8 +288,13 @@ class OpsTokens:
         try:
             changed = os.stat(path).st_mtime_ns / 1e9
             if self._file[0] != path or self._file[1] != changed:
-                lines = (line.split("#", 1)[0].strip() for line in Path(path).read_text("utf-8").splitlines())
-                self._file = (path, changed, tuple(line for line in lines if line))
+                # Not to wait for the other end of a named pipe.
+                with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:
+                    text = source.read(self.MAX_BYTES + 1)
+                if len(text) > self.MAX_BYTES:
+                    raise OSError("too large")
+                lines = (line.strip() for line in text.decode("utf-8").splitlines())
+                self._file = (path, changed, self._long_enough((line for line in lines if not line.startswith("#")), path))
         except (OSError, UnicodeError):
             self._file = (path, 0.0, ())
         return self._file[2]

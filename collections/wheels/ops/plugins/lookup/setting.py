@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A variable that a site may set, or its default."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: setting
+short_description: Give the value of a variable that may be set, or its default
+version_added: 1.1.0
+description:
+  - Gives the value of the first of the named variables that is set, otherwise O(default).
+  - Unlike the filter C(default), it never takes the default in place of a variable that is set and cannot be
+    evaluated, for example because it names a variable of a vault that is missing. That is an error which names both, also where the missing
+    one is named by a variable in between, or stands inside a list or a dictionary.
+  - A value of another kind than the variable has, such as a text in place of a list, is an error too.
+  - No error repeats a value.
+options:
+  _terms:
+    description: Names of variables, the one that counts first.
+    type: list
+    elements: str
+    required: true
+  default:
+    description: What to give where none of them is set.
+    type: raw
+author:
+  - The wheels.ops maintainers (@wheels-ops)
+"""
+
+EXAMPLES = r"""
+- name: Measure the database where one is named
+  wheels.ops.health_info:
+    database_dsn: "{{ lookup('wheels.ops.setting', 'wheels_ops_database_dsn', default='') }}"
+"""
+
+RETURN = r"""
+_raw:
+  description: The value.
+  type: list
+  elements: raw
+"""
+
+import typing as t
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.wheels.ops.plugins.plugin_utils import settings
+
+
+class LookupModule(LookupBase):
+    """See DOCUMENTATION."""
+
+    def run(self, terms: t.Sequence[str], variables: t.Any = None, **kwargs: t.Any) -> t.List[t.Any]:
+        default = kwargs.pop("default", None)
+        if kwargs or not terms:
+            raise AnsibleError("The lookup wheels.ops.setting takes names of variables, and default.")
+        for name in terms:
+            if name in variables and (values := settings.values_of(self._templar, variables, name)):
+                return values
+        return [default]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Who can change the state directory: what is kept there decides what root writes elsewhere."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import typing as t
+from pathlib import Path
+
+from ..results import OpsError
+
+_MAX_LINKS = 40
+
+
+def require(directory: t.Union[str, Path]) -> Path:
+    """The directory, which need not exist yet. Raises ``OpsError`` where somebody else could put his own in its place.
+
+    It, and every directory above it, has to belong to root or to the user of this process, and may be writable by nobody else.
+    Accepted above it: a directory with the sticky bit that root owns (/tmp), in which nobody can rename what belongs to others. A group
+    that has no member but its user of the same name counts as that user. Symbolic links on the way are checked like directories,
+    and followed.
+    """
+    path = Path(directory)
+    if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
+        raise OpsError(f"state_dir is {str(directory)!r}.", hint="Give an absolute path without '..'.")
+    links = 0
+    place, left = Path("/"), list(path.parts[1:])
+    _check(place, path, last=False)
+    while left:
+        place = place / left.pop(0)
+        status = _check(place, path, last=not left)
+        if status is None:
+            break
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _MAX_LINKS:
+                raise OpsError(f"The state directory {path} leads through a loop of links.", hint="Name the real directory.")
+            target = Path(os.readlink(place))
+            left = [*(target.parts[1:] if target.is_absolute() else target.parts), *left]
+            place = Path("/") if target.is_absolute() else place.parent
+        elif not stat.S_ISDIR(status.st_mode):
+            raise OpsError(
+                f"The state directory {path} cannot be written: {place} is no directory.",
+                hint="Move it away, or name another with wheels_ops_state_dir.",
+            )
+        while left and left[0] in ("..", "."):
+            place = place.parent if left.pop(0) == ".." else place
+    return path
+
+
+def _check(place: Path, whole: Path, *, last: bool) -> t.Optional[os.stat_result]:
+    try:
+        status = os.lstat(place)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OpsError(f"The state directory {whole} cannot be reached: {place}: {error.strerror}.", hint="Run as root, or name another.") from error
+    where = "it" if place == whole else f"{place} above it"
+    if status.st_uid not in (0, os.geteuid()):
+        raise OpsError(
+            f"The state directory {whole} is refused: {where} belongs to {_user(status.st_uid)}, who can change what is kept there.",
+            hint=f"Give it to root (chown root: {place}), or name another directory with wheels_ops_state_dir.",
+        )
+    if stat.S_ISLNK(status.st_mode):
+        return status
+    mode = stat.S_IMODE(status.st_mode)
+    others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _own_group(status.st_gid))
+    sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
+    if others and not sticky_of_root:
+        raise OpsError(
+            f"The state directory {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept there.",
+            hint=f"Take the right from them (chmod go-w {place}), or name another directory with wheels_ops_state_dir.",
+        )
+    return status
+
+
+def _own_group(gid: int) -> bool:
+    """Whether nobody but root and the user of this process is in a group."""
+    if gid == 0:
+        return True
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and user.pw_gid == gid and set(group.gr_mem) <= {user.pw_name}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Reads the variables that a site sets, so that none is silently replaced by a default.
+
+Jinja's ``default`` cannot tell a variable that nobody set from one that an inventory names and that cannot be evaluated,
+such as ``"{{ vault_dsn }}"`` without the vault. Here the first has its default, the second is an error that names both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import typing as t
+from pathlib import Path
+
+import yaml
+from ansible.errors import AnsibleError, AnsibleUndefinedVariable
+from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError
+from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
+
+PREFIX = "wheels_ops_"
+#: The variables that roles and playbooks share, with their kind in the words of an argument specification.
+SHARED: t.Dict[str, str] = {
+    "wheels_ops_backend_dir": "str",
+    "wheels_ops_backend_python": "str",
+    "wheels_ops_backend_user": "str",
+    "wheels_ops_base_url": "str",
+    "wheels_ops_cors_origins": "list of str",
+    "wheels_ops_database_dsn": "str",
+    "wheels_ops_deployment_id": "str",
+    "wheels_ops_disk_budgets": "dict of float",
+    "wheels_ops_eda_host": "str",
+    "wheels_ops_eda_port": "int",
+    "wheels_ops_eda_token": "str",
+    "wheels_ops_environment_extra": "dict of scalar",
+    "wheels_ops_environment_file": "str",
+    "wheels_ops_filesystems": "list of str",
+    "wheels_ops_force": "bool",
+    "wheels_ops_hosts": "raw",
+    "wheels_ops_lock_force": "raw",
+    "wheels_ops_log_directories": "list of str",
+    "wheels_ops_memory_limits_mb": "dict of float",
+    "wheels_ops_monitor_config": "str",
+    "wheels_ops_program_dir": "str",
+    "wheels_ops_redis_unit": "str",
+    "wheels_ops_redis_url": "str",
+    "wheels_ops_report_dir": "str",
+    "wheels_ops_schedule_file": "str",
+    "wheels_ops_scope": "str",
+    "wheels_ops_serial": "raw",
+    "wheels_ops_service_manager": "str",
+    "wheels_ops_services": "list of dict",
+    "wheels_ops_socket_activation": "bool",
+    "wheels_ops_state_dir": "str",
+    "wheels_ops_supervisor_socket": "str",
+    "wheels_ops_temporary_directories": "list of str",
+    "wheels_ops_thresholds": "dict of dict",
+    "wheels_ops_token_file": "str",
+    "wheels_ops_venv": "str",
+    "wheels_ops_verify_in_check_mode": "bool",
+    "wheels_ops_websocket_dead_peer_within": "float",
+    "wheels_ops_websocket_heartbeat_within": "float",
+    "wheels_ops_websocket_token": "str",
+}
+_WORDS: t.Dict[str, str] = {
+    "str": "a text", "path": "a text", "bool": "true or false", "int": "a whole number", "float": "a number", "dict": "a dictionary", "list": "a list",
+    "list of str": "a list of texts", "list of path": "a list of texts", "list of dict": "a list of dictionaries",
+    "dict of float": "a dictionary of numbers", "dict of scalar": "a dictionary of texts and numbers", "dict of dict": "a dictionary of dictionaries",
+}  # fmt: skip
+_TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
+@functools.cache
+def role_options() -> t.Mapping[str, str]:
+    """Every option of every role of this collection with its kind, from the argument specifications."""
+    kinds: t.Dict[str, str] = {}
+    for path in sorted(Path(__file__).resolve().parents[2].glob("roles/*/meta/argument_specs.yml")):
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
+            for name, option in (entry.get("options") or {}).items():
+                kind, elements = option.get("type", "str"), option.get("elements")
+                kinds[name] = f"{kind} of {elements}" if kind == "list" and elements in ("str", "path", "dict") else kind
+    return kinds
+
+
+def kind_problem(value: t.Any, kind: str) -> str:
+    """What is wrong with the kind of a value, in words that do not repeat it; empty where nothing is.
+
+    Stricter than Ansible, which makes a list of a text and then measures what nobody meant.
+    """
+    outer, _sign, inner = kind.partition(" of ")
+    if outer in ("str", "path"):
+        if isinstance(value, str):
+            return "blank" if value and not value.strip() else ""
+        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) else _name(value)
+    if outer == "bool":
+        return "" if isinstance(value, (bool, int)) or str(value).strip().lower() in _TRUTH else _name(value)
+    if outer in ("int", "float"):
+        try:
+            # A variable of a command line is always a text.
+            good = isinstance(value, (int, float, str)) and not isinstance(value, bool) and {"int": int, "float": float}[outer](value) is not None
+        except ValueError:
+            good = False
+        return "" if good else _name(value)
+    if outer == "scalar":
+        return "" if isinstance(value, (str, int, float)) else _name(value)
+    if outer == "dict":
+        return _inside(value.values(), inner, "a dictionary") if isinstance(value, t.Mapping) else _name(value)
+    if outer == "list":
+        if isinstance(value, (str, t.Mapping)) or not isinstance(value, t.Sequence):
+            return _name(value)
+        return _inside(value, inner, "a list")
+    return ""
+
+
+def _inside(values: t.Iterable[t.Any], kind: str, where: str) -> str:
+    return next((f"{where} with {problem} in it" for value in values if (problem := kind_problem(value, kind))), "") if kind else ""
+
+
+def _name(value: t.Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    names = ((bool, "true or false"), (str, "a text"), ((int, float), "a number"), (t.Mapping, "a dictionary"), (t.Sequence, "a list"))
+    return next((name for types, name in names if isinstance(value, types)), type(value).__name__)
+
+
+class Unusable(AnsibleError):
+    """A variable that is set and cannot be used; ``missing`` where it names one that is not set."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.sentence = message
+        self.missing = missing
+
+
+def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind: str = "") -> t.List[t.Any]:
+    """The value of a variable that is set, in a list; empty where it is set to C(omit).
+
+    Raises ``Unusable``, with the variable's name and without any value, where it cannot be evaluated or is of another kind.
+    """
+    try:
+        # In a list, as what is omitted is left out of one.
+        values: t.List[t.Any] = list(templar.template([variables[name]]))
+        _walk(values)
+    except Exception as error:
+        raise _unusable(name, error) from None
+    expected = kind or SHARED.get(name, "raw")
+    problem = kind_problem(values[0], expected) if values else ""
+    if values and not problem and name == "wheels_ops_thresholds":
+        try:
+            parse(values[0])
+        except OpsError as error:
+            raise Unusable(f"{name} must be usable as thresholds. {error}") from None
+    if problem:
+        raise Unusable(f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip())
+    return values
+
+
+def _walk(value: t.Any) -> None:
+    """Reads everything in a value: what is in a list or a dictionary is evaluated only then."""
+    if isinstance(value, t.Mapping):
+        for entry in value.values():
+            _walk(entry)
+    elif isinstance(value, t.Sequence) and not isinstance(value, (str, bytes)):
+        for entry in value:
+            _walk(entry)
+
+
+def _chain(error: t.Optional[BaseException]) -> t.Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _unusable(name: str, error: BaseException) -> Unusable:
+    """Why, without any value: the message of a filter or a parser may repeat what it was given, that of a missing name does not."""
+    chain = list(_chain(error))
+    missing = [each for each in chain if isinstance(each, AnsibleUndefinedVariable)]
+    if missing:
+        reason = str(getattr(missing[-1], "_original_message", "") or missing[-1]).strip().splitlines()[0].rstrip(".")
+        advice = f"Define what it names (in the vault or the inventory), or take {name} out where it is not meant to be set."
+        return Unusable(f"{name} cannot be evaluated: {reason}. {advice}", missing=True)
+    plugin = next((match.group(0) for each in chain if (match := re.search(r"The \w+ plugin '[\w.]+' failed", str(each)))), "")
+    advice = f"To see more: ansible -m ansible.builtin.debug -a var={name} HOST"
+    return Unusable(f"{name} cannot be evaluated: {plugin or type(chain[-1]).__name__}. {advice}")
+
+
+def _example(name: str, kind: str, value: t.Any) -> str:
+    if value is None:
+        return "Give it a value, or take its line out."
+    if kind.startswith("list of") and isinstance(value, str):
+        return f'Write it as a list, on a command line as -e \'{{"{name}": ["..."]}}\'.'
+    return ""
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(PREFIX) or name in role_options()
+
+
+def problems(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
+    """One sentence for every variable of ours that is set and that cannot be used, by name."""
+    sentences = []
+    for name in sorted(filter(is_ours, variables)):
+        shared = name.startswith(PREFIX)
+        try:
+            values_of(templar, variables, name, SHARED.get(name, "raw") if shared else role_options()[name])
+        except Unusable as error:
+            # An option of a role may need that role's own files, which only it has.
+            if shared or error.missing or " must be " in error.sentence:
+                sentences.append(error.sentence)
+    return sentences
+
+
+def strangers(variables: t.Mapping[str, t.Any], known: t.Collection[str]) -> t.List[str]:
+    """Variables that look like ours and that nothing reads: most likely misspelt."""
+    found = []
+    for name in sorted(variables):
+        if name.startswith(PREFIX) and name not in known and (close := difflib.get_close_matches(name, known, 1, 0.85)):
+            found.append(f"Nothing reads {name}. Is {close[0]} meant?")
+    return found

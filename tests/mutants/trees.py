@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copies of the repository for mutants, and the tests that are run there. The working tree is only read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import typing as t
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIBRARY = Path("collections/wheels/ops/plugins/module_utils")
+#: What grades, locks and remembers; ``make mutants`` goes over these.
+SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/deployment.py", "state/*.py")
+#: Where the test of a file is not to be told from its imports: they run a program, or a module of the collection.
+TESTS: t.Dict[str, t.Tuple[str, ...]] = {}
+_NOT_COPIED = shutil.ignore_patterns(
+    ".git",
+    ".venv*",
+    ".sandbox",
+    ".cache",
+    ".ansible",
+    ".*_cache",
+    "build",
+    "dist",
+    ".hypothesis",
+)
+
+
+class BrokenTests(RuntimeError):
+    """The tests of a file do not pass without a mutant either, or there are none."""
+
+
+def targets(only: t.Sequence[str] = ()) -> t.List[str]:
+    """Files of the library, relative to it: those of ``only`` (files, directories or patterns), else ``SCOPE``."""
+    root = REPOSITORY / LIBRARY
+    paths: t.Set[Path] = set()
+    for pattern in only or SCOPE:
+        name = pattern if (root / pattern).exists() or pattern.endswith("*.py") or only == () else f"{pattern}.py"
+        matches = set((root / name).rglob("*.py")) if (root / name).is_dir() else set(root.glob(name))
+        if only and not matches:
+            raise BrokenTests(f"There is no {pattern} in {LIBRARY}.")
+        paths |= matches
+    return sorted(str(path.relative_to(root)) for path in paths if path.name != "__init__.py")
+
+
+def tests_of(target: str) -> t.List[t.List[str]]:
+    """The tests of a file, in groups: of its name, other unit tests that import it, tests with servers that do."""
+    module = target[: -len(".py")].replace("/", ".")
+    name = module.rpartition(".")[2]
+    groups: t.List[t.List[str]] = [[], [], []]
+    for path in sorted((REPOSITORY / "tests").glob("*/**/test_*.py")):
+        relative = str(path.relative_to(REPOSITORY))
+        explicit = relative in TESTS.get(target, ())
+        if not (explicit or (name in path.read_text(encoding="utf-8") and module in _imports(path))):
+            continue
+        unit = relative.startswith("tests/unit/")
+        groups[0 if unit and path.stem == f"test_{name}" else 1 if unit else 2].append(relative)
+    return [group for group in groups if group]
+
+
+def _imports(path: Path) -> t.Set[str]:
+    """The modules of the library that a file imports by name, without the library's own name."""
+    names: t.Set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    prefixes = ("wheels_ops.", "ansible_collections.wheels.ops.plugins.module_utils.")
+    return {name[len(prefix) :] for name in names for prefix in prefixes if name.startswith(prefix)}
+
+
+class Tree:
+    """One copy of the repository with a process that runs tests in it. Close it: it is a directory and a process."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="mutants-")
+        # Short names: sockets of tests stand below this directory, and theirs may have 107 characters.
+        self.root = Path(self._directory.name) / "r"
+        self._process: t.Optional[subprocess.Popen[str]] = None
+        try:
+            shutil.copytree(REPOSITORY, self.root, symlinks=True, ignore=_NOT_COPIED)
+            for name in (".venv", ".venv-backend", ".cache"):
+                if (REPOSITORY / name).exists():
+                    (self.root / name).symlink_to(REPOSITORY / name)
+            environment = {**os.environ, "PYTHONPATH": "", "TMPDIR": self._directory.name}
+            words = [sys.executable, "-m", "tests.mutants.warm"]
+            self._process = subprocess.Popen(
+                words,
+                cwd=self.root,
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        self._directory.cleanup()
+
+    def run(self, tests: t.Sequence[str], seconds: float, *, bytecode: bool) -> t.Tuple[t.Optional[int], float]:
+        """pytest's exit status (None: not ended in time) and how long it took."""
+        process = t.cast("subprocess.Popen[str]", self._process)
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps({"tests": list(tests), "seconds": seconds, "bytecode": bytecode}) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise BrokenTests("The process that runs the tests has ended.")
+        answer = json.loads(line)
+        return answer["code"], answer["seconds"]
+
+    def output(self) -> str:
+        """What the last run wrote."""
+        return (self.root / "output.txt").read_text(errors="replace")
+
+    def baseline(self, target: str, groups: t.Sequence[t.Sequence[str]]) -> t.List[float]:
+        """Seconds that each group takes without a mutant. Raises ``BrokenTests`` where one fails."""
+        if not groups:
+            raise BrokenTests(f"No test imports {target}.")
+        durations = []
+        for group in groups:
+            code, seconds = self.run(group, 600, bytecode=True)
+            if code not in (0, 5):
+                raise BrokenTests(f"{', '.join(group)} must pass before mutants can be tried:\n{self.output()[-3000:]}")
+            durations.append(seconds)
+        return durations
+
+    def notices(
+        self,
+        target: str,
+        source: str,
+        groups: t.Sequence[t.Sequence[str]],
+        durations: t.Sequence[float],
+    ) -> str:
+        """How a mutant was noticed: ``failed``, ``endless``, or empty for a survivor."""
+        path = self.root / LIBRARY / target
+        original, times = path.read_text(encoding="utf-8"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        # A mutant may be as long as the one before it and be written in the same second: no bytecode of it is kept.
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
+        path.write_text(source, encoding="utf-8")
+        try:
+            for group, seconds in zip(groups, durations):
+                code, _ = self.run(group, 20 + 5 * seconds, bytecode=False)
+                if code is None:
+                    return "endless"
+                if code not in (0, 5):
+                    return "failed"
+        finally:
+            path.write_text(original, encoding="utf-8")
+            os.utime(path, ns=times)
+        return ""

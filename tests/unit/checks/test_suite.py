@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every check takes its limits and what it needs from the options, and several statuses have one order."""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+
+import pytest
+
+from tests.support import servers
+from tests.support.answers import Backend, serve
+from wheels_ops import health, report, thresholds
+from wheels_ops.checks import celery, cpu, dead_peer, http, suite, websocket
+from wheels_ops.results import OpsError
+from wheels_ops.standalone import results
+from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds, parse
+
+#: Which checks grade a measure by each threshold: nothing may be added to the thresholds that no check takes.
+CONSUMERS: t.Dict[str, t.Tuple[str, ...]] = {
+    "memory": ("memory", "redis"),
+    "cpu": ("cpu",),
+    "disk": ("disk",),
+    "response_time_ms": ("http", "cpu"),
+    "error_rate": ("http",),
+    "waiting_tasks": ("celery",),
+    "websocket_ms": ("websocket",),
+}
+PAIRS = [(name, subject) for name, subjects in CONSUMERS.items() for subject in subjects]
+
+
+def test_every_threshold_has_a_consumer() -> None:
+    assert set(CONSUMERS) == set(DEFAULTS)
+
+
+@pytest.fixture
+def backend() -> t.Iterator[Backend]:
+    with serve({"/health": [(200, {}), (500, {}), (200, {})], "/api/memory": (200, {})}) as running:
+        yield running
+
+
+@pytest.fixture
+def options(backend: Backend, redis: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Dict[str, t.Any]]:
+    """A host on which every measure is above zero and below its highest limit."""
+    monkeypatch.setattr(celery.broker, "workers", lambda _client, **_options: {"celery@host": {}})
+    monkeypatch.setattr(cpu, "_host_ticks", iter([(100, 1000), (600, 2000)]).__next__)
+    monkeypatch.setattr(cpu.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(websocket, "check", lambda url, **given: websocket._check(50.0, [], {"url": url}, given["thresholds"]))
+    redis.cli("RPUSH", "celery", "task")
+    redis.cli("CONFIG", "SET", "maxmemory", "1gb")
+    yield {"base_url": backend.url, "redis_url": redis.url, "websocket_path": "/ws", "health_path": "", "logs": ()}
+    redis.cli("CONFIG", "SET", "maxmemory", "0")
+
+
+def only(name: str, limit: float) -> t.Dict[str, Thresholds]:
+    """Every threshold out of the way, but one."""
+    found = {each: Thresholds() for each in DEFAULTS}
+    found[name] = Thresholds(critical=limit)
+    return found
+
+
+@pytest.mark.parametrize(("name", "subject"), PAIRS)
+def test_a_limit_turns_each_check_that_has_it(options: t.Dict[str, t.Any], name: str, subject: str) -> None:
+    (low,) = suite.run(suite.Options(subjects=(subject,), thresholds=only(name, 0), **options))["checks"]
+    assert low["status"] == "critical", low["message"]
+
+
+@pytest.mark.parametrize(("name", "subject"), PAIRS)
+def test_out_of_the_way_it_leaves_each_check_well(options: t.Dict[str, t.Any], name: str, subject: str) -> None:
+    highest = 100 if name in ("memory", "cpu", "disk", "error_rate") else 1e6
+    (high,) = suite.run(suite.Options(subjects=(subject,), thresholds=only(name, highest), **options))["checks"]
+    assert high["status"] == "ok", high["message"]
+
+
+def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
+    log = tmp_path / "app.log"
+    log.write_bytes(b"x" * 9000)
+
+    def status(limit: int) -> str:
+        found = suite.run(suite.Options(subjects=("disk",), filesystems=(), logs=(str(log),), log_max_bytes=limit))
+        return str(found["status"])
+
+    assert (status(8999), status(9000)) == ("warning", "ok")
+
+
+@pytest.mark.parametrize(
+    ("services", "asked"),
+    [
+        ([], False),
+        ([{"name": "pam-backend"}, {"name": "celery-worker", "gate": {"type": "celery", "url": "redis://h/0"}}], False),
+        ([{"name": "celery-beat"}], True),
+        ([{"name": "planner", "unit": "wheels-beat.service"}], True),
+        ([{"name": "planner", "gate": {"type": "beat"}}], True),
+    ],
+)
+def test_beat_is_asked_for_where_it_is_one_of_the_services(monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], asked: bool) -> None:
+    given: t.Dict[str, t.Any] = {}
+
+    def check(_url: str, **options: t.Any) -> health.Check:
+        given.update(options)
+        return health.Check("celery", "ok")
+
+    monkeypatch.setattr(celery, "check", check)
+    suite.run(suite.Options(subjects=("celery",), redis_url="redis://h/0", services=services, service_manager="systemd"))
+    assert given["expect_beat"] is asked and given["waiting"] == DEFAULTS["waiting_tasks"]
+
+
+def test_workers_without_a_beat_are_healthy_where_none_is_asked_for(redis: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery.broker, "workers", lambda _client, **_options: {"celery@host": {}})
+    monkeypatch.setattr(celery.gates, "beats", dict)
+    check = celery.check(redis.url, expect_beat=False)
+    assert (check.status, check.message) == ("ok", "1 workers answer, 0 tasks wait.")
+    assert celery.check(redis.url, expect_beat=True).status == "warning"
+
+
+Tried = t.List[t.Tuple[str, t.Dict[str, t.Any]]]
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> t.Tuple[t.Dict[str, str], Tried]:
+    """What the check of a socket gives by path (unknown elsewhere), and what it was called with."""
+    statuses: t.Dict[str, str] = {}
+    tried: Tried = []
+
+    def check(url: str, **options: t.Any) -> health.Check:
+        tried.append((url, options))
+        path = url[len("ws://host") :].partition("?")[0]
+        status = statuses.get(path, "unknown")
+        return health.Check("websocket", status, message=f"{path} is {status}.", details={"handshake_ms": 1.0} if status == "ok" else {})
+
+    monkeypatch.setattr(websocket, "check", check)
+
+    def closed(url: str, **_options: t.Any) -> float:
+        tried.append((url, {}))
+        return 1.0
+
+    monkeypatch.setattr(dead_peer, "seconds_until_closed", closed)
+    return statuses, tried
+
+
+def websocket_of(**options: t.Any) -> t.Dict[str, t.Any]:
+    (found,) = suite.run(suite.Options(subjects=("websocket",), base_url="http://host", **options))["checks"]
+    return t.cast("t.Dict[str, t.Any]", found)
+
+
+FIRST, SECOND = suite.WEBSOCKET_PATHS
+
+
+def test_a_release_that_has_the_older_path_is_measured_there(sockets: t.Tuple[t.Dict[str, str], Tried]) -> None:
+    statuses, tried = sockets
+    statuses[SECOND] = "ok"
+    found = websocket_of(websocket_path=FIRST, websocket_dead_peer_within=5)
+    assert found["status"] == "ok" and [url for url, _options in tried] == [f"ws://host{path}" for path in (FIRST, SECOND, SECOND)]
+    assert found["details"]["dead_peer_closed_after_s"] == 1.0
+
+
+@pytest.mark.parametrize("status", ["ok", "warning", "critical"])
+def test_a_path_that_is_there_is_the_only_one_tried(sockets: t.Tuple[t.Dict[str, str], Tried], status: str) -> None:
+    statuses, tried = sockets
+    statuses[FIRST] = status
+    assert websocket_of(websocket_path=FIRST)["status"] == status and len(tried) == 1
+
+
+def test_where_no_path_has_a_socket_the_first_is_named(sockets: t.Tuple[t.Dict[str, str], Tried]) -> None:
+    found = websocket_of(websocket_path=FIRST)
+    assert (found["status"], found["message"]) == ("unknown", f"{FIRST} is unknown.")
+
+
+@pytest.mark.parametrize(
+    ("path", "anonymous", "assumed"),
+    [
+        (FIRST, True, True),
+        (f"{FIRST}?token=abc", False, True),
+        (f"{FIRST}?token=", True, True),
+        (f"{FIRST}?a=b&token=abc", False, True),
+        ("/ws", True, False),
+        ("/ws?token=abc", False, False),
+        (f"{SECOND}?x=1", True, False),
+    ],
+)
+def test_what_is_known_of_token_and_path_is_passed_on(sockets: t.Tuple[t.Dict[str, str], Tried], path: str, anonymous: bool, assumed: bool) -> None:
+    statuses, tried = sockets
+    statuses[path.partition("?")[0]] = "ok"
+    websocket_of(websocket_path=path, cors_origins=["https://a.example"], websocket_heartbeat_within=3)
+    ((url, given),) = tried
+    assert url == f"ws://host{path}"
+    assert (given["anonymous"], given["assumed_path"], given["origin"], given["heartbeat_within"]) == (anonymous, assumed, "https://a.example", 3)
+
+
+# -- one order of severity -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("milder", "worse"), list(itertools.combinations(("ok", "warning", "unknown", "critical", "emergency"), 2)))
+def test_the_order_of_severity_is_the_same_everywhere(milder: str, worse: str) -> None:
+    assert thresholds.worst([milder, worse]) == thresholds.worst([worse, milder]) == worse
+    checks = [health.Check("a", milder), health.Check("b", worse), health.Check("c", "skipped")]
+    assert health.overall(checks) == health.overall(checks[::-1]) == worse
+    shown = [{"name": name, "status": status, "value": None, "unit": "", "duration_ms": 0} for name, status in (("database", milder), ("rls", worse))]
+    assert report._status(shown) == worse
+    lines = report.prometheus({"checks": shown}).splitlines()
+    numbers = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("wheels_ops_check_severity{")]
+    assert numbers == sorted(numbers) and numbers[0] < numbers[1]
+    assert health.conclude("x", [health.Finding(milder, "one"), health.Finding(worse, "two")], fine="").status == worse
+    levels = ("low", "medium", "high", "critical")
+    assert levels.index(results.SEVERITY[milder]) <= levels.index(results.SEVERITY[worse])
+
+
+def test_every_status_has_an_exit_status_and_a_severity() -> None:
+    assert set(results.SEVERITY) == set(STATUSES) == {*results.EXIT, "skipped"}
+    assert [results.exit_status(status) for status in ("ok", "warning", "unknown", "critical", "emergency")] == [0, 1, 3, 2, 2]
+
+
+def test_a_message_begins_with_what_made_the_status() -> None:
+    findings = [
+        health.Finding("warning", "one", "a"),
+        health.Finding("ok", "remark"),
+        health.Finding("critical", "two", "b"),
+        health.Finding("warning", "three"),
+    ]
+    check = health.conclude("x", findings, fine="all is well", value=3)
+    assert (check.status, check.message, check.remedy, check.value) == ("critical", "Two; one; three; remark.", "b", 3)
+    fine = health.conclude("x", [health.Finding("ok", "a remark.")], fine="all is well")
+    assert (fine.status, fine.message, fine.remedy) == ("ok", "All is well; a remark.", "")
+    assert health.conclude("x", [], fine="http://x answers").message == "http://x answers."
+
+
+def test_a_library_that_is_missing_is_our_fault() -> None:
+    def call() -> health.Check:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    (check,) = health.measure({"database": call})
+    assert check.status == "unknown" and "psycopg2 is not installed" in check.message and "prepare" in check.message
+
+
+def test_thresholds_of_the_new_measures_are_read() -> None:
+    assert parse({"waiting_tasks": {"warning": 5}, "websocket_ms": {"critical": 20_000}}) == {
+        "waiting_tasks": Thresholds(5, 10_000),
+        "websocket_ms": Thresholds(1000, 20_000),
+    }
+
+
+@pytest.mark.parametrize(("value", "crossed"), [(65, 0), (65.1, 65), (80, 75), (90, 85)])
+def test_the_limit_that_was_crossed(value: float, crossed: float) -> None:
+    assert DEFAULTS["memory"].crossed(value) == crossed
+    assert Thresholds().crossed(value) == 0
+
+
+@pytest.mark.parametrize(
+    ("subject", "what"),
+    [
+        ("database", "database DSN"),
+        ("rls", "database DSN"),
+        ("redis", "Redis URL"),
+        ("celery", "Redis URL"),
+        ("http", "base URL"),
+        ("cors", "base URL and origin"),
+        ("websocket", "WebSocket path"),
+        ("tts", "base URL"),
+        ("services", "service"),
+    ],
+)
+def test_a_subject_that_lacks_what_it_needs_is_skipped_and_says_so(subject: str, what: str) -> None:
+    found = suite.run(suite.Options(subjects=(subject,)))
+    (check,) = found["checks"]
+    assert (check["name"], check["status"]) == (subject, "skipped")
+    assert check["message"].startswith(f"Not measured: no {what} is given.")
+    assert found["failing"] == [] and found["status"] == "unknown", "nothing was measured, so nothing is healthy"
+
+
+def test_what_is_not_ok_is_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = dict(zip(suite.SUBJECTS, ("ok", "warning", "unknown", "critical", "emergency", "skipped")))
+    calls = {name: (lambda status=status: health.Check("x", status)) for name, status in statuses.items()}
+    monkeypatch.setattr(suite, "_calls", lambda _options, _known: calls)
+    found = suite.run(suite.Options(subjects=tuple(statuses)))
+    assert [check["name"] for check in found["checks"]] == list(statuses)
+    assert found["failing"] == [name for name, status in statuses.items() if status not in ("ok", "skipped")]
+    assert found["status"] == "emergency"
+
+
+def test_the_scores_of_one_look() -> None:
+    checks = [
+        health.Check("memory", "warning", 65.0),
+        health.Check("cpu", "ok", 1.0, details={"host_percent": 70.0, "services_percent": 0.0, "stall_ms": 100.0}),
+        health.Check("disk", "ok", 75),
+        health.Check("http", "ok", 500.0, details={"error_rate_percent": 1.0}),
+    ]
+    # On the curves: 80, 80, 80 and 90 for performance; 80 and 80 for the user.
+    assert suite.scores_of(checks) == {"performance": 81.2, "stability": None, "user_experience": 80.0}
+    assert suite.scores_of(checks, scope="services")["performance"] == 83.8
+    unknown = [health.Check(check.name, "unknown", check.value) for check in checks]
+    assert suite.scores_of(unknown) == {"performance": None, "stability": None, "user_experience": None}
+
+
+def test_the_http_check_is_given_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: t.Dict[str, t.Any] = {}
+
+    def check(base_url: str, **options: t.Any) -> health.Check:
+        given.update(options, base_url=base_url)
+        return health.Check("http", "ok")
+
+    monkeypatch.setattr(http, "check", check)
+    limits = {"response_time_ms": Thresholds(1), "error_rate": Thresholds(2)}
+    suite.run(suite.Options(subjects=("http",), base_url="http://h", http_paths=("/a",), health_path="/b", timeout=12, thresholds=limits))
+    assert given == {
+        "base_url": "http://h",
+        "paths": ("/a",),
+        "health_path": "/b",
+        "settle": 6.0,
+        "response": Thresholds(1),
+        "errors": Thresholds(2),
+    }
+    suite.run(suite.Options(subjects=("http",), base_url="http://h"))
+    assert (given["health_path"], given["settle"]) == ("/api/v1/system/health", 10.0)
+
+
+def test_a_subject_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(OpsError, match="Unknown subjects: ram"):
+        suite.run(suite.Options(subjects=("redis", "ram")))

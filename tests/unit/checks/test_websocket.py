@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The grading of the WebSocket check: with a token and without one, at a path that is there and at one that is not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import types
+import typing as t
+
+import pytest
+import websocket as library
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection, serve
+
+from tests.support.answers import Clock
+from tests.support.waiting import free_port
+from wheels_ops.checks import dead_peer, websocket
+from wheels_ops.health import Check
+from wheels_ops.results import OpsError
+from wheels_ops.thresholds import Thresholds
+
+SITE = "https://wheelsandwins.com"
+PATH = "/api/v1/pam/ws"
+
+
+def echo(connection: ServerConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        for message in connection:
+            if json.loads(message).get("type") == "ping":
+                connection.send(json.dumps({"type": "pong"}))
+
+
+def close(code: int, reason: str = "") -> t.Callable[[ServerConnection], None]:
+    return lambda connection: connection.close(code, reason)
+
+
+@contextlib.contextmanager
+def server(handler: t.Callable[[ServerConnection], None], answer: t.Optional[t.Callable[[str, str], int]] = None) -> t.Iterator[str]:
+    """A server; ``answer`` gives the HTTP status for a path and an origin, 101 to go on."""
+
+    def process(connection: ServerConnection, request: Request) -> t.Optional[Response]:
+        status = answer(request.path.partition("?")[0], request.headers.get("Origin", "")) if answer else 101
+        return None if status == 101 else connection.respond(status, "refused")
+
+    with serve(handler, "127.0.0.1", 0, ping_interval=None, process_request=process) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"ws://127.0.0.1:{running.socket.getsockname()[1]}{PATH}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "status", "over"),
+    [
+        (1000.0, Thresholds(1000), "ok", ""),
+        (1000.5, Thresholds(1000), "warning", ", over 1000 ms"),
+        (1000.5, Thresholds(10, 100), "critical", ", over 100 ms"),
+        (3.0, Thresholds(1, 2, 2.5), "emergency", ", over 2.5 ms"),
+        (5000.0, Thresholds(), "ok", ""),
+    ],
+)
+def test_the_round_trip_is_graded(value: float, limits: Thresholds, status: str, over: str) -> None:
+    check = websocket._check(value, [], {}, limits)
+    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("websocket", status, value, "ms", "")
+    assert check.message == f"The round trip takes {value:g} ms{over}." and check.thresholds == limits.as_dict()
+
+
+def test_a_problem_is_critical_however_fast_it_was() -> None:
+    check = websocket._check(1.0, ["a ping was lost", "it is open"], {}, Thresholds(1000))
+    assert (check.status, check.message, check.remedy) == ("critical", "A ping was lost; it is open", "service_restart")
+    assert websocket._check(None, [], {}, Thresholds(1)).message == "It connects and closes cleanly."
+    assert websocket._check(None, [], {}, Thresholds(1)).status == "ok"
+
+
+def test_the_limit_is_an_option() -> None:
+    with server(echo) as url:
+        assert websocket.check(url, ping="json").status == "ok"
+        check = websocket.check(url, ping="json", thresholds=Thresholds(critical=0))
+    assert check.status == "critical" and "over 0 ms" in check.message
+    with server(echo) as url:
+        assert websocket.check(url, ping="json", max_latency_ms=0.0001).status == "warning"
+
+
+#: How a server says that it wants a token, after the handshake and before it.
+WANTING = [
+    (close(4001, "Invalid or missing token"), None, "then the server closed it (4001 Invalid or missing token)"),
+    (close(4401), None, "then the server closed it (4401)"),
+    (close(3000), None, "(3000)"),
+    (close(1008), None, "(1008)"),
+    (close(4403, "forbidden"), None, "(4403 forbidden)"),
+    (close(4003), None, "(4003)"),
+    (echo, lambda path, _origin: 401, "answered with 401: it asks for a token"),
+    (echo, lambda path, _origin: 403 if path == PATH else 404, "answered with 403: it asks for a token"),
+]
+
+
+@pytest.mark.parametrize(("handler", "answer", "words"), WANTING)
+@pytest.mark.parametrize("origin", ["", SITE])
+def test_without_a_token_a_server_that_asks_for_one_is_well_as_far_as_it_can_be_tried(handler: t.Any, answer: t.Any, words: str, origin: str) -> None:
+    with server(handler, answer) as url:
+        check = websocket.check(url, ping="json", origin=origin, anonymous=True, heartbeat_within=1)
+    assert (check.status, check.value, check.remedy) == ("ok", None, ""), check.message
+    assert words in check.message and "set wheels_ops_websocket_token" in check.message
+    assert check.details["authenticated"] is False and check.thresholds["warning"] == 1000
+
+
+@pytest.mark.parametrize(("handler", "answer", "words"), WANTING)
+def test_with_a_token_the_same_is_critical(handler: t.Any, answer: t.Any, words: str) -> None:
+    with server(handler, answer) as url:
+        check = websocket.check(url, ping="json", token="s3cret")
+    assert (check.status, check.remedy) == ("critical", "service_restart"), check.message
+    assert "authenticated" not in check.details and "s3cret" not in repr(check)
+
+
+@pytest.mark.parametrize(
+    "handler", [close(4002, "IP address blocked"), close(1011, "crashed"), close(1000), close(4008), close(1008, "Origin not allowed"), close(4403, "origin")]
+)
+def test_without_a_token_any_other_close_is_critical(handler: t.Any) -> None:
+    with server(handler) as url:
+        check = websocket.check(url, ping="json", anonymous=True)
+    assert check.status == "critical" and "the server closed it" in check.message.lower()
+
+
+def test_a_server_that_needs_no_token_is_measured() -> None:
+    with server(echo) as url:
+        check = websocket.check(url, ping="json", anonymous=True)
+    assert check.status == "ok" and check.value and "authenticated" not in check.details
+
+
+def test_a_server_that_closes_in_the_middle_is_not_waiting_for_a_token() -> None:
+    def once(connection: ServerConnection) -> None:
+        connection.recv()
+        connection.send(json.dumps({"type": "pong"}))
+        connection.close(4001, "session ended")
+
+    with server(once) as url:
+        check = websocket.check(url, ping="json", anonymous=True, round_trips=2)
+    assert check.status == "critical" and "4001 session ended" in check.message
+
+
+@pytest.mark.parametrize("status", [404, 405, 403])
+@pytest.mark.parametrize("token", ["", "s3cret"])
+def test_a_path_without_a_socket_is_named_as_that(status: int, token: str) -> None:
+    """Starlette answers 403 for a route that it does not have."""
+    with server(echo, lambda _path, _origin: status) as url:
+        ours = websocket.check(url, token=token, origin=SITE, anonymous=not token, assumed_path=True)
+        named = websocket.check(url, token=token, origin=SITE, anonymous=not token)
+    assert (ours.status, named.status) == ("unknown", "critical")
+    for check in (ours, named):
+        assert check.message.startswith(f"There is no WebSocket at {PATH} (") and "set monitoring_websocket_path" in check.message
+        assert str(status) in check.message and check.details["status"] == status and "s3cret" not in repr(check)
+
+
+def test_an_origin_that_is_refused_is_named_whoever_asks() -> None:
+    with server(echo, lambda _path, origin: 403 if origin else 101) as url:
+        for anonymous in (True, False):
+            check = websocket.check(url, origin=SITE, anonymous=anonymous, assumed_path=True)
+            assert (check.status, check.message) == ("critical", f"The upgrade is answered with 403: the origin {SITE} is refused")
+
+
+def test_with_a_token_a_403_of_this_path_alone_is_the_token_or_the_origin() -> None:
+    with server(echo, lambda path, _origin: 403 if path == PATH else 404) as url:
+        check = websocket.check(url, token="x")
+    assert check.message == "The upgrade is answered with 403: the origin or the token is refused"
+    with server(echo, lambda _path, _origin: 401) as url:
+        assert websocket.check(url).message == "The upgrade is answered with 401: it asks for a token"
+        assert websocket.check(url, token="x").message == "The upgrade is answered with 401: the token is refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "a proxy in between may drop it"),
+        (426, "does not pass the upgrade on"),
+        (502, "finds no backend"),
+        (503, "full or draining"),
+        (418, "it is refused"),
+    ],
+)
+def test_other_answers_are_critical_without_a_token_too(status: int, words: str) -> None:
+    with server(echo, lambda _path, _origin: status) as url:
+        check = websocket.check(url, anonymous=True, assumed_path=True)
+    assert check.status == "critical" and f"answered with {status}: " in check.message and words in check.message
+
+
+def test_a_foreign_origin_that_is_let_in_stays_critical_without_a_token() -> None:
+    with server(close(4001), None) as url:
+        check = websocket.check(url, anonymous=True, foreign_origin="https://evil.example")
+    assert check.details["foreign_origin_refused"] is True and check.status == "ok"
+    with server(echo, lambda _path, origin: 101 if origin else 401) as url:
+        check = websocket.check(url, anonymous=True, foreign_origin="https://evil.example")
+    assert check.status == "critical" and "https://evil.example is let in" in check.message
+
+
+def test_who_does_not_listen_is_critical_and_who_has_no_name_is_unknown() -> None:
+    gone = websocket.check(f"ws://127.0.0.1:{free_port()}/", anonymous=True, assumed_path=True)
+    assert (gone.status, gone.message) == ("critical", "No connection: nothing listens there")
+    nobody = websocket.check("ws://no-such-host.invalid/?token=s3cret", token="s3cret")
+    assert nobody.status == "unknown" and "cannot be resolved" in nobody.message and "s3cret" not in repr(nobody)
+
+
+# -- a peer that died ------------------------------------------------------------------------------------------------------
+
+
+def test_how_long_a_dead_peer_is_kept() -> None:
+    with server(close(1011)) as url:
+        took = dead_peer.seconds_until_closed(url, within=30)
+    assert took is not None and 0 <= took < 30
+    release = threading.Event()
+    with server(lambda _connection: t.cast("None", release.wait(30))) as url:
+        assert dead_peer.seconds_until_closed(url, within=0.2, origin=SITE) is None
+        release.set()
+
+
+@pytest.mark.parametrize("before", ["ok", "warning", "critical"])
+def test_a_dead_peer_that_is_kept_is_critical(monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: None)
+    first = Check("websocket", before, value=3.0, unit="ms", message="It is slow.", details={"handshake_ms": 1.0})
+    check = dead_peer.add_to(first, "ws://h", within=12)
+    assert (check.status, check.value, check.unit, check.remedy) == ("critical", 12, "s, dead peer still connected", "backend_patch")
+    assert check.message == "A peer that answers nothing is still connected after 12 s." + ("" if before == "ok" else " It is slow.")
+    assert check.details == {"handshake_ms": 1.0, "dead_peer_closed_after_s": None}
+
+
+def test_a_dead_peer_that_is_sent_away_changes_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: t.List[t.Any] = []
+
+    def closed(url: str, **options: t.Any) -> float:
+        asked.append((url, options))
+        return 6.04
+
+    monkeypatch.setattr(dead_peer, "seconds_until_closed", closed)
+    first = Check("websocket", "warning", value=3.0, message="It is slow.", remedy="x", details={"handshake_ms": 1.0})
+    check = dead_peer.add_to(first, "ws://h", within=12, origin=SITE)
+    assert (check.status, check.value, check.remedy) == ("warning", 3.0, "x")
+    assert check.message == "It is slow. A dead peer is disconnected after 6.0 s." and check.details["dead_peer_closed_after_s"] == 6.0
+    assert asked == [("ws://h", {"within": 12, "origin": SITE})]
+
+
+@pytest.mark.parametrize("details", [{}, {"handshake_ms": 1.0, "authenticated": False}])
+def test_where_nobody_was_let_in_nothing_is_said_of_dead_peers(monkeypatch: pytest.MonkeyPatch, details: t.Dict[str, t.Any]) -> None:
+    monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: pytest.fail("asked"))
+    first = Check("websocket", "ok", message="x", details=details)
+    assert dead_peer.add_to(first, "ws://h", within=12) == first
+
+
+class Frames:
+    """Stands in for a connection: each frame arrives after a second of the clock; then it is silent, or broken."""
+
+    def __init__(self, clock: Clock, frames: t.Sequence[t.Any]) -> None:
+        self.clock, self.frames, self.limits, self.shut = clock, list(frames), t.cast("t.List[float]", []), False
+
+    def settimeout(self, seconds: float) -> None:
+        self.limits.append(seconds)
+
+    def recv_frame(self) -> t.Any:
+        self.clock.now += 1
+        frame = self.frames.pop(0)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+
+PING = types.SimpleNamespace(opcode=9)
+END = types.SimpleNamespace(opcode=8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "took"),
+    [
+        ([END], 1.0),
+        ([PING, PING, END], 3.0),
+        ([PING, None], 2.0),
+        ([PING, ConnectionResetError()], 2.0),
+        ([library.WebSocketConnectionClosedException()], 1.0),
+        ([PING, library.WebSocketTimeoutException()], None),
+        ([PING] * 9, None),
+    ],
+)
+def test_the_end_of_a_dead_peer_is_timed(monkeypatch: pytest.MonkeyPatch, frames: t.List[t.Any], took: t.Optional[float]) -> None:
+    clock = Clock()
+    peer = Frames(clock, frames)
+    opened: t.List[t.Any] = []
+
+    def connect(url: str, **options: t.Any) -> Frames:
+        opened.append((url, options))
+        return peer
+
+    monkeypatch.setattr(dead_peer, "time", clock)
+    monkeypatch.setattr(library, "create_connection", connect)
+    assert dead_peer.seconds_until_closed("ws://h", within=4.5, origin=SITE) == took
+    assert opened == [("ws://h", {"timeout": 4.5, "origin": SITE, "suppress_origin": False})]
+    assert peer.limits == [4.5, 3.5, 2.5, 1.5, 0.5][: len(peer.limits)] and peer.shut, "no answer is waited for beyond the end"
+    assert len(peer.limits) == min(len(frames), 5)
+
+
+def test_only_a_pong_answers_a_ping() -> None:
+    def chatty(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for _message in connection:
+                for text in ('{"type": "ping"}', '{"type": "hello"}', "[1]", "{broken", '{"type": ["pong"]}'):
+                    connection.send(text)
+
+    with server(chatty) as url:
+        check = websocket.check(url, ping="json", timeout=0.5)
+    assert check.status == "critical" and "a ping (json) was not answered within 0.5 s" in check.message.lower()
+
+
+def test_where_nobody_answers_no_foreign_origin_is_let_in() -> None:
+    check = websocket.check(f"ws://127.0.0.1:{free_port()}/", foreign_origin="https://evil.example")
+    assert check.details["foreign_origin_refused"] is None and "let in" not in check.message
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_heartbeats_are_counted_and_timed(count: int) -> None:
+    def beats(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            for _ in range(count):
+                connection.send(json.dumps({"type": "ping"}))
+                connection.recv(timeout=5)
+            connection.recv(timeout=5)
+
+    with server(beats) as url:
+        check = websocket.check(url, ping="none", heartbeat_within=20, heartbeats=count)
+    assert check.status == "ok", check.message
+    assert len(check.details["heartbeats_s"]) == count and (check.details["heartbeat_period_s"] is None) is (count == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"foreign_origin": "evil.example/"}, "foreign_origin is"),
+        ({"origin": "x"}, "origin is"),
+        ({"headers": {"Origin": "x"}}, "headers names Origin"),
+        ({"headers": {"a b": "x"}}, "cannot be sent"),
+        ({"subprotocols": ["a b"]}, "subprotocols"),
+        ({"round_trips": 1001}, "round_trips"),
+        ({"timeout": 0}, "timeout"),
+        ({"heartbeats": 0}, "heartbeats"),
+        ({"heartbeat_within": 601}, "heartbeat_within"),
+        ({"max_latency_ms": 0}, "max_latency_ms"),
+        ({"ping": "x"}, "is not known"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(change: t.Dict[str, t.Any], words: str) -> None:
+    with pytest.raises(OpsError, match=words):
+        websocket.check("ws://127.0.0.1:1/", **change)
