@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wheels_ops import heap, pressure
-from wheels_ops.remedies import memory_rungs
+from wheels_ops.remedies import memory_rungs, memory_trim
 from wheels_ops.results import OpsError
 
 MIB = 1024 * 1024
@@ -132,6 +132,168 @@ def test_a_mount_point_with_a_space(host: Host) -> None:
 def test_the_host_counts_cache_as_available(host: Host) -> None:
     scope = pressure.host(host.proc)
     assert scope.percent == pytest.approx(100 * 4_000_000 / 24_683_952)
+
+
+GIB = 1024 * 1024 * 1024
+
+
+def meminfo(total: int, available: int, more: str = "") -> str:
+    """In GiB."""
+    return f"MemTotal: {total * 1024**2} kB\nMemFree: {1024**2} kB\nMemAvailable: {available * 1024**2} kB\n{more}"
+
+
+def arcstats(size: int, least: int) -> str:
+    """In GiB, as /proc/spl/kstat/zfs/arcstats has it."""
+    return f"13 1 0x01 147 39984 1 2\nname                            type data\nhits 4 77\nc_min 4 {least * GIB}\nc 4 {size * GIB}\nsize 4 {size * GIB}\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "more", "percent"),
+    [
+        (50, 2, "", 100 * 12 / 64), (50, 50, "", 100 * 60 / 64), (1, 2, "", 100 * 60 / 64), (60, 0, "", 0.0),
+        (50, 2, f"AnonPages: {20 * 1024**2} kB\nShmem: {4 * 1024**2} kB\n", 100 * 24 / 64),  # what processes hold is never the cache
+        (61, 2, "", 100 * 60 / 64),  # larger than all that is in use: it is another machine's (lxcfs)
+    ],
+    ids=["down to c_min", "at c_min", "below c_min", "all of it", "not below what processes hold", "of another machine"],
+)  # fmt: skip
+def test_the_cache_of_zfs_can_be_had(host: Host, size: int, least: int, more: str, percent: float) -> None:
+    host.write("proc/meminfo", meminfo(64, 4, more))
+    host.write("proc/spl/kstat/zfs/arcstats", arcstats(size, least))
+    assert pressure.host(host.proc).percent == pytest.approx(percent)
+
+
+@pytest.mark.parametrize(
+    ("more", "percent"),
+    [
+        ("HugePages_Total: 720\nHugePages_Free: 720\nHugepagesize: 1048576 kB\n", 100 * 18 / 35),
+        ("HugePages_Total: 720\nHugePages_Free: 100\nHugepagesize: 1048576 kB\n", 100 * 18 / 35),  # those in use are set aside as well
+        (f"HugePages_Total: 0\nHugepagesize: 2048 kB\nHugetlb: {720 * 1024**2} kB\n", 100 * 18 / 35),  # of another size than the default
+        ("HugePages_Total: 0\nHugePages_Free: 0\nHugepagesize: 2048 kB\nHugetlb: 0 kB\n", 100 * 738 / 755),
+    ],
+)
+def test_huge_pages_are_neither_in_use_nor_free(host: Host, more: str, percent: float) -> None:
+    host.write("proc/meminfo", meminfo(755, 17, more))
+    scope = pressure.host(host.proc)
+    assert scope.percent == pytest.approx(percent)
+    assert scope.limit_bytes == (755 if "Hugetlb: 0" in more else 35) * GIB
+
+
+def test_kernels_without_memavailable(host: Host) -> None:
+    host.write("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 400 kB\n")
+    assert pressure.host(host.proc).percent == pytest.approx(60)
+
+
+def test_page_cache_that_is_in_use_often_can_go_too_and_what_is_dirty_cannot(host: Host) -> None:
+    host.process(V2_MOUNT, "0::/a\n")
+    host.v2("/a", str(400 * MIB), 380 * MIB)
+    statistics = {"anon": 40, "inactive_file": 10, "active_file": 300, "file_dirty": 8, "file_writeback": 2, "slab_reclaimable": 20}
+    host.write("sys/fs/cgroup/a/memory.stat", "".join(f"{name} {size * MIB}\n" for name, size in statistics.items()))
+    scope = host.scope()
+    assert scope is not None and scope.percent == pytest.approx(100 * (380 - 300 - 20) / 400)
+
+
+def test_page_cache_of_a_container_on_v1(host: Host) -> None:
+    host.process(V1_MOUNT, "4:memory:/docker/x\n")
+    host.v1("/docker/x", 512 * MIB, 402 * MIB)
+    statistics = {"cache": 393, "active_file": 1, "total_inactive_file": 193, "total_active_file": 201, "total_dirty": 1, "total_writeback": 0}
+    host.write("sys/fs/cgroup/memory/docker/x/memory.stat", "".join(f"{name} {size * MIB}\n" for name, size in statistics.items()))
+    host.write("sys/fs/cgroup/memory/docker/x/memory.failcnt", "17\n")
+    host.write("sys/fs/cgroup/memory/docker/x/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    scope = host.scope()
+    assert scope is not None and scope.used_bytes == 9 * MIB and scope.stalls is None
+    assert scope.events == {"failcnt": 17, "oom_kill": 2}
+
+
+@pytest.mark.parametrize(("most", "high", "limit"), [("max", 300, 300), (400, 300, 300), (300, 400, 300), (300, "max", 300), (300, 0, 300)])
+def test_the_lower_of_memory_max_and_memory_high_is_the_limit(host: Host, most: t.Any, high: t.Any, limit: int) -> None:
+    host.process(V2_MOUNT, "0::/a\n")
+    host.v2("/a", str(most * MIB) if isinstance(most, int) else most, 290 * MIB)
+    host.write("sys/fs/cgroup/a/memory.high", f"{high * MIB if isinstance(high, int) else high}\n")
+    host.write("sys/fs/cgroup/a/memory.events", "low 0\nhigh 556267\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n")
+    host.write("sys/fs/cgroup/a/memory.pressure", "some avg10=96.40 avg60=0 avg300=0 total=1\nfull avg10=95.10 avg60=0 avg300=0 total=1\n")
+    scope = host.scope()
+    assert scope is not None and scope.limit_bytes == limit * MIB and scope.stalled == 95.1
+    assert scope.as_dict()["events"] == {"high": 556267, "max": 3, "oom": 1, "oom_kill": 1}
+
+
+def test_the_group_whose_tasks_wait_goes_before_the_fuller_one(host: Host) -> None:
+    host.process(V2_MOUNT, "0::/pod/a\n")
+    host.v2("/pod", str(1000 * MIB), 950 * MIB)
+    host.v2("/pod/a", str(500 * MIB), 100 * MIB)
+    assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod"  # type: ignore[union-attr]  # None fails the test as well
+    host.write("sys/fs/cgroup/pod/a/memory.pressure", "some avg10=90.00 avg60=0 avg300=0 total=1\nfull avg10=80.00 avg60=0 avg300=0 total=1\n")
+    assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod/a"  # type: ignore[union-attr]  # None fails the test as well
+
+
+@pytest.mark.parametrize(("full", "said"), [(9.99, ""), (10.0, "10.0 % of the last 10 s"), (95.0, "95.0 % of the last 10 s")])
+def test_psi_decides_where_there_is_one(full: float, said: str) -> None:
+    scope = pressure.Scope("host", "/", 100, 99, {"some_avg10": 99.0, "full_avg10": full}, {"max": 900})
+    earlier = pressure.Scope("host", "/", 100, 99, None, {"max": 1})
+    assert (said in pressure.pressed(scope, earlier)) if said else pressure.pressed(scope, earlier) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"), [({"max": 3}, {"max": 3}, ""), ({"max": 3}, {"max": 5}, "max rose by 2"), ({}, {"max": 5}, ""), ({"max": 3}, {"max": 1}, "")]
+)
+def test_without_psi_events_decide(before: t.Dict[str, int], after: t.Dict[str, int], said: str) -> None:
+    now, earlier = (pressure.Scope("cgroup", "/a", 100, 99, None, events) for events in (after, before))
+    assert pressure.pressed(now, earlier) == said
+    assert pressure.pressed(now) == ""
+
+
+def test_events_of_the_machine(host: Host) -> None:
+    assert pressure.host(host.proc).events == {} and pressure.host(host.proc).stalled is None
+    host.write("proc/vmstat", "nr_free_pages 5\nallocstall_dma 0\nallocstall_normal 3\nallocstall_movable 4\noom_kill 1\n")
+    assert pressure.host(host.proc).events == {"allocstall": 7, "oom_kill": 1}
+
+
+def scope(percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str, int]] = None) -> pressure.Scope:
+    stalls = None if full is None else {"some_avg10": full, "full_avg10": full}
+    return pressure.Scope("host", "/", 1000 * MIB, int(percent * 10 * MIB), stalls, events or {})
+
+
+@pytest.mark.parametrize(
+    ("scopes", "restarted"),
+    [
+        ([scope(97.0, 0.0)], False), ([scope(97.0, 9.9)], False), ([scope(97.0, 40.0)], True), ([scope(89.0, 40.0)], False), ([scope(97.0, None)], False),
+        ([scope(97.0, None, {"max": number}) for number in range(20)], True),
+    ],
+    ids=["calm", "nearly calm", "pressure", "pressure below the tier", "the kernel does not say", "limits are met"],
+)  # fmt: skip
+def test_a_percentage_alone_restarts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[pressure.Scope], restarted: bool) -> None:
+    """The whole ladder on a machine that is given; a restart is what the last rung asks for."""
+    acted: t.List[str] = []
+
+    class Last(memory_rungs.Rung):
+        replaces = True
+
+        def targets(self, context: memory_rungs.Context, among: t.Sequence[str]) -> t.List[str]:
+            return ["web"]
+
+        def act(self, context: memory_rungs.Context, target: str, emergency: bool) -> memory_rungs.Outcome:
+            acted.append(target)
+            return memory_rungs.Outcome(replaced=True)
+
+    waiting = list(scopes)
+    monkeypatch.setattr(memory_trim.pressure, "host", lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0])
+    monkeypatch.setattr(memory_trim.pressure, "cgroup", lambda *words: None)
+    monkeypatch.setattr(memory_trim, "_WATCHED", 0.01)
+    monkeypatch.setitem(memory_rungs.RUNGS, "restart", Last())
+    options = memory_trim.Options(actions=("restart",), allow_restart=True, state_dir=str(tmp_path))
+    foreseen = memory_trim.run([], None, {}, options, check_mode=True)
+    assert acted == []
+    done = memory_trim.run([], None, {}, options)
+    assert (acted == ["web"]) is restarted
+    assert done.changed is foreseen.changed is restarted
+    if scopes[0].percent > 90 and not restarted:
+        assert "a percentage alone restarts nothing" in done.msg and "skipped" in done.actions[0]
+
+
+def test_pressure_below_the_warning_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory_trim.pressure, "host", lambda: scope(20.0, 70.0))
+    monkeypatch.setattr(memory_trim.pressure, "cgroup", lambda *words: None)
+    done = memory_trim.run([], None, {}, memory_trim.Options(state_dir=str(tmp_path)))
+    assert not done.changed and "the host, at 20.0 %, is under pressure: all tasks waited for memory 70.0 %" in done.msg
 
 
 @pytest.mark.parametrize(

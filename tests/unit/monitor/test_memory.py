@@ -60,6 +60,29 @@ CASES: t.Dict[str, t.Tuple[t.Dict[str, str], str, str, str, float]] = {
     "v2 no limit": (v2("/system.slice/pam.service", "max", GIB, 0), "0::/system.slice/pam.service\n", V2_MOUNT, "host", HOST_PERCENT),
     "v2 unit limit": (v2("/system.slice/pam.service", str(512 * MIB), 410 * MIB, 0), "0::/system.slice/pam.service\n", V2_MOUNT, "cgroup", 80.08),
     "v2 page cache is not used memory": (v2("/a", str(512 * MIB), 410 * MIB, 256 * MIB), "0::/a\n", V2_MOUNT, "cgroup", 30.08),
+    "v2 cache that is in use often can go too, dirty pages cannot": (
+        {**v2("/a", str(512 * MIB), 410 * MIB, 0),
+         "sys/fs/cgroup/a/memory.stat": f"active_file {200 * MIB}\ninactive_file {66 * MIB}\nfile_dirty {10 * MIB}\n"},
+        "0::/a\n", V2_MOUNT, "cgroup", 30.08,
+    ),
+    "v2 memory.high": ({**v2("/a", "max", 290 * MIB, 0), "sys/fs/cgroup/a/memory.high": f"{300 * MIB}\n"}, "0::/a\n", V2_MOUNT, "cgroup", 96.67),
+    "v1 cache of a container": (
+        {**v1("", 512 * MIB, 402 * MIB, 193 * MIB), "sys/fs/cgroup/memory/memory.stat":
+            f"cache 1\nactive_file 5\ntotal_inactive_file {193 * MIB}\ntotal_active_file {157 * MIB}\ntotal_dirty {2 * MIB}\n"},
+        "4:memory:/\n", V1_MOUNT, "cgroup", 10.55,
+    ),
+    "ZFS": (
+        {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
+         "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {50 * GIB}\n"}, "0::/\n", V2_MOUNT, "host", 18.75,
+    ),
+    "ZFS of the machine around a container": (
+        {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
+         "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {90 * GIB}\n"}, "0::/\n", V2_MOUNT, "host", 93.75,
+    ),
+    "huge pages": (
+        {"proc/meminfo": f"MemTotal: {755 << 20} kB\nMemFree: 1 kB\nMemAvailable: {17 << 20} kB\nHugetlb: {720 << 20} kB\n"},
+        "0::/\n", V2_MOUNT, "host", 51.43,
+    ),
     "v2 the tightest ancestor counts": (
         {**v2("/a", str(GIB), 900 * MIB, 0), **v2("/a/b", "max", 300 * MIB, 0)}, "0::/a/b\n", V2_MOUNT, "cgroup", 87.89,
     ),

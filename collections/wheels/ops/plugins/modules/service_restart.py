@@ -11,8 +11,13 @@ description:
   - Restarts a graph of services, dependencies first, each one once, and goes on to the next only when the new process of the last one does its work.
   - A gate has to hold without a break for O(min_healthy_time), and it has to be answered by the new process. A port that a stale process
     still holds, a status 200 from the wrong process, and a service that dies after its start do not pass.
-  - Celery workers and beat are stopped before the Redis below them and started after it. The tasks that wait in Redis are counted before and
-    after, Redis is brought to disk before it is stopped, and a restart that would lose tasks is refused.
+  - Celery workers and beat are stopped before the Redis below them and started after it. What waits in Redis is counted before and after, Redis
+    is brought to disk before it is stopped, and a restart that would lose tasks is refused. In every database of the server each list and each
+    stream counts, whoever uses it, as do unfinished deliveries of Celery (C(unacked), under any C(global_keyprefix)), messages of dramatiq, and the
+    sorted sets in which arq, rq, Sidekiq and huey keep jobs. Other sorted sets, hashes and strings do not.
+  - A Redis whose configuration file says something else than it runs with (C(appendonly), C(dir), C(dbfilename)), so that its next start would not
+    read what it keeps, is not restarted while anything waits in it. Its dump is set aside before a restart, as C(dump.rdb.wheels-ops-TIME), three at
+    most.
   - A second beat on the host is refused, as it would send every periodic task twice.
   - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery can do.
   - systemd counts restarts by hand too, and leaves a service down at its start limit. The module waits before it would reach it.
@@ -33,7 +38,8 @@ options:
     description:
       - Restart a service only for one of these reasons. Without any, everything chosen is restarted.
       - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than its process;
-        V(unhealthy), its gate does not hold.
+        V(unhealthy), its gate does not hold. A Celery worker that only does not answer is not restarted while a delivery is unfinished, while it
+        uses a CPU, or while its pool V(solo) is away from the queue; one whose C(worker_enable_remote_control) is off but that takes tasks is healthy.
     type: list
     elements: str
     choices: [failed, stopped, stale, unhealthy]
@@ -85,11 +91,13 @@ options:
     type: float
     default: 0
   allow_task_loss:
-    description: Restart a Redis although tasks that wait in it would be lost or cannot be counted.
+    description: Restart a Redis although tasks that wait in it would be lost, or cannot be counted because it does not answer.
     type: bool
     default: false
   queues:
-    description: Celery queues to count, besides those that the broker itself knows.
+    description:
+      - Celery queues, besides those that the broker itself knows. Every list is counted; in these and C(unacked) a task may move about, so that their
+        sum must not be less after the restart.
     type: list
     elements: str
     default: [celery, default, email, maintenance, analytics, cleanup, notifications]
@@ -103,6 +111,9 @@ options:
   state_dir:
     description: Where C(restarts.jsonl) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
     type: path
+notes:
+  - On the Redis that is restarted it needs C(+ping +info +config|get +select +scan +hscan +llen +hlen +xlen +zcard +smembers +time +bgsave +multi +exec) and
+    all keys (C(~*)); for the gate V(celery) also C(+sadd +srem +publish +blpop +del +client|list) and all channels (C(&*)). What is missing is named.
 requirements:
   - redis (Python library), for the gates V(redis) and V(celery)
   - requests, for the gate V(http)
@@ -202,7 +213,9 @@ actions:
       description: The instance that answers now; null in check mode.
       type: str
     persisted:
-      description: For a Redis, how it was brought to disk.
+      description:
+        - For a Redis, how it was brought to disk (C(method)), the C(dump_copy) that was set aside or why it was C(not_copied), and the
+          C(differences) between what it runs with and its configuration file, or why that was C(not_compared).
       type: dict
 order:
   description: The names of the services in the order in which they were acted on.
@@ -210,7 +223,9 @@ order:
   type: list
   elements: str
 queued_tasks:
-  description: For every Redis that was restarted, the waiting tasks by queue before and after; C(unacked) are those that a worker had taken.
+  description:
+    - For every Redis that was restarted, what waits by queue before and after; C(unacked) are those that a worker had taken. What lies in another
+      database than that of the gate has its number behind its name.
   returned: always
   type: dict
   sample: {redis: {before: {celery: 12, unacked: 1}, after: {celery: 12, unacked: 1}}}

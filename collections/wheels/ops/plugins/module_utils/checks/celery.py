@@ -11,7 +11,7 @@ import typing as t
 from ..core.redaction import redact_url
 from ..health import Check, is_ours
 from ..results import OpsError
-from ..services import broker, gates
+from ..services import broker, celery_workers, gates, redis_errors
 from ..thresholds import DEFAULTS, Thresholds, worst
 from .redis import REFUSALS, error_code
 
@@ -34,16 +34,22 @@ def check(
 ) -> Check:
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
-    The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer, or the broker does not.
-    Warning: nothing tells of a beat, neither its heartbeat in Redis nor a process on this host.
+    The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work, or the broker does not
+    answer. Warning: one of them does not answer but takes tasks or works on one (see ``celery_workers``), or nothing tells of a beat, neither
+    its heartbeat in Redis nor a process on this host. Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
 
     client = broker.connect(redis_url, timeout=max(timeout, 1.0) + 1)
+    silent: t.List[celery_workers.Silence] = []
     try:
         client.ping()
+        watch = celery_workers.Watch(client, broker.port(redis_url))
         nodes = broker.workers(client, timeout=timeout, wanted=lambda found: len(found) >= max(1, expect_workers))
-        counts = broker.count_tasks(client, broker.queues(client, queues))
+        if len(nodes) < expect_workers:
+            watch.wait(min(timeout, 1.0))
+            silent = _silent(watch, nodes)
+        counts = broker.waiting_tasks(client, broker.queues(client, queues))
         beat = _beat(client)
         throttle = _throttle(client)
         consumed = _consumed(client)
@@ -56,6 +62,8 @@ def check(
             details={"workers": {}, "beat": {}},
         )
     except redis.RedisError as error:
+        if redis_errors.missing_right(error):
+            raise redis_errors.explain(error, redis_url) from error
         refusal = error_code(error)
         if refusal:
             # A worker that is restarted now cannot write either: it would end in a crash loop.
@@ -81,15 +89,18 @@ def check(
     total = sum(count for queue, count in counts.items() if queue != "unacked")
     depth = waiting.status(total)
     problems, status = [], depth
+    working = [entry for entry in silent if entry.unfinished]
+    missing = len(nodes) + len(working) < expect_workers
     if len(nodes) < expect_workers:
-        problems.append(f"{len(nodes)} of {expect_workers} workers answer")
-        status = "critical"
+        reasons = "".join(f"; {why}" for why in dict.fromkeys(entry.why for entry in silent))
+        problems.append(f"{len(nodes)} of {expect_workers} workers answer{reasons}")
+        status = worst([status, "critical" if missing else "warning"])
     if expect_beat and not beat:
         problems.append("beat gives no sign of life")
         status = worst([status, "warning"])
     if depth != "ok":
         problems.append(f"{total} tasks wait")
-    restart = len(nodes) < expect_workers or (expect_beat and not beat)
+    restart = missing or (expect_beat and not beat)
     return Check(
         name="celery",
         status=status,
@@ -97,12 +108,22 @@ def check(
         unit="waiting tasks",
         thresholds=waiting.as_dict(),
         message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."),
-        remedy="" if status == "ok" else "service_restart" if restart else "celery_throttle",
+        remedy="service_restart" if restart else "" if depth == "ok" else "celery_throttle",
         details={
             "workers": {name: _worker(stats) for name, stats in sorted(nodes.items())},
+            "silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent],
             "beat": beat, "queues": counts, "throttle": throttle, "bound_queues": consumed,
         },
     )  # fmt: skip
+
+
+def _silent(watch: celery_workers.Watch, nodes: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[celery_workers.Silence]:
+    """The workers that are seen and did not answer. One whose process is not seen may be one that did: so many of these are left out."""
+    answered = {int(stats.get("pid") or 0) for stats in nodes.values()}
+    every = watch.silent()
+    here = len([entry for entry in every if entry.pid and entry.pid in answered])
+    unseen = [entry for entry in every if not entry.pid]
+    return [entry for entry in every if entry.pid and entry.pid not in answered] + unseen[max(0, len(nodes) - here) :]
 
 
 def _worker(stats: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:

@@ -12,6 +12,8 @@ from ..results import OpsError
 from ..thresholds import DEFAULTS, Thresholds, worst
 
 MEBIBYTE = 1024 * 1024
+#: Percent of ten seconds in which all tasks of a scope waited for memory (PSI full): pressure, much of it, and what systemd-oomd ends processes for.
+STALLS = Thresholds(pressure.STALLED, 30, 60)
 
 
 def resident_bytes(pids: t.Iterable[int]) -> int:
@@ -52,31 +54,35 @@ def check(
     *,
     scope: str = "host",
     thresholds: t.Optional[Thresholds] = None,
+    proc: str = "/proc",
+    root: str = "",
 ) -> Check:
-    """The worst of the host's percentage, that of the container around us, and of each service's share of its limits.
+    """The worst of the host's percentage, that of the container around us, and of each service's share of its limits; and where the kernel
+    says that tasks wait for memory (``STALLS``), that, whatever the percentages are. ``value`` is the highest percentage.
 
     ``services`` gives the processes of each, ``limits_mb`` its limit in MiB; a limit of the service's own cgroup counts too. ``scope``
-    ``services`` leaves the host out, for a machine that serves others too.
+    ``services`` leaves the host out, for a machine that serves others too. ``proc`` and ``root`` are given by tests.
     """
     limits = thresholds or DEFAULTS["memory"]
-    details: t.Dict[str, t.Any] = {"services": {}, "stalls": pressure.stalls()}
+    details: t.Dict[str, t.Any] = {"services": {}, "stalls": pressure.stalls(f"{proc}/pressure/memory")}
     shares: t.Dict[str, float] = {}
+    stalled: t.Dict[str, t.Optional[float]] = {}
     if scope == "host":
-        machine = pressure.host()
+        machine = pressure.host(proc)
         details["host"] = {
             "percent": round(machine.percent, 1), "total_bytes": machine.limit_bytes, "available_bytes": machine.limit_bytes - machine.used_bytes,
         }  # fmt: skip
-        shares["the host"] = machine.percent
-        container = pressure.cgroup()
+        shares["the host"], stalled["the host"] = machine.percent, machine.stalled
+        container = pressure.cgroup(proc=proc, root=root)
         if container is not None:
             details["container"] = container.as_dict()
-            shares["the container"] = container.percent
+            shares["the container"], stalled["the container"] = container.percent, container.stalled
     groups: t.Dict[str, pressure.Scope] = {}
     for name, members in services.items():
-        around = pressure.cgroup(min(members)) if members else None
+        around = pressure.cgroup(min(members), proc=proc, root=root) if members else None
         if around is not None:
             groups[name] = around
-            shares[f"{name} in its cgroup"] = around.percent
+            shares[f"{name} in its cgroup"], stalled[f"{name} in its cgroup"] = around.percent, around.stalled
     details["cgroups"] = {name: group.as_dict() for name, group in groups.items()}
     for name, limit in limits_mb.items():
         if limit <= 0:
@@ -88,14 +94,20 @@ def check(
     if not shares:
         raise OpsError("There is no memory to measure.", hint="Give memory limits for services, or let the host be measured.")
     highest = max(shares, key=lambda name: shares[name])
-    status = worst(limits.status(share) for share in shares.values())
+    by_share = worst(limits.status(share) for share in shares.values())
+    waits = {name: percent for name, percent in stalled.items() if percent is not None and STALLS.status(percent) != "ok"}
+    longest = max(waits, key=lambda name: waits[name], default="")
+    status = worst([by_share, STALLS.status(waits[longest])]) if waits else by_share
+    message = f"{highest} uses {shares[highest]:.1f} % of its memory" + ("." if by_share == "ok" else f", over {_crossed(limits, shares[highest]):g} %.")
+    if waits:
+        message = f"All tasks of {longest} waited for memory {waits[longest]:.1f} % of the last 10 s. {message}"
     return Check(
         name="memory",
         status=status,
         value=round(shares[highest], 1),
         unit="%",
         thresholds=limits.as_dict(),
-        message=f"{highest} uses {shares[highest]:.1f} % of its memory" + ("." if status == "ok" else f", over {_crossed(limits, shares[highest]):g} %."),
+        message=message,
         remedy="" if status == "ok" else "memory_trim",
         details=details,
     )

@@ -10,9 +10,8 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ..core.redaction import redact_url
 from ..results import OpsError, Result
-from ..services import broker
+from ..services import broker, redis_errors
 
 #: What other parts of the backend and Celery keep in the same database. Named one by one in ``unprotect``, or never touched.
 PROTECTED: t.Tuple[str, ...] = (
@@ -174,26 +173,12 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
     try:
         with contextlib.closing(broker.connect(url, timeout=options.timeout)) as client:
             return _run(client, options, check_mode)
-    except redis.exceptions.AuthenticationError:
-        raise OpsError(f"Redis at {redact_url(url)} refuses the password.", hint="Set the right one in url.") from None
-    except redis.exceptions.NoPermissionError as error:
-        raise OpsError(
-            f"Redis refuses a command to this user: {error}.", hint="It needs SCAN, EVAL, TYPE, TTL, OBJECT, MEMORY, UNLINK, DBSIZE, INFO."
-        ) from None
-    except redis.exceptions.ReadOnlyError:
-        raise OpsError("This Redis is a replica.", hint="Give the url of the primary.") from None
-    except redis.exceptions.ResponseError as error:
+    except redis.exceptions.RedisError as error:
         if "LFU" in str(error):
             raise OpsError(
                 "idle_time cannot be used here: the server evicts by frequency (LFU) and keeps no idle times.", hint="Leave idle_time out."
             ) from None
-        hint = "Check the database in url." if "DB index" in str(error) else "Redis 5 or newer is needed."
-        raise OpsError(f"Redis at {redact_url(url)} answers with an error: {error}.", hint=hint) from None
-    except redis.exceptions.RedisError as error:
-        raise OpsError(
-            f"Redis at {redact_url(url)} does not answer: {str(error).rstrip('.')}.",
-            hint="Start it, or correct url. What was removed stays removed; run it again.",
-        ) from None
+        raise redis_errors.explain(error, url, hint="Start it, or correct url. What was removed stays removed; run it again.") from None
 
 
 def _facts(client: t.Any) -> t.Dict[str, t.Any]:

@@ -9,9 +9,8 @@ import time
 import typing as t
 
 from ..checks.celery import BEAT_KEY, THROTTLE_KEY
-from ..core.redaction import redact_url
 from ..results import OpsError, Result
-from ..services import broker
+from ..services import broker, redis_errors
 
 #: How much rarer periodic tasks come, by level (``app/wheels_ops/celery_throttle.py``).
 FACTORS: t.Tuple[int, ...] = (1, 2, 4, 8)
@@ -74,14 +73,9 @@ def run(
     client = broker.connect(redis_url, timeout=timeout)
     try:
         return _apply(client, state, level, tuple(name for name in CLASSES if name in classes), expires_s, reason, wait_timeout, check_mode)
-    except redis.AuthenticationError as error:
-        raise OpsError(f"Redis at {redact_url(redis_url)} refuses the password.", hint="Check the password in redis_url.") from error
-    except redis.ResponseError as error:
-        raise OpsError(f"Redis at {redact_url(redis_url)} answers with an error: {error}.", hint="Check user and database in redis_url.") from error
     except redis.RedisError as error:
-        raise OpsError(
-            f"Redis at {redact_url(redis_url)} does not work: {str(error).rstrip('.')}.",
-            hint="Start it, or correct redis_url, then run again; full rate applies meanwhile.",
+        raise redis_errors.explain(
+            error, redis_url, silent="does not work", hint="Start it, or correct redis_url, then run again; full rate applies meanwhile."
         ) from error
     finally:
         client.close()
@@ -138,7 +132,7 @@ def _state(client: t.Any) -> t.Dict[str, t.Any]:
     pipe.hgetall(THROTTLE_KEY)
     pipe.ttl(THROTTLE_KEY)
     fields, ttl = pipe.execute()
-    return {**_facts(fields, ttl), "queued": broker.count_tasks(client, broker.queues(client))}
+    return {**_facts(fields, ttl), "queued": broker.waiting_tasks(client, broker.queues(client))}
 
 
 def _obeyed(client: t.Any, factor: int, wait_timeout: float) -> t.Optional[bool]:

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 
 from .. import heap, pressure, units
 from ..checks.memory import resident_bytes
-from ..core.redaction import redact_url
 from ..results import OpsError, Result
-from ..services import broker, processes
+from ..services import broker, processes, redis_errors
 from ..services.model import Manager, Service
 from . import service_restart
 from .memory_notes import Note
@@ -60,15 +59,7 @@ class Context:
         """Whether a service, by its name, its unit or one of its programs, is to be left alone."""
         service = next(service for service in self.services if service.name == name)
         words = {name, service.unit, service.unit.rpartition(".")[0]}
-        return bool(words & self.protect) or any(program(pid) in self.protect for pid in self.pids(name))
-
-
-def program(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+        return bool(words & self.protect) or any(processes.program(pid) in self.protect for pid in self.pids(name))
 
 
 @dataclass
@@ -206,7 +197,7 @@ class RedisPurge(Rung):
             with contextlib.closing(broker.connect(context.redis_url, timeout=context.timeout)) as client:
                 return t.cast(t.Dict[str, t.Any], client.info("memory"))
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"Redis at {redact_url(context.redis_url)} does not answer: {error}.", hint="Look whether it runs.") from None
+            raise redis_errors.explain(error, context.redis_url) from None
 
     def predict(self, context: Context, target: str) -> int:
         try:
@@ -223,7 +214,8 @@ class RedisPurge(Rung):
             with contextlib.closing(broker.connect(context.redis_url, timeout=context.timeout)) as client:
                 client.execute_command("MEMORY", "PURGE")
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"Redis does not purge: {error}.", hint="It needs jemalloc, and the right to MEMORY.") from None
+            cause = redis_errors.explain(error, context.redis_url)
+            raise OpsError(f"Redis does not purge: {cause.message}", hint=cause.hint) from None
         # Redis looks at its own size ten times a second.
         after, deadline = before, time.monotonic() + 1.5
         while after >= before and time.monotonic() < deadline:
@@ -268,7 +260,7 @@ class CeleryPool(Rung):
             with contextlib.closing(self._connect(context, target)) as client:
                 busy = _at_work(client, pids, context.timeout)
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
+            raise redis_errors.explain(error, self._url(context, target)) from None
         except OpsError:
             raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.") from None
         return {pid for pid in pids - busy if parents.get(pid) in pids}
@@ -283,8 +275,10 @@ class CeleryPool(Rung):
         return ""
 
     def _connect(self, context: Context, target: str) -> t.Any:
-        service = next(service for service in context.services if service.name == target)
-        return broker.connect(service.gate.url or context.redis_url, timeout=context.timeout)
+        return broker.connect(self._url(context, target), timeout=context.timeout)
+
+    def _url(self, context: Context, target: str) -> str:
+        return next(service for service in context.services if service.name == target).gate.url or context.redis_url
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         import redis
@@ -293,7 +287,7 @@ class CeleryPool(Rung):
             with contextlib.closing(self._connect(context, target)) as client:
                 return self._recycle(client, context, target)
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"The broker of {target} does not answer: {error}.", hint="Look whether Redis runs.") from None
+            raise redis_errors.explain(error, self._url(context, target)) from None
 
     def _recycle(self, client: t.Any, context: Context, target: str) -> Outcome:
         pids = context.pids(target)

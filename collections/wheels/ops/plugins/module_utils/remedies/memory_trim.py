@@ -29,6 +29,10 @@ from .memory_notes import REGROWTH, Note, Notes
 from .memory_rungs import Context, Outcome
 
 _NOT_WORTH = "not worth it"
+#: So long events are counted where the kernel has no PSI.
+_WATCHED = 2.0
+#: Rungs that end a process which serves: a percentage alone is no reason for them, the kernel has to report pressure.
+_ENDING = ("recycle", "restart")
 _MACHINE, _CONTAINER = "the host", "the container"
 #: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
 PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
@@ -78,11 +82,22 @@ class Subject:
     measure: t.Callable[[], int]
     services: t.Sequence[str] = ()
     used: int = 0
+    #: What the kernel bounds and watches; None for a limit that somebody gave, which the kernel does not know.
+    scope: t.Optional[t.Callable[[], t.Optional[pressure.Scope]]] = None
 
     def look(self) -> float:
         """Measures, and gives the percentage."""
         self.used = self.measure()
         return self.percent
+
+    def pressed(self, seconds: float) -> str:
+        """What the kernel says of pressure; watches for so many seconds where it has no PSI. Empty where it reports none."""
+        first = self.scope() if self.scope else None
+        if first is None or first.stalled is not None or not seconds:
+            return "" if first is None else pressure.pressed(first)
+        time.sleep(seconds)
+        second = self.scope() if self.scope else None
+        return "" if second is None else pressure.pressed(second, first)
 
     @property
     def percent(self) -> float:
@@ -147,6 +162,9 @@ class _Run:
             entry["skipped"] = f"{_NOT_WORTH}: {why}"
             if name == "restart" and note is not None:
                 entry["needed_bytes"] = note.used_after
+            return
+        if name in _ENDING and subject.scope is not None and not subject.pressed(_WATCHED):
+            entry["skipped"] = f"{subject.name} is at {percent:.1f} %, but the kernel reports no memory pressure, and a percentage alone restarts nothing."
             return
         started = time.monotonic()
         try:
@@ -275,16 +293,16 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     for name in context.names:
         if name in limits_mb:
             found.append(Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name]))
-        first = next(iter(sorted(context.pids(name))), None)
-        around = None if first is None else pressure.cgroup(first)
+        around = _around(context, name)
         if around is not None and (options.scope == "services" or around.path != "/"):
-            found.append(Subject(f"{name} ({around.path})", around.limit_bytes, _cgroup_use(context, name), [name]))
+            find = functools.partial(_around, context, name)
+            found.append(Subject(f"{name} ({around.path})", around.limit_bytes, functools.partial(_used, find), [name], scope=find))
     if options.scope == "host":
         machine = pressure.host()
-        found.append(Subject(_MACHINE, machine.limit_bytes, lambda: pressure.host().used_bytes, context.names))
+        found.append(Subject(_MACHINE, machine.limit_bytes, functools.partial(_used, pressure.host), context.names, scope=pressure.host))
         own = pressure.cgroup()
         if own is not None and own.path == "/":
-            found.append(Subject(_CONTAINER, own.limit_bytes, lambda: _used(pressure.cgroup()), context.names))
+            found.append(Subject(_CONTAINER, own.limit_bytes, functools.partial(_used, pressure.cgroup), context.names, scope=pressure.cgroup))
     if not found:
         raise OpsError("There is no memory to measure.", hint="Give memory_limits_mb for services, or scope: host.")
     return found
@@ -294,15 +312,14 @@ def _resident(context: Context, name: str) -> int:
     return resident_bytes(context.pids(name))
 
 
-def _cgroup_use(context: Context, name: str) -> t.Callable[[], int]:
-    def measure() -> int:
-        first = next(iter(sorted(context.pids(name))), None)
-        return 0 if first is None else _used(pressure.cgroup(first))
-
-    return measure
+def _around(context: Context, name: str) -> t.Optional[pressure.Scope]:
+    """The tightest cgroup around a service now."""
+    first = next(iter(sorted(context.pids(name))), None)
+    return None if first is None else pressure.cgroup(first)
 
 
-def _used(scope: t.Optional[pressure.Scope]) -> int:
+def _used(find: t.Callable[[], t.Optional[pressure.Scope]]) -> int:
+    scope = find()
     return 0 if scope is None else scope.used_bytes
 
 
@@ -335,6 +352,7 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
     if options.verify_after and not check_mode and any(action["changed"] for action in ladder.actions):
         time.sleep(options.verify_after)
         rebound = {subject.name: round(subject.look(), 1) for subject in every}
+    pressed = {subject.name: why for subject in every for why in [subject.pressed(0.0)] if why}
     worst = max(every, key=lambda subject: after[subject.name]["percent"])
     highest = max(before.values(), key=lambda entry: entry["percent"])["percent"]
     freed = sum(max(0, before[name]["used_bytes"] - after[name]["used_bytes"]) for name in before if name not in (_MACHINE, _CONTAINER))
@@ -344,7 +362,7 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
         before={"subjects": before, "stalls": stalls, "tier": tier_of(highest, options)},
         after={"subjects": after, "stalls": pressure.stalls(), "tier": tier_of(after[worst.name]["percent"], options)},
         actions=ladder.actions,
-        msg=_message(ladder.actions, before, after, missed, options, check_mode),
+        msg=_message(ladder.actions, before, after, missed, options, check_mode) + _pressure(pressed, after),
         diff=[
             {"before_header": name, "after_header": name, "before": f"{before[name]['percent']} %\n", "after": f"{after[name]['percent']} %\n"}
             for name in before
@@ -357,6 +375,14 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
 def tier_of(percent: float, options: Options) -> str:
     """The highest tier that a percentage is above; ``ok`` below all."""
     return next((name for name in ("restart", "emergency", "critical", "warning") if percent > options.tier(name)), "ok")
+
+
+def _pressure(pressed: t.Mapping[str, str], after: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
+    """What the kernel still says, also of what uses little: its file cache is what it works with, or its memory.high is too low."""
+    return "".join(
+        f" {name}, at {after[name]['percent']} %, is under pressure: {why}. Raise its limit (memory.high too), or find what it loads."
+        for name, why in pressed.items()
+    )
 
 
 def _message(

@@ -11,9 +11,12 @@ import typing as t
 from dataclasses import dataclass, field, replace
 
 from ..results import OpsError, Result
-from ..services import broker, gates, ledger, processes
+from ..services import broker, gates, ledger, processes, redis_config, redis_errors
 from ..services.model import Manager, Service, ServiceState
 from .restart_plan import REASONS, Step, plan
+
+#: Programs that keep queues in memory, by the kernel's name of them.
+_SERVERS = frozenset({"redis-server", "valkey-server", "keydb-server"})
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class _Run:
     actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
     paused: t.List[Service] = field(default_factory=list)
     tasks: t.Dict[str, t.Any] = field(default_factory=dict)
+    outlooks: t.Dict[str, redis_config.Outlook] = field(default_factory=dict)
+    warnings: t.List[str] = field(default_factory=list)
 
     def states(self) -> t.Dict[str, ServiceState]:
         return self.control.states(list(dict.fromkeys(service.unit for service in self.services)))
@@ -122,7 +127,9 @@ class _Run:
         self.allowed(steps)
         stores = [step for step in steps if step.service.gate.type == "redis" and step.action == "restart"]
         for step in stores:
-            self.foresee_loss(step.service)
+            self.foresee_loss(step.service, before[step.service.unit])
+        for step in steps:
+            self.name_uncounted(step, before[step.service.unit])
         if check_mode:
             for step in steps:
                 self.actions.append(self.describe(step, before[step.service.unit], changed=True))
@@ -166,7 +173,9 @@ class _Run:
             if not seen.ready:
                 time.sleep(self.options.wait_sleep)
                 seen = gates.probe(service, self.control.states([service.unit])[service.unit], self.control)
-            if not seen.ready:
+            if seen.unfinished:
+                self.warnings.append(f"{service.name} is not restarted for its silence: {seen.why}.")
+            elif not seen.ready:
                 found[service.name] = f"its gate does not hold: {seen.why}"
         return found
 
@@ -212,31 +221,58 @@ class _Run:
                 service=service.name, blocked_reason="a second beat", changed=False,
             )  # fmt: skip
 
-    def foresee_loss(self, service: Service) -> None:
+    def foresee_loss(self, service: Service, state: ServiceState) -> None:
         """Refuses to restart a Redis that would forget tasks."""
         import redis
 
         try:
             with contextlib.closing(broker.connect(service.gate.url, timeout=service.gate.timeout)) as client:
-                waiting = broker.count_tasks(client, broker.queues(client, self.options.queues))
+                client.ping()  # the gate will ask the same
+                waiting = broker.count_tasks(client)
                 why = broker.why_not_kept(broker.persistence(client))
+                self.outlooks[service.name] = redis_config.outlook(client, self.control.pids(state) if state.pid else set())
         except redis.exceptions.RedisError as error:
+            cause = redis_errors.explain(error, service.gate.url)
             if self.options.allow_task_loss:
-                self.tasks[service.name] = {"before": None, "after": None, "unknown": str(error)}
+                self.tasks[service.name] = {"before": None, "after": None, "unknown": cause.message}
                 return
+            hint = cause.hint
+            if cause.details["redis_error"] not in redis_errors.REFUSALS:
+                hint = "Find out why (its log, the url of its gate). Where it is past saving, allow_task_loss restarts it; what is not on disk is lost then."
             raise OpsError(
-                f"{service.name} does not answer, so what waits in it cannot be counted: {error}.",
-                hint="It may be past saving: set allow_task_loss to restart it all the same.",
-                service=service.name, blocked_reason="tasks cannot be counted", changed=False,
+                f"{service.name} is not restarted, as what waits in it cannot be counted: {cause.message}",
+                hint=hint, service=service.name, blocked_reason="tasks cannot be counted", changed=False, **cause.details,
             ) from None  # fmt: skip
         self.tasks[service.name] = {"before": waiting, "after": None}
-        total = sum(waiting.values())
-        if why and total and not self.options.allow_task_loss:
-            raise OpsError(
-                f"Restarting {service.name} would lose {total} queued tasks: {why}.",
-                hint="Turn on appendonly or save, let the workers empty the queues, or set allow_task_loss.",
-                service=service.name, blocked_reason=why, queued_tasks=waiting, changed=False,
-            )  # fmt: skip
+        outlook = self.outlooks[service.name]
+        if outlook.unknown and sum(waiting.values()):
+            self.warnings.append(f"What {service.name} runs with could not be compared with what it will start with: {outlook.unknown}.")
+        for name, (now, then) in outlook.differences.items():
+            self.warnings.append(f"{service.name} runs with {name} {now!r}; its configuration file says {then!r}, which counts from its restart on.")
+        why = why or outlook.why_lost()
+        if why and sum(waiting.values()) and not self.options.allow_task_loss:
+            raise self.loss(service, waiting, why)
+
+    def name_uncounted(self, step: Step, state: ServiceState) -> None:
+        """Warns of a Redis whose gate is of another type: nobody can ask it what waits in it."""
+        if step.action != "restart" or step.service.gate.type == "redis" or not state.pid:
+            return
+        names = {processes.program(pid) for pid in self.control.pids(state)} & _SERVERS
+        if names:
+            self.warnings.append(
+                f"{step.service.name} runs {', '.join(sorted(names))} behind a gate of type {step.service.gate.type}: what waits in it is not counted"
+                " before its restart. Give it a gate of type redis."
+            )
+
+    def loss(self, service: Service, waiting: t.Mapping[str, int], why: str) -> OpsError:
+        """The refusal, with what would be lost: database, key and count, never what is in it."""
+        largest = sorted(((name, count) for name, count in waiting.items() if count), key=lambda entry: (-entry[1], entry[0]))
+        names = ", ".join(f"{name}: {count}" for name, count in largest[:10]) + (f" and {len(largest) - 10} more" if len(largest) > 10 else "")
+        return OpsError(
+            f"Restarting {service.name} would lose {sum(waiting.values())} queued tasks ({names}): {why}.",
+            hint="Turn on appendonly or save by CONFIG SET and in its file, let the workers empty the queues, or set allow_task_loss.",
+            service=service.name, blocked_reason=why, queued_tasks=dict(waiting), changed=False,
+        )  # fmt: skip
 
     def describe(self, step: Step, state: ServiceState, *, changed: bool) -> t.Dict[str, t.Any]:
         return {
@@ -330,21 +366,36 @@ class _Run:
         return delay
 
     def persist(self, service: Service) -> t.Dict[str, t.Any]:
-        """Counts what waits, now that nobody takes from it, and brings it to disk."""
+        """Counts what waits, now that nobody takes from it, brings it to disk, and sets the dump aside: a start that reads something else
+        replaces it at its next save."""
         import redis
 
+        outlook = self.outlooks.get(service.name, redis_config.Outlook(unknown="it could not be asked"))
         try:
             with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
-                self.tasks[service.name]["before"] = broker.count_tasks(client, broker.queues(client, self.options.queues))
-                return broker.persist(client, timeout=self.options.wait_timeout)
+                self.tasks[service.name]["before"] = broker.count_tasks(client)
+                done = broker.persist(client, timeout=self.options.wait_timeout, dump=not outlook.certain)
         except (OpsError, redis.exceptions.RedisError) as error:
+            cause = error if isinstance(error, OpsError) else redis_errors.explain(error, service.gate.url)
             waiting = self.tasks[service.name].get("before")
-            if self.options.allow_task_loss or (waiting is not None and not sum(waiting.values())):
-                return {"method": "none", "why": str(error)}
-            raise OpsError(
-                f"{service.name} is not restarted, as its data could not be brought to disk first: {error}",
-                hint="Set allow_task_loss to restart it all the same.", service=service.name, blocked_reason="not persisted", queued_tasks=waiting,
-            ) from None  # fmt: skip
+            if not self.options.allow_task_loss and (waiting is None or sum(waiting.values())):
+                raise OpsError(
+                    f"{service.name} is not restarted, as its data could not be brought to disk first: {cause.message}",
+                    hint=cause.hint, service=service.name, blocked_reason="not persisted", queued_tasks=waiting,
+                ) from None  # fmt: skip
+            done = {"method": "none", "why": cause.message}
+        return {**done, **outlook.as_dict(), **self.set_aside(service, outlook, needed="rdb" in done["method"])}
+
+    def set_aside(self, service: Service, outlook: redis_config.Outlook, *, needed: bool) -> t.Dict[str, str]:
+        """The copy of the dump (``dump_copy``), or why there is none (``not_copied``, a warning where there is a dump)."""
+        directory, name = outlook.running.get("dir", ""), outlook.running.get("dbfilename", "")
+        if not directory or not (needed or os.path.lexists(f"{outlook.root}{directory}/{name}")):
+            return {"dump_copy": ""}
+        try:
+            return {"dump_copy": redis_config.set_aside(directory, name, root=outlook.root)}
+        except OpsError as error:
+            self.warnings.append(f"The dump of {service.name} was not set aside before its restart: {error.message}")
+            return {"dump_copy": "", "not_copied": error.message}
 
     def count_again(self, service: Service) -> None:
         import redis
@@ -352,16 +403,22 @@ class _Run:
         known = self.tasks[service.name]
         try:
             with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
-                known["after"] = broker.count_tasks(client, broker.queues(client, (*self.options.queues, *(known["before"] or {}))))
+                known["after"] = broker.count_tasks(client)
+                queues = {broker.printable(name) for name in broker.queues(client, self.options.queues)}
         except redis.exceptions.RedisError as error:
-            raise OpsError(f"{service.name} went away after its gate had held: {error}.", service=service.name) from None
+            cause = redis_errors.explain(error, service.gate.url)
+            raise OpsError(
+                f"What waits in {service.name} could not be counted after its restart: {cause.message}", hint=cause.hint, service=service.name
+            ) from None
         if known["before"] is None:
             return
-        lost = sum(known["before"].values()) - sum(known["after"].values())
+        lost = count_lost(known["before"], known["after"], queues)
         if lost > 0 and not self.options.allow_task_loss:
+            copy = next((entry["persisted"].get("dump_copy") for entry in self.actions if entry["target"] == service.name and "persisted" in entry), "")
             raise OpsError(
                 f"{service.name} came back with {lost} tasks less than it had.",
-                hint="Its data file was not read: look at its dir and dbfilename, and at the dump that was written before the restart.",
+                hint="Its data file was not read: look at its dir and dbfilename, and at the dump that was written before the restart"
+                + (f" ({copy})." if copy else "."),
                 service=service.name, queued_tasks=dict(known),
             )  # fmt: skip
 
@@ -399,7 +456,16 @@ class _Run:
             msg=f"{len(acted)} services {would}: {names}." if acted else "Nothing to do: no service needs to be acted on.",
             diff=[{"before_header": "services", "after_header": "services", "before": _text(self.services, before), "after": _text(self.services, after)}],
             extra={"manager": self.control.name, "queued_tasks": self.tasks, "order": [entry["target"] for entry in acted]},
+            warnings=self.warnings,
         )
+
+
+def count_lost(before: t.Mapping[str, int], after: t.Mapping[str, int], queues: t.Collection[str]) -> int:
+    """Entries that a restart lost. Celery moves tasks between its queues and ``unacked`` by itself, so that their sum counts; another list,
+    which its application may have taken from meanwhile, is lost where nothing is left of it."""
+    moving = {name for name in {*before, *after} if name in queues or name.partition(" (database ")[0].endswith("unacked")}
+    lost = sum(before.get(name, 0) for name in moving) - sum(after.get(name, 0) for name in moving)
+    return max(0, lost) + sum(count for name, count in before.items() if name not in moving and not after.get(name))
 
 
 def _text(services: t.Sequence[Service], states: t.Mapping[str, ServiceState]) -> str:

@@ -15,17 +15,17 @@ import time
 import typing as t
 import urllib.parse
 import uuid
+from dataclasses import dataclass
 
 from ..core.redaction import redact_url, url_problem
 from ..results import OpsError
 
 #: kombu joins routing key, pattern and queue with this in ``_kombu.binding.EXCHANGE``.
 SEPARATOR = "\x06\x16"
-#: kombu keeps the messages of a priority in a list of its own (``priority_steps``; 0 is the queue's own name).
-PRIORITIES: t.Tuple[int, ...] = (3, 6, 9)
 #: Queues of the backend's ``app/workers/celery.py``, and Celery's own default.
 QUEUES: t.Tuple[str, ...] = ("celery", "default", "email", "maintenance", "analytics", "cleanup", "notifications")
 _CONTROL = "celery.pidbox"
+_BINDING = "_kombu.binding."
 
 
 def require_database(url: str) -> None:
@@ -44,6 +44,12 @@ def readable(url: str) -> str:
     return re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)", lambda found: found[1].lower(), url, flags=re.IGNORECASE)
 
 
+def port(url: str) -> int:
+    """The TCP port in a Redis URL; 0 for a unix socket."""
+    parts = urllib.parse.urlsplit(url)
+    return 0 if parts.scheme == "unix" else parts.port or 6379
+
+
 def connect(url: str, *, timeout: float = 5.0) -> t.Any:
     """A client for a Redis URL; nothing is sent yet."""
     import redis
@@ -57,39 +63,171 @@ def connect(url: str, *, timeout: float = 5.0) -> t.Any:
         raise OpsError(f"The Redis URL cannot be read: {url_problem(error)}.", hint="It looks like redis://user:PASSWORD@host:6379/0.") from None
 
 
+def prefixes(client: t.Any) -> t.List[str]:
+    """What stands before every key of an application (Celery's ``global_keyprefix``): empty, and those under which bindings lie in this database."""
+    return sorted({"", *(key.partition(_BINDING)[0] for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"))})
+
+
 def queues(client: t.Any, named: t.Sequence[str] = QUEUES) -> t.List[str]:
-    """The queues named by the caller and those that kombu's bindings know, without those of remote control and events."""
+    """The queues named by the caller and those that kombu's bindings know, without those of remote control and events.
+
+    A queue of an application with a ``global_keyprefix`` has it before its name, as its key has.
+    """
     found = set(named)
-    for key in client.scan_iter(match="_kombu.binding.*", count=1000, _type="SET"):
-        if "pidbox" in key or "celeryev" in key:
+    for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"):
+        prefix, _binding, exchange = key.partition(_BINDING)
+        if "pidbox" in exchange or "celeryev" in exchange:
             continue
-        found.update(member.split(SEPARATOR)[-1] for member in client.smembers(key))
+        found.update(prefix + member.split(SEPARATOR)[-1] for member in client.smembers(key))
     return sorted(found)
 
 
-def count_tasks(client: t.Any, named: t.Sequence[str]) -> t.Dict[str, int]:
-    """Waiting tasks by queue, and ``unacked``: those that a worker took and has not finished. One atomic moment."""
+def waiting_tasks(client: t.Any, named: t.Sequence[str]) -> t.Dict[str, int]:
+    """Waiting tasks of these queues in this database by queue, whatever their priorities; and ``unacked``: those that a worker took and has
+    not finished. One atomic moment."""
+    lists = sorted(set(client.scan_iter(match=f"*{SEPARATOR}*", count=1000, _type="LIST")) | set(named))
+    wanted = [key for key in lists if queue_of(key) in named]
+    unacked = [f"{prefix}unacked" for prefix in prefixes(client)]
     pipe = client.pipeline(transaction=True)
-    for queue in named:
-        for key in (queue, *(f"{queue}{SEPARATOR}{step}" for step in PRIORITIES)):
-            pipe.llen(key)
-    pipe.hlen("unacked")
-    # A key of another type under the name of a queue answers with an error; it holds no task.
-    answers = [answer if isinstance(answer, int) else 0 for answer in pipe.execute(raise_on_error=False)]
-    width = 1 + len(PRIORITIES)
-    counts = {queue: sum(answers[index * width : (index + 1) * width]) for index, queue in enumerate(named)}
-    counts["unacked"] = answers[-1]
+    for key in wanted:
+        pipe.llen(key)
+    for key in unacked:
+        pipe.hlen(key)
+    answers = [_counted(answer) for answer in pipe.execute(raise_on_error=False)]
+    counts = dict.fromkeys(sorted(named), 0)
+    for key, count in zip(wanted, answers):
+        counts[queue_of(key)] += count
+    counts["unacked"] = sum(answers[len(wanted) :])
     return {queue: count for queue, count in counts.items() if count or queue == "unacked"}
 
 
-def persistence(client: t.Any) -> t.Dict[str, t.Any]:
-    """How this server keeps its data: ``aof``, ``rdb`` (a save schedule; None where CONFIG is not allowed), ``info``."""
-    import redis
+def _counted(answer: t.Any) -> int:
+    """A length; a key of another type under the name of a queue answers with an error and holds no task. Any other error is raised."""
+    if isinstance(answer, Exception):
+        if "WRONGTYPE" in str(answer):
+            return 0
+        raise answer
+    return int(answer)
 
+
+def queue_of(key: str) -> str:
+    """The queue that a list belongs to: kombu keeps every priority but the lowest in a list of its own, whatever ``priority_steps`` are."""
+    queue, separator, step = key.rpartition(SEPARATOR)
+    return queue if separator and step.isdigit() else key
+
+
+def printable(key: str) -> str:
+    """A key as a person reads it: no character of it can move a cursor or end a line."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in key)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What lies under one key and would be missed: ``count`` entries of a ``kind`` (list, stream, zset, hash)."""
+
+    database: int
+    key: str
+    kind: str
+    count: int
+
+    @property
+    def name(self) -> str:
+        return printable(queue_of(self.key))
+
+
+#: Sorted sets that hold jobs of other queues on Redis (arq, rq, Sidekiq, huey). Any other sorted set may be a ranking or a rate limit.
+_JOB_SETS = re.compile(r"(?:^|:)(?:arq:queue(?::.*)?|rq:(?:scheduled|deferred|wip):.*|schedule|retry|huey\.schedule\..*)$")
+#: Hashes that are looked into for deliveries of kombu under a name of their own (``unacked_key``), in each database.
+_HASHES_LOOKED_INTO = 10_000
+
+
+def databases(client: t.Any) -> t.List[int]:
+    """The numbers of the databases that hold any key."""
+    return sorted(int(name[2:]) for name in client.info("keyspace") if name.startswith("db") and name[2:].isdigit())
+
+
+def inventory(client: t.Any) -> t.List[Stock]:
+    """Everything in every database of the server that may be work which somebody misses; nothing of what it says is read out.
+
+    Every list and every stream counts, whoever uses it: names do not tell whose queue it is (``global_keyprefix``, ``priority_steps``, other
+    brokers than Celery). Beside them the hashes of kombu's unfinished deliveries and dramatiq's messages, and the sorted sets of ``_JOB_SETS``.
+    Replies of remote control do not count. Raises what redis-py raises; a right that is missing is such an error.
+    """
+    found: t.List[Stock] = []
+    own = database(client)
+    for number in databases(client):
+        if number == own:
+            found += _stock(client, number)
+            continue
+        pool = client.connection_pool
+        other = type(client)(connection_pool=type(pool)(connection_class=pool.connection_class, **{**pool.connection_kwargs, "db": number}))
+        with contextlib.closing(other):
+            found += _stock(other, number)
+            other.connection_pool.disconnect()
+    return found
+
+
+def database(client: t.Any) -> int:
+    """The number of the database that a client talks to."""
+    return int(client.connection_pool.connection_kwargs.get("db") or 0)
+
+
+def _stock(client: t.Any, number: int) -> t.List[Stock]:
+    def keys(kind: str) -> t.List[str]:
+        return sorted(set(client.scan_iter(count=1000, _type=kind.upper())))
+
+    lists = [key for key in keys("list") if not key.endswith(f".reply.{_CONTROL}")]
+    hashes = keys("hash")
+    messages = [key for key in hashes if key.endswith(".msgs")]
+    # Dramatiq's lists name the messages that wait, its hash holds these and those that are being worked on.
+    lists = [key for key in lists if f"{key}.msgs" not in set(messages)]
+    wanted = [("list", key) for key in lists] + [("stream", key) for key in keys("stream")] + [("hash", key) for key in messages]
+    wanted += [("zset", key) for key in keys("zset") if _JOB_SETS.search(key)]
+    wanted += [("hash", key) for key in _deliveries(client, hashes)]
+    length = {"list": "llen", "stream": "xlen", "zset": "zcard", "hash": "hlen"}
+    pipe = client.pipeline(transaction=True)
+    for kind, key in wanted:
+        getattr(pipe, length[kind])(key)
+    answers = [_counted(answer) for answer in pipe.execute(raise_on_error=False)] if wanted else []
+    return [Stock(number, key, kind, count) for (kind, key), count in zip(wanted, answers) if count]
+
+
+def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
+    """The hashes in which kombu keeps unfinished deliveries: by their name, or by what one entry looks like where ``unacked_key`` gives another."""
+    named = [key for key in hashes if key.endswith("unacked")]
+    others = [key for key in hashes if not key.endswith("unacked")][:_HASHES_LOOKED_INTO]
+    for start in range(0, len(others), 200):  # a small hash is given whole
+        part = others[start : start + 200]
+        pipe = client.pipeline(transaction=False)
+        for key in part:
+            pipe.hscan(key, 0, count=1)
+        for key, (_cursor, fields) in zip(part, pipe.execute()):
+            if '"delivery_tag"' in next(iter(fields.values()), ""):
+                named.append(key)
+    return named
+
+
+def count_tasks(client: t.Any, named: t.Sequence[str] = ()) -> t.Dict[str, int]:
+    """What waits in the whole server by queue (see ``inventory``), and ``unacked``: what a worker of this database took and has not finished.
+
+    What lies in another database has its number behind its name. ``named`` queues count in any case, as the others do.
+    """
+    return by_name(inventory(client), database(client))
+
+
+def by_name(stocks: t.Iterable[Stock], own: int) -> t.Dict[str, int]:
+    """Entries by the name of their queue; ``own`` is the database whose queues are called by their name alone."""
+    counts: t.Dict[str, int] = {"unacked": 0}
+    for stock in stocks:
+        name = stock.name if stock.database == own else f"{stock.name} (database {stock.database})"
+        counts[name] = counts.get(name, 0) + stock.count
+    return counts
+
+
+def persistence(client: t.Any) -> t.Dict[str, t.Any]:
+    """How this server keeps its data: ``aof``, ``rdb`` (a save schedule), ``info``. Raises what redis-py raises where INFO or CONFIG is refused."""
     info = client.info("persistence")
-    schedule: t.Optional[bool] = None
-    with contextlib.suppress(redis.exceptions.ResponseError):
-        schedule = bool(client.config_get("save").get("save"))
+    schedule = bool(client.config_get("save").get("save"))
     return {"aof": bool(int(info.get("aof_enabled", 0))), "rdb": schedule, "info": info}
 
 
@@ -98,15 +236,16 @@ def why_not_kept(kept: t.Mapping[str, t.Any]) -> str:
     info = kept["info"]
     if kept["aof"]:
         return "" if info.get("aof_last_write_status", "ok") == "ok" else "its append-only file cannot be written"
-    if kept["rdb"] is False:
+    if not kept["rdb"]:
         return "it keeps nothing on disk (no save schedule, no append-only file)"
     return ""
 
 
-def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05) -> t.Dict[str, t.Any]:
+def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bool = False) -> t.Dict[str, t.Any]:
     """Brings everything to disk and waits for it; gives ``method`` and ``duration_ms``. Raises ``OpsError`` where it fails.
 
-    With an append-only file the server itself writes and syncs it when it is stopped, so that only its health is looked at.
+    With an append-only file the server itself writes and syncs it when it is stopped: its health is looked at, and a rewrite in progress waited
+    for, as the file is not whole before the first one has ended. With ``dump`` there is one beside, for a start without that file.
     """
     import redis
 
@@ -116,7 +255,14 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05) -> t.Dic
     if problem:
         raise OpsError(f"Redis would not keep its data: {problem}.", hint="Turn on appendonly or save, then run again.")
     if kept["aof"]:
-        return {"method": "aof", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
+        while any(int(client.info("persistence").get(f"aof_rewrite_{word}", 0)) for word in ("in_progress", "scheduled")):
+            if time.monotonic() > started + timeout:
+                raise OpsError(f"Redis did not finish to rewrite its append-only file within {timeout:g} s.", hint="Raise wait_timeout for a large dataset.")
+            time.sleep(wait_sleep)
+        if not dump:
+            return {"method": "aof", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
+    while int(client.info("persistence")["rdb_bgsave_in_progress"]) and time.monotonic() < started + timeout:
+        time.sleep(wait_sleep)  # it began before ours was asked for: what came since is not in it
     before = client.info("persistence")["rdb_last_save_time"]
     # LASTSAVE counts whole seconds: two saves within one second look like none.
     deadline = started + timeout
@@ -124,6 +270,8 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05) -> t.Dic
         time.sleep(wait_sleep)
     try:
         client.bgsave()
+    except redis.exceptions.NoPermissionError:
+        raise
     except redis.exceptions.ResponseError as error:
         if "in progress" not in str(error):
             raise OpsError(f"Redis cannot save its data: {error}.", hint="Look at its log and at the space and rights of its directory.") from None
@@ -133,9 +281,9 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05) -> t.Dic
             if info["rdb_last_bgsave_status"] != "ok":
                 raise OpsError("Redis could not save its data.", hint="Look at its log and at the space and rights of its directory.", last_state=info)
             if info["rdb_last_save_time"] > before:
-                return {"method": "rdb", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
+                return {"method": "aof and rdb" if kept["aof"] else "rdb", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
             with contextlib.suppress(redis.exceptions.ResponseError):
-                client.bgsave()  # the one in progress had begun before ours was asked for
+                client.bgsave()  # a rewrite of the append-only file was in its way
         if time.monotonic() > deadline:
             raise OpsError(f"Redis did not save its data within {timeout:g} s.", hint="Raise wait_timeout for a large dataset.", last_state=info)
         time.sleep(wait_sleep)
@@ -170,15 +318,30 @@ def workers(
             "delivery_tag": str(uuid.uuid4()),
         },
     }  # fmt: skip
-    database = client.connection_pool.connection_kwargs.get("db") or 0
+    channel = f"/{database(client)}.{_CONTROL}"
     found: t.Dict[str, t.Any] = {}
-    deadline = time.monotonic() + timeout
-    client.sadd(binding, member)
+    started = time.monotonic()
+    deadline = started + timeout
+    asked: t.List[str] = []
+
+    def ask(prefix: str) -> int:
+        """How many listen to the remote control of one application: one with a key prefix has a channel and a reply queue of its own."""
+        asked.append(prefix)
+        client.sadd(f"{prefix}{binding}", member)
+        return int(client.publish(f"{prefix}{channel}", json.dumps(message)))
+
     try:
-        if not client.publish(f"/{database}.{_CONTROL}", json.dumps(message)):
-            return found
+        listeners = ask("")
+        every = False
         while not wanted(found) and time.monotonic() < deadline:
-            popped = client.blpop([reply_queue], timeout=max(0.05, min(1.0, deadline - time.monotonic())))
+            # Looking for prefixes reads all keys: only where the usual answer, within milliseconds, does not come.
+            if not every and (not listeners or time.monotonic() > started + min(0.3, timeout / 4)):
+                every = True
+                listeners += sum([ask(prefix) for prefix in prefixes(client) if prefix])
+            if not listeners:
+                break
+            left = deadline - time.monotonic()
+            popped = client.blpop([f"{prefix}{reply_queue}" for prefix in asked], timeout=max(0.05, min(1.0 if every else 0.1, left)))
             if popped:
                 envelope = json.loads(popped[1])
                 text = envelope["body"]
@@ -187,5 +350,6 @@ def workers(
                 found.update({str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, (dict, list))})
         return found
     finally:
-        client.srem(binding, member)
-        client.delete(reply_queue)
+        for prefix in asked:
+            client.srem(f"{prefix}{binding}", member)
+            client.delete(f"{prefix}{reply_queue}")

@@ -18,19 +18,22 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
-from ..core.redaction import redact_url
 from ..results import OpsError
-from . import broker, processes
+from . import broker, celery_workers, processes, redis_errors
 from .model import Gate, Manager, Service, ServiceState
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one probe saw. ``ready`` False says in ``why`` what is missing; ``answer`` is the evidence."""
+    """What one probe saw. ``ready`` False says in ``why`` what is missing; ``answer`` is the evidence.
+
+    ``ready`` True with a ``why`` is worth to be known all the same. ``unfinished``: it is not ready, but ending it may kill work that it has begun.
+    """
 
     ready: bool
     why: str = ""
     answer: t.Dict[str, t.Any] = field(default_factory=dict)
+    unfinished: bool = False
 
 
 def _not_ready(why: str, **answer: t.Any) -> Seen:
@@ -147,23 +150,39 @@ def _redis(service: Service, state: ServiceState, manager: Manager) -> Seen:
     try:
         with contextlib.closing(broker.connect(gate.url, timeout=gate.timeout)) as client:
             client.ping()
-            info, server = client.info("persistence"), client.info("server")
-    except redis.exceptions.AuthenticationError:
-        raise OpsError(f"Redis at {redact_url(gate.url)} refuses the password.", hint="Set the right one in the gate's url.") from None
+            answer = _redis_facts(client)
     except redis.exceptions.RedisError as error:
-        return _not_ready(f"no PONG from {redact_url(gate.url)}: {error}")
-    answer = {"loading": int(info.get("loading", 0)), "pid": int(server.get("process_id", 0)), "uptime_s": int(server.get("uptime_in_seconds", 0))}
-    if answer["loading"]:
+        cause = redis_errors.explain(error, gate.url)
+        if cause.details["redis_error"] in ("permission", "password"):
+            raise cause from None
+        return _not_ready(f"no PONG: {cause.message.rstrip('.')}")
+    if answer.get("loading"):
         return _not_ready("it still loads its data", **answer)
-    if gate.verify_owner and answer["pid"] not in manager.pids(state):
+    if gate.verify_owner and answer.get("pid") not in manager.pids(state):
         # A server in another PID namespace (a container) numbers itself differently: the socket decides then.
         parts = urllib.parse.urlsplit(gate.url)
         if parts.scheme == "unix" or parts.hostname is None:
+            if "missing_right" in answer:
+                raise OpsError(
+                    f"Which process answers at the socket of {service.name} cannot be told: the right {answer['missing_right']} is missing.",
+                    hint=f"Grant it (ACL SETUSER USER {answer['missing_right']}), or set verify_owner to false in the gate.",
+                )
             return _not_ready(f"process {answer['pid']} answered, which is not of the service", **answer)
         wrong = _owner(gate, parts.hostname, parts.port or 6379, state, manager)
         if wrong:
             return wrong
     return Seen(True, answer=answer)
+
+
+def _redis_facts(client: t.Any) -> t.Dict[str, t.Any]:
+    """What INFO says of a server that has answered a PING, which it does not while it loads; without the right to INFO, that right."""
+    import redis
+
+    try:
+        info, server = client.info("persistence"), client.info("server")
+    except redis.exceptions.NoPermissionError as error:
+        return {"missing_right": redis_errors.missing_right(error)}
+    return {"loading": int(info.get("loading", 0)), "pid": int(server.get("process_id", 0)), "uptime_s": int(server.get("uptime_in_seconds", 0))}
 
 
 def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
@@ -178,17 +197,33 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
             if (not gate.node or re.search(gate.node, node)) and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
         ]
 
+    silent: t.List[celery_workers.Silence] = []
     try:
         with contextlib.closing(broker.connect(gate.url, timeout=gate.timeout + 2)) as client:
+            watch = celery_workers.Watch(client, broker.port(gate.url), members)
             found = broker.workers(client, timeout=gate.timeout, wanted=lambda answers: bool(ours(answers)))
+            nodes = ours(found)
+            if not nodes:
+                watch.wait(min(gate.timeout, 1.0))
+                silent = watch.silent()
     except redis.exceptions.RedisError as error:
-        return _not_ready(f"the broker {redact_url(gate.url)} does not answer: {error}")
-    nodes = ours(found)
+        cause = redis_errors.explain(error, gate.url)
+        if cause.details["redis_error"] in ("permission", "password"):
+            raise cause from None
+        # A worker connects anew by itself. Whether it is at work cannot be asked: that is no reason to end it.
+        return Seen(False, f"the broker does not work: {cause.message.rstrip('.')}", unfinished=not processes.all_stopped(members))
     if nodes:
         return Seen(True, answer={"nodes": nodes})
+    why = "no worker answered a ping"
     if found:
-        return _not_ready("only workers that are not of the service answered", nodes={node: stats.get("pid") for node, stats in found.items()})
-    return _not_ready("no worker answered a ping")
+        why = "only workers that are not of the service answered"
+    answer: t.Dict[str, t.Any] = {"silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent]}
+    if found:
+        answer["nodes"] = {node: stats.get("pid") for node, stats in found.items()}
+    why += f": {'; '.join(entry.why for entry in silent)}" if silent else ""
+    if silent and all(entry.works for entry in silent):
+        return Seen(True, why, answer)
+    return Seen(False, why, answer, unfinished=any(entry.unfinished for entry in silent))
 
 
 def beats(app: str = "") -> t.Dict[int, t.List[str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..results import OpsError
 
-_LISTEN = "0A"
+_LISTEN, _ESTABLISHED = "0A", "01"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,14 @@ def command_line(pid: int) -> t.List[str]:
     return words[:-1] if words and not words[-1] else words
 
 
+def program(pid: int) -> str:
+    """The kernel's name of it, at most 15 characters; empty where it is gone."""
+    try:
+        return _read(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return ""
+
+
 def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
     """Some variables that a process was started with; empty where it is gone or may not be read."""
     try:
@@ -125,6 +133,63 @@ def start_time(pid: int) -> t.Optional[float]:
         return None
     # Not by btime of /proc/stat: that is a whole second.
     return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def cpu_demand(pid: int) -> float:
+    """Seconds in which its threads ran or waited for a free CPU, so far: on a host that is too busy, one at work gets little. 0 where it is gone.
+
+    By schedstat, nanoseconds; a kernel that was built without it has only the time that they ran.
+    """
+    try:
+        threads = [_read(f"/proc/{pid}/task/{thread}/schedstat").split() for thread in os.listdir(f"/proc/{pid}/task")]
+        return sum(int(words[0]) + int(words[1]) for words in threads) / 1e9
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def all_stopped(pids: t.Collection[int]) -> int:
+    """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one can run."""
+    stopped = []
+    for pid in sorted(pids):
+        try:
+            letter = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if letter in "Tt":
+            stopped.append(pid)
+        elif letter != "Z":
+            return 0
+    return stopped[0] if stopped else 0
+
+
+def connected(port: int, pids: t.Optional[t.Collection[int]] = None) -> t.Dict[int, int]:
+    """The processes, among ``pids`` or all that may be read, with a TCP connection to a remote port, by their local port. A socket that a
+    process has passed on to its children is the parent's. Raises ``OpsError`` as ``holders`` does."""
+    local: t.Dict[int, int] = {}
+    for name in ("tcp", "tcp6"):
+        for space in sorted(pids)[:1] if pids else ["self"]:
+            try:
+                lines = _read(f"/proc/{space}/net/{name}").splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                fields = line.split()
+                if fields[3] == _ESTABLISHED and int(fields[2].rpartition(":")[2], 16) == port:
+                    local[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
+    if not local:
+        return {}
+    above = parents()
+    found = {}
+    for inode, owners in holders(local, pids).items():
+        first = sorted(pid for pid in owners if above.get(pid) not in owners)
+        if first:
+            found[local[inode]] = first[0]
+    return found
 
 
 def _address(text: str) -> str:

@@ -138,9 +138,10 @@ class MemoryReading:
 class MemoryReader:
     """Reads /proc and the cgroup files through descriptors that stay open: about 20 us a reading, nothing blocks.
 
-    The percentage is what decides whether the kernel kills: of the host ``1 - MemAvailable/MemTotal``, of a cgroup
-    ``(usage - inactive_file) / limit`` for the tightest limit among the visible ancestors. ``root`` and ``proc`` let a
-    test read a recorded tree.
+    The percentage is what decides whether the kernel kills or freezes: of the host ``1 - MemAvailable/MemTotal``, where
+    ZFS' cache is available down to its ``c_min`` and the pool of huge pages is left out; of a cgroup
+    ``(usage - clean file cache) / limit`` for the tightest limit among the visible ancestors, the lower of memory.max
+    and memory.high. ``root`` and ``proc`` let a test read a recorded tree.
     """
 
     #: How long a found cgroup stays found; limits change, and processes are moved, but rarely.
@@ -151,7 +152,7 @@ class MemoryReader:
         self._proc = root + proc
         self._budget = limit_bytes if limit_bytes is not None else int(env_number("MEMORY_LIMIT_MB", 0) * MIB)
         self._descriptors: Dict[str, int] = {}
-        self._cgroups: List[Tuple[str, str, str, str]] = []
+        self._cgroups: List[Tuple[Tuple[str, ...], str, str, bytes]] = []
         self._resolved_at = -self.RESOLVE_SECONDS
         self._pid = os.getpid()
 
@@ -181,9 +182,14 @@ class MemoryReader:
         if self._pid != os.getpid():  # a forked worker: /proc/self of the parent stays open under the old number
             self.close()
             self._pid = os.getpid()
-        info = _fields(self._read(f"{self._proc}/meminfo", 2048), b"MemTotal:", b"MemAvailable:")
+        info = _fields(self._read(f"{self._proc}/meminfo"), b"MemTotal:", b"MemAvailable:", b"Hugetlb:", b"AnonPages:", b"Shmem:")
         total = info.get(b"MemTotal:", 0) * 1024
+        pool = info.get(b"Hugetlb:", 0) * 1024
+        total -= pool if pool < total else 0
         available = info.get(b"MemAvailable:", 0) * 1024
+        # In a container with a /proc of its own the ARC is the host's; what processes hold is never part of it.
+        held = (info.get(b"AnonPages:", 0) + info.get(b"Shmem:", 0)) * 1024
+        available += max(0, min(self._arc(total - available), total - available - held))
         host = 100.0 * (1 - available / total) if total else 0.0
         pages = self._read(f"{self._proc}/self/statm", 128).split()
         vms, rss = (int(pages[0]) * _PAGE, int(pages[1]) * _PAGE) if len(pages) > 1 else (0, 0)
@@ -195,6 +201,16 @@ class MemoryReader:
         if self._budget and 100.0 * rss / self._budget > best[0]:
             best = (100.0 * rss / self._budget, "process", rss, self._budget)
         return MemoryReading(round(best[0], 2), best[1], best[2], best[3], round(host, 2), total, available, rss, vms, self._pressure())
+
+    def _arc(self, used: int) -> int:
+        """Bytes of ZFS' cache that go on demand; 0 without ZFS, and where it is larger than all that is in use here."""
+        values: Dict[bytes, int] = {}
+        for line in self._read(f"{self._proc}/spl/kstat/zfs/arcstats", 16384).splitlines():
+            words = line.split()
+            if len(words) == 3 and words[0] in (b"size", b"c_min") and words[2].isdigit():
+                values[words[0]] = int(words[2])
+        size = values.get(b"size", 0)
+        return max(0, size - values.get(b"c_min", 0)) if size <= used else 0
 
     def _pressure(self) -> float:
         head = self._read(f"{self._proc}/pressure/memory", 64)
@@ -211,25 +227,29 @@ class MemoryReader:
             self._resolved_at = now
             self._cgroups = self._find_cgroups()
         found = []
-        for limit_file, usage_file, stat_file, inactive in self._cgroups:
-            limit = _integer(self._read(limit_file, 64))
-            if limit is None or limit <= 0 or (host_total and limit >= host_total):
+        for limit_files, usage_file, stat_file, prefix in self._cgroups:
+            limits = [number for number in (_integer(self._read(name, 64)) for name in limit_files) if number]
+            limit = min(limits, default=0)
+            if limit <= 0 or (host_total and limit >= host_total):
                 continue
             usage = _integer(self._read(usage_file, 64))
             if usage is None:
                 continue
-            cache = _fields(self._read(stat_file, 8192), inactive.encode()).get(inactive.encode(), 0)
-            found.append((max(0, usage - cache), limit))
+            clean = [prefix + name for name in (b"inactive_file", b"active_file")]
+            dirty = [prefix + name for name in ((b"dirty", b"writeback") if prefix else (b"file_dirty", b"file_writeback"))]
+            known = _fields(self._read(stat_file, 8192), *clean, *dirty)
+            cache = sum(known.get(name, 0) for name in clean) - sum(known.get(name, 0) for name in dirty)
+            found.append((max(0, usage - max(0, cache)), limit))
         return found
 
-    def _find_cgroups(self) -> List[Tuple[str, str, str, str]]:
+    def _find_cgroups(self) -> List[Tuple[Tuple[str, ...], str, str, bytes]]:
         """The memory files of this process' cgroup and of its ancestors, found through the mount table."""
         own: Dict[str, str] = {}
         for line in _lines(f"{self._proc}/self/cgroup"):
             _ignored, controllers, path = (line.split(":", 2) + ["", ""])[:3]
             for name in controllers.split(",") if controllers else [""]:
                 own[name] = path
-        found: List[Tuple[str, str, str, str]] = []
+        found: List[Tuple[Tuple[str, ...], str, str, bytes]] = []
         for line in _lines(f"{self._proc}/self/mountinfo"):
             before, separator, after = line.partition(" - ")
             left, right = before.split(), after.split()
@@ -237,9 +257,9 @@ class MemoryReader:
                 continue
             kind, options = right[0], right[2].split(",")
             if kind == "cgroup2" and "" in own:
-                names, path = ("memory.max", "memory.current", "memory.stat", "inactive_file"), own[""]
+                limits, usage, prefix, path = ("memory.max", "memory.high"), "memory.current", b"", own[""]
             elif kind == "cgroup" and "memory" in options and "memory" in own:
-                names, path = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"), own["memory"]
+                limits, usage, prefix, path = ("memory.limit_in_bytes",), "memory.usage_in_bytes", b"total_", own["memory"]
             else:
                 continue
             mount_root, mount_point = left[3], self._root + left[4]
@@ -248,8 +268,9 @@ class MemoryReader:
             parts = [part for part in inside.split("/") if part and part != ".."]
             for depth in range(len(parts), -1, -1):
                 directory = "/".join([mount_point, *parts[:depth]])
-                if os.path.exists(f"{directory}/{names[0]}"):
-                    found.append((f"{directory}/{names[0]}", f"{directory}/{names[1]}", f"{directory}/{names[2]}", names[3]))
+                if os.path.exists(f"{directory}/{limits[0]}"):
+                    files = tuple(f"{directory}/{name}" for name in limits)
+                    found.append((files, f"{directory}/{usage}", f"{directory}/memory.stat", prefix))
         return found
 
 

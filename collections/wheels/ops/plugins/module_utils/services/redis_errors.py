@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What an error of Redis means, and what a person does about it: one translation for everything that talks to a Redis of the user."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ..core.redaction import redact_url
+from ..results import OpsError
+
+#: Kinds after which it is certain that the server lives: it answered, and only refused.
+REFUSALS: t.FrozenSet[str] = frozenset({"permission", "password", "loading", "busy", "refused", "replica", "error"})
+
+
+def missing_right(error: BaseException) -> str:
+    """The right that a NOPERM names, as ``ACL SETUSER`` takes it (``+config|get``, ``~*``, ``&*``); empty for any other error.
+
+    Redis 7 names the subcommand ("the 'config|get' command"), Redis 6 only the command.
+    """
+    import redis
+
+    if not isinstance(error, redis.exceptions.NoPermissionError):
+        return ""
+    text = str(error)
+    command = re.search(r"run the '([^']+)' command", text)
+    if command:
+        return f"+{command[1].lower()}"
+    return "&*" if "channel" in text else "~*" if "key" in text else "+@all"
+
+
+def kind(error: BaseException) -> str:
+    """``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``error`` (another answer) or ``silent``."""
+    import redis
+
+    text = str(error)
+    word = (getattr(error, "status_code", None) or text.partition(" ")[0]).upper()
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return "permission"
+    if isinstance(error, redis.exceptions.AuthenticationError):
+        return "password"
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return "loading"
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return "replica"
+    if word == "BUSY":
+        return "busy"
+    if isinstance(error, redis.exceptions.ResponseError):
+        # Redis-py takes the code off the text where it has a class for it.
+        refused = ("OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+        out_of_memory = type(error).__name__ == "OutOfMemoryError"
+        return "refused" if word in refused or out_of_memory else "error"
+    return "silent"
+
+
+def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "does not answer") -> OpsError:
+    """The error as one of ours. Where the server does not answer at all, ``silent`` says so and ``hint`` what to do; the URL is shown without its
+    password.
+
+    ``details`` has ``redis_error`` (see ``kind``), and for NOPERM ``missing_right``.
+    """
+    where, what, text = redact_url(url), kind(error), str(error).rstrip(".")
+    if what == "permission":
+        right = missing_right(error)
+        run = f"run {right[1:].replace('|', ' ').upper()}" if right[0] == "+" else "use this key" if right == "~*" else "use this channel"
+        return OpsError(
+            f"Redis at {where} does not allow its user to {run} (NOPERM): the right {right} is missing.",
+            hint=f"Grant it (ACL SETUSER USER {right}), or give a URL with a user that has it.", redis_error=what, missing_right=right,
+        )  # fmt: skip
+    if what == "password":
+        asks = "asks for a password" if "required" in text.lower() else "refuses the password"
+        return OpsError(f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=what)
+    messages = {
+        "loading": (f"Redis at {where} still loads its data.", "Wait until it has: INFO persistence shows how far it is."),
+        "busy": (f"Redis at {where} is busy with a script: {text}.", "Wait for the script, or end it with SCRIPT KILL."),
+        "replica": (f"Redis at {where} is a read-only replica.", "Give the URL of the primary."),
+        "refused": (f"Redis at {where} refuses to write: {text}.", "Look at its memory (maxmemory), its disk and its log."),
+        "error": (f"Redis at {where} answers with an error: {text}.", "Look at the user and the database in the URL."),
+        "silent": (f"Redis at {where} {silent}: {text}.", hint or "Look whether it runs, and whether the URL is right."),
+    }
+    message, advice = messages[what]
+    return OpsError(message, hint=advice, redis_error=what)
