@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def tests_of(target: str) -> t.List[t.List[str]]:
         if not (explicit or (name in path.read_text(encoding="utf-8") and module in _imports(path))):
             continue
         unit = relative.startswith("tests/unit/")
-        groups[0 if unit and path.stem == f"test_{name}" else 1 if unit else 2].append(relative)
+        groups[0 if unit and re.match(f"test_{name}(_|$)", path.stem) else 1 if unit else 2].append(relative)
     return [group for group in groups if group]
 
 
@@ -115,11 +116,11 @@ class Tree:
             self._process.wait()
         self._directory.cleanup()
 
-    def run(self, tests: t.Sequence[str], seconds: float, *, bytecode: bool) -> t.Tuple[t.Optional[int], float]:
+    def run(self, tests: t.Sequence[str], seconds: float) -> t.Tuple[t.Optional[int], float]:
         """pytest's exit status (None: not ended in time) and how long it took."""
         process = t.cast("subprocess.Popen[str]", self._process)
         assert process.stdin and process.stdout
-        process.stdin.write(json.dumps({"tests": list(tests), "seconds": seconds, "bytecode": bytecode}) + "\n")
+        process.stdin.write(json.dumps({"tests": list(tests), "seconds": seconds}) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -137,7 +138,7 @@ class Tree:
             raise BrokenTests(f"No test imports {target}.")
         durations = []
         for group in groups:
-            code, seconds = self.run(group, 600, bytecode=True)
+            code, seconds = self.run(group, 600)
             if code not in (0, 5):
                 raise BrokenTests(f"{', '.join(group)} must pass before mutants can be tried:\n{self.output()[-3000:]}")
             durations.append(seconds)
@@ -153,13 +154,11 @@ class Tree:
         """How a mutant was noticed: ``failed``, ``endless``, or empty for a survivor."""
         path = self.root / LIBRARY / target
         original, times = path.read_text(encoding="utf-8"), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-        # A mutant may be as long as the one before it and be written in the same second: no bytecode of it is kept.
-        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
-            compiled.unlink()
         path.write_text(source, encoding="utf-8")
+        _forget_bytecode(path)
         try:
             for group, seconds in zip(groups, durations):
-                code, _ = self.run(group, 20 + 5 * seconds, bytecode=False)
+                code, _ = self.run(group, 20 + 5 * seconds)
                 if code is None:
                     return "endless"
                 if code not in (0, 5):
@@ -167,4 +166,11 @@ class Tree:
         finally:
             path.write_text(original, encoding="utf-8")
             os.utime(path, ns=times)
+            _forget_bytecode(path)
         return ""
+
+
+def _forget_bytecode(path: Path) -> None:
+    """A mutant may be as long as the one before it and be written in the same second: Python would see no change."""
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        compiled.unlink()

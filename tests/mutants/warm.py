@@ -2,7 +2,7 @@
 """Runs tests in a copy of the repository, each run in a fork of this process, which has imported pytest and libraries.
 
 Started in the copy. Reads a line of JSON from standard input for each run, ``{"tests": [files], "seconds":
-limit, "bytecode": whether bytecode may be written}``, and answers with one,
+limit}``, and answers with one,
  ``{"code": pytest's exit status or null for a run that did not end, "seconds": duration}``. Whatever a run
 leaves behind, servers of tests included, is ended before the answer.
 """
@@ -74,9 +74,6 @@ def _run(request: t.Mapping[str, t.Any]) -> t.NoReturn:
     _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setsid()
-    sys.dont_write_bytecode = not request["bytecode"]
-    if sys.dont_write_bytecode:
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     descriptor = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(descriptor, 1)

@@ -125,6 +125,16 @@ def test_every_subject_in_the_order_of_a_report(calls: Calls) -> None:
     assert list(suite.SUBJECTS) == SUBJECTS
 
 
+def test_what_a_check_says_is_what_the_report_says(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in MODULES.items():
+        said = Check(name, "critical", 7, message="Bad.", remedy="cure")
+        monkeypatch.setattr(module, "check", lambda *_, said=said, **__: said)
+    report = suite.run(suite.Options(**EVERYTHING))
+    assert report["failing"] == SUBJECTS
+    for check in report["checks"]:
+        assert (check["status"], check["value"], check["message"], check["remedy"]) == ("critical", 7, "Bad.", "cure")
+
+
 def test_only_those_that_were_asked_for_and_still_in_order(calls: Calls) -> None:
     report = suite.run(suite.Options(subjects=["rls", "disk", "cpu"], **EVERYTHING))
     assert [check["name"] for check in report["checks"]] == ["cpu", "disk", "rls"]
