@@ -141,6 +141,18 @@ def test_what_a_living_run_writes_and_what_is_not_ours_stays(place: Path) -> Non
     assert living.is_symlink()
 
 
+def test_any_run_that_takes_the_lock_removes_what_a_dead_one_left(place: Path) -> None:
+    killed_patches.install(place)
+    state = str(place / "state")
+    token = deployment.Journal(state).read(killed_patches.DEPLOYMENT)["token"]
+    left = place / f"production/app/.main.py.{token}.wheels-ops"
+    left.write_bytes(b"half")
+    deployment.hold(state, kind=deployment.PREPARE, holder="me", check_mode=True)
+    assert left.exists()
+    deployment.hold(state, kind=deployment.PREPARE, holder="me")
+    assert not left.exists()
+
+
 def test_a_restore_that_was_killed_before_it_set_the_time_is_ended(place: Path, old: Tree) -> None:
     killed_patches.install(place)
     cors = place / "production/app/core/cors_config.py"

@@ -327,6 +327,9 @@ def _take(journal: Journal, claim: lock.Claim, holder: str, kind: str) -> None:
     lock.write(journal.root, holder, kind, at=claim.at)
     if claim.previous != holder:
         lock.sweep(journal.root)
+    if kind not in (DEPLOY, ROLLBACK):
+        # What a killed run left in the trees. A deployment and a rollback remove that themselves, and report it as check mode does.
+        leftovers.sweep(journal.root, journal.all())
     journal._close_others()
 
 
