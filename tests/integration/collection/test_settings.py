@@ -141,14 +141,35 @@ def test_a_role_alone_refuses_them_too(tmp_path: Path, variables: str, words: st
     assert SECRET not in said
 
 
-def test_what_is_of_the_whole_run_is_not_ignored_in_an_inventory(tmp_path: Path) -> None:
-    elsewhere = "wheels_ops_backend_dir: /nowhere\n"
-    status, said = play(tmp_path, "wheels.ops.deploy", f"wheels_ops_serial: [1, 25%]\nwheels_ops_hosts: all\n{elsewhere}")
+def test_what_is_of_the_whole_run_is_read_from_the_inventory(tmp_path: Path) -> None:
+    """Ansible evaluates ``hosts`` and ``serial`` without any host, where the inventory's variables of hosts are not seen."""
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"children": {"others": {"hosts": dict.fromkeys("abcd", {"ansible_connection": "local"})}}}}))
+    (tmp_path / "group_vars").mkdir()
+    settings = tmp_path / "group_vars" / "others.yml"
+
+    def batches() -> t.Tuple[int, str]:
+        done = run(
+            str(BIN / "ansible-playbook"), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "batches.yml"), cwd=REPOSITORY,
+            ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"), ANSIBLE_STDOUT_CALLBACK="default",
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    play_of_hosts = {
+        "hosts": "{{ lookup('wheels.ops.setting', 'wheels_ops_hosts', default='backend') }}",
+        "serial": "{{ lookup('wheels.ops.setting', 'wheels_ops_serial', default=1) }}",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.debug": {"msg": "batch {{ ansible_play_batch | join('+') }}"}, "run_once": True}],
+    }
+    (tmp_path / "batches.yml").write_text(json.dumps([{"ansible.builtin.import_playbook": "wheels.ops.require_hosts"}, play_of_hosts]))
+    settings.write_text("wheels_ops_hosts: others\nwheels_ops_serial: [1, 50%]\n")
+    status, said = batches()
+    assert status == 0, said
+    assert [word for word in ("batch a", "batch b+c", "batch d") if word not in said] == []
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars" / "c.yml").write_text("wheels_ops_serial: 3\n")
+    status, said = batches()
     assert status != 0
-    for name in ("wheels_ops_serial", "wheels_ops_hosts"):
-        assert f"{name} is of the whole run and is not read from the inventory (here)." in said
-    status, said = play(tmp_path, "wheels.ops.deploy", elsewhere, "-e", json.dumps({"wheels_ops_serial": [1, "25%"], "wheels_ops_hosts": "all"}))
-    assert "There is no app/main.py in /nowhere" in said
+    assert "wheels_ops_serial must be the same for every host, as it is of the whole run: that of c is not that of a." in " ".join(said.split())
 
 
 def test_no_default_stands_in_for_a_variable_of_a_site() -> None:

@@ -14,6 +14,8 @@ description:
     evaluated, for example because it names a variable of a vault that is missing. That is an error which names both, also where the missing
     one is named by a variable in between, or stands inside a list or a dictionary.
   - A value of another kind than the variable has, such as a text in place of a list, is an error too.
+  - What is of a whole run (C(wheels_ops_hosts), C(wheels_ops_serial)) is also found where the inventory has it for hosts, if all that
+    have it agree.
   - No error repeats a value.
 options:
   _terms:
@@ -57,5 +59,7 @@ class LookupModule(LookupBase):
             raise AnsibleError("The lookup wheels.ops.setting takes names of variables, and default.")
         for name in terms:
             if name in variables and (values := settings.values_of(self._templar, variables, name)):
+                return values
+            if name in settings.RUN_WIDE and (values := settings.values_of_run(self._templar, variables, name)):
                 return values
         return [default]

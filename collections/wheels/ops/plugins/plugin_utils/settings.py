@@ -63,6 +63,8 @@ SHARED: t.Dict[str, str] = {
     "wheels_ops_websocket_heartbeat_within": "float",
     "wheels_ops_websocket_token": "str",
 }
+#: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
+RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
 _WORDS: t.Dict[str, str] = {
     "str": "a text", "path": "a text", "bool": "true or false", "int": "a whole number", "float": "a number", "dict": "a dictionary", "list": "a list",
     "list of str": "a list of texts", "list of path": "a list of texts", "list of dict": "a list of dictionaries",
@@ -154,6 +156,27 @@ def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind:
     if problem:
         raise Unusable(f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip())
     return values
+
+
+def values_of_run(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.List[t.Any]:
+    """The one value that the inventory has for a variable of ``RUN_WIDE``, in a list; empty where it has none.
+
+    Raises ``Unusable`` where hosts have different ones: a play has one order and one pattern. Before the first play of a
+    run Ansible knows no host, and the list is empty.
+    """
+    hosts = variables.get("hostvars") or {}
+    values: t.Dict[str, t.Any] = {}
+    for host in sorted(hosts):
+        if name in hosts[host]:
+            for value in values_of(templar, hosts[host], name):
+                values[host] = value
+    different = [host for host, value in values.items() if value != next(iter(values.values()))]
+    if different:
+        raise Unusable(
+            f"{name} must be the same for every host, as it is of the whole run: that of {different[0]} is not that of {next(iter(values))}. "
+            "Set it for all of them, or give it with -e."
+        )
+    return list(values.values())[:1]
 
 
 def _walk(value: t.Any) -> None:
