@@ -65,13 +65,13 @@ def given_back(shape: str, how: str) -> float:
     with tempfile.TemporaryDirectory() as place, shaped(shape, Path(place)) as (daemon, address, least):
         before = memory_trim.resident_bytes([daemon.pid("web")])
         if how == "gc":
-            request = urllib.request.Request(f"{address}/gc", data=b"", headers={"X-Ops-Token": "secret"})
+            request = urllib.request.Request(f"{address}/gc", data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN})
             urllib.request.urlopen(request, timeout=60).read()
         else:
             memory_trim.run_with({
                 "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}], "service_manager": "supervisor",
                 "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"web": before / 0.98 / MEBIBYTE}, "base_url": address,
-                "token": "secret", "allow_restart": True, "state_dir": place, "min_gain": "8M", "restart_above": 50.0,
+                "token": memory_shapes.TOKEN, "allow_restart": True, "state_dir": place, "min_gain": "8M", "restart_above": 50.0,
                 # With the usual tiers, the ladder stops at a service that is below 65 %: here all of the waste is to come back.
                 "thresholds": {"warning": 30, "critical": 40, "emergency": 50},
             })  # fmt: skip

@@ -16,6 +16,8 @@ import sys
 import threading
 import typing as t
 
+TOKEN = "token-of-the-shapes"
+
 SHAPES: t.Tuple[str, ...] = ("small", "json", "documents", "medium", "threads", "cycles")
 KEPT: t.List[t.Any] = []
 
@@ -86,13 +88,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/v1/system/") and self.headers.get("X-Ops-Token") != "secret":
+        if self.path.startswith("/api/v1/system/") and self.headers.get("X-Ops-Token") != TOKEN:
             self.send_error(403)
             return
         self.answer({"status": "healthy", "rss": resident()})
 
     def do_POST(self) -> None:
-        if self.headers.get("X-Ops-Token") != "secret":
+        if self.headers.get("X-Ops-Token") != TOKEN:
             self.send_error(403)
             return
         before = resident()

@@ -68,7 +68,7 @@ def trim(host: ContainerHost, entry: t.Mapping[str, t.Any], port: int, share: fl
     """The arguments of a run on a service that uses ``share`` of its limit."""
     return {
         "services": [entry], "scope": "services", "memory_limits_mb": {entry["name"]: resident_mib(host, entry["name"]) / share},
-        "base_url": f"http://127.0.0.1:{port}", "token": "secret", "min_gain": "8M",
+        "base_url": f"http://127.0.0.1:{port}", "token": memory_shapes.TOKEN, "min_gain": "8M",
     }  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
         ("memory_trim", warm, ("cannot be seen", "as the user of the service")),
         ("cpu_relief", {"sample_s": 1, "min_percent": 1, "demote": ["while :"], "state_dir": f"{home}/state"}, ("may not be changed", "Run as root")),
         ("cpu_relief", {"sample_s": 1}, ("/var/lib/wheels-ops cannot be written: Permission denied", "state_dir")),
-        ("cache_purge", {"url": limited, "prefixes": ["response:"]}, ("permission",)),
-        ("celery_throttle", {"redis_url": limited, "wait_timeout": 0}, ("permission",)),
+        ("cache_purge", {"url": limited, "prefixes": ["response:"]}, ("NOPERM", "+info")),
+        ("celery_throttle", {"redis_url": limited, "wait_timeout": 0}, ("NOPERM", "+type")),
     ]
 
     foreseen = [(name, wanted) for name, _arguments, wanted in cases if "Run as root" in wanted or "state_dir" in wanted]

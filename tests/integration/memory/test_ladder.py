@@ -56,14 +56,14 @@ def optimize(address: str) -> None:
 
 
 def post(url: str) -> None:
-    urllib.request.urlopen(urllib.request.Request(url, data=b"", headers={"X-Ops-Token": "secret"}), timeout=30).read()
+    urllib.request.urlopen(urllib.request.Request(url, data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN}), timeout=30).read()
 
 
 def parameters(daemon: Supervisord, address: str, size: int) -> t.Dict[str, t.Any]:
     """Such that the service is at about 80 % of its limit."""
     return {
         "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}], "service_manager": "supervisor",
-        "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"web": size / 0.8}, "base_url": address, "token": "secret",
+        "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"web": size / 0.8}, "base_url": address, "token": memory_shapes.TOKEN,
         "state_dir": str(daemon.directory / "state"), "min_gain": "8M",
     }  # fmt: skip
 
