@@ -49,8 +49,8 @@ def _groups(target: str, unit: bool) -> t.List[t.List[str]]:
 
 
 def _try(tree: Tree, target: str, mutants: t.Sequence[Mutant], groups: t.Sequence[t.Sequence[str]]) -> t.List[str]:
-    durations = tree.baseline(target, groups)
-    return [tree.notices(target, mutant.source, groups, durations) for mutant in mutants]
+    usable = tree.baseline(target, groups)
+    return [tree.notices(target, mutant.source, usable) for mutant in mutants]
 
 
 def _report(target: str, mutants: t.Sequence[Mutant], outcomes: t.Sequence[str]) -> None:

@@ -77,6 +77,13 @@ def _imports(path: Path) -> t.Set[str]:
     return {name[len(prefix) :] for name in names for prefix in prefixes if name.startswith(prefix)}
 
 
+class Group(t.NamedTuple):
+    """Test files that are run together, and how long they take."""
+
+    tests: t.List[str]
+    seconds: float
+
+
 class Tree:
     """One copy of the repository with a process that runs tests in it. Close it: it is a directory and a process."""
 
@@ -132,24 +139,31 @@ class Tree:
         """What the last run wrote."""
         return (self.root / "output.txt").read_text(errors="replace")
 
-    def baseline(self, target: str, groups: t.Sequence[t.Sequence[str]]) -> t.List[float]:
-        """Seconds that each group takes without a mutant. Raises ``BrokenTests`` where one fails."""
-        if not groups:
-            raise BrokenTests(f"No test imports {target}.")
-        durations = []
+    def baseline(self, target: str, groups: t.Sequence[t.Sequence[str]]) -> t.List[Group]:
+        """The groups with their seconds, without a mutant. Leaves out files that fail, which notice nothing.
+
+        Raises ``BrokenTests`` where none is left.
+        """
+        usable: t.List[Group] = []
+        failures: t.List[str] = []
         for group in groups:
             code, seconds = self.run(group, 600)
+            files = list(group)
             if code not in (0, 5):
-                raise BrokenTests(f"{', '.join(group)} must pass before mutants can be tried:\n{self.output()[-3000:]}")
-            durations.append(seconds)
-        return durations
+                failures.append(self.output()[-2000:])
+                files = [path for path in group if len(group) > 1 and self.run([path], 600)[0] == 0]
+            if files and code != 5:
+                usable.append(Group(files, seconds))
+        if not usable:
+            reasons = "\n".join(failures) or "no test imports it"
+            raise BrokenTests(f"The tests of {target} must pass before mutants can be tried: {reasons}")
+        return usable
 
     def notices(
         self,
         target: str,
         source: str,
-        groups: t.Sequence[t.Sequence[str]],
-        durations: t.Sequence[float],
+        groups: t.Sequence[Group],
     ) -> str:
         """How a mutant was noticed: ``failed``, ``endless``, or empty for a survivor."""
         path = self.root / LIBRARY / target
@@ -157,8 +171,8 @@ class Tree:
         path.write_text(source, encoding="utf-8")
         _forget_bytecode(path)
         try:
-            for group, seconds in zip(groups, durations):
-                code, _ = self.run(group, 20 + 5 * seconds)
+            for group in groups:
+                code, _ = self.run(group.tests, 20 + 5 * group.seconds)
                 if code is None:
                     return "endless"
                 if code not in (0, 5):

@@ -34,8 +34,11 @@ _LIBRARIES = (
     "unittest.mock",
     "pglast",
 )
+#: Tests of minutes would be run once for every survivor.
 _OPTIONS = (
     "-x",
+    "-m",
+    "not slow",
     "-q",
     "-p",
     "no:cacheprovider",

@@ -25,14 +25,14 @@ def tree() -> t.Iterator[trees.Tree]:
 @pytest.mark.parametrize("target", FILES)
 def test_a_broken_grading_is_noticed(tree: trees.Tree, target: str) -> None:
     """A comparison flipped, a value dropped, an early ok."""
-    groups = [group for group in trees.tests_of(target) if group[0].startswith("tests/unit/")][:1]
-    assert groups, f"No unit test imports {target}."
+    files = next((group for group in trees.tests_of(target) if group[0].startswith("tests/unit/")), None)
+    assert files, f"No unit test imports {target}."
     # Whether these tests pass without a mutant, the run of which this is a part tells.
-    durations = [20.0]
+    groups = [trees.Group(files, seconds=20)]
     source = (trees.REPOSITORY / trees.LIBRARY / target).read_text(encoding="utf-8")
     mutants = edits.gradings(source, target)
     assert mutants
-    survivors = [mutant for mutant in mutants if not tree.notices(target, mutant.source, groups, durations)]
+    survivors = [mutant for mutant in mutants if not tree.notices(target, mutant.source, groups)]
     assert not survivors, "\n".join(f"{target}:{mutant.line} ({mutant.kind})\n{mutant.diff}" for mutant in survivors)
 
 
@@ -111,18 +111,20 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
 def test_a_copy_of_the_tree_is_changed_and_the_tree_is_not(tree: trees.Tree) -> None:
     path = trees.REPOSITORY / trees.LIBRARY / "scores.py"
     before = path.read_bytes(), path.stat().st_mtime_ns
-    groups = [["tests/unit/monitor/test_scores.py"]]
-    durations = tree.baseline("scores.py", groups)
+    groups = tree.baseline("scores.py", [["tests/unit/monitor/test_scores.py"]])
+    hurried = [trees.Group(group.tests, seconds=-3.9) for group in groups]
     source = path.read_text()
-    assert tree.notices("scores.py", "raise RuntimeError\n", groups, durations) == "failed"
-    assert tree.notices("scores.py", "import time\ntime.sleep(99)\n", groups, [-3.9]) == "endless"
-    assert tree.notices("scores.py", source + "# the same\n", groups, durations) == ""
+    assert tree.notices("scores.py", "raise RuntimeError\n", groups) == "failed"
+    assert tree.notices("scores.py", "import time\ntime.sleep(99)\n", hurried) == "endless"
+    assert tree.notices("scores.py", source + "# the same\n", groups) == ""
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
 def test_tests_that_fail_anyway_notice_nothing(tree: trees.Tree) -> None:
-    (tree.root / "tests/unit/test_broken.py").write_text("def test_x():\n    assert False\n")
-    with pytest.raises(trees.BrokenTests, match=r"must pass before"):
-        tree.baseline("scores.py", [["tests/unit/test_broken.py"]])
-    with pytest.raises(trees.BrokenTests, match=r"No test imports x.py"):
-        tree.baseline("x.py", [])
+    broken, fine = "tests/unit/test_broken.py", "tests/unit/test_fine.py"
+    (tree.root / broken).write_text("def test_x():\n    assert False\n")
+    (tree.root / fine).write_text("def test_x():\n    pass\n")
+    assert [group.tests for group in tree.baseline("x.py", [[broken, fine], [fine]])] == [[fine], [fine]]
+    for groups in ([[broken]], []):
+        with pytest.raises(trees.BrokenTests, match=r"tests of x.py must pass before"):
+            tree.baseline("x.py", groups)
