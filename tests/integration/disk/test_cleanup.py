@@ -383,7 +383,7 @@ def test_our_own_backups_only_of_what_was_taken_back(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
     for number, state in enumerate(("rolled_back", "finished", "rolled_back", "rolled_back")):
         name = f"2025073{number}T000000Z"
-        journal.write({"id": name, "state": state, "began_at": f"2025-07-3{number}", "files": {}})
+        journal.write({"id": name, "state": state, "began_at": f"2025-07-2{number}T00:00:00Z", "files": {}})
         make(journal.directory(name) / "originals" / "abc", size=50_000)
         os.utime(journal.directory(name), (time.time() - 40 * DAY,) * 2)
     wanted = {"kind": "backups", "path": str(tmp_path), "age": "30d", "keep_newest": 1}
