@@ -229,6 +229,10 @@ def test_the_throttle_is_shown_with_what_is_left_of_it(broker: Broker) -> None:
         (redis.BusyLoadingError("LOADING Redis is loading"), None, "refuses writes (LOADING)"),
         (redis.ResponseError("MISCONF disk"), None, "refuses writes (MISCONF)"),
         (redis.AuthenticationError("WRONGPASS"), "", "refuses the password"),
+        (redis.ConnectionError("max number of clients reached"), "", "has no connection free (max number of clients reached)"),
+        (redis.ResponseError("DB index is out of range"), "", "answers with an error: DB index is out of range; check the user and the database"),
+        (redis.ResponseError("DENIED Redis is running in protected mode."), "", "answers with an error: DENIED"),
+        (redis.ResponseError("BUSY Redis is busy running a script."), "", "is busy with a script"),
     ],
 )
 def test_a_broker_that_does_not_work_is_critical(broker: Broker, error: Exception, remedy: t.Optional[str], said: str) -> None:

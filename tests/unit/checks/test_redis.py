@@ -277,6 +277,8 @@ def test_a_user_who_may_not_write_learns_what_info_tells(monkeypatch: pytest.Mon
     check = measured(monkeypatch, Wire(told, probe=denied))
     assert check.details["writes"] == writes
     assert (check.status in ("critical", "emergency")) is (writes.startswith("refused") or info.get("used_memory") == 999)
+    assert "takes writes;" not in check.message and check.status != "ok", "a write that was not tried is none that succeeded"
+    assert ("could not be tried: grant +setrange" in check.message) is (writes == "not tried")
 
 
 def test_a_right_that_is_missing_is_named_and_nothing_is_called_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +287,13 @@ def test_a_right_that_is_missing_is_named_and_nothing_is_called_healthy(monkeypa
     assert (check.status, check.message, check.remedy) == ("unknown", "The user may not ask for INFO: grant +info.", "")
     check = measured(monkeypatch, Wire(keys=denied))
     assert (check.status, check.value) == ("unknown", None) and "grant +scan and +pttl" in check.message
+
+
+@pytest.mark.parametrize("command", ["ping", "select"])
+def test_a_user_who_may_not_even_ask_is_no_server_that_is_down(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    denied = library.exceptions.NoPermissionError(f"this user has no permissions to run the '{command}' command")
+    with pytest.raises(OpsError, match=rf"the right \+{command} is missing"):
+        measured(monkeypatch, Wire(ping=denied))
 
 
 @pytest.mark.parametrize("name", ["rdb_last_bgsave_status", "aof_last_write_status"])
@@ -303,7 +312,10 @@ def test_a_save_that_failed_is_a_warning(monkeypatch: pytest.MonkeyPatch, name: 
         (library.AuthenticationError("invalid username-password pair or user is disabled."), "refuses the password (invalid username-password pair", ""),
         (library.AuthenticationError("Authentication required."), "wants a password: check the one in its URL", ""),
         (library.ConnectionError("max number of clients reached"), "has no connection free (max number of clients reached)", ""),
-        (library.ResponseError("unknown command 'PING'"), "does not answer: unknown command", "service_restart"),
+        (library.ResponseError("unknown command 'PING'"), "answers with an error: unknown command 'PING'; check the user and the database", ""),
+        (library.ResponseError("DB index is out of range"), "answers with an error: DB index is out of range; check", ""),
+        (library.ResponseError("DENIED Redis is running in protected mode."), "answers with an error: DENIED Redis is running in protected mode; ", ""),
+        (library.ResponseError("BUSY Redis is busy running a script."), "is busy with a script (BUSY Redis is busy running a script): wait for it", ""),
     ],
 )
 def test_who_does_not_let_us_in_is_critical(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str, remedy: str) -> None:

@@ -13,7 +13,7 @@ from ..health import Check, is_ours
 from ..results import OpsError
 from ..services import broker, celery_workers, gates, redis_errors
 from ..thresholds import DEFAULTS, Thresholds, worst
-from .redis import REFUSALS, error_code
+from .redis import REFUSALS, answered, error_code, unserved
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
 BEAT_KEY = "pam:beat:heartbeat"
@@ -80,10 +80,16 @@ def check(
             raise OpsError(
                 f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights."
             ) from error
+        lives = answered(error)
         return Check(
-            name="celery", status="critical", unit="waiting tasks", message=f"The broker at {redact_url(redis_url)} does not answer: {type(error).__name__}.",
-            remedy="service_restart", details={"workers": {}, "beat": {}},
-        )  # fmt: skip
+            name="celery",
+            status="critical",
+            unit="waiting tasks",
+            message=f"The broker at {redact_url(redis_url)} {unserved(error) if lives else f'does not answer: {type(error).__name__}'}.",
+            # Workers that are restarted would meet the same refusal.
+            remedy="" if lives else "service_restart",
+            details={"workers": {}, "beat": {}},
+        )
     finally:
         client.close()
     total = sum(count for queue, count in counts.items() if queue != "unacked")

@@ -11,6 +11,7 @@ import typing as t
 from ..core.redaction import redact_url, url_problem
 from ..health import Check, Finding, conclude, is_ours
 from ..results import OpsError
+from ..services import redis_errors
 from ..services.broker import readable, require_database
 from ..thresholds import DEFAULTS, Thresholds, worst
 
@@ -60,7 +61,8 @@ def check(
     """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys without an expiry.
 
     ``critical`` where it does not answer, refuses the password or refuses writes. ``thresholds`` grade the share of ``maxmemory`` in use, where
-    nothing may be evicted. ``warning`` where keys never expire or its last save failed. ``unknown`` where the user lacks a right.
+    nothing may be evicted. ``warning`` where keys never expire or its last save failed. ``unknown`` where the user lacks a right. A server
+    that answers is never named for a restart: it lives, and would refuse the same afterwards.
     """
     import redis
     from redis.backoff import NoBackoff
@@ -84,10 +86,10 @@ def check(
     except redis.RedisError as error:
         if is_ours(error):
             raise OpsError(f"Redis at {redact_url(url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights.") from error
+        if redis_errors.missing_right(error):
+            raise redis_errors.explain(error, url) from error
         facts = {}
-        findings = [Finding("critical", f"Redis at {redact_url(url)} does not answer: {error}", "service_restart")]
-        if "max number of clients" in str(error):
-            findings = [Finding("critical", f"Redis at {redact_url(url)} has no connection free ({error}): close some, or raise maxclients")]
+        findings = [Finding("critical", f"Redis at {redact_url(url)} {unserved(error)}", "" if answered(error) else "service_restart")]
     finally:
         client.close()
     answers = f"Redis {facts.get('version')} answers in {facts.get('latency_ms') or 0:.1f} ms and takes writes"
@@ -95,6 +97,24 @@ def check(
         "redis", findings, fine=f"{answers}; every cache key expires", value=facts.pop("eternal", None), unit="keys without expiry",
         thresholds=limits.as_dict() if facts.get("maxmemory_percent") is not None else {}, details=facts,
     )  # fmt: skip
+
+
+def answered(error: BaseException) -> bool:
+    """Whether the server lives and said no, so that a restart of it would change nothing."""
+    return redis_errors.kind(error) != "silent"
+
+
+def unserved(error: BaseException) -> str:
+    """What is the matter with a server that gave us no service, as the end of a sentence about it."""
+    text = str(error).rstrip(".")
+    if not answered(error):
+        return f"does not answer: {text}"
+    what = redis_errors.kind(error)
+    if what == "clients":
+        return f"has no connection free ({text}): close some, or raise maxclients"
+    if what == "busy":
+        return f"is busy with a script ({text}): wait for it, or end it with SCRIPT KILL"
+    return f"answers with an error: {text}; check the user and the database in its URL"
 
 
 def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]) -> t.List[Finding]:
@@ -143,6 +163,8 @@ def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thres
         findings.append(Finding(full, f"Redis uses {percent:.0f} % of its maxmemory, over {limits.crossed(percent or 0):g} %", "cache_purge" if cached else ""))
     if eternal:
         findings.append(Finding("warning", f"{eternal} cache keys never expire", "cache_purge"))
+    if not refusal and not tried:
+        findings.append(Finding("unknown", f"whether Redis takes writes could not be tried: grant +setrange and ~{WRITE_PROBE[1]}"))
     if not refusal:
         findings += [
             Finding("warning", f"Redis cannot save its data ({name} is {info[name]}): a restart would lose it")

@@ -11,7 +11,7 @@ from ..core.redaction import redact_url
 from ..results import OpsError
 
 #: Kinds after which it is certain that the server lives: it answered, and only refused.
-REFUSALS: t.FrozenSet[str] = frozenset({"permission", "password", "loading", "busy", "refused", "replica", "error"})
+REFUSALS: t.FrozenSet[str] = frozenset({"permission", "password", "loading", "busy", "refused", "replica", "clients", "error"})
 
 
 def missing_right(error: BaseException) -> str:
@@ -21,9 +21,12 @@ def missing_right(error: BaseException) -> str:
     """
     import redis
 
-    if not isinstance(error, redis.exceptions.NoPermissionError):
-        return ""
     text = str(error)
+    if isinstance(error, redis.exceptions.ResponseError) and "EXEC without MULTI" in text:
+        return "+multi"  # redis-py opened the transaction and was refused
+    aborted = isinstance(error, redis.exceptions.ExecAbortError) and "NOPERM" in text
+    if not aborted and not isinstance(error, redis.exceptions.NoPermissionError):
+        return ""
     command = re.search(r"run the '([^']+)' command", text)
     if command:
         return f"+{command[1].lower()}"
@@ -31,13 +34,19 @@ def missing_right(error: BaseException) -> str:
 
 
 def kind(error: BaseException) -> str:
-    """``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``error`` (another answer) or ``silent``."""
+    """What kind of answer it is, or that there was none.
+
+    ``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``clients`` (all connections are taken),
+    ``error`` (another answer) or ``silent``.
+    """
     import redis
 
     text = str(error)
     word = (getattr(error, "status_code", None) or text.partition(" ")[0]).upper()
-    if isinstance(error, redis.exceptions.NoPermissionError):
+    if missing_right(error):
         return "permission"
+    if "max number of clients" in text:
+        return "clients"  # a connection error for redis-py, yet the server's own answer
     if isinstance(error, redis.exceptions.AuthenticationError):
         return "password"
     if isinstance(error, redis.exceptions.BusyLoadingError):
@@ -76,6 +85,7 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
         "busy": (f"Redis at {where} is busy with a script: {text}.", "Wait for the script, or end it with SCRIPT KILL."),
         "replica": (f"Redis at {where} is a read-only replica.", "Give the URL of the primary."),
         "refused": (f"Redis at {where} refuses to write: {text}.", "Look at its memory (maxmemory), its disk and its log."),
+        "clients": (f"Redis at {where} has no connection free: {text}.", "Close connections that nobody needs, or raise maxclients."),
         "error": (f"Redis at {where} answers with an error: {text}.", "Look at the user and the database in the URL."),
         "silent": (f"Redis at {where} {silent}: {text}.", hint or "Look whether it runs, and whether the URL is right."),
     }
