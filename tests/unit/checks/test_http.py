@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import typing as t
 
 import pytest
@@ -35,7 +36,7 @@ class Wire:
         self.clock.now += step[0] / 1000
         answer = requests.Response()
         answer.status_code = step[1]
-        answer._content = json.dumps(self.body).encode()
+        answer._content = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         return answer
 
 
@@ -267,6 +268,35 @@ def test_a_path_that_is_unavailable_gives_its_reasons() -> None:
         check = http.check(backend.url, samples=2)
     assert check.status == "critical"
     assert "100 % of the answers are errors: /health: 503; /health says: database is critical (login failed)" in check.message
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"unhealthy", "critical"), (b" DOWN\n", "critical"), (b"OK", "ok"), (b"<html>down</html>", "ok"), (b"[" * 100_000, "ok"), (b"down " * 20, "ok")],
+)
+def test_words_alone_are_read_and_what_is_no_document_breaks_nothing(monkeypatch: pytest.MonkeyPatch, clock: Clock, body: bytes, status: str) -> None:
+    wire = Wire(clock, [(5, 200)], body)
+    monkeypatch.setattr(requests.Session, "get", lambda session, url, **further: wire.get(session, url, **further))
+    assert http.check("http://backend", health_path="").status == status
+
+
+def test_answers_of_another_host_are_named_as_such(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    wire = Wire(clock, [(5, 200)])
+
+    def get(session: requests.Session, url: str, **further: t.Any) -> requests.Response:
+        answer = wire.get(session, url, **further)
+        answer.url = "https://login.example.com/"
+        return answer
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    assert "/health redirects to login.example.com, which gave the answers" in http.check("http://backend", health_path="").message
+
+
+def test_a_redirect_to_a_host_that_is_not_known_names_that_host(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    request = requests.Request("GET", "http://no.such.invalid/").prepare()
+    error = requests.ConnectionError(socket.gaierror(-2, "Name or service not known"), request=request)
+    with pytest.raises(OpsError, match=r"The host name in http://no\.such\.invalid/ does not resolve"):
+        measured(monkeypatch, clock, [error])
 
 
 def test_a_page_of_megabytes_is_no_document_of_health() -> None:

@@ -48,11 +48,19 @@ from wheels_ops.checks import self_report
         ({"dependencies": {"database": False, "redis": True}}, "critical", ("database is critical",)),
         ({"checks": {"database": "error"}}, "critical", ("database is critical",)),
         ({"checks": {"database": "ok"}}, "ok", ()),
+        # a list alone, a component of a component, a wrapper as FastAPI's exceptions have, and words alone
+        ([{"name": "database", "status": "unhealthy"}], "critical", ("database is critical",)),
+        ({"checks": [{"name": "storage", "checks": {"database": "down"}}]}, "critical", ("storage.database is critical",)),
+        ({"detail": {"status": "unhealthy", "error": "no login"}}, "critical", ("its status is unhealthy (no login)",)),
+        ({"success": True, "data": {"status": "ok", "checks": {"redis:write": "fail"}}}, "warning", ("redis:write is critical",)),
+        ({"status": "ok", "health": {"status": "degraded"}}, "warning", ("its status is degraded",)),
+        ("unhealthy", "critical", ("its status is unhealthy",)),
+        ({"status": "unknown"}, "unknown", ("its status is unknown",)),
         # An application that calls itself well does without the component: a warning, not an outage.
         ({"status": "healthy", "components": {"database": {"status": "unhealthy"}}}, "warning", ("database is critical",)),
     ],
 )
-def test_words_become_a_status_with_its_reasons(document: t.Dict[str, t.Any], status: str, reasons: t.Tuple[str, ...]) -> None:
+def test_words_become_a_status_with_its_reasons(document: t.Any, status: str, reasons: t.Tuple[str, ...]) -> None:
     said = self_report.read(document)
     assert said is not None
     assert (said.status, said.reasons) == (status, reasons)
@@ -94,8 +102,19 @@ GRADES = {
     "ok": "pass passed passing ok up healthy good green ready alive operational available connected",
     "warning": "warn warning degraded partial impaired limited yellow",
     "critical": "fail failed failing failure error errored down unhealthy critical emergency red dead broken unavailable not_available not_ready offline"
-    " disconnected unreachable timeout outage",
+    " disconnected unreachable timeout outage bad ko not_ok nok not_healthy crashed stopped",
+    "unknown": "unknown",
 }
+
+
+@pytest.mark.parametrize("document", [{"data": {"data": {"status": "down"}}}, {"data": ["down"]}, [[[[[[[{"status": "down"}]]]]]]]])
+def test_what_lies_deep_is_no_report(document: t.Any) -> None:
+    assert self_report.read(document) is None
+
+
+def test_a_component_that_is_measured_from_outside_is_so_inside_another() -> None:
+    said = self_report.read({"status": "fail", "components": {"host": {"checks": {"memory": "fail"}}}})
+    assert said == self_report.SelfReport("ok", (), ("host.memory (critical)",))
 
 
 @pytest.mark.parametrize(("word", "status"), [(word, status) for status, words in GRADES.items() for word in words.split()])

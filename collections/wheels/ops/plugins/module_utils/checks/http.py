@@ -28,16 +28,21 @@ _AGENT = {"User-Agent": "wheels.ops health"}
 _LOGINS: t.Dict[str, str] = {"database:connection": "DATABASE_URL", "redis:connection": "REDIS_URL", "redis:write": "REDIS_URL"}
 #: Longer answers are pages, not documents of health.
 _LONGEST = 1_000_000
+_LONGEST_WORDS = 40
 
 
 @dataclass
 class _Samples:
-    """What came of asking the paths: ``times`` in ms, how many were asked, errors by name, and the last document of each path."""
+    """What came of asking the paths: ``times`` in ms, how many were asked, errors by name, and the last document of each path.
+
+    ``elsewhere``: paths that redirect to another host, and which.
+    """
 
     times: t.List[float] = field(default_factory=list)
     asked: int = 0
     errors: t.Dict[str, int] = field(default_factory=dict)
     documents: t.Dict[str, t.Any] = field(default_factory=dict)
+    elsewhere: t.Dict[str, str] = field(default_factory=dict)
 
     def miss(self, name: str) -> None:
         self.errors[name] = self.errors.get(name, 0) + 1
@@ -96,6 +101,7 @@ def check(
         else:
             findings += _graded(seen, p95, rate, slow, wrong)
             findings += _said(seen.documents, details)
+            findings += [Finding("ok", f"{path} redirects to {host}, which gave the answers") for path, host in seen.elsewhere.items()]
             if health_path and health_path not in paths:
                 findings += _application(session, base_url, health_path, timeout, settle, details)
     return conclude(
@@ -127,13 +133,16 @@ def _sample(session: t.Any, base_url: str, paths: t.Sequence[str], samples: int,
                 answer = session.get(base_url + path, timeout=timeout, headers=_AGENT)
             except requests.RequestException as error:
                 if is_ours(error):
-                    raise unresolved(base_url) from None
+                    raise unresolved(getattr(error.request, "url", None) or base_url) from None
                 seen.miss(f"{path}: {type(error).__name__}")
                 if isinstance(error, (requests.ConnectionError, requests.Timeout)):
                     break  # the next ones would only wait as long
                 continue
             seen.times.append((time.monotonic() - started) * 1000)
             seen.documents[path] = _document(answer)
+            host = urllib.parse.urlsplit(answer.url or base_url).hostname
+            if host != urllib.parse.urlsplit(base_url).hostname:
+                seen.elsewhere[path] = str(host)
             if answer.status_code >= 400:
                 seen.miss(f"{path}: {answer.status_code}")
     return seen
@@ -147,13 +156,15 @@ def _percentile(times: t.Sequence[float]) -> t.Optional[float]:
 
 
 def _document(answer: t.Any) -> t.Any:
-    """The JSON of an answer; None where it is none."""
+    """The JSON of an answer, or the few words that it is; None where it is a page."""
     if len(answer.content) > _LONGEST:
         return None
     try:
         return json.loads(answer.content)
+    except RecursionError:
+        return None  # thousands of brackets are no document
     except ValueError:
-        return None
+        return answer.content.decode(errors="replace").strip() if len(answer.content) <= _LONGEST_WORDS else None
 
 
 def _graded(seen: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Thresholds) -> t.Iterator[Finding]:
