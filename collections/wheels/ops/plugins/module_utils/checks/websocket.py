@@ -95,11 +95,12 @@ def validate(
 
 @dataclass(frozen=True)
 class Refusal:
-    """An upgrade that was answered with an HTTP status: what that means, and whether the server would take it with a token."""
+    """An upgrade that was answered with an HTTP status: what that means, whether the server would take it with a token, or from another origin."""
 
     text: str
     wants_token: bool = False
     no_route: bool = False
+    origin: bool = False
 
 
 def check(
@@ -161,7 +162,8 @@ def check(
             return unknown("websocket", f"{refusal.text[0].upper()}{refusal.text[1:]}.", **details)
         if refusal.wants_token and anonymous and not problems:
             return _unauthenticated(refusal.text, details, limits)
-        return _check(None, [refusal.text, *problems], details, limits)
+        # Who refuses a token, an origin or a path refuses it after a restart, too, which would only cut everybody off.
+        return _check(None, [refusal.text, *problems], details, limits, restart=not (refusal.wants_token or refusal.no_route or refusal.origin))
     try:
         details.update(handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions)
         times = []
@@ -194,7 +196,10 @@ def check(
         connection.abort()
     if anonymous and not times and problems == [connection.ended()] and connection.asks_for_token():
         return _unauthenticated(f"the handshake takes {connection.handshake_ms:g} ms, then {connection.ended()}", details, limits)
-    return _check(round(statistics.median(times), 2) if times else None, problems, details, limits)
+    refused = not times and problems == [connection.ended()] and connection.asks_for_token()
+    if refused and not anonymous:
+        problems = [f"{connection.ended()}: it does not take the token" if "token=" in urllib.parse.urlsplit(url).query else connection.ended()]
+    return _check(round(statistics.median(times), 2) if times else None, problems, details, limits, restart=not refused)
 
 
 def _unauthenticated(text: str, details: t.Dict[str, t.Any], limits: Thresholds) -> Check:
@@ -220,7 +225,7 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     if status != 403:
         return Refusal(str(error))
     if origin and _status(url, "", timeout, validate_certs) != 403:
-        return Refusal(f"the upgrade is answered with 403: the origin {origin} is refused")
+        return Refusal(f"the upgrade is answered with 403: the origin {origin} is refused", origin=True)
     control = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(path=_NO_SUCH_PATH))
     if _status(control, origin, timeout, validate_certs) == 403:
         return Refusal(
@@ -241,7 +246,7 @@ def _status(url: str, origin: str, timeout: float, validate_certs: bool) -> t.Op
     return 101
 
 
-def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], limits: Thresholds) -> Check:
+def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], limits: Thresholds, *, restart: bool = True) -> Check:
     status = "critical" if problems else limits.status(value) if value is not None else "ok"
     over = f", over {limits.crossed(value):g} ms" if value is not None and status != "ok" else ""
     message = "; ".join(problems) or (f"The round trip takes {value:g} ms{over}." if value is not None else "It connects and closes cleanly.")
@@ -252,7 +257,7 @@ def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[
         unit="ms",
         thresholds=limits.as_dict(),
         message=message[0].upper() + message[1:],
-        remedy="service_restart" if problems else "",
+        remedy="service_restart" if problems and restart else "",
         details=details,
     )
 
