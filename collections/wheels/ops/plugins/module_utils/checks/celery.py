@@ -35,8 +35,8 @@ def check(
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
     The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work, or the broker does not
-    answer. Warning: one of them does not answer but takes tasks or works on one (see ``celery_workers``), or nothing tells of a beat, neither
-    its heartbeat in Redis nor a process on this host. Raises ``OpsError`` where Redis refuses the password or a command.
+    answer. Warning: one of them does not answer but works on a task (see ``celery_workers``), or nothing tells of a beat, neither its heartbeat
+    in Redis nor a process on this host. A worker that is seen to ask for tasks does its work, whether it has remote control or not. Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
 
@@ -100,7 +100,8 @@ def check(
     if len(nodes) < expect_workers:
         reasons = "".join(f"; {why}" for why in dict.fromkeys(entry.why for entry in silent))
         problems.append(f"{len(nodes)} of {expect_workers} workers answer{reasons}")
-        status = worst([status, "critical" if missing else "warning"])
+        takes = [entry for entry in silent if entry.verdict == celery_workers.CONSUMING]
+        status = worst([status, "critical" if missing else "ok" if len(nodes) + len(takes) >= expect_workers else "warning"])
     if expect_beat and not beat:
         problems.append("beat gives no sign of life")
         status = worst([status, "warning"])
