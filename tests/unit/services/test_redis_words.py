@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from redis import exceptions as errors
 
+from tests.support import servers
 from tests.support.servers import Redis
+from tests.support.waiting import wait_until
 from wheels_ops.remedies.service_restart import count_lost
 from wheels_ops.results import OpsError
 from wheels_ops.services import broker, redis_config, redis_errors
@@ -163,6 +165,18 @@ def test_depths_of_queues_of_every_application_in_a_database(redis: Redis) -> No
     assert broker.count_tasks(client) == {"unacked": 1, "celery": 3, "shop:celery": 3, "shop:unacked": 1, "feed": 1, "a\\nb (database 2)": 1}
     assert broker.databases(client) == [0, 2]
     client.close()
+
+
+def test_what_waits_in_a_server_in_cluster_mode_is_counted_over_its_slots() -> None:
+    with servers.redis(options=["--cluster-enabled", "yes"]) as server:
+        server.cli("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        wait_until(lambda: "cluster_state:ok" in server.cli("CLUSTER", "INFO"), what="the cluster")
+        server.cli("RPUSH", "celery", "1", "2")
+        server.cli("RPUSH", "email", "1")
+        server.cli("HSET", "unacked", "tag", "message")
+        client = broker.connect(server.url)
+        assert broker.count_tasks(client) == {"unacked": 1, "celery": 2, "email": 1}
+        client.close()
 
 
 @pytest.mark.parametrize(("url", "port"), [("redis://host/0", 6379), ("rediss://host:7000/0", 7000), ("unix:///run/redis.sock?db=1", 0)])

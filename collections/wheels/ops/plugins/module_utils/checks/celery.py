@@ -36,7 +36,8 @@ def check(
 
     The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work, or the broker does not
     answer. Warning: one of them does not answer but works on a task (see ``celery_workers``), or nothing tells of a beat, neither its heartbeat
-    in Redis nor a process on this host. A worker that is seen to ask for tasks does its work, whether it has remote control or not. Raises ``OpsError`` where Redis refuses the password or a command.
+    in Redis nor a process on this host. A worker that is seen to ask for tasks does its work, whether it has remote control or not.
+    Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
 

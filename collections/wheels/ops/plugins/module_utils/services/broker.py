@@ -185,11 +185,16 @@ def _stock(client: t.Any, number: int) -> t.List[Stock]:
     wanted += [("zset", key) for key in keys("zset") if _JOB_SETS.search(key)]
     wanted += [("hash", key) for key in _deliveries(client, hashes)]
     length = {"list": "llen", "stream": "xlen", "zset": "zcard", "hash": "hlen"}
-    pipe = client.pipeline(transaction=True)
+    pipe = client.pipeline(transaction=not _in_cluster(client))
     for kind, key in wanted:
         getattr(pipe, length[kind])(key)
     answers = [_counted(answer) for answer in pipe.execute(raise_on_error=False)] if wanted else []
     return [Stock(number, key, kind, count) for (kind, key), count in zip(wanted, answers) if count]
+
+
+def _in_cluster(client: t.Any) -> bool:
+    """Whether the server is in cluster mode: one transaction cannot span its slots, so that what it holds is counted key by key."""
+    return bool(int(client.info("cluster").get("cluster_enabled", 0)))
 
 
 def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
