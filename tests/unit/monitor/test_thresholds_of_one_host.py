@@ -121,6 +121,24 @@ def test_no_limit_is_one_that_nothing_reaches() -> None:
     variables = threshold_variables({"cpu": {"warning": None, "critical": None}, "response_time_ms": {"critical": None}})
     assert (variables["CPU_WARNING_THRESHOLD"], variables["CPU_CRITICAL_THRESHOLD"]) == ("100", "100")
     assert float(variables["RESPONSE_TIME_CRITICAL_THRESHOLD"]) > 3_600_000
+    assert threshold_variables({"response_time_ms": {"warning": "inf", "critical": "inf"}})["RESPONSE_TIME_WARNING_THRESHOLD"] == "86400000"
+
+
+@pytest.mark.parametrize("value", [64, 66, 74, 76, 84, 86])
+@pytest.mark.parametrize("absent", [["warning"], ["critical"], ["emergency"], ["warning", "critical"], ["warning", "emergency"]])
+def test_without_one_of_the_limits_both_still_grade_alike(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, absent: t.Sequence[str], value: float) -> None:
+    given = {"memory": dict.fromkeys(absent)}
+    for variable, text in threshold_variables(given).items():
+        monkeypatch.setenv(variable, text)
+    backend = app_modules("core.performance_monitor").PerformanceMonitor().thresholds["memory_percent"]
+    host = parse(given)["memory"]
+    crossed = [level for level in ("warning", "critical") if value > backend[level]]
+    assert (crossed[-1] if crossed else "ok") == {"emergency": "critical"}.get(host.status(value), host.status(value))
+
+
+def test_a_truth_value_is_no_limit() -> None:
+    with pytest.raises(OpsError, match="The limits of cpu are not numbers"):
+        parse({"cpu": {"warning": True}})
 
 
 @pytest.mark.parametrize("value", ["80", 80, "nonsense", ""])

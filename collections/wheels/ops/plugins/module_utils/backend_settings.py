@@ -25,12 +25,14 @@ VARIABLES: t.Mapping[str, t.Sequence[t.Mapping[str, str]]] = {
     "waiting_tasks": ({"warning": "CELERY_QUEUE_DEPTH_WARNING"},),
     "websocket_ms": (),
 }
+_LEVELS = ("warning", "critical", "emergency")
 #: The backend has no word for "no such limit": what no value is above. Of milliseconds a day; of tasks more than a Redis can hold.
 _NEVER = {"response_time_ms": 86_400_000.0, "waiting_tasks": 1e12}
 
 
 def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None) -> t.Dict[str, str]:
-    """Every limit as a variable: the given ones, the incident report's for the others.
+    """Every limit as a variable: the given ones, the incident report's for the others. A limit that a host has not is the next higher one, as
+    the backend lets none of its limits lie below the one before.
 
     Raises ``OpsError`` for nonsense, and where one of the variables ``beside`` them says otherwise: one host would have two truths.
     """
@@ -38,8 +40,9 @@ def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.
     variables = {}
     for name, sets in VARIABLES.items():
         for level, variable in (pair for one in sets for pair in one.items()):
-            limit = getattr(limits[name], level)
-            variables[variable] = f"{_NEVER.get(name, 100.0) if limit is None else limit:.12g}"
+            higher = _LEVELS[_LEVELS.index(level) :]
+            limit = next((value for value in (getattr(limits[name], each) for each in higher) if value is not None), float("inf"))
+            variables[variable] = f"{min(limit, _NEVER.get(name, 100.0)):.12g}"
             if variable in (beside or {}) and not _is_equal((beside or {})[variable], variables[variable]):
                 raise OpsError(
                     f"The variable {variable} of the backend differs from the threshold {name}.{level} of its host ({variables[variable]}).",

@@ -84,6 +84,8 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
         strange = sorted(set(values) - {"warning", "critical", "emergency"})
         if strange:
             raise OpsError(f"The threshold {name} has no limit {', '.join(strange)}.", hint="Known are: warning, critical, emergency.")
+        if any(isinstance(value, bool) for value in values.values()):
+            raise OpsError(f"The limits of {name} are not numbers: {limits}.")
         try:
             numbers = {key: None if value is None else float(value) for key, value in values.items()}
         except (TypeError, ValueError) as error:
