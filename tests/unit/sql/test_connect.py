@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
+import threading
+import typing as t
+
 import pytest
 
 from tests.support.waiting import free_port
@@ -48,3 +54,44 @@ def test_no_connection_says_what_to_do_and_no_secret(dsn: str, hint: str) -> Non
     assert hint in str(caught.value)
     assert "hunter2" not in str(caught.value) + repr(caught.value.details)
     assert "\n" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def refusing(sqlstate: str, message: str) -> t.Iterator[int]:
+    """The port of a server that answers every start with this FATAL, as PostgreSQL does (protocol 3: ErrorResponse)."""
+    fields = b"SFATAL\0VFATAL\0C" + sqlstate.encode() + b"\0M" + message.encode() + b"\0\0"
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _address = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "hint"),
+    [
+        ("57P03", "the database system is starting up", "wait until pg_isready"),
+        ("57P03", "the database system is in recovery mode", "recovers from a crash: wait"),
+        ("57P03", "the database system is not yet accepting connections", "is starting: wait"),
+        ("57P03", "the database system is shutting down", "is being stopped"),
+        ("55000", 'database "pam" is not currently accepting connections', "datallowconn"),
+        ("53300", "MaxClientsInSessionMode: max clients reached", "The pooler has no connection free"),
+        ("08P01", "no more connections allowed (max_client_conn)", "The pooler has no connection free"),
+        ("53100", "could not extend file: No space left on device", "The disk of the server is full"),
+        ("28000", 'role "x" is not permitted to log in', "grant it LOGIN"),
+    ],
+)
+def test_a_server_that_admits_nobody_is_no_wrong_address(sqlstate: str, message: str, hint: str) -> None:
+    with refusing(sqlstate, message) as port, pytest.raises(postgres.Unavailable) as caught:
+        postgres.connect(f"postgresql://u:hunter2@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable")
+    assert hint in str(caught.value) and "Check host, port" not in str(caught.value) and "hunter2" not in str(caught.value)

@@ -63,6 +63,7 @@ _CONNECT_HINTS: t.Tuple[t.Tuple[str, str], ...] = (
     ("in recovery mode", "The server recovers from a crash: wait until pg_isready says so, and see its log for why."),
     ("not yet accepting connections", "The server is starting: wait until pg_isready says so."),
     ("not accepting connections", "The server or this database admits nobody: see its log, and datallowconn of the database."),
+    ("not currently accepting connections", "The server or this database admits nobody: see its log, and datallowconn of the database."),
     ("is shutting down", "The server is being stopped: start it when it is meant to run."),
     ("no space left on device", "The disk of the server is full: free space on it."),
     ("is not permitted to log in", "The role may not log in: grant it LOGIN, or give another user."),
