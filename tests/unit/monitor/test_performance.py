@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import time
 import types
 import typing as t
@@ -172,6 +173,25 @@ def test_what_is_no_history_is_not_read(tmp_path: Path, kind: str) -> None:
         path.touch()
     with pytest.raises(OpsError, match=r"metrics\.sqlite"):
         performance.read_store(path, 0)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_a_log_with_a_second_name_is_neither_given_away_nor_written(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "metrics", tmp_path / "ours"
+    theirs.mkdir()
+    with sqlite3.connect(theirs / "metrics.sqlite") as database:
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table metric (id integer, name text)")
+    database.close()
+    ours.write_text("of root")
+    os.link(ours, theirs / "metrics.sqlite-wal")
+    for place in (theirs, theirs / "metrics.sqlite"):
+        os.chown(place, 65534, 65534)
+    with pytest.raises(OpsError, match=r"metrics\.sqlite-wal has 2 hard links"):
+        performance.read_store(theirs / "metrics.sqlite", 0)
+    assert (ours.stat().st_uid, ours.read_text()) == (0, "of root")
+    assert sorted(entry.name for entry in theirs.iterdir()) == ["metrics.sqlite", "metrics.sqlite-wal"]
 
 
 def test_what_recovery_did_is_counted_in_the_time_asked_for(tmp_path: Path) -> None:

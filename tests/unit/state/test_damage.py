@@ -71,6 +71,16 @@ def _directory(path: Path) -> None:
     path.mkdir()
 
 
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def _leaves(value: t.Any, other: t.Any) -> t.Any:
     """A JSON value with every leaf but the ids and the states replaced."""
     if isinstance(value, dict):
@@ -109,6 +119,8 @@ DAMAGES: t.Dict[str, t.Callable[[Path], t.Any]] = {
     "nested": lambda path: path.write_text("[" * 100_000 + "\n"),
     "nested objects": lambda path: path.write_text('{"files":' * 100_000 + "\n"),
     "a directory": _directory,
+    "a pipe": _fifo,
+    "a link to what never ends": _endless,
     "texts": _with_leaves("x"),
     "surrogates": _with_leaves("\ud800\0"),
     "numbers": _with_leaves(-1),
@@ -272,3 +284,18 @@ def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_fir
             backend_patch.restore(str(state), NEW, check_mode=check_mode)
     assert (whole / "production/one.py").read_text() == "newer = 1\n"
     assert deployment.Journal(str(state)).read(NEW)["state"] == deployment.FINISHED
+
+
+@pytest.mark.parametrize("begin", [("20250801T0211", "deploy"), ("recover-1", "recover")])
+def test_a_file_where_the_deployments_belong_is_named_and_the_lock_is_not_kept(tmp_path: Path, begin: t.Tuple[str, str]) -> None:
+    (tmp_path / "deployments").write_text("x")
+    assert [each["path"] for each in deployment.query(str(tmp_path)).extra["damaged"]] == [str(tmp_path / "deployments")]
+    with pytest.raises(OpsError, match=f"Cannot write {tmp_path}/deployments/"):
+        deployment.begin(str(tmp_path), begin[0], kind=begin[1], holder="one")
+    assert not (tmp_path / "deploy.lock").exists()
+
+
+def test_a_pipe_beside_the_history_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".history.jsonl.lock")
+    history.append(tmp_path / "history.jsonl", {"action": "recover"})
+    assert len(history.read(tmp_path / "history.jsonl")) == 1

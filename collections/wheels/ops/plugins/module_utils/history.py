@@ -58,13 +58,8 @@ def read(path: Path, limit: int = 50) -> t.List[t.Dict[str, t.Any]]:
 
 def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[t.Dict[str, t.Any]], int]:
     """``read``, and how many lines of the whole file are no records: objects with no other ``time`` than ``append`` writes."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise OpsError(f"Cannot read the history {path}: {error.strerror}.", hint="Look at the file; move it away if it is damaged.") from error
-    entries, damaged = documents.objects(content)
+    content = documents.content(path, hint="Look at the file; move it away.")
+    entries, damaged = documents.objects(content or b"")
     records = [entry for entry in entries if "time" not in entry or (isinstance(entry["time"], str) and _TIME.fullmatch(entry["time"]))]
     damaged += len(entries) - len(records)
     return records[::-1][:limit], damaged
@@ -73,7 +68,7 @@ def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[t.Dict[str, t.
 @contextlib.contextmanager
 def _locked(path: Path) -> t.Iterator[None]:
     # A sidecar, because the file itself is replaced when it is cut.
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

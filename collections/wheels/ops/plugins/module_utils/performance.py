@@ -8,10 +8,12 @@ The backend keeps a row for every metric and quarter of an hour, 35 days long, i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sqlite3
 import stat
+import tempfile
 import time
 import typing as t
 from calendar import timegm
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import history
+from .host import files
 from .results import OpsError
 from .thresholds import DEFAULTS, Thresholds
 from .units import readable
@@ -31,6 +34,8 @@ SLOTS_A_DAY = 86400 // SLOT
 _READ_SECONDS = 20.0
 #: Nor fill our memory: a hundred metrics for as long as the backend keeps them.
 _ROWS = 100 * KEPT_DAYS * SLOTS_A_DAY
+#: How often a database that changes meanwhile is copied; the backend writes a few times a minute.
+_COPIES = 10
 #: As many records as ``recovery_history_info`` gives; the file holds no more than some thousands.
 _RECORDS = 10_000
 
@@ -80,27 +85,63 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
     if not stat.S_ISREG(status.st_mode):
         raise OpsError(f"{path} is no regular file, so it is not read.", hint="Look who put it there.")
     end = time.monotonic() + _READ_SECONDS
-    # A writer's log beside it has to be read too. Without one all is in the file, and opening it must not make any.
-    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "ro&immutable=1"
     try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=5)
-        try:
-            database.execute("pragma trusted_schema = off")
-            database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-            rows = database.execute(
-                "select m.name, s.slot, s.total, s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
-                " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot limit ?",
-                (SLOT, math.ceil(since / SLOT), _ROWS),
-            ).fetchall()
-        finally:
-            database.close()
+        with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
+            rows = _rows(_copy(path, Path(place)), since, end)
         found: t.Dict[str, t.List[Slot]] = {}
         for name, slot, *values in rows:
             total, count, low, high = (float(value) for value in values)
             found.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
+    except OSError as error:
+        raise OpsError(f"Cannot read the metrics in {path}: {error.strerror}.", hint="A copy of them has to fit into TMPDIR.") from error
     except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:
         raise OpsError(f"The metrics in {path} cannot be read: {error}.", hint="The backend begins them anew at its next start if they are damaged.") from error
     return found
+
+
+def _copy(path: Path, place: Path) -> Path:
+    """A copy of the database and of its writer's log in a directory of ours.
+
+    SQLite gives a log, which it opens for writing, to the owner of the database: run as root beside files of the backend's user, it would
+    give away whatever file has the log's name as a second one. So it never opens anything in his directory.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    for _attempt in range(_COPIES):
+        before = _stamps(path, log)
+        for source in (path, log):
+            content = files.read_regular(source)
+            target = place / source.name
+            if content is None:
+                target.unlink(missing_ok=True)
+                continue
+            files.require_single(source, content[1])
+            target.write_bytes(content[0])
+        if _stamps(path, log) == before:
+            return place / path.name
+    raise OpsError(f"The metrics in {path} change while they are copied.", hint="Run it again.")
+
+
+def _stamps(*paths: Path) -> t.List[t.Tuple[int, int, int]]:
+    stamps = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            stamps.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return stamps
+
+
+def _rows(path: Path, since: float, end: float) -> t.List[t.Tuple[t.Any, ...]]:
+    database = sqlite3.connect(path, timeout=5)
+    try:
+        database.execute("pragma trusted_schema = off")
+        database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+        return database.execute(
+            "select m.name, s.slot, s.total, s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
+            " where s.step = ? and s.slot >= ? and s.count > 0 order by s.slot limit ?",
+            (SLOT, math.ceil(since / SLOT), _ROWS),
+        ).fetchall()
+    finally:
+        database.close()
 
 
 def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[str, t.Any]:

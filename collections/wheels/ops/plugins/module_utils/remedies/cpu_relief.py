@@ -308,12 +308,11 @@ def _shown(states: t.Mapping[int, t.Mapping[str, int]]) -> str:
 def _read(path: Path) -> t.List[t.Dict[str, t.Any]]:
     """What is held; entries that are none are passed over. Raises ``OpsError`` for a file that is not a list: what it held would be lost."""
     hint = f"Remove {path} when none of its processes runs any more."
-    try:
-        entries = documents.parse(path.read_bytes())
-    except FileNotFoundError:
+    content = documents.content(path, hint=hint)
+    if content is None:
         return []
-    except OSError as error:
-        raise OpsError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
+    try:
+        entries = documents.parse(content)
     except ValueError as error:
         raise OpsError(f"{path} is damaged: it is no JSON ({error}).", hint=hint) from None
     if not isinstance(entries, list):

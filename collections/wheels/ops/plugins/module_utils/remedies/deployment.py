@@ -86,12 +86,19 @@ class Journal:
         return manifest
 
     def write(self, manifest: t.Mapping[str, t.Any]) -> None:
-        write_json(self.directory(manifest["id"]) / "manifest.json", manifest)
+        path = self.directory(manifest["id"]) / "manifest.json"
+        try:
+            write_json(path, manifest)
+        except OSError as error:
+            raise OpsError(f"Cannot write {path}: {error.strerror}.", hint=f"Look at {self.deployments}; move away what is no directory.") from error
 
     def scan(self) -> t.Tuple[t.List[Manifest], t.List[documents.Damaged]]:
         """Every manifest, oldest first, and those that cannot be used."""
         manifests: t.List[Manifest] = []
         damaged: t.List[documents.Damaged] = []
+        if os.path.lexists(self.deployments) and not self.deployments.is_dir():
+            hint = "What was deployed cannot be told: restore the directory from a backup, or move it away."
+            damaged.append(documents.Damaged(self.deployments, "it is no directory", hint))
         for path in sorted(self.deployments.glob("*/manifest.json")):
             if path.parent.name.startswith("."):
                 continue

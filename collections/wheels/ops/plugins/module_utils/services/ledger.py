@@ -69,13 +69,8 @@ class Ledger:
 
     def read(self) -> t.List[t.Dict[str, t.Any]]:
         """All entries, oldest first. A line that is none, as one that was cut by a crash, is passed over and counted in ``damaged``."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        except OSError as error:
-            raise OpsError(f"{self.path} cannot be read: {error.strerror}.", hint="Run as root, or set state_dir.") from None
-        found, self.damaged = documents.objects(content)
+        content = documents.content(self.path, hint="Look at the file; move it away, or run as root. Without it no restart is counted against the budget.")
+        found, self.damaged = documents.objects(content or b"")
         entries = [entry for entry in found if documents.number(entry.get("time"))]
         self.damaged += len(found) - len(entries)
         return entries

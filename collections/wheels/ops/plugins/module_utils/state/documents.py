@@ -28,6 +28,20 @@ class Damaged(OpsError):
 
 def load(path: Path, *, hint: str) -> t.Optional[t.Dict[str, t.Any]]:
     """The JSON object in a regular file, None where there is no file. Raises ``Damaged`` with ``hint`` for everything else."""
+    text = content(path, hint=hint)
+    if text is None:
+        return None
+    try:
+        value = parse(text)
+    except ValueError as error:
+        raise Damaged(path, f"it is no JSON ({error})", hint) from None
+    if not isinstance(value, dict):
+        raise Damaged(path, f"it holds {kind(value)} where an object belongs", hint)
+    return value
+
+
+def content(path: Path, *, hint: str) -> t.Optional[bytes]:
+    """The bytes of a regular file, None where there is no file. Raises ``Damaged`` with ``hint`` for everything else."""
     try:
         # Neither through a link, nor to wait for the other end of a named pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -41,20 +55,14 @@ def load(path: Path, *, hint: str) -> t.Optional[t.Dict[str, t.Any]]:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Damaged(path, "it is no regular file", hint)
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise Damaged(path, f"it cannot be read ({error.strerror})", hint) from None
     finally:
         os.close(descriptor)
-    if len(content) > MAX_BYTES:
+    if len(text) > MAX_BYTES:
         raise Damaged(path, f"it has more than {MAX_BYTES} bytes", hint)
-    try:
-        value = parse(content)
-    except ValueError as error:
-        raise Damaged(path, f"it is no JSON ({error})", hint) from None
-    if not isinstance(value, dict):
-        raise Damaged(path, f"it holds {kind(value)} where an object belongs", hint)
-    return value
+    return text
 
 
 def parse(content: t.Union[bytes, str]) -> t.Any:
