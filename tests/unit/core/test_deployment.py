@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wheels_ops import files
-from wheels_ops.remedies import deployment
+from wheels_ops.remedies import backend_patch, deployment
 from wheels_ops.results import OpsError
 
 
@@ -52,6 +52,59 @@ def test_a_deployment_without_files_leaves_no_journal(tmp_path: Path) -> None:
     assert deployment.query(state).extra["in_force"] == []
     with pytest.raises(OpsError, match="There is no deployment a"):
         deployment.Journal(state).read("a")
+
+
+def _deploy(place: Path, name: str, content: bytes) -> None:
+    (place / "tree").mkdir(exist_ok=True)
+    state = str(place / "state")
+    deployment.begin(state, name, holder="one")
+    request = backend_patch.Request(root=str(place / "tree"), files={"one.py": content})
+    backend_patch.install(state, name, request, backend_patch.Proof())
+    deployment.end(state, name, holder="one", state=deployment.FINISHED)
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_an_id_that_is_in_use_keeps_its_originals(tmp_path: Path, check_mode: bool) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/one.py").write_text("old = 1\n")
+    _deploy(tmp_path, "a", b"new = 1\n")
+    state = str(tmp_path / "state")
+    with pytest.raises(OpsError, match="There is a deployment a on this host already"):
+        deployment.begin(state, "a", holder="two", check_mode=check_mode)
+    assert not (tmp_path / "state/deploy.lock").exists()
+    backend_patch.restore(state, "a")
+    assert (tmp_path / "tree/one.py").read_text() == "old = 1\n"
+
+
+def test_the_newest_is_rolled_back_although_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/one.py").write_text("old = 1\n")
+    with monkeypatch.context() as ahead:
+        ahead.setattr(deployment, "now", lambda: "2099-12-31T23:59:59Z")
+        _deploy(tmp_path, "20991231T235959Z", b"new = 1\n")
+    _deploy(tmp_path, "20250801T021100Z", b"newer = 1\n")
+    state = str(tmp_path / "state")
+    assert backend_patch.latest(state) == "20250801T021100Z"
+    backend_patch.restore(state, backend_patch.latest(state))
+    assert (tmp_path / "tree/one.py").read_text() == "new = 1\n"
+
+
+def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/one.py").write_text("old = 1\n")
+    state = str(tmp_path / "state")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        deployment.begin(state, "a", holder="one")
+
+        def kill(_journal: t.Any, _manifest: t.Any) -> t.NoReturn:
+            raise KeyboardInterrupt
+
+        killed.setattr(deployment.Journal, "write", kill)
+        backend_patch.install(state, "a", backend_patch.Request(root=str(tmp_path / "tree"), files={"one.py": b"new = 1\n"}), backend_patch.Proof())
+    assert list((tmp_path / "state/deployments/a/originals").iterdir())
+    deployment.hold(state, kind="rollback", holder="two", dead_holders=["one"])
+    deployment.end(state, "a", holder="two", state=deployment.ROLLED_BACK)
+    assert not (tmp_path / "state/deployments/a").exists()
 
 
 @pytest.mark.parametrize("name", ["../x", ".hidden", "a/b", ""])

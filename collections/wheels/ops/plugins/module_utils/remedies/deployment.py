@@ -19,9 +19,11 @@ A manifest that cannot be read stops nothing but the rollback of its own deploym
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import os
 import re
+import time
 import typing as t
 from pathlib import Path
 
@@ -167,10 +169,17 @@ class Journal:
                 self.drop(manifest["id"])
 
     def drop(self, name: str) -> None:
-        """Removes the journal of a run that replaced no file."""
-        (self.directory(name) / "manifest.json").unlink(missing_ok=True)
+        """Removes the journal of a run that replaced no file, with the originals that it had kept before it was killed."""
+        directory = self.directory(name)
+        originals = directory / "originals"
         with contextlib.suppress(OSError):
-            self.directory(name).rmdir()
+            # Before the manifest: without it nobody could tell that they are not needed.
+            for original in list(originals.iterdir()):
+                original.unlink()
+            originals.rmdir()
+        (directory / "manifest.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _fault(manifest: t.Mapping[str, t.Any], name: str) -> str:
@@ -240,6 +249,8 @@ def begin(
         unfinished = journal.open_one()
         _require_none_interrupted(unfinished, kind)
         resumed = unfinished["id"] if unfinished else ""
+        if not unfinished:
+            _require_new(journal, name)
         result = Result(
             changed=False,  # bookkeeping, not a change to the backend
             before={"lock": claim.previous, "unfinished": resumed},
@@ -256,7 +267,7 @@ def begin(
             if unfinished:
                 journal.write({**unfinished, "state": BEGUN, "holder": holder})
             else:
-                began = {"state": BEGUN, "step": "begun", "began_at": now(), "holder": holder}
+                began = {"state": BEGUN, "step": "begun", "began_at": _after_all(journal), "holder": holder}
                 journal.write({"id": name, "kind": kind, **began, "failing_before": list(failing), "files": {}})
         except OpsError:
             if claim.previous != holder:
@@ -348,6 +359,23 @@ def _interrupted(manifest: t.Mapping[str, t.Any]) -> str:
     if manifest["state"] == ROLLING_BACK:
         return f"The rollback of deployment {manifest['id']} was interrupted"
     return f"Deployment {manifest['id']} was interrupted at step {manifest.get('step', 'unknown')!r}"
+
+
+def _require_new(journal: Journal, name: str) -> None:
+    """Raises ``OpsError`` where a journal of that id keeps originals: two controllers, or a clock that was set back, may name two alike."""
+    manifest = journal.find(name)
+    if manifest is not None and manifest["files"]:
+        raise OpsError(f"There is a deployment {name} on this host already.", hint="Run it again, so that it gets an id of its own.")
+
+
+def _after_all(journal: Journal) -> str:
+    """The present time, or a second after the newest deployment where the clock was set back: which one is the newest has to stay true."""
+    newest = max((manifest["began_at"] for manifest in journal.all()), default="")
+    if now() <= newest:
+        # Not where the time in a manifest is none, or the last that there is.
+        with contextlib.suppress(OverflowError, ValueError):
+            return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(calendar.timegm(time.strptime(newest, "%Y-%m-%dT%H:%M:%SZ")) + 1))
+    return now()
 
 
 def _require_none_interrupted(unfinished: t.Optional[Manifest], kind: str) -> None:
