@@ -27,6 +27,7 @@ PLACES: t.Dict[str, t.Any] = {
     "monitoring_state_dir": "/var/lib/wheels-ops",
     "monitoring_deadline": 20,
     "recovery_log_directories": ["/var/log/app"],
+    "recovery_log_reopen": [],
     "recovery_disk_sources": [{"path": "/srv/100% tmp", "age": "24h"}, {"kind": "packages"}],
 }
 #: The highest exposure that is accepted, of ten.
@@ -39,13 +40,16 @@ def unit(name: str, **places: t.Any) -> str:
     return template.render({**PLACES, **places})
 
 
-@pytest.mark.parametrize("name", EXPOSURE)
-def test_systemd_knows_every_line_and_grades_the_unit(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "exposure", "places"),
+    [*((name, exposure, {}) for name, exposure in EXPOSURE.items()), ("recovery", 3.8, {"recovery_log_reopen": ["kill", "-USR1", "1"]})],
+)
+def test_systemd_knows_every_line_and_grades_the_unit(tmp_path: Path, name: str, exposure: float, places: t.Dict[str, t.Any]) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / f"wheels-ops-{name}.service"
-    path.write_text(unit(name, monitoring_python="/bin/true"))
-    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE[name] * 10:.0f}", "--no-pager"]
+    path.write_text(unit(name, monitoring_python="/bin/true", **places))
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={exposure * 10:.0f}", "--no-pager"]
     graded = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
     assert graded.returncode == 0, graded.stdout[-3000:] + graded.stderr
     assert "Overall exposure level" in graded.stdout
@@ -55,16 +59,27 @@ def test_systemd_knows_every_line_and_grades_the_unit(tmp_path: Path, name: str)
 
 
 def in_its_sandbox(text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program with what a unit leaves it, by other means than systemd's: a file system that is read-only but for ReadWritePaths, and no
-    capability outside CapabilityBoundingSet.
+    """Runs a program with what a unit leaves it, by other means than systemd's: a file system that is read-only but for ReadWritePaths and
+    RuntimeDirectory, the unit's environment, and no capability outside CapabilityBoundingSet.
     """
     values = [line.partition("=") for line in text.splitlines()]
     places = [word.lstrip("-") for name, _sign, value in values if name == "ReadWritePaths" for word in shlex.split(value)]
     bounds = [f"+{word[4:].lower()}" for name, _sign, value in values if name == "CapabilityBoundingSet" for word in value.split()]
     mounts = [f"mount --bind {shlex.quote(place)} {shlex.quote(place)}" for place in places if Path(place).is_dir()]
+    runtime = [Path("/run") / value for name, _sign, value in values if name == "RuntimeDirectory"]
+    mounts += [f"mount -t tmpfs -o mode=0700 tmpfs {shlex.quote(str(directory))}" for directory in runtime]
+    environment = {**os.environ, **dict(value.split("=", 1) for name, _sign, value in values if name == "Environment")}
     capabilities = f"--no-new-privs --inh-caps=-all --bounding-set=-all,{','.join(bounds)}"
     script = " && ".join(["mount --make-rprivate /", *mounts, "mount -o remount,bind,ro /", f"exec setpriv {capabilities} {shlex.join(words)}"])
-    return subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    absent = [directory for directory in runtime if not directory.exists()]
+    for directory in absent:
+        directory.mkdir()
+    try:
+        command = ["unshare", "--mount", "sh", "-c", script]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    finally:
+        for directory in absent:
+            directory.rmdir()
 
 
 @pytest.fixture
@@ -126,3 +141,68 @@ def test_both_do_their_work_in_their_sandbox(place: Path, redis: servers.Redis) 
     assert rotated, sorted(logs.iterdir())
     assert {path.stat().st_uid for path in logs.iterdir() if not path.name.startswith(".")} == {65534}
     assert list(elsewhere.iterdir()) == []
+
+
+_WRITER = """
+import os, signal, sys, time
+os.setuid(65534)
+log = open(sys.argv[1], "a")
+def reopen(*_):
+    global log
+    log.close()
+    log = open(sys.argv[1], "a")
+signal.signal(signal.SIGUSR1, reopen)
+print("ready", flush=True)
+while True:
+    log.write("a line\\n")
+    log.flush()
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")
+def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(place: Path) -> None:
+    """logrotate takes the rights of the directory's owner, and needs a place for its policy: neither /tmp nor any other of the system is writable."""
+    if not shutil.which("logrotate"):
+        pytest.skip("logrotate is not installed")
+    logs, state = place / "logs", place / "state"
+    for directory in (logs, state):
+        directory.mkdir()
+    log = logs / "app.log"
+    log.write_bytes(b"a line\n" * 500_000)
+    for path in (log, logs):
+        os.chown(path, 65534, 65534)
+    places: t.Dict[str, t.Any] = {
+        "monitoring_state_dir": str(state),
+        "recovery_log_directories": [str(logs)],
+        "recovery_disk_sources": [],
+        "recovery_log_reopen": ["kill"],
+    }
+    probe = in_its_sandbox(unit("recovery", **places), "touch", str(place / "planted"))
+    if "unshare" in probe.stderr or "mount:" in probe.stderr:
+        pytest.skip(f"no mount namespace here: {probe.stderr.strip()}")
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(log)], stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        recovery = {"log_directories": [str(logs)], "log_max_size": "1MB", "confirm_after": 0, "log_reopen": ["kill", "-USR1", str(writer.pid)]}
+        checks = {"subjects": ["disk"], "filesystems": [str(place)], "disk_budgets": {str(logs): 1_000_000}, "logs": [f"{logs}/*.log"], "scope": "services"}
+        config = place / "monitor.json"
+        config.write_text(json.dumps({"checks": checks, "recovery": recovery, "state_dir": str(state), "deadline": 60}))
+        config.chmod(0o600)
+        output = state / "recovery.json"
+        program = COLLECTION / "roles/monitoring/files/scripts/automated_recovery.py"
+        done = in_its_sandbox(unit("recovery", **places), sys.executable, str(program), "--config", str(config), "--output", str(output))
+        assert output.exists(), f"{done.stdout}\n{done.stderr}"
+        results = json.loads(output.read_text())["recovery_results"]
+    finally:
+        writer.kill()
+        writer.wait()
+    first = results[0]
+    assert (first["action"], first["changed"]) == ("log_rotation", True), results
+    assert [action["strategy"] for action in first["details"]["actions"] if action.get("changed")] == ["logrotate"], first
+    rotated = [path for path in logs.iterdir() if path.name.startswith("app.log-") or path.name.startswith("app.log.")]
+    assert rotated, sorted(logs.iterdir())
+    assert {path.stat().st_uid for path in logs.iterdir() if not path.name.startswith(".")} == {65534}
