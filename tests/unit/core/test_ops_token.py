@@ -31,6 +31,8 @@ FILES: t.Dict[str, t.List[str]] = {
     f"{LONG} # until Friday\n": [f"{LONG} # until Friday"],
     f"short\n{LONG}\n": [LONG],
     "0123456789abcdef\n": ["0123456789abcdef"],
+    f"\ufeff# rotated every quarter, by hand\n{LONG}\n": [LONG],
+    f"\ufeff{LONG}\r\n": [LONG],
     "0123456789abcde\n": [],
     f"#{LONG}\n": [],
     "k#9f\n": [],

@@ -18,8 +18,11 @@ MAX_BYTES = 65_536
 
 
 def parse(text: str) -> t.Tuple[t.List[str], int]:
-    """The tokens of a file, and how many lines are too short to be one. A ``#`` within a line is part of the token."""
-    lines = [line.strip() for line in text.splitlines()]
+    """The tokens of a file, and how many lines are too short to be one. A ``#`` within a line is part of the token.
+
+    The mark that some editors put before the first line is not, or a comment behind it would be a token.
+    """
+    lines = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
     words = [line for line in lines if line and not line.startswith("#")]
     tokens = [word for word in words if len(word) >= MIN_LENGTH]
     return tokens, len(words) - len(tokens)

@@ -293,7 +293,7 @@ class OpsTokens:
                     text = source.read(self.MAX_BYTES + 1)
                 if len(text) > self.MAX_BYTES:
                     raise OSError("too large")
-                lines = (line.strip() for line in text.decode("utf-8").splitlines())
+                lines = (line.strip() for line in text.decode("utf-8").lstrip("\ufeff").splitlines())
                 self._file = (path, changed, self._long_enough((line for line in lines if not line.startswith("#")), path))
         except (OSError, UnicodeError):
             self._file = (path, 0.0, ())
