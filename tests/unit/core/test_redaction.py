@@ -220,3 +220,27 @@ def test_there_is_one_redactor() -> None:
         if "def scrubbed(" not in match[0]
     ]
     assert own == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/?x=1#access_token=s3cret-Value", "https://h/?x=1#access_token=***"),
+        ("postgres://u:pw@h/d?password=s3cret#name=Value", "postgres://u:***@h/d?password=***"),
+        ("https://s3cretValue@sentry.example/1", "https://***@sentry.example/1"),
+        ("ssh://git@example.org/x", "ssh://git@example.org/x"),
+        ("Cookie: session=s3cret; other=Value and more", "Cookie: *** and more"),
+        ("ALTER ROLE x PASSWORD E's3cret\\'Value' VALID", "ALTER ROLE x PASSWORD E'***' VALID"),
+        ("ALTER ROLE x PASSWORD 's3cret\\'", "ALTER ROLE x PASSWORD '***'"),
+        ("ALTER ROLE x PASSWORD $$s3cret'Value$$ VALID", "ALTER ROLE x PASSWORD *** VALID"),
+        ("ALTER ROLE x PASSWORD $q$s3cret\nValue$q$ VALID", "ALTER ROLE x PASSWORD *** VALID"),
+        ("SUPABASE_KEY=s3cretValue", "SUPABASE_KEY=***"),
+    ],
+)
+def test_what_else_can_hold_a_secret(text: str, shown: str) -> None:
+    assert redaction.redact(text) == shown
+
+
+def test_a_url_of_thousands_of_fragments_is_read() -> None:
+    url = "https://h/?" + "#a=b" * 5000 + "#token=s3cret"
+    assert redaction.redact(url) == url.replace("s3cret", "***")

@@ -23,7 +23,7 @@ SHORT = 6
 #: How the name of a secret ends: ``sslpassword``, ``SECRET_KEY``, ``X-Ops-Token``, but not ``token_file`` or ``max_tokens``.
 _WORDS = (
     r"(?:password|passwd|passphrase|pwd|pass|secret|token|jwt|credentials?"
-    r"|(?:api|access|secret|private|encryption|signing|service[_-]?role|anon|ops)[_-]?key|dsn[_-]?key)"
+    r"|(?:api|access|secret|private|encryption|signing|service[_-]?role|anon|supabase|ops)[_-]?key|dsn[_-]?key)"
 )
 _NAME = re.compile(
     rf"(?:[\w.-]*[_.-])?{_WORDS}|[\w.-]*(?:password|passwd|secret|token|apikey)|auth|authorization|cookie|set-cookie|pgpass|pass",
@@ -39,6 +39,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BREAK = frozenset(";,|([{<>='\"` \t\r\n")
 #: Schemes whose path and query may hold an ``@`` that ends no password.
 _WEB = frozenset({"http", "https", "ws", "wss", "ftp", "file", "git", "ssh", "socks5", "socks5h"})
+#: What stands alone before their ``@`` is a token (a DSN of Sentry) more often than the name of a user.
+_TOKENS = frozenset({"http", "https", "ws", "wss"})
 #: Nothing, or hosts with or without a port; punctuation of the sentence may follow.
 _HOSTS = re.compile(r"(?:(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d+)?(?:[;,](?=[\w\[])|$|(?=[)\]},.;:!']+$)))*[)\]},.;:!']*")
 _PORTED = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d+")
@@ -64,13 +66,16 @@ _QUOTED_KEY = re.compile(
 )  # fmt: skip
 _HEADER = re.compile(
     r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token)\s+)?)"
-    r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+))", re.IGNORECASE
+    r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))", re.IGNORECASE
 )  # fmt: skip
 #: Words of prose have small letters only.
 _BEARER = re.compile(r"\b(?P<name>Bearer|bearer|BEARER)(?P<sign>\s+)(?P<value>(?![a-z]+\b(?![=.\w-]))(?!\w+=\")[A-Za-z0-9._~+/-]{4,}=*)")
 _BASIC = re.compile(r"\b(?P<name>Basic)(?P<sign>\s+)(?P<value>(?=\S*[A-Z])(?=\S*[a-z0-9])[A-Za-z0-9+/]{7,}={0,2})(?![\w-])")
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
-_SQL = re.compile(r"(?P<name>\bpassword)(?P<sign>\s+)(?P<value>'(?:[^']|'')*')", re.IGNORECASE)
+_SQL = re.compile(
+    r"(?P<name>\bpassword)(?P<sign>\s+(?:E|U&)?)(?P<value>'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)",
+    re.IGNORECASE | re.DOTALL,
+)
 #: A URL inside a parameter of another one, as a whole percent-encoded.
 _ENCODED_URL = re.compile(
     r"(?P<name>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}%3A%2F%2F(?:(?!%3A|%40|%2F)[^\s&'\"]){0,200}%3A)(?P<value>(?:(?!%40)[^\s&'\"]){1,400})(?=%40)",
@@ -296,7 +301,10 @@ def _url(url: str, *, whole: bool = False) -> str:
         if path and not re.fullmatch(r"/\d*[)\]},.:!']*", path[0]):
             # What stands where the database's number belongs may be the rest of a password.
             following = f"/{HIDDEN}{following[path.end() :]}"
-    return f"{scheme}://{_authority(rest[:boundary])}{_query(following, whole)}"
+    authority = _authority(rest[:boundary])
+    if scheme.lower() in _TOKENS and ":" not in authority.rpartition("@")[0] and "@" in authority:
+        authority = f"{HIDDEN}@{authority.rpartition('@')[2]}"
+    return f"{scheme}://{authority}{_query(following, whole)}"
 
 
 def _authority_end(rest: str, *, web: bool) -> int:
@@ -355,12 +363,19 @@ def _query(following: str, whole: bool) -> str:
 
 
 def _pair(word: str, whole: bool) -> str:
-    name, sign, value = word.partition("=")
-    if not sign or not value or not is_secret(unquote_plus(name)):
+    # A token may stand in the fragment after a query. In the value of a secret a ``#`` may as well be a letter of it.
+    start = 0
+    for part in word.split("#"):
+        name, sign, value = part.partition("=")
+        if sign and value and is_secret(unquote_plus(name)):
+            break
+        start += len(part) + 1
+    else:
         return word
+    value = word[start + len(name) + 1 :]
     tail = _TAIL.search(value)
     kept = "" if whole or tail is None or tail[0] == value else tail[0]
-    return f"{name}={HIDDEN}{kept or (';' if value.endswith(';') else '')}"
+    return f"{word[:start]}{name}={HIDDEN}{kept or (';' if value.endswith(';') else '')}"
 
 
 def _collect(value: t.Any, words: t.Set[str]) -> None:
