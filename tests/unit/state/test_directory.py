@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import typing as t
 from pathlib import Path
 
@@ -109,3 +110,19 @@ def test_everything_that_uses_it_refuses_it_and_leaves_it_alone(place: Path, rea
     with pytest.raises(OpsError, match="is refused"):
         READERS[reader](str(place))
     assert list(place.iterdir()) == []
+
+
+@root
+@pytest.mark.root
+def test_an_access_list_counts_as_others(place: Path) -> None:
+    """The user ``nobody`` may write there, and the mode shows it as the right of the owner's group."""
+    undefined = 2**32 - 1
+    entries = ((0x01, 7, undefined), (0x02, 7, NOBODY), (0x04, 0, undefined), (0x10, 7, undefined), (0x20, 0, undefined))  # acl(5)
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.chown(place, 0, 0)
+    try:
+        os.setxattr(place, "system.posix_acl_access", packed)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error.strerror}")
+    with pytest.raises(OpsError, match=f"others can change.*chmod go-w {place}"):
+        directory.require(place)

@@ -68,7 +68,7 @@ def _check(place: Path, whole: Path, *, last: bool) -> t.Optional[os.stat_result
     if stat.S_ISLNK(status.st_mode):
         return status
     mode = stat.S_IMODE(status.st_mode)
-    others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _own_group(status.st_gid))
+    others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and (not _own_group(status.st_gid) or _has_access_list(place)))
     sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
     if others and not sticky_of_root:
         raise OpsError(
@@ -87,6 +87,14 @@ def _own_group(gid: int) -> bool:
     except KeyError:
         return False
     return group.gr_name == user.pw_name and user.pw_gid == gid and set(group.gr_mem) <= {user.pw_name}
+
+
+def _has_access_list(place: Path) -> bool:
+    """Whether a directory has an access list; the bits of its group are then what any user in the list may have at most (``acl(5)``)."""
+    try:
+        return bool(os.getxattr(place, "system.posix_acl_access", follow_symlinks=False))
+    except OSError:
+        return False
 
 
 def _user(uid: int) -> str:
