@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 import tempfile
 import typing as t
@@ -54,6 +55,16 @@ def test_an_environment_of_another_user_is_not_taken(python: Path, name: str, mo
     monkeypatch.setattr(launcher, "interpreters", lambda _program: [python])
     monkeypatch.setattr(os, "execv", lambda program, _words: started.append(program))
     assert "lacks psutil" in launcher.ensure(program_beside(python), []) and started == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give directories to a group")
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_group_that_may_write_an_environment_has_no_member_but_us(python: Path, ours: bool) -> None:
+    directory = python.parents[1]
+    os.chown(directory, 0, 0 if ours else pwd.getpwnam("nobody").pw_gid)
+    directory.chmod(0o775)
+    assert launcher.is_ours(python, program_beside(python)) is ours
 
 
 @pytest.mark.root

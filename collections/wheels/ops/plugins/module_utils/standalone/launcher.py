@@ -8,8 +8,10 @@ Only the standard library is imported here: ``python3 production_health_monitor.
 from __future__ import annotations
 
 import contextlib
+import grp
 import importlib.util
 import os
+import pwd
 import stat
 import sys
 import typing as t
@@ -57,9 +59,19 @@ def is_ours(python: Path, program: Path) -> bool:
             for path in {place.absolute(), *place.absolute().parents, place.resolve(), *place.resolve().parents}:
                 status = path.stat()
                 open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-                if open_to_all or {path.lstat().st_uid, status.st_uid} - owners:
+                open_to_group = status.st_mode & stat.S_IWGRP and _members(status.st_gid) - owners
+                if open_to_all or open_to_group or {path.lstat().st_uid, status.st_uid} - owners:
                     return False
     return True
+
+
+def _members(gid: int) -> t.Set[int]:
+    """The users of a group, by number."""
+    try:
+        names = set(grp.getgrgid(gid).gr_mem)
+    except KeyError:
+        names = set()
+    return {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid or user.pw_name in names}
 
 
 def ensure(program: Path, words: t.Sequence[str]) -> str:
