@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,3 +152,25 @@ def test_what_failed_before_is_told_to_whoever_takes_it_back(tmp_path: Path) -> 
     # The run that goes on after an interruption measures a half-changed host.
     deployment.begin(state, "b", holder="one", failing=["http", "tts"])
     assert deployment.end(state, "a", holder="one", state=deployment.ROLLED_BACK).extra["failing_before"] == ["http"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of another user")
+@pytest.mark.parametrize("name", ["bin/python", "bin", "lib/python3.11/site-packages/x.pth", ".."])
+def test_an_interpreter_of_a_lesser_user_is_refused_and_not_run(tmp_path: Path, name: str) -> None:
+    prefix = tmp_path / "their/venv"
+    packages = prefix / "lib/python3.11/site-packages"
+    for directory in (prefix / "bin", packages):
+        directory.mkdir(parents=True)
+    (prefix / "pyvenv.cfg").touch()
+    (packages / "x.pth").touch()
+    python = prefix / "bin/python"
+    python.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    python.chmod(0o755)
+    state = str(tmp_path / "state")
+    assert deployment.query(state, interpreter=str(python)).extra["holder"] == ""
+    assert deployment.query(state, interpreter=str(prefix / "bin/absent")).extra["holder"] == ""
+    os.chown(prefix / name, 65534, 65534)
+    with pytest.raises(OpsError, match="other than root control it: .* belongs to user 65534"):
+        deployment.query(state, interpreter=str(python))
+    assert not (tmp_path / "run").exists()

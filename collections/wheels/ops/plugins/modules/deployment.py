@@ -68,6 +68,12 @@ options:
     description: For O(state=finished) and O(state=rolled_back), whether to give the lock back as well.
     type: bool
     default: true
+  interpreter:
+    description:
+      - For O(state=queried), the Python with which the run goes on.
+      - Fails where another user than root and that of the task can write it, what it imports, or a directory above it. Nothing of it is run.
+    type: str
+    default: ""
   state_dir:
     description: Where the lock and the journal lie. Refused where it, or a directory above it, can be changed by others.
     type: path
@@ -137,7 +143,7 @@ def call(module: AnsibleModule) -> Result:
     params = module.params
     state, directory, run_options = params["state"], params["state_dir"], {"holder": params["holder"], "check_mode": module.check_mode}
     if state == "queried":
-        return deployment.query(directory)
+        return deployment.query(directory, interpreter=params["interpreter"])
     if state == "unlocked":
         return deployment.let_go(directory, **run_options)
     if state in ("finished", "rolled_back"):
@@ -168,6 +174,7 @@ def main() -> None:
             "failing": {"type": "list", "elements": "str", "default": []},
             "force": {"type": "str", "default": ""},
             "release": {"type": "bool", "default": True},
+            "interpreter": {"type": "str", "default": ""},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
         },
         required_if=[

@@ -28,6 +28,7 @@ import typing as t
 from pathlib import Path
 
 from ..files import sha256, write_json
+from ..host import run_as
 from ..host.files import read_regular
 from ..results import OpsError, Result
 from ..state import directory as state_directory
@@ -488,8 +489,14 @@ def drifted(journal: Journal) -> t.List[str]:
     return sorted(name for name, entry in newest.items() if not _as_installed(name, entry, entry["installed"]))
 
 
-def query(state_dir: str) -> Result:
-    """Who holds the lock, what was interrupted, what is in force, and what of it is no longer as it was installed; changes nothing."""
+def query(state_dir: str, *, interpreter: str = "") -> Result:
+    """Who holds the lock, what was interrupted, what is in force, and what of it is no longer as it was installed; changes nothing.
+
+    ``interpreter``: the Python that this run goes on with. Raises ``OpsError`` where another user than root and ours could write it, what it
+    imports, or a directory above it; nothing of it is run.
+    """
+    if interpreter and os.path.lexists(interpreter):
+        run_as.require_trusted(run_as.identity(run_as.effective_uid()), interpreters=[interpreter])
     journal = Journal(state_dir)
     damaged: t.List[documents.Damaged] = []
     try:
