@@ -70,9 +70,18 @@ class Journal:
             raise OpsError(f"{name!r} is no deployment id.")
         return self.deployments / name
 
+    def _is_no_directory(self) -> bool:
+        return os.path.lexists(self.deployments) and not self.deployments.is_dir()
+
+    def _no_directory(self) -> documents.Damaged:
+        hint = "What was deployed cannot be told: restore the directory from a backup, or move it away."
+        return documents.Damaged(self.deployments, "it is no directory", hint)
+
     def find(self, name: str) -> t.Optional[Manifest]:
         """One manifest, None where there is none. Raises ``Damaged`` for one that cannot be used."""
         path = self.directory(name) / "manifest.json"
+        if self._is_no_directory():
+            raise self._no_directory()
         hint = f"Deployment {name} cannot be rolled back from it: restore the file from a backup, or move {path.parent} away."
         manifest = documents.load(path, hint=hint)
         if manifest is not None:
@@ -99,9 +108,8 @@ class Journal:
         """Every manifest, oldest first, and those that cannot be used."""
         manifests: t.List[Manifest] = []
         damaged: t.List[documents.Damaged] = []
-        if os.path.lexists(self.deployments) and not self.deployments.is_dir():
-            hint = "What was deployed cannot be told: restore the directory from a backup, or move it away."
-            damaged.append(documents.Damaged(self.deployments, "it is no directory", hint))
+        if self._is_no_directory():
+            damaged.append(self._no_directory())
         for path in sorted(self.deployments.glob("*/manifest.json")):
             if path.parent.name.startswith("."):
                 continue
