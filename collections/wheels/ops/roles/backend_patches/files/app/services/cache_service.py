@@ -254,6 +254,8 @@ def redacted(url: object) -> str:
         end = max(end, _first(rest, rest.rfind("@") + 1))
     who, at, host = rest[:end].rpartition("@")
     user, colon, password = who.partition(":")
+    if user and not colon and scheme.lower() not in ("redis", "rediss", "unix"):
+        user = "***"  # of an address that is none of Redis nobody knows whether this is a name
     path, mark, query = rest[end:].partition("?")
     if scheme.lower() in ("redis", "rediss") and not re.fullmatch(r"(?:/\d*)?", path):
         path = "/***"
