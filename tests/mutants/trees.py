@@ -18,8 +18,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = Path("collections/wheels/ops/plugins/module_utils")
 #: What grades, locks and remembers; ``make mutants`` goes over these.
 SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/deployment.py", "state/*.py")
-#: Where the test of a file is not to be told from its imports: they run a program, or a module of the collection.
-TESTS: t.Dict[str, t.Tuple[str, ...]] = {}
+#: The unit tests of a file where they are not to be told from the imports: those of a journal or of a lock stand below
+#: several names, and every test of a remedy imports them for its own sake.
+TESTS: t.Dict[str, t.Tuple[str, ...]] = {
+    "remedies/deployment.py": ("tests/unit/core/test_deployment.py", "tests/unit/state/test_damage.py"),
+    "state/directory.py": ("tests/unit/state/test_directory.py", "tests/unit/state/test_damage.py"),
+    "state/documents.py": ("tests/unit/state/test_documents.py", "tests/unit/state/test_damage.py"),
+    "state/holder.py": ("tests/unit/state/test_holder.py", "tests/unit/state/test_lock.py"),
+    "state/lock.py": ("tests/unit/state/test_lock.py", "tests/unit/state/test_damage.py"),
+}
 _NOT_COPIED = shutil.ignore_patterns(
     ".git",
     ".venv*",
@@ -55,12 +62,13 @@ def tests_of(target: str) -> t.List[t.List[str]]:
     module = target[: -len(".py")].replace("/", ".")
     name = module.rpartition(".")[2]
     groups: t.List[t.List[str]] = [[], [], []]
+    explicit = TESTS.get(target, ())
     for path in sorted((REPOSITORY / "tests").glob("*/**/test_*.py")):
         relative = str(path.relative_to(REPOSITORY))
-        explicit = relative in TESTS.get(target, ())
-        if not (explicit or (name in path.read_text(encoding="utf-8") and module in _imports(path))):
-            continue
         unit = relative.startswith("tests/unit/")
+        imported = not (unit and explicit) and name in path.read_text(encoding="utf-8") and module in _imports(path)
+        if not (imported or relative in explicit):
+            continue
         groups[0 if unit and re.match(f"test_{name}(_|$)", path.stem) else 1 if unit else 2].append(relative)
     return [group for group in groups if group]
 
