@@ -21,11 +21,11 @@ SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/dep
 #: The unit tests of a file where they are not to be told from the imports: those of a journal or of a lock stand below
 #: several names, and every test of a remedy imports them for its own sake.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {
-    "remedies/deployment.py": ("tests/unit/core/test_deployment.py", "tests/unit/state/test_damage.py"),
-    "state/directory.py": ("tests/unit/state/test_directory.py", "tests/unit/state/test_damage.py"),
-    "state/documents.py": ("tests/unit/state/test_documents.py", "tests/unit/state/test_damage.py"),
+    "remedies/deployment.py": ("tests/unit/core/test_deployment.py",),
+    "state/directory.py": ("tests/unit/state/test_directory.py",),
+    "state/documents.py": ("tests/unit/state/test_documents.py",),
     "state/holder.py": ("tests/unit/state/test_holder.py", "tests/unit/state/test_lock.py"),
-    "state/lock.py": ("tests/unit/state/test_lock.py", "tests/unit/state/test_damage.py"),
+    "state/lock.py": ("tests/unit/state/test_lock.py",),
 }
 _NOT_COPIED = shutil.ignore_patterns(
     ".git",

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import struct
+import types
 import typing as t
 from pathlib import Path
 
@@ -126,3 +129,127 @@ def test_an_access_list_counts_as_others(place: Path) -> None:
         pytest.skip(f"no access lists here: {error.strerror}")
     with pytest.raises(OpsError, match=f"others can change.*chmod go-w {place}"):
         directory.require(place)
+
+
+def test_the_whole_way_is_looked_at(tmp_path: Path, place: Path) -> None:
+    """Links that lead up, down, sideways and to nothing; what stands at their end counts."""
+    (tmp_path / "other/deep").mkdir(parents=True)
+    (tmp_path / "other/deep").chmod(0o777)
+    (tmp_path / "up").symlink_to("other/../above/./state")
+    (tmp_path / "above/sideways").symlink_to("../other/deep")
+    (tmp_path / "absolute").symlink_to(tmp_path / "other")
+    (tmp_path / "nothing").symlink_to("none/deeper")
+    assert directory.require(tmp_path / "up/x") == tmp_path / "up/x"
+    assert directory.require(tmp_path / "nothing/x") == tmp_path / "nothing/x"
+    assert directory.require(str(place)) == place
+    for way in ("above/sideways", "absolute/deep", "above/sideways/x"):
+        with pytest.raises(OpsError, match=f"{tmp_path}/other/deep above it has the mode 0777"):
+            directory.require(tmp_path / way)
+
+
+def test_as_many_links_as_the_limit_are_followed(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_MAX_LINKS", 2)
+    (tmp_path / "one").symlink_to("above")
+    (tmp_path / "two").symlink_to("one")
+    (tmp_path / "three").symlink_to("two")
+    assert directory.require(tmp_path / "two/state") == tmp_path / "two/state"
+    with pytest.raises(OpsError, match="loop of links"):
+        directory.require(tmp_path / "three/state")
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_file_on_the_way_is_refused(tmp_path: Path, place: Path, below: str) -> None:
+    (place / "file").write_text("")
+    with pytest.raises(OpsError, match=f"cannot be written: {place}/file is no directory") as caught:
+        directory.require(f"{place}/file{below}")
+    assert "wheels_ops_state_dir" in caught.value.hint
+
+
+def test_what_cannot_be_reached_is_refused(place: Path) -> None:
+    with pytest.raises(OpsError, match=f"The state directory {place}/x+ cannot be reached: {place}/x+: File name too long"):
+        directory.require(place / ("x" * 300))
+
+
+@pytest.mark.parametrize("path", ["/a\0b", "/..", "a/b", "./a"])
+def test_more_paths_that_are_refused(path: str) -> None:
+    with pytest.raises(OpsError, match="state_dir is .*Give an absolute path without"):
+        directory.require(path)
+
+
+def test_the_root_directory_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.lstat
+
+    def lstat(path: t.Any) -> t.Any:
+        status = real(path)
+        return types.SimpleNamespace(st_uid=0, st_gid=0, st_mode=0o40777) if str(path) == "/" else status
+
+    monkeypatch.setattr(directory.os, "lstat", lstat)
+    with pytest.raises(OpsError, match="/ above it has the mode 0777"):
+        directory.require("/none")
+
+
+STATUS = {"st_uid": 0, "st_gid": 0, "st_mode": 0o40755}
+USER, GROUP = 4711, 4712
+
+
+@pytest.mark.parametrize(
+    ("changes", "last", "refused"),
+    [
+        ({}, True, False),
+        ({"st_uid": USER}, True, False),
+        ({"st_uid": USER + 1}, True, True),
+        ({"st_mode": 0o40775}, True, False),
+        ({"st_mode": 0o40775, "st_gid": 8}, True, True),
+        ({"st_mode": 0o40775, "st_gid": GROUP}, True, False),
+        ({"st_mode": 0o40757, "st_gid": GROUP}, True, True),
+        ({"st_mode": 0o41777}, True, True),
+        ({"st_mode": 0o41777}, False, False),
+        ({"st_mode": 0o40777}, False, True),
+        ({"st_mode": 0o41777, "st_uid": USER}, False, True),
+        ({"st_mode": 0o120777}, True, False),
+        ({"st_mode": 0o120777, "st_uid": USER + 1}, True, True),
+    ],
+)
+def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[str, int], last: bool, refused: bool) -> None:
+    status = types.SimpleNamespace(**{**STATUS, **changes})
+    monkeypatch.setattr(directory.os, "lstat", lambda _path: status)
+    monkeypatch.setattr(directory.os, "geteuid", lambda: USER)
+    monkeypatch.setattr(directory, "_own_group", lambda gid: gid in (0, GROUP))
+    if refused:
+        with pytest.raises(OpsError, match="is refused: it (belongs to|has the mode)"):
+            directory._check(Path("/x"), Path("/x"), last=last)
+    else:
+        assert directory._check(Path("/x"), Path("/x"), last=last) is status
+
+
+@pytest.mark.parametrize(
+    ("group", "user_gid", "own"),
+    [
+        (("ops", []), GROUP, True),
+        (("ops", ["ops"]), GROUP, True),
+        (("ops", ["ops", "eve"]), GROUP, False),
+        (("ops", []), GROUP + 1, False),
+        (("staff", []), GROUP, False),
+        (None, GROUP, False),
+    ],
+)
+def test_a_group_of_one_user_is_that_user(monkeypatch: pytest.MonkeyPatch, group: t.Any, user_gid: int, own: bool) -> None:
+    def getgrgid(gid: int) -> t.Any:
+        if group is None:
+            raise KeyError(gid)
+        return types.SimpleNamespace(gr_name=group[0], gr_mem=group[1])
+
+    monkeypatch.setattr(grp, "getgrgid", getgrgid)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: types.SimpleNamespace(pw_name="ops", pw_gid=user_gid))
+    assert directory._own_group(GROUP) is own
+    assert directory._own_group(0) is True
+
+
+def test_a_user_without_a_name_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert directory._user(0) == "root"
+
+    def getpwuid(uid: int) -> t.Any:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    assert directory._user(4711) == "uid 4711"

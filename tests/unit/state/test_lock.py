@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 
 from wheels_ops.remedies import deployment
 from wheels_ops.results import OpsError
-from wheels_ops.state import holder, lock
+from wheels_ops.state import documents, holder, lock
 
 ELSEWHERE = "another-controller:4711:1:aaaaaa-bbbbbbbb-1"
 HOUR = 3600.0
@@ -259,3 +260,280 @@ def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "deploy.lock", "deployments", "deployments/a", "deployments/a/manifest.json",
     ]  # fmt: skip
+
+
+# -- what the file says ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_says_who_since_when_where_and_for_what(tmp_path: Path) -> None:
+    before = time.time()
+    lock.write(tmp_path, "one", "recover")
+    entry = json.loads((tmp_path / "deploy.lock").read_text())
+    assert before <= entry.pop("since") <= time.time()
+    assert time.strptime(entry["at"], "%Y-%m-%dT%H:%M:%SZ") and abs(time.time() - _seconds(entry.pop("at"))) < HOUR
+    assert entry == {"holder": "one", "host": socket.gethostname(), "purpose": "recover"}
+    lock.write(tmp_path, "one", "recover", at="2025-07-30T02:11:00Z")
+    read = lock.read(tmp_path)
+    assert read is not None and (read.holder, read.at, read.purpose) == ("one", "2025-07-30T02:11:00Z", "recover")
+    lock.remove(tmp_path)
+    lock.remove(tmp_path)
+    assert lock.read(tmp_path) is None and lock.holder_of(tmp_path) == ""
+
+
+def _seconds(text: str) -> float:
+    return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+
+
+@pytest.mark.parametrize(
+    ("purpose", "title"), [("", "Another deployment"), ("deploy", "Another deployment"), ("monitor", "Another run (monitor)"), (3, "Another deployment")]
+)
+def test_the_title_says_what_kind_of_run(tmp_path: Path, purpose: t.Any, title: str) -> None:
+    put(tmp_path, "one", purpose=purpose)
+    entry = lock.read(tmp_path)
+    assert entry is not None and entry.title == title
+    put(tmp_path, "one", at=None)
+    entry = lock.read(tmp_path)
+    assert entry is not None and (entry.at, entry.title) == ("an unknown time", "Another deployment")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"holder": ""}, "holder is a text"),
+        ({"holder": None}, "holder is null"),
+        ({"holder": 3}, "holder is a number"),
+        ({"since": "now"}, "since is a text, not a time in seconds"),
+        ({"since": True}, "since is true or false, not a time in seconds"),
+    ],
+)
+def test_a_lock_that_names_nobody_is_damaged(tmp_path: Path, changes: t.Dict[str, t.Any], reason: str) -> None:
+    put(tmp_path, "one", **changes)
+    with pytest.raises(documents.Damaged) as caught:
+        lock.read(tmp_path)
+    assert caught.value.reason == reason and caught.value.hint == "Make sure that no run works on this host, then remove the file."
+    assert lock.holder_of(tmp_path) == ""
+
+
+# -- the claim -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_says_who_had_it(tmp_path: Path) -> None:
+    assert lock.claim(tmp_path, "two") == lock.Claim("", "", "")
+    put(tmp_path, ELSEWHERE)
+    assert lock.claim(tmp_path, ELSEWHERE) == lock.Claim(ELSEWHERE, "", "2025-07-30T02:11:00Z")
+    assert lock.claim(tmp_path, "two", force=ELSEWHERE) == lock.Claim(ELSEWHERE, f"The lock was taken from {ELSEWHERE}, as was asked for.")
+    with pytest.raises(OpsError) as caught:
+        lock.claim(tmp_path, "two", force="three")
+    assert caught.value.details == {"lock": {"holder": ELSEWHERE, "at": "2025-07-30T02:11:00Z"}}
+    assert "must be the id of that holder, got 'three'" in caught.value.message
+    with pytest.raises(OpsError) as caught:
+        lock.claim(tmp_path, "two")
+    assert caught.value.details == {"lock": {"holder": ELSEWHERE, "at": "2025-07-30T02:11:00Z"}}
+    with pytest.raises(OpsError, match="The lock has no holder"):
+        lock.claim(tmp_path, "")
+
+
+@pytest.mark.parametrize(("age", "expired"), [(0, False), (1799, False), (1800, False), (1801, True), (-1799, False), (-1800, False), (-1801, True)])
+def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, expired: bool
+) -> None:
+    put(tmp_path, ELSEWHERE, since=5000.0)
+    monkeypatch.setattr(lock.time, "time", lambda: 5000.0 + age)
+
+    def taken() -> bool:
+        try:
+            lock.claim(tmp_path, "two")
+        except OpsError:
+            return False
+        return True
+
+    assert taken() is expired
+    (tmp_path / "deploy.lock").write_text("[]")
+    os.utime(tmp_path / "deploy.lock", (5000, 5000))
+    assert taken() is expired
+    if expired:
+        assert lock.claim(tmp_path, "two") == lock.Claim(
+            "", f"{tmp_path}/deploy.lock is damaged: it holds a list where an object belongs. "
+            "Make sure that no run works on this host, then remove the file. It was taken over, as it is 30 minutes old."
+        )  # fmt: skip
+    (tmp_path / "deploy.lock").unlink()
+    (tmp_path / "deploy.lock").mkdir()
+    os.utime(tmp_path / "deploy.lock", (5000, 5000))
+    assert not taken(), "a directory cannot be replaced"
+
+
+def test_a_damaged_lock_that_is_gone_meanwhile_is_none_to_take_over(tmp_path: Path) -> None:
+    damaged = documents.Damaged(tmp_path / "deploy.lock", "x", "y")
+    with pytest.raises(documents.Damaged):
+        lock._claim_damaged(damaged)
+
+
+# -- renewal and release ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age", "renewed"), [(0, False), (9.9, False), (10, True), (3000, True), (-1, True)])
+def test_a_lock_is_renewed_where_it_is_not_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, renewed: bool) -> None:
+    put(tmp_path, "one", since=5000.0, purpose="recover")
+    monkeypatch.setattr(lock.time, "time", lambda: 5000.0 + age)
+    lock.renew(tmp_path, "one")
+    entry = lock.read(tmp_path)
+    assert entry == lock.Entry("one", 5000.0 + age if renewed else 5000.0, "2025-07-30T02:11:00Z", "recover")
+    with pytest.raises(OpsError, match=r"This run \(two\) does not hold the lock of this host any more; one does"):
+        lock.renew(tmp_path, "two")
+    (tmp_path / "deploy.lock").unlink()
+    with pytest.raises(OpsError, match="any more; nobody does"):
+        lock.renew(tmp_path, "one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_lost_while_it_is_renewed_is_left_to_its_new_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "one", age=60)
+    real = lock.guard
+
+    def guard(root: Path) -> t.Any:
+        put(root, "two")
+        return real(root)
+
+    monkeypatch.setattr(lock, "guard", guard)
+    with pytest.raises(OpsError, match="two does"):
+        lock.renew(tmp_path, "one")
+    assert held_by(tmp_path) == "two"
+    put(tmp_path, "one")
+    assert lock.release(tmp_path, "one") is False and held_by(tmp_path) == "two"
+
+
+def test_only_the_holder_gives_a_lock_back(tmp_path: Path) -> None:
+    assert lock.release(tmp_path / "none", "one") is False
+    assert lock.release(tmp_path, "one") is False
+    put(tmp_path, "one")
+    assert lock.release(tmp_path, "two") is False and held_by(tmp_path) == "one"
+    assert lock.release(tmp_path, "one") is True and list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_renewed_again_and_again_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: t.List[t.Tuple[Path, str]] = []
+    enough = threading.Event()
+
+    def renew(root: Path, name: str) -> None:
+        calls.append((root, name))
+        if len(calls) == 3:
+            enough.set()
+        if len(calls) > 1:
+            raise OpsError("The lock is lost.")
+
+    monkeypatch.setattr(lock, "RENEWAL", 0.001)
+    monkeypatch.setattr(lock, "renew", renew)
+    with lock.heartbeat(tmp_path, "one"):
+        assert enough.wait(30), "a renewal that fails ends neither the renewals nor the work"
+    assert set(calls) == {(tmp_path, "one")}
+    assert not [thread for thread in threading.enumerate() if thread.name == "wheels-ops-lock"]
+
+
+def test_a_process_renews_the_lock_of_the_run_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewals: t.List[t.Tuple[Path, str]] = []
+    monkeypatch.setattr(lock, "renew", lambda root, name: renewals.append((root, name)))
+    for environment in (
+        {}, {"WHEELS_OPS_LOCK_HOLDER": "one"}, {"WHEELS_OPS_LOCK_DIR": str(tmp_path)}, {"WHEELS_OPS_LOCK_HOLDER": "", "WHEELS_OPS_LOCK_DIR": str(tmp_path)},
+    ):  # fmt: skip
+        with lock.of_the_run(environment):
+            assert renewals == []
+    with lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": str(tmp_path)}):
+        assert renewals == [(tmp_path, "one")]
+    with pytest.raises(OpsError, match="Give an absolute path"), lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": "x"}):
+        pass
+
+
+# -- one process at a time -------------------------------------------------------------------------------------------------
+
+
+def test_another_process_is_waited_for_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    before = len(os.listdir("/proc/self/fd"))
+    with lock.exclusive(path, "works"):
+        assert path.read_text() == str(os.getpid()) and path.stat().st_mode & 0o777 == 0o600
+        monkeypatch.setattr(lock, "_WAIT", 0.0)
+        with pytest.raises(OpsError, match=rf"Another process \({os.getpid()}\) works in {tmp_path}\."), lock.exclusive(path, "works"):
+            pass
+        path.write_text("")
+        with pytest.raises(OpsError, match=r"Another process \(unknown\) works"), lock.exclusive(path, "works"):
+            pass
+        assert path.exists()
+    assert not path.exists() and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_was_written_before_is_replaced_by_the_id(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("9" * 30)
+    with lock.exclusive(tmp_path / "x", "works"):
+        assert (tmp_path / "x").read_text() == str(os.getpid())
+
+
+def test_who_waits_goes_on_when_the_other_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other removes the file: whoever waited on it has to take the new one."""
+    other = lock.exclusive(tmp_path / "x", "works")
+    other.__enter__()
+    sleeps: t.List[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 2:
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with lock.exclusive(tmp_path / "x", "works"):
+        assert (tmp_path / "x").exists()
+    assert len(sleeps) == 2 and 0 < sleeps[0] < 1
+
+
+def test_a_file_that_was_replaced_is_not_the_one_that_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("")
+    with open(path) as file:
+        assert lock._is(path, file.fileno())
+        path.rename(tmp_path / "y")
+        assert not lock._is(path, file.fileno())
+        path.write_text("")
+        assert not lock._is(path, file.fileno())
+        path.unlink()
+        path.symlink_to("y")
+        assert not lock._is(path, file.fileno()), "a link to it is not the file"
+
+
+def test_a_guard_through_a_link_or_without_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".deploy.lock.guard").symlink_to("elsewhere")
+    with pytest.raises(OpsError, match=f"The state directory {tmp_path} cannot be written"), lock.guard(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(OpsError, match=f"The state directory {tmp_path}/none cannot be written: No such file"), lock.guard(tmp_path / "none"):
+        pass
+
+
+def test_the_guard_is_there_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_WAIT", 0.0)
+    with lock.guard(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".deploy.lock.guard"]
+        put(tmp_path, "one")
+        with pytest.raises(OpsError, match="takes the lock in"):
+            lock.release(tmp_path, "one")
+
+
+def test_what_changes_files_works_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_WAIT", 0.0)
+    calls: t.List[t.Tuple[t.Any, ...]] = []
+
+    @lock.changes_files
+    def work(state_dir: str, word: str = "", *, check_mode: bool = False) -> str:
+        """What it does."""
+        calls.append((state_dir, word, check_mode, (tmp_path / ".files.lock").exists()))
+        if word == "beside":
+            work(state_dir, "inner")
+        return "done"
+
+    assert (work.__name__, work.__doc__) == ("work", "What it does.")
+    state, none = str(tmp_path), str(tmp_path / "none")
+    assert work(state, "a") == work(state, "b", check_mode=True) == work(none, "c") == "done"
+    assert calls == [(state, "a", False, True), (state, "b", True, False), (none, "c", False, False)]
+    with pytest.raises(OpsError, match=rf"Another process \({os.getpid()}\) installs or restores files with the state in {tmp_path}"):
+        work(state, "beside")
+    assert len(calls) == 4 and not (tmp_path / ".files.lock").exists()
+    with pytest.raises(OpsError, match="Give an absolute path"):
+        work("x")
