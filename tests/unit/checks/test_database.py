@@ -8,53 +8,12 @@ import typing as t
 import psycopg2
 import pytest
 
-from tests.support.servers import Postgres
-from tests.support.waiting import free_port
+from tests.support.answers import Clock
 from wheels_ops import health, postgres
-from wheels_ops.checks import database, rls, suite
+from wheels_ops.checks import database, rls
 from wheels_ops.results import OpsError
 
 TABLES = {"wanted": ["id", "name"], "other": ["id"]}
-
-
-def make(server: Postgres, *tables: str) -> str:
-    dsn = server.database()
-    for table in tables:
-        server.psql(dsn, sql=f"create table {table}")
-    return dsn
-
-
-def test_everything_is_there(postgres: Postgres) -> None:
-    dsn = make(postgres, "wanted (id int, name text, more text)", "other (id int)")
-    check = database.check(dsn, required=TABLES)
-    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("database", "ok", 0, "missing", "")
-    version = postgres.psql(dsn, sql="show server_version")
-    assert check.message == f"PostgreSQL {version} answers, every table is there."
-    assert check.details.pop("latency_ms") > 0
-    assert check.details == {"version": version, "standby": False, "read_only": False, "missing_tables": [], "missing_columns": []}
-
-
-@pytest.mark.parametrize(
-    ("tables", "tables_missing", "columns_missing", "message"),
-    [
-        (["wanted (id int, name text)"], ["other"], [], "Missing tables: other."),
-        (["wanted (id int)", "other (id int)"], [], ["wanted.name"], "Missing columns: wanted.name."),
-        (["wanted (id int)"], ["other"], ["wanted.name"], "Missing tables: other; missing columns: wanted.name."),
-        ([], ["wanted", "other"], [], "Missing tables: wanted, other."),
-        (["wanted (id int, name text)", "other (id int); alter table other drop column id"], [], ["other.id"], "Missing columns: other.id."),
-    ],
-)
-def test_what_is_missing_is_named(postgres: Postgres, tables: t.List[str], tables_missing: t.List[str], columns_missing: t.List[str], message: str) -> None:
-    check = database.check(make(postgres, *tables), required=TABLES)
-    assert (check.status, check.remedy, check.message) == ("critical", "sql_script", message)
-    assert (check.details["missing_tables"], check.details["missing_columns"]) == (tables_missing, columns_missing)
-    assert check.value == len(tables_missing) + len(columns_missing)
-
-
-def test_the_tables_of_the_backend_are_asked_for_by_default(postgres: Postgres) -> None:
-    check = database.check(make(postgres))
-    assert check.details["missing_tables"] == list(database.REQUIRED) == ["affiliate_sales", "user_wishlists"]
-    assert database.check(make(postgres), required={}).status == "ok"
 
 
 #: What the backend reads and writes, by hand from its code.
@@ -72,35 +31,109 @@ COLUMNS = {
 }
 
 
-def test_every_column_of_the_backend_is_asked_for(postgres: Postgres) -> None:
-    dsn = make(postgres, "affiliate_sales ()", "user_wishlists ()")
+class Session:
+    """Stands in for a connection to a server that holds ``tables``; notes what it is asked."""
+
+    def __init__(self, tables: t.Dict[str, t.List[str]], *, standby: bool = False, read_only: bool = False) -> None:
+        self.answers = [[(standby, read_only, "15.6")], [(name, columns) for name, columns in tables.items()]]
+        self.questions: t.List[t.Tuple[str, t.Any]] = []
+        self.options: t.Dict[str, t.Any] = {}
+        self.closed = False
+
+    def set_session(self, **options: t.Any) -> None:
+        self.options = options
+
+    def cursor(self) -> Session:
+        return self
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The connection is closed, not the cursor."""
+
+    def execute(self, question: str, words: t.Any = None) -> None:
+        self.questions.append((question, words))
+
+    def fetchall(self) -> t.List[t.Any]:
+        return self.answers.pop(0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, session: Session, **options: t.Any) -> health.Check:
+    opened: t.List[t.Any] = []
+
+    def connect(dsn: str, **settings: t.Any) -> Session:
+        opened.append((dsn, settings))
+        return session
+
+    monkeypatch.setattr(database.postgres, "connect", connect)
+    check = database.check("host=h", **options)
+    assert opened == [("host=h", {"connect_timeout": options.get("timeout", 10)})]
+    assert session.closed and session.options == {"readonly": True}, "the check cannot change anything"
+    return check
+
+
+def test_a_complete_database_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    session = Session({"wanted": ["id", "name", "more"], "other": ["id"]})
+    monkeypatch.setattr(database, "time", clock)
+    monkeypatch.setattr(session, "close", lambda: (setattr(session, "closed", True), setattr(clock, "now", clock.now + 2.5)))
+    check = asked(monkeypatch, session, required=TABLES)
+    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("database", "ok", 0, "missing", "")
+    assert check.message == "PostgreSQL 15.6 answers, every table is there."
+    assert check.details == {
+        "version": "15.6", "latency_ms": 2500.0, "standby": False, "read_only": False, "missing_tables": [], "missing_columns": [],
+    }  # fmt: skip
+
+
+def test_what_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session({})
+    asked(monkeypatch, session, required=TABLES, schema="elsewhere", timeout=3)
+    (limit, seconds), (_facts, _none), (_catalog, words) = session.questions
+    assert "statement_timeout" in limit and seconds == ("3000",) and words == ("elsewhere", ["wanted", "other"])
+    session = Session({})
+    asked(monkeypatch, session)
+    assert session.questions[0][1] == ("10000",) and session.questions[2][1] == ("public", ["affiliate_sales", "user_wishlists"])
+
+
+@pytest.mark.parametrize(
+    ("tables", "tables_missing", "columns_missing", "message"),
+    [
+        ({"wanted": ["id", "name"]}, ["other"], [], "Missing tables: other."),
+        ({"wanted": ["id"], "other": ["id"]}, [], ["wanted.name"], "Missing columns: wanted.name."),
+        ({"wanted": []}, ["other"], ["wanted.id", "wanted.name"], "Missing tables: other; missing columns: wanted.id, wanted.name."),
+        ({}, ["wanted", "other"], [], "Missing tables: wanted, other."),
+    ],
+)
+def test_what_is_missing_is_critical(
+    monkeypatch: pytest.MonkeyPatch, tables: t.Dict[str, t.List[str]], tables_missing: t.List[str], columns_missing: t.List[str], message: str
+) -> None:
+    check = asked(monkeypatch, Session(tables), required=TABLES)
+    assert (check.status, check.remedy, check.message, check.unit) == ("critical", "sql_script", message, "missing")
+    assert (check.details["missing_tables"], check.details["missing_columns"]) == (tables_missing, columns_missing)
+    assert check.value == len(tables_missing) + len(columns_missing)
+
+
+def test_nothing_is_asked_for_where_nothing_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(monkeypatch, Session({}), required={}).status == "ok"
+
+
+def test_every_column_of_the_backend_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {f"{table}.{column}" for table, columns in COLUMNS.items() for column in columns.split()}
-    assert set(database.check(dsn).details["missing_columns"]) == wanted and len(wanted) == 42
+    check = asked(monkeypatch, Session({"affiliate_sales": [], "user_wishlists": []}))
+    assert set(check.details["missing_columns"]) == wanted and len(wanted) == 42
 
 
-def test_a_view_counts_and_a_table_of_another_schema_does_not(postgres: Postgres) -> None:
-    dsn = make(postgres)
-    postgres.psql(dsn, sql="create schema elsewhere; create table elsewhere.other (id int); create view wanted as select 1 as id, 'x' as name")
-    assert database.check(dsn, required=TABLES).details["missing_tables"] == ["other"]
-    assert database.check(dsn, required={"other": ["id"]}, schema="elsewhere").status == "ok"
-
-
-def test_a_database_that_takes_no_writes_is_critical(postgres: Postgres) -> None:
-    """Hosted databases are made read only when their disk is full."""
-    dsn = make(postgres, "wanted (id int, name text)")
-    postgres.psql(dsn, sql="do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$")
-    assert "read-only" in refusal(postgres, dsn, "create table x (id int)"), "the witness"
-    check = database.check(dsn, required=TABLES)
-    assert (check.status, check.remedy, check.details["read_only"]) == ("critical", "", True)
-    assert check.message.startswith("The database takes no writes (default_transaction_read_only is on)") and check.message.endswith("; missing tables: other.")
-
-
-def refusal(server: Postgres, dsn: str, sql: str) -> str:
-    try:
-        server.psql(dsn, sql=sql)
-    except AssertionError as error:
-        return str(error)
-    return ""
+def test_a_read_only_database_is_critical_and_a_standby_is_named_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"wanted": ["id", "name"], "other": ["id"]}
+    check = asked(monkeypatch, Session(whole, read_only=True), required=TABLES)
+    assert (check.status, check.remedy, check.value, check.details["read_only"]) == ("critical", "", 0, True)
+    assert check.message.startswith("The database takes no writes (default_transaction_read_only is on)")
+    check = asked(monkeypatch, Session(whole, standby=True), required=TABLES)
+    assert (check.status, check.remedy, check.details["standby"], check.details["read_only"]) == ("critical", "", True, False)
 
 
 def test_a_standby_is_critical_and_no_script_repairs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,44 +142,6 @@ def test_a_standby_is_critical_and_no_script_repairs_it(monkeypatch: pytest.Monk
     check = database.check("", required=TABLES)
     assert (check.status, check.remedy) == ("critical", "")
     assert check.message == "The server is a standby and takes no writes: give the address of the primary."
-
-
-@pytest.fixture(scope="module")
-def refusing(postgres: Postgres) -> t.Iterator[t.Callable[[str], str]]:
-    """Gives the DSN for each way in which a server refuses a session."""
-    dsn = postgres.database()
-    name = dsn.partition("dbname=")[2].split()[0]
-    role = f"crowd_{name}"
-    postgres.psql(dsn, sql=f"create role {role} login connection limit 0")
-    made = {
-        "nothing listens": f"host=127.0.0.1 port={free_port()} dbname=x user=x",
-        "no such database": postgres.dsn("never_made"),
-        "no such user": postgres.dsn(name, "nobody_here"),
-        "no connection free": postgres.dsn(name, role),
-        "no socket": f"host={postgres.directory}/none dbname=x user=x",
-    }
-    yield made.__getitem__
-    postgres.psql(postgres.dsn(), sql=f"drop role {role}")
-
-
-@pytest.mark.parametrize(
-    ("way", "words"),
-    [
-        ("nothing listens", "Connection refused"),
-        ("no such database", 'database "never_made" does not exist'),
-        ("no such user", 'role "nobody_here" does not exist'),
-        ("no connection free", "too many connections for role"),
-        ("no socket", "No such file"),
-    ],
-)
-def test_a_server_that_gives_no_session_is_critical(refusing: t.Callable[[str], str], way: str, words: str) -> None:
-    found = suite.run(suite.Options(subjects=("database", "rls"), database_dsn=refusing(way)))
-    assert {check["name"]: (check["status"], check["value"], check["remedy"]) for check in found["checks"]} == dict.fromkeys(
-        ("database", "rls"), ("critical", None, "")
-    )
-    assert found["status"] == "critical"
-    for check in found["checks"]:
-        assert check["message"].startswith("No connection to PostgreSQL: ") and words in check["message"], check["message"]
 
 
 #: What libpq and servers say, and whether the server was asked.

@@ -337,8 +337,13 @@ def test_an_unknown_deployment_is_refused_with_the_last_five(tmp_path: Path) -> 
 
 def test_in_force_is_what_was_not_rolled_back_newest_first(tmp_path: Path) -> None:
     for name, state, changes in (
-        ("a", "finished", {}), ("b", "rolled_back", {}), ("c", "begun", {}), ("d", "rolling_back", {}), ("e", "finished", {}), ("f", "begun", {"kind": "recover"}),
-    ):  # fmt: skip
+        ("a", "finished", {}),
+        ("b", "rolled_back", {}),
+        ("c", "begun", {}),
+        ("d", "rolling_back", {}),
+        ("e", "finished", {}),
+        ("f", "begun", {"kind": "recover"}),
+    ):
         keep(tmp_path, entry(name, state, **changes))
     journal = deployment.Journal(str(tmp_path))
     assert [manifest["id"] for manifest in journal.in_force()] == ["e", "d", "c", "a"]

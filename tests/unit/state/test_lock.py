@@ -334,9 +334,7 @@ def test_a_claim_says_who_had_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("age", "expired"), [(0, False), (1799, False), (1800, False), (1801, True), (-1799, False), (-1800, False), (-1801, True)])
-def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, expired: bool
-) -> None:
+def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, expired: bool) -> None:
     put(tmp_path, ELSEWHERE, since=5000.0)
     monkeypatch.setattr(lock.time, "time", lambda: 5000.0 + age)
 
