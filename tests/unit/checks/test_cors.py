@@ -260,3 +260,97 @@ def test_the_edges_of_what_is_allowed_are_allowed() -> None:
 def test_a_path_that_no_request_can_carry_is_refused(path: str) -> None:
     with pytest.raises(OpsError, match="not a path"):
         cors.check("http://h", [SITE], path=path)
+
+
+# -- the whole check -------------------------------------------------------------------------------------------------------
+
+
+class Everywhere(Session):
+    """Answers as a backend with a right policy does; notes what it is asked and how it was set up."""
+
+    def __init__(self) -> None:
+        super().__init__(reply())
+        self.cookies = requests.Session().cookies
+        self.trust_env = True
+
+    def __enter__(self) -> Everywhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def request(self, method: str, url: str, **options: t.Any) -> requests.Response:
+        self.asked.append((method, url, options))
+        origin = options["headers"]["Origin"]
+        return reply(Origin=origin if origin in (SITE, OTHER) else None)
+
+
+OTHER = "https://www.wheelsandwins.com"
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Everywhere:
+    session = Everywhere()
+    monkeypatch.setattr(requests, "Session", lambda: session)
+    return session
+
+
+def origins(session: Everywhere, method: str = "OPTIONS") -> t.List[t.Tuple[str, str]]:
+    return [
+        (options["headers"]["Origin"], options["headers"].get("Access-Control-Request-Method", ""))
+        for verb, _url, options in session.asked
+        if verb == method
+    ]
+
+
+def test_every_origin_is_tried_with_every_method_and_foreign_ones_with_the_first(backend: Everywhere) -> None:
+    check = cors.check(
+        "http://h/", [SITE, OTHER, SITE], ["PUT", "GET", "PUT"], ["authorization"], path="x/y", foreign_origins=[EVIL, "null", EVIL],
+        simple_path="z", timeout=7, validate_certs=False, parallel=1,
+    )  # fmt: skip
+    assert (check.status, check.value, check.message) == ("ok", 100.0, "10 requests of 4 origins are answered rightly.")
+    assert origins(backend) == [(SITE, "PUT"), (SITE, "GET"), (OTHER, "PUT"), (OTHER, "GET"), (EVIL, "PUT"), ("null", "PUT")]
+    assert [origin for origin, _method in origins(backend, "GET")] == [SITE, OTHER, EVIL, "null"]
+    assert {(method, url) for method, url, _options in backend.asked} == {("OPTIONS", "http://h/x/y"), ("GET", "http://h/z")}
+    for method, _url, options in backend.asked:
+        assert (options["timeout"], options["verify"], options["allow_redirects"]) == (7, False, False)
+        assert options["headers"]["Sec-Fetch-Mode"] == "cors" and bool(options.get("stream")) is (method == "GET")
+        assert method == "GET" or options["headers"]["Access-Control-Request-Headers"] == "authorization"
+    assert backend.trust_env is False, "no proxy of the environment answers"
+
+
+def test_without_options_it_is_the_chat_and_look_alikes(backend: Everywhere) -> None:
+    check = cors.check("http://h", [SITE], parallel=0)
+    assert check.status == "ok", check.message
+    assert origins(backend) == [(SITE, "POST"), *((name, "POST") for name in cors.variants(SITE))]
+    for method, url, options in backend.asked:
+        assert (method, url, options["timeout"], options["verify"]) == ("OPTIONS", "http://h/api/v1/pam/chat", 5, True)
+        assert options["headers"]["Access-Control-Request-Headers"] == "authorization,content-type"
+    cors.check("http://h", [SITE, cors.FOREIGN], parallel=1)
+    assert origins(backend).count((cors.FOREIGN, "POST")) == 2, "one that is allowed is not foreign"
+
+
+def test_no_origin_is_foreign_where_none_is_wanted(backend: Everywhere) -> None:
+    assert cors.check("http://h", [SITE], foreign_origins=[]).message == "1 requests of 1 origins are answered rightly."
+
+
+def test_no_cookie_is_kept_from_one_request_to_the_next(backend: Everywhere) -> None:
+    cors.check("http://h", [SITE], foreign_origins=[])
+    backend.cookies.set("a", "b", domain="h.example")
+    request = requests.Request("GET", "http://h.example/", cookies=backend.cookies).prepare()
+    assert "Cookie" not in request.headers
+
+
+def test_cookies_that_are_not_promised_are_not_needed(backend: Everywhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "request", lambda *_words, **_options: reply(Credentials=None))
+    assert cors.check("http://h", [SITE], credentials=False, foreign_origins=[]).status == "ok"
+    assert cors.check("http://h", [SITE], foreign_origins=[]).status == "critical"
+
+
+def test_the_share_has_one_decimal() -> None:
+    answers = [exchange(SITE, passed=False, why="missing"), exchange(SITE, passed=True), exchange(SITE, passed=True)]
+    assert cors._judged("http://h/x", answers).value == 66.7
+
+
+def test_a_look_alike_of_an_origin_without_a_host_is_no_error() -> None:
+    assert cors.variants("null")[:3] == [cors.FOREIGN, "null", "://.evil.example"]

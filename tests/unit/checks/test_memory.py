@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import typing as t
 from pathlib import Path
 
@@ -143,8 +145,13 @@ def test_a_service_against_its_own_limit(tree: Tree, monkeypatch: pytest.MonkeyP
 
 
 def test_what_a_process_holds_is_what_the_kernel_calls_resident() -> None:
-    own = memory.resident_bytes([os.getpid()])
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    # A process of its own: one that is a fork shares its pages with its parent, and only its share of them counts.
+    program = "import sys; held = b'x' * (64 << 20); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        own = memory.resident_bytes([process.pid])
+        resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        process.kill()
     assert own == pytest.approx(resident, rel=0.15)
     assert memory.resident_bytes([PID]) == 0
     assert memory.resident_bytes([]) == 0
