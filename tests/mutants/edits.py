@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import os
 import random
 import re
@@ -79,19 +80,25 @@ def mutants(source: str) -> t.List[Mutant]:
     collection: t.List[Mutant] = []
     sources = {original}
     for edit in sorted(_edits(tree), key=lambda each: each.line):
-        before = getattr(edit.owner, edit.field)
-        setattr(edit.owner, edit.field, edit.value)
-        try:
-            changed = ast.unparse(ast.fix_missing_locations(tree))
-            compile(changed, "mutant", "exec")
-        except (SyntaxError, ValueError):
-            continue
-        finally:
-            setattr(edit.owner, edit.field, before)
-        if changed not in sources:
-            sources.add(changed)
-            collection.append(Mutant(edit.kind, edit.line, _difference(original, changed), changed))
+        mutant = _built(tree, original, edit)
+        if mutant is not None and mutant.source not in sources:
+            sources.add(mutant.source)
+            collection.append(mutant)
     return collection
+
+
+def _built(tree: ast.AST, original: str, edit: _Edit) -> t.Optional[Mutant]:
+    """The mutant of an edit; None where it changes nothing, or is nothing that Python compiles."""
+    before = getattr(edit.owner, edit.field)
+    setattr(edit.owner, edit.field, edit.value)
+    try:
+        changed = ast.unparse(ast.fix_missing_locations(tree))
+        compile(changed, "mutant", "exec")
+    except (SyntaxError, ValueError):
+        return None
+    finally:
+        setattr(edit.owner, edit.field, before)
+    return None if changed == original else Mutant(edit.kind, edit.line, _difference(original, changed), changed)
 
 
 def sample(source: str, number: int, seed: str) -> t.List[Mutant]:
@@ -105,10 +112,16 @@ def sample(source: str, number: int, seed: str) -> t.List[Mutant]:
 def gradings(source: str, seed: str) -> t.List[Mutant]:
     """One mutant of each way in which a check can grade wrongly, as far as the file has one of that kind."""
     generator = random.Random(seed)
-    everything = mutants(source)
-    kinds = [("comparison", "boundary"), ("value dropped", "condition"), ("early ok", "status", "return")]
-    choices = [[each for each in everything if each.kind in kind] for kind in kinds]
-    return [generator.choice(choice) for choice in choices if choice]
+    tree = ast.parse(source)
+    original = ast.unparse(tree)
+    edits = sorted(_edits(tree), key=lambda each: each.line)
+    choices: t.List[Mutant] = []
+    for kinds in (("comparison", "boundary"), ("value dropped", "condition"), ("early ok", "status", "return")):
+        # Only what is chosen is built: to build every mutant of a long file takes seconds.
+        candidates = [each for each in edits if each.kind in kinds]
+        generator.shuffle(candidates)
+        choices += itertools.islice(filter(None, (_built(tree, original, each) for each in candidates)), 1)
+    return choices
 
 
 def _called(call: ast.Call) -> str:

@@ -18,9 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = Path("collections/wheels/ops/plugins/module_utils")
 #: What grades, locks and remembers; ``make mutants`` goes over these.
 SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/deployment.py", "state/*.py")
-#: The unit tests of a file where they are not to be told from the imports: those of a journal or of a lock stand below
-#: several names, and every test of a remedy imports them for its own sake.
+#: The unit tests of a file where they are not to be told from names and imports: every test of a remedy imports the lock
+#: and the journal for its own sake.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {
+    "checks/dead_peer.py": ("tests/unit/checks/test_websocket.py",),
     "remedies/deployment.py": ("tests/unit/core/test_deployment.py",),
     "state/directory.py": ("tests/unit/state/test_directory.py",),
     "state/documents.py": ("tests/unit/state/test_documents.py",),

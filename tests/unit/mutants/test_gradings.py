@@ -27,8 +27,8 @@ def test_a_broken_grading_is_noticed(tree: trees.Tree, target: str) -> None:
     """A comparison flipped, a value dropped, an early ok."""
     files = next((group for group in trees.tests_of(target) if group[0].startswith("tests/unit/")), None)
     assert files, f"No unit test imports {target}."
-    # Whether these tests pass without a mutant, the run of which this is a part tells.
-    groups = [trees.Group(files, seconds=20)]
+    groups = tree.baseline(target, [files])
+    assert [group.tests for group in groups] == [files], "tests that fail without a mutant notice nothing"
     source = (trees.REPOSITORY / trees.LIBRARY / target).read_text(encoding="utf-8")
     mutants = edits.gradings(source, target)
     assert mutants
