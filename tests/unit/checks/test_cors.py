@@ -297,9 +297,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Everywhere:
 
 def origins(session: Everywhere, method: str = "OPTIONS") -> t.List[t.Tuple[str, str]]:
     return [
-        (options["headers"]["Origin"], options["headers"].get("Access-Control-Request-Method", ""))
-        for verb, _url, options in session.asked
-        if verb == method
+        (options["headers"]["Origin"], options["headers"].get("Access-Control-Request-Method", "")) for verb, _url, options in session.asked if verb == method
     ]
 
 

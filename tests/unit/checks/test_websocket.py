@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import ssl
 import threading
 import types
 import typing as t
@@ -354,3 +356,279 @@ def test_heartbeats_are_counted_and_timed(count: int) -> None:
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(change: t.Dict[str, t.Any], words: str) -> None:
     with pytest.raises(OpsError, match=words):
         websocket.check("ws://127.0.0.1:1/", **change)
+
+
+# -- frame by frame --------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """Stands in for the library's socket: each frame arrives after 1.2345678 s of the clock; then there is silence."""
+
+    def __init__(self, clock: Clock, frames: t.Sequence[t.Any]) -> None:
+        self.clock, self.frames = clock, list(frames)
+        self.limits: t.List[float] = []
+        self.messages: t.List[t.Tuple[str, t.Any]] = []
+        self.options: t.Dict[str, t.Any] = {}
+        self.broken = self.shut = False
+
+    def __call__(self, **options: t.Any) -> Line:
+        self.options.update(options)
+        return self
+
+    def connect(self, url: str, **options: t.Any) -> None:
+        self.options.update(options, url=url)
+        self.clock.now += 0.0512345
+        if self.frames and isinstance(self.frames[0], Exception):
+            raise self.frames.pop(0)
+
+    def getheaders(self) -> t.Dict[str, str]:
+        return {"Sec-WebSocket-Extensions": "permessage-deflate"}
+
+    def getsubprotocol(self) -> str:
+        return "chat"
+
+    def settimeout(self, seconds: float) -> None:
+        self.limits.append(seconds)
+
+    def recv_frame(self) -> t.Any:
+        self.clock.now += 1.2345678
+        frame = self.frames.pop(0) if self.frames else library.WebSocketTimeoutException()
+        if isinstance(frame, Exception):
+            raise frame
+        if callable(frame):
+            frame = frame(self.messages[-1][1])
+        return frame
+
+    def _note(self, name: str, value: t.Any = None) -> None:
+        if self.broken:
+            raise BrokenPipeError
+        self.messages.append((name, value))
+
+    def send(self, text: str) -> None:
+        self._note("text", json.loads(text))
+
+    def ping(self, word: bytes) -> None:
+        self._note("ping", word)
+
+    def pong(self, word: bytes) -> None:
+        self._note("pong", word)
+
+    def send_close(self, code: int) -> None:
+        self._note("close", code)
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+
+def frame(opcode: int, data: t.Union[bytes, str] = b"") -> types.SimpleNamespace:
+    return types.SimpleNamespace(opcode=opcode, data=data)
+
+
+def pong(word: bytes) -> types.SimpleNamespace:
+    return frame(10, word)
+
+
+CLOSED = frame(8, (1000).to_bytes(2, "big"))
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[..., Line]]:
+    clock = Clock()
+    lines: t.List[Line] = []
+
+    def build(*frames: t.Any) -> Line:
+        lines.append(Line(clock, frames))
+        monkeypatch.setattr(library, "WebSocket", lines[-1])
+        return lines[-1]
+
+    monkeypatch.setattr(websocket, "time", types.SimpleNamespace(monotonic=clock.monotonic, time=lambda: 4711.0))
+    yield build
+    assert all(each.shut for each in lines), "no connection stays open"
+
+
+def test_round_trips_of_frames_are_timed_and_the_end_is_clean(line: t.Callable[..., Line]) -> None:
+    wire = line(pong, frame(10, b"another"), pong, CLOSED)
+    check = websocket.check("ws://h/x", round_trips=2, timeout=5)
+    assert (check.status, check.value, check.message) == ("warning", 1851.85, "The round trip takes 1851.85 ms, over 1000 ms.")
+    assert check.details == {
+        "url": "ws://h/x",
+        "handshake_ms": 51.23,
+        "subprotocol": "chat",
+        "extensions": "permessage-deflate",
+        "round_trips_ms": [1234.568, 2469.136],
+        "close": {"clean": True, "code": 1000, "reason": "", "duration_ms": 1234.57},
+    }
+    assert [name for name, _value in wire.messages] == ["ping", "ping", "close"] and wire.messages[-1][1] == 1000
+    assert len(wire.messages[0][1]) == 16 and wire.messages[0][1] != wire.messages[1][1], "no answer of an earlier ping counts"
+
+
+def test_round_trips_of_the_backends_own_pings(line: t.Callable[..., Line]) -> None:
+    wire = line(frame(10, b""), frame(1, '{"type": "pong"}'), CLOSED)
+    check = websocket.check("ws://h/x", ping="json", round_trips=1)
+    assert check.details["round_trips_ms"] == [2469.136]
+    assert wire.messages[0] == ("text", {"type": "ping", "timestamp": 4711.0})
+
+
+@pytest.mark.parametrize("answer", [lambda word: frame(1, word), frame(10, b""), frame(1, '{"type": "pong"}')])
+def test_only_the_pong_of_this_ping_answers_a_frame(line: t.Callable[..., Line], answer: t.Any) -> None:
+    line(answer)
+    check = websocket.check("ws://h/x", round_trips=3, timeout=3)
+    assert check.status == "critical" and check.details["round_trips_ms"] == []
+    assert check.message == "A ping (frame) was not answered within 3 s; it did not answer the close frame within 3 s"
+    assert check.details["close"] == {"clean": False, "code": None, "reason": "", "duration_ms": 1234.57}
+
+
+def test_no_answer_is_waited_for_beyond_its_time(line: t.Callable[..., Line]) -> None:
+    wire = line(*[frame(1, "chatter")] * 9)
+    websocket.check("ws://h/x", round_trips=1, timeout=3)
+    # The ping, three frames, then the close frame and three more.
+    assert [round(limit, 2) for limit in wire.limits] == [3, 3, 1.77, 0.53, 3, 3, 1.77, 0.53]
+
+
+def test_a_connection_that_breaks_is_no_clean_end(line: t.Callable[..., Line]) -> None:
+    line(pong, library.WebSocketConnectionClosedException())
+    check = websocket.check("ws://h/x", round_trips=2)
+    assert (check.status, check.value, check.message) == ("critical", 1234.57, "The connection broke without a close frame")
+    assert check.details["close"] == {"clean": False, "code": None, "reason": ""}
+
+
+def test_pings_of_the_server_are_answered_and_timed(line: t.Callable[..., Line]) -> None:
+    wire = line(frame(9, b"a"), frame(1, "x"), frame(1, '{"type": "ping"}'), CLOSED)
+    check = websocket.check("ws://h/x", ping="none", heartbeat_within=9, heartbeats=2)
+    assert (check.status, check.value, check.message) == ("ok", None, "It connects and closes cleanly.")
+    assert (check.details["heartbeats_s"], check.details["heartbeat_period_s"]) == ([1.235, 3.704], 2.469)
+    assert wire.messages == [("pong", b"a"), ("text", {"type": "pong"}), ("close", 1000)]
+
+
+def test_a_ping_that_cannot_be_answered_is_no_heartbeat(line: t.Callable[..., Line]) -> None:
+    wire = line(frame(9, b"a"))
+    wire.broken = True
+    check = websocket.check("ws://h/x", ping="none", heartbeat_within=9)
+    assert check.details["heartbeats_s"] == [] and check.status == "critical"
+    assert check.message == "0 of 1 heartbeats of the server arrived within 9 s; the connection broke without a close frame"
+
+
+def test_heartbeats_that_do_not_come_are_critical(line: t.Callable[..., Line]) -> None:
+    line(frame(9, b"a"), library.WebSocketTimeoutException(), CLOSED)
+    check = websocket.check("ws://h/x", ping="none", heartbeat_within=9, heartbeats=2)
+    assert check.message == "1 of 2 heartbeats of the server arrived within 9 s" and check.details["heartbeat_period_s"] is None
+    assert check.status == "critical" and check.details["close"]["clean"] is True
+
+
+def test_a_server_that_closes_with_a_reason_of_its_own_is_quoted(line: t.Callable[..., Line]) -> None:
+    line(pong, frame(8, (1001).to_bytes(2, "big") + b"going away" + b"!" * 200))
+    check = websocket.check("ws://h/x", round_trips=1)
+    assert check.status == "critical" and check.message == f"The server closed it (1001 going away{'!' * 110})"
+    line(pong, frame(8, b""))
+    assert websocket.check("ws://h/x", round_trips=1).details["close"]["clean"] is False
+    line(pong, frame(8, (1000).to_bytes(2, "big") + b"\xff"))
+    assert websocket.check("ws://h/x", round_trips=1).details["close"]["reason"] == "\ufffd"
+
+
+def test_how_a_browser_connects(line: t.Callable[..., Line]) -> None:
+    wire = line(CLOSED)
+    websocket.check(
+        "ws://h/x", token="a b", origin=SITE, headers={"X-a": "1"}, subprotocols=["chat"], ping="none", timeout=7, validate_certs=False,
+    )  # fmt: skip
+    options = {name: wire.options[name] for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")}
+    assert options == {
+        "url": "ws://h/x?token=a+b", "timeout": 7, "origin": SITE, "suppress_origin": False, "header": ["X-a: 1"], "subprotocols": ["chat"],
+        "sslopt": {"cert_reqs": ssl.CERT_NONE, "check_hostname": False},
+    }  # fmt: skip
+    assert (wire.options["http_no_proxy"], wire.options["redirect_limit"], wire.options["skip_utf8_validation"]) == (["*"], 0, False)
+    wire = line(CLOSED)
+    websocket.check("ws://h/x?a=b", token="c", ping="none")
+    options = {name: wire.options[name] for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")}
+    assert options == {
+        "url": "ws://h/x?a=b&token=c", "timeout": 5, "origin": None, "suppress_origin": True, "header": [], "subprotocols": None, "sslopt": {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (library.WebSocketTimeoutException(), "critical", "it gives no answer in time"),
+        (socket.timeout(), "critical", "it gives no answer in time"),
+        (ConnectionRefusedError(), "critical", "nothing listens there"),
+        (ssl.SSLError("x"), "critical", "the certificate or TLS does not hold"),
+        (ConnectionResetError(104, "Connection reset by peer"), "critical", "Connection reset by peer"),
+        (ConnectionResetError(), "critical", "ConnectionResetError"),
+        (library.WebSocketProtocolException("x"), "critical", "WebSocketProtocolException"),
+        (ValueError("x"), "critical", "ValueError"),
+        (library.WebSocketAddressException("x"), "unknown", "cannot be resolved"),
+        (socket.gaierror(-2, "Name or service not known"), "unknown", "cannot be resolved"),
+    ],
+)
+def test_why_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, words: str) -> None:
+    monkeypatch.setattr(library, "WebSocket", Line(Clock(), [error]))
+    check = websocket.check("ws://h/x")
+    assert check.status == status and words in check.message
+    assert ("unresolved" in check.details) is (status == "unknown") and check.details["error"] == str(error)
+
+
+def test_a_long_error_is_cut_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "WebSocket", Line(Clock(), [ValueError("s3cret-word header-word" + "x" * 300)]))
+    check = websocket.check("ws://h/x", token="s3cret-word", headers={"X-Key": "header-word"})
+    assert len(check.details["error"]) == 200 and "s3cret-word" not in repr(check) and "header-word" not in repr(check)
+
+
+@pytest.mark.parametrize(("origin", "requests"), [("", 2), (SITE, 3)])
+def test_a_403_is_told_apart_with_as_few_requests_as_it_takes(origin: str, requests: int) -> None:
+    """The backend locks out an address that asks too often."""
+    paths: t.List[str] = []
+
+    def answer(path: str, _origin: str) -> int:
+        paths.append(path)
+        return 403
+
+    with server(echo, answer) as url:
+        websocket.check(url, origin=origin)
+    assert len(paths) == requests and len(set(paths)) == 2
+
+
+@pytest.mark.parametrize(("status", "refused"), [(401, True), (403, True), (101, False)])
+def test_a_foreign_origin_that_is_refused_before_the_handshake_is_refused(status: int, refused: bool) -> None:
+    with server(echo, lambda _path, origin: status if origin == "https://evil.example" else 101) as url:
+        check = websocket.check(url, foreign_origin="https://evil.example")
+    assert check.details["foreign_origin_refused"] is refused
+    assert check.status == ("ok" if refused else "critical")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round_trips": 1000}, {"timeout": 300}, {"timeout": 0.1}, {"heartbeats": 100}, {"heartbeats": 1}, {"heartbeat_within": 600}, {"heartbeat_within": 0},
+        {"max_latency_ms": 600_000}, {"max_latency_ms": 0.1}, {"origin": "null"}, {"foreign_origin": "https://[::1]:1"}, {"headers": {"X-a": "b c"}},
+    ],
+)  # fmt: skip
+def test_the_edges_of_what_is_allowed_are_allowed(change: t.Dict[str, t.Any]) -> None:
+    websocket.validate("wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round_trips": -1}, {"timeout": 300.1}, {"heartbeats": 101}, {"heartbeat_within": -0.1}, {"max_latency_ms": 600_001}, {"headers": {"X": "a\nb"}},
+        {"headers": {"X": "a\rb"}}, {"headers": {"X": "a\0b"}}, {"headers": {"ORIGIN": "b"}},
+    ],
+)  # fmt: skip
+def test_just_beyond_the_edges_is_refused(change: t.Dict[str, t.Any]) -> None:
+    with pytest.raises(OpsError):
+        websocket.validate("wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change})
+
+
+@pytest.mark.parametrize("url", ["", "http://h/", "ws://", "ws://h:0/", "ws://h:99999/", "ws://[", "ws://h/a b", "ws://h/\x7f", "ws://h/\n"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(OpsError, match="not that of a WebSocket"):
+        websocket.check(url)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b'{"type": "ping"}', "ping"), (b'{"type": 3}', ""), (b'{"other": 3}', ""), (b"[1]", ""), (b"{", ""), (b"", ""), (b' {"type": "ping"}', ""),
+        (b'{"type": "ping"}' + b" " * (65536 - 16), "ping"), (b'{"type": "ping"}' + b" " * (65536 - 15), ""),
+    ],
+)  # fmt: skip
+def test_the_type_of_a_message(data: bytes, kind: str) -> None:
+    assert websocket._type(data) == kind
