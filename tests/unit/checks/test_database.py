@@ -35,7 +35,7 @@ class Session:
     """Stands in for a connection to a server that holds ``tables``; notes what it is asked."""
 
     def __init__(self, tables: t.Dict[str, t.List[str]], *, standby: bool = False, read_only: bool = False) -> None:
-        self.answers = [[(standby, read_only, "15.6")], [(name, columns) for name, columns in tables.items()]]
+        self.answers: t.List[t.List[t.Any]] = [[(standby, read_only, "15.6")], [(name, columns) for name, columns in tables.items()]]
         self.questions: t.List[t.Tuple[str, t.Any]] = []
         self.options: t.Dict[str, t.Any] = {}
         self.closed = False
@@ -80,7 +80,12 @@ def test_a_complete_database_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     session = Session({"wanted": ["id", "name", "more"], "other": ["id"]})
     monkeypatch.setattr(database, "time", clock)
-    monkeypatch.setattr(session, "close", lambda: (setattr(session, "closed", True), setattr(clock, "now", clock.now + 2.5)))
+
+    def close() -> None:
+        session.closed = True
+        clock.now += 2.5
+
+    monkeypatch.setattr(session, "close", close)
     check = asked(monkeypatch, session, required=TABLES)
     assert (check.name, check.status, check.value, check.unit, check.remedy) == ("database", "ok", 0, "missing", "")
     assert check.message == "PostgreSQL 15.6 answers, every table is there."

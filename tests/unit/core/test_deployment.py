@@ -248,38 +248,41 @@ def test_what_the_first_version_did_not_write_may_be_missing(tmp_path: Path, key
         ({"files": []}, "files is a list"),
         *(({"files": {path: ENTRY}}, f"its entry for {path!r} has another shape") for path in ("x", "/y/../x", "/x\0")),
         *(
-            ({"files": {"/w": ENTRY, "/x": entry}}, "its entry for '/x' has another shape")
-            for entry in (
-                [],
-                None,
-                *(
-                    {**ENTRY, **wrong}
-                    for wrong in (
-                        {"installed": None},
-                        {"installed": [1]},
-                        {"made_directories": None},
-                        {"made_directories": [None]},
-                        {"original": 0},
-                        {"original": "0"},
-                        {"original": OLD.upper()},
-                        {"original": OLD + "0"},
-                        {"mode": -1},
-                        {"mode": 0o10000},
-                        {"mode": None},
-                        {"mode": True},
-                        {"uid": -1},
-                        {"uid": 2**32 - 1},
-                        {"uid": True},
-                        {"uid": "0"},
-                        {"gid": -1},
-                        {"gid": 2**32 - 1},
-                        {"gid": 0.0},
-                        {"mtime_ns": -(2**63) - 1},
-                        {"mtime_ns": 2**63},
-                        {"mtime_ns": None},
-                    )
+            ({"files": {"/w": ENTRY, "/x": other}}, "its entry for '/x' has another shape")
+            for other in t.cast(
+                "t.Sequence[t.Any]",
+                (
+                    [],
+                    None,
+                    *(
+                        {**ENTRY, **wrong}
+                        for wrong in (
+                            {"installed": None},
+                            {"installed": [1]},
+                            {"made_directories": None},
+                            {"made_directories": [None]},
+                            {"original": 0},
+                            {"original": "0"},
+                            {"original": OLD.upper()},
+                            {"original": OLD + "0"},
+                            {"mode": -1},
+                            {"mode": 0o10000},
+                            {"mode": None},
+                            {"mode": True},
+                            {"uid": -1},
+                            {"uid": 2**32 - 1},
+                            {"uid": True},
+                            {"uid": "0"},
+                            {"gid": -1},
+                            {"gid": 2**32 - 1},
+                            {"gid": 0.0},
+                            {"mtime_ns": -(2**63) - 1},
+                            {"mtime_ns": 2**63},
+                            {"mtime_ns": None},
+                        )
+                    ),
+                    *({name: value for name, value in ENTRY.items() if name != key} for key in ENTRY),
                 ),
-                *({name: value for name, value in ENTRY.items() if name != key} for key in ENTRY),
             )
         ),
     ],
@@ -336,14 +339,15 @@ def test_an_unknown_deployment_is_refused_with_the_last_five(tmp_path: Path) -> 
 
 
 def test_in_force_is_what_was_not_rolled_back_newest_first(tmp_path: Path) -> None:
-    for name, state, changes in (
+    cases: t.Tuple[t.Tuple[str, str, t.Dict[str, t.Any]], ...] = (
         ("a", "finished", {}),
         ("b", "rolled_back", {}),
         ("c", "begun", {}),
         ("d", "rolling_back", {}),
         ("e", "finished", {}),
         ("f", "begun", {"kind": "recover"}),
-    ):
+    )
+    for name, state, changes in cases:
         keep(tmp_path, entry(name, state, **changes))
     journal = deployment.Journal(str(tmp_path))
     assert [manifest["id"] for manifest in journal.in_force()] == ["e", "d", "c", "a"]

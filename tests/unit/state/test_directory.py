@@ -188,6 +188,16 @@ def test_the_root_directory_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) ->
         directory.require("/none")
 
 
+def test_the_sticky_bit_of_the_root_directory_keeps_what_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.lstat
+
+    def lstat(path: t.Any) -> t.Any:
+        return types.SimpleNamespace(st_uid=0, st_gid=0, st_mode=0o41777) if str(path) == "/" else real(path)
+
+    monkeypatch.setattr(directory.os, "lstat", lstat)
+    assert directory.require("/none") == Path("/none")
+
+
 STATUS = {"st_uid": 0, "st_gid": 0, "st_mode": 0o40755}
 USER, GROUP = 4711, 4712
 
@@ -211,7 +221,7 @@ USER, GROUP = 4711, 4712
     ],
 )
 def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[str, int], last: bool, refused: bool) -> None:
-    status = types.SimpleNamespace(**{**STATUS, **changes})
+    status: t.Any = types.SimpleNamespace(**{**STATUS, **changes})
     monkeypatch.setattr(directory.os, "lstat", lambda _path: status)
     monkeypatch.setattr(directory.os, "geteuid", lambda: USER)
     monkeypatch.setattr(directory, "_own_group", lambda gid: gid in (0, GROUP))

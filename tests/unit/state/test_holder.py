@@ -82,6 +82,10 @@ def test_a_text_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
     assert (holder._text(str(tmp_path / "a")), holder._text(str(tmp_path / "b"))) == ("word", "")
 
 
+def test_the_verdicts_are_the_words_of_the_controller() -> None:
+    assert (holder.ALIVE, holder.DEAD, holder.UNKNOWN) == ("alive", "dead", "unknown")
+
+
 def test_one_that_runs_here_is_alive(place: t.List[t.Tuple[str, str, str]]) -> None:
     assert holder.judge(own()) == holder.ALIVE
     assert holder.judge(own(start="1")) == holder.DEAD, "another process has its id now"
