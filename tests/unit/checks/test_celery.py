@@ -241,6 +241,7 @@ def test_a_broker_that_does_not_work_is_critical(broker: Broker, error: Exceptio
     broker.error = error
     found = check()
     assert (found.status, found.value) == ("critical", None) and said in found.message and "word@" not in found.message
+    assert (found.name, found.unit) == ("celery", "waiting tasks")
     assert found.remedy == remedy or (remedy is None and found.remedy != "service_restart"), "a worker that is restarted could not write either"
     assert found.details == {"workers": {}, "beat": {}} and broker.closed == 1
 

@@ -205,10 +205,12 @@ def test_who_answers_nothing_is_critical_and_who_has_no_name_is_unknown() -> Non
     check = cors._judged("http://h/x", silent)
     assert (check.status, check.value, check.remedy) == ("critical", 0.0, "service_restart")
     assert check.message == "http://h/x does not answer: nothing came in time." and len(check.details["exchanges"]) == 2
+    assert (check.name, check.unit, check.details["url"], check.details["reflected"]) == ("cors", "percent", "http://h/x", [])
     one = cors._judged("http://h/x", [*silent, exchange(SITE, passed=True)])
     assert "1 requests" not in one.message and one.remedy == "backend_patch"
     nobody = cors.check("http://no-such-host.invalid", [SITE])
-    assert (nobody.status, nobody.remedy) == ("unknown", "") and "was not asked" in nobody.message
+    assert (nobody.name, nobody.status, nobody.remedy) == ("cors", "unknown", "") and "was not asked" in nobody.message
+    assert nobody.details == {"url": "http://no-such-host.invalid/api/v1/pam/chat", "reflected": [], "exchanges": []}
     assert cors.check(f"http://127.0.0.1:{free_port()}", [SITE]).status == "critical"
 
 

@@ -155,3 +155,39 @@ def test_what_a_process_holds_is_what_the_kernel_calls_resident() -> None:
     assert own == pytest.approx(resident, rel=0.15)
     assert memory.resident_bytes([PID]) == 0
     assert memory.resident_bytes([]) == 0
+
+
+def test_percentages_have_one_decimal(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "resident_bytes", lambda _pids: 2 * MIB)
+    tree.used(12.345)
+    found = tree.check(["web"], limits={"web": 3.0})
+    assert found.value == 66.7 and found.details["services"]["web"]["percent"] == 66.7
+    assert found.details["host"]["percent"] == 12.3
+
+
+#: What the kernel says of two processes of one service: of a new one every line, of an old kernel the sum alone.
+NEW = {"/proc/1/smaps_rollup": {"Pss": 100, "Pss_Anon": 60, "Pss_Shmem": 10}, "/proc/1/status": {"RssFile": 30, "VmRSS": 120}}
+BIG = {"/proc/2/smaps_rollup": {"Pss": 100, "Pss_Anon": 5, "Pss_Shmem": 1}, "/proc/2/status": {"RssFile": 50, "VmRSS": 120}}
+OLD = {"/proc/3/smaps_rollup": {"Pss": 200}, "/proc/3/status": {"RssFile": 5, "VmRSS": 300}}
+HIDDEN = {"/proc/4/status": {"RssFile": 5, "VmRSS": 400}}
+
+
+@pytest.mark.parametrize(
+    ("pids", "kilobytes"), [([1], 100), ([1, 2], 126), ([2, 1], 126), ([3], 200), ([4], 400), ([5], 0), ([5, 1, 5, 4], 500), ([3, 1], 300), ([], 0)]
+)
+def test_shared_pages_count_once(monkeypatch: pytest.MonkeyPatch, pids: t.List[int], kilobytes: int) -> None:
+    """A fourth process hides its pages, a fifth one has ended."""
+    files = {**NEW, **BIG, **OLD, **HIDDEN}
+
+    def read(path: str) -> t.Dict[str, int]:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    monkeypatch.setattr(memory, "_kilobytes", read)
+    assert memory.resident_bytes(pids) == kilobytes * 1024
+
+
+def test_only_kilobytes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name: python\nThreads: 3\nVmRSS:\t  120 kB\nSize: 7 MB\nOdd: 1 2 kB\nPss:  5 kB\n")
+    assert memory._kilobytes(str(tmp_path / "status")) == {"VmRSS": 120, "Pss": 5}

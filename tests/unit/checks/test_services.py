@@ -109,6 +109,11 @@ def test_a_service_that_was_just_started(manager: Manager, uptime: t.Optional[fl
     assert ("web: runs for" in found.message) is (status == "warning")
 
 
+def test_no_uptime_is_asked_for_where_none_is_given(manager: Manager) -> None:
+    manager.known["web"] = ServiceState("web", exists=True, running=True, state="RUNNING", uptime_s=0.5)
+    assert check().status == "ok"
+
+
 def test_automatic_restarts_of_the_last_hour(manager: Manager) -> None:
     manager.again["web"] = 1
     found = check()
@@ -123,4 +128,4 @@ def test_a_manager_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(services, "open_manager", refuse)
     found = check()
-    assert (found.status, found.message) == ("unknown", "No manager. Start one.")
+    assert (found.name, found.status, found.message) == ("services", "unknown", "No manager. Start one.")

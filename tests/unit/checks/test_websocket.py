@@ -248,8 +248,9 @@ def test_a_dead_peer_that_is_sent_away_changes_no_status(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("details", [{}, {"handshake_ms": 1.0, "authenticated": False}])
 def test_where_nobody_was_let_in_nothing_is_said_of_dead_peers(monkeypatch: pytest.MonkeyPatch, details: t.Dict[str, t.Any]) -> None:
     monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: pytest.fail("asked"))
-    first = Check("websocket", "ok", message="x", details=details)
-    assert dead_peer.add_to(first, "ws://h", within=12) == first
+    for status in ("ok", "critical"):
+        first = Check("websocket", status, message="x", remedy="service_restart", details=details)
+        assert dead_peer.add_to(first, "ws://h", within=12) == first
 
 
 class Frames:
@@ -570,6 +571,20 @@ def test_a_long_error_is_cut_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(library, "WebSocket", Line(Clock(), [ValueError("s3cret-word header-word" + "x" * 300)]))
     check = websocket.check("ws://h/x", token="s3cret-word", headers={"X-Key": "header-word"})
     assert len(check.details["error"]) == 200 and "s3cret-word" not in repr(check) and "header-word" not in repr(check)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "the upgrade did not arrive"), (401, "the token is refused"), (403, "the origin or the token is refused"), (404, "there is no WebSocket"),
+        (405, "there is no WebSocket"), (418, "it is refused"), (426, "a proxy in between"), (502, "the proxy finds no backend"), (503, "full or draining"),
+    ],
+)  # fmt: skip
+def test_what_an_answer_to_the_upgrade_means(line: t.Callable[..., Line], status: int, words: str) -> None:
+    line(library.WebSocketBadStatusException("%s %s", status)).shut = True
+    with pytest.raises(websocket._Refused, match=f"the upgrade is answered with {status}: .*{words}") as caught:
+        websocket.Connection("ws://h/x", origin="", headers=None, subprotocols=(), timeout=1, validate_certs=True)
+    assert caught.value.details == {"status": status}
 
 
 @pytest.mark.parametrize(("origin", "requests"), [("", 2), (SITE, 3)])
