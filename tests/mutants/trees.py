@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -74,6 +75,7 @@ def tests_of(target: str) -> t.List[t.List[str]]:
     return [group for group in groups if group]
 
 
+@functools.cache
 def _imports(path: Path) -> t.Set[str]:
     """The modules of the library that a file imports by name, without the library's own name."""
     names: t.Set[str] = set()

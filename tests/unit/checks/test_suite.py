@@ -12,7 +12,7 @@ from wheels_ops import health, report, thresholds
 from wheels_ops.checks import celery, dead_peer, http, suite, websocket
 from wheels_ops.results import OpsError
 from wheels_ops.standalone import results
-from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds, parse
+from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds
 
 
 def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
@@ -165,19 +165,6 @@ def test_a_library_that_is_missing_is_our_fault() -> None:
 
     (check,) = health.measure({"database": call})
     assert check.status == "unknown" and "psycopg2 is not installed" in check.message and "prepare" in check.message
-
-
-def test_thresholds_of_the_new_measures_are_read() -> None:
-    assert parse({"waiting_tasks": {"warning": 5}, "websocket_ms": {"critical": 20_000}}) == {
-        "waiting_tasks": Thresholds(5, 10_000),
-        "websocket_ms": Thresholds(1000, 20_000),
-    }
-
-
-@pytest.mark.parametrize(("value", "crossed"), [(65, 0), (65.1, 65), (80, 75), (90, 85)])
-def test_the_limit_that_was_crossed(value: float, crossed: float) -> None:
-    assert DEFAULTS["memory"].crossed(value) == crossed
-    assert Thresholds().crossed(value) == 0
 
 
 @pytest.mark.parametrize(

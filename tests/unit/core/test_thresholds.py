@@ -137,3 +137,16 @@ def test_a_time_has_no_upper_bound() -> None:
 def test_nonsense_is_refused_by_its_name(limits: t.Dict[str, t.Any], complaint: str) -> None:
     with pytest.raises(OpsError, match=complaint):
         thresholds.parse({"memory": {}, **limits})
+
+
+def test_thresholds_of_the_new_measures_are_read() -> None:
+    assert thresholds.parse({"waiting_tasks": {"warning": 5}, "websocket_ms": {"critical": 20_000}}) == {
+        "waiting_tasks": Thresholds(5, 10_000),
+        "websocket_ms": Thresholds(1000, 20_000),
+    }
+
+
+@pytest.mark.parametrize(("value", "crossed"), [(65, 0), (65.1, 65), (80, 75), (90, 85)])
+def test_the_limit_that_was_crossed(value: float, crossed: float) -> None:
+    assert thresholds.DEFAULTS["memory"].crossed(value) == crossed
+    assert Thresholds().crossed(value) == 0

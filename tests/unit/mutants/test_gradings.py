@@ -16,19 +16,26 @@ from tests.mutants import edits, trees
 FILES = trees.targets(["checks", "thresholds.py", "scores.py"])
 
 
+def files_of(target: str) -> t.List[str]:
+    """The unit tests of its name, or those that are named for it."""
+    return next((group for group in trees.tests_of(target) if group[0].startswith("tests/unit/")), [])
+
+
 @pytest.fixture(scope="module")
 def tree() -> t.Iterator[trees.Tree]:
     with trees.Tree() as copy:
+        # In one run: to start pytest costs more than the tests.
+        files = sorted({path for target in FILES for path in files_of(target)})
+        assert [group.tests for group in copy.baseline("any file", [files])] == [files], "tests that fail without a mutant notice nothing"
         yield copy
 
 
 @pytest.mark.parametrize("target", FILES)
 def test_a_broken_grading_is_noticed(tree: trees.Tree, target: str) -> None:
     """A comparison flipped, a value dropped, an early ok."""
-    files = next((group for group in trees.tests_of(target) if group[0].startswith("tests/unit/")), None)
+    files = files_of(target)
     assert files, f"No unit test imports {target}."
-    groups = tree.baseline(target, [files])
-    assert [group.tests for group in groups] == [files], "tests that fail without a mutant notice nothing"
+    groups = [trees.Group(files, seconds=20)]
     source = (trees.REPOSITORY / trees.LIBRARY / target).read_text(encoding="utf-8")
     mutants = edits.gradings(source, target)
     assert mutants
