@@ -436,13 +436,16 @@ def test_the_last_content_of_an_installation_is_the_one_that_is_wanted(
     journal.settle("none", wanted)
 
 
-def test_a_journal_is_dropped_and_its_originals_stay(tmp_path: Path) -> None:
+def test_a_journal_is_dropped_with_what_was_kept_for_it(tmp_path: Path) -> None:
     journal = keep(tmp_path, entry("a"))
-    keep(tmp_path, entry("b"))
-    (tmp_path / "deployments/b/originals").mkdir()
-    for name in ("a", "b", "none"):
+    for name in ("b", "c", "d"):
+        keep(tmp_path, entry(name))
+        (tmp_path / f"deployments/{name}/originals").mkdir()
+    (tmp_path / "deployments/c/originals" / OLD).write_text("old")
+    (tmp_path / "deployments/d/notes").write_text("a person's")
+    for name in ("a", "b", "c", "d", "none"):
         journal.drop(name)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deployments", "deployments/b", "deployments/b/originals"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deployments", "deployments/d", "deployments/d/notes"]
 
 
 def test_a_step_is_noted(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ USER, GROUP = 4711, 4712
         ({"st_uid": USER}, True, False),
         ({"st_uid": USER + 1}, True, True),
         ({"st_mode": 0o40775}, True, False),
+        ({"st_mode": 0o40755, "st_gid": 8}, True, False),
         ({"st_mode": 0o40775, "st_gid": 8}, True, True),
         ({"st_mode": 0o40775, "st_gid": GROUP}, True, False),
         ({"st_mode": 0o40757, "st_gid": GROUP}, True, True),
