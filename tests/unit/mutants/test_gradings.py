@@ -135,3 +135,10 @@ def test_tests_that_fail_anyway_notice_nothing(tree: trees.Tree) -> None:
     for groups in ([[broken]], []):
         with pytest.raises(trees.BrokenTests, match=r"tests of x.py must pass before"):
             tree.baseline("x.py", groups)
+
+
+def test_every_file_that_is_measured_has_tests_without_servers() -> None:
+    for target in trees.targets():
+        assert files_of(target), target
+    for target, names in trees.TESTS.items():
+        assert target in trees.targets() and all((trees.REPOSITORY / name).is_file() for name in names), target
