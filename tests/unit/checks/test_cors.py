@@ -152,6 +152,7 @@ def test_a_foreign_site_that_is_given_nothing_is_refused(answer: requests.Respon
 def test_a_plain_request_is_read_where_the_answer_says_so(answer: requests.Response, allowed: bool, credentials: bool, why: str) -> None:
     exchange = cors.simple(Session(answer), "http://h/x", SITE if allowed else EVIL, allowed=allowed, credentials=credentials, timeout=5)
     assert (exchange.kind, exchange.method, exchange.passed) == ("request", "GET", not why) and why in exchange.why
+    assert exchange.expected == ("allowed" if allowed else "refused")
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,10 @@ def test_shared_pages_count_once(monkeypatch: pytest.MonkeyPatch, pids: t.List[i
 def test_only_kilobytes_are_read(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name: python\nThreads: 3\nVmRSS:\t  120 kB\nSize: 7 MB\nOdd: 1 2 kB\nPss:  5 kB\n")
     assert memory._kilobytes(str(tmp_path / "status")) == {"VmRSS": 120, "Pss": 5}
+
+
+def test_the_longest_wait_is_named(tree: Tree) -> None:
+    tree.stalls("proc/pressure/memory", 20.0)
+    tree.group("/app", 40.0, full=50.0)
+    found = tree.check(["web"])
+    assert found.status == "critical" and found.message.startswith("All tasks of web in its cgroup waited for memory 50.0 %")
