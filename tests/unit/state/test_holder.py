@@ -110,7 +110,11 @@ def test_in_another_container_it_cannot_be_asked(place: t.List[t.Tuple[str, str,
     assert holder.judge(own("aaaaaa-bbbbbbbb-2")) == holder.UNKNOWN
 
 
-@pytest.mark.parametrize("name", ["", "two", "a:b:c", f"elsewhere:{os.getpid()}:1", f"{HERE}:12345678901:1", f"{HERE}:1:1:a-b", f"{HERE}:x:1"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "two", "a:b:c", f"elsewhere:{os.getpid()}:1", f"{HERE}:12345678901:1", f"{HERE}:1:1:a-b", f"{HERE}:x:1"],
+    ids=["empty", "one word", "no numbers", "another host", "long pid", "short tail", "no pid"],
+)
 def test_what_is_no_id_of_this_host_is_unknown(place: t.List[t.Tuple[str, str, str]], name: str) -> None:
     assert holder.judge(name) == holder.UNKNOWN
 
