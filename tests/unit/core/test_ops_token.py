@@ -132,3 +132,13 @@ def test_a_link_of_a_lesser_user_is_not_followed(tmp_path: Path) -> None:
     os.chown(link, 65534, 65534, follow_symlinks=False)
     with pytest.raises(OpsError, match="a link of another user"):
         token_of("", str(link))
+    # The same for a directory on the way; his own token in a directory of his own is read.
+    his = tmp_path / "his"
+    his.mkdir()
+    (his / "etc").symlink_to(tmp_path)
+    (his / "ops-token").write_text(f"{LONG}\n")
+    for place in (his, his / "etc", his / "ops-token"):
+        os.chown(place, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(OpsError, match="through a symbolic link of another user"):
+        token_of("", str(his / "etc/shadow"))
+    assert token_of("", str(his / "ops-token")) == LONG

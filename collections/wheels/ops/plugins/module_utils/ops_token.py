@@ -9,7 +9,9 @@ import os
 import stat
 import typing as t
 
+from .host.files import real_directory
 from .results import OpsError
+from .safe_tree import open_directory
 
 #: Fewer characters can be guessed; the backend refuses them as well.
 MIN_LENGTH = 16
@@ -46,14 +48,20 @@ def token_of(given: str, path: str) -> str:
 def _read(path: str) -> str:
     """The content of a small regular file. A link that a lesser user may have set is not followed: its target's first line would be sent."""
     try:
+        # By its real name, and whatever somebody makes a link meanwhile is refused.
+        directory = open_directory(real_directory(os.path.dirname(path) or "."))
+    except OSError as error:
+        raise OpsError(f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file.") from error
+    try:
         # Not to wait for the other end of a named pipe.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        name = os.path.basename(path)
         try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW)
+            descriptor = os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
         except OSError as error:
-            if error.errno != errno.ELOOP or os.lstat(path).st_uid not in (0, os.geteuid()):
+            if error.errno != errno.ELOOP or os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid not in (0, os.geteuid()):
                 raise
-            descriptor = os.open(path, flags)
+            descriptor = os.open(name, flags, dir_fd=directory)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OpsError(f"{path} is no regular file, so it holds no ops token.", hint="Name another token_file.")
@@ -66,3 +74,5 @@ def _read(path: str) -> str:
         raise OpsError(f"Cannot read the ops token in {path}: {reason}.", hint="Run as root, or name another token_file.") from error
     except UnicodeDecodeError:
         raise OpsError(f"{path} is no text, so it holds no ops token.", hint="Name another token_file.") from None
+    finally:
+        os.close(directory)

@@ -74,6 +74,13 @@ options:
       - Fails where another user than root and that of the task can write it, what it imports, or a directory above it. Nothing of it is run.
     type: str
     default: ""
+  directories:
+    description:
+      - For O(state=queried), directories in which the run reads or writes with modules that follow links, each by the variable that names it.
+      - Fails where one of them, or a directory above it, can be changed by another user than root and that of the task.
+    type: dict
+    default: {}
+    version_added: 1.1.0
   state_dir:
     description: Where the lock and the journal lie. Refused where it, or a directory above it, can be changed by others.
     type: path
@@ -143,7 +150,7 @@ def call(module: AnsibleModule) -> Result:
     params = module.params
     state, directory, run_options = params["state"], params["state_dir"], {"holder": params["holder"], "check_mode": module.check_mode}
     if state == "queried":
-        return deployment.query(directory, interpreter=params["interpreter"])
+        return deployment.query(directory, interpreter=params["interpreter"], directories=params["directories"])
     if state == "unlocked":
         return deployment.let_go(directory, **run_options)
     if state in ("finished", "rolled_back"):
@@ -175,6 +182,7 @@ def main() -> None:
             "force": {"type": "str", "default": ""},
             "release": {"type": "bool", "default": True},
             "interpreter": {"type": "str", "default": ""},
+            "directories": {"type": "dict", "default": {}},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
         },
         required_if=[

@@ -497,12 +497,15 @@ def drifted(journal: Journal) -> t.List[str]:
     return sorted(name for name, entry in newest.items() if not _as_installed(name, entry, entry["installed"]))
 
 
-def query(state_dir: str, *, interpreter: str = "") -> Result:
+def query(state_dir: str, *, interpreter: str = "", directories: t.Optional[t.Mapping[str, str]] = None) -> Result:
     """Who holds the lock, what was interrupted, what is in force, and what of it is no longer as it was installed; changes nothing.
 
     ``interpreter``: the Python that this run goes on with. Raises ``OpsError`` where another user than root and ours could write it, what it
-    imports, or a directory above it; nothing of it is run.
+    imports, or a directory above it; nothing of it is run. ``directories``: in which this run reads or writes with modules that follow links,
+    each by the variable that names it; the same goes for them.
     """
+    for setting, place in (directories or {}).items():
+        state_directory.require(place, name=f"directory of {setting}", setting=setting)
     if interpreter and os.path.lexists(interpreter):
         run_as.require_trusted(run_as.identity(run_as.effective_uid()), interpreters=[interpreter])
     journal = Journal(state_dir)

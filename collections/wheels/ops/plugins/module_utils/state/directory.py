@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Who can change the state directory: what is kept there decides what root writes elsewhere."""
+"""Who can change a directory that root trusts: what is kept in the state directory decides what root writes elsewhere."""
 
 from __future__ import annotations
 
@@ -16,54 +16,57 @@ from ..results import OpsError
 _MAX_LINKS = 40
 
 
-def require(directory: t.Union[str, Path]) -> Path:
+def require(directory: t.Union[str, Path], *, name: str = "state directory", setting: str = "wheels_ops_state_dir") -> Path:
     """The directory, which need not exist yet. Raises ``OpsError`` where somebody else could put his own in its place.
 
     It, and every directory above it, has to belong to root or to the user of this process, and may be writable by nobody else.
     Accepted above it: a directory with the sticky bit that root owns (/tmp), in which nobody can rename what belongs to others. A group
     that has no member but its user of the same name counts as that user. Symbolic links on the way are checked like directories,
     and followed.
+
+    ``name``, ``setting``: what it is, and the variable that names it, for the message.
     """
     path = Path(directory)
     if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise OpsError(f"state_dir is {str(directory)!r}.", hint="Give an absolute path without '..'.")
+        raise OpsError(f"{setting.replace('wheels_ops_', '')} is {str(directory)!r}.", hint="Give an absolute path without '..'.")
     links = 0
     place, left = Path("/"), list(path.parts[1:])
-    _check(place, path, last=False)
+    _check(place, path, last=False, words=(name, setting))
     while left:
         place = place / left.pop(0)
-        status = _check(place, path, last=not left)
+        status = _check(place, path, last=not left, words=(name, setting))
         if status is None:
             break
         if stat.S_ISLNK(status.st_mode):
             links += 1
             if links > _MAX_LINKS:
-                raise OpsError(f"The state directory {path} leads through a loop of links.", hint="Name the real directory.")
+                raise OpsError(f"The {name} {path} leads through a loop of links.", hint="Name the real directory.")
             target = Path(os.readlink(place))
             left = [*(target.parts[1:] if target.is_absolute() else target.parts), *left]
             place = Path("/") if target.is_absolute() else place.parent
         elif not stat.S_ISDIR(status.st_mode):
             raise OpsError(
-                f"The state directory {path} cannot be written: {place} is no directory.",
-                hint="Move it away, or name another with wheels_ops_state_dir.",
+                f"The {name} {path} cannot be written: {place} is no directory.",
+                hint=f"Move it away, or name another with {setting}.",
             )
         while left and left[0] in ("..", "."):
             place = place.parent if left.pop(0) == ".." else place
     return path
 
 
-def _check(place: Path, whole: Path, *, last: bool) -> t.Optional[os.stat_result]:
+def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) -> t.Optional[os.stat_result]:
+    name, setting = words
     try:
         status = os.lstat(place)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OpsError(f"The state directory {whole} cannot be reached: {place}: {error.strerror}.", hint="Run as root, or name another.") from error
+        raise OpsError(f"The {name} {whole} cannot be reached: {place}: {error.strerror}.", hint="Run as root, or name another.") from error
     where = "it" if place == whole else f"{place} above it"
     if status.st_uid not in (0, os.geteuid()):
         raise OpsError(
-            f"The state directory {whole} is refused: {where} belongs to {_user(status.st_uid)}, who can change what is kept there.",
-            hint=f"Give it to root (chown root: {place}), or name another directory with wheels_ops_state_dir.",
+            f"The {name} {whole} is refused: {where} belongs to {_user(status.st_uid)}, who can change what is kept there.",
+            hint=f"Give it to root (chown root: {place}), or name another directory with {setting}.",
         )
     if stat.S_ISLNK(status.st_mode):
         return status
@@ -72,8 +75,8 @@ def _check(place: Path, whole: Path, *, last: bool) -> t.Optional[os.stat_result
     sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
     if others and not sticky_of_root:
         raise OpsError(
-            f"The state directory {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept there.",
-            hint=f"Take the right from them (chmod go-w {place}), or name another directory with wheels_ops_state_dir.",
+            f"The {name} {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept there.",
+            hint=f"Take the right from them (chmod go-w {place}), or name another directory with {setting}.",
         )
     return status
 
