@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.collection import COLLECTION
+from wheels_ops.results import OpsError
+from wheels_ops.standalone import program_links
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root, against whom the traps are laid")]
 #: ``nobody``: a user that every machine has and who owns nothing.
@@ -189,6 +191,20 @@ def test_restoring_follows_no_directory_that_is_swapped_meanwhile(scene: Scene) 
             for arguments in ({"state": "restored"}, {"files": {"app/core/cors_config.py": "OURS = 2\n"}, "root": str(scene.backend)}):
                 module("backend_patch", {"state_dir": str(scene.state), "deployment_id": "d1", "force": True, **arguments})
         scene.require_untouched()
+
+
+def test_the_programs_links_are_not_led_elsewhere(scene: Scene) -> None:
+    """Made and removed many times, while the directory is his own or a link."""
+    (scene.backend / "scripts").mkdir()
+    scene.give(scene.backend)
+    linked = 0
+    with swapping(scene.backend / "scripts", scene.guarded):
+        for _try in range(400):
+            for state in ("present", "absent"):
+                with contextlib.suppress(OpsError):
+                    linked += len(program_links.run({"scripts/recovery.py": "/opt/ours"}, str(scene.backend), state=state, check_mode=False)[0])
+            scene.require_untouched()
+    assert linked, "it got through at times"
 
 
 def test_rotation_takes_no_trap(scene: Scene) -> None:

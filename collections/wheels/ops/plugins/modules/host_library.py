@@ -30,6 +30,18 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  link_dir:
+    description:
+      - The directory in which O(links) are made, which may belong to another user. Without it no link is made.
+      - A link of another user on the way is refused, whenever it is put there.
+    type: str
+    default: ""
+    version_added: 1.1.0
+  links:
+    description: Symbolic links to make, or to remove, each path below O(link_dir) with its target. What is not ours is left alone, and named.
+    type: dict
+    default: {}
+    version_added: 1.1.0
 author:
   - The wheels.ops maintainers (@wheels-ops)
 """
@@ -54,6 +66,12 @@ actions:
   returned: success
   type: list
   elements: dict
+left_alone:
+  description: One sentence for each of O(links) in whose place there is something else.
+  returned: success
+  type: list
+  elements: str
+  version_added: 1.1.0
 msg:
   description: The outcome in one sentence.
   returned: always
@@ -70,11 +88,14 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/opt/wheels-ops/lib/wheels_ops"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "link_dir": {"type": "str", "default": ""},
+            "links": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     p = module.params
-    run(module, lambda: installation.run(p["path"], state=p["state"], check_mode=module.check_mode, want_diff=module._diff))
+    options = {name: p[name] for name in ("state", "links", "link_dir")}
+    run(module, lambda: installation.run(p["path"], **options, check_mode=module.check_mode, want_diff=module._diff))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ def real_directory(path: t.Union[str, Path]) -> str:
     return real
 
 
+def open_real_directory(path: t.Union[str, Path]) -> int:
+    """A descriptor of a directory, which the caller closes. Raises as ``real_directory`` does."""
+    return _follow(str(path))[0]
+
+
 def _follow(path: str) -> t.Tuple[int, str]:
     """A descriptor of a directory and its real path.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import __main__ as command_line
 from ..files import sha256
 from ..results import OpsError, Result
-from . import launcher, monitor, recovery
+from . import launcher, monitor, program_links, recovery
 
 #: What has to be there for the programs to work.
 PROGRAMS = (launcher, monitor, recovery, command_line)
@@ -47,8 +47,14 @@ def library() -> t.Dict[str, bytes]:
     return found
 
 
-def run(path: str, *, state: str = "present", check_mode: bool = False, want_diff: bool = False) -> Result:
-    """Makes the directory hold the library and nothing else, or takes it away. One that is not ours is refused."""
+def run(
+    path: str, *, state: str = "present", links: t.Optional[t.Mapping[str, str]] = None, link_dir: str = "", check_mode: bool = False,
+    want_diff: bool = False,
+) -> Result:  # fmt: skip
+    """Makes the directory hold the library and nothing else, or takes it away. One that is not ours is refused.
+
+    ``links``, ``link_dir``: the links of the programs, as ``program_links.run`` takes them.
+    """
     target = Path(path)
     if not target.is_absolute() or ".." in target.parts or len(target.parts) < 3:
         raise OpsError(f"path is {path!r}.", hint="Give the absolute path of a directory of its own, such as /opt/wheels-ops/lib/wheels_ops.")
@@ -74,12 +80,16 @@ def run(path: str, *, state: str = "present", check_mode: bool = False, want_dif
     if changed:
         actions.append({"action": action, "target": path, "changed": True, "files": len(changed)})
         said.append(f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}.")
+    linked, left_alone = program_links.run(links or {}, link_dir, state=state, check_mode=check_mode)
+    actions += linked
+    said += [f"{each['target']} {would or 'was '}{'linked' if each['action'] == 'link' else 'removed'}." for each in linked]
     return Result(
         changed=bool(actions), before={"files": len(there), "content": _digest(there)}, after={"files": len(wanted), "content": _digest(wanted)},
         actions=actions, msg=" ".join(said) or "The library is as it is to be.",
         diff=[{"before_header": path, "after_header": path, "before": _listing(there, changed), "after": _listing(wanted, changed)}]
         if want_diff and changed
         else [],
+        extra={"left_alone": left_alone},
     )  # fmt: skip
 
 
