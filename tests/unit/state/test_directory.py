@@ -228,9 +228,9 @@ def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[
     monkeypatch.setattr(directory, "_own_group", lambda gid: gid in (0, GROUP))
     if refused:
         with pytest.raises(OpsError, match="is refused: it (belongs to|has the mode)"):
-            directory._check(Path("/x"), Path("/x"), last=last)
+            directory._check(Path("/x"), Path("/x"), last=last, words=("state directory", "wheels_ops_state_dir"))
     else:
-        assert directory._check(Path("/x"), Path("/x"), last=last) is status
+        assert directory._check(Path("/x"), Path("/x"), last=last, words=("state directory", "wheels_ops_state_dir")) is status
 
 
 @pytest.mark.parametrize(
