@@ -80,7 +80,7 @@ def check(
         findings = _look(client, prefixes, max_keys, limits, facts)
     except redis.AuthenticationError as error:
         facts = {}
-        said = str(error).split(".")[0]
+        said = str(error).partition(".")[0]
         what = "wants a password" if "required" in said or said.startswith("HELLO") else f"refuses the password ({said})"
         findings = [Finding("critical", f"Redis at {redact_url(url)} {what}: check the one in its URL")]
     except redis.RedisError as error:

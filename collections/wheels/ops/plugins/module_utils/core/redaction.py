@@ -65,7 +65,8 @@ _QUOTED_KEY = re.compile(
     r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.IGNORECASE
 )  # fmt: skip
 _HEADER = re.compile(
-    r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token)\s+)?)"
+    r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))"
+    r"(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token)\s+)?)"
     r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))", re.IGNORECASE
 )  # fmt: skip
 #: Words of prose have small letters only.
@@ -94,15 +95,16 @@ def redact_url(url: str) -> str:
     if _SCHEME.match(url) is None:
         return HIDDEN
     shown = [_url(piece, whole=True) for piece in _pieces(url)]
+    return "".join(shown) if all(_is_readable(piece) for piece in shown) else HIDDEN
+
+
+def _is_readable(url: str) -> bool:
+    """Whether a URL, already without its password, has an address and a port that can be read. Only one host has a port that can be told."""
     try:
-        for piece in shown:
-            # Without the password: it may be what cannot be read. Only one host has a port that can be told.
-            parts = urlsplit(piece)
-            if not re.search(r"[;,]", parts.netloc):
-                _ = parts.port
+        parts = urlsplit(url)
+        return bool(re.search(r"[;,]", parts.netloc)) or parts.port is None or parts.port >= 0
     except ValueError:
-        return HIDDEN
-    return "".join(shown)
+        return False
 
 
 def url_problem(error: ValueError) -> str:

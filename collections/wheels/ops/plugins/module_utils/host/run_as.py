@@ -329,7 +329,8 @@ def _start(settings: t.Mapping[str, t.Any], who: Identity, *, timeout: float, wh
 
 def _communicate(process: subprocess.Popen[bytes], report: int, stdin: bytes, timeout: float, what: str) -> t.Tuple[bytes, bytes, bytes]:
     """Feeds and reads a process until it has ended. Something that it started, and that holds a pipe open, is not waited for."""
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise ValueError("the process needs pipes for its input, its output and its errors")
     outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray(), report: bytearray()}
     feed = process.stdin.fileno()
     view = memoryview(stdin)

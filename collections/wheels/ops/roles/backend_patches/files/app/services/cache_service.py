@@ -238,7 +238,8 @@ def _unavailable(error: BaseException) -> CacheUnavailableError:
 
 def _kind(error: BaseException) -> str:
     """How an error is named in the log: its class, or the code where the class says nothing."""
-    return (refusal(error) if type(error) is ResponseError else "") or type(error).__name__
+    name = type(error).__name__
+    return (refusal(error) if name == "ResponseError" else "") or name
 
 
 def redacted(url: object) -> str:
@@ -262,10 +263,10 @@ def redacted(url: object) -> str:
     words = [re.sub(r"=.+", "=***", word) if re.search(r"password|passwd|token|secret", unquote(word.partition("=")[0])) else word for word in query.split("&")]
     shown = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
     try:
-        _ = urlsplit(shown).port
+        port = urlsplit(shown).port
     except ValueError:
         return "***"
-    return shown
+    return shown if port is None or port >= 0 else "***"
 
 
 def _first(rest: str, start: int) -> int:
@@ -560,7 +561,8 @@ class Invalidations:
         if not most or heads[most] < MOST_PENDING // 10:
             most = ""
         going = [place for place in self.entries if not most or (place[0] == "key" and _head(place[1]) == most)]
-        uncertain = any([self.entries.pop(place).uncertain for place in going])
+        removed = [self.entries.pop(place) for place in going]
+        uncertain = any(entry.uncertain for entry in removed)
         self.entries[("pattern", escape_glob(most) + "*")] = Pending(self.serial, uncertain)
         self._index()
 
