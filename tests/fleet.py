@@ -36,14 +36,25 @@ def facts(directory: Path) -> int:
     file = directory / "fleet.json"
     if not file.exists():
         made = Facts(
-            directory="/production", postgres_port=5432, redis_port=6379, http_port=8000, database_password=secrets.token_hex(16),
-            app_database_password=secrets.token_hex(16), redis_password=secrets.token_hex(16), secret_key=secrets.token_hex(32),
-        )  # fmt: skip
-        bases = {os.path.realpath(sys.base_prefix), str(Path(os.path.realpath(REPOSITORY / ".venv-backend/bin/python")).parents[1])}
+            directory="/production",
+            postgres_port=5432,
+            redis_port=6379,
+            http_port=8000,
+            database_password=secrets.token_hex(16),
+            app_database_password=secrets.token_hex(16),
+            redis_password=secrets.token_hex(16),
+            secret_key=secrets.token_hex(32),
+        )
+        bases = {
+            os.path.realpath(sys.base_prefix),
+            str(Path(os.path.realpath(REPOSITORY / ".venv-backend/bin/python")).parents[1]),
+        }
         content = {
-            "facts": asdict(made), **{name: getattr(made, name) for name in _DERIVED}, "repository": str(REPOSITORY),
+            "facts": asdict(made),
+            **{name: getattr(made, name) for name in _DERIVED},
+            "repository": str(REPOSITORY),
             "mounts": sorted({str(REPOSITORY), *bases} - {"/", "/usr"}),
-        }  # fmt: skip
+        }
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as output:
             json.dump(content, output, indent=1)
     return 0
@@ -68,11 +79,15 @@ def _status(address: str) -> int:
 
 def watched(directory: Path) -> int:
     """Judges the rounds: at no moment may two hosts be down, nor all of them."""
-    rounds: t.List[t.Dict[str, int]] = [json.loads(line) for line in (directory / "watch.jsonl").read_text().splitlines()]
+    rounds: t.List[t.Dict[str, int]] = [
+        json.loads(line) for line in (directory / "watch.jsonl").read_text().splitlines()
+    ]
     down = [[name for name, status in each.items() if status != 200] for each in rounds]
     worst = max(down, key=len, default=[])
     seen = sorted({name for names in down for name in names})
-    sys.stdout.write(f"{len(rounds)} rounds; down at some time: {', '.join(seen) or 'none'}; at most {len(worst)} at once.\n")
+    sys.stdout.write(
+        f"{len(rounds)} rounds; down at some time: {', '.join(seen) or 'none'}; at most {len(worst)} at once.\n"
+    )
     if not rounds or len(worst) > 1:
         sys.stdout.write(f"Not served by the others: {worst}\n")
         return 1
@@ -87,12 +102,20 @@ def test() -> int:
     with tempfile.TemporaryDirectory(prefix="wops-fleet-") as place:
         programs = Path(sys.executable).parent
         environment = {
-            **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "MOLECULE_EPHEMERAL_DIRECTORY": f"{place}/molecule",
-            "WHEELS_OPS_FLEET": f"wops-{secrets.token_hex(3)}", "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": f"{place}/home",
-            "HOME": f"{place}/user", "NO_COLOR": "1", "ANSIBLE_FORCE_COLOR": "0",
-        }  # fmt: skip
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "MOLECULE_EPHEMERAL_DIRECTORY": f"{place}/molecule",
+            "WHEELS_OPS_FLEET": f"wops-{secrets.token_hex(3)}",
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+            "ANSIBLE_HOME": f"{place}/home",
+            "HOME": f"{place}/user",
+            "NO_COLOR": "1",
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
         words = [str(programs / "molecule"), "test", "-s", "fleet", *sys.argv[2:]]
-        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert process.stdout is not None
         lines = []
         for line in process.stdout:

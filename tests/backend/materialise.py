@@ -38,7 +38,10 @@ def materialise(release: str, target: Path) -> Path:
 
 
 def main(words: t.Optional[t.Sequence[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.backend.materialise", description="Writes one release of the stand-in backend into a directory.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.backend.materialise",
+        description="Writes one release of the stand-in backend into a directory.",
+    )
     parser.add_argument("release", choices=sorted(RELEASES))
     parser.add_argument("directory", type=Path)
     chosen = parser.parse_args(words)

@@ -39,10 +39,18 @@ def experiment(deployed: bool, number: int) -> t.Dict[str, float]:
         dsn = postgres.database(supabase=True)
         engine, budget = AFTER if deployed else (None, None)
         with running_backend(
-            "incident", dsn, redis.url, patched=files, install_block=deployed, TTS_PRIMARY_ENGINE=engine, MEMORY_LIMIT_MB=budget
-        ) as backend:  # fmt: skip
+            "incident",
+            dsn,
+            redis.url,
+            patched=files,
+            install_block=deployed,
+            TTS_PRIMARY_ENGINE=engine,
+            MEMORY_LIMIT_MB=budget,
+        ) as backend:
             found = bursts_and_pace(backend.port, backend.jwt(USER), backend.rss_mb)
-            found["first_audio"] = statistics.median(first_audio(backend.port, backend.jwt(USER), one) for one in range(20 if deployed else 1))
+            found["first_audio"] = statistics.median(
+                first_audio(backend.port, backend.jwt(USER), one) for one in range(20 if deployed else 1)
+            )
             return found
 
 
@@ -59,7 +67,14 @@ def pair(what: str) -> Pair:
 _LABEL = f"after a deployment, {SECONDS:g} s of bursty load"
 
 
-@benchmark("B1", what=f"{_LABEL}: mean resident memory of the backend", unit="MB", goal="ratio <= 0.6", peer="before it", runs=2)
+@benchmark(
+    "B1",
+    what=f"{_LABEL}: mean resident memory of the backend",
+    unit="MB",
+    goal="ratio <= 0.6",
+    peer="before it",
+    runs=2,
+)
 @contextlib.contextmanager
 def memory() -> t.Iterator[Pair]:
     yield pair("mean_rss")
@@ -72,9 +87,13 @@ def slowest() -> t.Iterator[Pair]:
 
 
 @benchmark(
-    "B3", what="after a deployment: time to first audio over HTTP, median", unit="ms", goal="ours <= 600 and ratio <= 0.1", runs=2,
+    "B3",
+    what="after a deployment: time to first audio over HTTP, median",
+    unit="ms",
+    goal="ours <= 600 and ratio <= 0.1",
+    runs=2,
     peer=f"before it: no audio, asked for {CUT_OFF:g} s",
-)  # fmt: skip
+)
 @contextlib.contextmanager
 def audio() -> t.Iterator[Pair]:
     yield pair("first_audio")
@@ -98,22 +117,35 @@ def sandbox_pair(what: str) -> Pair:
 _SANDBOX = f"the sandbox after `deploy`, {SECONDS:g} s of bursty load"
 
 
-@benchmark("B4", what=f"{_SANDBOX}: mean resident memory of the backend", unit="MB", goal="ratio <= 0.6", peer="the broken sandbox", runs=1)
+@benchmark(
+    "B4",
+    what=f"{_SANDBOX}: mean resident memory of the backend",
+    unit="MB",
+    goal="ratio <= 0.6",
+    peer="the broken sandbox",
+    runs=1,
+)
 @contextlib.contextmanager
 def sandbox_memory() -> t.Iterator[Pair]:
     yield sandbox_pair("mean_rss")
 
 
-@benchmark("B5", what=f"{_SANDBOX}: the slowest request", unit="ms", goal="ratio <= 0.5", peer="the broken sandbox", runs=1)
+@benchmark(
+    "B5", what=f"{_SANDBOX}: the slowest request", unit="ms", goal="ratio <= 0.5", peer="the broken sandbox", runs=1
+)
 @contextlib.contextmanager
 def sandbox_slowest() -> t.Iterator[Pair]:
     yield sandbox_pair("worst")
 
 
 @benchmark(
-    "B6", what="the sandbox after `deploy`: time to first audio over HTTP, median", unit="ms", goal="ours <= 600 and ratio <= 0.1", runs=1,
+    "B6",
+    what="the sandbox after `deploy`: time to first audio over HTTP, median",
+    unit="ms",
+    goal="ours <= 600 and ratio <= 0.1",
+    runs=1,
     peer=f"the broken sandbox: no audio, asked for {CUT_OFF:g} s",
-)  # fmt: skip
+)
 @contextlib.contextmanager
 def sandbox_audio() -> t.Iterator[Pair]:
     yield sandbox_pair("first_audio")

@@ -52,7 +52,12 @@ def scene(keys: int = 0) -> t.Iterator[t.Tuple[servers.Redis, Tree]]:
 
 def measure(server: servers.Redis, tree: Tree, who: str, what: str) -> t.Dict[str, float]:
     done = subprocess.run(
-        [str(BACKEND_PYTHON), str(PROGRAM), who, what], env=tree.environment({"REDIS_URL": server.url}), capture_output=True, text=True, check=True, timeout=900
+        [str(BACKEND_PYTHON), str(PROGRAM), who, what],
+        env=tree.environment({"REDIS_URL": server.url}),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
     )
     return t.cast(t.Dict[str, float], json.loads(done.stdout.splitlines()[-1]))
 
@@ -106,7 +111,12 @@ def cleared(who: str, what: str) -> float:
 
 
 @benchmark(
-    "R1", what=f"clear_expired over {KEYS:,} keys, wall", unit="s", goal=f"ours <= {4 * KEYS / MILLION:g} and ratio <= 0.04", peer="first version", runs=1
+    "R1",
+    what=f"clear_expired over {KEYS:,} keys, wall",
+    unit="s",
+    goal=f"ours <= {4 * KEYS / MILLION:g} and ratio <= 0.04",
+    peer="first version",
+    runs=1,
 )
 @contextlib.contextmanager
 def sweep_wall() -> t.Iterator[Pair]:
@@ -114,7 +124,12 @@ def sweep_wall() -> t.Iterator[Pair]:
 
 
 @benchmark(
-    "R1b", what=f"clear_expired over {KEYS:,} keys, client CPU", unit="s", goal=f"ours <= {KEYS / MILLION:g} and ratio <= 0.0167", peer="first version", runs=1
+    "R1b",
+    what=f"clear_expired over {KEYS:,} keys, client CPU",
+    unit="s",
+    goal=f"ours <= {KEYS / MILLION:g} and ratio <= 0.0167",
+    peer="first version",
+    runs=1,
 )
 @contextlib.contextmanager
 def sweep_cpu() -> t.Iterator[Pair]:
@@ -127,7 +142,14 @@ def sweep_million() -> t.Iterator[Pair]:
     yield lambda: swept("ours", MILLION)["wall"], None
 
 
-@benchmark("R1d", what="1,000,000 keys swept: worst answer to another client", unit="ms", goal="ours <= 10 and ratio <= 0.025", peer="its KEYS *", runs=1)
+@benchmark(
+    "R1d",
+    what="1,000,000 keys swept: worst answer to another client",
+    unit="ms",
+    goal="ours <= 10 and ratio <= 0.025",
+    peer="its KEYS *",
+    runs=1,
+)
 @contextlib.contextmanager
 def sweep_stall() -> t.Iterator[Pair]:
     def keys() -> float:
@@ -138,7 +160,14 @@ def sweep_stall() -> t.Iterator[Pair]:
     yield lambda: swept("ours", MILLION)["stall"], keys
 
 
-@benchmark("R3", what="200 concurrent misses: times that the value is loaded", unit="loads", goal="ours == 1", peer="first version", runs=1)
+@benchmark(
+    "R3",
+    what="200 concurrent misses: times that the value is loaded",
+    unit="loads",
+    goal="ours == 1",
+    peer="first version",
+    runs=1,
+)
 @contextlib.contextmanager
 def stampede() -> t.Iterator[Pair]:
     def loads(who: str) -> float:
@@ -154,8 +183,11 @@ def outage(who: str) -> t.Dict[str, float]:
     with scene() as (server, tree):
         process = subprocess.Popen(
             [str(BACKEND_PYTHON), str(PROGRAM), who, "outage"],
-            env=tree.environment({"REDIS_URL": server.url}), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=tree.environment({"REDIS_URL": server.url}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdin and process.stdout
         try:
             process.stdout.readline()
@@ -173,13 +205,27 @@ def outage(who: str) -> t.Dict[str, float]:
             process.communicate()
 
 
-@benchmark("R4", what="Redis stopped: slowest of the first three reads", unit="s", goal="ours <= 0.5", peer="first version", runs=1)
+@benchmark(
+    "R4",
+    what="Redis stopped: slowest of the first three reads",
+    unit="s",
+    goal="ours <= 0.5",
+    peer="first version",
+    runs=1,
+)
 @contextlib.contextmanager
 def outage_first() -> t.Iterator[Pair]:
     yield lambda: outage("ours")["first"], lambda: outage("naive")["first"]
 
 
-@benchmark("R4b", what="Redis stopped: the reads after, 99th percentile", unit="s", goal="ours <= 0.001 and ratio <= 0.0001", peer="first version", runs=1)
+@benchmark(
+    "R4b",
+    what="Redis stopped: the reads after, 99th percentile",
+    unit="s",
+    goal="ours <= 0.001 and ratio <= 0.0001",
+    peer="first version",
+    runs=1,
+)
 @contextlib.contextmanager
 def outage_rest() -> t.Iterator[Pair]:
     yield lambda: outage("ours")["rest"], lambda: outage("naive")["rest"]
@@ -191,14 +237,28 @@ def outage_back() -> t.Iterator[Pair]:
     yield lambda: outage("ours")["back"], None
 
 
-@benchmark("R5", what="a hit in this process's memory (200 bytes of JSON), CPU", unit="us", goal="ours <= 3 and ratio <= 0.05", peer="first version", runs=3)
+@benchmark(
+    "R5",
+    what="a hit in this process's memory (200 bytes of JSON), CPU",
+    unit="us",
+    goal="ours <= 3 and ratio <= 0.05",
+    peer="first version",
+    runs=3,
+)
 @contextlib.contextmanager
 def hit() -> t.Iterator[Pair]:
     with scene() as (server, tree):
         yield lambda: measure(server, tree, "ours", "hit")["us"], lambda: measure(server, tree, "naive", "hit")["us"]
 
 
-@benchmark("R5b", what="the same against cashews with its client-side cache off", unit="us", goal="ratio <= 0.05", peer="cashews", runs=3)
+@benchmark(
+    "R5b",
+    what="the same against cashews with its client-side cache off",
+    unit="us",
+    goal="ratio <= 0.05",
+    peer="cashews",
+    runs=3,
+)
 @contextlib.contextmanager
 def hit_cashews() -> t.Iterator[Pair]:
     program = """
@@ -218,21 +278,35 @@ asyncio.run(main())
     with scene() as (server, tree):
 
         def cashews() -> float:
-            done = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", program, server.url], capture_output=True, text=True, check=True
+            )
             return float(done.stdout)
 
         yield lambda: measure(server, tree, "ours", "hit")["us"], cashews
 
 
 @benchmark(
-    "R7", what="950,000 keys cleared by prefix: worst answer to another client", unit="ms", goal="ours <= 5 and ratio <= 0.0125", peer="KEYS and DEL", runs=1
+    "R7",
+    what="950,000 keys cleared by prefix: worst answer to another client",
+    unit="ms",
+    goal="ours <= 5 and ratio <= 0.0125",
+    peer="KEYS and DEL",
+    runs=1,
 )
 @contextlib.contextmanager
 def clear_prefix() -> t.Iterator[Pair]:
     yield lambda: cleared("ours", "clear_prefix"), lambda: cleared("naive", "clear_prefix")
 
 
-@benchmark("R7b", what="the same", unit="ms", goal="ours <= 5 and ratio <= 0.0125", peer="one Lua script, as fastapi-cache", runs=1)
+@benchmark(
+    "R7b",
+    what="the same",
+    unit="ms",
+    goal="ours <= 5 and ratio <= 0.0125",
+    peer="one Lua script, as fastapi-cache",
+    runs=1,
+)
 @contextlib.contextmanager
 def clear_script() -> t.Iterator[Pair]:
     yield lambda: cleared("ours", "clear_prefix"), lambda: cleared("naive", "clear_by_script")

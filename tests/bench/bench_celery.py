@@ -48,7 +48,11 @@ BUSY, MEASURED = 10.0, 20.0
 
 def experiment(install: bool) -> t.Dict[str, float]:
     """Two processor hogs beside worker, beat and a web process: runs of background work, and response times, after ten seconds of it."""
-    with servers.redis() as redis, celery_backend(redis.url, install=install, schedule=SCHEDULE, recorders=False) as backend, contextlib.ExitStack() as stack:
+    with (
+        servers.redis() as redis,
+        celery_backend(redis.url, install=install, schedule=SCHEDULE, recorders=False) as backend,
+        contextlib.ExitStack() as stack,
+    ):
         counters = backend.directory / "app/workers/tasks/counters.py"
         text = counters.read_text()
         place = text.index('    """How often the task ran')
@@ -61,7 +65,11 @@ def experiment(install: bool) -> t.Dict[str, float]:
         backend.worker()
         backend.beat()
         url = f"http://127.0.0.1:{port}/"
-        wait_until(lambda: _time(url) and _runs(backend, ("check_maintenance_reminders",)) >= 2, timeout=60, what="everything runs")
+        wait_until(
+            lambda: _time(url) and _runs(backend, ("check_maintenance_reminders",)) >= 2,
+            timeout=60,
+            what="everything runs",
+        )
         for _ in range(os.cpu_count() or 1):
             _start(stack, [sys.executable, "-c", "while True: pass"])
         time.sleep(BUSY)
@@ -115,19 +123,40 @@ def pair(what: str) -> Pair:
     return (lambda: run(True)), (lambda: run(False))
 
 
-@benchmark("L1", what="runs of cleanup and analytics in 20 s, from 10 s after CPU hogs began", unit="runs", goal="ratio <= 0.25", runs=2, peer="no throttle")
+@benchmark(
+    "L1",
+    what="runs of cleanup and analytics in 20 s, from 10 s after CPU hogs began",
+    unit="runs",
+    goal="ratio <= 0.25",
+    runs=2,
+    peer="no throttle",
+)
 @contextlib.contextmanager
 def low_class() -> t.Iterator[Pair]:
     yield pair("runs")
 
 
-@benchmark("L1b", what="response time of a web process beside it, p95", unit="ms", goal="ratio <= 0.8", runs=2, peer="no throttle")
+@benchmark(
+    "L1b",
+    what="response time of a web process beside it, p95",
+    unit="ms",
+    goal="ratio <= 0.8",
+    runs=2,
+    peer="no throttle",
+)
 @contextlib.contextmanager
 def responses() -> t.Iterator[Pair]:
     yield pair("p95")
 
 
-@benchmark("L3", what="runs of a task that users wait for, meanwhile (20 are due)", unit="runs", goal="ours >= 18", runs=2, peer="no throttle")
+@benchmark(
+    "L3",
+    what="runs of a task that users wait for, meanwhile (20 are due)",
+    unit="runs",
+    goal="ours >= 18",
+    runs=2,
+    peer="no throttle",
+)
 @contextlib.contextmanager
 def critical() -> t.Iterator[Pair]:
     yield pair("critical")
@@ -144,7 +173,9 @@ def recovery() -> t.Iterator[Pair]:
         wait_until(lambda: backend.redis.exists("pam:beat:heartbeat"), timeout=60, what="beat")
         celery_throttle.run(redis.url, level=2, expires_s=30)
         started = time.monotonic()
-        wait_until(lambda: '"factor": 1,' in (backend.redis.get("pam:beat:heartbeat") or ""), timeout=60, what="full rate")
+        wait_until(
+            lambda: '"factor": 1,' in (backend.redis.get("pam:beat:heartbeat") or ""), timeout=60, what="full rate"
+        )
         return time.monotonic() - started + 60
 
     with servers.redis() as redis, celery_backend(redis.url, schedule=SCHEDULE) as backend:

@@ -24,7 +24,11 @@ def meter(version: str) -> t.Iterator[t.Callable[[str, str], float]]:
     with tempfile.TemporaryDirectory(prefix="wops-bench-") as directory:
         tree = patched_tree(Path(directory), "core/cors_config.py")
         process = subprocess.Popen(
-            [str(BACKEND_PYTHON), str(PROGRAM)], env=tree.environment(ahead=[starlette(version)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(BACKEND_PYTHON), str(PROGRAM)],
+            env=tree.environment(ahead=[starlette(version)]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdin and process.stdout
 
@@ -42,25 +46,46 @@ def meter(version: str) -> t.Iterator[t.Callable[[str, str], float]]:
 
 
 def _failed(layer: str, only: str = "") -> float:
-    with tempfile.TemporaryDirectory(prefix="wops-bench-") as directory, serving(Path(directory), "0.47.3", layer) as served:
+    with (
+        tempfile.TemporaryDirectory(prefix="wops-bench-") as directory,
+        serving(Path(directory), "0.47.3", layer) as served,
+    ):
         return float(sum(any(only in reason for reason in reasons) for reasons in judged(served).values()))
 
 
-@benchmark("C1", what="CORS vectors (given and derived) that fall short", unit="vectors", goal="ours == 0", peer="Starlette 0.47.3", runs=1)
+@benchmark(
+    "C1",
+    what="CORS vectors (given and derived) that fall short",
+    unit="vectors",
+    goal="ours == 0",
+    peer="Starlette 0.47.3",
+    runs=1,
+)
 @contextlib.contextmanager
 def conformance() -> t.Iterator[Pair]:
     yield lambda: _failed("ours"), lambda: _failed("starlette")
 
 
-@benchmark("C1b", what="the same, counting only a wrong verdict of the browser", unit="vectors", goal="ours == 0", peer="Starlette 0.47.3", runs=1)
+@benchmark(
+    "C1b",
+    what="the same, counting only a wrong verdict of the browser",
+    unit="vectors",
+    goal="ours == 0",
+    peer="Starlette 0.47.3",
+    runs=1,
+)
 @contextlib.contextmanager
 def verdicts() -> t.Iterator[Pair]:
     yield lambda: _failed("ours", "verdict"), lambda: _failed("starlette", "verdict")
 
 
 @benchmark(
-    "C3", what="CORS layer, CPU added: our dearest of six paths, its allowed GET", unit="us", goal="ours <= 2.5 and ratio <= 0.5", peer="Starlette 0.47.3"
-)  # fmt: skip
+    "C3",
+    what="CORS layer, CPU added: our dearest of six paths, its allowed GET",
+    unit="us",
+    goal="ours <= 2.5 and ratio <= 0.5",
+    peer="Starlette 0.47.3",
+)
 @contextlib.contextmanager
 def cost() -> t.Iterator[Pair]:
     with meter("0.47.3") as measured:
@@ -70,7 +95,14 @@ def cost() -> t.Iterator[Pair]:
         )
 
 
-@benchmark("C3b", what="CORS layer, CPU added to an allowed GET", unit="us", goal="ratio <= 0.01", peer="the incident's stack", runs=3)
+@benchmark(
+    "C3b",
+    what="CORS layer, CPU added to an allowed GET",
+    unit="us",
+    goal="ratio <= 0.01",
+    peer="the incident's stack",
+    runs=3,
+)
 @contextlib.contextmanager
 def cost_original() -> t.Iterator[Pair]:
     with meter("0.47.3") as measured:
@@ -80,7 +112,14 @@ def cost_original() -> t.Iterator[Pair]:
         )
 
 
-@benchmark("C3c", what="CORS layer, CPU added, as C3", unit="us", goal="ours <= 2.5 and ratio <= 0.5", peer="Starlette 1.10.0", runs=3)
+@benchmark(
+    "C3c",
+    what="CORS layer, CPU added, as C3",
+    unit="us",
+    goal="ours <= 2.5 and ratio <= 0.5",
+    peer="Starlette 1.10.0",
+    runs=3,
+)
 @contextlib.contextmanager
 def cost_newest() -> t.Iterator[Pair]:
     with meter("1.10.0") as measured:
@@ -90,7 +129,13 @@ def cost_newest() -> t.Iterator[Pair]:
         )
 
 
-@benchmark("C5", what="a preflight that asks for 3,000 header names (20 kB), CPU", unit="us", goal="ours <= 50", peer="Starlette 0.47.3")
+@benchmark(
+    "C5",
+    what="a preflight that asks for 3,000 header names (20 kB), CPU",
+    unit="us",
+    goal="ours <= 50",
+    peer="Starlette 0.47.3",
+)
 @contextlib.contextmanager
 def oversize() -> t.Iterator[Pair]:
     with meter("0.47.3") as measured:

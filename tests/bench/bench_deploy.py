@@ -20,8 +20,18 @@ from tests.sandbox.layout import Sandbox
 
 def deploy(sandbox: Sandbox) -> t.Tuple[float, int]:
     """Seconds of one ``playbooks/deploy.yml``, and the number of changes that it reports."""
-    environment = {**os.environ, "WHEELS_OPS_SANDBOX": str(sandbox.directory), "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventories/sandbox", "playbooks/deploy.yml"]
+    environment = {
+        **os.environ,
+        "WHEELS_OPS_SANDBOX": str(sandbox.directory),
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        "inventories/sandbox",
+        "playbooks/deploy.yml",
+    ]
     started = time.monotonic()
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started

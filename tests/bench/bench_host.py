@@ -68,18 +68,35 @@ def given_back(shape: str, how: str) -> float:
             request = urllib.request.Request(f"{address}/gc", data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN})
             urllib.request.urlopen(request, timeout=60).read()
         else:
-            memory_trim.run_with({
-                "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}], "service_manager": "supervisor",
-                "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"web": before / 0.98 / MEBIBYTE}, "base_url": address,
-                "token": memory_shapes.TOKEN, "allow_restart": True, "state_dir": place, "min_gain": "8M", "restart_above": 50.0,
-                # With the usual tiers, the ladder stops at a service that is below 65 %: here all of the waste is to come back.
-                "thresholds": {"warning": 30, "critical": 40, "emergency": 50},
-            })  # fmt: skip
+            memory_trim.run_with(
+                {
+                    "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}],
+                    "service_manager": "supervisor",
+                    "supervisor_socket": daemon.socket,
+                    "scope": "services",
+                    "memory_limits_mb": {"web": before / 0.98 / MEBIBYTE},
+                    "base_url": address,
+                    "token": memory_shapes.TOKEN,
+                    "allow_restart": True,
+                    "state_dir": place,
+                    "min_gain": "8M",
+                    "restart_above": 50.0,
+                    # With the usual tiers, the ladder stops at a service that is below 65 %: here all of the waste is to come back.
+                    "thresholds": {"warning": 30, "critical": 40, "emergency": 50},
+                }
+            )
         after = memory_trim.resident_bytes([daemon.pid("web")])
     return 100.0 * (before - after) / max(1, before - least)
 
 
-@benchmark("K1", what="memory_trim: waste given back, mean of six shapes", unit="%", goal="ours >= 90", peer="gc.collect alone", runs=1)
+@benchmark(
+    "K1",
+    what="memory_trim: waste given back, mean of six shapes",
+    unit="%",
+    goal="ours >= 90",
+    peer="gc.collect alone",
+    runs=1,
+)
 @contextlib.contextmanager
 def memory() -> t.Iterator[Pair]:
     def mean(how: str) -> Measure:
@@ -133,7 +150,9 @@ def files() -> int:
     return int(os.environ.get("WHEELS_OPS_SCAN_FILES", "500000"))
 
 
-@benchmark("K2", what="disk_cleanup: scan of a large tree, CPU", unit="s", goal="ratio <= 1.7", peer="systemd-tmpfiles", runs=3)
+@benchmark(
+    "K2", what="disk_cleanup: scan of a large tree, CPU", unit="s", goal="ratio <= 1.7", peer="systemd-tmpfiles", runs=3
+)
 @contextlib.contextmanager
 def scanning() -> t.Iterator[Pair]:
     program = tool("systemd-tmpfiles")
@@ -143,12 +162,22 @@ def scanning() -> t.Iterator[Pair]:
         yield lambda: cpu_of(lambda: scan(root)), lambda: cpu_of(lambda: peer_scan([program, "--clean", str(config)]))
 
 
-@benchmark("K2b", what="disk_cleanup: scan of a large tree, wall time", unit="s", goal="ratio <= 0.34", peer="tmpreaper", runs=3)
+@benchmark(
+    "K2b",
+    what="disk_cleanup: scan of a large tree, wall time",
+    unit="s",
+    goal="ratio <= 0.34",
+    peer="tmpreaper",
+    runs=3,
+)
 @contextlib.contextmanager
 def scanning_tmpreaper() -> t.Iterator[Pair]:
     program = tool("tmpreaper")
     with tree(files()) as root:
-        yield lambda: wall_of(lambda: scan(root)), lambda: wall_of(lambda: peer_scan([program, "--test", "--runtime=0", "10d", str(root)]))
+        yield (
+            lambda: wall_of(lambda: scan(root)),
+            lambda: wall_of(lambda: peer_scan([program, "--test", "--runtime=0", "10d", str(root)])),
+        )
 
 
 def race_rounds(clean: t.Callable[[Path], object], rounds: int = 24) -> float:
@@ -198,13 +227,27 @@ def walk_cleans(root: Path) -> None:
                     os.remove(path)
 
 
-@benchmark("K2c", what="disk_cleanup: rounds of 24 in which a flipping link cost a victim files", unit="rounds", goal="ours == 0", peer="os.walk", runs=1)
+@benchmark(
+    "K2c",
+    what="disk_cleanup: rounds of 24 in which a flipping link cost a victim files",
+    unit="rounds",
+    goal="ours == 0",
+    peer="os.walk",
+    runs=1,
+)
 @contextlib.contextmanager
 def races() -> t.Iterator[Pair]:
     yield lambda: race_rounds(ours_cleans), lambda: race_rounds(walk_cleans)
 
 
-@benchmark("K2d", what="disk_cleanup: files of 50 lost behind a bind mount", unit="files", goal="ours == 0", peer="find -xdev -delete", runs=1)
+@benchmark(
+    "K2d",
+    what="disk_cleanup: files of 50 lost behind a bind mount",
+    unit="files",
+    goal="ours == 0",
+    peer="find -xdev -delete",
+    runs=1,
+)
 @contextlib.contextmanager
 def bind_mounts() -> t.Iterator[Pair]:
     if os.geteuid() != 0:
@@ -220,12 +263,28 @@ def bind_mounts() -> t.Iterator[Pair]:
                 (victim / f"f{number}").write_bytes(b"x")
                 os.utime(victim / f"f{number}", (1, 1))
             script = f'mount --bind {victim} {root}/mounted && exec "$@"'
-            command = [unshare, "-m", "--propagation", "private", "sh", "-c", script, "sh", *[word.replace("ROOT", str(root)) for word in words]]
+            command = [
+                unshare,
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                *[word.replace("ROOT", str(root)) for word in words],
+            ]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")})
             return 50.0 - len(os.listdir(victim))
 
-    call = "import sys; from wheels_ops.remedies import disk_cleanup as d; d.run([{'path': sys.argv[1], 'age': '1d', 'age_by': ['mtime']}])"
-    yield lambda: lost([sys.executable, "-c", call, "ROOT"]), lambda: lost([find, "ROOT", "-xdev", "-type", "f", "-mtime", "+1", "-delete"])
+    call = (
+        "import sys; from wheels_ops.remedies import disk_cleanup as d; d.run([{'path': sys.argv[1], 'age': '1d',"
+        " 'age_by': ['mtime']}])"
+    )
+    yield (
+        lambda: lost([sys.executable, "-c", call, "ROOT"]),
+        lambda: lost([find, "ROOT", "-xdev", "-type", "f", "-mtime", "+1", "-delete"]),
+    )
 
 
 def lost_lines(how: str, rotate: t.Callable[[Path, int], object], rounds: int = 2) -> float:
@@ -256,23 +315,36 @@ def ours_rotates(strategy: str) -> t.Callable[[Path, int], object]:
 def copytruncate(log: Path, _pid: int) -> None:
     program = tool("logrotate")
     policy = log.parent / ".policy"
-    policy.write_text(f'"{log}" {{\n size 1\n rotate 99\n copytruncate\n nocompress\n dateext\n dateformat .%Y%m%d-%s\n}}\n')
+    policy.write_text(
+        f'"{log}" {{\n size 1\n rotate 99\n copytruncate\n nocompress\n dateext\n dateformat .%Y%m%d-%s\n}}\n'
+    )
     policy.chmod(0o600)
-    subprocess.run([program, "--force", "--state", str(log.parent / ".state"), str(policy)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [program, "--force", "--state", str(log.parent / ".state"), str(policy)], check=True, stderr=subprocess.DEVNULL
+    )
 
 
 def rotation(how: str, strategy: str) -> Pair:
     return lambda: lost_lines(how, ours_rotates(strategy)), lambda: lost_lines("append", copytruncate)
 
 
-@benchmark("K3", what="log_rotate: lines lost or doubled, in place", unit="lines", goal="ours == 0", peer="logrotate copytruncate", runs=3)
+@benchmark(
+    "K3",
+    what="log_rotate: lines lost or doubled, in place",
+    unit="lines",
+    goal="ours == 0",
+    peer="logrotate copytruncate",
+    runs=3,
+)
 @contextlib.contextmanager
 def rotation_in_place() -> t.Iterator[Pair]:
     tool("logrotate")
     yield rotation("append", "collapse")
 
 
-@benchmark("K3b", what="log_rotate: lines lost or doubled, writer without O_APPEND", unit="lines", goal="ours == 0", runs=3)
+@benchmark(
+    "K3b", what="log_rotate: lines lost or doubled, writer without O_APPEND", unit="lines", goal="ours == 0", runs=3
+)
 @contextlib.contextmanager
 def rotation_by_holes() -> t.Iterator[Pair]:
     yield rotation("plain", "punch")[0], None
@@ -285,7 +357,9 @@ def rotation_by_reopening() -> t.Iterator[Pair]:
     yield rotation("reopen", "logrotate")[0], None
 
 
-@benchmark("K3d", what="log_rotate: longest time that a writer is held off, in place", unit="ms", goal="ours <= 100", runs=3)
+@benchmark(
+    "K3d", what="log_rotate: longest time that a writer is held off, in place", unit="ms", goal="ours <= 100", runs=3
+)
 @contextlib.contextmanager
 def stall() -> t.Iterator[Pair]:
     def measure() -> float:

@@ -51,7 +51,12 @@ def lab(*, store: bool = True) -> t.Iterator[t.Callable[..., t.Dict[str, float]]
             environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
             environment.update(PYTHONPATH=str(directory), WHEELS_OPS_STATE_DIR=str(directory / "state"), **env)
             done = subprocess.run(
-                [str(BACKEND_PYTHON), str(LAB), program, *map(str, words)], capture_output=True, text=True, env=environment, check=False, timeout=3600
+                [str(BACKEND_PYTHON), str(LAB), program, *map(str, words)],
+                capture_output=True,
+                text=True,
+                env=environment,
+                check=False,
+                timeout=3600,
             )
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
@@ -60,16 +65,26 @@ def lab(*, store: bool = True) -> t.Iterator[t.Callable[..., t.Dict[str, float]]
         yield run
 
 
-@benchmark("P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.02", runs=1)
+@benchmark(
+    "P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.02", runs=1
+)
 @contextlib.contextmanager
 def sampler_cpu() -> t.Iterator[Pair]:
     seconds = float(os.environ.get("WHEELS_OPS_P1_SECONDS", "15"))
     with lab() as run:
-        yield lambda: run("sampler", seconds, "ours")["cpu_percent"] - run("sampler", seconds, "none")["cpu_percent"], None
+        yield (
+            lambda: run("sampler", seconds, "ours")["cpu_percent"] - run("sampler", seconds, "none")["cpu_percent"],
+            None,
+        )
 
 
 @benchmark(
-    "P1b", what="longest hold of the event loop by one of 300 samples", unit="ms", goal="ours <= 2 and ratio <= 0.002", peer="first version's cycle", runs=3
+    "P1b",
+    what="longest hold of the event loop by one of 300 samples",
+    unit="ms",
+    goal="ours <= 2 and ratio <= 0.002",
+    peer="first version's cycle",
+    runs=3,
 )
 @contextlib.contextmanager
 def sampler_stall() -> t.Iterator[Pair]:
@@ -91,7 +106,13 @@ def sampler_memory() -> t.Iterator[Pair]:
         yield lambda: run("sampler", 5.0, "ours")["rss_mb"] - run("sampler", 5.0, "none")["rss_mb"], None
 
 
-@benchmark("P1e", what="sampling at 5 s, resident memory, history on disk (SQLite and its thread)", unit="MB", goal="ours <= 3", runs=1)
+@benchmark(
+    "P1e",
+    what="sampling at 5 s, resident memory, history on disk (SQLite and its thread)",
+    unit="MB",
+    goal="ours <= 3",
+    runs=1,
+)
 @contextlib.contextmanager
 def store_memory() -> t.Iterator[Pair]:
     with lab() as run:
@@ -101,7 +122,9 @@ def store_memory() -> t.Iterator[Pair]:
 @functools.cache
 def _bursts(seed: int, which: str) -> t.Dict[str, float]:
     with lab() as run:
-        return run("bursts", P2_SECONDS, seed, which, MEMORY_LIMIT_MB="400", BURST_EVERY="60" if P2_SECONDS >= 300 else "30")
+        return run(
+            "bursts", P2_SECONDS, seed, which, MEMORY_LIMIT_MB="400", BURST_EVERY="60" if P2_SECONDS >= 300 else "30"
+        )
 
 
 def _p2(key: str) -> Pair:
@@ -113,7 +136,14 @@ def _p2(key: str) -> Pair:
 _LABEL = f"bursty workload, {P2_SECONDS:g} s x {len(SEEDS)} seeds"
 
 
-@benchmark("P2a", what=f"{_LABEL}: mean resident memory", unit="MB", goal="ratio <= 0.5", peer="without the optimizer", runs=len(SEEDS))
+@benchmark(
+    "P2a",
+    what=f"{_LABEL}: mean resident memory",
+    unit="MB",
+    goal="ratio <= 0.5",
+    peer="without the optimizer",
+    runs=len(SEEDS),
+)
 @contextlib.contextmanager
 def burst_memory() -> t.Iterator[Pair]:
     yield _p2("mean_rss_mb")
@@ -132,7 +162,14 @@ def burst_latency() -> t.Iterator[Pair]:
     yield _p2("p99_ms")
 
 
-@benchmark("P2c", what=f"{_LABEL}: CPU for the same work, trims included", unit="s", goal="ratio <= 1.02", peer="without the optimizer", runs=len(SEEDS))
+@benchmark(
+    "P2c",
+    what=f"{_LABEL}: CPU for the same work, trims included",
+    unit="s",
+    goal="ratio <= 1.02",
+    peer="without the optimizer",
+    runs=len(SEEDS),
+)
 @contextlib.contextmanager
 def burst_cpu() -> t.Iterator[Pair]:
     yield _p2("cpu_s")
@@ -150,14 +187,28 @@ def idle_memory() -> t.Iterator[Pair]:
         yield cost, None
 
 
-@benchmark("P2e", what="a routine pass over 870 k live objects: stall of the event loop", unit="ms", goal="ratio <= 0.1", peer="first version's pass", runs=3)
+@benchmark(
+    "P2e",
+    what="a routine pass over 870 k live objects: stall of the event loop",
+    unit="ms",
+    goal="ratio <= 0.1",
+    peer="first version's pass",
+    runs=3,
+)
 @contextlib.contextmanager
 def pass_stall() -> t.Iterator[Pair]:
     with lab() as run:
         yield lambda: run("optimizer_pass", "ours")["stall_ms"], lambda: run("optimizer_pass", "peer")["stall_ms"]
 
 
-@benchmark("P4", what="24 h of history, four metrics", unit="MB", goal="ours <= 0.2 and ratio <= 0.1", peer="objects in lists", runs=1)
+@benchmark(
+    "P4",
+    what="24 h of history, four metrics",
+    unit="MB",
+    goal="ours <= 0.2 and ratio <= 0.1",
+    peer="objects in lists",
+    runs=1,
+)
 @contextlib.contextmanager
 def history_size() -> t.Iterator[Pair]:
     with lab() as run:
@@ -251,15 +302,25 @@ def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/
 
 
 @benchmark(
-    "H1a", what="GET /api/v1/system/health at 500/s with database, Redis and speech black-holed, p99 less the wait for a processor", unit="ms",
-    goal="ours <= 2 and ratio <= 0.001", peer="first version, one request", runs=3,
-)  # fmt: skip
+    "H1a",
+    what=(
+        "GET /api/v1/system/health at 500/s with database, Redis and speech black-holed, p99 less the wait for a"
+        " processor"
+    ),
+    unit="ms",
+    goal="ours <= 2 and ratio <= 0.001",
+    peer="first version, one request",
+    runs=3,
+)
 @contextlib.contextmanager
 def health_black_holed() -> t.Iterator[Pair]:
     with contextlib.ExitStack() as stack:
         hole = Hole()
         stack.callback(hole.close)
-        stores = {"REDIS_URL": f"redis://127.0.0.1:{hole.port}/0", "DATABASE_URL": f"postgresql://x@127.0.0.1:{hole.port}/x"}
+        stores = {
+            "REDIS_URL": f"redis://127.0.0.1:{hole.port}/0",
+            "DATABASE_URL": f"postgresql://x@127.0.0.1:{hole.port}/x",
+        }
         ours = stack.enter_context(health_app(stores, uvicorn=("--no-access-log",)))
         peer_directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wops-bench-")))
         (peer_directory / "peer.py").write_text(_PEER)
@@ -281,7 +342,13 @@ def health_black_holed() -> t.Iterator[Pair]:
 PRODUCTION_INTERVALS = {"HEALTH_CHECK_INTERVAL": "5", "HEALTH_CHECK_TIMEOUT": "1", "MONITORING_INTERVAL": "5"}
 
 
-@benchmark("H2", what=f"{len(FAULTS)} injected faults, intervals of production: the longest until the health API says so", unit="s", goal="ours <= 10", runs=1)
+@benchmark(
+    "H2",
+    what=f"{len(FAULTS)} injected faults, intervals of production: the longest until the health API says so",
+    unit="s",
+    goal="ours <= 10",
+    runs=1,
+)
 @contextlib.contextmanager
 def faults_seen() -> t.Iterator[Pair]:
     """Each dependency gone, frozen and black-holed, full disk, memory pressure, stalled loop, recursive policy, and the others of the tests."""
@@ -303,7 +370,14 @@ def faults_seen() -> t.Iterator[Pair]:
         yield longest, None
 
 
-@benchmark("H1b", what="GET /livez, CPU per call in the server", unit="us", goal="ours <= 60 and ratio <= 0.2", peer="a FastAPI route", runs=3)
+@benchmark(
+    "H1b",
+    what="GET /livez, CPU per call in the server",
+    unit="us",
+    goal="ours <= 60 and ratio <= 0.2",
+    peer="a FastAPI route",
+    runs=3,
+)
 @contextlib.contextmanager
 def livez_cpu() -> t.Iterator[Pair]:
     program = """
@@ -336,7 +410,13 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 
         def call(path: str, count: int) -> float:
             environment = {**os.environ, "PYTHONPATH": name, "WHEELS_OPS_TOKEN": TOKEN}
-            done = subprocess.run([str(BACKEND_PYTHON), "-c", program, path, str(count)], capture_output=True, text=True, check=True, env=environment)
+            done = subprocess.run(
+                [str(BACKEND_PYTHON), "-c", program, path, str(count)],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment,
+            )
             return float(done.stdout)
 
         yield lambda: call("/livez", 50_000), lambda: call("/items/7", 3_000)

@@ -28,16 +28,23 @@ def large(cursor: t.Any) -> None:
     """1,000 tables with 5,000 policies: of each ten one reads itself, eight read the last one, which reads none."""
     statements = []
     for number in range(TABLES):
-        cursor.execute(f"create table t{number}(id int primary key, owner uuid, parent int, open boolean); alter table t{number} enable row level security")
+        cursor.execute(
+            f"create table t{number}(id int primary key, owner uuid, parent int, open boolean); alter table t{number}"
+            " enable row level security"
+        )
     for number in range(TABLES):
         name, inner = f"t{number}", f"t{number if number % 10 == 0 else number - number % 10 + 9}"
-        lookup = f" or exists (select 1 from {inner} x where x.id = {name}.parent and x.owner = auth.uid())" if inner != name or number % 10 == 0 else ""
+        lookup = (
+            f" or exists (select 1 from {inner} x where x.id = {name}.parent and x.owner = auth.uid())"
+            if inner != name or number % 10 == 0
+            else ""
+        )
         statements.append(
-            f"create policy p1 on {name} for select using (owner = auth.uid(){lookup});"
-            f"create policy p2 on {name} for insert to authenticated with check (owner = auth.uid());"
-            f"create policy p3 on {name} for update to authenticated using (owner = auth.uid()) with check (owner = auth.uid());"
-            f"create policy p4 on {name} for delete to authenticated using (owner = auth.uid());"
-            f"create policy p5 on {name} for select to anon using (open);"
+            f"create policy p1 on {name} for select using (owner = auth.uid(){lookup});create policy p2 on {name} for"
+            f" insert to authenticated with check (owner = auth.uid());create policy p3 on {name} for update to"
+            f" authenticated using (owner = auth.uid()) with check (owner = auth.uid());create policy p4 on {name} for"
+            f" delete to authenticated using (owner = auth.uid());create policy p5 on {name} for select to anon using"
+            " (open);"
         )
         if number % 100 == 99:
             cursor.execute("".join(statements))
@@ -60,7 +67,13 @@ def timed(call: t.Callable[[], t.Any]) -> float:
     return time.perf_counter() - started
 
 
-@benchmark("S1", what="audit of 1,000 tables and 5,000 policies, seconds after connecting", unit="s", goal="ours <= 1.5", runs=3)
+@benchmark(
+    "S1",
+    what="audit of 1,000 tables and 5,000 policies, seconds after connecting",
+    unit="s",
+    goal="ours <= 1.5",
+    runs=3,
+)
 @contextlib.contextmanager
 def audit_seconds() -> t.Iterator[Pair]:
     with large_database() as (_, connection):
@@ -87,46 +100,73 @@ def against_psql() -> t.Iterator[Pair]:
         def peer() -> float:
             psql = server.programs.path("psql")
             script = "\n".join(
-                f'"{psql}" -X -q -d \'{connection.dsn}\' -c "begin; set local role {role}; prepare c as {statement}; rollback" >/dev/null 2>&1'
+                f'"{psql}" -X -q -d \'{connection.dsn}\' -c "begin; set local role {role}; prepare c as {statement};'
+                ' rollback" >/dev/null 2>&1'
                 for role in ROLES
                 for number in range(10)
-                for statement in (f"select from t{number}", f"insert into t{number} default values", f"delete from t{number} returning id")
+                for statement in (
+                    f"select from t{number}",
+                    f"insert into t{number} default values",
+                    f"delete from t{number} returning id",
+                )
             )
-            return timed(lambda: subprocess.run(["sh", "-c", script], check=False, env=server.programs.environ())) * 1000 / 60
+            return (
+                timed(lambda: subprocess.run(["sh", "-c", script], check=False, env=server.programs.environ()))
+                * 1000
+                / 60
+            )
 
         yield ours, peer
 
 
-@benchmark("S3", what="memory of a Python that audits 1,000 tables and 5,000 policies (highest resident set)", unit="MB", goal="ours <= 300", runs=3)
+@benchmark(
+    "S3",
+    what="memory of a Python that audits 1,000 tables and 5,000 policies (highest resident set)",
+    unit="MB",
+    goal="ours <= 300",
+    runs=3,
+)
 @contextlib.contextmanager
 def memory() -> t.Iterator[Pair]:
     program = (
-        "import json, resource, sys, psycopg2; from wheels_ops import rls; c = psycopg2.connect(sys.argv[1]);"
-        "found = rls.audit(c, roles=['anon', 'authenticated']); print(json.dumps([found.checked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+        "import json, resource, sys, psycopg2; from wheels_ops import rls; c = psycopg2.connect(sys.argv[1]);found ="
+        " rls.audit(c, roles=['anon', 'authenticated']); print(json.dumps([found.checked,"
+        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
     )
     with large_database() as (_, connection):
 
         def ours() -> float:
-            done = subprocess.run([sys.executable, "-c", program, connection.dsn], capture_output=True, text=True, check=True, env={"PYTHONPATH": "src:."})
+            done = subprocess.run(
+                [sys.executable, "-c", program, connection.dsn],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={"PYTHONPATH": "src:."},
+            )
             return float(json.loads(done.stdout)[1]) / 1024
 
         yield ours, None
 
 
-@benchmark("S4", what="repair plan of a schema with 200 tables and 20 cycles of three", unit="s", goal="ours <= 5", runs=3)
+@benchmark(
+    "S4", what="repair plan of a schema with 200 tables and 20 cycles of three", unit="s", goal="ours <= 5", runs=3
+)
 @contextlib.contextmanager
 def plan_seconds() -> t.Iterator[Pair]:
     with servers.postgres(settings=["max_locks_per_transaction=1024"]) as server, db.database(server) as connection:
         with connection.cursor() as cursor:
             for number in range(200):
-                cursor.execute(f"create table t{number}(id int primary key, owner uuid, parent int); alter table t{number} enable row level security")
+                cursor.execute(
+                    f"create table t{number}(id int primary key, owner uuid, parent int); alter table t{number} enable"
+                    " row level security"
+                )
             for number in range(200):
                 # The first 60 tables form 20 rings of three; the others lead into them.
                 ring = number - number % 3
                 target = ring + (number + 1) % 3 if number < 60 else number % 60
                 cursor.execute(
-                    f"create policy p on t{number} for all using (owner = auth.uid() or exists (select 1 from t{target} x where x.id = t{number}.parent"
-                    " and x.owner = auth.uid()))"
+                    f"create policy p on t{number} for all using (owner = auth.uid() or exists (select 1 from t{target}"
+                    f" x where x.id = t{number}.parent and x.owner = auth.uid()))"
                 )
         found = rls.audit(connection)
         assert found.failing
@@ -195,19 +235,40 @@ def _policy_speed(query: str, hand: str, *, calls: int = 3) -> t.Iterator[Pair]:
         yield measure(ours), measure(peer)
 
 
-@benchmark("S5", what="all trips of a user out of 200,000, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper asked for every row", runs=3)
+@benchmark(
+    "S5",
+    what="all trips of a user out of 200,000, repaired policy",
+    unit="ms",
+    goal="ratio <= 1.2",
+    peer="helper asked for every row",
+    runs=3,
+)
 @contextlib.contextmanager
 def rows_against_row_helper() -> t.Iterator[Pair]:
     yield from _policy_speed("select count(*) from group_trips", BY_ROW)
 
 
-@benchmark("S6", what="all trips of a user out of 200,000, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper that gives the user's ids", runs=3)
+@benchmark(
+    "S6",
+    what="all trips of a user out of 200,000, repaired policy",
+    unit="ms",
+    goal="ratio <= 1.2",
+    peer="helper that gives the user's ids",
+    runs=3,
+)
 @contextlib.contextmanager
 def rows_against_set_helper() -> t.Iterator[Pair]:
     yield from _policy_speed("select count(*) from group_trips", BY_SET)
 
 
-@benchmark("S7", what="one trip by its id, repaired policy", unit="ms", goal="ratio <= 1.2", peer="helper that gives the user's ids", runs=5)
+@benchmark(
+    "S7",
+    what="one trip by its id, repaired policy",
+    unit="ms",
+    goal="ratio <= 1.2",
+    peer="helper that gives the user's ids",
+    runs=5,
+)
 @contextlib.contextmanager
 def one_row() -> t.Iterator[Pair]:
     # (777 * 56) participations before this user's, so that this trip is one of his.

@@ -36,7 +36,16 @@ def restart_under_load(daemon: Supervisord, name: str, port: int) -> float:
     """Percent of requests that failed while ``name`` was restarted, with new and with kept connections together."""
     loads = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.load", "--port", str(port), "--seconds", str(5 * RESTARTS + 2), *extra],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.load",
+                "--port",
+                str(port),
+                "--seconds",
+                str(5 * RESTARTS + 2),
+                *extra,
+            ],
             stdout=subprocess.PIPE,
             cwd=REPOSITORY,
         )
@@ -44,14 +53,26 @@ def restart_under_load(daemon: Supervisord, name: str, port: int) -> float:
     ]
     for _ in range(RESTARTS):
         daemon.ctl("restart", name)
-        wait_until(lambda: subprocess.run(["curl", "-sf", "-m", "5", f"http://127.0.0.1:{port}/"], capture_output=True, check=False).returncode == 0)
+        wait_until(
+            lambda: (
+                subprocess.run(
+                    ["curl", "-sf", "-m", "5", f"http://127.0.0.1:{port}/"], capture_output=True, check=False
+                ).returncode
+                == 0
+            )
+        )
     found = [json.loads(load.communicate()[0]) for load in loads]
     return 100.0 * sum(each["failed"] for each in found) / sum(each["ok"] + each["failed"] for each in found)
 
 
 @benchmark(
-    "K4", what=f"requests that fail over {2 * RESTARTS} restarts under load", unit="percent", goal="ours == 0", peer="uvicorn, plain restart", runs=2,
-)  # fmt: skip
+    "K4",
+    what=f"requests that fail over {2 * RESTARTS} restarts under load",
+    unit="percent",
+    goal="ours == 0",
+    peer="uvicorn, plain restart",
+    runs=2,
+)
 @contextlib.contextmanager
 def failed_requests() -> t.Iterator[Pair]:
     port, plain = free_port(), free_port()
@@ -59,13 +80,21 @@ def failed_requests() -> t.Iterator[Pair]:
     # supervisord closes an inherited socket with the last process of its group: the first program of the group holds it.
     drained = f"{BACKEND_PYTHON} {LAUNCHER} restarting_app:app --fd 0 --app-dir {SUPPORT} --log-level warning"
     holder = Program(
-        f"/bin/sh -c '[ %(process_num)d = 0 ] && exec sleep infinity; exec {drained}'", environment=environment,
-        options={"socket": f"tcp://127.0.0.1:{port}", "numprocs": "2", "process_name": "%(process_num)d", "stdout_logfile": "NONE", "stopwaitsecs": "30"},
-    )  # fmt: skip
+        f"/bin/sh -c '[ %(process_num)d = 0 ] && exec sleep infinity; exec {drained}'",
+        environment=environment,
+        options={
+            "socket": f"tcp://127.0.0.1:{port}",
+            "numprocs": "2",
+            "process_name": "%(process_num)d",
+            "stdout_logfile": "NONE",
+            "stopwaitsecs": "30",
+        },
+    )
     ordinary = Program(
         f"{BACKEND_PYTHON} -m uvicorn restarting_app:app --app-dir {SUPPORT} --port {plain} --log-level warning",
-        environment=environment, options={"stopwaitsecs": "30"},
-    )  # fmt: skip
+        environment=environment,
+        options={"stopwaitsecs": "30"},
+    )
     with supervisord({"web": holder}, section="fcgi-program") as ours, supervisord({"web": ordinary}) as peer:
         wait_until(lambda: port_open(port) and port_open(plain))
         yield lambda: restart_under_load(ours, "web:1", port), lambda: restart_under_load(peer, "web", plain)
@@ -89,7 +118,10 @@ class Faults:
             (self.directory / name).write_text(name)
         self.daemon.ctl("stop", "stale")
         (self.directory / "other").write_text("healthy")
-        stranger = subprocess.Popen([sys.executable, str(FAULTY_APP), str(self.ports["stale"]), str(self.directory / "other")], stdout=subprocess.DEVNULL)
+        stranger = subprocess.Popen(
+            [sys.executable, str(FAULTY_APP), str(self.ports["stale"]), str(self.directory / "other")],
+            stdout=subprocess.DEVNULL,
+        )
         try:
             wait_until(lambda: port_open(self.ports["stale"]))
             yield
@@ -114,8 +146,17 @@ class Faults:
 
     def gate(self, name: str) -> bool:
         """Whether service_restart lets the start pass."""
-        entry = {"name": name, "gate": {"type": "http", "url": f"http://127.0.0.1:{self.ports[name]}/readyz", "timeout": 2}}
-        options = Options(max_restarts=0, wait_sleep=0.1, min_healthy_time=3, healthy_deadline=8, state_dir=str(self.directory / "state" / name))
+        entry = {
+            "name": name,
+            "gate": {"type": "http", "url": f"http://127.0.0.1:{self.ports[name]}/readyz", "timeout": 2},
+        }
+        options = Options(
+            max_restarts=0,
+            wait_sleep=0.1,
+            min_healthy_time=3,
+            healthy_deadline=8,
+            state_dir=str(self.directory / "state" / name),
+        )
         try:
             service_restart.run(parse_services([entry]), open_manager("supervisor", self.daemon.socket), options)
         except OpsError:
@@ -125,11 +166,29 @@ class Faults:
     def plain(self, name: str) -> bool:
         """Whether a restart and one HTTP 200 within eight seconds let it pass: what a playbook with ``supervisorctl`` and ``uri`` does."""
         self.daemon.ctl("restart", name)
-        words = ["curl", "-sf", "-m", "2", "--retry", "8", "--retry-all-errors", "--retry-delay", "1", f"http://127.0.0.1:{self.ports[name]}/"]
+        words = [
+            "curl",
+            "-sf",
+            "-m",
+            "2",
+            "--retry",
+            "8",
+            "--retry-all-errors",
+            "--retry-delay",
+            "1",
+            f"http://127.0.0.1:{self.ports[name]}/",
+        ]
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-@benchmark("K5", what="start-up faults caught, of eight", unit="faults", goal="ours == 8", peer="restart, then HTTP 200 from /", runs=1)
+@benchmark(
+    "K5",
+    what="start-up faults caught, of eight",
+    unit="faults",
+    goal="ours == 8",
+    peer="restart, then HTTP 200 from /",
+    runs=1,
+)
 @contextlib.contextmanager
 def faults() -> t.Iterator[Pair]:
     with tempfile.TemporaryDirectory(prefix="wops-k5-") as name:
@@ -152,13 +211,30 @@ class Busy:
 
     def throughput(self) -> float:
         """Answers a second, eight clients on kept connections."""
-        words = [sys.executable, "-m", "tests.support.load", "--port", str(self.port), "--seconds", "4", "--clients", "8", "--slow-path", "", "--pace", "0"]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.support.load",
+            "--port",
+            str(self.port),
+            "--seconds",
+            "4",
+            "--clients",
+            "8",
+            "--slow-path",
+            "",
+            "--pace",
+            "0",
+        ]
         done = subprocess.run([*words, "--keep-alive"], capture_output=True, cwd=REPOSITORY, check=True)
         return float(json.loads(done.stdout)["ok"]) / 4
 
     @contextlib.contextmanager
     def hogs(self) -> t.Iterator[t.List[int]]:
-        running = [subprocess.Popen([sys.executable, str(SUPPORT / "hog.py"), self.word], start_new_session=True) for _ in range(4)]
+        running = [
+            subprocess.Popen([sys.executable, str(SUPPORT / "hog.py"), self.word], start_new_session=True)
+            for _ in range(4)
+        ]
         try:
             yield [process.pid for process in running]
         finally:
@@ -173,7 +249,15 @@ class Busy:
             before = [(cpu_relief.scheduling(pid), cpu_relief.autogroup(pid)) for pid in pids]
             if relief:
                 protected = frozenset({self.pid})
-                cpu_relief.run(cpu_relief.Options(demote=(self.word,), protected_pids=protected, sample_s=1.0, min_percent=5.0, state_dir=str(self.directory)))
+                cpu_relief.run(
+                    cpu_relief.Options(
+                        demote=(self.word,),
+                        protected_pids=protected,
+                        sample_s=1.0,
+                        min_percent=5.0,
+                        state_dir=str(self.directory),
+                    )
+                )
             beside = self.throughput()
             if relief:
                 cpu_relief.run(cpu_relief.Options(state="normal", state_dir=str(self.directory)))
@@ -182,13 +266,31 @@ class Busy:
         return beside / statistics.mean([alone, self.throughput()])
 
 
-@benchmark("K6", what="throughput beside four CPU hogs, share of that without them", unit="", goal="ours >= 0.8", peer="nothing done", runs=3)
+@benchmark(
+    "K6",
+    what="throughput beside four CPU hogs, share of that without them",
+    unit="",
+    goal="ours >= 0.8",
+    peer="nothing done",
+    runs=3,
+)
 @contextlib.contextmanager
 def beside_hogs() -> t.Iterator[Pair]:
     if os.geteuid():
         raise Unavailable("putting the hogs back needs root")
     port = free_port()
-    words = [str(BACKEND_PYTHON), "-m", "uvicorn", "busy_app:app", "--app-dir", str(SUPPORT), "--port", str(port), "--log-level", "warning"]
+    words = [
+        str(BACKEND_PYTHON),
+        "-m",
+        "uvicorn",
+        "busy_app:app",
+        "--app-dir",
+        str(SUPPORT),
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
     process = subprocess.Popen(words, start_new_session=True)
     try:
         with tempfile.TemporaryDirectory(prefix="wops-k6-") as directory:

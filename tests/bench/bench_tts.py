@@ -26,9 +26,13 @@ def parts() -> t.Iterator[t.Tuple[tts_backend.Tree, tts_backend.FakeEdge]]:
 
 
 @benchmark(
-    "T1", what="time to first audio, Edge dead in 12 ways, breaker closed, p99", unit="ms", goal="ours <= 600 and ratio <= 0.15", runs=2,
+    "T1",
+    what="time to first audio, Edge dead in 12 ways, breaker closed, p99",
+    unit="ms",
+    goal="ours <= 600 and ratio <= 0.15",
+    runs=2,
     peer="edge-tts 7.3 alone, cut off at 4 s where no audio came",
-)  # fmt: skip
+)
 @contextlib.contextmanager
 def dead_edge() -> t.Iterator[Pair]:
     with parts() as (tree, edge):
@@ -39,22 +43,42 @@ def dead_edge() -> t.Iterator[Pair]:
 
 
 @benchmark(
-    "T2", what="time to first audio, breaker open, p99", unit="ms", goal="ours <= 25", runs=3, peer="espeak-ng started by hand, p99",
-)  # fmt: skip
+    "T2",
+    what="time to first audio, breaker open, p99",
+    unit="ms",
+    goal="ours <= 25",
+    runs=3,
+    peer="espeak-ng started by hand, p99",
+)
 @contextlib.contextmanager
 def open_breaker() -> t.Iterator[Pair]:
     with parts() as (tree, edge):
         yield (
-            lambda: float(tree.run("first_audio", modes=["unavailable"], each=100, keep_open=True, env=edge.env)["p99"]),
+            lambda: float(
+                tree.run("first_audio", modes=["unavailable"], each=100, keep_open=True, env=edge.env)["p99"]
+            ),
             lambda: float(tree.run("cache_hit", times=1, by_hand=100, env=LOCAL)["espeak_p99"]),
         )
 
 
-@benchmark("T3", what="longest wait in 1,000 requests while Edge fails at random (all get audio or text)", unit="ms", goal="ours <= 3000", runs=1)
+@benchmark(
+    "T3",
+    what="longest wait in 1,000 requests while Edge fails at random (all get audio or text)",
+    unit="ms",
+    goal="ours <= 3000",
+    runs=1,
+)
 @contextlib.contextmanager
 def storm() -> t.Iterator[Pair]:
     def run() -> float:
-        found = tree.run("storm", requests=1000, seed=11, modes=[*["ok"] * 10, "slow_ok", *FAULTS, "stall", "drip"], timeout=240, env=edge.env)
+        found = tree.run(
+            "storm",
+            requests=1000,
+            seed=11,
+            modes=[*["ok"] * 10, "slow_ok", *FAULTS, "stall", "drip"],
+            timeout=240,
+            env=edge.env,
+        )
         if set(found["kinds"]) - {"audio", "text", "abandoned", "abandoned too late"}:
             raise AssertionError(f"requests without an answer: {found['kinds']}")
         return 1000 * float(found["slowest"])
@@ -70,7 +94,14 @@ def recovery() -> t.Iterator[Pair]:
         yield lambda: float(tree.run("recovery", env=edge.patient)["seconds"]), None
 
 
-@benchmark("T6", what="speech that was spoken before, p50", unit="ms", goal="ours <= 0.2", runs=3, peer="espeak-ng started for the same words, p50")
+@benchmark(
+    "T6",
+    what="speech that was spoken before, p50",
+    unit="ms",
+    goal="ours <= 0.2",
+    runs=3,
+    peer="espeak-ng started for the same words, p50",
+)
 @contextlib.contextmanager
 def cached() -> t.Iterator[Pair]:
     with parts() as (tree, _):
@@ -81,9 +112,13 @@ def cached() -> t.Iterator[Pair]:
 
 
 @benchmark(
-    "T8", what="start of the service while Edge is a black hole", unit="ms", goal="ours <= 50 and ratio <= 0.05", runs=3,
+    "T8",
+    what="start of the service while Edge is a black hole",
+    unit="ms",
+    goal="ours <= 50 and ratio <= 0.05",
+    runs=3,
     peer="a start that waits for edge-tts, cut off at 4 s",
-)  # fmt: skip
+)
 @contextlib.contextmanager
 def start() -> t.Iterator[Pair]:
     def mine() -> float:

@@ -40,12 +40,26 @@ logging.disable(logging.CRITICAL)  # what the manager says of its dead peers wou
 PEERS = Path(__file__).with_name("websocket_peers")
 MANY = int(os.environ.get("WHEELS_OPS_BENCH_CLIENTS", "2000"))
 NO_LIMITS: t.Dict[str, t.Any] = {
-    "WEBSOCKET_MAX_PER_USER": 0, "WEBSOCKET_MAX_PER_ADDRESS": 0, "WEBSOCKET_ACCEPT_RATE": 0, "WEBSOCKET_MAX_CONNECTIONS": 100_000,
-}  # fmt: skip
+    "WEBSOCKET_MAX_PER_USER": 0,
+    "WEBSOCKET_MAX_PER_ADDRESS": 0,
+    "WEBSOCKET_ACCEPT_RATE": 0,
+    "WEBSOCKET_MAX_CONNECTIONS": 100_000,
+}
 #: As the backend should run; the server's own pings stay out of the measurement.
-OPTIONS = ("--ws-per-message-deflate", "false", "--ws-ping-interval", "86400", "--ws-ping-timeout", "86400", "--backlog", "4096")
+OPTIONS = (
+    "--ws-per-message-deflate",
+    "false",
+    "--ws-ping-interval",
+    "86400",
+    "--ws-ping-timeout",
+    "86400",
+    "--backlog",
+    "4096",
+)
 ours_backend = functools.partial(socket_backend, options=OPTIONS, **NO_LIMITS)
-naive_backend = functools.partial(socket_backend, options=OPTIONS, guard=False, poll=False, manager_file=PEERS / "naive_manager.py")
+naive_backend = functools.partial(
+    socket_backend, options=OPTIONS, guard=False, poll=False, manager_file=PEERS / "naive_manager.py"
+)
 
 
 def quantile(values: t.Sequence[float], share: float) -> float:
@@ -71,7 +85,9 @@ class Double(Socket):
         pass
 
     async def send_json(self, message: t.Any) -> None:
-        await self._send({"type": "websocket.send", "text": json.dumps(message, separators=(",", ":"), ensure_ascii=False)})
+        await self._send(
+            {"type": "websocket.send", "text": json.dumps(message, separators=(",", ":"), ensure_ascii=False)}
+        )
 
 
 async def our_round(connections: int) -> t.Tuple[float, float]:
@@ -105,7 +121,13 @@ async def naive_round(connections: int) -> float:
     return spent * 1e6 / connections
 
 
-@benchmark("W1", what="heartbeat, manager's CPU per connection and interval, 5,000 connections", unit="us", goal="ratio <= 0.125", peer="naive manager")
+@benchmark(
+    "W1",
+    what="heartbeat, manager's CPU per connection and interval, 5,000 connections",
+    unit="us",
+    goal="ratio <= 0.125",
+    peer="naive manager",
+)
 @contextlib.contextmanager
 def heartbeat_cost() -> t.Iterator[Pair]:
     yield lambda: asyncio.run(our_round(5000))[0], lambda: asyncio.run(naive_round(5000))
@@ -166,9 +188,13 @@ async def naive_detection(seed: int) -> float:
 
 
 @benchmark(
-    "W2", what="a silent peer is found, longest of 1,000 (real intervals, a clock of our own)", unit="s", goal="ours <= 61 and ratio <= 0.4",
-    peer="naive manager, 20/120/5", runs=1,
-)  # fmt: skip
+    "W2",
+    what="a silent peer is found, longest of 1,000 (real intervals, a clock of our own)",
+    unit="s",
+    goal="ours <= 61 and ratio <= 0.4",
+    peer="naive manager, 20/120/5",
+    runs=1,
+)
 @contextlib.contextmanager
 def detection() -> t.Iterator[Pair]:
     yield lambda: asyncio.run(our_detection(1)), lambda: asyncio.run(naive_detection(1))
@@ -189,8 +215,8 @@ class Stuck:
             peer.connect(("127.0.0.1", backend.port))
             path = backend.url(user).split(str(backend.port))[1]
             peer.sendall(
-                f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version:"
+                " 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
             )
             self.sockets.append(peer)
             clog = functools.partial(backend.request, "POST", f"/control/clog/{user}")
@@ -226,9 +252,13 @@ class Broadcasts:
 
 
 @benchmark(
-    "W3", what=f"broadcast, p99 delivery to {MANY:,} healthy with stuck clients (worst of 1, 10, 50)", unit="ms", goal="ratio <= 1.25",
-    peer="ours, none stuck", runs=3,
-)  # fmt: skip
+    "W3",
+    what=f"broadcast, p99 delivery to {MANY:,} healthy with stuck clients (worst of 1, 10, 50)",
+    unit="ms",
+    goal="ratio <= 1.25",
+    peer="ours, none stuck",
+    runs=3,
+)
 @contextlib.contextmanager
 def stuck_against_none() -> t.Iterator[Pair]:
     with ours_backend() as backend, Crowd() as crowd:
@@ -244,11 +274,19 @@ def stuck_against_none() -> t.Iterator[Pair]:
                 blocked.close()
                 wait_until(lambda: backend.stats()["total_connections"] == MANY, timeout=30)
 
-        yield lambda: max(with_stuck(count) for count in (1, 10, 50)), lambda: max(statistics.median(broadcasts.p99() for _ in range(5)) for _ in range(3))
+        yield (
+            lambda: max(with_stuck(count) for count in (1, 10, 50)),
+            lambda: max(statistics.median(broadcasts.p99() for _ in range(5)) for _ in range(3)),
+        )
 
 
 @benchmark(
-    "W3b", what="broadcast, p99 delivery to 200 healthy with 1 stuck (naive cut off at 60 s)", unit="ms", goal="ratio <= 0.002", peer="naive manager", runs=1
+    "W3b",
+    what="broadcast, p99 delivery to 200 healthy with 1 stuck (naive cut off at 60 s)",
+    unit="ms",
+    goal="ratio <= 0.002",
+    peer="naive manager",
+    runs=1,
 )
 @contextlib.contextmanager
 def stuck_against_naive() -> t.Iterator[Pair]:
@@ -300,7 +338,14 @@ def stuck_memory() -> t.Iterator[Pair]:
         yield ours, None
 
 
-@benchmark("W4", what="broadcast to 5,000: longest CPU time of one turn of the event loop", unit="ms", goal="ours <= 10", peer="naive manager", runs=3)
+@benchmark(
+    "W4",
+    what="broadcast to 5,000: longest CPU time of one turn of the event loop",
+    unit="ms",
+    goal="ours <= 10",
+    peer="naive manager",
+    runs=3,
+)
 @contextlib.contextmanager
 def longest_hold() -> t.Iterator[Pair]:
     with ours_backend() as backend, Crowd() as crowd:
@@ -309,12 +354,22 @@ def longest_hold() -> t.Iterator[Pair]:
             other.open(naive.port, 5000, seconds=240)
 
             def hold(server: SocketBackend) -> float:
-                return float(server.request("POST", "/control/hold", {"number": random.randrange(10**6, 10**9)})[1]["milliseconds"])
+                return float(
+                    server.request("POST", "/control/hold", {"number": random.randrange(10**6, 10**9)})[1][
+                        "milliseconds"
+                    ]
+                )
 
             yield lambda: hold(backend), lambda: hold(naive)
 
 
-@benchmark("W4b", what=f"broadcast of 1 kB to {MANY:,}: the server's CPU per connection", unit="us", goal="ratio <= 2", peer="websockets' broadcast()")
+@benchmark(
+    "W4b",
+    what=f"broadcast of 1 kB to {MANY:,}: the server's CPU per connection",
+    unit="us",
+    goal="ratio <= 2",
+    peer="websockets' broadcast()",
+)
 @contextlib.contextmanager
 def broadcast_cost() -> t.Iterator[Pair]:
     words = [str(BACKEND_PYTHON), str(PEERS / "broadcast_server.py")]
@@ -362,7 +417,11 @@ async def latency_error(backend: SocketBackend, milliseconds: float) -> float:
                 await websocket.send(json.dumps({"type": "pong", "seq": ping["seq"]}))
 
     samples: t.Dict[str, t.List[float]] = {"far": [], "near": []}
-    async with Relay(backend.port, delay=milliseconds / 2000, jitter=0.2) as relay, Relay(backend.port) as direct, contextlib.AsyncExitStack() as stack:
+    async with (
+        Relay(backend.port, delay=milliseconds / 2000, jitter=0.2) as relay,
+        Relay(backend.port) as direct,
+        contextlib.AsyncExitStack() as stack,
+    ):
         tasks = []
         for kind, through in (("far", relay), ("near", direct)):
             for number in range(5):
@@ -379,11 +438,20 @@ async def latency_error(backend: SocketBackend, milliseconds: float) -> float:
     return abs((statistics.median(samples["far"]) - far) - (statistics.median(samples["near"]) - near))
 
 
-@benchmark("W5", what="measured latency against injected 5, 50, 200 ms +- 20 %: worst error in units of 1 ms + 5 %", unit="x", goal="ours <= 1", runs=1)
+@benchmark(
+    "W5",
+    what="measured latency against injected 5, 50, 200 ms +- 20 %: worst error in units of 1 ms + 5 %",
+    unit="x",
+    goal="ours <= 1",
+    runs=1,
+)
 @contextlib.contextmanager
 def latency() -> t.Iterator[Pair]:
     with ours_backend(WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=5) as backend:
-        yield lambda: max(asyncio.run(latency_error(backend, delay)) / (1 + 0.05 * delay) for delay in (5, 50, 200)), None
+        yield (
+            lambda: max(asyncio.run(latency_error(backend, delay)) / (1 + 0.05 * delay) for delay in (5, 50, 200)),
+            None,
+        )
 
 
 def drain(server: t.Callable[..., t.ContextManager[SocketBackend]], clients: int) -> t.Tuple[float, int, float]:
@@ -418,7 +486,9 @@ def reconnect_peak() -> t.Iterator[Pair]:
     yield ours, lambda: drain(naive_backend, MANY)[2]
 
 
-@benchmark("W8", what="long poll, p95 of the delivery of 200 messages", unit="ms", goal="ours <= 150", peer="WebSocket", runs=3)
+@benchmark(
+    "W8", what="long poll, p95 of the delivery of 200 messages", unit="ms", goal="ours <= 150", peer="WebSocket", runs=3
+)
 @contextlib.contextmanager
 def poll_latency() -> t.Iterator[Pair]:
     with ours_backend() as backend:
@@ -464,14 +534,25 @@ def memory_per_connection(server: t.Callable[..., t.ContextManager[SocketBackend
         warm.open(backend.port, 20, path="/api/v1/pam/ws/warm{n}?token=token-of-warm{n}")
 
         def rss() -> float:
-            return int(Path(f"/proc/{backend.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+            return (
+                int(Path(f"/proc/{backend.process.pid}/statm").read_text().split()[1])
+                * os.sysconf("SC_PAGE_SIZE")
+                / 1024
+            )
 
         before = rss()
         crowd.open(backend.port, clients)
         return (rss() - before) / clients
 
 
-@benchmark("W9", what="memory of an idle connection under uvicorn, 1,000 of them (RSS)", unit="kB", goal="ours <= 45", peer="naive manager", runs=1)
+@benchmark(
+    "W9",
+    what="memory of an idle connection under uvicorn, 1,000 of them (RSS)",
+    unit="kB",
+    goal="ours <= 45",
+    peer="naive manager",
+    runs=1,
+)
 @contextlib.contextmanager
 def memory() -> t.Iterator[Pair]:
     yield lambda: memory_per_connection(ours_backend, 1000), lambda: memory_per_connection(naive_backend, 1000)

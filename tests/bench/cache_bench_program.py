@@ -29,7 +29,12 @@ class Naive:
 
     async def initialize(self) -> None:
         self.redis = aioredis.from_url(
-            os.environ["REDIS_URL"], decode_responses=True, max_connections=20, health_check_interval=30, socket_connect_timeout=10, socket_timeout=self.timeout
+            os.environ["REDIS_URL"],
+            decode_responses=True,
+            max_connections=20,
+            health_check_interval=30,
+            socket_connect_timeout=10,
+            socket_timeout=self.timeout,
         )
 
     async def get(self, key: str) -> t.Any:
@@ -119,7 +124,11 @@ async def main(who: str, what: str) -> t.Any:
     while who == "ours" and cache._breaker_open():
         await cache.get("poll")
         await asyncio.sleep(0.01)
-    return {"first": max(times[:3]), "rest": sorted(times[3:] or times)[int(len(times[3:] or times) * 0.99)], "back": time.perf_counter() - start}
+    return {
+        "first": max(times[:3]),
+        "rest": sorted(times[3:] or times)[int(len(times[3:] or times) * 0.99)],
+        "back": time.perf_counter() - start,
+    }
 
 
 if __name__ == "__main__":

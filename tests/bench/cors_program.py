@@ -21,23 +21,47 @@ from starlette.responses import Response
 OWN, FOREIGN = b"https://wheelsandwins.com", b"https://evil.example"
 POLICY = CORSPolicy.from_mapping(
     {
-        "allow_origins": ["https://wheelsandwins.com", "https://www.wheelsandwins.com", "https://wheels-wins-landing-page.netlify.app"],
+        "allow_origins": [
+            "https://wheelsandwins.com",
+            "https://www.wheelsandwins.com",
+            "https://wheels-wins-landing-page.netlify.app",
+        ],
         "allow_origin_patterns": [r"https://deploy-preview-[0-9]{1,6}--wheels-wins-landing-page\.netlify\.app"],
     }
 )
 # What a browser sends besides.
 USUAL = [
-    (b"host", b"api.wheelsandwins.com"), (b"connection", b"keep-alive"), (b"user-agent", b"Mozilla/5.0"), (b"accept", b"*/*"),
-    (b"accept-encoding", b"gzip, deflate, br"), (b"accept-language", b"en"), (b"referer", b"https://wheelsandwins.com/"), (b"cookie", b"session=1"),
-]  # fmt: skip
-ASKED = [(b"access-control-request-method", b"POST"), (b"access-control-request-headers", b"apikey,authorization,content-type,x-client-info")]
-HUGE = [(b"access-control-request-method", b"POST"), (b"access-control-request-headers", b",".join(b"x-%d" % n for n in range(3000)))]
+    (b"host", b"api.wheelsandwins.com"),
+    (b"connection", b"keep-alive"),
+    (b"user-agent", b"Mozilla/5.0"),
+    (b"accept", b"*/*"),
+    (b"accept-encoding", b"gzip, deflate, br"),
+    (b"accept-language", b"en"),
+    (b"referer", b"https://wheelsandwins.com/"),
+    (b"cookie", b"session=1"),
+]
+ASKED = [
+    (b"access-control-request-method", b"POST"),
+    (b"access-control-request-headers", b"apikey,authorization,content-type,x-client-info"),
+]
+HUGE = [
+    (b"access-control-request-method", b"POST"),
+    (b"access-control-request-headers", b",".join(b"x-%d" % n for n in range(3000))),
+]
 CASES: t.Dict[str, t.Tuple[str, t.List[t.Tuple[bytes, bytes]]]] = {
-    "plain": ("GET", []), "allowed": ("GET", [(b"origin", OWN)]), "denied": ("GET", [(b"origin", FOREIGN)]),
-    "preflight": ("OPTIONS", [(b"origin", OWN), *ASKED]), "preflight-denied": ("OPTIONS", [(b"origin", FOREIGN), *ASKED]),
-    "huge": ("OPTIONS", [(b"origin", OWN), *HUGE]), "pattern": ("GET", [(b"origin", b"https://deploy-preview-12--wheels-wins-landing-page.netlify.app")]),
-}  # fmt: skip
-START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"2"), (b"x-request-id", b"1")]}
+    "plain": ("GET", []),
+    "allowed": ("GET", [(b"origin", OWN)]),
+    "denied": ("GET", [(b"origin", FOREIGN)]),
+    "preflight": ("OPTIONS", [(b"origin", OWN), *ASKED]),
+    "preflight-denied": ("OPTIONS", [(b"origin", FOREIGN), *ASKED]),
+    "huge": ("OPTIONS", [(b"origin", OWN), *HUGE]),
+    "pattern": ("GET", [(b"origin", b"https://deploy-preview-12--wheels-wins-landing-page.netlify.app")]),
+}
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"application/json"), (b"content-length", b"2"), (b"x-request-id", b"1")],
+}
 BODY = {"type": "http.response.body", "body": b"{}"}
 
 
@@ -79,8 +103,11 @@ def layers() -> t.Dict[str, t.Any]:
     arguments = POLICY.starlette_arguments()
     stack = StarletteCORSMiddleware(Watching(Keeping(application)), **arguments)
     return {
-        "none": application, "ours": CORSMiddleware(application, POLICY), "starlette": StarletteCORSMiddleware(application, **arguments), "original": stack,
-    }  # fmt: skip
+        "none": application,
+        "ours": CORSMiddleware(application, POLICY),
+        "starlette": StarletteCORSMiddleware(application, **arguments),
+        "original": stack,
+    }
 
 
 async def nothing() -> t.Any:

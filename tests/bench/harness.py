@@ -98,10 +98,17 @@ def run(entry: Benchmark) -> t.Dict[str, t.Any]:
     if peer_median is not None:
         ratio = ours_median / peer_median if peer_median else math.inf
     return {
-        "id": entry.id, "what": entry.what, "ours": ours_median, "peer": peer_median, "peer_name": entry.peer_name, "unit": entry.unit,
-        "ratio": None if ratio is None or math.isinf(ratio) else ratio, "goal": entry.goal, "met": judge(entry.goal, ours_median, ratio),
+        "id": entry.id,
+        "what": entry.what,
+        "ours": ours_median,
+        "peer": peer_median,
+        "peer_name": entry.peer_name,
+        "unit": entry.unit,
+        "ratio": None if ratio is None or math.isinf(ratio) else ratio,
+        "goal": entry.goal,
+        "met": judge(entry.goal, ours_median, ratio),
         "runs": {"ours": mine, "peer": other},
-    }  # fmt: skip
+    }
 
 
 def machine() -> str:
@@ -111,8 +118,9 @@ def machine() -> str:
     cores = len(re.findall(r"^processor", Path("/proc/cpuinfo").read_text(), re.M))
     release = platform.freedesktop_os_release() if sys.version_info >= (3, 10) else {}
     return (
-        f"{cores} cores ({cpu[1].strip() if cpu else platform.machine()}), {int(memory[1]) / 1048576 if memory else 0:.0f} GiB, "
-        f"{release.get('PRETTY_NAME', platform.system())}, Linux {platform.release()}, Python {platform.python_version()}"
+        f"{cores} cores ({cpu[1].strip() if cpu else platform.machine()}),"
+        f" {int(memory[1]) / 1048576 if memory else 0:.0f} GiB, {release.get('PRETTY_NAME', platform.system())}, Linux"
+        f" {platform.release()}, Python {platform.python_version()}"
     )
 
 
@@ -141,18 +149,29 @@ def write(records: t.Sequence[t.Mapping[str, t.Any]]) -> None:
     ordered = [kept[name] for name in sorted(kept, key=natural)]
     target.write_text(json.dumps(ordered, indent=1) + "\n")
     lines = [
-        "# Benchmarks", "",
-        "Written by `make bench`. Ours and the peer take turns in the same run; the median is shown. `ratio` is ours / peer.", "",
-        f"Machine: {machine()}.", "",
-        "| id | what | ours | peer | unit | ratio | goal | met | runs |", "| --- | --- | ---: | ---: | --- | ---: | --- | --- | ---: |",
-    ]  # fmt: skip
+        "# Benchmarks",
+        "",
+        (
+            "Written by `make bench`. Ours and the peer take turns in the same run; the median is shown. `ratio` is"
+            " ours / peer."
+        ),
+        "",
+        f"Machine: {machine()}.",
+        "",
+        "| id | what | ours | peer | unit | ratio | goal | met | runs |",
+        "| --- | --- | ---: | ---: | --- | ---: | --- | --- | ---: |",
+    ]
     docs = REPOSITORY / "docs" / "benchmarks.md"
-    rows = {found[1]: found[0] for found in re.finditer(r"^\| ([A-Za-z]+\d\w*) \| .*$", docs.read_text() if docs.exists() else "", re.M)}
+    rows = {
+        found[1]: found[0]
+        for found in re.finditer(r"^\| ([A-Za-z]+\d\w*) \| .*$", docs.read_text() if docs.exists() else "", re.M)
+    }
     for record in ordered:
         peer = number(record["peer"]) + (f" ({record['peer_name']})" if record.get("peer_name") else "")
         rows[record["id"]] = (
-            f"| {record['id']} | {record['what']} | {number(record['ours'])} | {peer} | {record['unit']} | {number(record['ratio'])} | "
-            f"{record['goal']} | {'yes' if record['met'] else '**no**'} | {len(record['runs']['ours'])} |"
+            f"| {record['id']} | {record['what']} | {number(record['ours'])} | {peer} | {record['unit']} |"
+            f" {number(record['ratio'])} | {record['goal']} | {'yes' if record['met'] else '**no**'} |"
+            f" {len(record['runs']['ours'])} |"
         )
     lines += [rows[name] for name in sorted(rows, key=natural)]
     docs.parent.mkdir(exist_ok=True)
@@ -160,16 +179,25 @@ def write(records: t.Sequence[t.Mapping[str, t.Any]]) -> None:
 
 
 def main(words: t.Optional[t.Sequence[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("only", nargs="*", help="ids or families: W C R3")
     chosen = parser.parse_args(words).only
     for path in sorted(Path(__file__).parent.glob("bench_*.py")):
         importlib.import_module(f"tests.bench.{path.stem}")
     # This file runs as __main__, the benchmarks register with tests.bench.harness: the same registry only by name.
     registry = importlib.import_module("tests.bench.harness").REGISTRY
-    names = [name for name in sorted(registry, key=natural) if not chosen or any(name == word or natural(name)[0] == word for word in chosen)]
+    names = [
+        name
+        for name in sorted(registry, key=natural)
+        if not chosen or any(name == word or natural(name)[0] == word for word in chosen)
+    ]
     if not names:
-        print(f"No benchmark is called {' '.join(chosen)}. There are: {' '.join(sorted(registry, key=natural))}", file=sys.stderr)
+        print(
+            f"No benchmark is called {' '.join(chosen)}. There are: {' '.join(sorted(registry, key=natural))}",
+            file=sys.stderr,
+        )
         return 2
     records, missed = [], []
     for name in names:
@@ -188,7 +216,10 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
         if not record["met"]:
             missed.append(name)
         write(records)
-    print(f"{len(records)} benchmarks, {len(missed)} not met or not run{': ' + ', '.join(missed) if missed else ''}. See docs/benchmarks.md.")
+    print(
+        f"{len(records)} benchmarks, {len(missed)} not met or not run{': ' + ', '.join(missed) if missed else ''}. See"
+        " docs/benchmarks.md."
+    )
     return 1 if missed else 0
 
 

@@ -121,7 +121,9 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
             await until(number / RATE)
             before, waited = time.perf_counter(), queue.waited()
             for _ in range(10):
-                json.loads(json.dumps({"rows": [{"id": number, "text": "x" * own.randrange(20, 200)} for number in range(60)]}))
+                json.loads(
+                    json.dumps({"rows": [{"id": number, "text": "x" * own.randrange(20, 200)} for number in range(60)]})
+                )
             await asyncio.sleep(0)
             # Waiting for the interpreter's lock, for pages and for the memory map counts; for a processor that somebody else has it does not.
             latencies.append(time.perf_counter() - before - (queue.waited() - waited))
@@ -154,10 +156,16 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
         await optimizer.stop()
     latencies.sort()
     return {
-        "mean_rss_mb": sum(samples) / len(samples) / 1e6, "peak_rss_mb": max(samples) / 1e6, "cpu_s": cpu, "bursts": len(times),
-        "trims": trims, "pause_ms": pause, "seconds": time.monotonic() - begin,
-        "p99_ms": 1000 * latencies[int(0.99 * len(latencies))] if latencies else 0.0, "requests": len(latencies),
-    }  # fmt: skip
+        "mean_rss_mb": sum(samples) / len(samples) / 1e6,
+        "peak_rss_mb": max(samples) / 1e6,
+        "cpu_s": cpu,
+        "bursts": len(times),
+        "trims": trims,
+        "pause_ms": pause,
+        "seconds": time.monotonic() - begin,
+        "p99_ms": 1000 * latencies[int(0.99 * len(latencies))] if latencies else 0.0,
+        "requests": len(latencies),
+    }
 
 
 async def sampler(seconds: float, which: str) -> t.Dict[str, float]:
@@ -176,7 +184,11 @@ async def sampler(seconds: float, which: str) -> t.Dict[str, float]:
         stall.worst = 0.0
         for _ in range(300):
             # Where the thread never gave the processor up, what others did with it meanwhile is not our stall.
-            waits, wall, cpu_time = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw, time.perf_counter(), time.thread_time()
+            waits, wall, cpu_time = (
+                resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw,
+                time.perf_counter(),
+                time.thread_time(),
+            )
             module.performance_monitor.sample()
             held = time.thread_time() - cpu_time
             if resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > waits:
@@ -233,7 +245,11 @@ def history(which: str) -> t.Dict[str, float]:
         keep = {name: [] for name in names}
         for index in range(2_880):  # every 30 s
             for name in names:
-                keep[name].append(module.PerformanceMetric(name, 50.0 + index % 7 + index / 1e6, 65.0, 75.0, begin + timedelta(seconds=30 * index), "%"))
+                keep[name].append(
+                    module.PerformanceMetric(
+                        name, 50.0 + index % 7 + index / 1e6, 65.0, 75.0, begin + timedelta(seconds=30 * index), "%"
+                    )
+                )
     size = tracemalloc.get_traced_memory()[0] - before
     return {"mb": size / 1e6, "metrics": len(keep)}
 
@@ -282,7 +298,12 @@ async def optimizer_pass(which: str) -> t.Dict[str, float]:
         await first_optimizer_pass()
     await asyncio.sleep(0.01)
     task.cancel()
-    return {"stall_ms": 1000 * stall.worst, "freed_mb": max(0, before - rss()) / 1e6, "grown_mb": max(0, rss() - before) / 1e6, "kept": len(keep)}
+    return {
+        "stall_ms": 1000 * stall.worst,
+        "freed_mb": max(0, before - rss()) / 1e6,
+        "grown_mb": max(0, rss() - before) / 1e6,
+        "kept": len(keep),
+    }
 
 
 if __name__ == "__main__":

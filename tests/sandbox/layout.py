@@ -82,7 +82,10 @@ class Sandbox:
         self.env_file = self.etc / "backend.env"
         self.supervisor_conf = self.etc / "supervisord.conf"
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
-            raise SystemExit(f"The path {self.socket} is too long for a socket. Clone the repository to a shorter path, or set WHEELS_OPS_SANDBOX.")
+            raise SystemExit(
+                f"The path {self.socket} is too long for a socket. Clone the repository to a shorter path, or set"
+                " WHEELS_OPS_SANDBOX."
+            )
 
     def make(self) -> None:
         for path in (self.directory, self.etc, self.run, self.log, self.tmp, self.redis, self.state, self.reports):
@@ -110,13 +113,18 @@ class Sandbox:
             raise SystemExit("There is no sandbox. Make one: make sandbox-up")
         if create:
             ports = {name: getattr(facts, name) for name in ("postgres_port", "redis_port", "http_port")}
-            facts = Facts(**{**asdict(facts), **{name: free_port() if port_open(port) else port for name, port in ports.items()}})
+            facts = Facts(
+                **{**asdict(facts), **{name: free_port() if port_open(port) else port for name, port in ports.items()}}
+            )
         if create or rewrite:
             self._write(facts)
         return facts
 
     def _write(self, facts: Facts) -> None:
-        derived = {name: getattr(facts, name) for name in ("database_dsn", "database_url", "redis_url", "base_url", "health_token")}
+        derived = {
+            name: getattr(facts, name)
+            for name in ("database_dsn", "database_url", "redis_url", "base_url", "health_token")
+        }
         new = self.facts_file.with_suffix(".new")
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({"facts": asdict(facts), **derived, "paths": self.paths()}, file, indent=1)
@@ -125,4 +133,6 @@ class Sandbox:
     def paths(self) -> t.Dict[str, str]:
         """The paths that the inventory uses."""
         named = ("directory", "etc", "run", "log", "tmp", "backend", "redis", "state", "reports", "socket", "env_file")
-        return {name: str(getattr(self, name)) for name in named} | {"backend_python": str(REPOSITORY / ".venv-backend/bin/python")}
+        return {name: str(getattr(self, name)) for name in named} | {
+            "backend_python": str(REPOSITORY / ".venv-backend/bin/python")
+        }

@@ -48,7 +48,11 @@ def up(sandbox: Sandbox) -> int:
         supervisor.start_daemon(sandbox)
         wait_until(lambda: supervisor.running(sandbox), what="supervisord")
     _start(sandbox, "postgres")
-    wait_until(lambda: psycopg2.connect(facts.database_dsn.replace("dbname=pam", "dbname=postgres")), timeout=30, what="PostgreSQL").close()
+    wait_until(
+        lambda: psycopg2.connect(facts.database_dsn.replace("dbname=pam", "dbname=postgres")),
+        timeout=30,
+        what="PostgreSQL",
+    ).close()
     _seed(facts)
     say(f"PostgreSQL answers on port {facts.postgres_port}")
     _start(sandbox, "redis")
@@ -56,11 +60,19 @@ def up(sandbox: Sandbox) -> int:
     say(f"Redis answers on port {facts.redis_port}")
     for name in ("pam-backend", "celery-worker", "celery-beat"):
         _start(sandbox, name)
-    wait_until(lambda: requests.get(f"{facts.base_url}/health", timeout=5).status_code == 200, timeout=60, what=f"{facts.base_url}/health")
+    wait_until(
+        lambda: requests.get(f"{facts.base_url}/health", timeout=5).status_code == 200,
+        timeout=60,
+        what=f"{facts.base_url}/health",
+    )
     say(f"the backend answers on {facts.base_url}")
     connection = redis_client.Redis.from_url(facts.redis_url)
-    wait_until(lambda: connection.exists("_kombu.binding.celery.pidbox"), timeout=60, what="the Celery worker's mailbox")
-    wait_until(lambda: supervisor.rpc(sandbox).getProcessInfo("celery-beat")["statename"] == "RUNNING", what="celery-beat")
+    wait_until(
+        lambda: connection.exists("_kombu.binding.celery.pidbox"), timeout=60, what="the Celery worker's mailbox"
+    )
+    wait_until(
+        lambda: supervisor.rpc(sandbox).getProcessInfo("celery-beat")["statename"] == "RUNNING", what="celery-beat"
+    )
     say(f"the Celery worker and beat run; sandbox up in {time.monotonic() - started:.1f} s")
     return 0
 
@@ -81,7 +93,9 @@ def break_it(sandbox: Sandbox) -> int:
     breakage.disk(sandbox)
     for name in ("pam-backend", "celery-worker", "celery-beat"):
         _start(sandbox, name)
-    wait_until(lambda: requests.get(f"{facts.base_url}/health", timeout=5).status_code == 200, timeout=60, what="the backend")
+    wait_until(
+        lambda: requests.get(f"{facts.base_url}/health", timeout=5).status_code == 200, timeout=60, what="the backend"
+    )
     return 0
 
 
@@ -165,7 +179,10 @@ def _initdb(sandbox: Sandbox, facts: Facts) -> None:
         raise SystemExit(f"initdb: {done.stderr.strip()}")
     with open(sandbox.postgres / "postgresql.conf", "a", encoding="utf-8") as file:
         # Only TCP: a socket directory would need a short path. The data are made up, so losing them costs a minute.
-        file.write("\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\nsynchronous_commit = off\nmax_connections = 50\n")
+        file.write(
+            "\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\nsynchronous_commit ="
+            " off\nmax_connections = 50\n"
+        )
 
 
 def _seed(facts: Facts, *, fresh: bool = False) -> None:

@@ -38,7 +38,11 @@ def running(sandbox: Sandbox) -> bool:
 
 
 def start_daemon(sandbox: Sandbox) -> None:
-    subprocess.run([str(Path(sys.executable).with_name("supervisord")), "-c", str(sandbox.supervisor_conf)], check=True, cwd=sandbox.directory)
+    subprocess.run(
+        [str(Path(sys.executable).with_name("supervisord")), "-c", str(sandbox.supervisor_conf)],
+        check=True,
+        cwd=sandbox.directory,
+    )
 
 
 def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
@@ -53,11 +57,19 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
     redis_conf.chmod(0o600)
     # What the release itself reads. The variables of the deployment come from the environment file, as on a real host.
     release_env = {
-        "DATABASE_URL": facts.database_url, "REDIS_URL": facts.redis_url, "SECRET_KEY": facts.secret_key, "ENVIRONMENT": "production",
-        "PORT": str(facts.http_port), "LOG_DIR": str(sandbox.log), "TMPDIR": str(sandbox.tmp), "PYTHONPATH": str(sandbox.backend),
-        "PYTHONDONTWRITEBYTECODE": "1", "LEAK_MB": os.environ.get("SANDBOX_LEAK_MB", "260"), **espeak.env,
+        "DATABASE_URL": facts.database_url,
+        "REDIS_URL": facts.redis_url,
+        "SECRET_KEY": facts.secret_key,
+        "ENVIRONMENT": "production",
+        "PORT": str(facts.http_port),
+        "LOG_DIR": str(sandbox.log),
+        "TMPDIR": str(sandbox.tmp),
+        "PYTHONPATH": str(sandbox.backend),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LEAK_MB": os.environ.get("SANDBOX_LEAK_MB", "260"),
+        **espeak.env,
         "PATH": os.pathsep.join([str(espeak.bin), str(backend_bin), "/usr/local/bin", "/usr/bin", "/bin"]),
-    }  # fmt: skip
+    }
 
     def application(command: str) -> str:
         # supervisord has no EnvironmentFile=; the file's format is that of systemd and of sh.
@@ -66,31 +78,69 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
 
     python = f"{backend_bin}/python -m"
     schedule = shlex.quote(str(sandbox.run / "celerybeat-schedule"))
-    server = shlex.join([*unprivileged.prefix(), postgres.path("postgres"), "-D", str(sandbox.postgres), "-p", str(facts.postgres_port)])
+    server = shlex.join(
+        [*unprivileged.prefix(), postgres.path("postgres"), "-D", str(sandbox.postgres), "-p", str(facts.postgres_port)]
+    )
     celery = f"{python} celery -A app.workers.celery"
     programs: t.List[t.Tuple[str, str, t.Mapping[str, str], Path, str]] = [
         ("postgres", server, postgres.env, sandbox.directory, "INT"),
         ("redis", shlex.join([redis.path("redis-server"), str(redis_conf)]), redis.env, sandbox.redis, "TERM"),
-        ("pam-backend", application(f"{python} uvicorn app.main:app --host 127.0.0.1 --port {facts.http_port}"), release_env, sandbox.backend, "TERM"),
-        ("celery-worker", application(f"{celery} worker --loglevel=info --concurrency=2"), release_env, sandbox.backend, "TERM"),
-        ("celery-beat", application(f"{celery} beat --loglevel=info -s {schedule}"), release_env, sandbox.backend, "TERM"),
+        (
+            "pam-backend",
+            application(f"{python} uvicorn app.main:app --host 127.0.0.1 --port {facts.http_port}"),
+            release_env,
+            sandbox.backend,
+            "TERM",
+        ),
+        (
+            "celery-worker",
+            application(f"{celery} worker --loglevel=info --concurrency=2"),
+            release_env,
+            sandbox.backend,
+            "TERM",
+        ),
+        (
+            "celery-beat",
+            application(f"{celery} beat --loglevel=info -s {schedule}"),
+            release_env,
+            sandbox.backend,
+            "TERM",
+        ),
     ]
     lines = [
-        "[supervisord]", f"logfile={sandbox.log}/supervisord.log", f"pidfile={sandbox.run}/supervisord.pid", f"childlogdir={sandbox.log}",
-        "nocleanup=true", *(["user=root"] if os.geteuid() == 0 else []),
-        "[unix_http_server]", f"file={sandbox.socket}", "chmod=0700",
-        "[rpcinterface:supervisor]", "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
-        "[supervisorctl]", f"serverurl=unix://{sandbox.socket}",
-    ]  # fmt: skip
+        "[supervisord]",
+        f"logfile={sandbox.log}/supervisord.log",
+        f"pidfile={sandbox.run}/supervisord.pid",
+        f"childlogdir={sandbox.log}",
+        "nocleanup=true",
+        *(["user=root"] if os.geteuid() == 0 else []),
+        "[unix_http_server]",
+        f"file={sandbox.socket}",
+        "chmod=0700",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+        "[supervisorctl]",
+        f"serverurl=unix://{sandbox.socket}",
+    ]
     for name, command, env, directory, signal in programs:
         environment = {**env, MARK: str(sandbox.directory)}
         lines += [
-            f"[program:{name}]", f"command={_escape(command)}", f"directory={directory}", "autostart=false", "autorestart=true",
-            "startsecs=1", "startretries=3",
-            f"stopsignal={signal}", "stopwaitsecs=20", "stopasgroup=false", "killasgroup=true", f"stdout_logfile={sandbox.log}/{name}.log", 
-            "redirect_stderr=true", "stdout_logfile_maxbytes=0",
+            f"[program:{name}]",
+            f"command={_escape(command)}",
+            f"directory={directory}",
+            "autostart=false",
+            "autorestart=true",
+            "startsecs=1",
+            "startretries=3",
+            f"stopsignal={signal}",
+            "stopwaitsecs=20",
+            "stopasgroup=false",
+            "killasgroup=true",
+            f"stdout_logfile={sandbox.log}/{name}.log",
+            "redirect_stderr=true",
+            "stdout_logfile_maxbytes=0",
             "environment=" + ",".join(f'{key}="{_escape(value)}"' for key, value in environment.items()),
-        ]  # fmt: skip
+        ]
     sandbox.supervisor_conf.write_text("\n".join(lines) + "\n")
     sandbox.supervisor_conf.chmod(0o600)
 

@@ -94,7 +94,9 @@ class Backend:
         request = urllib.request.Request(self.url + path, data=data, headers=sent, method=method)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read())
+                return Answer(
+                    answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+                )
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
@@ -120,7 +122,9 @@ class Backend:
         return int(self.process.returncode)
 
 
-def make_jwt(user_id: str, *, role: str = "authenticated", seconds: int = 3600, key: str = SECRET_KEY, **claims: t.Any) -> str:
+def make_jwt(
+    user_id: str, *, role: str = "authenticated", seconds: int = 3600, key: str = SECRET_KEY, **claims: t.Any
+) -> str:
     """A JWT signed with HS256."""
 
     def part(data: bytes) -> str:
@@ -164,16 +168,27 @@ def install_blocks(directory: Path) -> None:
         path.write_text(blocks.insert(path.read_text(), lines, path=name))
 
 
-def environment(directory: Path, *, database_url: str, redis_url: t.Optional[str], port: int, **extra: t.Optional[str]) -> t.Dict[str, str]:
+def environment(
+    directory: Path, *, database_url: str, redis_url: t.Optional[str], port: int, **extra: t.Optional[str]
+) -> t.Dict[str, str]:
     """The backend's environment, and nothing of this process's that it would read; ``extra`` wins, None leaves a name out."""
     for name in ("logs", "tmp", "state"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     base: t.Dict[str, t.Optional[str]] = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TZ") if name in os.environ},
-        "DATABASE_URL": database_url, "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY, "PORT": str(port),
-        "ENVIRONMENT": "production", "NODE_ENV": "production", "LOG_DIR": str(directory / "logs"), "TMPDIR": str(directory / "tmp"),
-        "WHEELS_OPS_STATE_DIR": str(directory / "state"), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **extra,
-    }  # fmt: skip
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "SECRET_KEY": SECRET_KEY,
+        "PORT": str(port),
+        "ENVIRONMENT": "production",
+        "NODE_ENV": "production",
+        "LOG_DIR": str(directory / "logs"),
+        "TMPDIR": str(directory / "tmp"),
+        "WHEELS_OPS_STATE_DIR": str(directory / "state"),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **extra,
+    }
     return {name: value for name, value in base.items() if value is not None}
 
 
@@ -207,12 +222,37 @@ def running_backend(
         if prepare:
             prepare(directory)
         port = free_port()
-        variables = environment(directory, database_url=postgres_url(postgres_dsn), redis_url=redis_url, port=port, **env)
+        variables = environment(
+            directory, database_url=postgres_url(postgres_dsn), redis_url=redis_url, port=port, **env
+        )
         log = directory / "uvicorn.log"
-        words = [str(BACKEND_PYTHON), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *uvicorn_options]
+        words = [
+            str(BACKEND_PYTHON),
+            "-m",
+            "uvicorn",
+            "app.main:app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            *uvicorn_options,
+        ]
         with open(log, "wb") as output:
-            process = subprocess.Popen(words, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        backend = Backend(release, f"http://127.0.0.1:{port}", port, directory, process, log, directory / "logs" / "app.log", variables)
+            process = subprocess.Popen(
+                words, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        backend = Backend(
+            release,
+            f"http://127.0.0.1:{port}",
+            port,
+            directory,
+            process,
+            log,
+            directory / "logs" / "app.log",
+            variables,
+        )
         try:
             _wait_for_health(backend)
             yield backend

@@ -31,10 +31,21 @@ from tests.support.waiting import wait_until
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 #: No network of its own, no first-run pages; a sandbox inside a container or as root does not start.
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--disable-default-apps", "--disable-extensions",
-    "--ignore-certificate-errors", "--remote-debugging-port=0", "--remote-allow-origins=*",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--ignore-certificate-errors",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+)
 
 
 def program() -> t.Optional[str]:
@@ -93,7 +104,9 @@ class Page:
 
     def evaluate(self, expression: str, timeout: float = 60.0) -> t.Any:
         """The JSON value of a JavaScript expression; promises are awaited. Raises ``PageError``."""
-        answer = self.call("Runtime.evaluate", timeout, expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate", timeout, expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         failure = answer.get("exceptionDetails")
         if failure:
             raise PageError(failure.get("exception", {}).get("description") or failure.get("text", "script failed"))
@@ -105,7 +118,12 @@ class Page:
         lines = []
         for event in self.events:
             if event.get("method") == "Runtime.consoleAPICalled":
-                lines.append(" ".join(str(argument.get("value", argument.get("description", ""))) for argument in event["params"]["args"]))
+                lines.append(
+                    " ".join(
+                        str(argument.get("value", argument.get("description", "")))
+                        for argument in event["params"]["args"]
+                    )
+                )
             elif event.get("method") == "Log.entryAdded":
                 lines.append(event["params"]["entry"]["text"])
         return lines
@@ -146,13 +164,28 @@ def browser(*, hosts: t.Optional[t.Mapping[str, str]] = None, flags: t.Sequence[
     if path is None:
         raise RuntimeError(f"no browser here: install one of {', '.join(PROGRAMS)}")
     profile = Path(tempfile.mkdtemp(prefix="wops-browser-"))
-    rules = [f"MAP {name} {target}" for name, target in (hosts or {}).items()] + ["MAP * ~NOTFOUND", "EXCLUDE 127.0.0.1", "EXCLUDE localhost"]
-    words = [path, *FLAGS, f"--user-data-dir={profile}", f"--host-resolver-rules={', '.join(rules)}", *flags, "about:blank"]
+    rules = [f"MAP {name} {target}" for name, target in (hosts or {}).items()] + [
+        "MAP * ~NOTFOUND",
+        "EXCLUDE 127.0.0.1",
+        "EXCLUDE localhost",
+    ]
+    words = [
+        path,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        f"--host-resolver-rules={', '.join(rules)}",
+        *flags,
+        "about:blank",
+    ]
     environment = {**os.environ, "HOME": str(profile)}
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
     try:
         port_file = profile / "DevToolsActivePort"
-        port = wait_until(lambda: int(port_file.read_text().split()[0]), timeout=60, what="the browser's debugging port")
+        port = wait_until(
+            lambda: int(port_file.read_text().split()[0]), timeout=60, what="the browser's debugging port"
+        )
         yield Browser(port)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -197,5 +230,7 @@ def certificate(directory: Path, names: t.Sequence[str]) -> t.Tuple[Path, Path]:
     )
     paths = directory / "certificate.pem", directory / "key.pem"
     paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
     return paths

@@ -45,7 +45,9 @@ def first_audio(port: int, token: str, number: int) -> float:
     return 1000 * CUT_OFF
 
 
-def bursts_and_pace(port: int, token: str, resident: t.Callable[[], float], seconds: float = SECONDS) -> t.Dict[str, float]:
+def bursts_and_pace(
+    port: int, token: str, resident: t.Callable[[], float], seconds: float = SECONDS
+) -> t.Dict[str, float]:
     """``mean_rss`` and ``peak_rss`` in MB, ``worst`` and ``p95`` in ms, over ``seconds`` of load; ``resident`` gives MB.
 
     A burst that fails, or a steady request that gets another answer than 200, is an error: less work would look like less memory.
@@ -57,7 +59,12 @@ def bursts_and_pace(port: int, token: str, resident: t.Callable[[], float], seco
 
     def bursts() -> None:
         while time.monotonic() < end - 5:
-            ask("GET", f"/api/v1/pam/history?megabytes={BURST_MB}", http.client.HTTPConnection("127.0.0.1", port, timeout=60), token)
+            ask(
+                "GET",
+                f"/api/v1/pam/history?megabytes={BURST_MB}",
+                http.client.HTTPConnection("127.0.0.1", port, timeout=60),
+                token,
+            )
             time.sleep(BURST_EVERY)
 
     def watch() -> None:
@@ -88,9 +95,12 @@ def bursts_and_pace(port: int, token: str, resident: t.Callable[[], float], seco
     if failures:
         raise failures[0]
     return {
-        "mean_rss": statistics.mean(memory), "peak_rss": max(memory),
-        "worst": 1000 * max(times), "p95": 1000 * statistics.quantiles(times, n=20)[18], "requests": len(times),
-    }  # fmt: skip
+        "mean_rss": statistics.mean(memory),
+        "peak_rss": max(memory),
+        "worst": 1000 * max(times),
+        "p95": 1000 * statistics.quantiles(times, n=20)[18],
+        "requests": len(times),
+    }
 
 
 def ask(method: str, path: str, connection: http.client.HTTPConnection, token: str = "") -> None:

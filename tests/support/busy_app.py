@@ -7,7 +7,9 @@ import hashlib
 import typing as t
 
 
-async def app(scope: t.Dict[str, t.Any], receive: t.Callable[[], t.Any], send: t.Callable[[t.Dict[str, t.Any]], t.Any]) -> None:
+async def app(
+    scope: t.Dict[str, t.Any], receive: t.Callable[[], t.Any], send: t.Callable[[t.Dict[str, t.Any]], t.Any]
+) -> None:
     if scope["type"] != "http":
         return
     hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 10_000)

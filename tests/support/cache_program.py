@@ -29,7 +29,14 @@ def program(body: str) -> str:
     return _PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), "    "))
 
 
-def run(tree: Tree, redis_url: str, body: str, *words: str, timeout: float = 120.0, env: t.Optional[t.Mapping[str, str]] = None) -> t.Any:
+def run(
+    tree: Tree,
+    redis_url: str,
+    body: str,
+    *words: str,
+    timeout: float = 120.0,
+    env: t.Optional[t.Mapping[str, str]] = None,
+) -> t.Any:
     return tree.json(program(body), *words, timeout=timeout, env={"REDIS_URL": redis_url, **(env or {})})
 
 
@@ -45,9 +52,14 @@ class Talk:
         """
         text = program(textwrap.dedent(head) + textwrap.dedent(body))
         self.process = subprocess.Popen(
-            [str(BACKEND_PYTHON), "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=tree.environment({"REDIS_URL": redis_url, **(env or {})}), cwd=tree.directory,
-        )  # fmt: skip
+            [str(BACKEND_PYTHON), "-c", text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=tree.environment({"REDIS_URL": redis_url, **(env or {})}),
+            cwd=tree.directory,
+        )
 
     def __enter__(self) -> Talk:
         return self

@@ -52,20 +52,39 @@ class CeleryBackend:
         with open(self.directory / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 [str(BACKEND_PYTHON), "-m", "celery", "-A", "app.workers.celery", *words],
-                cwd=self.directory, env={**self.environment, **variables}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=self.directory,
+                env={**self.environment, **variables},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.processes[name] = process
         return process
 
     def worker(self, *words: str, name: str = "worker", **variables: str) -> subprocess.Popen[bytes]:
         """A prefork worker with two children; waits until it takes tasks."""
-        process = self.start(name, "worker", "--loglevel=info", "--concurrency=2", "-n", f"{name}@test", *words, **variables)
+        process = self.start(
+            name, "worker", "--loglevel=info", "--concurrency=2", "-n", f"{name}@test", *words, **variables
+        )
         sign = f"pam:worker:heartbeat:{name}@test"
-        wait_until(lambda: f"{name}@test ready" in self.log(name) or self.redis.exists(sign) or self._ended(name), timeout=60, what="worker ready")
+        wait_until(
+            lambda: f"{name}@test ready" in self.log(name) or self.redis.exists(sign) or self._ended(name),
+            timeout=60,
+            what="worker ready",
+        )
         return process
 
     def beat(self, *words: str, name: str = "beat", **variables: str) -> subprocess.Popen[bytes]:
-        process = self.start(name, "beat", "--loglevel=info", "-s", str(self.directory / "celerybeat-schedule"), "--pidfile=", *words, **variables)
+        process = self.start(
+            name,
+            "beat",
+            "--loglevel=info",
+            "-s",
+            str(self.directory / "celerybeat-schedule"),
+            "--pidfile=",
+            *words,
+            **variables,
+        )
         wait_until(lambda: "beat: Starting" in self.log(name) or self._ended(name), timeout=60, what="beat started")
         return process
 
@@ -88,7 +107,13 @@ class CeleryBackend:
     def python(self, code: str, timeout: float = 60) -> str:
         """Runs code in the backend's interpreter and directory, gives what it printed."""
         done = subprocess.run(
-            [str(BACKEND_PYTHON), "-c", code], cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            [str(BACKEND_PYTHON), "-c", code],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if done.returncode:
             raise AssertionError(done.stderr[-3000:])
@@ -132,9 +157,16 @@ def celery_backend(
             overlay(directory, ["wheels_ops"])
             install_blocks(directory)
             if look:
-                text = f"\nfrom app.wheels_ops import celery_throttle\n\ncelery_throttle.LOOK_WORKER = celery_throttle.HEARTBEAT = {look}\n"
+                text = (
+                    "\nfrom app.wheels_ops import celery_throttle\n\ncelery_throttle.LOOK_WORKER ="
+                    f" celery_throttle.HEARTBEAT = {look}\n"
+                )
                 path.write_text(path.read_text() + text)
-        backend = CeleryBackend(directory, redis_url, environment(directory, database_url="postgresql://localhost/none", redis_url=redis_url, port=0, **env))
+        backend = CeleryBackend(
+            directory,
+            redis_url,
+            environment(directory, database_url="postgresql://localhost/none", redis_url=redis_url, port=0, **env),
+        )
         yield backend
     finally:
         if backend is not None:

@@ -15,17 +15,38 @@ BIN = Path(sys.executable).parent
 
 
 def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(words), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        list(words), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
 
 
 def install(place: Path) -> Path:
     """Builds and installs below ``place``; gives the directory for ANSIBLE_COLLECTIONS_PATH, which holds nothing but our collection."""
     (place / "ansible.cfg").touch()
     home = {"ANSIBLE_HOME": str(place / "home"), "ANSIBLE_CONFIG": str(place / "ansible.cfg")}
-    built = run(str(BIN / "ansible-galaxy"), "collection", "build", str(COLLECTION), "--output-path", str(place), cwd=place, **home)
+    built = run(
+        str(BIN / "ansible-galaxy"),
+        "collection",
+        "build",
+        str(COLLECTION),
+        "--output-path",
+        str(place),
+        cwd=place,
+        **home,
+    )
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stderr
     tarball = next(place.glob("wheels-ops-*.tar.gz"))
-    done = run(str(BIN / "ansible-galaxy"), "collection", "install", str(tarball), "-p", str(place / "collections"), "--offline", cwd=place, **home)
+    done = run(
+        str(BIN / "ansible-galaxy"),
+        "collection",
+        "install",
+        str(tarball),
+        "-p",
+        str(place / "collections"),
+        "--offline",
+        cwd=place,
+        **home,
+    )
     assert done.returncode == 0, done.stderr
     return place / "collections"

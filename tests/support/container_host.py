@@ -33,12 +33,21 @@ class ContainerHost:
         self.name = name
 
     def run(
-        self, *words: str, stdin: str = "", check: bool = True, env: t.Optional[t.Mapping[str, str]] = None, user: str = "root"
+        self,
+        *words: str,
+        stdin: str = "",
+        check: bool = True,
+        env: t.Optional[t.Mapping[str, str]] = None,
+        user: str = "root",
     ) -> subprocess.CompletedProcess[str]:
         options = ["--interactive", f"--user={user}", *(f"--env={key}={value}" for key, value in (env or {}).items())]
-        done = subprocess.run(["podman", "exec", *options, self.name, *words], input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["podman", "exec", *options, self.name, *words], input=stdin, capture_output=True, text=True, check=False
+        )
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+            raise AssertionError(
+                f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            )
         return done
 
     def write(self, path: str, text: str) -> None:
@@ -47,7 +56,10 @@ class ContainerHost:
     def unit(self, name: str, command: str, **service: str) -> None:
         """Installs and starts a unit; ``service`` are further lines of its section."""
         lines = "".join(f"{key}={value}\n" for key, value in service.items())
-        self.write(f"/etc/systemd/system/{name}.service", f"[Unit]\nDescription={name}\n[Service]\nExecStart={command}\n{lines}")
+        self.write(
+            f"/etc/systemd/system/{name}.service",
+            f"[Unit]\nDescription={name}\n[Service]\nExecStart={command}\n{lines}",
+        )
         self.run("systemctl", "daemon-reload")
         self.run("systemctl", "start", name)
 
@@ -60,18 +72,26 @@ class ContainerHost:
         self.run("useradd", "--create-home", name)
         for path in (sys.base_prefix, str(REPOSITORY)):
             for directory in [*Path(path).parents][:-1]:
-                self.run("chmod", "o+x", str(directory), check=False)  # the directories above a mount are the container's own
+                self.run(
+                    "chmod", "o+x", str(directory), check=False
+                )  # the directories above a mount are the container's own
 
-    def module(self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False, user: str = "root") -> t.Dict[str, t.Any]:
+    def module(
+        self, name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = False, user: str = "root"
+    ) -> t.Dict[str, t.Any]:
         """Runs one of our modules as Ansible does, with its arguments on standard input; gives its result."""
         internal = {"check_mode": check_mode, "diff": True, "remote_tmp": "/tmp", "inject_invocation": True}
         # ansible-core before 2.21 shows the arguments always, and refuses to be asked.
         internal = {f"_ansible_{name}": value for name, value in internal.items() if name in PASS_VARS}
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, **internal}}
         done = self.run(
-            sys.executable, str(MODULES / f"{name}.py"), stdin=json.dumps(given), check=False, user=user,
+            sys.executable,
+            str(MODULES / f"{name}.py"),
+            stdin=json.dumps(given),
+            check=False,
+            user=user,
             env={"PYTHONPATH": str(REPOSITORY / "collections")},
-        )  # fmt: skip
+        )
         try:
             return t.cast("t.Dict[str, t.Any]", json.loads(done.stdout))
         except ValueError:
@@ -81,10 +101,22 @@ class ContainerHost:
         """Runs a playbook inside, against itself; gives its output."""
         self.write("/root/play.yml", text)
         environment = {
-            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "collections"), "ANSIBLE_HOME": "/root/.ansible", "HOME": "/root", "LC_ALL": "C.UTF-8",
+            "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "collections"),
+            "ANSIBLE_HOME": "/root/.ansible",
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
             "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
-        }  # fmt: skip
-        done = self.run(str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", "/root/play.yml", *words, env=environment)
+        }
+        done = self.run(
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+            "/root/play.yml",
+            *words,
+            env=environment,
+        )
         return done.stdout
 
 
@@ -101,10 +133,16 @@ def container_host() -> t.Iterator[ContainerHost]:
         raise Unavailable(done.stderr.strip()[-500:])
     host = ContainerHost(name)
     try:
-        wait_until(lambda: host.run("systemctl", "is-system-running", check=False).stdout.strip() in ("running", "degraded"), timeout=60, what="systemd")
+        wait_until(
+            lambda: host.run("systemctl", "is-system-running", check=False).stdout.strip() in ("running", "degraded"),
+            timeout=60,
+            what="systemd",
+        )
         yield host
     finally:
-        subprocess.run(["podman", "rm", "--force", "--ignore", "--time=0", "--volumes", name], capture_output=True, check=False)
+        subprocess.run(
+            ["podman", "rm", "--force", "--ignore", "--time=0", "--volumes", name], capture_output=True, check=False
+        )
 
 
 def _backend_base() -> str:

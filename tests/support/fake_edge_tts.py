@@ -28,8 +28,19 @@ from pathlib import Path
 HOST = "speech.platform.bing.com"
 #: Twelve ways to fail, in the order of a connection's life; ``ok`` is none of them.
 FAULTS: t.Tuple[str, ...] = (
-    "refused", "proxy_error", "black_hole", "tls_silent", "tls_garbage", "no_upgrade", "forbidden", "unavailable", "silent", "no_audio", "garbage", "drop",
-)  # fmt: skip
+    "refused",
+    "proxy_error",
+    "black_hole",
+    "tls_silent",
+    "tls_garbage",
+    "no_upgrade",
+    "forbidden",
+    "unavailable",
+    "silent",
+    "no_audio",
+    "garbage",
+    "drop",
+)
 #: Beside them: audio begins and then stops coming, or comes too slowly to be worth waiting for.
 LATE_FAULTS: t.Tuple[str, ...] = ("stall", "drip")
 MODES: t.Tuple[str, ...] = ("ok", "slow_ok", *FAULTS, *LATE_FAULTS)
@@ -42,19 +53,48 @@ def make_certificates(directory: Path) -> None:
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     commands = [
         [
-            "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=wheels.ops test CA",
-            "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=wheels.ops test CA",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
         ],
         ["req", *key, "-keyout", "key.pem", "-out", "req.pem", "-subj", f"/CN={HOST}"],
-        ["x509", "-req", "-in", "req.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san.cnf", "-out", "cert.pem"],
-    ]  # fmt: skip
+        [
+            "x509",
+            "-req",
+            "-in",
+            "req.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            "san.cnf",
+            "-out",
+            "cert.pem",
+        ],
+    ]
     for words in commands:
         subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
 
 
 def speech(text: str) -> bytes:
     """The text as the service would send it."""
-    wav = subprocess.run(["espeak-ng", "--stdin", "--stdout", "-b", "1"], input=text.encode(), capture_output=True, check=True).stdout
+    wav = subprocess.run(
+        ["espeak-ng", "--stdin", "--stdout", "-b", "1"], input=text.encode(), capture_output=True, check=True
+    ).stdout
     body = len(wav) - 44
     wav = wav[:4] + struct.pack("<I", 36 + body) + wav[8:40] + struct.pack("<I", body) + wav[44:]
     words = ["lame", "--quiet", "-t", "-m", "m", "--resample", "24", "--cbr", "-b", "48", "-", "-"]
@@ -133,12 +173,23 @@ class Endpoint:
                 return
             if mode in ("forbidden", "unavailable"):
                 status = b"403 Forbidden" if mode == "forbidden" else b"503 Service Unavailable"
-                writer.write(b"HTTP/1.1 " + status + b"\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                writer.write(
+                    b"HTTP/1.1 "
+                    + status
+                    + b"\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
                 await writer.drain()
                 return
-            key = next(line.split(":", 1)[1].strip() for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+            key = next(
+                line.split(":", 1)[1].strip()
+                for line in head.split("\r\n")
+                if line.lower().startswith("sec-websocket-key")
+            )
             accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest())
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection:"
+                b" Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
             await writer.drain()
             if mode == "silent":
                 await reader.read()
@@ -146,7 +197,9 @@ class Endpoint:
             ssml, boundary = "", "SentenceBoundary"
             while not ssml:
                 message = (await self.receive(reader)).decode("utf-8", "replace")
-                if re.search(r'"wordBoundaryEnabled":\s*"?true', message):  # the older clients know no other, and ask for it
+                if re.search(
+                    r'"wordBoundaryEnabled":\s*"?true', message
+                ):  # the older clients know no other, and ask for it
                     boundary = "WordBoundary"
                 if "Path:ssml" in message:
                     ssml = message.split("\r\n\r\n", 1)[1]
@@ -181,13 +234,18 @@ class Endpoint:
             head = struct.pack(">BBQ", 0x80 | opcode, 127, len(body))
         return head + body
 
-    async def answer(self, writer: asyncio.StreamWriter, reader: asyncio.StreamReader, ssml: str, mode: str, boundary: str) -> None:
+    async def answer(
+        self, writer: asyncio.StreamWriter, reader: asyncio.StreamReader, ssml: str, mode: str, boundary: str
+    ) -> None:
         inner = unescape(ssml.split("<prosody", 1)[1].split(">", 1)[1].rsplit("</prosody>", 1)[0])
         voice = ssml.split("<voice name='", 1)[1].split("'", 1)[0]
         self.note(event="ssml", text=inner, voice=voice, mode=mode)
 
         def text(path: str, body: str = "{}") -> bytes:
-            return self.frame(1, f"X-RequestId:0\r\nContent-Type:application/json; charset=utf-8\r\nPath:{path}\r\n\r\n{body}".encode())
+            return self.frame(
+                1,
+                f"X-RequestId:0\r\nContent-Type:application/json; charset=utf-8\r\nPath:{path}\r\n\r\n{body}".encode(),
+            )
 
         def audio(data: bytes) -> bytes:
             head = b"X-RequestId:0\r\nContent-Type:audio/mpeg\r\nX-StreamId:0\r\nPath:audio\r\n"
@@ -228,11 +286,19 @@ class Endpoint:
             "Metadata": [
                 {
                     "Type": boundary,
-                    "Data": {"Offset": 0, "Duration": ticks, "text": {"Text": inner, "Length": len(inner), "BoundaryType": boundary}},
+                    "Data": {
+                        "Offset": 0,
+                        "Duration": ticks,
+                        "text": {"Text": inner, "Length": len(inner), "BoundaryType": boundary},
+                    },
                 }
             ]
         }
-        await send(text("audio.metadata", json.dumps(metadata)), self.frame(2, struct.pack(">H", len(head)) + head), text("turn.end"))
+        await send(
+            text("audio.metadata", json.dumps(metadata)),
+            self.frame(2, struct.pack(">H", len(head)) + head),
+            text("turn.end"),
+        )
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(reader.read(2), 2)  # the client's close frame
             await send(self.frame(8, b"\x03\xe8"))
@@ -244,7 +310,11 @@ async def main(directory: Path) -> None:
     tls = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, ssl=endpoint.context)
     endpoint.tls_port = tls.sockets[0].getsockname()[1]
     proxy = await asyncio.start_server(endpoint.proxy, "127.0.0.1", 0)
-    ready = {"proxy": f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}", "ca": str(directory / "ca.pem"), "pid": os.getpid()}
+    ready = {
+        "proxy": f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
+        "ca": str(directory / "ca.pem"),
+        "pid": os.getpid(),
+    }
     (directory / "ready.part").write_text(json.dumps(ready))
     (directory / "ready.part").rename(directory / "ready.json")
     await asyncio.Event().wait()

@@ -163,7 +163,9 @@ class HealthApp:
         opener = urllib.request.build_opener(_NoRedirect)
         try:
             with opener.open(request, timeout=timeout) as answer:
-                return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read())
+                return Answer(
+                    answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+                )
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
@@ -201,7 +203,11 @@ def health_app(
     """
     directory = Path(tempfile.mkdtemp(prefix="wops-health-"))
     if files is None:
-        own = [str(path.relative_to(PATCHES)) for path in (PATCHES / "wheels_ops").glob("*.py") if path.name != "__init__.py"]
+        own = [
+            str(path.relative_to(PATCHES))
+            for path in (PATCHES / "wheels_ops").glob("*.py")
+            if path.name != "__init__.py"
+        ]
         files = [*REPORT_FILES, "core/cors_config.py", "core/websocket_manager.py", *own]
     tree = patched_tree(directory, *files)
     for name, text in (("services/tts/tts_service", _SPEECH), ("main", _MAIN)):
@@ -212,14 +218,37 @@ def health_app(
         (package / "__init__.py").touch()
     port = free_port()
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-    environment.update(PYTHONPATH=str(directory), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1", WHEELS_OPS_TOKEN=f"{TOKEN},{OTHER_TOKEN}")
+    environment.update(
+        PYTHONPATH=str(directory),
+        PYTHONDONTWRITEBYTECODE="1",
+        PYTHONUNBUFFERED="1",
+        WHEELS_OPS_TOKEN=f"{TOKEN},{OTHER_TOKEN}",
+    )
     environment.update(BUSY_MACHINE)
     environment.update(
-        {"WHEELS_OPS_STATE_DIR": str(state or directory / "state"), **{name: value for one in environments for name, value in one.items()}, **env}
+        {
+            "WHEELS_OPS_STATE_DIR": str(state or directory / "state"),
+            **{name: value for one in environments for name, value in one.items()},
+            **env,
+        }
     )
-    words = [str(BACKEND_PYTHON), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *uvicorn]
+    words = [
+        str(BACKEND_PYTHON),
+        "-m",
+        "uvicorn",
+        "app.main:app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+        *uvicorn,
+    ]
     with open(directory / "output", "wb") as output:
-        process = subprocess.Popen(words, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            words, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     app = HealthApp(tree, port, process)
 
     def up() -> bool:

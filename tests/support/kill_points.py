@@ -10,9 +10,23 @@ import typing as t
 
 #: The functions of ``os`` that change a disk; ``open`` is one where it may write.
 _CHANGES = (
-    "chmod", "chown", "fchmod", "fchown", "fsync", "ftruncate", "link", "mkdir", "remove", "rename", "replace", "rmdir", "symlink", "truncate",
-    "unlink", "utime",
-)  # fmt: skip
+    "chmod",
+    "chown",
+    "fchmod",
+    "fchown",
+    "fsync",
+    "ftruncate",
+    "link",
+    "mkdir",
+    "remove",
+    "rename",
+    "replace",
+    "rmdir",
+    "symlink",
+    "truncate",
+    "unlink",
+    "utime",
+)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 

@@ -14,7 +14,12 @@ from tests.support.kill_points import killed_at
 from wheels_ops.standalone import installation
 
 OLD: t.Dict[str, bytes] = {"__init__.py": b"", "part/__init__.py": b"", "part/one.py": b"one = 1\n", "gone.py": b""}
-NEW: t.Dict[str, bytes] = {"__init__.py": b"", "part/__init__.py": b"", "part/one.py": b"one = 2\n", "two.py": b"two = 2\n"}
+NEW: t.Dict[str, bytes] = {
+    "__init__.py": b"",
+    "part/__init__.py": b"",
+    "part/one.py": b"one = 2\n",
+    "two.py": b"two = 2\n",
+}
 
 
 def main(root: Path, state: str) -> None:

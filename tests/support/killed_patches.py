@@ -14,7 +14,11 @@ from tests.support.kill_points import killed_at
 from wheels_ops.remedies import backend_patch, deployment
 
 DEPLOYMENT = "one"
-FILES = {"app/core/cors_config.py": b"ORIGINS = ['https://a']\n", "app/added.py": b"Y = 2\n", "app/ours/deep/extra.py": b"X = 1\n"}
+FILES = {
+    "app/core/cors_config.py": b"ORIGINS = ['https://a']\n",
+    "app/added.py": b"Y = 2\n",
+    "app/ours/deep/extra.py": b"X = 1\n",
+}
 BLOCKS = {"app/main.py": ["app.append(1)"]}
 _TIME = 1_000_000_000_123_456_789
 

@@ -71,8 +71,12 @@ class Load:
         self.stop = True
         await asyncio.gather(*clients)
         return {
-            "ok": self.ok, "failed": sum(self.failed.values()), "errors": dict(self.failed), "processes": len(self.pids), "longest_s": round(self.longest, 2),
-        }  # fmt: skip
+            "ok": self.ok,
+            "failed": sum(self.failed.values()),
+            "errors": dict(self.failed),
+            "processes": len(self.pids),
+            "longest_s": round(self.longest, 2),
+        }
 
 
 def main() -> None:

@@ -58,9 +58,13 @@ def write(path: str, how: str, rate: int, start: int) -> None:
 
 
 @contextlib.contextmanager
-def writer(path: Path, how: str = "append", *, rate: int = 20_000, start: int = 0) -> t.Iterator[t.Tuple[subprocess.Popen[str], t.Callable[[], int]]]:
+def writer(
+    path: Path, how: str = "append", *, rate: int = 20_000, start: int = 0
+) -> t.Iterator[t.Tuple[subprocess.Popen[str], t.Callable[[], int]]]:
     """A running writer, and a call that stops it and gives how many lines were written in all."""
-    process = subprocess.Popen([sys.executable, __file__, str(path), how, str(rate), str(start)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(path), how, str(rate), str(start)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
 
     def stop() -> int:
@@ -87,7 +91,10 @@ def fill(path: Path, size: int) -> int:
 
 def read(directory: Path, name: str) -> bytes:
     """Every rotated part and the live log, in order; holes left out."""
-    parts = sorted((path for path in directory.iterdir() if path.name.startswith(f"{name}.")), key=lambda path: _order(path.name.removesuffix(".gz")))
+    parts = sorted(
+        (path for path in directory.iterdir() if path.name.startswith(f"{name}.")),
+        key=lambda path: _order(path.name.removesuffix(".gz")),
+    )
     content = [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in parts]
     live = directory / name
     return b"".join(content) + (live.read_bytes() if live.exists() else b"")
@@ -109,8 +116,11 @@ def account(content: bytes, written: int) -> t.Dict[str, int]:
         else:
             torn += 1
     return {
-        "lost": sum(1 for number in range(written) if number not in seen), "doubled": sum(count - 1 for count in seen.values()), "torn": torn, "nuls": nuls,
-    }  # fmt: skip
+        "lost": sum(1 for number in range(written) if number not in seen),
+        "doubled": sum(count - 1 for count in seen.values()),
+        "torn": torn,
+        "nuls": nuls,
+    }
 
 
 if __name__ == "__main__":

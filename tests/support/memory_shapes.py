@@ -54,7 +54,11 @@ def waste(shape: str, size: int) -> None:
     elif shape in ("json", "documents"):
         text = json.dumps({f"key{number}": [number, str(number), number / 7] for number in range(200)})
         documents = [json.loads(text) for _ in range(size // 52_000)]
-        KEPT.extend(documents[::50] if shape == "documents" else [part for document in documents for part in list(document.values())[::50]])
+        KEPT.extend(
+            documents[::50]
+            if shape == "documents"
+            else [part for document in documents for part in list(document.values())[::50]]
+        )
     elif shape == "live":
         KEPT.append(b"\1" * size)
     elif shape == "medium":
@@ -106,7 +110,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/api/v1/system/memory/optimize"):
             ctypes.CDLL(None).malloc_trim(0)
         after = resident()
-        self.answer({"rss_before": before, "rss_after": after, "freed_bytes": before - after, "type": self.path.partition("?")[2]})
+        self.answer(
+            {
+                "rss_before": before,
+                "rss_after": after,
+                "freed_bytes": before - after,
+                "type": self.path.partition("?")[2],
+            }
+        )
 
     def log_message(self, format: str, *args: t.Any) -> None:  # noqa: A002 - the name that the base class has
         pass

@@ -47,8 +47,11 @@ def run_file(server: servers.Postgres, dsn: str, file: Path, *words: str) -> sub
     """``psql [words] -f file``, as a person would."""
     return subprocess.run(
         [server.programs.path("psql"), "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", dsn, *words, "-f", str(file)],
-        capture_output=True, text=True, env=server.programs.environ(), check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=server.programs.environ(),
+        check=False,
+    )
 
 
 def snapshot(dsn: str) -> catalog.Snapshot:
@@ -61,7 +64,11 @@ def snapshot(dsn: str) -> catalog.Snapshot:
 
 def policies(dsn: str) -> t.List[t.Tuple[t.Any, ...]]:
     """Every policy as the server writes it out, without our code."""
-    return query(dsn, "select schemaname, tablename, policyname, permissive, roles::text, cmd, qual, with_check from pg_policies order by 1, 2, 3")
+    return query(
+        dsn,
+        "select schemaname, tablename, policyname, permissive, roles::text, cmd, qual, with_check from pg_policies"
+        " order by 1, 2, 3",
+    )
 
 
 def query(dsn: str, sql: str, values: t.Sequence[t.Any] = ()) -> t.List[t.Tuple[t.Any, ...]]:
@@ -75,12 +82,17 @@ def query(dsn: str, sql: str, values: t.Sequence[t.Any] = ()) -> t.List[t.Tuple[
         connection.close()
 
 
-def ask(dsn: str, person: t.Optional[str], sql: str, *, role: str = "authenticated", keep: bool = False) -> t.Union[t.List[t.Any], str, int]:
+def ask(
+    dsn: str, person: t.Optional[str], sql: str, *, role: str = "authenticated", keep: bool = False
+) -> t.Union[t.List[t.Any], str, int]:
     """A statement as one user of the API: its rows (single columns unpacked), how many rows it touched, or the SQLSTATE that refused it."""
     connection = psycopg2.connect(dsn)
     try:
         with connection.cursor() as cursor:
-            cursor.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps({"sub": person, "role": role}) if person else "",))
+            cursor.execute(
+                "select set_config('request.jwt.claims', %s, true)",
+                (json.dumps({"sub": person, "role": role}) if person else "",),
+            )
             cursor.execute("select set_config('role', %s, true)", (role,))
             try:
                 cursor.execute(sql)

@@ -43,24 +43,43 @@ class Tree(t.NamedTuple):
     def logged(self) -> t.List[t.Dict[str, t.Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
-    def environment(self, extra: t.Optional[t.Mapping[str, str]] = None, ahead: t.Sequence[Path] = ()) -> t.Dict[str, str]:
+    def environment(
+        self, extra: t.Optional[t.Mapping[str, str]] = None, ahead: t.Sequence[Path] = ()
+    ) -> t.Dict[str, str]:
         """For a program that imports ``app``; directories ``ahead`` come first on its path."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-        return {**kept, "PYTHONPATH": os.pathsep.join(map(str, [*ahead, self.directory])), "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
+        return {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(map(str, [*ahead, self.directory])),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **(extra or {}),
+        }
 
     def run(
-        self, program: str, *words: str, timeout: float = 120.0, check: bool = True, env: t.Optional[t.Mapping[str, str]] = None
+        self,
+        program: str,
+        *words: str,
+        timeout: float = 120.0,
+        check: bool = True,
+        env: t.Optional[t.Mapping[str, str]] = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a program text to its end."""
         done = subprocess.run(
             [str(BACKEND_PYTHON), "-c", program, *words],
-            capture_output=True, text=True, timeout=timeout, env=self.environment(env), cwd=self.directory, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self.environment(env),
+            cwd=self.directory,
+            check=False,
+        )
         if check and done.returncode:
             raise AssertionError(f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
         return done
 
-    def json(self, program: str, *words: str, timeout: float = 120.0, env: t.Optional[t.Mapping[str, str]] = None) -> t.Any:
+    def json(
+        self, program: str, *words: str, timeout: float = 120.0, env: t.Optional[t.Mapping[str, str]] = None
+    ) -> t.Any:
         """The JSON that a program prints last."""
         return json.loads(self.run(program, *words, timeout=timeout, env=env).stdout.splitlines()[-1])
 

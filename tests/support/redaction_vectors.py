@@ -15,7 +15,9 @@ REDIS_URLS: t.Dict[str, str] = {
     "redis://:p%40ss@h:6379/0": "redis://:***@h:6379/0",
     "redis://[::1]:6379/1?db=1": "redis://[::1]:6379/1?db=1",
     "redis://127.0.0.1:1/0?password=pw": "redis://127.0.0.1:1/0?password=***",
-    "redis://127.0.0.1:1/0?db=1&password=p@w&ssl_cert_reqs=none": "redis://127.0.0.1:1/0?db=1&password=***&ssl_cert_reqs=none",
+    "redis://127.0.0.1:1/0?db=1&password=p@w&ssl_cert_reqs=none": (
+        "redis://127.0.0.1:1/0?db=1&password=***&ssl_cert_reqs=none"
+    ),
     "redis://127.0.0.1:1/0?%70assword=pw": "redis://127.0.0.1:1/0?%70assword=***",
     "unix:///run/r.sock?password=pw": "unix:///run/r.sock?password=***",
     "unix:///run/r.sock?db=1": "unix:///run/r.sock?db=1",
@@ -36,8 +38,12 @@ REDIS_URLS: t.Dict[str, str] = {
 #: Any other URL, or list of URLs.
 URLS: t.Dict[str, str] = {
     "postgresql+asyncpg://u:pw@h:5432/db?sslmode=require": "postgresql+asyncpg://u:***@h:5432/db?sslmode=require",
-    "postgresql://u:pw@h1:1,h2:2/db?application_name=a@b&sslpassword=x": "postgresql://u:***@h1:1,h2:2/db?application_name=a@b&sslpassword=***",
-    "sentinel://:pw1@h1:26379;sentinel://:pw2@h2:26379/mymaster": "sentinel://:***@h1:26379;sentinel://:***@h2:26379/mymaster",
+    "postgresql://u:pw@h1:1,h2:2/db?application_name=a@b&sslpassword=x": (
+        "postgresql://u:***@h1:1,h2:2/db?application_name=a@b&sslpassword=***"
+    ),
+    "sentinel://:pw1@h1:26379;sentinel://:pw2@h2:26379/mymaster": (
+        "sentinel://:***@h1:26379;sentinel://:***@h2:26379/mymaster"
+    ),
     "sentinel://:pw1@h1:26379;:pw2@h2:26379/mymaster": "sentinel://:***@h1:26379;:***@h2:26379/mymaster",
     "sentinel://h1:1;h2:2/mymaster?password=pw": "sentinel://h1:1;h2:2/mymaster?password=***",
     "amqp://guest:pw@h:5672//": "amqp://guest:***@h:5672//",
@@ -48,8 +54,12 @@ URLS: t.Dict[str, str] = {
 
 #: A text, and the same without its secrets.
 TEXTS: t.Dict[str, str] = {
-    "no PONG from redis://127.0.0.1:1/0?password=pw: Error 111. Next": "no PONG from redis://127.0.0.1:1/0?password=***: Error 111. Next",
-    "redis://:pw@h:1/0 and postgresql://u:pw@h/d, then http://h/": "redis://:***@h:1/0 and postgresql://u:***@h/d, then http://h/",
+    "no PONG from redis://127.0.0.1:1/0?password=pw: Error 111. Next": (
+        "no PONG from redis://127.0.0.1:1/0?password=***: Error 111. Next"
+    ),
+    "redis://:pw@h:1/0 and postgresql://u:pw@h/d, then http://h/": (
+        "redis://:***@h:1/0 and postgresql://u:***@h/d, then http://h/"
+    ),
     "see 'redis://:p w@h:1/0', then": "see 'redis://:***@h:1/0', then",
     '{"url": "redis://:p@h/0", "to": "y@z"}': '{"url": "redis://:***@h/0", "to": "y@z"}',
     "host=h user=u password=pw dbname=d": "host=h user=u password=*** dbname=d",

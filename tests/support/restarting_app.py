@@ -11,7 +11,9 @@ import typing as t
 START_SECONDS = float(os.environ.get("START_SECONDS", "1.5"))
 
 
-async def app(scope: t.Dict[str, t.Any], receive: t.Callable[[], t.Any], send: t.Callable[[t.Dict[str, t.Any]], t.Any]) -> None:
+async def app(
+    scope: t.Dict[str, t.Any], receive: t.Callable[[], t.Any], send: t.Callable[[t.Dict[str, t.Any]], t.Any]
+) -> None:
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -30,5 +32,11 @@ async def app(scope: t.Dict[str, t.Any], receive: t.Callable[[], t.Any], send: t
     if scope["path"] == "/slow":
         await asyncio.sleep(0.8)
     body = json.dumps({"status": "pass", "pid": os.getpid()}).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+        }
+    )
     await send({"type": "http.response.body", "body": body})

@@ -51,7 +51,9 @@ def database(server: servers.Postgres, sql: str = "", *, user: str = "postgres")
             admin.autocommit = True
             with admin.cursor() as cursor:
                 cursor.execute(f'drop database "{name}" with (force)')
-                with contextlib.suppress(psycopg2.errors.DependentObjectsStillExist):  # another test's database needs it still
+                with contextlib.suppress(
+                    psycopg2.errors.DependentObjectsStillExist
+                ):  # another test's database needs it still
                     cursor.execute("drop role if exists rls_definer")
 
 
@@ -60,8 +62,9 @@ def snapshot(connection: Connection) -> t.List[t.Tuple[t.Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute("select set_config('search_path', '', false)")
         cursor.execute(
-            "select polrelid::regclass::text, polname, polcmd, polpermissive, polroles::regrole[]::text, pg_get_expr(polqual, polrelid),"
-            " pg_get_expr(polwithcheck, polrelid), obj_description(oid, 'pg_policy') from pg_policy order by 1, 2"
+            "select polrelid::regclass::text, polname, polcmd, polpermissive, polroles::regrole[]::text,"
+            " pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid), obj_description(oid, 'pg_policy')"
+            " from pg_policy order by 1, 2"
         )
         found = list(cursor.fetchall())
         cursor.execute("reset search_path")
@@ -71,7 +74,10 @@ def snapshot(connection: Connection) -> t.List[t.Tuple[t.Any, ...]]:
 def helpers(connection: Connection) -> t.List[str]:
     """The functions in the helper schema."""
     with connection.cursor() as cursor:
-        cursor.execute("select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = pronamespace where nspname = 'rls_ops' order by 1")
+        cursor.execute(
+            "select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = pronamespace where nspname"
+            " = 'rls_ops' order by 1"
+        )
         return [name for (name,) in cursor.fetchall()]
 
 
@@ -87,23 +93,33 @@ def fill(connection: Connection, *, rows: int = 30, seed: int = 7) -> None:
     with connection.cursor() as cursor:
         cursor.execute("set session_replication_role = replica")  # foreign keys are not the subject
         cursor.execute(
-            "select c.oid::regclass::text, array_agg(quote_ident(a.attname) order by attnum), array_agg(format_type(atttypid, null) order by attnum)"
-            " from pg_class c join pg_attribute a on attrelid = c.oid and attnum > 0 and not attisdropped and attgenerated = ''"
-            " where relnamespace = 'public'::regnamespace and relkind = 'r' group by 1 order by 1"
+            "select c.oid::regclass::text, array_agg(quote_ident(a.attname) order by attnum),"
+            " array_agg(format_type(atttypid, null) order by attnum) from pg_class c join pg_attribute a on attrelid ="
+            " c.oid and attnum > 0 and not attisdropped and attgenerated = '' where relnamespace ="
+            " 'public'::regnamespace and relkind = 'r' group by 1 order by 1"
         )
         for table, columns, types in cursor.fetchall():
             for _ in range(rows):
                 row = [values.get(kind, lambda: None)() for kind in types]
-                cursor.execute(f"insert into {table} ({', '.join(columns)}) values ({', '.join(['%s'] * len(row))}) on conflict do nothing", row)
+                cursor.execute(
+                    f"insert into {table} ({', '.join(columns)}) values ({', '.join(['%s'] * len(row))}) on conflict do"
+                    " nothing",
+                    row,
+                )
         cursor.execute("reset session_replication_role")
 
 
-def see(connection: Connection, query: str, *, role: str = "authenticated", user: str = "") -> t.List[t.Tuple[t.Any, ...]]:
+def see(
+    connection: Connection, query: str, *, role: str = "authenticated", user: str = ""
+) -> t.List[t.Tuple[t.Any, ...]]:
     """What a user of the API gets; raises what PostgreSQL raises. Nothing that it does stays."""
     was, connection.autocommit = connection.autocommit, False
     try:
         with connection.cursor() as cursor:
-            cursor.execute("select set_config('request.jwt.claims', json_build_object('sub', %s, 'role', %s)::text, true)", (user or None, role))
+            cursor.execute(
+                "select set_config('request.jwt.claims', json_build_object('sub', %s, 'role', %s)::text, true)",
+                (user or None, role),
+            )
             cursor.execute("select set_config('role', %s, true)", (role,))
             cursor.execute(query)
             return list(cursor.fetchall()) if cursor.description else [(cursor.rowcount,)]

@@ -80,17 +80,42 @@ def postgres(*, newest: bool = False, settings: t.Sequence[str] = ()) -> t.Itera
         shutil.chown(directory, 65534, 65534)
     data = directory / "data"
     subprocess.run(
-        [*prefix, programs.path("initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"],
-        check=True, capture_output=True, env=programs.environ(),
-    )  # fmt: skip
+        [
+            *prefix,
+            programs.path("initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+            "--locale=C",
+        ],
+        check=True,
+        capture_output=True,
+        env=programs.environ(),
+    )
     port = free_port()
-    options = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", f"unix_socket_directories={directory}", "listen_addresses=127.0.0.1", *settings]
+    options = [
+        "fsync=off",
+        "synchronous_commit=off",
+        "full_page_writes=off",
+        f"unix_socket_directories={directory}",
+        "listen_addresses=127.0.0.1",
+        *settings,
+    ]
     words = [*prefix, programs.path("postgres"), "-D", str(data), "-p", str(port)]
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(
             words + [word for option in options for word in ("-c", option)],
-            stdout=log, stderr=subprocess.STDOUT, env=programs.environ(), start_new_session=True,
-        )  # fmt: skip
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=programs.environ(),
+            start_new_session=True,
+        )
     server = Postgres(programs, directory, port, process)
     try:
         wait_until(lambda: psycopg2.connect(server.dsn()), what=f"PostgreSQL on port {port}").close()
@@ -122,8 +147,11 @@ class Redis:
         """Runs redis-cli, the witness that shares no code with ours."""
         done = subprocess.run(
             [self.programs.path("redis-cli"), "-p", str(self.port), *words],
-            capture_output=True, text=True, env=self.programs.environ(), check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=self.programs.environ(),
+            check=True,
+        )
         return done.stdout.strip()
 
 
@@ -134,7 +162,15 @@ def redis(*, options: t.Sequence[str] = ()) -> t.Iterator[Redis]:
     directory = Path(tempfile.mkdtemp(prefix="wops-redis-"))
     port = free_port()
     words = [programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-    words += ["--save", "", "--unixsocket", str(directory / "redis.sock"), "--logfile", str(directory / "log"), *options]
+    words += [
+        "--save",
+        "",
+        "--unixsocket",
+        str(directory / "redis.sock"),
+        "--logfile",
+        str(directory / "log"),
+        *options,
+    ]
     process = subprocess.Popen(words, env=programs.environ(), start_new_session=True)
     server = Redis(programs, directory, port, process)
     try:

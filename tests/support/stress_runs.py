@@ -25,11 +25,29 @@ from wheels_ops.standalone.settings import Settings
 from wheels_ops.state import holder, lock
 
 KINDS = ("deploy", "rollback", "recover", "maintenance", "standalone")
-FILES = ("app/core/one.py", "app/core/two.py", "app/services/three.py", "app/services/four.py", "app/ours/deep/five.py", "app/ours/six.py")
+FILES = (
+    "app/core/one.py",
+    "app/core/two.py",
+    "app/services/three.py",
+    "app/services/four.py",
+    "app/ours/deep/five.py",
+    "app/ours/six.py",
+)
 #: These are not there before the first deployment.
 ADDED = FILES[4:]
 #: What changes something on a disk, as the interpreter announces it (PEP 578).
-TOUCHING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime", "os.truncate", "os.link", "tempfile.mkstemp"}
+TOUCHING = {
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.chown",
+    "os.utime",
+    "os.truncate",
+    "os.link",
+    "tempfile.mkstemp",
+}
 #: How a run ends: done, refused with one clear error, an invariant broken. A killed one ends by its signal.
 DONE, REFUSED, BROKEN = 0, 3, 4
 
@@ -186,13 +204,21 @@ class _Work:
     def recover(self) -> None:
         with self.held("recover"), self.untouched():
             begun = deployment.begin(self.state, f"recover-{self.number}", kind="recover", holder=self.name)
-            deployment.end(self.state, begun.extra["deployment_id"], holder=self.name, state=deployment.FINISHED, release=False)
+            deployment.end(
+                self.state, begun.extra["deployment_id"], holder=self.name, state=deployment.FINISHED, release=False
+            )
 
     def maintenance(self) -> None:
         with self.held("maintenance"), self.untouched():
             lock.renew(self.host.state, self.name)
 
     def standalone(self) -> None:
-        settings = replace(Settings(checks=suite.Options(subjects=("disk",), filesystems=())), state_dir=self.host.state)
-        with recovery.AutomatedRecovery(settings)._held(f"recover-{self.number}", ["disk"]), self.witnessed(), self.untouched():
+        settings = replace(
+            Settings(checks=suite.Options(subjects=("disk",), filesystems=())), state_dir=self.host.state
+        )
+        with (
+            recovery.AutomatedRecovery(settings)._held(f"recover-{self.number}", ["disk"]),
+            self.witnessed(),
+            self.untouched(),
+        ):
             pass

@@ -42,8 +42,10 @@ class Supervisord:
     def ctl(self, *words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self.directory / "supervisord.conf"), *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.stdout.strip()
 
     def pid(self, name: str) -> int:
@@ -53,33 +55,63 @@ class Supervisord:
 
 
 @contextlib.contextmanager
-def supervisord(programs: t.Mapping[str, Program], *, username: str = "", password: str = "", section: str = "program") -> t.Iterator[Supervisord]:
+def supervisord(
+    programs: t.Mapping[str, Program], *, username: str = "", password: str = "", section: str = "program"
+) -> t.Iterator[Supervisord]:
     directory = Path(tempfile.mkdtemp(prefix="wops-sv-"))
     account = [f"username={username}", f"password={password}"] if username else []
     lines = [
-        "[supervisord]", f"logfile={directory}/supervisord.log", f"pidfile={directory}/pid", f"childlogdir={directory}", "nodaemon=true", "nocleanup=true",
+        "[supervisord]",
+        f"logfile={directory}/supervisord.log",
+        f"pidfile={directory}/pid",
+        f"childlogdir={directory}",
+        "nodaemon=true",
+        "nocleanup=true",
         *(["user=root"] if os.geteuid() == 0 else []),
-        "[unix_http_server]", f"file={directory}/s.sock", "chmod=0700", *account,
-        "[rpcinterface:supervisor]", "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
-        "[supervisorctl]", f"serverurl=unix://{directory}/s.sock", *account,
-    ]  # fmt: skip
+        "[unix_http_server]",
+        f"file={directory}/s.sock",
+        "chmod=0700",
+        *account,
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+        "[supervisorctl]",
+        f"serverurl=unix://{directory}/s.sock",
+        *account,
+    ]
     for name, program in programs.items():
         options = {
-            "startsecs": "1", "startretries": "1", "autorestart": "true", "stopwaitsecs": "5", "stopasgroup": "true", "killasgroup": "true",
-            "redirect_stderr": "true", "stdout_logfile": f"{directory}/{name}.log", "directory": str(directory), **program.options,
-        }  # fmt: skip
-        lines += [f"[{section}:{name}]", f"command={program.command}", f"autostart={'true' if program.autostart else 'false'}"]
+            "startsecs": "1",
+            "startretries": "1",
+            "autorestart": "true",
+            "stopwaitsecs": "5",
+            "stopasgroup": "true",
+            "killasgroup": "true",
+            "redirect_stderr": "true",
+            "stdout_logfile": f"{directory}/{name}.log",
+            "directory": str(directory),
+            **program.options,
+        }
+        lines += [
+            f"[{section}:{name}]",
+            f"command={program.command}",
+            f"autostart={'true' if program.autostart else 'false'}",
+        ]
         lines += [f"{key}={value}" for key, value in options.items()]
         if program.environment:
             lines.append("environment=" + ",".join(f'{key}="{value}"' for key, value in program.environment.items()))
     (directory / "supervisord.conf").write_text("\n".join(lines) + "\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(directory / "supervisord.conf")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     running = Supervisord(directory, process)
     try:
-        wait_until(lambda: (directory / "s.sock").exists() and "RUNNING" in running.ctl("status") + "RUNNING", what="supervisord")
+        wait_until(
+            lambda: (directory / "s.sock").exists() and "RUNNING" in running.ctl("status") + "RUNNING",
+            what="supervisord",
+        )
         yield running
     finally:
         process.terminate()

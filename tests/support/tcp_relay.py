@@ -16,7 +16,10 @@ class Relay:
         self.target, self.delay, self.jitter = target, delay, jitter
         self.port = 0
         self.silent = False
-        self.waits: t.Tuple[t.List[float], t.List[float]] = ([], [])  # what data really waited here, to the target and from it
+        self.waits: t.Tuple[t.List[float], t.List[float]] = (
+            [],
+            [],
+        )  # what data really waited here, to the target and from it
         self._chance = random.Random(seed)
         self._server: t.Optional[asyncio.AbstractServer] = None
         self._writers: t.Set[asyncio.StreamWriter] = set()

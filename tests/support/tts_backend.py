@@ -55,16 +55,16 @@ def fake_edge() -> t.Iterator[FakeEdge]:
     directory = Path(tempfile.mkdtemp(prefix="wops-edge-"))
     process = subprocess.Popen([sys.executable, str(HERE / "fake_edge_tts.py"), str(directory)])
     try:
-        wait_until(lambda: (directory / "ready.json").exists() or process.poll() is not None, what="the fake edge endpoint")
+        wait_until(
+            lambda: (directory / "ready.json").exists() or process.poll() is not None, what="the fake edge endpoint"
+        )
         ready = json.loads((directory / "ready.json").read_text())
         trust = directory / "trust"
         trust.mkdir()
         (trust / "sitecustomize.py").write_text(
-            "import certifi, pathlib\n"
-            f"bundle = pathlib.Path({str(directory)!r}, 'bundle.pem')\n"
-            "if not bundle.exists():\n"
-            f"    bundle.write_text(pathlib.Path(certifi.where()).read_text() + pathlib.Path({ready['ca']!r}).read_text())\n"
-            "certifi.where = lambda: str(bundle)\n"
+            f"import certifi, pathlib\nbundle = pathlib.Path({str(directory)!r}, 'bundle.pem')\nif not"
+            " bundle.exists():\n    bundle.write_text(pathlib.Path(certifi.where()).read_text() +"
+            f" pathlib.Path({ready['ca']!r}).read_text())\ncertifi.where = lambda: str(bundle)\n"
         )
         yield FakeEdge(directory, ready["proxy"], trust)
     finally:
@@ -80,12 +80,29 @@ class Tree:
     directory: Path
     patience: float = 1.0
 
-    def run(self, scenario: str, *, timeout: float = 120, env: t.Optional[t.Mapping[str, t.Optional[str]]] = None, **arguments: t.Any) -> t.Any:
+    def run(
+        self,
+        scenario: str,
+        *,
+        timeout: float = 120,
+        env: t.Optional[t.Mapping[str, t.Optional[str]]] = None,
+        **arguments: t.Any,
+    ) -> t.Any:
         """Runs a function of ``tts_scenarios.py`` under the backend's interpreter and gives what it returned."""
-        variables = environment(self.directory, database_url="postgresql://localhost/none", redis_url=None, port=0, **dict(env or {}))
+        variables = environment(
+            self.directory, database_url="postgresql://localhost/none", redis_url=None, port=0, **dict(env or {})
+        )
         variables.update(LOG_LEVEL="ERROR", TTS_TEST_PATIENCE=str(self.patience))
-        words = [str(BACKEND_PYTHON), str(HERE / "tts_scenarios.py"), str(self.directory), scenario, json.dumps(arguments)]
-        done = subprocess.run(words, cwd=self.directory, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
+        words = [
+            str(BACKEND_PYTHON),
+            str(HERE / "tts_scenarios.py"),
+            str(self.directory),
+            scenario,
+            json.dumps(arguments),
+        ]
+        done = subprocess.run(
+            words, cwd=self.directory, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -24,7 +24,10 @@ def app(name: str) -> t.Any:
 
 def be_patient(times: float) -> None:
     """Multiplies what an answer may take."""
-    for module, names in (("services.tts.fallback_tts", ["TIME_LIMIT"]), ("services.tts.tts_service", ["TOTAL", "RESERVE", "ANSWER"])):
+    for module, names in (
+        ("services.tts.fallback_tts", ["TIME_LIMIT"]),
+        ("services.tts.tts_service", ["TOTAL", "RESERVE", "ANSWER"]),
+    ):
         for name in names:
             setattr(app(module), name, times * getattr(app(module), name))
 
@@ -41,7 +44,9 @@ async def service(*, settle: bool = True) -> t.Any:
 
     made = TTSService()
     await made.initialize()
-    while settle and any(not task.done() and made.breakers[name].state == "closed" for name, task in made._probes.items()):
+    while settle and any(
+        not task.done() and made.breakers[name].state == "closed" for name, task in made._probes.items()
+    ):
         await asyncio.sleep(0.01)
     return made
 
@@ -50,12 +55,19 @@ def shown(answer: t.Any, *, audio: bool = False) -> t.Dict[str, t.Any]:
     data = answer.audio_data
     return {
         "success": answer.success,
-        "engine": answer.engine_used.value if answer.engine_used else None, "format": answer.request.format.value,
+        "engine": answer.engine_used.value if answer.engine_used else None,
+        "format": answer.request.format.value,
         "error": answer.error,
-        "bytes": len(data) if data else 0, "sha": hashlib.sha256(data).hexdigest() if data else "", "duration_ms": answer.duration_ms,
-        "cache_hit": answer.cache_hit, "degraded": getattr(answer, "degraded", None), "text": getattr(answer, "text_response", None),
-        "mime": getattr(answer, "mime_type", None), "audio": base64.b64encode(data).decode() if audio and data else "", "rate": answer.request.sample_rate,
-    }  # fmt: skip
+        "bytes": len(data) if data else 0,
+        "sha": hashlib.sha256(data).hexdigest() if data else "",
+        "duration_ms": answer.duration_ms,
+        "cache_hit": answer.cache_hit,
+        "degraded": getattr(answer, "degraded", None),
+        "text": getattr(answer, "text_response", None),
+        "mime": getattr(answer, "mime_type", None),
+        "audio": base64.b64encode(data).decode() if audio and data else "",
+        "rate": answer.request.sample_rate,
+    }
 
 
 async def speak(text: str, times: int = 1, stream: bool = False, settle: bool = True, **arguments: t.Any) -> t.Any:
@@ -94,9 +106,16 @@ async def collect(chunks: t.AsyncIterator[t.Any]) -> t.Dict[str, t.Any]:
                 restarted.append(bool(last.get("restarted")))
             segments[number] = segments.get(number, b"") + chunk.data
     return {
-        "segments": [base64.b64encode(segments[number]).decode() for number in sorted(segments)], "engines": engines, "finals": finals,
-        "formats": formats, "restarted": restarted, "last": last, "first_s": first, "silence_s": longest, "total_s": time.monotonic() - started,
-    }  # fmt: skip
+        "segments": [base64.b64encode(segments[number]).decode() for number in sorted(segments)],
+        "engines": engines,
+        "finals": finals,
+        "formats": formats,
+        "restarted": restarted,
+        "last": last,
+        "first_s": first,
+        "silence_s": longest,
+        "total_s": time.monotonic() - started,
+    }
 
 
 async def faults(modes: t.Sequence[str]) -> t.Any:
@@ -108,8 +127,14 @@ async def faults(modes: t.Sequence[str]) -> t.Any:
         set_mode(mode)
         complete = await asyncio.wait_for(made.synthesize_for_pam(f"Complete in spite of {mode}."), 20)
         made.breakers["edge"].success()
-        streamed = await asyncio.wait_for(collect(await made.synthesize_for_pam(f"Streamed in spite of {mode}.", stream=True)), 20)
-        found[mode] = {"complete": shown(complete, audio=True), "stream": streamed, "failures": made.breakers["edge"].failures}
+        streamed = await asyncio.wait_for(
+            collect(await made.synthesize_for_pam(f"Streamed in spite of {mode}.", stream=True)), 20
+        )
+        found[mode] = {
+            "complete": shown(complete, audio=True),
+            "stream": streamed,
+            "failures": made.breakers["edge"].failures,
+        }
         await made.shutdown()
     return found
 
@@ -149,16 +174,29 @@ async def recovery() -> t.Any:
     sticky = shown(await made.synthesize_for_pam("The same voice for the same user.", user_id="a"))
     other = shown(await made.synthesize_for_pam("The better voice for another one.", user_id="b"))
     await made.shutdown()
-    return {"before": before, "state_down": state_down, "seconds": seconds, "quiet": quiet, "sticky": sticky, "other": other}
+    return {
+        "before": before,
+        "state_down": state_down,
+        "seconds": seconds,
+        "quiet": quiet,
+        "sticky": sticky,
+        "other": other,
+    }
 
 
 async def single_flight(count: int) -> t.Any:
     set_mode("slow_ok")
     made = await service()
-    answers = await asyncio.gather(*(made.synthesize_for_pam("The same sentence for everybody.", user_id=str(number)) for number in range(count)))
+    answers = await asyncio.gather(
+        *(made.synthesize_for_pam("The same sentence for everybody.", user_id=str(number)) for number in range(count))
+    )
     again = shown(await made.synthesize_for_pam("The same sentence for everybody."))
     await made.shutdown()
-    return {"distinct": len({answer.audio_data for answer in answers}), "again": again, "engine": answers[0].engine_used.value}
+    return {
+        "distinct": len({answer.audio_data for answer in answers}),
+        "again": again,
+        "engine": answers[0].engine_used.value,
+    }
 
 
 def resources() -> t.Dict[str, int]:
@@ -168,7 +206,12 @@ def resources() -> t.Dict[str, int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 children += int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
-    return {"fds": len(os.listdir("/proc/self/fd")), "children": children, "files": sum(1 for _ in temporary.rglob("*")), "tasks": len(asyncio.all_tasks())}
+    return {
+        "fds": len(os.listdir("/proc/self/fd")),
+        "children": children,
+        "files": sum(1 for _ in temporary.rglob("*")),
+        "tasks": len(asyncio.all_tasks()),
+    }
 
 
 async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
@@ -233,7 +276,14 @@ async def storm(requests: int, seed: int, modes: t.Sequence[str]) -> t.Any:
     await asyncio.sleep(0.5)  # cancelled readers finish their second cancellation
     after = resources()
     await made.shutdown()
-    return {"kinds": kinds, "slowest": slowest, "before": before, "after": after, "usage": made._usage, "fallbacks": made.fallbacks}
+    return {
+        "kinds": kinds,
+        "slowest": slowest,
+        "before": before,
+        "after": after,
+        "usage": made._usage,
+        "fallbacks": made.fallbacks,
+    }
 
 
 async def corpus(texts: t.Sequence[str]) -> t.Any:
@@ -245,14 +295,25 @@ async def corpus(texts: t.Sequence[str]) -> t.Any:
     for text in texts:
         answer = await made.synthesize_speech(text)
         data = answer["audio_data"]
-        found.append({"sha": hashlib.sha256(data).hexdigest() if data else None, "engine": answer["engine"], "kind": answer.get("error_kind")})
+        found.append(
+            {
+                "sha": hashlib.sha256(data).hexdigest() if data else None,
+                "engine": answer["engine"],
+                "kind": answer.get("error_kind"),
+            }
+        )
     return found
 
 
 async def fallback(text: str) -> t.Any:
     """The local service by itself, and the engine that the managers use."""
     base, local = app("services.tts.base_tts"), app("services.tts.fallback_tts")
-    TTSRequest, VoiceProfile, SystemTTS, fallback_tts_service = base.TTSRequest, base.VoiceProfile, local.SystemTTS, local.fallback_tts_service
+    TTSRequest, VoiceProfile, SystemTTS, fallback_tts_service = (
+        base.TTSRequest,
+        base.VoiceProfile,
+        local.SystemTTS,
+        local.fallback_tts_service,
+    )
 
     started = await fallback_tts_service.initialize()
     again = await fallback_tts_service.initialize()
@@ -263,13 +324,22 @@ async def fallback(text: str) -> t.Any:
     health = await engine.health_check()
     chunks = []
     if ready:
-        chunks = [len(chunk.data) async for chunk in engine.synthesize_stream(TTSRequest(text, VoiceProfile("v", "v", "male", "adult", "")))]
+        chunks = [
+            len(chunk.data)
+            async for chunk in engine.synthesize_stream(TTSRequest(text, VoiceProfile("v", "v", "male", "adult", "")))
+        ]
     await fallback_tts_service.shutdown()
     answer = {**answer, "audio_data": len(answer["audio_data"]) if answer["audio_data"] else None}
     return {
-        "started": [started, again], "engines": fallback_tts_service.available_engines, "answer": answer, "ready": ready, "response": shown(response),
-        "health": health, "chunks": chunks, "available": engine.is_available(),
-    }  # fmt: skip
+        "started": [started, again],
+        "engines": fallback_tts_service.available_engines,
+        "answer": answer,
+        "ready": ready,
+        "response": shown(response),
+        "health": health,
+        "chunks": chunks,
+        "available": engine.is_available(),
+    }
 
 
 async def cancelled() -> t.Any:
@@ -343,21 +413,36 @@ async def surface() -> t.Any:
     made = await service()
     status = await made.get_service_status()
     voices = await made.get_available_voices(user_id="u")
-    preferred = await made.set_user_voice_preference("u", {"voice_id": "en-GB-RyanNeural", "gender": "male"}, context=None, is_default=True)
+    preferred = await made.set_user_voice_preference(
+        "u", {"voice_id": "en-GB-RyanNeural", "gender": "male"}, context=None, is_default=True
+    )
     profile = made._voice(None, "u", "general_conversation")
     rated = await made.rate_voice("u", {"voice_id": "en-GB-RyanNeural"}, 4.5, feedback="good")
     analytics = await made.get_user_analytics("u")
-    answer = shown(await made.synthesize_for_pam(text="All of it.", user_id="u", context="general_conversation", voice_preference=None, stream=False))
+    answer = shown(
+        await made.synthesize_for_pam(
+            text="All of it.", user_id="u", context="general_conversation", voice_preference=None, stream=False
+        )
+    )
     cleared = await made.clear_cache()
     streaming = made.streaming_service is not None
     await made.shutdown()
     off = await made.get_service_status()
     return {
-        "early": early, "nothing": nothing, "status": status, "voices": voices, "preferred": preferred, "voice": [profile.voice_id, profile.gender],
-        "rated": rated, "analytics": analytics, "answer": answer,
+        "early": early,
+        "nothing": nothing,
+        "status": status,
+        "voices": voices,
+        "preferred": preferred,
+        "voice": [profile.voice_id, profile.gender],
+        "rated": rated,
+        "analytics": analytics,
+        "answer": answer,
         "cleared": cleared,
-        "streaming": streaming, "off": off["status"], "is": isinstance(tts_service, TTSService),
-    }  # fmt: skip
+        "streaming": streaming,
+        "off": off["status"],
+        "is": isinstance(tts_service, TTSService),
+    }
 
 
 async def disk_cache() -> t.Any:
@@ -389,22 +474,37 @@ async def pure() -> t.Any:
     long_text = "One sentence here. " * 200
     parts = tts_service.segments(long_text, 300)
     broken = {}
-    for name, data in {"empty": b"", "html": b"<html>", "header only": b"RIFF\0\0\0\0WAVE", "no data": b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + b"\0" * 16}.items():
+    for name, data in {
+        "empty": b"",
+        "html": b"<html>",
+        "header only": b"RIFF\0\0\0\0WAVE",
+        "no data": b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + b"\0" * 16,
+    }.items():
         try:
             fallback_tts.wav_with_sizes(data)
             broken[name] = "passed"
         except fallback_tts.SpeechError as error:
             broken[name] = error.kind
     return {
-        "parts": [len(part) for part in parts], "joined": " ".join(parts) == long_text.strip(), "endings": {part[-1] for part in parts} == {"."},
-        "word": [len(part) for part in tts_service.segments("x" * 2500)], "broken": broken,
-        "genders": [tts_service.gender_of(name) for name in ("en-US-AriaNeural", "en-US-GuyNeural", "de-DE-ConradNeural")],
-        "voices": [
-            tts_service.edge_voice(fallback_tts.Voice("de-AT", "male")), tts_service.edge_voice(fallback_tts.Voice("xx", "female")),
-            tts_service.edge_voice(fallback_tts.Voice(), "en-GB-RyanNeural"), tts_service.edge_voice(fallback_tts.Voice(), "evil' onload='x"),
+        "parts": [len(part) for part in parts],
+        "joined": " ".join(parts) == long_text.strip(),
+        "endings": {part[-1] for part in parts} == {"."},
+        "word": [len(part) for part in tts_service.segments("x" * 2500)],
+        "broken": broken,
+        "genders": [
+            tts_service.gender_of(name) for name in ("en-US-AriaNeural", "en-US-GuyNeural", "de-DE-ConradNeural")
         ],
-        "espeak": [fallback_tts.espeak_voice(fallback_tts.Voice(language, "male")) for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")],
-    }  # fmt: skip
+        "voices": [
+            tts_service.edge_voice(fallback_tts.Voice("de-AT", "male")),
+            tts_service.edge_voice(fallback_tts.Voice("xx", "female")),
+            tts_service.edge_voice(fallback_tts.Voice(), "en-GB-RyanNeural"),
+            tts_service.edge_voice(fallback_tts.Voice(), "evil' onload='x"),
+        ],
+        "espeak": [
+            fallback_tts.espeak_voice(fallback_tts.Voice(language, "male"))
+            for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")
+        ],
+    }
 
 
 def percentile(values: t.Sequence[float], share: float) -> float:
@@ -491,7 +591,12 @@ async def cache_hit(times: int, by_hand: int = 10) -> t.Any:
         await process.communicate(text.encode())
         runs.append(1000 * (time.perf_counter() - started))
     await made.shutdown()
-    return {"p50": percentile(hits, 0.5), "p99": percentile(hits, 0.99), "espeak": percentile(runs, 0.5), "espeak_p99": percentile(runs, 0.99)}
+    return {
+        "p50": percentile(hits, 0.5),
+        "p99": percentile(hits, 0.99),
+        "espeak": percentile(runs, 0.5),
+        "espeak_p99": percentile(runs, 0.99),
+    }
 
 
 def main() -> None:

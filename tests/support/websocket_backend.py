@@ -172,7 +172,13 @@ class SocketBackend:
         return f"ws://127.0.0.1:{self.port}/api/v1/pam/ws/{user}?token=token-of-{user}{extra}"
 
     def request(
-        self, method: str, path: str, body: t.Any = None, *, timeout: float = 60.0, headers: t.Optional[t.Dict[str, str]] = None
+        self,
+        method: str,
+        path: str,
+        body: t.Any = None,
+        *,
+        timeout: float = 60.0,
+        headers: t.Optional[t.Dict[str, str]] = None,
     ) -> t.Tuple[int, t.Any]:
         """Status and parsed JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -198,7 +204,9 @@ class SocketBackend:
 
     def start(self) -> None:
         with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(self.words, cwd=self.directory, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                self.words, cwd=self.directory, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
 
         def up() -> bool:
             if self.process.poll() is not None:
@@ -225,7 +233,12 @@ class SocketBackend:
 
 @contextlib.contextmanager
 def socket_backend(
-    *, guard: bool = True, manager_file: t.Optional[Path] = None, poll: bool = True, options: t.Sequence[str] = (), **environment: t.Any
+    *,
+    guard: bool = True,
+    manager_file: t.Optional[Path] = None,
+    poll: bool = True,
+    options: t.Sequence[str] = (),
+    **environment: t.Any,
 ) -> t.Iterator[SocketBackend]:
     """Runs until the block ends. ``manager_file`` replaces our manager (a benchmark's peer), ``environment`` adds variables."""
     directory = Path(tempfile.mkdtemp(prefix="wops-ws-"))
@@ -243,8 +256,21 @@ def socket_backend(
         variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         variables.update(GUARD="1" if guard else "0", PYTHONDONTWRITEBYTECODE="1")
         variables.update({name: str(value) for name, value in environment.items()})
-        words = [str(BACKEND_PYTHON), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port), "--no-access-log", *options]
-        server = SocketBackend(port, directory, t.cast("subprocess.Popen[bytes]", None), directory / "uvicorn.log", words, variables)
+        words = [
+            str(BACKEND_PYTHON),
+            "-m",
+            "uvicorn",
+            "app.main:app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-access-log",
+            *options,
+        ]
+        server = SocketBackend(
+            port, directory, t.cast("subprocess.Popen[bytes]", None), directory / "uvicorn.log", words, variables
+        )
         server.start()
         try:
             yield server

@@ -60,7 +60,10 @@ def seed(dsn: str) -> None:
 def apply_generation(dsn: str, name: str) -> None:
     """Drops every policy of both trip tables and creates those of a later generation (one of ``GENERATIONS``)."""
     with _cursor(dsn) as cursor:
-        cursor.execute("select policyname, tablename from pg_policies where schemaname = 'public' and tablename in ('group_trips', 'group_trip_participants')")
+        cursor.execute(
+            "select policyname, tablename from pg_policies where schemaname = 'public' and tablename in ('group_trips',"
+            " 'group_trip_participants')"
+        )
         for policy, table in cursor.fetchall():
             cursor.execute(sql.SQL("drop policy {} on public.{}").format(sql.Identifier(policy), sql.Identifier(table)))
         cursor.execute((HERE / "generations" / f"{name}.sql").read_text())

@@ -20,7 +20,9 @@ from pathlib import Path
 class Crowd:
     def __init__(self) -> None:
         words = [sys.executable, "-m", "tests.bench.websocket_peers.crowd"]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[3])
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[3]
+        )
 
     def ask(self, command: str, **arguments: t.Any) -> t.Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -31,7 +33,9 @@ class Crowd:
             raise AssertionError("the crowd has died")
         return json.loads(line)
 
-    def open(self, port: int, count: int, path: str = "/api/v1/pam/ws/u{n}?token=token-of-u{n}", seconds: float = 120) -> None:
+    def open(
+        self, port: int, count: int, path: str = "/api/v1/pam/ws/u{n}?token=token-of-u{n}", seconds: float = 120
+    ) -> None:
         """Opens so many connections and waits until all are accepted."""
         opened = self.ask("open", port=port, count=count, path=path, seconds=seconds)
         if opened != count:
@@ -79,8 +83,8 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: t.Any) -> None:
         self.transport = transport
         transport.write(
-            f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+            f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection:"
+            " Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
         )
 
     def data_received(self, data: bytes) -> None:
@@ -128,7 +132,11 @@ class Client(asyncio.Protocol):
 
     def write(self, opcode: int, body: bytes) -> None:
         mask = os.urandom(4)
-        self.transport.write(bytes([0x80 | opcode, 0x80 | len(body)]) + mask + bytes(byte ^ mask[index & 3] for index, byte in enumerate(body)))
+        self.transport.write(
+            bytes([0x80 | opcode, 0x80 | len(body)])
+            + mask
+            + bytes(byte ^ mask[index & 3] for index, byte in enumerate(body))
+        )
 
     def connection_lost(self, error: t.Optional[Exception]) -> None:
         if self.accepted:

@@ -27,9 +27,17 @@ class ConnectionManager:
         self.active_connections[connection_id] = websocket
         self.user_connections.setdefault(user_id, {})[connection_id] = websocket
         self.connection_metadata[connection_id] = {
-            "user_id": user_id, "connected_at": now, "last_ping": now, "last_pong": now, "is_alive": True, "missed_pings": 0,
-            "total_pings_sent": 0, "total_pongs_received": 0, "last_latency_ms": 0, "context": {},
-        }  # fmt: skip
+            "user_id": user_id,
+            "connected_at": now,
+            "last_ping": now,
+            "last_pong": now,
+            "is_alive": True,
+            "missed_pings": 0,
+            "total_pings_sent": 0,
+            "total_pongs_received": 0,
+            "last_latency_ms": 0,
+            "context": {},
+        }
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.heartbeat())
 
@@ -84,7 +92,9 @@ class ConnectionManager:
             if websocket is None:
                 continue
             try:
-                await asyncio.wait_for(websocket.send_json({"type": "ping", "timestamp": now, "connection_id": connection_id}), 5)
+                await asyncio.wait_for(
+                    websocket.send_json({"type": "ping", "timestamp": now, "connection_id": connection_id}), 5
+                )
                 metadata["last_ping"] = now
                 metadata["total_pings_sent"] += 1
             except Exception:

@@ -24,7 +24,11 @@ from tests.support.collection import COLLECTION
 from wheels_ops.results import OpsError
 from wheels_ops.standalone import program_links
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root, against whom the traps are laid")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, against whom the traps are laid"),
+]
 #: ``nobody``: a user that every machine has and who owns nothing.
 USER = 65534
 SECRET = "only-root-may-read-this-line"
@@ -114,9 +118,14 @@ def module(name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = Fa
     """Runs a module as Ansible does, as root; a trap that holds it up fails the test."""
     internal = {"_ansible_check_mode": check_mode, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}
     done = subprocess.run(
-        [sys.executable, str(COLLECTION / f"plugins/modules/{name}.py")], input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, **internal}}),
-        env={**os.environ, "PYTHONPATH": str(COLLECTION.parents[1])}, capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
+        [sys.executable, str(COLLECTION / f"plugins/modules/{name}.py")],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, **internal}}),
+        env={**os.environ, "PYTHONPATH": str(COLLECTION.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
     try:
         return {**json.loads(done.stdout), "output": done.stdout}
     except ValueError:
@@ -127,8 +136,9 @@ def module(name: str, arguments: t.Mapping[str, t.Any], *, check_mode: bool = Fa
 def swapping(place: Path, target: Path) -> t.Iterator[None]:
     """He changes a directory for a link and back, as fast as he can, in a process of his own."""
     program = (
-        "import os, sys\nplace, target = sys.argv[1:]\naside = place + '.aside'\nos.setgid(65534); os.setuid(65534)\n"
-        "while True:\n    os.rename(place, aside); os.symlink(target, place)\n    os.unlink(place); os.rename(aside, place)\n"
+        "import os, sys\nplace, target = sys.argv[1:]\naside = place + '.aside'\nos.setgid(65534);"
+        " os.setuid(65534)\nwhile True:\n    os.rename(place, aside); os.symlink(target, place)\n    os.unlink(place);"
+        " os.rename(aside, place)\n"
     )
     his = subprocess.Popen([sys.executable, "-c", program, str(place), str(target)], stderr=subprocess.DEVNULL)
     try:
@@ -149,11 +159,17 @@ def swapping(place: Path, target: Path) -> t.Iterator[None]:
 def installed(scene: Scene, *, check_mode: bool = False, **further: t.Any) -> t.Dict[str, t.Any]:
     """One deployment of one file."""
     if not check_mode:
-        begun = module("deployment", {"state": "begun", "state_dir": str(scene.state), "deployment_id": "d1", "holder": "test:1:1"})
+        begun = module(
+            "deployment", {"state": "begun", "state_dir": str(scene.state), "deployment_id": "d1", "holder": "test:1:1"}
+        )
         assert not begun.get("failed"), begun
     arguments = {
-        "deployment_id": "d1", "state_dir": str(scene.state), "root": str(scene.backend), "files": {"app/core/cors_config.py": "OURS = 1\n"}, **further,
-    }  # fmt: skip
+        "deployment_id": "d1",
+        "state_dir": str(scene.state),
+        "root": str(scene.backend),
+        "files": {"app/core/cors_config.py": "OURS = 1\n"},
+        **further,
+    }
     return module("backend_patch", arguments, check_mode=check_mode)
 
 
@@ -175,7 +191,11 @@ def test_speech_runs_nothing_of_his_as_root(scene: Scene, check_mode: bool) -> N
 @pytest.mark.parametrize("place", ["app/core", "app", "app/core/cors_config.py"])
 def test_installing_and_restoring_follow_no_link(scene: Scene, place: str) -> None:
     """The directory is his own while it is installed, and a link when it is restored; and a link from the beginning."""
-    target = scene.guarded / "inner/cors_config.py" if place.endswith(".py") else scene.guarded / ("inner" if place == "app/core" else "")
+    target = (
+        scene.guarded / "inner/cors_config.py"
+        if place.endswith(".py")
+        else scene.guarded / ("inner" if place == "app/core" else "")
+    )
     assert not installed(scene).get("failed")
     scene.link(scene.backend / place, target)
     restored = module("backend_patch", {"state": "restored", "state_dir": str(scene.state), "deployment_id": "d1"})
@@ -188,8 +208,13 @@ def test_restoring_follows_no_directory_that_is_swapped_meanwhile(scene: Scene) 
     for _try in range(3):
         installed(scene)
         with swapping(scene.backend / "app/core", scene.guarded / "inner"):
-            for arguments in ({"state": "restored"}, {"files": {"app/core/cors_config.py": "OURS = 2\n"}, "root": str(scene.backend)}):
-                module("backend_patch", {"state_dir": str(scene.state), "deployment_id": "d1", "force": True, **arguments})
+            for arguments in (
+                {"state": "restored"},
+                {"files": {"app/core/cors_config.py": "OURS = 2\n"}, "root": str(scene.backend)},
+            ):
+                module(
+                    "backend_patch", {"state_dir": str(scene.state), "deployment_id": "d1", "force": True, **arguments}
+                )
         scene.require_untouched()
 
 
@@ -202,7 +227,11 @@ def test_the_programs_links_are_not_led_elsewhere(scene: Scene) -> None:
         for _try in range(400):
             for state in ("present", "absent"):
                 with contextlib.suppress(OpsError):
-                    linked += len(program_links.run({"scripts/recovery.py": "/opt/ours"}, str(scene.backend), state=state, check_mode=False)[0])
+                    linked += len(
+                        program_links.run(
+                            {"scripts/recovery.py": "/opt/ours"}, str(scene.backend), state=state, check_mode=False
+                        )[0]
+                    )
             scene.require_untouched()
     assert linked, "it got through at times"
 
@@ -262,13 +291,21 @@ def test_what_is_read_below_his_directories_shows_nothing_and_never_waits(scene:
             scene.link(token, scene.guarded / "shadow")
         arguments = {"state_dir": str(scene.state), "base_url": "http://127.0.0.1:1", "token_file": str(token)}
         outputs.append(module("performance_report_info", arguments))
-        memory = {"base_url": "http://127.0.0.1:1", "token_file": str(token), "actions": ["application"], "state_dir": str(scene.state)}
+        memory = {
+            "base_url": "http://127.0.0.1:1",
+            "token_file": str(token),
+            "actions": ["application"],
+            "state_dir": str(scene.state),
+        }
         outputs.append(module("memory_trim", memory))
         (metrics / "metrics.sqlite").unlink(missing_ok=True)
         (metrics / "metrics.sqlite").symlink_to(scene.guarded / "shadow")
     health = {
-        "subjects": ["disk"], "filesystems": [str(scene.backend)], "disk_budgets": {str(scene.backend): 1_000_000}, "logs": [f"{scene.logs}/*.log"],
-    }  # fmt: skip
+        "subjects": ["disk"],
+        "filesystems": [str(scene.backend)],
+        "disk_budgets": {str(scene.backend): 1_000_000},
+        "logs": [f"{scene.logs}/*.log"],
+    }
     outputs.append(module("health_info", health))
     scene.require_untouched(*(each["output"] for each in outputs))
     assert outputs[-1]["checks"][0]["status"] != "unknown"
@@ -294,6 +331,14 @@ def test_a_program_that_root_starts_in_his_directory_reads_no_trap(scene: Scene,
         place.symlink_to(COLLECTION / "roles/monitoring/files" / program)
         words = ["--only", "disk"] if program.startswith("production") else ["--dry-run"]
         environment = {**os.environ, "WHEELS_OPS_STATE_DIR": str(scene.state), "WHEELS_OPS_CONFIG": ""}
-        done = subprocess.run([sys.executable, program, *words], cwd=scene.backend, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+        done = subprocess.run(
+            [sys.executable, program, *words],
+            cwd=scene.backend,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
         assert "Traceback" not in done.stderr, done.stderr
         scene.require_untouched(done.stdout, done.stderr)

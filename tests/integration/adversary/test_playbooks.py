@@ -28,7 +28,11 @@ from tests.sandbox.binaries import REPOSITORY
 from tests.support import servers
 from tests.support.supervised import Program, Supervisord, supervisord
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root, against whom the traps are laid")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, against whom the traps are laid"),
+]
 #: ``nobody``: a user that every machine has and who owns nothing.
 USER = 65534
 SECRET = "only-root-may-read-this-line"
@@ -38,9 +42,21 @@ WITNESS = "import os\nwith open({path!r}, 'a') as file: file.write(f'{{os.geteui
 #: What a program imports that is started where he may write.
 MODULES = ("sitecustomize", "usercustomize", "psutil", "redis", "requests", "ansible", "wheels_ops")
 #: Where a file of an attacker makes him root, or where our own defaults lie: nothing of it is a part of this host's inventory.
-HOST = ("/etc", "/var/spool/cron", "/opt/wheels-ops", "/var/lib/wheels-ops", "/usr/local/lib/wheels-ops", "/root/.ssh", "/production")
+HOST = (
+    "/etc",
+    "/var/spool/cron",
+    "/opt/wheels-ops",
+    "/var/lib/wheels-ops",
+    "/usr/local/lib/wheels-ops",
+    "/root/.ssh",
+    "/production",
+)
 #: Other tests may make accounts at the same time. A directory's time and number of names say no more than the names in it.
-ACCOUNTS = tuple(f"/etc/{name}{end}" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid") for end in ("", "-", ".lock", "+"))
+ACCOUNTS = tuple(
+    f"/etc/{name}{end}"
+    for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
+    for end in ("", "-", ".lock", "+")
+)
 
 
 def fingerprint(*roots: t.Union[str, Path]) -> t.Dict[str, str]:
@@ -107,19 +123,37 @@ class Host:
         self.backend, self.venv, self.state = root / "backend", root / "backend/venv", root / "state"
         self.witness, self.guarded = root / "his/witness", root / "guarded"
         self.variables = {
-            "wheels_ops_hosts": "all", "ansible_python_interpreter": sys.executable, "wheels_ops_venv": sys.prefix,
-            "wheels_ops_backend_dir": str(self.backend), "wheels_ops_backend_python": str(self.venv / "bin/python"),
-            "wheels_ops_backend_user": str(USER), "wheels_ops_state_dir": str(self.state), "wheels_ops_report_dir": str(root / "reports"),
-            "wheels_ops_environment_file": str(self.backend / ".env"), "wheels_ops_token_file": str(root / "etc/ops-token"),
-            "wheels_ops_log_directories": [str(self.backend / "logs")], "wheels_ops_temporary_directories": [str(self.backend / "tmp")],
-            "wheels_ops_filesystems": [], "wheels_ops_disk_budgets": {f"{self.backend}/logs:{self.backend}/tmp": 1000},
-            "wheels_ops_service_manager": "supervisor", "wheels_ops_supervisor_socket": services.socket, "wheels_ops_scope": "services",
-            "wheels_ops_services": [{"name": "pam-backend"}], "wheels_ops_redis_url": redis.url, "wheels_ops_verify_in_check_mode": True,
-            "wheels_ops_base_url": f"http://127.0.0.1:{backend.port}", "monitoring_subjects": ["disk", "redis", "services"],
-            "wheels_ops_program_dir": str(root / "opt"), "wheels_ops_monitor_config": str(root / "etc/monitor.json"), "monitoring_schedule": "cron",
-            "monitoring_cron_file": str(root / "cron"), "monitoring_unit_dir": str(root / "units"), "recovery_log_max_size": "4K",
-            "database_enabled": False, "services_min_healthy_time": 1,
-        }  # fmt: skip
+            "wheels_ops_hosts": "all",
+            "ansible_python_interpreter": sys.executable,
+            "wheels_ops_venv": sys.prefix,
+            "wheels_ops_backend_dir": str(self.backend),
+            "wheels_ops_backend_python": str(self.venv / "bin/python"),
+            "wheels_ops_backend_user": str(USER),
+            "wheels_ops_state_dir": str(self.state),
+            "wheels_ops_report_dir": str(root / "reports"),
+            "wheels_ops_environment_file": str(self.backend / ".env"),
+            "wheels_ops_token_file": str(root / "etc/ops-token"),
+            "wheels_ops_log_directories": [str(self.backend / "logs")],
+            "wheels_ops_temporary_directories": [str(self.backend / "tmp")],
+            "wheels_ops_filesystems": [],
+            "wheels_ops_disk_budgets": {f"{self.backend}/logs:{self.backend}/tmp": 1000},
+            "wheels_ops_service_manager": "supervisor",
+            "wheels_ops_supervisor_socket": services.socket,
+            "wheels_ops_scope": "services",
+            "wheels_ops_services": [{"name": "pam-backend"}],
+            "wheels_ops_redis_url": redis.url,
+            "wheels_ops_verify_in_check_mode": True,
+            "wheels_ops_base_url": f"http://127.0.0.1:{backend.port}",
+            "monitoring_subjects": ["disk", "redis", "services"],
+            "wheels_ops_program_dir": str(root / "opt"),
+            "wheels_ops_monitor_config": str(root / "etc/monitor.json"),
+            "monitoring_schedule": "cron",
+            "monitoring_cron_file": str(root / "cron"),
+            "monitoring_unit_dir": str(root / "units"),
+            "recovery_log_max_size": "4K",
+            "database_enabled": False,
+            "services_min_healthy_time": 1,
+        }
         self._guard()
         self._lay_traps()
         self.before: t.Dict[str, str] = {}
@@ -158,10 +192,18 @@ class Host:
         (self.venv / "bin/python3").symlink_to(system)
         packages = self.venv / f"lib/{Path(system).name}/site-packages"
         packages.mkdir(parents=True)
-        (packages / "his.pth").write_text(f"import os; open({str(self.witness)!r}, 'a').write(str(os.geteuid()) + chr(10))\n")
-        (self.venv / "bin/python").write_text(f'#!/bin/sh\nid -u >> {self.witness}\nexec {self.venv}/bin/python3 "$@"\n')
+        (packages / "his.pth").write_text(
+            f"import os; open({str(self.witness)!r}, 'a').write(str(os.geteuid()) + chr(10))\n"
+        )
+        (self.venv / "bin/python").write_text(
+            f'#!/bin/sh\nid -u >> {self.witness}\nexec {self.venv}/bin/python3 "$@"\n'
+        )
         (self.venv / "bin/python").chmod(0o755)
-        for place, name in ((self.backend / "logs", "pipe.log"), (self.backend / "tmp", "pipe.part"), (self.state / "requests", "pipe.json")):
+        for place, name in (
+            (self.backend / "logs", "pipe.log"),
+            (self.backend / "tmp", "pipe.part"),
+            (self.state / "requests", "pipe.json"),
+        ):
             os.mkfifo(place / name)
         (self.backend / "logs/own.log").write_text("a line\n" * 10_000)
         (self.backend / "logs/link.log").symlink_to(self.guarded / "logs/app.log")
@@ -176,7 +218,11 @@ class Host:
         # Where the kernel lets him (fs.protected_hardlinks=0).
         program = "import os, sys\nos.setgid(65534); os.setuid(65534)\nos.link(*sys.argv[1:])\n"
         for private, name in ((self.guarded / "logs/app.log", "logs/hard.log"), (self.guarded / "shadow", "tmp/hard")):
-            subprocess.run([sys.executable, "-c", program, str(private), str(self.backend / name)], capture_output=True, check=False)
+            subprocess.run(
+                [sys.executable, "-c", program, str(private), str(self.backend / name)],
+                capture_output=True,
+                check=False,
+            )
 
     @staticmethod
     def give(*paths: Path) -> None:
@@ -205,13 +251,20 @@ class Host:
         variables = json.dumps({**self.variables, **further})
         command = [program, "-i", "here,", "-c", "local", f"playbooks/{name}.yml", "--diff", "-e", variables, *words]
         environment = {
-            **os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": str(self.root / "home"), "ANSIBLE_FORCE_COLOR": "0",
+            **os.environ,
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+            "ANSIBLE_HOME": str(self.root / "home"),
+            "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_PIPELINING": "1",
-        }  # fmt: skip
+        }
         self.before = {**fingerprint(*HOST), **self.guarded_before}
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
         output = done.stdout + done.stderr
-        assert "PLAY RECAP" in output and "Defect in wheels.ops" not in output and "MODULE FAILURE" not in output, output[-4000:]
+        assert "PLAY RECAP" in output and "Defect in wheels.ops" not in output and "MODULE FAILURE" not in output, (
+            output[-4000:]
+        )
         try:
             self.require_untouched(output)
         finally:
@@ -224,10 +277,16 @@ class Host:
     def require_untouched(self, output: str) -> None:
         assert self.ran_as() <= {str(USER)}, f"his code ran as somebody else:\n{output[-4000:]}"
         after = fingerprint(self.guarded, *HOST)
-        changes = {path: (self.before.get(path), after.get(path)) for path in {*self.before, *after} if self.before.get(path) != after.get(path)}
+        changes = {
+            path: (self.before.get(path), after.get(path))
+            for path in {*self.before, *after}
+            if self.before.get(path) != after.get(path)
+        }
         assert changes == {}, output[-2000:]
         assert [line[:300] for line in output.splitlines() if SECRET in line] == [], "what only root may read was shown"
-        assert [each for each in self.his_program.received if SECRET in each] == [], "what only root may read was sent to him"
+        assert [each for each in self.his_program.received if SECRET in each] == [], (
+            "what only root may read was sent to him"
+        )
         # Reports are the controller's; what is of root's on the host belongs to root, and he can read none of it but by its purpose.
         for path in (*self.state.rglob("*"), *(self.root / "reports").rglob("*")):
             if stat.S_ISREG(path.lstat().st_mode):

@@ -48,7 +48,9 @@ def monitoring() -> t.Dict[str, t.Any]:
 def speech() -> t.Dict[str, t.Any]:
     from app.services.tts import tts_service
 
-    found: t.Dict[str, t.Any] = {"service": started_here_stopped_there(tts_service.TTSService, "initialize", "shutdown")}
+    found: t.Dict[str, t.Any] = {
+        "service": started_here_stopped_there(tts_service.TTSService, "initialize", "shutdown")
+    }
     service = tts_service.TTSService()
     asyncio.run(service.initialize())
     answers = [asyncio.run(service.synthesize_for_pam(f"Loop {number}")) for number in (1, 2)]
@@ -75,7 +77,11 @@ async def shutdown_together_with_an_event(ticks: int) -> bool:
 
     service = tts_service.TTSService()
     await service.initialize()
-    while service.breakers["coqui"].state != "open" or service._wake["coqui"].is_set() or not service._wake["coqui"]._waiters:
+    while (
+        service.breakers["coqui"].state != "open"
+        or service._wake["coqui"].is_set()
+        or not service._wake["coqui"]._waiters
+    ):
         await asyncio.sleep(0.01)
     service._wake["coqui"].set()
     for _ignored in range(ticks):
@@ -103,7 +109,16 @@ async def dropped_together_with_an_error() -> bool:
                 raise OSError("gone")
             yield b""
 
-    attempt = tts_service.Attempt(t.cast(t.Any, Failing()), tts_service.Breaker("failing"), "Hello", t.cast(t.Any, None), "mp3", first=60, gap=60, total=60)
+    attempt = tts_service.Attempt(
+        t.cast(t.Any, Failing()),
+        tts_service.Breaker("failing"),
+        "Hello",
+        t.cast(t.Any, None),
+        "mp3",
+        first=60,
+        gap=60,
+        total=60,
+    )
     await asyncio.sleep(0)
     gate.set()
     while not attempt._reader.done():
@@ -183,14 +198,22 @@ def api() -> t.List[t.List[t.Any]]:
     app.include_router(system_health.router, prefix="/api/v1")
     client, headers = TestClient(app), {"X-Ops-Token": os.environ["WHEELS_OPS_TOKEN"]}
     asked = (
-        ("POST", "monitoring/start"), ("GET", "health"), ("GET", "performance/report?hours=6"), ("POST", "monitoring/start"), ("POST", "monitoring/stop"),
-        ("POST", "monitoring/stop"), ("POST", "monitoring/start"), ("POST", "monitoring/stop"),
-    )  # fmt: skip
+        ("POST", "monitoring/start"),
+        ("GET", "health"),
+        ("GET", "performance/report?hours=6"),
+        ("POST", "monitoring/start"),
+        ("POST", "monitoring/stop"),
+        ("POST", "monitoring/stop"),
+        ("POST", "monitoring/start"),
+        ("POST", "monitoring/stop"),
+    )
     found = []
     for method, path in asked:
         answer = client.request(method, f"/api/v1/system/{path}", headers=headers)
         body = answer.json()
-        found.append([path, answer.status_code, body.get("source") or body.get("results", {}).get("performance_monitor")])
+        found.append(
+            [path, answer.status_code, body.get("source") or body.get("results", {}).get("performance_monitor")]
+        )
     return found
 
 
@@ -211,7 +234,13 @@ def lifespans() -> t.List[t.List[t.Any]]:
             document = client.get("/api/v1/system/health", headers=headers).json()
             running = health_checks._running
             posted = document["checks"].get("tts:engines", [{"status": "untried"}])[0]["status"]
-            found.append([client.get("/livez").status_code, posted, running is not None and not any(task.done() for task in running.tasks)])
+            found.append(
+                [
+                    client.get("/livez").status_code,
+                    posted,
+                    running is not None and not any(task.done() for task in running.tasks),
+                ]
+            )
         found[-1].append(health_checks._running is None)
     return found
 

@@ -76,12 +76,28 @@ def host() -> t.Iterator[Path]:
 def play(host: Path, deployment: str, *words: str) -> str:
     (host / "play.yml").write_text(PLAY.format(python=sys.executable))
     given = {
-        "environment_state_dir": str(host / "state"), "environment_file": str(host / "etc/backend.env"), "environment_token_file": str(host / "ops-token"),
-        "environment_python": sys.executable, "environment_service_manager": "supervisor", "environment_owner": USER, "environment_deployment_id": deployment,
-    }  # fmt: skip
+        "environment_state_dir": str(host / "state"),
+        "environment_file": str(host / "etc/backend.env"),
+        "environment_token_file": str(host / "ops-token"),
+        "environment_python": sys.executable,
+        "environment_service_manager": "supervisor",
+        "environment_owner": USER,
+        "environment_deployment_id": deployment,
+    }
     environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", str(host / "play.yml"), "-e", json.dumps(given)]
-    done = subprocess.run([*command, *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        str(host / "play.yml"),
+        "-e",
+        json.dumps(given),
+    ]
+    done = subprocess.run(
+        [*command, *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     return done.stdout
 
@@ -99,9 +115,23 @@ def test_the_backends_user_reaches_what_is_its_own_and_nothing_else(host: Path) 
     lines = (host / "etc/backend.env").read_text().splitlines()
     assert f"WHEELS_OPS_METRICS_DIR='{state}/metrics'" in lines and f"WHEELS_OPS_STATE_DIR='{state}'" in lines
     account = pwd.getpwnam(USER)
-    words = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", "/usr/bin/python3", "-c", WITNESS, str(state)]
+    words = [
+        "setpriv",
+        f"--reuid={account.pw_uid}",
+        f"--regid={account.pw_gid}",
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-c",
+        WITNESS,
+        str(state),
+    ]
     found = json.loads(subprocess.run(words, cwd="/", capture_output=True, text=True, check=True).stdout)
     assert found == {
-        "metrics": True, "request": True, "history": "{}\n", "token": True,
-        "list": "PermissionError", "write": "PermissionError", "others": "PermissionError",
-    }  # fmt: skip
+        "metrics": True,
+        "request": True,
+        "history": "{}\n",
+        "token": True,
+        "list": "PermissionError",
+        "write": "PermissionError",
+        "others": "PermissionError",
+    }

@@ -21,7 +21,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., t.Any]:
     directory = tmp_path_factory.mktemp("loops")
     materialise("first_fix", directory)
     overlay(directory, [path.name for path in PATCHES.iterdir() if path.name != "__pycache__"])
-    variables = environment(directory, database_url="postgresql://localhost/none", redis_url=None, port=0, PYTHONPATH=str(directory))
+    variables = environment(
+        directory, database_url="postgresql://localhost/none", redis_url=None, port=0, PYTHONPATH=str(directory)
+    )
 
     def run(part: str, **env: str) -> t.Any:
         words, known = [str(BACKEND_PYTHON), str(PROGRAM), part], {**variables, **env}
@@ -39,7 +41,12 @@ def test_monitoring_is_stopped_and_started_on_another_loop(ask: t.Callable[..., 
 
 def test_speech_on_another_loop(ask: t.Callable[..., t.Any]) -> None:
     found = ask("speech", TTS_PRIMARY_ENGINE="fallback")
-    assert found == {"service": [True], "spoken": [True, True], "left": 0, "nothing": [False, "Audio is not available: there is nothing to say"]}
+    assert found == {
+        "service": [True],
+        "spoken": [True, True],
+        "left": 0,
+        "nothing": [False, "Audio is not available: there is nothing to say"],
+    }
 
 
 def test_speech_ends_whatever_happens_at_the_same_moment(ask: t.Callable[..., t.Any]) -> None:
@@ -63,7 +70,10 @@ def test_a_package_without_a_spec_is_there(ask: t.Callable[..., t.Any]) -> None:
 def test_lives_of_the_whole_installation(ask: t.Callable[..., t.Any]) -> None:
     found = ask("lifespans", WHEELS_OPS_TOKEN="token-of-the-event-loops", TTS_PRIMARY_ENGINE="fallback")
     assert [[live, running, ended] for live, _ignored, running, ended in found] == [[200, True, True]] * 4, found
-    assert not {speech for _live, speech, _running, _ended in found} & {"warn", "fail"}, "an engine that has not been tried yet is no failure"
+    assert not {speech for _live, speech, _running, _ended in found} & {
+        "warn",
+        "fail",
+    }, "an engine that has not been tried yet is no failure"
 
 
 def test_the_router_with_one_event_loop_for_each_request(ask: t.Callable[..., t.Any]) -> None:

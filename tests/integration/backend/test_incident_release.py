@@ -66,11 +66,16 @@ def test_history_requests_ratchet_memory_up(postgres: servers.Postgres, redis: s
 def test_that_memory_is_free_heap_which_malloc_trim_returns(postgres: servers.Postgres, redis: servers.Redis) -> None:
     def add_route(directory: Path) -> None:
         with open(directory / "app/main.py", "a", encoding="utf-8") as main:
-            main.write('\n\n@app.post("/trim")\ndef trim() -> int:\n    import ctypes\n\n    return ctypes.CDLL(None).malloc_trim(0)\n')
+            main.write(
+                '\n\n@app.post("/trim")\ndef trim() -> int:\n    import ctypes\n\n    return'
+                " ctypes.CDLL(None).malloc_trim(0)\n"
+            )
 
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this machine's C library has no malloc_trim")
-    with running_backend("incident", postgres.database(), redis.url, prepare=add_route, LEAK_MB=str(LEAK_MB)) as backend:
+    with running_backend(
+        "incident", postgres.database(), redis.url, prepare=add_route, LEAK_MB=str(LEAK_MB)
+    ) as backend:
         before = backend.rss_mb()
         assert backend.request("POST", "/trim").status == 200
         assert before - backend.rss_mb() > LEAK_MB * 0.7
@@ -111,9 +116,14 @@ asyncio.run(main())
 """
     materialise("incident", tmp_path)
     done = subprocess.run(
-        [str(BACKEND_PYTHON), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        [str(BACKEND_PYTHON), "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
         env={**backend_env.environment(tmp_path, database_url="", redis_url=None, port=1), "LOG_LEVEL": "CRITICAL"},
-    )  # fmt: skip
+    )
     assert done.stdout == "False No suitable TTS engine available"
 
 
@@ -127,8 +137,20 @@ def test_only_espeak_is_looked_up_though_debian_installs_espeak_ng(tmp_path: Pat
         "import asyncio, sys\nfrom app.services.tts.fallback_tts import fallback_tts_service as s\n"
         "asyncio.run(s.initialize()); sys.stdout.write(repr(s.available_engines))"
     )
-    environment = {**backend_env.environment(tmp_path, database_url="", redis_url=None, port=1), "PATH": str(tools), "LOG_LEVEL": "CRITICAL"}
-    done = subprocess.run([str(BACKEND_PYTHON), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    environment = {
+        **backend_env.environment(tmp_path, database_url="", redis_url=None, port=1),
+        "PATH": str(tools),
+        "LOG_LEVEL": "CRITICAL",
+    }
+    done = subprocess.run(
+        [str(BACKEND_PYTHON), "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=60,
+    )
     assert done.stdout == "['text_only']"
 
 
@@ -159,7 +181,9 @@ def test_tables_are_missing(incident: Backend, method: str, path: str, body: t.O
     assert answer.status == 503 and "doesn't exist" in answer.json()["detail"]
 
 
-def test_answers_of_the_database_are_right_once_the_policies_are(postgres: servers.Postgres, redis: servers.Redis) -> None:
+def test_answers_of_the_database_are_right_once_the_policies_are(
+    postgres: servers.Postgres, redis: servers.Redis
+) -> None:
     """The failures above come from the database alone: with the generation that works, the same routes answer with the user's rows."""
     dsn = postgres.database()
     with running_backend("incident", dsn, redis.url) as backend:
@@ -168,7 +192,9 @@ def test_answers_of_the_database_are_right_once_the_policies_are(postgres: serve
         assert trips.status == 200
         assert [trip["trip_name"] for trip in trips.json()["trips"]] == ["Red Centre", "Great Ocean Road"]
         assert backend.request("GET", "/api/v1/trips", user=database.USERS["dan"]).json() == {"trips": []}
-        found = backend.request("GET", f"/api/v1/trips/{database.TRIPS['great_ocean_road']}/participants", user=BEN).json()["participants"]
+        found = backend.request(
+            "GET", f"/api/v1/trips/{database.TRIPS['great_ocean_road']}/participants", user=BEN
+        ).json()["participants"]
         assert {entry["user_id"] for entry in found} == {ANNA, BEN, database.USERS["carla"]}
 
 
@@ -218,9 +244,14 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [str(BACKEND_PYTHON), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        [str(BACKEND_PYTHON), "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
         env=backend_env.environment(tmp_path, database_url="", redis_url=None, port=1),
-    )  # fmt: skip
+    )
     found = json.loads(done.stdout)
     assert found["seconds"] >= 180
     assert found["closed"] is False
@@ -234,8 +265,13 @@ def test_a_dropped_peer_is_not_told(postgres: servers.Postgres, redis: servers.R
         with open(directory / "app/main.py", "a", encoding="utf-8") as main:
             main.write("\n\nmanager.heartbeat_interval /= 60\nmanager.connection_timeout /= 60\n")
 
-    with running_backend("incident", postgres.database(), redis.url, prepare=hurry) as backend, contextlib.closing(_socket(backend)) as connection:
-        wait_until(lambda: "No pong, connection dropped" in backend.logged(), what="the peer that never answers being dropped")
+    with (
+        running_backend("incident", postgres.database(), redis.url, prepare=hurry) as backend,
+        contextlib.closing(_socket(backend)) as connection,
+    ):
+        wait_until(
+            lambda: "No pong, connection dropped" in backend.logged(), what="the peer that never answers being dropped"
+        )
         connection.send(json.dumps({"type": "chat", "message": "still there?"}))
         kinds = []
         while "chat_response" not in kinds:
@@ -264,7 +300,9 @@ def test_sockets_work_otherwise(incident: Backend) -> None:
             assert int.from_bytes(data[:2], "big") == 4001
 
 
-@pytest.mark.parametrize("headers", ["apikey,authorization,x-client-info", "authorization,content-type,x-supabase-auth", "x-csrf-token"])
+@pytest.mark.parametrize(
+    "headers", ["apikey,authorization,x-client-info", "authorization,content-type,x-supabase-auth", "x-csrf-token"]
+)
 @pytest.mark.parametrize("path", ["/api/v1/pam/chat", "/api/v1/trips"])
 def test_allowed_front_ends_get_400_for_a_preflight(incident: Backend, path: str, headers: str) -> None:
     asked = {"Origin": FRONT_END, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": headers}
@@ -275,7 +313,9 @@ def test_allowed_front_ends_get_400_for_a_preflight(incident: Backend, path: str
 
 def test_front_ends_of_production_get_400_in_staging(postgres: servers.Postgres, redis: servers.Redis) -> None:
     with running_backend("incident", postgres.database(), redis.url, ENVIRONMENT="staging") as backend:
-        answer = backend.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": FRONT_END, "Access-Control-Request-Method": "POST"})
+        answer = backend.request(
+            "OPTIONS", "/api/v1/pam/chat", headers={"Origin": FRONT_END, "Access-Control-Request-Method": "POST"}
+        )
         assert (answer.status, answer.body) == (400, b"Disallowed CORS origin")
 
 
@@ -313,9 +353,14 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [str(BACKEND_PYTHON), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        [str(BACKEND_PYTHON), "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
         env=backend_env.environment(tmp_path, database_url="", redis_url=None, port=1),
-    )  # fmt: skip
+    )
     assert done.stdout == "1 0"
 
 
@@ -342,10 +387,15 @@ def test_old_temporary_files_and_large_logs_survive_an_optimization(incident: Ba
 
 
 def test_the_cache_cannot_be_tidied_and_keys_live_for_ever(incident: Backend) -> None:
-    wait_until(lambda: "'CacheService' object has no attribute 'clear_expired'" in incident.logged(), what="the monitor's failure in the log")
+    wait_until(
+        lambda: "'CacheService' object has no attribute 'clear_expired'" in incident.logged(),
+        what="the monitor's failure in the log",
+    )
     assert "'CacheService' object has no attribute 'get_stats'" in incident.logged()
     unique = f"Where shall we go? {time.time()}"
-    answers = [incident.request("POST", "/api/v1/pam/chat", user=ANNA, body={"message": unique}).json() for _ in range(2)]
+    answers = [
+        incident.request("POST", "/api/v1/pam/chat", user=ANNA, body={"message": unique}).json() for _ in range(2)
+    ]
     assert [answer["cached"] for answer in answers] == [False, True]
     connection: t.Any = redis_client.Redis.from_url(incident.environment["REDIS_URL"], decode_responses=True)
     keys = connection.keys("pam:response:*:metadata")
@@ -363,7 +413,9 @@ def test_agent_logs_cannot_be_written(incident: Backend) -> None:
 def test_a_stranger_is_refused(incident: Backend) -> None:
     forged = backend_env.make_jwt(ANNA, key="another-key-that-is-long-enough-too")
     assert incident.request("GET", "/api/v1/trips", headers={"Authorization": f"Bearer {forged}"}).status == 401
-    assert incident.request("GET", "/api/v1/trips").status == 500, "as the release has it: a missing header is an AttributeError"
+    assert incident.request("GET", "/api/v1/trips").status == 500, (
+        "as the release has it: a missing header is an AttributeError"
+    )
 
 
 # -- the releases --
@@ -374,7 +426,9 @@ def later(request: pytest.FixtureRequest, postgres: servers.Postgres, redis: ser
     release = str(request.param)
     prepare = guard_import if release == "august" else None
     # With REDIS_URL set the August release's cache and worker fail; that has a test of its own.
-    with running_backend(release, postgres.database(), None if release == "august" else redis.url, prepare=prepare) as backend:
+    with running_backend(
+        release, postgres.database(), None if release == "august" else redis.url, prepare=prepare
+    ) as backend:
         yield backend
 
 
@@ -390,10 +444,16 @@ def test_later_releases_answer_and_have_their_own_defects(later: Backend) -> Non
     assert later.request("GET", "/api/cors/debug").status == (500 if later.release == "august" else 200)
     preflight = {"Origin": FRONT_END, "Access-Control-Request-Method": "POST"}
     assert later.request("OPTIONS", "/api/v1/pam/chat", headers=preflight).status == 200
-    listed = later.request("OPTIONS", "/api/v1/pam/chat", headers={**preflight, "Access-Control-Request-Headers": "x-not-listed"})
+    listed = later.request(
+        "OPTIONS", "/api/v1/pam/chat", headers={**preflight, "Access-Control-Request-Headers": "x-not-listed"}
+    )
     assert (listed.status, listed.body) == (400, b"Disallowed CORS headers")
     bare = later.request("OPTIONS", "/api/v1/pam/chat")
-    assert (bare.status, bare.headers["access-control-allow-origin"], bare.headers["access-control-allow-credentials"]) == (200, "*", "true")
+    assert (
+        bare.status,
+        bare.headers["access-control-allow-origin"],
+        bare.headers["access-control-allow-credentials"],
+    ) == (200, "*", "true")
     evil = later.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://evil.example"})
     assert (evil.status, evil.json()["error"]) == (403, "Origin not allowed")
 
@@ -407,7 +467,10 @@ def test_more_than_twenty_paths_a_minute_block_the_address(later: Backend) -> No
 
 
 def test_august_cannot_be_imported(postgres: servers.Postgres, redis: servers.Redis) -> None:
-    with pytest.raises(DidNotStart, match="cannot import name 'CoquiTTSEngine'"), running_backend("august", postgres.database(), redis.url):
+    with (
+        pytest.raises(DidNotStart, match="cannot import name 'CoquiTTSEngine'"),
+        running_backend("august", postgres.database(), redis.url),
+    ):
         pass
 
 
@@ -422,16 +485,24 @@ def test_august_refuses_unknown_names_in_its_env_file(postgres: servers.Postgres
         guard_import(directory)
         (directory / ".env").write_text("MEMORY_WARNING_THRESHOLD=65\n")
 
-    with pytest.raises(DidNotStart, match="Extra inputs are not permitted"), running_backend("august", postgres.database(), redis.url, prepare=prepare):
+    with (
+        pytest.raises(DidNotStart, match="Extra inputs are not permitted"),
+        running_backend("august", postgres.database(), redis.url, prepare=prepare),
+    ):
         pass
 
 
 def test_the_hardened_variant_fails_for_want_of_a_name(tmp_path: Path) -> None:
     materialise("incident", tmp_path)
     done = subprocess.run(
-        [str(BACKEND_PYTHON), "-c", "import app.main_hardened"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        [str(BACKEND_PYTHON), "-c", "import app.main_hardened"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
         env=backend_env.environment(tmp_path, database_url="", redis_url=None, port=1),
-    )  # fmt: skip
+    )
     assert "has no attribute 'allowed_origins'" in done.stderr
 
 
@@ -447,7 +518,9 @@ def test_materialise_knows_its_releases(tmp_path: Path) -> None:
 # -- the database's later generations --
 
 
-@pytest.mark.parametrize(("generation", "recurses"), [("20250722", True), ("20250729", True), ("20250731", False), ("20250805", True)])
+@pytest.mark.parametrize(
+    ("generation", "recurses"), [("20250722", True), ("20250729", True), ("20250731", False), ("20250805", True)]
+)
 @pytest.mark.parametrize("server", ["postgres", "newest_postgres"])
 def test_generations_of_policies(request: pytest.FixtureRequest, server: str, generation: str, recurses: bool) -> None:
     dsn = request.getfixturevalue(server).database()
@@ -457,7 +530,10 @@ def test_generations_of_policies(request: pytest.FixtureRequest, server: str, ge
     for table in ("group_trips", "group_trip_participants"):
         with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
             cursor.execute("set role authenticated")
-            cursor.execute("select set_config('request.jwt.claims', %s, false)", (json.dumps({"sub": BEN, "role": "authenticated"}),))
+            cursor.execute(
+                "select set_config('request.jwt.claims', %s, false)",
+                (json.dumps({"sub": BEN, "role": "authenticated"}),),
+            )
             try:
                 cursor.execute(f"select count(*) from public.{table}")
                 states.append(None)
@@ -474,13 +550,21 @@ def test_the_worker_runs_what_is_queued_and_beat_knows_its_schedule(redis: serve
     environment = backend_env.environment(tmp_path, database_url="", redis_url=redis.url, port=1)
     celery = [str(BACKEND_PYTHON), "-m", "celery", "-A", "app.workers.celery"]
     program = (
-        "import json, sys\nfrom app.workers.celery import celery_app as app\n"
-        "from app.workers.tasks.notification_tasks import send_notification\n"
-        "[send_notification.delay(n) for n in range(10)]\n"
-        "json.dump({'name': app.main, 'queues': [q.name for q in app.conf.task_queues], 'default': app.conf.task_default_queue,"
-        " 'late': app.conf.task_acks_late, 'beat': {n: [e['task'], e['schedule']] for n, e in app.conf.beat_schedule.items()}}, sys.stdout)"
+        "import json, sys\nfrom app.workers.celery import celery_app as app\nfrom app.workers.tasks.notification_tasks"
+        " import send_notification\n[send_notification.delay(n) for n in range(10)]\njson.dump({'name': app.main,"
+        " 'queues': [q.name for q in app.conf.task_queues], 'default': app.conf.task_default_queue, 'late':"
+        " app.conf.task_acks_late, 'beat': {n: [e['task'], e['schedule']] for n, e in app.conf.beat_schedule.items()}},"
+        " sys.stdout)"
     )
-    done = subprocess.run([str(BACKEND_PYTHON), "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [str(BACKEND_PYTHON), "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     tasks = "app.workers.tasks."
     assert json.loads(done.stdout) == {
         "name": "pam_backend",
@@ -497,11 +581,17 @@ def test_the_worker_runs_what_is_queued_and_beat_knows_its_schedule(redis: serve
     assert redis.cli("LLEN", "notifications") == "10"
     with open(tmp_path / "worker.log", "wb") as log:
         worker = subprocess.Popen(
-            [*celery, "worker", "--loglevel=info", "--concurrency=1"], cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            [*celery, "worker", "--loglevel=info", "--concurrency=1"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
-        wait_until(lambda: redis.cli("GET", "pam:ran:send_notification") == "10", timeout=60, what="ten notifications sent")
+        wait_until(
+            lambda: redis.cli("GET", "pam:ran:send_notification") == "10", timeout=60, what="ten notifications sent"
+        )
     finally:
         worker.terminate()
         try:
@@ -509,4 +599,6 @@ def test_the_worker_runs_what_is_queued_and_beat_knows_its_schedule(redis: serve
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
-    assert sorted(redis.cli("LRANGE", "pam:sent:notifications", "0", "-1").split()) == sorted(str(number) for number in range(10))
+    assert sorted(redis.cli("LRANGE", "pam:sent:notifications", "0", "-1").split()) == sorted(
+        str(number) for number in range(10)
+    )

@@ -21,9 +21,13 @@ LEFT_MB = 200
 
 
 @pytest.fixture(scope="module", params=sorted(RELEASES))
-def patched(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis) -> t.Iterator[Backend]:
+def patched(
+    request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis
+) -> t.Iterator[Backend]:
     release = str(request.param)
-    with running_backend(release, postgres.database(), redis_server.url, patched=EVERYTHING, install_block=True, LEAK_MB=str(LEFT_MB)) as backend:
+    with running_backend(
+        release, postgres.database(), redis_server.url, patched=EVERYTHING, install_block=True, LEAK_MB=str(LEFT_MB)
+    ) as backend:
         yield backend
 
 
@@ -42,8 +46,13 @@ def test_a_patched_release_answers(patched: Backend) -> None:
 
 
 def test_a_patched_release_lets_its_front_ends_in_and_nobody_else(patched: Backend) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey,authorization,x-client-info"}
-    answer = patched.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://www.wheelsandwins.com", **asked})
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "apikey,authorization,x-client-info",
+    }
+    answer = patched.request(
+        "OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://www.wheelsandwins.com", **asked}
+    )
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://www.wheelsandwins.com")
     refused = patched.request("OPTIONS", "/api/v1/pam/chat", headers={"Origin": "https://evil.example", **asked})
     assert "access-control-allow-origin" not in refused.headers

@@ -28,13 +28,15 @@ _CALLERS = {
 MISSING: t.Mapping[str, t.Set[t.Tuple[str, str]]] = {
     "incident": _CALLERS | {("app/services/performance_monitor.py", "CacheService.clear_expired")},
     "first_fix": _CALLERS,
-    "august": _CALLERS
-    | {
-        ("app/core/performance_monitor.py", "app.monitoring.memory_optimizer"),
-        ("app/services/cache_service.py", "RedisDsn.split"),
-        ("app/services/cache_service.py", "RedisDsn in"),
-        ("app/services/tts/streaming_tts.py", "app.services.tts.coqui_tts_engine.CoquiTTSEngine"),
-    },
+    "august": (
+        _CALLERS
+        | {
+            ("app/core/performance_monitor.py", "app.monitoring.memory_optimizer"),
+            ("app/services/cache_service.py", "RedisDsn.split"),
+            ("app/services/cache_service.py", "RedisDsn in"),
+            ("app/services/tts/streaming_tts.py", "app.services.tts.coqui_tts_engine.CoquiTTSEngine"),
+        }
+    ),
 }
 _FORMS = (
     (re.compile(r'"(\w+)" has no attribute "(\w+)"'), "{0}.{1}"),
@@ -52,14 +54,32 @@ def test_a_release_lacks_what_it_lacked(release: str, tmp_path: Path) -> None:
     assert '"app.*", ' in rules
     configuration = tmp_path / "pyproject.toml"
     configuration.write_text(rules.replace('"app.*", ', ""), encoding="utf-8")
-    words = [sys.executable, "-m", "mypy", "--config-file", str(configuration), "--python-executable", str(BACKEND_PYTHON)]
-    words += ["--disable-error-code", "import-untyped", "--no-pretty", "--no-error-summary", "--hide-error-context", "-p", "app"]
+    words = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        str(configuration),
+        "--python-executable",
+        str(BACKEND_PYTHON),
+    ]
+    words += [
+        "--disable-error-code",
+        "import-untyped",
+        "--no-pretty",
+        "--no-error-summary",
+        "--hide-error-context",
+        "-p",
+        "app",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
     assert done.stderr == ""
     found, other = set(), []
     for line in done.stdout.splitlines():
         path, _, message = line.partition(": error: ")
-        names = [form.format(*match.groups()) for pattern, form in _FORMS for match in [pattern.search(message)] if match]
+        names = [
+            form.format(*match.groups()) for pattern, form in _FORMS for match in [pattern.search(message)] if match
+        ]
         if names:
             found.add((path.rpartition(":")[0], names[0]))
         elif message:

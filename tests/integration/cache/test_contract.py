@@ -18,7 +18,10 @@ def tree(tmp_path: t.Any) -> Tree:
 
 
 def test_round_trips_and_expiry(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     assert cache.redis is None and cache.default_ttl == 300
     await cache.initialize(); await cache.initialize()
     assert (await get_cache()) is cache and await cache.redis.ping()
@@ -32,12 +35,21 @@ def test_round_trips_and_expiry(tree: Tree, redis: servers.Redis) -> None:
     return [back, batch, await cache.batch_get(["a:1", "a:2", "a:3", "a:4"]), await cache.exists("a:1"), await cache.exists("a:9"),
             await cache.get("absent"), await cache.batch_get([]), await cache.delete("a:1"), await cache.delete("a:1"), await cache.exists("a:1"),
             [await cache.redis.pttl("pam:cache:" + key) for key in ("a:2", "user_profile:zero")]]
-    """)  # fmt: skip
+    """,
+    )
     back, batch, second, there, absent, nothing, empty, gone, again, after, ttls = found
     assert back == {
-        "zero": 0, "empty": "", "false": False, "list": [], "dict": {}, "none": None, "text": "\U0001f680 \x00 x", "deep": {"a": [1, {"b": 2.5}]},
-        "date": "2025-07-30", "amount": "1.10",
-    }  # fmt: skip
+        "zero": 0,
+        "empty": "",
+        "false": False,
+        "list": [],
+        "dict": {},
+        "none": None,
+        "text": "\U0001f680 \x00 x",
+        "deep": {"a": [1, {"b": 2.5}]},
+        "date": "2025-07-30",
+        "amount": "1.10",
+    }
     assert batch == {f"user_profile:{key}": value for key, value in back.items()}
     assert second == {"a:1": 0, "a:2": "", "a:3": None}
     assert (there, absent, nothing, empty, gone, again, after) == (True, False, None, {}, 1, 0, False)
@@ -48,15 +60,19 @@ def test_round_trips_and_expiry(tree: Tree, redis: servers.Redis) -> None:
 def test_attributes_are_there_outside_an_event_loop(tree: Tree) -> None:
     """Callers look at them while their modules are imported."""
     found = tree.json(
-        "import json; from app.services.cache_service import CacheService, cache_service; fresh = CacheService(); "
-        "print(json.dumps([fresh.redis is None, fresh.default_ttl, type(fresh._connection_lock).__name__, cache_service.redis is None]))"
+        "import json; from app.services.cache_service import CacheService, cache_service; fresh = CacheService();"
+        " print(json.dumps([fresh.redis is None, fresh.default_ttl, type(fresh._connection_lock).__name__,"
+        " cache_service.redis is None]))"
     )
     assert found == [True, 300, "Lock", True]
 
 
 def test_a_double_of_the_client_can_be_put_in_and_taken_out(tree: Tree, redis: servers.Redis) -> None:
     """As ``unittest.mock.patch.object`` and pytest's ``monkeypatch`` do it in the backend's own tests."""
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     from unittest.mock import AsyncMock, patch
     double = AsyncMock()
     double.get.return_value = '{"name": "Ann"}'
@@ -68,16 +84,22 @@ def test_a_double_of_the_client_can_be_put_in_and_taken_out(tree: Tree, redis: s
     cache.redis = double
     cache.redis = own
     return [inside, after, cache.redis is own, cache._override is None, double.get.await_count]
-    """, env={"CACHE_L1_TTL": "0", "CACHE_STALE_IF_ERROR": "0"})  # fmt: skip
+    """,
+        env={"CACHE_L1_TTL": "0", "CACHE_STALE_IF_ERROR": "0"},
+    )
     assert found == [[True, {"name": "Ann"}, {"name": "Ann"}], [True, None], True, True, 2]
 
 
 def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     for key, ttl in {"zero": 0, "none": None, "negative": -5, "float": 2.5, "delta": dt.timedelta(minutes=2), "one": 1}.items():
         await cache.set(key, 1, ttl)
     return {key: await cache.redis.pttl("pam:cache:" + key) for key in ("zero", "none", "negative", "float", "delta", "one")}
-    """)  # fmt: skip
+    """,
+    )
     for key in ("zero", "none", "negative"):
         assert 269_000 < found[key] <= 300_000
     assert 2_000 < found["float"] <= 2_500 and 107_000 < found["delta"] <= 120_000 and 0 < found["one"] <= 1_000
@@ -85,7 +107,10 @@ def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
 
 def test_no_ttl_raises_or_looks_like_an_outage(tree: Tree, redis: servers.Redis) -> None:
     """Text out of a settings file, numbers beyond Redis's clock, no number at all: the entry is there and has an end."""
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     odd = {"text": "60", "words": "soon", "nan": float("nan"), "inf": float("inf"), "huge": 1e18, "beyond": 10**400, "list": [1],
            "decimal": decimal.Decimal("1.5"), "delta": dt.timedelta.max, "back": dt.timedelta(seconds=-1)}
     for key, ttl in odd.items():
@@ -94,11 +119,18 @@ def test_no_ttl_raises_or_looks_like_an_outage(tree: Tree, redis: servers.Redis)
         await cache.get_or_set("load:" + key, lambda: 1, ttl)
     left = {key: [await cache.redis.pttl(f"pam:cache:{kind}:{key}") for kind in ("set", "batch", "load")] for key in odd}
     return [left, cache.counters.errors]
-    """)  # fmt: skip
+    """,
+    )
     left, errors = found
     year = 365 * 86_400_000
-    for key, (low, high) in {"text": (53_000, 60_000), "words": (269_000, 300_000), "nan": (269_000, 300_000), "list": (269_000, 300_000),
-                             "back": (269_000, 300_000), "decimal": (1_000, 1_500)}.items():  # fmt: skip
+    for key, (low, high) in {
+        "text": (53_000, 60_000),
+        "words": (269_000, 300_000),
+        "nan": (269_000, 300_000),
+        "list": (269_000, 300_000),
+        "back": (269_000, 300_000),
+        "decimal": (1_000, 1_500),
+    }.items():
         assert all(low < value <= high for value in left[key]), (key, left[key])
     assert all(8 * year < value <= 10 * year for key in ("inf", "huge", "beyond", "delta") for value in left[key]), left
     assert errors == 0
@@ -111,8 +143,13 @@ def test_the_environment_says_how_long_an_entry_lives_by_default(tree: Tree, red
         assert default == seconds and 0.89 * seconds < left / 1000 <= seconds, text
 
 
-def test_a_value_that_cannot_be_written_or_a_key_that_cannot_be_hashed_raises_nothing(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+def test_a_value_that_cannot_be_written_or_a_key_that_cannot_be_hashed_raises_nothing(
+    tree: Tree, redis: servers.Redis
+) -> None:
+    assert run(
+        tree,
+        redis.url,
+        """
     class Broken:
         def __str__(self): raise RuntimeError("no text")
         def model_dump(self): raise RuntimeError("no fields")
@@ -121,12 +158,16 @@ def test_a_value_that_cannot_be_written_or_a_key_that_cannot_be_hashed_raises_no
     loaded = await cache.get_or_set("load", lambda: broken)
     await cache.set(["list"], 2)
     return [await cache.get("b"), await cache.get("good"), loaded is broken, await cache.get(["list"]), cache.counters.errors]
-    """) == [None, 1, True, 2, 4]  # fmt: skip
+    """,
+    ) == [None, 1, True, 2, 4]
 
 
 def test_nothing_is_served_after_its_end(tree: Tree, redis: servers.Redis) -> None:
     """Not even by this process's own memory, which would keep an entry for longer. Read as often as it takes to see the end."""
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     async def until_gone():
         began, last = time.monotonic(), 0.0
         await cache.set("short", 1, ttl=1); await cache.set("long", 1, ttl=60)
@@ -138,20 +179,29 @@ def test_nothing_is_served_after_its_end(tree: Tree, redis: servers.Redis) -> No
     await cache.redis.set("pam:cache:short", "2", ex=60)  # another process, after that end
     again = [await cache.get("short"), await cache.get("short"), cache.counters.local_hits - before]
     return [first, again, await cache.get("long")]
-    """, env={"CACHE_L1_TTL": "3600"})  # fmt: skip
+    """,
+        env={"CACHE_L1_TTL": "3600"},
+    )
     assert found[0] < 3 and found[1] == [2, 2, 1] and found[2] == 1
 
 
 def test_keys_need_not_be_text(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     await cache.set(7, "a"); await cache.batch_set({8: "b"})
     return [await cache.get(7), await cache.get("7"), await cache.exists(7), await cache.batch_get([7, 8]), await cache.get_or_set(9, lambda: "c"),
             await cache.get(None), await cache.delete(7), await cache.get(7), await cache.delete_pattern(8)]
-    """) == ["a", "a", True, {"7": "a", "8": "b"}, "c", None, 1, None, 1]  # fmt: skip
+    """,
+    ) == ["a", "a", True, {"7": "a", "8": "b"}, "c", None, 1, None, 1]
 
 
 def test_use_pickle_keeps_types_without_pickle(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     class Colour(enum.Enum):
         RED = "red"
     value = {"when": dt.datetime(2025, 7, 30, 12, tzinfo=dt.timezone.utc), "day": dt.date(2025, 1, 2), "at": dt.time(3, 4),
@@ -164,11 +214,15 @@ def test_use_pickle_keeps_types_without_pickle(tree: Tree, redis: servers.Redis)
     await cache.set("bad", object(), use_pickle=True)
     return [back == value, {type(a) is type(back[k]) for k, a in value.items()} == {True}, await cache.get("typed") == value, await cache.get("enum"),
             await cache.get("bad"), cache.counters.errors]
-    """) == [True, True, True, ["red"], None, 1]  # fmt: skip
+    """,
+    ) == [True, True, True, ["red"], None, 1]
 
 
 def test_glob_semantics_where_callers_use_them(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     async def fill():
         await cache.batch_set({"expenses:u1:a": 1, "expenses:u1:b": 1, "expenses:u2:a": 1, "expensesX": 1, "pam:expenses:q1": 1, "pam:budgets:q": 1,
                                "odd:[x]*?": 1, "odd:x": 1})
@@ -184,9 +238,12 @@ def test_glob_semantics_where_callers_use_them(tree: Tree, redis: servers.Redis)
     out["everything of ours"] = [await cache.delete_pattern("*") > 0, await cache.redis.keys("*")]
     await cache.get("expenses:u1:a")
     return out
-    """)  # fmt: skip
+    """,
+    )
     assert found["delete with star"] == [2, 6]
-    assert found["delete_pattern"][0] == 4 and not [key for key in found["delete_pattern"][1] if ":expenses:" in key], "and what the database service wrote"
+    assert found["delete_pattern"][0] == 4 and not [key for key in found["delete_pattern"][1] if ":expenses:" in key], (
+        "and what the database service wrote"
+    )
     assert found["clear_prefix"] == [1, True] and found["literal delete"] == [1, True]
     assert found["empty"] == [0, 0, 0] and found["everything of ours"] == [True, ["foreign"]]
 
@@ -204,9 +261,14 @@ def test_statistics_and_health(tree: Tree, redis: servers.Redis) -> None:
     """,
     )
     stats, short, health = found
-    assert {"connected", "total_keys", "used_memory", "connected_clients", "uptime_seconds", "redis_version"} <= set(stats)
+    assert {"connected", "total_keys", "used_memory", "connected_clients", "uptime_seconds", "redis_version"} <= set(
+        stats
+    )
     assert (
-        stats["connected"] is True and stats["total_keys"] == 1 and stats["hit_rate"] == 0.75 and (stats["hits"], stats["misses"], stats["sets"]) == (3, 1, 1)
+        stats["connected"] is True
+        and stats["total_keys"] == 1
+        and stats["hit_rate"] == 0.75
+        and (stats["hits"], stats["misses"], stats["sets"]) == (3, 1, 1)
     )
     assert short["memory_usage_mb"] > 0 and health["status"] == "healthy" and health["latency_ms"] >= 0
     found = run(
@@ -222,11 +284,20 @@ def test_statistics_and_health(tree: Tree, redis: servers.Redis) -> None:
     return [cache.redis, await cache.get_cache_stats(), await cache.get_stats(), health]
     """,
     )
-    assert found[0] is None and found[1]["connected"] is False and found[1]["error"] and found[2]["memory_usage_mb"] == 0 and found[3] != "returned"
+    assert (
+        found[0] is None
+        and found[1]["connected"] is False
+        and found[1]["error"]
+        and found[2]["memory_usage_mb"] == 0
+        and found[3] != "returned"
+    )
 
 
 def test_instances_share_one_pool_and_survive_event_loops(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     def other_loops():
         for number in range(30):
             async def once():
@@ -253,14 +324,18 @@ def test_instances_share_one_pool_and_survive_event_loops(tree: Tree, redis: ser
     closed = cache.redis
     await cache.set("again", 1)
     return [clients, after - before, still, closed, await cache.get("again"), cache.redis is not None]
-    """)  # fmt: skip
+    """,
+    )
     clients, growth, still, closed, again, reopened = found
     assert clients <= 20 and growth <= 3 and still is True and closed is None and again == 1 and reopened is True
 
 
 def test_a_forked_worker_leaves_its_parents_connection_alone(tree: Tree, redis: servers.Redis) -> None:
     """Parent and child share the selector: a transport that the child lets go of would be deaf in the parent."""
-    parent, child, after, value, errors = run(tree, redis.url, """
+    parent, child, after, value, errors = run(
+        tree,
+        redis.url,
+        """
     import gc, threading
     await cache.set("k", 1)
     before = await cache.redis.client_id()
@@ -280,22 +355,30 @@ def test_a_forked_worker_leaves_its_parents_connection_alone(tree: Tree, redis: 
     cache.trim_local()
     value = await cache.get("k")
     return [before, int(os.read(reading, 100)), await cache.redis.client_id(), value, cache.counters.errors]
-    """)  # fmt: skip
+    """,
+    )
     assert after == parent != child and value == 2 and errors == 0
 
 
 def test_a_stand_in_client_can_be_put_in(tree: Tree) -> None:
     """Tests of the backend replace ``.redis``."""
-    assert run(tree, "redis://127.0.0.1:1/0", """
+    assert run(
+        tree,
+        "redis://127.0.0.1:1/0",
+        """
     from unittest.mock import AsyncMock
     cache.redis = AsyncMock()
     cache.redis.get.return_value = '{"a": 1}'
     return [await cache.get("x"), (await get_cache()) is cache, cache.redis.get.await_args.args]
-    """) == [{"a": 1}, True, ["pam:cache:x"]]  # fmt: skip
+    """,
+    ) == [{"a": 1}, True, ["pam:cache:x"]]
 
 
 def test_a_client_that_gives_bytes_can_be_put_in(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     cache.redis = module.aioredis.Redis.from_url(os.environ["REDIS_URL"])
     await cache.set("user_profile:1", {"a": 1}); await cache.batch_set({"b": (1, 2), "user_trips:1": None})
     await cache.redis.set("context:old", '"x"'); await cache.redis.set("pam:cache:forever", "1"); await cache.redis.set("pam:cache:junk", b"\\xff\\x80")
@@ -304,11 +387,15 @@ def test_a_client_that_gives_bytes_can_be_put_in(tree: Tree, redis: servers.Redi
              (await cache.clear_expired()).finished, (await cache.health_check())["connected"], await cache.delete_pattern("*")]
     await cache.redis.aclose()
     return found
-    """) == [{"a": 1}, {"a": 1}, {"b": [1, 2], "user_trips:1": None}, "x", None, 5, True, True, True, 7]  # fmt: skip
+    """,
+    ) == [{"a": 1}, {"a": 1}, {"b": [1, 2], "user_trips:1": None}, "x", None, 5, True, True, True, 7]
 
 
 def test_hostile_keys_and_values(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     keys = ["", " ", "\\n\\r\\n*1", "\\x00", "\\ud800", "a" * 100_000, "\\U0001f680" * 1000, "pam:cache:pam:cache:x", "*", "[", "{tag}", "../../x",
             "k:%s" % ("b" * 600)]
     for key in keys:
@@ -335,5 +422,8 @@ def test_hostile_keys_and_values(tree: Tree, redis: servers.Redis) -> None:
         await cache.delete(key)
     await cache.set("well", 1)
     return [long, read, max(sizes) < 600, cache.counters.rejected_values, await cache.get("well"), cache._breaker_open()]
-    """)  # fmt: skip
-    assert found[0] is True and found[1] == [None] * 10 and found[2] is True and found[3] >= 5 and found[4:] == [1, False]
+    """,
+    )
+    assert (
+        found[0] is True and found[1] == [None] * 10 and found[2] is True and found[3] >= 5 and found[4:] == [1, False]
+    )

@@ -17,11 +17,30 @@ from tests.support.patched_tree import Tree, patched_tree
 from tests.support.waiting import wait_until
 
 FOREIGN_STRINGS = (
-    "rate_limit:requests:1.2.3.4", "security_event:1", "threats:x", "severity_count:high", "blocked_ip:1.2.3.4", "blocked_user:u", "celery-task-meta-1",
-    "pam:response:abc", "pam:response:abc:metadata", "pam:throttle", "pam:unknown:1", "sess:1", "user_profileX:1", "xuser_profile:1", "pam:cachex:1",
+    "rate_limit:requests:1.2.3.4",
+    "security_event:1",
+    "threats:x",
+    "severity_count:high",
+    "blocked_ip:1.2.3.4",
+    "blocked_user:u",
+    "celery-task-meta-1",
+    "pam:response:abc",
+    "pam:response:abc:metadata",
+    "pam:throttle",
+    "pam:unknown:1",
+    "sess:1",
+    "user_profileX:1",
+    "xuser_profile:1",
+    "pam:cachex:1",
     "pam:cache",
-    "user_profile", "USER_PROFILE:1", "contexts:1", " context:1", "_kombu.string:1", "unacked_x:1", "{user_profile:1}",
-)  # fmt: skip
+    "user_profile",
+    "USER_PROFILE:1",
+    "contexts:1",
+    " context:1",
+    "_kombu.string:1",
+    "unacked_x:1",
+    "{user_profile:1}",
+)
 
 
 @pytest.fixture
@@ -97,8 +116,14 @@ def test_a_sweep_leaves_everything_of_others_as_it_was(tree: Tree, either: serve
     assert {key: end(client, key) for key in timed} == timed, "an end that was set stays"
     assert found[1]["adopted"] == 1500 and found[0] >= 1500 and found[1]["finished"] and found[1]["legacy"] == 1500
     assert found[2] == 0 and found[3]["adopted"] == 0
-    adopted = [client.ttl(key) for pattern in ("pam:cache:own:*", "user_profile:[0-9]*", "pam:profiles:[0-9]*") for key in client.keys(pattern)]
-    assert len(adopted) == 1500 and all(140 <= ttl <= 300 for ttl in adopted) and len(set(adopted)) > 50, "spread, not all at once"
+    adopted = [
+        client.ttl(key)
+        for pattern in ("pam:cache:own:*", "user_profile:[0-9]*", "pam:profiles:[0-9]*")
+        for key in client.keys(pattern)
+    ]
+    assert len(adopted) == 1500 and all(140 <= ttl <= 300 for ttl in adopted) and len(set(adopted)) > 50, (
+        "spread, not all at once"
+    )
 
 
 def test_expired_keys_are_reclaimed(tree: Tree, redis: servers.Redis) -> None:
@@ -119,7 +144,10 @@ def test_patterns_and_prefixes_never_leave_our_keys(tree: Tree, either: servers.
     populate(client)
     client.set("user_profile:1", "1")
     before = foreign(client)
-    run(tree, either.url, """
+    run(
+        tree,
+        either.url,
+        """
     for pattern in ("*", "user_profile:*", "context:*", "rate_limit:*", "_kombu*", "celery*", "email", "pam:*", "pam:response:*", "pam:profiles:*",
                     "[a-z]*", "?*", "unacked*"):
         await cache.delete_pattern(pattern); await cache.delete(pattern); await cache.clear_prefix(pattern.rstrip("*"))
@@ -127,7 +155,8 @@ def test_patterns_and_prefixes_never_leave_our_keys(tree: Tree, either: servers.
     for key in ("context:list", "user_profile:hash", "pam:profiles:set", "rate_limit:requests:1.2.3.4", "email"):
         await cache.get(key); await cache.set(key, 1); await cache.batch_get([key]); await cache.batch_set({key: 1}); await cache.delete(key)
         await cache.get_or_set(key, lambda: 1); await cache.delete_pattern(key)
-    """)  # fmt: skip
+    """,
+    )
     assert foreign(client) == before
     assert client.get("user_profile:1") is None, "what an earlier release cached is deleted with its pattern"
 
@@ -154,7 +183,12 @@ def test_what_earlier_releases_cached_is_found_once_and_moves(tree: Tree, either
     """,
     )
     assert found[0] == [{"name": "old"}, ["old"], None, {"calendar_events:1": 1}] and found[1] is True
-    assert found[2] == ["pam:cache:calendar_events:1", "pam:cache:user_profile:1", "pam:cache:user_trips:1", "unknown:1"]
+    assert found[2] == [
+        "pam:cache:calendar_events:1",
+        "pam:cache:user_profile:1",
+        "pam:cache:user_trips:1",
+        "unknown:1",
+    ]
     assert 900 < found[3][0] <= 1000 and 0 < found[3][1] <= 300
     assert found[4] is False, "nothing old is left, so nothing old is looked for any more"
 
@@ -179,18 +213,36 @@ def test_a_sweep_is_bounded_resumed_and_alone(tree: Tree, either: servers.Redis)
     )
     assert found[0] > 1 and found[1] >= 20_000 and sorted(found[3]) == [False, False, True] and found[4] == []
     client.set("pam:cache:!sweep:lock", "somebody", px=60_000)
-    assert run(tree, either.url, "result = await cache.clear_expired(); return [int(result), result.finished]") == [0, False]
+    assert run(tree, either.url, "result = await cache.clear_expired(); return [int(result), result.finished]") == [
+        0,
+        False,
+    ]
 
 
 def test_commands_that_would_block_or_empty_redis_are_never_sent(tree: Tree, redis: servers.Redis) -> None:
     client = redis_client.Redis(port=redis.port)
     client.config_resetstat()
-    run(tree, redis.url, """
+    run(
+        tree,
+        redis.url,
+        """
     await cache.initialize(); await cache.set("a", 1); await cache.get("a"); await cache.batch_get(["a", "b"]); await cache.delete_pattern("*")
     await cache.clear_prefix("x"); await cache.clear_expired(); await cache.get_stats(); await cache.health_check(); await cache.close()
-    """)  # fmt: skip
+    """,
+    )
     used = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
-    assert not used & {"keys", "flushdb", "flushall", "monitor", "save", "debug", "sort", "smembers", "hgetall", "lrange"}, used
+    assert not used & {
+        "keys",
+        "flushdb",
+        "flushall",
+        "monitor",
+        "save",
+        "debug",
+        "sort",
+        "smembers",
+        "hgetall",
+        "lrange",
+    }, used
     assert "scan" in used
 
 
@@ -219,7 +271,9 @@ def test_queued_celery_tasks_all_run_after_sweeps(tree: Tree, redis: servers.Red
     assert client.llen("email") == 200
     run(tree, redis.url, "for _ in range(3): await cache.clear_expired(); await cache.delete_pattern('*')")
     assert client.llen("email") == 200 and client.ttl("email") == -1 and client.ttl("_kombu.binding.email") == -1
-    worker = subprocess.Popen([str(BACKEND_PYTHON), str(program), redis.url, "work"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [str(BACKEND_PYTHON), str(program), redis.url, "work"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: client.llen("done") >= 200, timeout=60, what="200 tasks")
     finally:

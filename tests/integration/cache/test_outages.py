@@ -36,7 +36,18 @@ def tree(tmp_path: t.Any) -> Tree:
 def redis_on(port: int, directory: Path, *options: str) -> t.Iterator[None]:
     """A Redis on a port that is known beforehand."""
     programs = servers.binaries.redis()
-    words = [programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options]
+    words = [
+        programs.path("redis-server"),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(directory),
+        *options,
+    ]
     process = subprocess.Popen(words, env=programs.environ(), stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: port_open(port), what=f"Redis on port {port}")
@@ -114,12 +125,17 @@ def test_redis_away_and_back(tree: Tree, kind: str) -> None:
             again.close()
         assert report["back"] < 10 and report["after"] == 1 and report["opened"] == 1
         assert report["gone"] is None, "an invalidation that Redis missed is delivered before it is trusted again"
-    assert len([line for line in tree.logged() if "does not answer" in line["event"]]) == 1, "one line for an outage, not one for a request"
+    assert len([line for line in tree.logged() if "does not answer" in line["event"]]) == 1, (
+        "one line for an outage, not one for a request"
+    )
 
 
 def test_a_process_that_stood_still_blames_nobody(tree: Tree, redis: servers.Redis) -> None:
     """The incident's own code stops the event loop for a second at a time, with calls under way."""
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     keys = [f"k{number}" for number in range(10)]
     await cache.initialize(); await cache.batch_set({key: key for key in keys}); await cache.batch_get(keys)
     seen = []
@@ -129,7 +145,9 @@ def test_a_process_that_stood_still_blames_nobody(tree: Tree, redis: servers.Red
         time.sleep(1)
         seen.append(await asyncio.gather(*calls) == keys)
     return [seen, cache.counters.errors, cache.counters.breaker_opened, (await cache.health_check())["connected"]]
-    """, env={"CACHE_L1_TTL": "0"})  # fmt: skip
+    """,
+        env={"CACHE_L1_TTL": "0"},
+    )
     assert found == [[True, True, True], 0, 0, True]
     assert not any("does not answer" in line["event"] for line in tree.logged())
 
@@ -137,7 +155,9 @@ def test_a_process_that_stood_still_blames_nobody(tree: Tree, redis: servers.Red
 def test_a_start_without_redis(tree: Tree) -> None:
     port = free_port()
     with Talk(
-        tree, f"redis://127.0.0.1:{port}/0", """
+        tree,
+        f"redis://127.0.0.1:{port}/0",
+        """
         start = time.perf_counter(); await cache.initialize(); took = time.perf_counter() - start
         await cache.set("a", 1)
         say([took, cache.redis, (await get_cache()) is cache, await cache.get("b")]); await heard()
@@ -146,7 +166,7 @@ def test_a_start_without_redis(tree: Tree) -> None:
         await cache.set("a", 2)
         say([await cache.get("a"), await cache.redis.get("pam:cache:a")])
         """,
-    ) as talk:  # fmt: skip
+    ) as talk:
         took, client, same, value = talk.said()
         assert took < 5 and client is None and same is True and value is None
         with redis_on(port, tree.directory):
@@ -155,7 +175,10 @@ def test_a_start_without_redis(tree: Tree) -> None:
 
 
 def test_two_hundred_misses_are_one_load(tree: Tree, redis: servers.Redis) -> None:
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     calls = 0
     async def load():
         nonlocal calls
@@ -176,7 +199,8 @@ def test_two_hundred_misses_are_one_load(tree: Tree, redis: servers.Redis) -> No
     rest = await asyncio.gather(*waiting, return_exceptions=True)
     return [calls, [value["n"] for value in values[1:]] == [1] * 199, later, {type(error).__name__ for error in failed} == {"ZeroDivisionError"},
             [type(r).__name__ for r in rest], await cache.get_or_set("sync", lambda: 3), await cache.get_or_set("none", lambda: None)]
-    """)  # fmt: skip
+    """,
+    )
     assert found == [3, True, {"n": 1, "when": "2025-01-01"}, True, ["CancelledError", "dict", "dict"], 3, None]
 
 
@@ -205,12 +229,17 @@ def test_four_processes_load_once(tree: Tree, redis: servers.Redis) -> None:
 
 
 def test_a_stale_value_stands_in_when_loading_fails(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     await cache.get_or_set("price", lambda: 7, ttl=1)
     await cache.redis.delete("pam:cache:price")
     def broken(): raise OSError("source is down")
     return [await cache.get_or_set("price", broken), cache.counters.stale_hits]
-    """, env={"CACHE_L1_TTL": "0"}) == [7, 1]  # fmt: skip
+    """,
+        env={"CACHE_L1_TTL": "0"},
+    ) == [7, 1]
 
 
 class Evil:
@@ -226,7 +255,15 @@ def test_pickles_are_never_loaded(tree: Tree, redis: servers.Redis, monkeypatch:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         raw = pickle.dumps(Evil(), protocol)
         corpus += [raw, raw.decode("latin-1").encode(), b'"' + raw + b'"', b"\x01" + raw, raw + b"{}", b"{}" + raw]
-    corpus += [f"cos\nsystem\n(S'touch {marker}'\ntR.".encode(), b"\x80\x05.", b"", b"\x01", b"\x01{", b"\xff\xfe", b'{"$type":"tuple","v":1}']
+    corpus += [
+        f"cos\nsystem\n(S'touch {marker}'\ntR.".encode(),
+        b"\x80\x05.",
+        b"",
+        b"\x01",
+        b"\x01{",
+        b"\xff\xfe",
+        b'{"$type":"tuple","v":1}',
+    ]
     client = redis_client.Redis(port=redis.port)
     for number, raw in enumerate(corpus):
         client.set(f"pam:cache:p{number}", raw, ex=600)
@@ -243,7 +280,9 @@ def test_pickles_are_never_loaded(tree: Tree, redis: servers.Redis, monkeypatch:
     assert not marker.exists()
     assert found[0] <= 8, "only the plain JSON object among them is a value"
     assert found[2] > len(corpus)
-    assert "pickle" not in (tree.directory / "app" / "services" / "cache_service.py").read_text().replace("use_pickle", "").replace("pickled", "")
+    assert "pickle" not in (tree.directory / "app" / "services" / "cache_service.py").read_text().replace(
+        "use_pickle", ""
+    ).replace("pickled", "")
 
 
 def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
@@ -251,7 +290,18 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
     secret = "p@ss/w:rd?#%é"
     quoted = "p%40ss%2Fw%3Ard%3F%23%25%C3%A9"
     tls = free_port()
-    options = ["--requirepass", secret, "--tls-port", str(tls), "--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no"]
+    options = [
+        "--requirepass",
+        secret,
+        "--tls-port",
+        str(tls),
+        "--tls-cert-file",
+        str(certificate),
+        "--tls-key-file",
+        str(key),
+        "--tls-auth-clients",
+        "no",
+    ]
     port = free_port()
     options += ["--unixsocket", str(tmp_path / "s.sock")]
     body = """
@@ -262,13 +312,23 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
         "password": (f"redis://:{quoted}@127.0.0.1:{port}/0", {}),
         "user": (f"redis://default:{quoted}@127.0.0.1:{port}/1", {}),
         "tls": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
-        "Celery's way to say which certificates will do": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_NONE", {}),
-        "Celery's, checked": (f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}&ssl_check_hostname=false", {}),
+        "Celery's way to say which certificates will do": (
+            f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_NONE",
+            {},
+        ),
+        "Celery's, checked": (
+            f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}&ssl_check_hostname=false",
+            {},
+        ),
         "unix": (f"unix://:{quoted}@{tmp_path}/s.sock?db=2", {}),
         "pydantic": ("redis://127.0.0.1:1/0", {"STUB_REDIS_DSN": f"redis://:{quoted}@127.0.0.1:{port}/3"}),
         "pydantic tls": (
             "redis://127.0.0.1:1/0",
-            {"STUB_REDIS_DSN": f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false"},
+            {
+                "STUB_REDIS_DSN": (
+                    f"rediss://:{quoted}@127.0.0.1:{tls}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false"
+                )
+            },
         ),
     }
     said = ""
@@ -278,8 +338,16 @@ def test_all_forms_of_the_url(tree: Tree, tmp_path: t.Any) -> None:
             assert found[0] == 1, name
             said += " ".join(map(str, found[1:]))
         # wrong, and wrongly written
-        body = 'await cache.initialize(); await cache.set("a", 1); return [repr(cache.redis), await cache.get("b"), str(await cache.get_stats())]'
-        wrong = [f"redis://:wr0ng{quoted}@127.0.0.1:{port}/0", f"redis://:{secret}@127.0.0.1:{port}/0", "redis://:s3cret@127.0.0.1:x/0", "nonsense://s3cret@h"]
+        body = (
+            'await cache.initialize(); await cache.set("a", 1); return [repr(cache.redis), await cache.get("b"),'
+            " str(await cache.get_stats())]"
+        )
+        wrong = [
+            f"redis://:wr0ng{quoted}@127.0.0.1:{port}/0",
+            f"redis://:{secret}@127.0.0.1:{port}/0",
+            "redis://:s3cret@127.0.0.1:x/0",
+            "nonsense://s3cret@h",
+        ]
         for url in [*wrong, "s3cret"]:
             said += str(run(tree, url, body))
     text = said + tree.log.read_text()
@@ -294,11 +362,29 @@ def test_everything_that_reads_the_address_takes_celerys_spelling(tmp_path: Path
     port, tls = free_port(), free_port()
     url = f"rediss://127.0.0.1:{tls}/0?health_check_interval=30&ssl_cert_reqs={word}"
     load = patched_tree(tmp_path / "load", "wheels_ops/load.py")
-    with redis_on(port, tmp_path, "--tls-port", str(tls), "--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-auth-clients", "no"):
+    with redis_on(
+        port,
+        tmp_path,
+        "--tls-port",
+        str(tls),
+        "--tls-cert-file",
+        str(certificate),
+        "--tls-key-file",
+        str(key),
+        "--tls-auth-clients",
+        "no",
+    ):
         assert redis_check.check(url).status == "ok"
         with contextlib.closing(broker.connect(url)) as client:
             assert client.ping()
-        assert load.json("import sys; from app.wheels_ops.load import client_for; print('true' if client_for(sys.argv[1]).ping() else 'false')", url) is True
+        assert (
+            load.json(
+                "import sys; from app.wheels_ops.load import client_for; print('true' if client_for(sys.argv[1]).ping()"
+                " else 'false')",
+                url,
+            )
+            is True
+        )
 
 
 @pytest.mark.parametrize(
@@ -307,13 +393,21 @@ def test_everything_that_reads_the_address_takes_celerys_spelling(tmp_path: Path
         (("--maxmemory", "1", "--maxmemory-policy", "noeviction"), "OutOfMemoryError"),
         (("--replicaof", "127.0.0.1", "1"), "ReadOnlyError"),
         (("--cluster-enabled", "yes"), "ClusterDownError"),
-        (("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-set", "-unlink", "-eval", "-evalsha"), "NoPermissionError"),
+        (
+            ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-set", "-unlink", "-eval", "-evalsha"),
+            "NoPermissionError",
+        ),
     ],
 )
-def test_a_redis_that_refuses_is_no_outage_and_not_silent(tree: Tree, tmp_path: Path, options: t.Tuple[str, ...], kind: str) -> None:
+def test_a_redis_that_refuses_is_no_outage_and_not_silent(
+    tree: Tree, tmp_path: Path, options: t.Tuple[str, ...], kind: str
+) -> None:
     port = cluster_port() if "--cluster-enabled" in options else free_port()
     with redis_on(port, tmp_path, *options):
-        found = run(tree, f"redis://127.0.0.1:{port}", """
+        found = run(
+            tree,
+            f"redis://127.0.0.1:{port}",
+            """
         for number in range(20):
             await cache.set(f"k{number}", number); await cache.get(f"k{number}"); await cache.delete(f"k{number}")
         await cache.delete_pattern("k*"); swept = await cache.clear_expired()
@@ -323,21 +417,35 @@ def test_a_redis_that_refuses_is_no_outage_and_not_silent(tree: Tree, tmp_path: 
             healthy = str(error)
         stats = await cache.get_stats()
         return [await cache.get_or_set("x", lambda: 5), swept.finished, healthy, stats["connected"], stats["breaker"]]
-        """)  # fmt: skip
+        """,
+        )
     assert found == [5, False, kind, True, "closed"]
-    told = [line for line in tree.logged() if line["event"].startswith("Cache: Redis refuses") and line["error"] == kind]
+    told = [
+        line for line in tree.logged() if line["event"].startswith("Cache: Redis refuses") and line["error"] == kind
+    ]
     assert len(told) == 1, "one line, however often"
 
 
 def test_urls_are_shown_without_their_secret(tree: Tree) -> None:
-    assert run(tree, "redis://127.0.0.1:1", "return {url: module.redacted(url) for url in json.loads(sys.argv[1])}", json.dumps(list(REDIS_URLS))) == REDIS_URLS
+    assert (
+        run(
+            tree,
+            "redis://127.0.0.1:1",
+            "return {url: module.redacted(url) for url in json.loads(sys.argv[1])}",
+            json.dumps(list(REDIS_URLS)),
+        )
+        == REDIS_URLS
+    )
 
 
 def test_memory_stays_bounded(tree: Tree, redis: servers.Redis) -> None:
     """A million distinct keys asked for, written and lost: what this process keeps is what it may keep."""
     count = os.environ.get("WHEELS_OPS_CACHE_KEYS", "30000")
     started = time.monotonic()
-    found = run(tree, redis.url, """
+    found = run(
+        tree,
+        redis.url,
+        """
     count = int(sys.argv[1])
     for start in range(0, count, 500):
         await cache.batch_set({f"k{n}": "x" * 400 for n in range(start, start + 500)}, ttl=60)
@@ -349,7 +457,16 @@ def test_memory_stays_bounded(tree: Tree, redis: servers.Redis) -> None:
     for n in range(5000):
         link.remember("key", f"pam:cache:{n}")
     return [full, freed, cache._store.bytes, len(cache._entries), len(link.pending)]
-    """, count, env={"CACHE_L1_MB": "2"})  # fmt: skip
+    """,
+        count,
+        env={"CACHE_L1_MB": "2"},
+    )
     (counted, held, entries), freed, after, left, pending = found
-    assert counted == held <= 2 * 1_048_576 and entries < 4000 and freed == counted and (after, left) == (0, 0) and pending <= 1000
+    assert (
+        counted == held <= 2 * 1_048_576
+        and entries < 4000
+        and freed == counted
+        and (after, left) == (0, 0)
+        and pending <= 1000
+    )
     print(f"{count} keys in {time.monotonic() - started:.1f} s")

@@ -196,14 +196,19 @@ def test_a_cluster_without_all_its_slots(tree: Tree, tmp_path: Path) -> None:
     with redis_on(port, tmp_path, "--cluster-enabled", "yes"):
         server.cli("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         wait_until(lambda: "cluster_state:ok" in server.cli("CLUSTER", "INFO"), what="cluster")
-        with Talk(tree, f"redis://127.0.0.1:{port}", """
+        with Talk(
+            tree,
+            f"redis://127.0.0.1:{port}",
+            """
             for key in ("set", "delete", "a:1"): await cache.set(key, "old")
             say([await cache.get(key) for key in ("set", "delete", "a:1")]); await heard()
             await cache.set("set", "new"); await cache.delete("delete"); await cache.delete_pattern("a:*")
             say([await cache.get(key) for key in ("set", "delete", "a:1")]); await heard()
             while cache._store.pending.entries: await asyncio.sleep(0.02)
             say([await cache.get(key) for key in ("set", "delete", "a:1")])
-            """, env=FROM_REDIS) as talk:  # fmt: skip
+            """,
+            env=FROM_REDIS,
+        ) as talk:
             assert talk.said() == ["old"] * 3
             server.cli("CLUSTER", "DELSLOTSRANGE", "0", "100")
             wait_until(lambda: "CLUSTERDOWN" in server.cli("GET", "pam:cache:set"), what="cluster down")
@@ -260,7 +265,12 @@ def test_writes_that_a_fake_refuses_cuts_or_swallows(
 
 def test_a_write_that_arrives_late_does_not_stay(tree: Tree, redis: servers.Redis) -> None:
     """A box in between held it while the client gave up, wrote again and was answered."""
-    with redis_proxy(redis.port) as proxy, Talk(tree, proxy.url, """
+    with (
+        redis_proxy(redis.port) as proxy,
+        Talk(
+            tree,
+            proxy.url,
+            """
         await cache.initialize()
         module.SETTLE = 600.0
         say("ready"); await heard()
@@ -272,7 +282,10 @@ def test_a_write_that_arrives_late_does_not_stay(tree: Tree, redis: servers.Redi
         for entry in cache._store.pending.entries.values(): entry.due = 0.0  # the time is over
         while cache._store.pending.entries: await asyncio.sleep(0.02)
         say([await cache.get("a"), await cache.get("b")])
-        """, env=FROM_REDIS) as talk:  # fmt: skip
+        """,
+            env=FROM_REDIS,
+        ) as talk,
+    ):
         assert talk.said() == "ready"
         proxy.judge = only_writes("silence")
         talk.say()
@@ -289,14 +302,23 @@ def test_a_write_that_arrives_late_does_not_stay(tree: Tree, redis: servers.Redi
 
 def test_after_a_failover_the_new_server_gets_the_writes(tree: Tree) -> None:
     """The name leads to another server; the connections that exist, to the demoted one."""
-    with servers.redis() as old, servers.redis() as new, redis_proxy(old.port) as proxy, Talk(tree, proxy.url, """
+    with (
+        servers.redis() as old,
+        servers.redis() as new,
+        redis_proxy(old.port) as proxy,
+        Talk(
+            tree,
+            proxy.url,
+            """
         await cache.initialize(); client = cache.redis
         await asyncio.gather(*[cache.set(f"k{number}", "old") for number in range(30)])
         say("ready"); await heard()
         await asyncio.gather(*[cache.set(f"k{number}", "new") for number in range(30)])
         say([[await cache.get(f"k{number}") for number in range(30)], cache.redis is client, await cache.health_check(),
              cache.counters.breaker_opened, len(cache._store.pending.entries)])
-        """) as talk:  # fmt: skip
+        """,
+        ) as talk,
+    ):
         assert talk.said() == "ready"
         proxy.target = new.port
         with replica(old):
@@ -308,7 +330,12 @@ def test_after_a_failover_the_new_server_gets_the_writes(tree: Tree) -> None:
 
 def test_reads_beside_a_refused_write_do_not_bring_back_the_old_value(tree: Tree, redis: servers.Redis) -> None:
     """What a read between the write and its refusal got would be served from this process's memory for seconds."""
-    with redis_proxy(redis.port) as proxy, Talk(tree, proxy.url, """
+    with (
+        redis_proxy(redis.port) as proxy,
+        Talk(
+            tree,
+            proxy.url,
+            """
         await cache.set("a", "old")
         say("ready"); await heard()
         writing = asyncio.ensure_future(cache.set("a", "new"))
@@ -320,7 +347,9 @@ def test_reads_beside_a_refused_write_do_not_bring_back_the_old_value(tree: Tree
         cancelled.cancel()
         await asyncio.wait([cancelled])
         say([beside, await cache.get("a"), cache._store.pending.covers("b")])
-        """) as talk:  # fmt: skip
+        """,
+        ) as talk,
+    ):
         assert talk.said() == "ready"
         proxy.judge = only_writes("silence")
         talk.say()
@@ -328,7 +357,11 @@ def test_reads_beside_a_refused_write_do_not_bring_back_the_old_value(tree: Tree
 
 
 def test_a_load_that_began_before_a_write_is_not_cached(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert (
+        run(
+            tree,
+            redis.url,
+            """
     source, reading, go_on = "old", asyncio.Event(), asyncio.Event()
     async def load():
         value = source
@@ -344,11 +377,17 @@ def test_a_load_that_began_before_a_write_is_not_cached(tree: Tree, redis: serve
         go_on.set()
         out.append([await under_way, await cache.get_or_set("a", load)])
     return out
-    """) == [["old", "new"]] * 3  # fmt: skip
+    """,
+        )
+        == [["old", "new"]] * 3
+    )
 
 
 def test_a_burst_loses_nothing_and_opens_nothing(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     await cache.batch_set({f"b:{number}": number for number in range(2000)}, 600)
     lost = []
     for count in (500, 2000):
@@ -356,12 +395,19 @@ def test_a_burst_loses_nothing_and_opens_nothing(tree: Tree, redis: servers.Redi
         lost.append(sum(value is None for value in values))
     clients = int((await cache.redis.info("clients"))["connected_clients"])
     return [lost, cache.counters.breaker_opened, cache.counters.errors, cache._breaker_open(), clients <= 25]
-    """, env=FROM_REDIS) == [[0, 0], 0, 0, False, True]  # fmt: skip
+    """,
+        env=FROM_REDIS,
+    ) == [[0, 0], 0, 0, False, True]
 
 
 def test_a_burst_on_a_dead_redis_is_let_go_at_once(tree: Tree, redis: servers.Redis) -> None:
     """Its queue waits for no more than what three failures take, however long it is; what is kept of it is bounded."""
-    with redis_proxy(redis.port) as proxy, Talk(tree, proxy.url, """
+    with (
+        redis_proxy(redis.port) as proxy,
+        Talk(
+            tree,
+            proxy.url,
+            """
         await cache.initialize()
         say("ready"); await heard()
         values = await asyncio.gather(*[cache.get(f"b:{number}") for number in range(2000)])
@@ -370,7 +416,9 @@ def test_a_burst_on_a_dead_redis_is_let_go_at_once(tree: Tree, redis: servers.Re
         say([set(values) == {None}, cache._breaker_open(), cache.counters.breaker_opened, cache.counters.errors < 100,
              len(link.pending) <= module.MOST_PENDING,
              all(link.invalidations.covers(f"gone{number % 50}:{number}") for number in range(5000))])
-        """) as talk:  # fmt: skip
+        """,
+        ) as talk,
+    ):
         assert talk.said() == "ready"
         proxy.judge = lambda words: "silence"
         talk.say()
@@ -380,16 +428,25 @@ def test_a_burst_on_a_dead_redis_is_let_go_at_once(tree: Tree, redis: servers.Re
 def test_calls_that_fail_while_ping_is_answered_do_not_open_the_breaker(tree: Tree, redis: servers.Redis) -> None:
     with redis_proxy(redis.port) as proxy:
         proxy.judge = lambda words: "silence" if words[0] == b"GET" else "pass"
-        assert run(tree, proxy.url, """
+        assert run(
+            tree,
+            proxy.url,
+            """
         values = [await cache.get(f"k{number}") for number in range(5)]
         await cache.set("a", 1)
         return [values, cache.counters.breaker_opened, cache.counters.errors, await cache.exists("a")]
-        """) == [[None] * 5, 0, 5, True]  # fmt: skip
+        """,
+        ) == [[None] * 5, 0, 5, True]
 
 
 def test_invalidations_survive_the_event_loop_they_came_from(tree: Tree, redis: servers.Redis) -> None:
     """A worker runs a loop for each task: the next one knows, and delivers."""
-    with redis_proxy(redis.port) as proxy, Talk(tree, proxy.url, """
+    with (
+        redis_proxy(redis.port) as proxy,
+        Talk(
+            tree,
+            proxy.url,
+            """
         import threading
         await cache.set("a", "old")
         say("ready"); await heard()
@@ -405,7 +462,9 @@ def test_invalidations_survive_the_event_loop_they_came_from(tree: Tree, redis: 
             while cache._store.pending.entries: await asyncio.sleep(0.02)
         task(until_delivered)
         say(await cache.get("a"))
-        """) as talk:  # fmt: skip
+        """,
+        ) as talk,
+    ):
         assert talk.said() == "ready"
         proxy.judge = only_writes(b"-MISCONF Redis is configured to save RDB snapshots\r\n")
         talk.say()
@@ -443,13 +502,17 @@ def test_what_is_kept_is_bounded_and_never_forgets(tree: Tree) -> None:
 
 
 def test_deletes_of_what_has_a_long_name_or_a_wild_pattern(tree: Tree, redis: servers.Redis) -> None:
-    assert run(tree, redis.url, """
+    assert run(
+        tree,
+        redis.url,
+        """
     long = "context:" + "x" * 700
     await cache.set(long, 1); await cache.delete_pattern("context:" + "x" * 200 + "*")
     await cache.set("stars:1", 1); await cache.delete_pattern("stars:" + "*?" * 20)
     await cache.set("other", 1); await cache.delete_pattern("*" * 50)
     return [await cache.get(long), await cache.get("stars:1"), await cache.get("other")]
-    """) == [None, None, 1]  # fmt: skip
+    """,
+    ) == [None, None, 1]
 
 
 def test_the_queue_of_this_process_is_bounded_in_time(tree: Tree, redis: servers.Redis) -> None:
@@ -462,9 +525,14 @@ def test_the_queue_of_this_process_is_bounded_in_time(tree: Tree, redis: servers
             return "pass"
 
         proxy.judge = slowly
-        assert run(tree, proxy.url, """
+        assert run(
+            tree,
+            proxy.url,
+            """
         module.QUEUE_TIMEOUT = 0.3
         await cache.set("a", 1)
         values = await asyncio.gather(*[cache.get("a") for number in range(60)])
         return [1 in values, None in values, cache.counters.breaker_opened]
-        """, env={**FROM_REDIS, "REDIS_MAX_CONNECTIONS": "2"}) == [True, True, 0]  # fmt: skip
+        """,
+            env={**FROM_REDIS, "REDIS_MAX_CONNECTIONS": "2"},
+        ) == [True, True, 0]

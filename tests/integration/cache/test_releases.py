@@ -22,7 +22,11 @@ def test_release(release: str, postgres: servers.Postgres) -> None:
         """The August release does not start with its own speech service; that is another file's matter."""
         path = directory / "app/services/tts/tts_service.py"
         if release == "august":
-            path.write_text(path.read_text().replace("from .streaming_tts import streaming_tts_service\n", "streaming_tts_service = None\n"))
+            path.write_text(
+                path.read_text().replace(
+                    "from .streaming_tts import streaming_tts_service\n", "streaming_tts_service = None\n"
+                )
+            )
 
     password = "s3cretpw"
     with servers.redis() as redis:
@@ -31,7 +35,9 @@ def test_release(release: str, postgres: servers.Postgres) -> None:
         client.rpush("email", "task")
         client.set("sess:1", "x")
         url = f"redis://:{password}@127.0.0.1:{redis.port}/0"
-        with running_backend(release, postgres.database(), url, patched=["services/cache_service.py"], prepare=guard) as backend:
+        with running_backend(
+            release, postgres.database(), url, patched=["services/cache_service.py"], prepare=guard
+        ) as backend:
             assert backend.request("GET", "/health/services").json()["cache"]["status"] == "healthy"
             assert backend.request("GET", "/health/redis").json()["status"] == "healthy"
             redis.process.send_signal(signal.SIGSTOP)
@@ -43,7 +49,15 @@ def test_release(release: str, postgres: servers.Postgres) -> None:
                 assert time.monotonic() - started < 20, "the first version took 20 s for one"
             finally:
                 redis.process.send_signal(signal.SIGCONT)
-            wait_until(lambda: backend.request("GET", "/health/redis").json()["status"] == "healthy", what="health after Redis is back")
+            wait_until(
+                lambda: backend.request("GET", "/health/redis").json()["status"] == "healthy",
+                what="health after Redis is back",
+            )
             said = backend.logged() + (backend.app_log.read_text() if backend.app_log.exists() else "")
         assert password not in said
-        assert (client.lrange("email", 0, -1), client.ttl("email"), client.get("sess:1"), client.ttl("sess:1")) == ([b"task"], -1, b"x", -1)
+        assert (client.lrange("email", 0, -1), client.ttl("email"), client.get("sess:1"), client.ttl("sess:1")) == (
+            [b"task"],
+            -1,
+            b"x",
+            -1,
+        )

@@ -33,7 +33,10 @@ FOREIGN = {
 
 def fill(redis: Redis, count: int = 500) -> None:
     """A cache of ``count`` profiles, every other with an expiry, and what others keep in the same database."""
-    values = "local v,k=string.rep('x',100),'user_profile:'..i; if i%2==0 then redis.call('SETEX',k,600,v) else redis.call('SET',k,v) end"
+    values = (
+        "local v,k=string.rep('x',100),'user_profile:'..i; if i%2==0 then redis.call('SETEX',k,600,v) else"
+        " redis.call('SET',k,v) end"
+    )
     redis.cli("EVAL", f"for i=1,ARGV[1] do {values} end", "0", str(count))
     for key, (command, *words) in FOREIGN.items():
         redis.cli(command, key, *words)
@@ -125,7 +128,9 @@ def test_a_list_under_a_cache_prefix_is_left_alone(redis: Redis) -> None:
 
 def test_named_protection_can_be_lifted(redis: Redis) -> None:
     fill(redis, 2)
-    done = cache_purge.run(redis.url, Options(prefixes=("celery-task-meta-",), unprotect=("celery*", "celery-task-meta-*")))
+    done = cache_purge.run(
+        redis.url, Options(prefixes=("celery-task-meta-",), unprotect=("celery*", "celery-task-meta-*"))
+    )
     assert done.extra["key_count"] == 1
     assert redis.cli("EXISTS", "celery-task-meta-1") == "0"
     assert redis.cli("EXISTS", "unacked", "email") == "2"
@@ -159,7 +164,11 @@ def test_two_patterns_that_share_a_key_count_it_once(redis: Redis) -> None:
 def test_a_million_keys_in_slices_that_nobody_notices(redis: Redis) -> None:
     """The load of the incident's host: a large cache and queued tasks; another client looks at its own latency meanwhile."""
     for _ in range(20):
-        redis.cli("EVAL", "for i=1,50000 do redis.call('SET','user_profile:'..redis.call('INCR','somebody:counter'),'x') end", "0")
+        redis.cli(
+            "EVAL",
+            "for i=1,50000 do redis.call('SET','user_profile:'..redis.call('INCR','somebody:counter'),'x') end",
+            "0",
+        )
     for key, (command, *words) in FOREIGN.items():
         redis.cli(command, key, *words)
     foreign = dump(redis)
@@ -178,7 +187,10 @@ def test_a_million_keys_in_slices_that_nobody_notices(redis: Redis) -> None:
     stop.set()
     watcher.join()
     took, slice_ms = done.extra["duration_ms"], done.extra["longest_slice_ms"]
-    print(f"{done.extra['key_count']} keys in {took:.0f} ms, longest slice {slice_ms} ms, slowest PING {slowest[0] * 1000:.1f} ms")
+    print(
+        f"{done.extra['key_count']} keys in {took:.0f} ms, longest slice {slice_ms} ms, slowest PING"
+        f" {slowest[0] * 1000:.1f} ms"
+    )
     assert done.extra["key_count"] == 1_000_000
     assert done.extra["slices"] > 100
     assert dump(redis) == foreign

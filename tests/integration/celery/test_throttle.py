@@ -20,7 +20,11 @@ from wheels_ops.remedies import celery_throttle
 
 #: Periodic tasks of every class, so often that a test need not wait for them.
 EVERY = 0.3
-LOW, OTHER, DIGEST = ("cleanup-expired-data", "process-analytics-hourly"), "maintenance-check-daily", "send-daily-digest"
+LOW, OTHER, DIGEST = (
+    ("cleanup-expired-data", "process-analytics-hourly"),
+    "maintenance-check-daily",
+    "send-daily-digest",
+)
 SCHEDULE = dict.fromkeys((*LOW, OTHER, DIGEST), EVERY)
 
 
@@ -40,7 +44,9 @@ def sent(backend: CeleryBackend) -> t.Counter[str]:
 def during(backend: CeleryBackend, times: int) -> t.Counter[str]:
     """How often each task was sent while the one that is never throttled was sent so many times: no clock but beat's own."""
     before = sent(backend)
-    wait_until(lambda: sent(backend)[OTHER] >= before[OTHER] + times, timeout=60 + 3 * times, what=f"{OTHER}, {times} times")
+    wait_until(
+        lambda: sent(backend)[OTHER] >= before[OTHER] + times, timeout=60 + 3 * times, what=f"{OTHER}, {times} times"
+    )
     after = sent(backend)
     return collections.Counter({name: after[name] - before[name] for name in SCHEDULE})
 
@@ -93,7 +99,13 @@ def test_level_three_leaves_queues_alone_and_takes_them_up_again(backend: Celery
     backend.worker()
     result = celery_throttle.run(redis.url, level=3, expires_s=600, wait_timeout=0)
     assert result.extra["applied"] is None, "no beat, no heartbeat"
-    wait_until(lambda: "Queue cleanup is left alone" in backend.log("worker") and "Queue analytics is left alone" in backend.log("worker"), timeout=30)
+    wait_until(
+        lambda: (
+            "Queue cleanup is left alone" in backend.log("worker")
+            and "Queue analytics is left alone" in backend.log("worker")
+        ),
+        timeout=30,
+    )
     send(backend, "analytics", range(20))
     send(backend, "notifications", range(20))
     wait_until(lambda: len(recorded(backend, "notifications")) == 20, timeout=30, what="what users wait for")
@@ -115,7 +127,11 @@ def test_a_lost_connection_while_throttled_loses_no_queue(redis: servers.Redis) 
         redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
         send(backend, "cleanup", range(5))
         send(backend, "analytics", range(5))
-        wait_until(lambda: len(recorded(backend, "cleanup")) == 5 and len(recorded(backend, "analytics")) == 5, timeout=60, what="both queues after the break")
+        wait_until(
+            lambda: len(recorded(backend, "cleanup")) == 5 and len(recorded(backend, "analytics")) == 5,
+            timeout=60,
+            what="both queues after the break",
+        )
 
 
 @pytest.mark.slow
@@ -128,9 +144,17 @@ def test_ten_thousand_tasks_over_throttle_cycles_run_once_each(backend: CeleryBa
     cycles = 0
     while len(recorded(backend, "notifications")) < half or len(recorded(backend, "analytics")) < half:
         celery_throttle.run(redis.url, level=3, expires_s=20, wait_timeout=0)
-        wait_until(lambda: '"analytics"' in (backend.redis.get("pam:worker:heartbeat:worker@test") or ""), timeout=30, what="queue left alone")
+        wait_until(
+            lambda: '"analytics"' in (backend.redis.get("pam:worker:heartbeat:worker@test") or ""),
+            timeout=30,
+            what="queue left alone",
+        )
         celery_throttle.run(redis.url, state="normal", wait_timeout=0)
-        wait_until(lambda: '"left_alone": []' in (backend.redis.get("pam:worker:heartbeat:worker@test") or ""), timeout=30, what="queue taken up")
+        wait_until(
+            lambda: '"left_alone": []' in (backend.redis.get("pam:worker:heartbeat:worker@test") or ""),
+            timeout=30,
+            what="queue taken up",
+        )
         cycles += 1
         assert cycles < 60
     assert cycles >= 1
@@ -143,12 +167,19 @@ def test_ten_thousand_tasks_over_throttle_cycles_run_once_each(backend: CeleryBa
 
 def test_unrouted_tasks_are_consumed_old_ones_too(redis: servers.Redis) -> None:
     """As it was: they wait in ``celery`` for a worker that does not come."""
-    code = "from app.workers.celery import celery_app as a; print(a.send_task('app.workers.tasks.notification_tasks.record', [{n}], {more}).id)"
+    code = (
+        "from app.workers.celery import celery_app as a;"
+        " print(a.send_task('app.workers.tasks.notification_tasks.record', [{n}], {more}).id)"
+    )
     with celery_backend(redis.url, install=False) as old:
         old.python(code.format(n=1, more="queue='celery'"))
-        assert "celery" not in old.python("from app.workers.celery import celery_app as a; print(sorted(a.amqp.queues))").replace("celery_app", "")
+        assert "celery" not in old.python(
+            "from app.workers.celery import celery_app as a; print(sorted(a.amqp.queues))"
+        ).replace("celery_app", "")
     with celery_backend(redis.url) as new:
-        lines = new.python("from app.workers.celery import celery_app as a; print(a.conf.task_default_queue, sorted(a.amqp.queues))")
+        lines = new.python(
+            "from app.workers.celery import celery_app as a; print(a.conf.task_default_queue, sorted(a.amqp.queues))"
+        )
         assert lines.startswith("default ") and "'celery'" in lines
         new.python("from app.workers.celery import celery_app as a; a.send_task('app.unrouted', [1])")
         assert new.redis.llen("default") == 1 and new.redis.llen("celery") == 1
@@ -159,9 +190,10 @@ def test_unrouted_tasks_are_consumed_old_ones_too(redis: servers.Redis) -> None:
 
 def test_settings_of_the_application_are_kept(redis: servers.Redis) -> None:
     code = (
-        "import json; from app.workers.celery import celery_app as a; c = a.conf; s = c.beat_schedule\n"
-        "print(json.dumps({'scheduler': c.beat_scheduler, 'tasks': c.worker_max_tasks_per_child, 'memory': c.worker_max_memory_per_child,\n"
-        " 'expires': {n: e.get('options', {}).get('expires') for n, e in s.items()}, 'broker': type(c.broker_url).__name__}))"
+        "import json; from app.workers.celery import celery_app as a; c = a.conf; s ="
+        " c.beat_schedule\nprint(json.dumps({'scheduler': c.beat_scheduler, 'tasks': c.worker_max_tasks_per_child,"
+        " 'memory': c.worker_max_memory_per_child,\n 'expires': {n: e.get('options', {}).get('expires') for n, e in"
+        " s.items()}, 'broker': type(c.broker_url).__name__}))"
     )
     for release in ("incident", "first_fix", "august"):
         with celery_backend(redis.url, release=release, recorders=False) as backend:
@@ -169,21 +201,35 @@ def test_settings_of_the_application_are_kept(redis: servers.Redis) -> None:
             assert found["scheduler"] == "app.wheels_ops.celery_throttle:LoadAwareScheduler", release
             assert (found["tasks"], found["memory"], found["broker"]) == (1000, 400 * 1024, "str"), release
             assert found["expires"] == {
-                "cleanup-expired-data": 3240.0, "process-analytics-hourly": 3240.0, "send-daily-digest": None, "maintenance-check-daily": None,
-            }  # fmt: skip
+                "cleanup-expired-data": 3240.0,
+                "process-analytics-hourly": 3240.0,
+                "send-daily-digest": None,
+                "maintenance-check-daily": None,
+            }
     with celery_backend(redis.url, CELERY_THROTTLE_ENABLED="false", CELERY_MAX_MEMORY_PER_CHILD_MB="512") as backend:
         found = json.loads(backend.python(code))
-        assert found["scheduler"] == "celery.beat:PersistentScheduler" and found["memory"] == 512 * 1024 and found["expires"]["cleanup-expired-data"] is None
+        assert (
+            found["scheduler"] == "celery.beat:PersistentScheduler"
+            and found["memory"] == 512 * 1024
+            and found["expires"]["cleanup-expired-data"] is None
+        )
 
 
 def test_the_august_release_starts_only_with_us(redis: servers.Redis) -> None:
     """Its settings hold the broker's URL as an object, which Celery cannot use."""
-    with celery_backend(redis.url, release="august", install=False) as broken, pytest.raises((RuntimeError, AssertionError), match="RedisDsn"):
+    with (
+        celery_backend(redis.url, release="august", install=False) as broken,
+        pytest.raises((RuntimeError, AssertionError), match="RedisDsn"),
+    ):
         broken.python("from app.workers.celery import celery_app as a; a.send_task('x')")
     with celery_backend(redis.url, release="august", schedule={OTHER: EVERY}) as backend:
         backend.beat()
         backend.worker()
-        wait_until(lambda: int(backend.redis.get("pam:ran:check_maintenance_reminders") or 0) >= 2, timeout=40, what="a periodic task runs")
+        wait_until(
+            lambda: int(backend.redis.get("pam:ran:check_maintenance_reminders") or 0) >= 2,
+            timeout=40,
+            what="a periodic task runs",
+        )
 
 
 def test_schedule_file_is_readable_without_us(backend: CeleryBackend) -> None:
@@ -213,7 +259,9 @@ def test_check_tells_workers_beat_and_queues(backend: CeleryBackend, redis: serv
     alive = check.check(redis.url)
     assert alive.status == "ok", alive.message
     assert alive.details["workers"]["worker@test"]["concurrency"] == 2
-    assert alive.details["beat"]["source"] == "heartbeat" and alive.details["beat"]["pid"] == backend.processes["beat"].pid
+    assert (
+        alive.details["beat"]["source"] == "heartbeat" and alive.details["beat"]["pid"] == backend.processes["beat"].pid
+    )
     backend.stop("beat")
     assert not backend.redis.exists("pam:beat:heartbeat"), "an orderly end takes its sign of life along"
     backend.processes["worker"].send_signal(signal.SIGSTOP)
@@ -231,9 +279,8 @@ def test_check_tells_workers_beat_and_queues(backend: CeleryBackend, redis: serv
 def send(backend: CeleryBackend, kind: str, numbers: t.Iterable[int]) -> None:
     module = {"analytics": "analytics_tasks", "cleanup": "cleanup_tasks", "notifications": "notification_tasks"}[kind]
     backend.python(
-        "from app.workers.celery import celery_app as a\n"
-        "with a.producer_or_acquire() as p:\n"
-        f"    for n in {list(numbers)!r}: a.send_task('app.workers.tasks.{module}.record', [n], producer=p, ignore_result=True)\n"
+        "from app.workers.celery import celery_app as a\nwith a.producer_or_acquire() as p:\n    for n in"
+        f" {list(numbers)!r}: a.send_task('app.workers.tasks.{module}.record', [n], producer=p, ignore_result=True)\n"
     )
 
 
@@ -263,12 +310,10 @@ def test_beat_leaves_measuring_to_a_monitor_on_its_own_host(redis: servers.Redis
     with celery_backend(redis.url, schedule={OTHER: 1.0}) as backend:
         backend.redis.set(f"pam:throttle:observer:{host or socket.gethostname()}", "monitor", ex=60)
         code = (
-            "import os\n"
-            "from app.workers.celery import celery_app\n"
-            "from app.wheels_ops.celery_throttle import LoadAwareScheduler\n"
-            "beat = LoadAwareScheduler(app=celery_app, schedule_filename=os.path.join(os.environ['TMPDIR'], 'schedule'), lazy=True)\n"
-            "beat._sampler.sample = lambda: (99.0, 95.0)\n"
-            "beat._reader.refresh(); beat._measure(); beat._publisher.close()\n"
-            "print(beat._publisher.load.level)\n"
+            "import os\nfrom app.workers.celery import celery_app\nfrom app.wheels_ops.celery_throttle import"
+            " LoadAwareScheduler\nbeat = LoadAwareScheduler(app=celery_app,"
+            " schedule_filename=os.path.join(os.environ['TMPDIR'], 'schedule'), lazy=True)\nbeat._sampler.sample ="
+            " lambda: (99.0, 95.0)\nbeat._reader.refresh(); beat._measure();"
+            " beat._publisher.close()\nprint(beat._publisher.load.level)\n"
         )
         assert (int(backend.python(code)) > 0) is measures

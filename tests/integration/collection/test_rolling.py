@@ -36,10 +36,17 @@ def collections(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def play(collections: Path, name: str, inventory: str, **variables: object) -> t.Tuple[int, str]:
     done = run(
-        str(BIN / "ansible-playbook"), "-i", inventory, f"wheels.ops.{name}", "-e", json.dumps({"wheels_ops_hosts": "all", **variables}),
-        cwd=collections.parent, ANSIBLE_COLLECTIONS_PATH=str(collections), ANSIBLE_CONFIG=str(collections.parent / "ansible.cfg"),
+        str(BIN / "ansible-playbook"),
+        "-i",
+        inventory,
+        f"wheels.ops.{name}",
+        "-e",
+        json.dumps({"wheels_ops_hosts": "all", **variables}),
+        cwd=collections.parent,
+        ANSIBLE_COLLECTIONS_PATH=str(collections),
+        ANSIBLE_CONFIG=str(collections.parent / "ansible.cfg"),
         ANSIBLE_HOME=str(collections.parent / "home"),
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout
 
 
@@ -47,7 +54,11 @@ def play(collections: Path, name: str, inventory: str, **variables: object) -> t
 def four(collections: Path) -> str:
     """Four hosts; ``c`` would be reached through a port at which nothing answers where ``c`` is named in ``away``."""
     place = collections.parent / "hosts.yml"
-    away = {"ansible_connection": "{{ 'ssh' if 'c' in away | default('') else 'local' }}", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    away = {
+        "ansible_connection": "{{ 'ssh' if 'c' in away | default('') else 'local' }}",
+        "ansible_host": "127.0.0.1",
+        "ansible_port": 1,
+    }
     hosts = {name: {"ansible_connection": "local"} for name in "abd"}
     place.write_text(json.dumps({"all": {"hosts": {**hosts, "c": away}}}))
     return str(place)
@@ -62,15 +73,21 @@ def four(collections: Path) -> str:
         ([1, 3], "c", "abd", ""),
     ],
 )
-def test_no_batch_is_begun_after_a_failure(collections: Path, four: str, serial: object, bad: str, finished: str, untouched: str) -> None:
+def test_no_batch_is_begun_after_a_failure(
+    collections: Path, four: str, serial: object, bad: str, finished: str, untouched: str
+) -> None:
     status, out = play(collections, "deploy", four, wheels_ops_serial=serial, bad=bad or "nobody")
     assert (status == 0) == (not bad), out
     assert "".join(sorted(re.findall(r"finished ([a-d])", out))) == finished, out
     assert "".join(sorted(set(re.findall(r"failed, so ([a-d]) was not touched", out)))) == untouched, out
 
 
-@pytest.mark.parametrize(("serial", "bad", "away", "finished"), [(1, "", "", "abcd"), (1, "a", "c", "bd"), (2, "a,b", "", "cd")])
-def test_a_host_that_cannot_be_recovered_keeps_no_other_from_it(collections: Path, four: str, serial: object, bad: str, away: str, finished: str) -> None:
+@pytest.mark.parametrize(
+    ("serial", "bad", "away", "finished"), [(1, "", "", "abcd"), (1, "a", "c", "bd"), (2, "a,b", "", "cd")]
+)
+def test_a_host_that_cannot_be_recovered_keeps_no_other_from_it(
+    collections: Path, four: str, serial: object, bad: str, away: str, finished: str
+) -> None:
     status, out = play(collections, "recover", four, wheels_ops_serial=serial, bad=bad or "nobody", away=away)
     assert (status == 0) == (not bad), out
     assert "".join(sorted(re.findall(r"finished ([a-d])", out))) == finished, out

@@ -14,7 +14,14 @@ from tests.sandbox.binaries import REPOSITORY
 @pytest.mark.timeout(900)
 def test_ansible_test_sanity() -> None:
     assert [str(path) for path in Path(REPOSITORY / "collections/wheels/ops/tests").rglob("ignore*")] == []
-    done = subprocess.run([str(REPOSITORY / "tests/sanity")], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(REPOSITORY / "tests/sanity")],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-6000:]
     assert "Running sanity test" in output and "validate-modules" in output

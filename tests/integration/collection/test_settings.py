@@ -27,14 +27,24 @@ def play(place: Path, playbook: str, variables: str, *words: str) -> t.Tuple[int
     group.mkdir(exist_ok=True)
     (group / "backend.yml").write_text(variables)
     host = {
-        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "wheels_ops_venv": sys.prefix,
-        "wheels_ops_state_dir": str(place / "state"), "wheels_ops_report_dir": str(place / "reports"),
-    }  # fmt: skip
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "wheels_ops_venv": sys.prefix,
+        "wheels_ops_state_dir": str(place / "state"),
+        "wheels_ops_report_dir": str(place / "reports"),
+    }
     (place / "hosts.yml").write_text(json.dumps({"all": {"children": {"backend": {"hosts": {"here": host}}}}}))
     done = run(
-        str(BIN / "ansible-playbook"), "-i", str(place / "hosts.yml"), playbook, *words, cwd=place,
-        ANSIBLE_COLLECTIONS_PATH=str(REPOSITORY / "collections"), ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"), ANSIBLE_HOME=str(place / "home"),
-    )  # fmt: skip
+        str(BIN / "ansible-playbook"),
+        "-i",
+        str(place / "hosts.yml"),
+        playbook,
+        *words,
+        cwd=place,
+        ANSIBLE_COLLECTIONS_PATH=str(REPOSITORY / "collections"),
+        ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
+        ANSIBLE_HOME=str(place / "home"),
+    )
     return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr).replace("''", "'")
 
 
@@ -50,12 +60,14 @@ def test_a_playbook_names_a_variable_without_its_vault(tmp_path: Path, name: str
 @pytest.mark.parametrize("path", sorted((COLLECTION / "playbooks").glob("*.yml")), ids=lambda path: path.stem)
 def test_every_playbook_requires_usable_variables_first(path: Path) -> None:
     """Only what cannot change a host may come before it."""
-    first = next((play for play in yaml.safe_load(path.read_text()) if "tasks" in play and play["hosts"] != "localhost"), None)
+    first = next(
+        (play for play in yaml.safe_load(path.read_text()) if "tasks" in play and play["hosts"] != "localhost"), None
+    )
     if path.stem == "require_hosts":
         assert first is None
         return
     assert first is not None
-    tasks = [task for entry in first["tasks"] for task in (entry.get("block") or [entry])]
+    tasks = [task for entry in first["tasks"] for task in entry.get("block") or [entry]]
     others = [task for task in tasks if not {"ansible.builtin.assert", "ansible.builtin.raw"} & set(task)]
     assert others[0]["ansible.builtin.import_tasks"] == "tasks/require_settings.yml"
 
@@ -64,7 +76,10 @@ def test_the_example_inventory_needs_its_vault(tmp_path: Path) -> None:
     example = (REPOSITORY / "inventories/production.example/group_vars/backend/main.yml").read_text()
     status, said = play(tmp_path, "wheels.ops.health", example)
     assert status != 0
-    assert set(re.findall(r"(wheels_ops_\w+) cannot be evaluated", said)) == {"wheels_ops_database_dsn", "wheels_ops_redis_url"}
+    assert set(re.findall(r"(wheels_ops_\w+) cannot be evaluated", said)) == {
+        "wheels_ops_database_dsn",
+        "wheels_ops_redis_url",
+    }
 
 
 SECRET = "hidden-7c1f"
@@ -127,13 +142,27 @@ def test_whatever_cannot_be_used_is_named_at_once_and_no_value_is_shown(tmp_path
     ("variables", "words"),
     [
         (CASE, "wheels_ops_database_dsn cannot be evaluated: 'vault_wheels_ops_database_dsn' is undefined."),
-        (f"wheels_ops_log_directories: /var/{SECRET}", "wheels_ops_log_directories must be a list of texts, got a text."),
-        ("wheels_ops_thresholds: {ram: {warning: 1}}", "wheels_ops_thresholds must be usable as thresholds. There is no threshold 'ram'."),
+        (
+            f"wheels_ops_log_directories: /var/{SECRET}",
+            "wheels_ops_log_directories must be a list of texts, got a text.",
+        ),
+        (
+            "wheels_ops_thresholds: {ram: {warning: 1}}",
+            "wheels_ops_thresholds must be usable as thresholds. There is no threshold 'ram'.",
+        ),
     ],
 )
 def test_a_role_alone_refuses_them_too(tmp_path: Path, variables: str, words: str) -> None:
     (tmp_path / "role.yml").write_text(
-        json.dumps([{"hosts": "backend", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": {"name": "wheels.ops.monitoring"}}]}])
+        json.dumps(
+            [
+                {
+                    "hosts": "backend",
+                    "gather_facts": False,
+                    "tasks": [{"ansible.builtin.include_role": {"name": "wheels.ops.monitoring"}}],
+                }
+            ]
+        )
     )
     status, said = play(tmp_path, str(tmp_path / "role.yml"), variables)
     assert status != 0
@@ -143,15 +172,22 @@ def test_a_role_alone_refuses_them_too(tmp_path: Path, variables: str, words: st
 
 def test_what_is_of_the_whole_run_is_read_from_the_inventory(tmp_path: Path) -> None:
     """Ansible evaluates ``hosts`` and ``serial`` without any host, where the inventory's variables of hosts are not seen."""
-    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"children": {"others": {"hosts": dict.fromkeys("abcd", {"ansible_connection": "local"})}}}}))
+    (tmp_path / "hosts.yml").write_text(
+        json.dumps({"all": {"children": {"others": {"hosts": dict.fromkeys("abcd", {"ansible_connection": "local"})}}}})
+    )
     (tmp_path / "group_vars").mkdir()
     settings = tmp_path / "group_vars" / "others.yml"
 
     def batches() -> t.Tuple[int, str]:
         done = run(
-            str(BIN / "ansible-playbook"), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "batches.yml"), cwd=REPOSITORY,
-            ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"), ANSIBLE_STDOUT_CALLBACK="default",
-        )  # fmt: skip
+            str(BIN / "ansible-playbook"),
+            "-i",
+            str(tmp_path / "hosts.yml"),
+            str(tmp_path / "batches.yml"),
+            cwd=REPOSITORY,
+            ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
+            ANSIBLE_STDOUT_CALLBACK="default",
+        )
         return done.returncode, done.stdout + done.stderr
 
     play_of_hosts = {
@@ -160,7 +196,9 @@ def test_what_is_of_the_whole_run_is_read_from_the_inventory(tmp_path: Path) -> 
         "gather_facts": False,
         "tasks": [{"ansible.builtin.debug": {"msg": "batch {{ ansible_play_batch | join('+') }}"}, "run_once": True}],
     }
-    (tmp_path / "batches.yml").write_text(json.dumps([{"ansible.builtin.import_playbook": "wheels.ops.require_hosts"}, play_of_hosts]))
+    (tmp_path / "batches.yml").write_text(
+        json.dumps([{"ansible.builtin.import_playbook": "wheels.ops.require_hosts"}, play_of_hosts])
+    )
     settings.write_text("wheels_ops_hosts: others\nwheels_ops_serial: [1, 50%]\n")
     status, said = batches()
     assert status == 0, said
@@ -169,14 +207,21 @@ def test_what_is_of_the_whole_run_is_read_from_the_inventory(tmp_path: Path) -> 
     (tmp_path / "host_vars" / "c.yml").write_text("wheels_ops_serial: 3\n")
     status, said = batches()
     assert status != 0
-    assert "wheels_ops_serial must be the same for every host, as it is of the whole run: that of c is not that of a." in " ".join(said.split())
+    assert (
+        "wheels_ops_serial must be the same for every host, as it is of the whole run: that of c is not that of a."
+        in " ".join(said.split())
+    )
 
 
 def test_no_default_stands_in_for_a_variable_of_a_site() -> None:
     """Jinja's own ``default`` also takes the place of a variable that cannot be evaluated."""
     swallowed = [
         f"{path.relative_to(COLLECTION)}:{number}"
-        for path in (*COLLECTION.glob("roles/*/[dtvh]*/*.yml"), *COLLECTION.glob("playbooks/**/*.yml"), *COLLECTION.glob("roles/*/templates/*"))
+        for path in (
+            *COLLECTION.glob("roles/*/[dtvh]*/*.yml"),
+            *COLLECTION.glob("playbooks/**/*.yml"),
+            *COLLECTION.glob("roles/*/templates/*"),
+        )
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if re.search(r"wheels_ops_\w+(\.\w+)*\)? *(\||is (not )?defined)", line)
     ]
@@ -187,7 +232,12 @@ def test_every_shared_variable_has_a_kind() -> None:
     """Read without an import, which would need Ansible's loader."""
     table = (COLLECTION / "plugins/plugin_utils/settings.py").read_text()
     kinds = set(re.findall(r'^    "(wheels_ops_\w+)": "', table, re.M))
-    texts = [path.read_text() for base in ("playbooks", "roles") for path in (COLLECTION / base).rglob("*.yml") if "files" not in path.parts]
+    texts = [
+        path.read_text()
+        for base in ("playbooks", "roles")
+        for path in (COLLECTION / base).rglob("*.yml")
+        if "files" not in path.parts
+    ]
     used = {name for text in texts for name in re.findall(r"'(wheels_ops_\w+)'", text)}
     assert len(used) > 30
     assert used <= kinds
@@ -198,7 +248,10 @@ def test_verify_passes_where_nothing_fails_and_says_what_it_did_not_measure(tmp_
     roomy = "wheels_ops_thresholds: {disk: {warning: 100, critical: 100}}\nwheels_ops_log_directories: []\n"
     status, said = play(tmp_path, "wheels.ops.verify", f"{roomy}monitoring_subjects: [database, rls, disk]\n")
     assert status == 0
-    assert "1 healthy, 2 skipped: no database DSN is given (database, rls); 9 left out on purpose: memory, cpu, redis, " in said
+    assert (
+        "1 healthy, 2 skipped: no database DSN is given (database, rls); 9 left out on purpose: memory, cpu, redis, "
+        in said
+    )
     assert "[WARNING]: Not measured on this host: database, rls: no database DSN is given." in said
     assert said.count("WARNING") == 1, "no key of a result is one that Ansible has a meaning for"
     assert re.search(r"here : ok=\d+ changed=0 unreachable=0 failed=0 skipped=0 ", said)

@@ -28,7 +28,10 @@ async def endpoint(request: Request) -> Response:
         raise HTTPException(401, "Not authenticated")
     if kind == "redirect":
         return RedirectResponse("/api/x", 307)
-    answer = JSONResponse({"cookie": request.cookies.get("session"), "method": request.method}, headers={"X-Request-ID": "42", "X-Hidden": "1"})
+    answer = JSONResponse(
+        {"cookie": request.cookies.get("session"), "method": request.method},
+        headers={"X-Request-ID": "42", "X-Hidden": "1"},
+    )
     if kind == "login":
         # Partitioned: browsers keep no other cookie of another site.
         answer.headers.append("set-cookie", "session=secret; Path=/; Secure; HttpOnly; SameSite=None; Partitioned")

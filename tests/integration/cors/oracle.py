@@ -41,7 +41,9 @@ def cors_check(origin: str, credentials: bool, headers: Headers) -> bool:
     return not credentials or get(headers, "access-control-allow-credentials") == "true"
 
 
-def preflight_check(origin: str, credentials: bool, method: str, names: t.Sequence[str], status: int, headers: Headers) -> bool:
+def preflight_check(
+    origin: str, credentials: bool, method: str, names: t.Sequence[str], status: int, headers: Headers
+) -> bool:
     if not cors_check(origin, credentials, headers) or not 200 <= status <= 299:
         return False
     methods = extract(headers, "access-control-allow-methods")

@@ -51,9 +51,17 @@ class Verbose:
         async def louder(message: t.Any) -> None:
             if message["type"] == "http.response.start":
                 origin = next((value for name, value in scope["headers"] if name == b"origin"), b"*")
-                own = [(b"Access-Control-Allow-Origin", origin), (b"ACCESS-CONTROL-ALLOW-ORIGIN", b"*"), (b"Access-Control-Max-Age", b"1"),
-                       (b"Access-Control-Allow-Credentials", b"true"), (b"Access-Control-Expose-Headers", b"*"), (b"Access-Control-Allow-Methods", b"*"),
-                       (b"Vary", b"Accept-Encoding"), (b"VARY", b" cookie ,, ORIGIN,"), (b"vary", b"")]  # fmt: skip
+                own = [
+                    (b"Access-Control-Allow-Origin", origin),
+                    (b"ACCESS-CONTROL-ALLOW-ORIGIN", b"*"),
+                    (b"Access-Control-Max-Age", b"1"),
+                    (b"Access-Control-Allow-Credentials", b"true"),
+                    (b"Access-Control-Expose-Headers", b"*"),
+                    (b"Access-Control-Allow-Methods", b"*"),
+                    (b"Vary", b"Accept-Encoding"),
+                    (b"VARY", b" cookie ,, ORIGIN,"),
+                    (b"vary", b""),
+                ]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
@@ -107,9 +115,15 @@ def application(kind: str) -> t.Any:
         if kind == "invalid":
             return JSONResponse({"detail": [{"loc": ["body"], "msg": "field required"}]}, 422)
         extra = {
-            "vary": {"Vary": "Accept-Encoding"}, "varystar": {"Vary": "*"}, "varyorigin": {"Vary": "origin, Cookie"},
-            "ownacao": {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true", "Access-Control-Expose-Headers": "X-Other"},
-        }.get(kind, {})  # fmt: skip
+            "vary": {"Vary": "Accept-Encoding"},
+            "varystar": {"Vary": "*"},
+            "varyorigin": {"Vary": "origin, Cookie"},
+            "ownacao": {
+                "Access-Control-Allow-Origin": "*",
+                "Access-Control-Allow-Credentials": "true",
+                "Access-Control-Expose-Headers": "X-Other",
+            },
+        }.get(kind, {})
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": "GET, POST"})
         return JSONResponse({"ok": True}, headers={"X-Request-ID": "1", **extra})
@@ -121,10 +135,22 @@ def application(kind: str) -> t.Any:
     methods = ["GET"] if kind == "getonly" else [*METHODS, "OPTIONS"] if kind == "optroute" else METHODS
     routes = [] if kind == "notfound" else [Route("/{path:path}", endpoint, methods=methods)]
     middleware = {
-        "inner500": [Middleware(Broken)], "limited": [Middleware(Limiter)], "verbose": [Middleware(Verbose)], "late500": [Middleware(LateError)],
+        "inner500": [Middleware(Broken)],
+        "limited": [Middleware(Limiter)],
+        "verbose": [Middleware(Verbose)],
+        "late500": [Middleware(LateError)],
         "passing": [Middleware(Passing)],
-        "mounted": [Middleware(StarletteCORSMiddleware, allow_origins=["*"], allow_credentials=True, allow_methods=["*"], allow_headers=["*"], max_age=5)],
-    }.get(kind, [])  # fmt: skip
+        "mounted": [
+            Middleware(
+                StarletteCORSMiddleware,
+                allow_origins=["*"],
+                allow_credentials=True,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                max_age=5,
+            )
+        ],
+    }.get(kind, [])
     made = Starlette(routes=[WebSocketRoute("/ws", socket), *routes], middleware=middleware)
     return Starlette(routes=[Mount("/api", made)]) if kind == "mounted" else made
 
@@ -138,14 +164,19 @@ def dispatcher(data: t.Mapping[str, t.Any], layer: str) -> t.Any:
         app.add_middleware(StarletteCORSMiddleware, **made.starlette_arguments())
         return app
 
-    layers = {vector["id"]: wrapped(vector["app"], {**data["policy"], **vector["policy_override"]}) for vector in data["vectors"]}
+    layers = {
+        vector["id"]: wrapped(vector["app"], {**data["policy"], **vector["policy_override"]})
+        for vector in data["vectors"]
+    }
     layers["ws"] = wrapped("ok", data["policy"])
 
     async def serve(scope: t.Any, receive: t.Any, send: t.Any) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
         chosen = [value.decode() for name, value in scope["headers"] if name == b"x-vector"]
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in (b"x-vector", b"host", b"accept-encoding")]
+        scope["headers"] = [
+            pair for pair in scope["headers"] if pair[0] not in (b"x-vector", b"host", b"accept-encoding")
+        ]
         await layers[chosen[0]](scope, receive, send)
 
     return serve

@@ -21,7 +21,9 @@ from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.patched_tree import patched_tree
 from tests.support.waiting import free_port, port_open, wait_until
 
-pytestmark = pytest.mark.skipif(browsers.program() is None, reason="this machine has no Chromium (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    browsers.program() is None, reason="this machine has no Chromium (Debian: apt-get install chromium)"
+)
 OWN, PREVIEW, FOREIGN, API = (
     "https://wheelsandwins.com",
     "https://deploy-preview-3--wheels-wins-landing-page.netlify.app",
@@ -134,16 +136,33 @@ def foreign(scene: Scene) -> t.Iterator[browsers.Page]:
 def test_a_page_of_ours_may_do_everything(scene: Scene, own: browsers.Page) -> None:
     assert scene.ask(own, "/api/login", method="POST", credentials="include")["status"] == 200
     simple = scene.ask(own, "/api/x", credentials="include")
-    assert simple["status"] == 200 and json.loads(simple["body"])["cookie"] == "secret" and simple["id"] == "42" and simple["hidden"] is None
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer t", "apikey": "k", "X-Client-Info": "supabase-js/2"}
+    assert (
+        simple["status"] == 200
+        and json.loads(simple["body"])["cookie"] == "secret"
+        and simple["id"] == "42"
+        and simple["hidden"] is None
+    )
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": "Bearer t",
+        "apikey": "k",
+        "X-Client-Info": "supabase-js/2",
+    }
     for method in ("POST", "PUT", "DELETE"):
         preflighted = scene.ask(own, "/api/x", method=method, credentials="include", headers=headers)
-        assert preflighted["status"] == 200 and json.loads(preflighted["body"]) == {"cookie": "secret", "method": method}
+        assert preflighted["status"] == 200 and json.loads(preflighted["body"]) == {
+            "cookie": "secret",
+            "method": method,
+        }
     assert scene.ask(own, "/api/x")["status"] == 200, "without credentials as well"
 
 
-@pytest.mark.parametrize(("path", "status"), [("/api/boom", 500), ("/api/denied", 401), ("/nowhere", 404), ("/api/redirect", 200)])
-def test_a_page_of_ours_can_read_errors_and_follow_redirects(scene: Scene, own: browsers.Page, path: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("path", "status"), [("/api/boom", 500), ("/api/denied", 401), ("/nowhere", 404), ("/api/redirect", 200)]
+)
+def test_a_page_of_ours_can_read_errors_and_follow_redirects(
+    scene: Scene, own: browsers.Page, path: str, status: int
+) -> None:
     assert scene.ask(own, path, credentials="include", headers={"X-Requested-With": "x"}).get("status") == status
 
 
@@ -161,7 +180,11 @@ def test_a_foreign_page_reads_nothing(scene: Scene, foreign: browsers.Page) -> N
 def test_a_foreign_page_cannot_even_send_what_needs_a_preflight(scene: Scene, foreign: browsers.Page) -> None:
     page = scene.page(OWN)
     before = json.loads(scene.ask(page, "/api/calls")["body"])
-    for options in ({"method": "PUT"}, {"method": "DELETE", "credentials": "include"}, {"method": "POST", "headers": {"Content-Type": "application/json"}}):
+    for options in (
+        {"method": "PUT"},
+        {"method": "DELETE", "credentials": "include"},
+        {"method": "POST", "headers": {"Content-Type": "application/json"}},
+    ):
         assert scene.ask(foreign, "/api/x", **options) == {"error": "TypeError"}
     after = json.loads(scene.ask(page, "/api/calls")["body"])
     page.close()
@@ -171,7 +194,10 @@ def test_a_foreign_page_cannot_even_send_what_needs_a_preflight(scene: Scene, fo
 def test_a_sandboxed_frame_is_foreign(scene: Scene) -> None:
     """Its origin is ``null``, on a page of ours too."""
     page = scene.page(OWN)
-    script = f"fetch('{API}/api/x', {{credentials: 'include'}}).then(() => 'read', () => 'refused').then(word => parent.postMessage(word, '*'))"
+    script = (
+        f"fetch('{API}/api/x', {{credentials: 'include'}}).then(() => 'read', () => 'refused').then(word =>"
+        " parent.postMessage(word, '*'))"
+    )
     found = page.evaluate(f"""new Promise(done => {{
       addEventListener('message', event => done(event.data));
       const frame = document.createElement('iframe');
@@ -193,7 +219,17 @@ def origin_values() -> t.List[str]:
     """Values of Access-Control-Allow-Origin, after the list of WPT's cors/origin.htm: exact, nearly exact, wildcards, lists, junk."""
     host = OWN.removeprefix("https://")
     exact = [OWN, f" {OWN}", f"{OWN} ", f"{OWN}\t", "*", " *", "* "]
-    nearly = [f"{OWN}/", OWN.upper(), OWN.replace("https", "HTTPS"), f"http://{host}", f"//{host}", f"://{host}", host, f"ftp://{host}", f"https://user@{host}"]
+    nearly = [
+        f"{OWN}/",
+        OWN.upper(),
+        OWN.replace("https", "HTTPS"),
+        f"http://{host}",
+        f"//{host}",
+        f"://{host}",
+        host,
+        f"ftp://{host}",
+        f"https://user@{host}",
+    ]
     suffixed = [OWN + suffix for suffix in (":443", ":", ":8443", "?", "#", "/path", ".", ";")]
     lists = [f"{OWN}, {OWN}", f"{OWN}, *", f"*, {OWN}", f"{OWN},", f",{OWN}", f"{OWN} {OWN}"]
     quoted = [f'"{OWN}"', f"<{OWN}>", f"'{OWN}'"]
@@ -207,31 +243,70 @@ def test_the_oracle_agrees_with_the_browser(scene: Scene, credentials: bool) -> 
     ANSWERS.clear()
     for value in origin_values():
         for flag in ("true", "True", "false", None):
-            pairs = [("Access-Control-Allow-Origin", value), *([("Access-Control-Allow-Credentials", flag)] if flag else [])]
+            pairs = [
+                ("Access-Control-Allow-Origin", value),
+                *([("Access-Control-Allow-Credentials", flag)] if flag else []),
+            ]
             ANSWERS.append((pairs, 200, pairs))
     good = [("Access-Control-Allow-Origin", OWN), ("Access-Control-Allow-Credentials", "true")]
     simple = len(ANSWERS)
     for status in (200, 204, 299, 301, 304, 400, 403, 404, 500):
-        ANSWERS.append((good, status, [*good, ("Access-Control-Allow-Methods", "PUT"), ("Access-Control-Allow-Headers", "x-one, authorization")]))
+        ANSWERS.append(
+            (
+                good,
+                status,
+                [
+                    *good,
+                    ("Access-Control-Allow-Methods", "PUT"),
+                    ("Access-Control-Allow-Headers", "x-one, authorization"),
+                ],
+            )
+        )
     for methods in ("PUT", "put", "GET, PUT", "*", "PUT,", ",PUT", "PU T", "", "POST", "PUT;", None):
         # Not "*" alone: Chromium so far only warns that it will not cover Authorization, as the standard has it.
-        for names in ("x-one, authorization", "X-ONE,AUTHORIZATION", "*, authorization", "x-one", "x one, authorization", "x-one,,authorization", "", None):
+        for names in (
+            "x-one, authorization",
+            "X-ONE,AUTHORIZATION",
+            "*, authorization",
+            "x-one",
+            "x one, authorization",
+            "x-one,,authorization",
+            "",
+            None,
+        ):
             more = [
                 *([("Access-Control-Allow-Methods", methods)] if methods is not None else []),
                 *([("Access-Control-Allow-Headers", names)] if names is not None else []),
             ]
             ANSWERS.append((good, 200, [*good, *more]))
-    ANSWERS.append((good, 200, [*good, *good, ("Access-Control-Allow-Methods", "PUT"), ("Access-Control-Allow-Headers", "x-one, authorization")]))
     ANSWERS.append(
         (
             good,
             200,
-            [*good, ("Access-Control-Allow-Methods", "PUT"), ("Access-Control-Allow-Headers", "x-one"), ("Access-Control-Allow-Headers", "authorization")],
+            [
+                *good,
+                *good,
+                ("Access-Control-Allow-Methods", "PUT"),
+                ("Access-Control-Allow-Headers", "x-one, authorization"),
+            ],
+        )
+    )
+    ANSWERS.append(
+        (
+            good,
+            200,
+            [
+                *good,
+                ("Access-Control-Allow-Methods", "PUT"),
+                ("Access-Control-Allow-Headers", "x-one"),
+                ("Access-Control-Allow-Headers", "authorization"),
+            ],
         )
     )
     page = scene.page(OWN)
     mode = "include" if credentials else "omit"
-    seen = page.evaluate(f"""(async () => {{
+    seen = page.evaluate(
+        f"""(async () => {{
       const found = [];
       for (let number = 0; number < {len(ANSWERS)}; number += 1) {{
         const options = {{credentials: '{mode}', cache: 'no-store', redirect: 'error'}};
@@ -239,15 +314,21 @@ def test_the_oracle_agrees_with_the_browser(scene: Scene, credentials: bool) -> 
         found.push(await fetch('https://other.test/v/' + number, options).then(() => true, () => false));
       }}
       return found;
-    }})()""", timeout=120)  # fmt: skip
+    }})()""",
+        timeout=120,
+    )
     page.close()
     differ = []
     for number, (actual, status, preflight) in enumerate(ANSWERS):
         expected = oracle.cors_check(OWN, credentials, actual)
         if number >= simple:
-            expected = expected and oracle.preflight_check(OWN, credentials, "PUT", ["x-one", "authorization"], status, preflight)
+            expected = expected and oracle.preflight_check(
+                OWN, credentials, "PUT", ["x-one", "authorization"], status, preflight
+            )
         if expected != seen[number]:
-            differ.append((number, actual if number < simple else preflight, status, f"browser {seen[number]}, oracle {expected}"))
+            differ.append(
+                (number, actual if number < simple else preflight, status, f"browser {seen[number]}, oracle {expected}")
+            )
     assert not differ, differ
     assert any(seen) and not all(seen)
 

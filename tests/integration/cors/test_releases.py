@@ -12,28 +12,46 @@ from tests.backend.materialise import RELEASES
 from tests.support import servers
 from tests.support.backend_env import PATCHES, Backend, DidNotStart, running_backend
 
-OWN, STAGING, FOREIGN = "https://www.wheelsandwins.com", "https://wheels-wins-staging.netlify.app", "https://evil.example"
+OWN, STAGING, FOREIGN = (
+    "https://www.wheelsandwins.com",
+    "https://wheels-wins-staging.netlify.app",
+    "https://evil.example",
+)
 PATCHED = ("core/cors_config.py", "wheels_ops")
 
 OPS_TOKEN = "t0ken-of-the-operators"
 
 
 @pytest.fixture(scope="module", params=sorted(RELEASES))
-def backend(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis) -> t.Iterator[Backend]:
+def backend(
+    request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis
+) -> t.Iterator[Backend]:
     def guard(directory: t.Any) -> None:
         """The August release does not start with its own speech service; that is another file's matter."""
         path = directory / "app/services/tts/tts_service.py"
         if request.param == "august":
-            path.write_text(path.read_text().replace("from .streaming_tts import streaming_tts_service\n", "streaming_tts_service = None\n"))
+            path.write_text(
+                path.read_text().replace(
+                    "from .streaming_tts import streaming_tts_service\n", "streaming_tts_service = None\n"
+                )
+            )
 
-    redis_url = None if request.param == "august" else redis_server.url  # with an address its own Redis code fails; another file's matter too
-    with running_backend(str(request.param), postgres.database(), redis_url, patched=PATCHED, install_block=True, prepare=guard) as running:
+    redis_url = (
+        None if request.param == "august" else redis_server.url
+    )  # with an address its own Redis code fails; another file's matter too
+    with running_backend(
+        str(request.param), postgres.database(), redis_url, patched=PATCHED, install_block=True, prepare=guard
+    ) as running:
         yield running
 
 
-def preflight(backend: Backend, origin: str, method: str = "POST", names: str = "apikey,authorization,content-type,x-client-info") -> t.Any:
+def preflight(
+    backend: Backend, origin: str, method: str = "POST", names: str = "apikey,authorization,content-type,x-client-info"
+) -> t.Any:
     return backend.request(
-        "OPTIONS", "/api/v1/pam/chat", headers={"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": names}
+        "OPTIONS",
+        "/api/v1/pam/chat",
+        headers={"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": names},
     )
 
 
@@ -49,12 +67,23 @@ def test_the_reports_preflights_are_answered_with_200(backend: Backend, origin: 
 
 
 def test_foreign_preflights_learn_nothing(backend: Backend) -> None:
-    for answer in (preflight(backend, FOREIGN), preflight(backend, "null"), preflight(backend, OWN, "PURGE"), preflight(backend, OWN, names="x-evil")):
+    for answer in (
+        preflight(backend, FOREIGN),
+        preflight(backend, "null"),
+        preflight(backend, OWN, "PURGE"),
+        preflight(backend, OWN, names="x-evil"),
+    ):
         assert answer.status == 403 and not shared(answer.headers)
 
 
 def test_every_other_way_of_asking(backend: Backend) -> None:
-    for method, path in (("GET", "/health"), ("GET", "/does/not/exist"), ("OPTIONS", "/health"), ("GET", "/api/v1/pam/history"), ("GET", "/api/cors/debug")):
+    for method, path in (
+        ("GET", "/health"),
+        ("GET", "/does/not/exist"),
+        ("OPTIONS", "/health"),
+        ("GET", "/api/v1/pam/history"),
+        ("GET", "/api/cors/debug"),
+    ):
         own = backend.request(method, path, headers={"Origin": OWN})
         assert own.headers["access-control-allow-origin"] == OWN and "Origin" in own.headers["vary"], (method, path)
         foreign = backend.request(method, path, headers={"Origin": FOREIGN})
@@ -76,15 +105,29 @@ def test_the_routes_of_a_release_that_ask_the_policy_answer(backend: Backend) ->
 
 def test_the_log_is_found_by_the_reports_command(backend: Backend) -> None:
     preflight(backend, FOREIGN)
-    done = subprocess.run(["grep", "CORS\\|OPTIONS\\|preflight", str(backend.log), str(backend.app_log)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["grep", "CORS\\|OPTIONS\\|preflight", str(backend.log), str(backend.app_log)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "CORS preflight denied" in done.stdout and "evil.example" in done.stdout
 
 
 @pytest.mark.parametrize("release", sorted(RELEASES))
-def test_a_bad_origin_stops_the_start_of_every_release(release: str, postgres: servers.Postgres, redis_server: servers.Redis) -> None:
+def test_a_bad_origin_stops_the_start_of_every_release(
+    release: str, postgres: servers.Postgres, redis_server: servers.Redis
+) -> None:
     with (
         pytest.raises(DidNotStart) as caught,
-        running_backend(release, postgres.database(), redis_server.url, patched=[*PATCHED, "services"], install_block=True, ADDITIONAL_CORS_ORIGINS="*"),
+        running_backend(
+            release,
+            postgres.database(),
+            redis_server.url,
+            patched=[*PATCHED, "services"],
+            install_block=True,
+            ADDITIONAL_CORS_ORIGINS="*",
+        ),
     ):
         pass
     assert 'ADDITIONAL_CORS_ORIGINS: origin "*" has a wildcard' in str(caught.value)
@@ -92,10 +135,19 @@ def test_a_bad_origin_stops_the_start_of_every_release(release: str, postgres: s
 
 def test_only_operators_see_why_an_origin_was_refused(postgres: servers.Postgres, redis_server: servers.Redis) -> None:
     everything = sorted(path.name for path in PATCHES.iterdir() if path.name != "__pycache__")
-    with running_backend("first_fix", postgres.database(), redis_server.url, patched=everything, install_block=True, WHEELS_OPS_TOKEN=OPS_TOKEN) as backend:
+    with running_backend(
+        "first_fix",
+        postgres.database(),
+        redis_server.url,
+        patched=everything,
+        install_block=True,
+        WHEELS_OPS_TOKEN=OPS_TOKEN,
+    ) as backend:
         preflight(backend, "http://www.wheelsandwins.com")
         refused = backend.request("GET", "/api/v1/system/admin/debug")
         assert refused.status in (401, 403) and b"wheelsandwins" not in refused.body
         found = backend.request("GET", "/api/v1/system/admin/debug", headers={"X-Ops-Token": OPS_TOKEN}).json()["cors"]
         assert found["counters"]["preflight_denied_origin"] >= 1
-        assert {entry["origin"]: entry["why"] for entry in found["denied_origins"]}["http://www.wheelsandwins.com"].startswith("the host is listed")
+        assert {entry["origin"]: entry["why"] for entry in found["denied_origins"]}[
+            "http://www.wheelsandwins.com"
+        ].startswith("the host is listed")

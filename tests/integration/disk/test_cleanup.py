@@ -97,8 +97,16 @@ def test_keep_newest_patterns_size_and_depth(tmp_path: Path) -> None:
     make(tmp_path / "other.txt")
     make(tmp_path / "report-large.json", size=100_000, days=30)
     make(tmp_path / "below" / "report-9.json", days=30)
-    result = disk_cleanup.run([source(tmp_path, patterns=["report-*"], exclude=["*-large*"], keep_newest=2, recurse=False)])
-    assert names(tmp_path) == ["below/report-9.json", "other.txt", "report-4.json", "report-5.json", "report-large.json"]
+    result = disk_cleanup.run(
+        [source(tmp_path, patterns=["report-*"], exclude=["*-large*"], keep_newest=2, recurse=False)]
+    )
+    assert names(tmp_path) == [
+        "below/report-9.json",
+        "other.txt",
+        "report-4.json",
+        "report-5.json",
+        "report-large.json",
+    ]
     assert skipped(result)["kept"] == 2
     disk_cleanup.run([source(tmp_path, min_size="50kB")])
     assert "report-large.json" not in names(tmp_path) and "other.txt" in names(tmp_path)
@@ -118,7 +126,9 @@ def test_what_is_never_removed(tmp_path: Path) -> None:
         make(tmp_path / "database" / "base" / "1")
         make(tmp_path / "repository" / ".git" / "HEAD")
         make(tmp_path / "repository" / "source.py")
-        result = disk_cleanup.run([source(tmp_path)], protect=[str(tmp_path / "by-name"), str(tmp_path / "by-directory")])
+        result = disk_cleanup.run(
+            [source(tmp_path)], protect=[str(tmp_path / "by-name"), str(tmp_path / "by-directory")]
+        )
     assert result.extra["files"] == 1 and not (tmp_path / "plain").exists()
     assert skipped(result) == {"hardlink": 2, "special": 3, "protected": 2, "data": 2}
 
@@ -140,7 +150,9 @@ def test_an_open_file_stays_whoever_has_it_open(tmp_path: Path) -> None:
         "with open(d + '/mapped') as file: m = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
         "print('ready', flush=True); sys.stdin.read()\n"
     )
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
     try:
         # Nothing of /proc is asked here: what is opened after the look at it is seen by the kernel's lease.
@@ -243,7 +255,9 @@ def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     """Runs a script of Python in a mount namespace of its own; its mounts end with it."""
     root = Path(__file__).resolve().parents[3]
     command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"}
+    )
 
 
 @ROOT_ONLY
@@ -269,37 +283,24 @@ def test_a_bind_mount_of_the_same_filesystem_is_not_crossed(tmp_path: Path) -> N
 def test_a_filesystem_that_fills_while_it_is_cleaned_is_brought_under_its_target(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     done = in_namespace(
-        "import os, subprocess, threading, time\n"
-        "from wheels_ops.remedies import disk_cleanup\n"
-        f"place = {str(tmp_path / 'disk')!r}\n"
-        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64M,nr_inodes=20000,mode=755', 'none', place], check=True)\n"
-        "os.mkdir(place + '/old'); os.mkdir(place + '/new')\n"
-        "for number in range(5000):\n"
-        "    with open(f'{place}/old/{number}', 'wb') as file: file.write(bytes(11000))\n"
-        "    moment = time.time() - 90 * 86400 + number; os.utime(f'{place}/old/{number}', (moment, moment))\n"
-        "stop = threading.Event()\n"
-        "def fill():\n"
-        "    with open(place + '/new/log', 'wb') as file:\n"
-        "        for _ in range(60):\n"
-        "            if stop.is_set(): return\n"
-        "            file.write(bytes(100_000)); file.flush(); time.sleep(0.005)\n"
-        "writer = threading.Thread(target=fill); writer.start()\n"
-        "goal = [{'filesystem': place, 'percent': 40, 'inodes_percent': 20}]\n"
-        "files = [{'path': place + '/old', 'age': '1d', 'age_by': ['mtime']}]\n"
-        "foreseen = disk_cleanup.run(files, goal, check_mode=True)\n"
-        "assert len(os.listdir(place + '/old')) == 5000 and foreseen.changed and not foreseen.extra['missed'], foreseen.msg\n"
-        "result = disk_cleanup.run(files, goal)\n"
-        "writer.join()\n"
-        "stop.set()\n"
-        "again = disk_cleanup.run(files, goal)\n"
-        "last = disk_cleanup.run(files, goal)\n"
-        "found = os.statvfs(place)\n"
-        "assert (found.f_blocks - found.f_bfree) / found.f_blocks <= 0.40, found\n"
-        "assert (found.f_files - found.f_ffree) / found.f_files <= 0.20, found\n"
-        "left = sorted(map(int, os.listdir(place + '/old')))\n"
-        "assert left and left == list(range(left[0], 5000)), 'not the oldest first'\n"
-        "assert len(left) > 500, 'more than the target needed'\n"
-        "assert result.changed and not last.changed and last.after['targets'][place]['met']\n"
+        "import os, subprocess, threading, time\nfrom wheels_ops.remedies import disk_cleanup\nplace ="
+        f" {str(tmp_path / 'disk')!r}\nsubprocess.run(['mount', '-t', 'tmpfs', '-o',"
+        " 'size=64M,nr_inodes=20000,mode=755', 'none', place], check=True)\nos.mkdir(place + '/old'); os.mkdir(place +"
+        " '/new')\nfor number in range(5000):\n    with open(f'{place}/old/{number}', 'wb') as file:"
+        " file.write(bytes(11000))\n    moment = time.time() - 90 * 86400 + number;"
+        " os.utime(f'{place}/old/{number}', (moment, moment))\nstop = threading.Event()\ndef fill():\n    with"
+        " open(place + '/new/log', 'wb') as file:\n        for _ in range(60):\n            if stop.is_set(): return\n"
+        "            file.write(bytes(100_000)); file.flush(); time.sleep(0.005)\nwriter ="
+        " threading.Thread(target=fill); writer.start()\ngoal = [{'filesystem': place, 'percent': 40,"
+        " 'inodes_percent': 20}]\nfiles = [{'path': place + '/old', 'age': '1d', 'age_by': ['mtime']}]\nforeseen ="
+        " disk_cleanup.run(files, goal, check_mode=True)\nassert len(os.listdir(place + '/old')) == 5000 and"
+        " foreseen.changed and not foreseen.extra['missed'], foreseen.msg\nresult = disk_cleanup.run(files,"
+        " goal)\nwriter.join()\nstop.set()\nagain = disk_cleanup.run(files, goal)\nlast = disk_cleanup.run(files,"
+        " goal)\nfound = os.statvfs(place)\nassert (found.f_blocks - found.f_bfree) / found.f_blocks <= 0.40,"
+        " found\nassert (found.f_files - found.f_ffree) / found.f_files <= 0.20, found\nleft = sorted(map(int,"
+        " os.listdir(place + '/old')))\nassert left and left == list(range(left[0], 5000)), 'not the oldest"
+        " first'\nassert len(left) > 500, 'more than the target needed'\nassert result.changed and not last.changed"
+        " and last.after['targets'][place]['met']\n"
     )
     assert done.returncode == 0, done.stderr
 
@@ -310,24 +311,41 @@ def test_a_deleted_file_that_is_open_is_named_and_a_log_is_emptied(tmp_path: Pat
         scratch.write(b"x" * 500_000)
         log.flush()
         scratch.flush()
-        holder = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, pass_fds=(log.fileno(), scratch.fileno()))
+        holder = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            pass_fds=(log.fileno(), scratch.fileno()),
+        )
         try:
             os.unlink(tmp_path / "app.log")
             os.unlink(tmp_path / "scratch.bin")
             for number in range(3):
                 make(tmp_path / str(number))
             quiet = disk_cleanup.run([source(tmp_path)], check_mode=True)
-            assert not [entry for entry in quiet.extra["deleted_open"] if entry["path"].startswith(str(tmp_path))], "half a megabyte is not worth a word"
+            assert not [entry for entry in quiet.extra["deleted_open"] if entry["path"].startswith(str(tmp_path))], (
+                "half a megabyte is not worth a word"
+            )
             named = disk_cleanup.run([source(tmp_path)], release_deleted=["*.log", "*.bin"], check_mode=True)
-            assert [action["target"] for action in named.actions if action["action"] == "release"] == [str(tmp_path / "app.log")]
+            assert [action["target"] for action in named.actions if action["action"] == "release"] == [
+                str(tmp_path / "app.log")
+            ]
             seen = disk_cleanup.run([source(tmp_path)], deleted_min_size="4K", check_mode=True)
             mine = [entry for entry in seen.extra["deleted_open"] if entry["path"].startswith(str(tmp_path))]
-            assert [(entry["path"].rpartition("/")[2], entry["pid"]) for entry in mine] == [("scratch.bin", holder.pid), ("app.log", holder.pid)]
-            assert mine[0]["bytes"] >= 500_000 and str(holder.pid) in seen.msg or mine[0] is not seen.extra["deleted_open"][0]
+            assert [(entry["path"].rpartition("/")[2], entry["pid"]) for entry in mine] == [
+                ("scratch.bin", holder.pid),
+                ("app.log", holder.pid),
+            ]
+            assert (
+                mine[0]["bytes"] >= 500_000
+                and str(holder.pid) in seen.msg
+                or mine[0] is not seen.extra["deleted_open"][0]
+            )
             done = disk_cleanup.run([source(tmp_path)], release_deleted=["*.log", "*.bin"])
             # The scratch file is not appended to: its owner would read zeros.
             assert os.fstat(log.fileno()).st_size == 0 and os.fstat(scratch.fileno()).st_size == 500_000
-            assert [action["target"] for action in done.actions if action["action"] == "release"] == [str(tmp_path / "app.log")]
+            assert [action["target"] for action in done.actions if action["action"] == "release"] == [
+                str(tmp_path / "app.log")
+            ]
         finally:
             holder.kill()
             holder.communicate()
@@ -355,9 +373,14 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_killed_in_the_middle_the_next_run_goes_on(tmp_path: Path) -> None:
     for number in range(3000):
         make(tmp_path / f"d{number % 10}" / f"f{number}", size=1, days=5 + number / 1000)
-    program = "import sys\nfrom wheels_ops.remedies import disk_cleanup\ndisk_cleanup.run([{'path': sys.argv[1], 'age': '24h', 'age_by': ['mtime']}])\n"
+    program = (
+        "import sys\nfrom wheels_ops.remedies import disk_cleanup\ndisk_cleanup.run([{'path': sys.argv[1], 'age':"
+        " '24h', 'age_by': ['mtime']}])\n"
+    )
     root = Path(__file__).resolve().parents[3]
-    runner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": f"{root}/src"})
+    runner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": f"{root}/src"}
+    )
     while runner.poll() is None and sum(len(os.listdir(entry.path)) for entry in os.scandir(tmp_path)) > 2900:
         pass
     runner.send_signal(signal.SIGKILL)
@@ -371,12 +394,19 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     for number in range(2000):
         make(tmp_path / f"d{number % 10}" / f"f{number}", size=1)
     totals: t.List[int] = []
-    runs = [threading.Thread(target=lambda: totals.append(disk_cleanup.run([source(tmp_path)]).extra["files"])) for _ in range(2)]
+    runs = [
+        threading.Thread(target=lambda: totals.append(disk_cleanup.run([source(tmp_path)]).extra["files"]))
+        for _ in range(2)
+    ]
     for run in runs:
         run.start()
     for run in runs:
         run.join()
-    assert sum(totals) <= 2000 and names(tmp_path) == [] or disk_cleanup.run([source(tmp_path)]).extra["files"] + sum(totals) == 2000
+    assert (
+        sum(totals) <= 2000
+        and names(tmp_path) == []
+        or disk_cleanup.run([source(tmp_path)]).extra["files"] + sum(totals) == 2000
+    )
 
 
 def test_our_own_backups_only_of_what_was_taken_back(tmp_path: Path) -> None:
@@ -423,7 +453,21 @@ def test_core_dumps(tmp_path: Path) -> None:
     assert names(tmp_path) == ["notes"]
 
 
-@pytest.mark.parametrize("path", ["/", "/etc", "/usr", "/var", "/var/lib/postgresql", "/home/someone", "/usr/local/lib", "/proc/1", "relative", "/tmp/../etc"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/etc",
+        "/usr",
+        "/var",
+        "/var/lib/postgresql",
+        "/home/someone",
+        "/usr/local/lib",
+        "/proc/1",
+        "relative",
+        "/tmp/../etc",
+    ],
+)
 def test_dangerous_roots_are_refused(path: str) -> None:
     with pytest.raises(OpsError):
         disk_cleanup.run([{"path": path}])

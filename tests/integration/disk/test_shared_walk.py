@@ -46,7 +46,9 @@ def left() -> t.Tuple[int, t.List[str]]:
 
 
 def expected(top: Path) -> t.List[str]:
-    found = subprocess.run(["find", ".", "-type", "f"], cwd=top, check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["find", ".", "-type", "f"], cwd=top, check=True, capture_output=True, text=True
+    ).stdout.split()
     return sorted(name.removeprefix("./") for name in found)
 
 
@@ -124,10 +126,17 @@ def test_the_second_process_ends_with_the_first(tree: Path) -> None:
     )
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor: a walk is never shared")
-    runner = subprocess.Popen([sys.executable, "-c", program, str(tree)], env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    runner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tree)], env={**os.environ, "PYTHONPATH": str(SOURCES)}
+    )
     try:
-        helper = int(wait_until(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text, what="a second process"))
+        helper = int(
+            wait_until(Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text, what="a second process")
+        )
     finally:
         runner.kill()
         runner.wait()
-    wait_until(lambda: not Path(f"/proc/{helper}").exists() or ") Z " in Path(f"/proc/{helper}/stat").read_text(), what="the end of the second process")
+    wait_until(
+        lambda: not Path(f"/proc/{helper}").exists() or ") Z " in Path(f"/proc/{helper}/stat").read_text(),
+        what="the end of the second process",
+    )

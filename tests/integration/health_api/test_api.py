@@ -23,15 +23,34 @@ from tests.support.waiting import wait_until
 PREFIX = "/api/v1/system"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "TRACE", "CONNECT", "PROPFIND", "get", "X-ANY")
 PATHS = (
-    "/health", "/performance/report", "/memory/optimize", "/cache/clear", "/monitoring/status", "/monitoring/start", "/monitoring/stop", "/recovery/history",
-    "/recovery/trigger", "/logs/health", "/admin/debug", "/metrics", "/dashboard", "/dashboard/login", "/dashboard/logout",
-)  # fmt: skip
+    "/health",
+    "/performance/report",
+    "/memory/optimize",
+    "/cache/clear",
+    "/monitoring/status",
+    "/monitoring/start",
+    "/monitoring/stop",
+    "/recovery/history",
+    "/recovery/trigger",
+    "/logs/health",
+    "/admin/debug",
+    "/metrics",
+    "/dashboard",
+    "/dashboard/login",
+    "/dashboard/logout",
+)
 #: (method, path) that answers anonymous callers; everything else is privileged.
 OPEN = {
-    ("GET", f"{PREFIX}/health"), ("HEAD", f"{PREFIX}/health"), ("GET", "/livez"), ("GET", "/readyz"), ("HEAD", "/livez"), ("HEAD", "/readyz"),
-    ("GET", f"{PREFIX}/dashboard"), ("HEAD", f"{PREFIX}/dashboard"),
+    ("GET", f"{PREFIX}/health"),
+    ("HEAD", f"{PREFIX}/health"),
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("HEAD", "/livez"),
+    ("HEAD", "/readyz"),
+    ("GET", f"{PREFIX}/dashboard"),
+    ("HEAD", f"{PREFIX}/dashboard"),
     ("POST", f"{PREFIX}/dashboard/logout"),  # takes the caller's own cookie away, nothing else
-}  # fmt: skip
+}
 HEALTH_JSON: t.Dict[str, t.Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -54,7 +73,10 @@ HEALTH_JSON: t.Dict[str, t.Any] = {
                         "status": {"enum": ["pass", "warn", "fail"]},
                         "componentType": {"enum": ["component", "datastore", "system"]},
                         "observedUnit": {"type": "string"},
-                        "time": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$"},
+                        "time": {
+                            "type": "string",
+                            "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$",
+                        },
                         "output": {"type": "string"},
                     },
                     "additionalProperties": False,
@@ -63,7 +85,7 @@ HEALTH_JSON: t.Dict[str, t.Any] = {
             },
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +105,15 @@ def unlocked(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[HealthApp]:
 def raw(app: HealthApp, method: str, path: str, *headers: str) -> t.Tuple[int, bytes]:
     """A request as written, for methods and paths that a client library would refuse."""
     with socket.create_connection(("127.0.0.1", app.port), timeout=20) as sock:
-        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", "Content-Length: 0", *headers, "", ""]
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Connection: close",
+            "Content-Length: 0",
+            *headers,
+            "",
+            "",
+        ]
         sock.sendall("\r\n".join(lines).encode())
         data = b""
         while chunk := sock.recv(65536):
@@ -94,9 +124,14 @@ def raw(app: HealthApp, method: str, path: str, *headers: str) -> t.Tuple[int, b
 def test_the_route_table_has_no_privileged_route_without_the_token(app: HealthApp, unlocked: HealthApp) -> None:
     """H3: every path, every method, no token, a wrong one, an empty one, a user's JWT; with none configured as well."""
     strangers: t.List[t.Tuple[str, ...]] = [
-        (), ("X-Ops-Token: wrong",), ("X-Ops-Token: ",), ("Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.e30.x",), ("Authorization: Basic Zmlyc3Q6",),
-        ("Cookie: wheels_ops_session=9999999999.00.00",), ("X-Forwarded-For: 127.0.0.1",),
-    ]  # fmt: skip
+        (),
+        ("X-Ops-Token: wrong",),
+        ("X-Ops-Token: ",),
+        ("Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.e30.x",),
+        ("Authorization: Basic Zmlyc3Q6",),
+        ("Cookie: wheels_ops_session=9999999999.00.00",),
+        ("X-Forwarded-For: 127.0.0.1",),
+    ]
     tried = 0
     for one in (app, unlocked):
         for path in [*(PREFIX + path for path in PATHS), "/livez", "/readyz", "/metrics"]:
@@ -112,9 +147,14 @@ def test_the_route_table_has_no_privileged_route_without_the_token(app: HealthAp
 
 
 SPELLINGS = (
-    "/api/v1/system/../system/admin/debug", "//api/v1/system/admin/debug", "/api/v1/system//admin/debug", "/api/v1/SYSTEM/admin/debug",
-    "/api/v1/system/admin/debug%20", "/api/v1/system/admin%2fdebug", "/api/v1/system/admin/debug;x",
-)  # fmt: skip
+    "/api/v1/system/../system/admin/debug",
+    "//api/v1/system/admin/debug",
+    "/api/v1/system//admin/debug",
+    "/api/v1/SYSTEM/admin/debug",
+    "/api/v1/system/admin/debug%20",
+    "/api/v1/system/admin%2fdebug",
+    "/api/v1/system/admin/debug;x",
+)
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
@@ -132,7 +172,12 @@ def test_every_configured_token_opens(app: HealthApp, token: str) -> None:
 
 
 def test_without_a_token_configured_it_refuses_and_says_why(unlocked: HealthApp) -> None:
-    for method, path in (("POST", "/memory/optimize"), ("POST", "/monitoring/stop"), ("GET", "/admin/debug"), ("POST", "/recovery/trigger")):
+    for method, path in (
+        ("POST", "/memory/optimize"),
+        ("POST", "/monitoring/stop"),
+        ("GET", "/admin/debug"),
+        ("POST", "/recovery/trigger"),
+    ):
         answer = unlocked.request(method, PREFIX + path, token="anything")
         assert answer.status == 403 and "WHEELS_OPS_TOKEN" in answer.json()["detail"]
     assert unlocked.request("GET", f"{PREFIX}/health").status == 200
@@ -146,27 +191,48 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     with health_app(WHEELS_OPS_TOKEN="", WHEELS_OPS_TOKEN_FILE=str(path)) as app:
         assert app.request("GET", f"{PREFIX}/monitoring/status", token="old-token-of-the-file").status == 200
         path.write_text("new-token-of-the-file\n")
-        wait_until(lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="new-token-of-the-file").status == 200)
-        wait_until(lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="old-token-of-the-file").status == 401)
+        wait_until(
+            lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="new-token-of-the-file").status == 200
+        )
+        wait_until(
+            lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="old-token-of-the-file").status == 401
+        )
         path.unlink()
-        wait_until(lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="new-token-of-the-file").status == 403)
+        wait_until(
+            lambda: app.request("GET", f"{PREFIX}/monitoring/status", token="new-token-of-the-file").status == 403
+        )
 
 
 def test_anonymous_callers_get_statuses_and_nothing_else(app: HealthApp) -> None:
     """H4: no version, path, process, host, user, address, number of a measurement."""
     answer = app.request("GET", f"{PREFIX}/health")
     document = answer.json()
-    assert set(document) >= {"timestamp", "overall_status", "status_message", "system_metrics", "alerts_summary", "status", "checks"}
+    assert set(document) >= {
+        "timestamp",
+        "overall_status",
+        "status_message",
+        "system_metrics",
+        "alerts_summary",
+        "status",
+        "checks",
+    }
     assert document["overall_status"] in ("healthy", "warning", "critical")
     assert set(document["alerts_summary"]) == {"total_alerts", "critical_alerts", "warning_alerts", "active_alerts"}
     for entry in document["checks"].values():
         assert set(entry[0]) == {"status"}
     text = re.sub(r'"timestamp":"[^"]*"', "", answer.body.decode())
     for pattern in (
-        r"\d+\.\d+\.\d+", r"/(var|tmp|home|root|usr|etc|proc|work)\b", r"\bpid\b", re.escape(socket.gethostname()),
+        r"\d+\.\d+\.\d+",
+        r"/(var|tmp|home|root|usr|etc|proc|work)\b",
+        r"\bpid\b",
+        re.escape(socket.gethostname()),
         r"python|uvicorn|fastapi|linux|redis_version",
-        r"[0-9a-f]{8}-[0-9a-f]{4}", r"postgres(ql)?://", r"\b127\.", r"Traceback|Error\b", r"\d+\.\d+",
-    ):  # fmt: skip
+        r"[0-9a-f]{8}-[0-9a-f]{4}",
+        r"postgres(ql)?://",
+        r"\b127\.",
+        r"Traceback|Error\b",
+        r"\d+\.\d+",
+    ):
         assert not re.search(pattern, text, re.I), pattern
     for name in ("server", "x-powered-by"):
         assert "python" not in answer.headers.get(name, "").lower()
@@ -192,10 +258,18 @@ def test_details_keep_the_keys_of_the_first_version(app: HealthApp) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "keys"),
     [
-        ("GET", "/performance/report?hours=6", {"report_period_hours", "generated_at", "metrics_summary", "alert_summary", "recommendations"}),
+        (
+            "GET",
+            "/performance/report?hours=6",
+            {"report_period_hours", "generated_at", "metrics_summary", "alert_summary", "recommendations"},
+        ),
         ("GET", "/performance/report?days=30", {"report_period_hours", "metrics_summary"}),
         ("POST", "/memory/optimize", {"message", "type", "started_at", "rss_before", "rss_after", "freed_bytes"}),
-        ("POST", "/memory/optimize?force_aggressive=true", {"message", "type", "started_at", "rss_before", "rss_after", "freed_bytes"}),
+        (
+            "POST",
+            "/memory/optimize?force_aggressive=true",
+            {"message", "type", "started_at", "rss_before", "rss_after", "freed_bytes"},
+        ),
         ("GET", "/monitoring/status", {"timestamp", "services"}),
         ("GET", "/recovery/history?limit=5", {"message", "note", "limit", "timestamp", "history"}),
         ("POST", "/recovery/trigger", {"message", "started_at", "note"}),
@@ -214,13 +288,18 @@ def test_endpoints_answer_with_their_keys(app: HealthApp, method: str, path: str
 @pytest.mark.parametrize(
     ("path", "detail"),
     [
-        ("/performance/report?hours=0", "Hours must be between 1 and 24"), ("/performance/report?hours=25", "Hours must be between 1 and 24"),
-        ("/performance/report?hours=abc", "Hours must be between 1 and 24"), ("/performance/report?days=99", "Days must be between 1 and 35"),
-        ("/performance/report?days=x", "Days must be between 1 and 35"), ("/performance/report?hours=", "Hours must be between 1 and 24"),
-        ("/performance/report?hours=1_0", "Hours must be between 1 and 24"), ("/recovery/history?limit=x", "limit must be a number between 1 and 500"),
-        ("/recovery/history?limit=0", "limit must be a number between 1 and 500"), ("/health?" + "a&" * 30, "Too many query parameters"),
+        ("/performance/report?hours=0", "Hours must be between 1 and 24"),
+        ("/performance/report?hours=25", "Hours must be between 1 and 24"),
+        ("/performance/report?hours=abc", "Hours must be between 1 and 24"),
+        ("/performance/report?days=99", "Days must be between 1 and 35"),
+        ("/performance/report?days=x", "Days must be between 1 and 35"),
+        ("/performance/report?hours=", "Hours must be between 1 and 24"),
+        ("/performance/report?hours=1_0", "Hours must be between 1 and 24"),
+        ("/recovery/history?limit=x", "limit must be a number between 1 and 500"),
+        ("/recovery/history?limit=0", "limit must be a number between 1 and 500"),
+        ("/health?" + "a&" * 30, "Too many query parameters"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(app: HealthApp, path: str, detail: str) -> None:
     answer = app.request("GET", PREFIX + path, token=TOKEN)
     assert (answer.status, answer.json()) == (400, {"detail": detail})
@@ -231,7 +310,9 @@ def test_an_unknown_cache_is_refused_and_an_absent_redis_is_said(app: HealthApp)
     unclear = app.request("POST", f"{PREFIX}/memory/optimize?force_aggressive=perhaps", token=TOKEN)
     assert (unclear.status, unclear.json()) == (400, {"detail": "force_aggressive must be true or false"})
     answer = app.request("POST", f"{PREFIX}/cache/clear?cache_type=redis", token=TOKEN)
-    assert answer.status == 503 and answer.json()["failed_caches"] == ["redis"] and answer.json()["cleared_caches"] == []
+    assert (
+        answer.status == 503 and answer.json()["failed_caches"] == ["redis"] and answer.json()["cleared_caches"] == []
+    )
 
 
 def test_logs_health_looks_where_the_operator_says_and_never_calls_the_unread_healthy(tmp_path: Path) -> None:
@@ -243,7 +324,9 @@ def test_logs_health_looks_where_the_operator_says_and_never_calls_the_unread_he
         with open(tmp_path / "access.log", "wb") as large:
             large.truncate(51_000_000)
         found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
-        assert found["healthy"] is False and [entry["path"] for entry in found["log_info"]["large_files"]] == [str(tmp_path / "access.log")]
+        assert found["healthy"] is False and [entry["path"] for entry in found["log_info"]["large_files"]] == [
+            str(tmp_path / "access.log")
+        ]
     with health_app(LOG_DIRS=f"{tmp_path / 'absent'}:{tmp_path / 'app.log'}") as app:
         found = app.request("GET", f"{PREFIX}/logs/health", token=TOKEN).json()
         assert found["healthy"] is False
@@ -271,28 +354,49 @@ def test_monitoring_stops_and_starts(app: HealthApp) -> None:
     health = app.request("GET", f"{PREFIX}/health").json()
     assert health["overall_status"] == "warning", "what nobody measures is not shown as healthy"
     started = app.request("POST", f"{PREFIX}/monitoring/start", token=TOKEN).json()
-    assert started["results"]["performance_monitor"] == "started" and started["results"]["memory_optimizer"] == "started"
-    assert app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).json()["services"]["performance_monitor"]["active"] is True
+    assert (
+        started["results"]["performance_monitor"] == "started" and started["results"]["memory_optimizer"] == "started"
+    )
+    assert (
+        app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).json()["services"]["performance_monitor"][
+            "active"
+        ]
+        is True
+    )
 
 
 def test_recovery_is_handed_to_the_host_and_its_history_shown(tmp_path: Path) -> None:
     with health_app(state=tmp_path) as app:
         with ThreadPoolExecutor(4) as pool:  # also at the same time
             work = [
-                pool.submit(app.request, "POST", f"{PREFIX}/recovery/trigger", token=TOKEN, Idempotency_Key="night-shift-1")
+                pool.submit(
+                    app.request, "POST", f"{PREFIX}/recovery/trigger", token=TOKEN, Idempotency_Key="night-shift-1"
+                )
                 for _ in range(4)
-            ]  # fmt: skip
+            ]
         answer, *others = (one.result().json() for one in work)
         assert others == [answer] * 3
         (path,) = (tmp_path / "requests").glob("*.json")
         request = json.loads(path.read_text())
         assert request["id"] == answer["request_id"] == path.stem
-        assert request["kind"] == "recover" and request["requested_by"].startswith("token ") and TOKEN not in path.read_text()
+        assert (
+            request["kind"] == "recover"
+            and request["requested_by"].startswith("token ")
+            and TOKEN not in path.read_text()
+        )
         (tmp_path / "history.jsonl").mkdir()  # nothing that can be read, also not by root
-        assert "cannot read the host's history" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
+        assert (
+            "cannot read the host's history"
+            in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
+        )
         (tmp_path / "history.jsonl").rmdir()
-        assert "has not written anything yet" in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
-        entries = [{"time": f"2026-01-01T00:00:{second:02}Z", "action": "memory_trim", "outcome": "ok"} for second in range(60)]
+        assert (
+            "has not written anything yet"
+            in app.request("GET", f"{PREFIX}/recovery/history", token=TOKEN).json()["note"]
+        )
+        entries = [
+            {"time": f"2026-01-01T00:00:{second:02}Z", "action": "memory_trim", "outcome": "ok"} for second in range(60)
+        ]
         lines = [json.dumps(entry) for entry in entries]
         (tmp_path / "history.jsonl").write_text("\n".join([*lines[:30], "{broken", "[]", *lines[30:]]) + "\n")
         history = app.request("GET", f"{PREFIX}/recovery/history?limit=40", token=TOKEN).json()["history"]
@@ -313,7 +417,9 @@ def test_actions_and_failed_tries_are_rate_limited() -> None:
         assert int(limited.headers["retry-after"]) >= 1
         wrong = [app.request("GET", f"{PREFIX}/admin/debug", token="guess").status for _ in range(30)]
         assert wrong[:20] == [401] * 20 and 429 in wrong
-        assert app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).status == 200, "the right token is never locked out"
+        assert app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).status == 200, (
+            "the right token is never locked out"
+        )
 
 
 def test_no_exception_text_leaves(tmp_path: Path) -> None:
@@ -347,7 +453,9 @@ for family in text_string_to_metric_families(sys.stdin.read()):
         found[sample.name + json.dumps(sample.labels, sort_keys=True)] = sample.value
 print(json.dumps(found))
 """
-    text = subprocess.run([str(BACKEND_PYTHON), "-c", program], input=answer.body, capture_output=True, check=True).stdout
+    text = subprocess.run(
+        [str(BACKEND_PYTHON), "-c", program], input=answer.body, capture_output=True, check=True
+    ).stdout
     found = json.loads(text)
     assert found["pam_memory_percent{}"] > 0
     assert found['pam_request_duration_seconds_count{"method": "GET", "route": "/items/{item}"}'] >= 5
@@ -367,9 +475,14 @@ def test_options_says_what_a_path_offers_and_preflights_stay_with_the_cors_layer
     """Neither needs the token: browsers never send one with a preflight."""
     plain = app.request("OPTIONS", f"{PREFIX}/memory/optimize")
     assert (plain.status, plain.headers["allow"], plain.body) == (200, "POST, OPTIONS", b"")
-    assert app.request("OPTIONS", f"{PREFIX}/health", Origin="https://wheelsandwins.com").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert (
+        app.request("OPTIONS", f"{PREFIX}/health", Origin="https://wheelsandwins.com").headers["allow"]
+        == "GET, HEAD, OPTIONS"
+    )
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    preflight = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://wheelsandwins.com", **asked})
+    preflight = app.request(
+        "OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://wheelsandwins.com", **asked}
+    )
     assert preflight.status == 200 and preflight.headers["access-control-allow-origin"] == "https://wheelsandwins.com"
     foreign = app.request("OPTIONS", f"{PREFIX}/memory/optimize", more={"Origin": "https://evil.example", **asked})
     assert foreign.status != 200 and "access-control-allow-origin" not in foreign.headers
@@ -389,7 +502,9 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
     """Copied by hand as the report says, mounted by ``include_router``: everything but what needs the other files."""
     with health_app(files=REPORT_FILES, ROUTER_ONLY="1") as app:
         wait_until(lambda: app.request("GET", f"{PREFIX}/health").status == 200)
-        assert app.health()["system_metrics"]["performance"]["monitoring_active"], "the router starts what it reads from"
+        assert app.health()["system_metrics"]["performance"]["monitoring_active"], (
+            "the router starts what it reads from"
+        )
         running = app.request("GET", f"{PREFIX}/monitoring/status", token=TOKEN).json()["services"]
         assert running["performance_monitor"]["active"] and running["memory_optimizer"]["active"]
         assert app.request("GET", f"{PREFIX}/admin/debug").status == 401
@@ -402,9 +517,13 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
 def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
     """docs/health-api.md against the route table: method, path, and whether the token is needed."""
     text = (REPOSITORY / "docs" / "health-api.md").read_text(encoding="utf-8")
-    documented = [[method, path, needs == "yes"] for method, path, needs in re.findall(r"^\| (GET|POST) \| `([^`]+)` \| (yes|no|form) \|", text, re.M)]
+    documented = [
+        [method, path, needs == "yes"]
+        for method, path, needs in re.findall(r"^\| (GET|POST) \| `([^`]+)` \| (yes|no|form) \|", text, re.M)
+    ]
     program = (
-        "import json\nfrom app.api.v1.system_health import ROUTES\nprint(json.dumps([[method, path, one.token] for (method, path), one in ROUTES.items()]))"
+        "import json\nfrom app.api.v1.system_health import ROUTES\nprint(json.dumps([[method, path, one.token] for"
+        " (method, path), one in ROUTES.items()]))"
     )
     assert sorted(documented) == sorted(json.loads(app.tree.run(program).stdout.splitlines()[-1]))
 
@@ -418,7 +537,10 @@ def test_without_psutil_the_monitor_measures_and_the_rest_says_what_is_missing(t
     (tmp_path / "psutil.py").write_text("raise ImportError('not here')\n")
     with health_app(PYTHONPATH=str(tmp_path)) as app:
         document = app.health()
-        assert document["checks"]["memory:utilization"][0]["observedValue"] > 0 and "error" in document["system_metrics"]["memory"]
+        assert (
+            document["checks"]["memory:utilization"][0]["observedValue"] > 0
+            and "error" in document["system_metrics"]["memory"]
+        )
         debug = app.request("GET", f"{PREFIX}/admin/debug", token=TOKEN)
         assert debug.status == 200 and debug.json()["process"]["pid"] == app.process.pid
         assert {debug.json()[part]["error"] for part in ("system", "process", "network")} == {"psutil is not installed"}
@@ -426,12 +548,18 @@ def test_without_psutil_the_monitor_measures_and_the_rest_says_what_is_missing(t
 
 
 @pytest.mark.parametrize("wanted", ["true", "false"])
-def test_a_web_process_without_celery_slows_background_work_down(redis_server: servers.Redis, tmp_path: Path, wanted: str) -> None:
+def test_a_web_process_without_celery_slows_background_work_down(
+    redis_server: servers.Redis, tmp_path: Path, wanted: str
+) -> None:
     """Beat sees the processors of its own host; that the event loop of a web process is late is known only there."""
     (tmp_path / "celery.py").write_text("raise ImportError('not here')\n")
     redis_server.cli("DEL", "pam:throttle")
     with health_app(
-        PYTHONPATH=str(tmp_path), REDIS_URL=redis_server.url, MONITORING_INTERVAL="0.5", LOOP_LAG_INTERVAL="0.1", CELERY_THROTTLE_FROM_WEB=wanted
+        PYTHONPATH=str(tmp_path),
+        REDIS_URL=redis_server.url,
+        MONITORING_INTERVAL="0.5",
+        LOOP_LAG_INTERVAL="0.1",
+        CELERY_THROTTLE_FROM_WEB=wanted,
     ) as app:
         app.request("GET", "/fault/stall?seconds=1.5")
         if wanted == "false":
@@ -441,12 +569,16 @@ def test_a_web_process_without_celery_slows_background_work_down(redis_server: s
         wait_until(lambda: redis_server.cli("HGET", "pam:throttle", "level") == "3", what="the load of the web process")
         assert redis_server.cli("HGET", "pam:throttle", "source") == "monitor"
         assert redis_server.cli("HGET", "pam:throttle", "writer") == f"{socket.gethostname()}:{app.process.pid}"
-        assert redis_server.cli("GET", f"pam:throttle:observer:{socket.gethostname()}") == "monitor", "beat on this host need not measure"
+        assert redis_server.cli("GET", f"pam:throttle:observer:{socket.gethostname()}") == "monitor", (
+            "beat on this host need not measure"
+        )
         assert not redis_server.cli("GET", "pam:throttle:observer"), "beat on another one must"
 
 
 @pytest.mark.parametrize(("interval", "timeout", "period"), [(5, 1, 5), (0.5, 4, 4)])
-def test_a_sample_is_old_by_what_takes_longer_the_interval_or_the_answer(app: HealthApp, interval: float, timeout: float, period: float) -> None:
+def test_a_sample_is_old_by_what_takes_longer_the_interval_or_the_answer(
+    app: HealthApp, interval: float, timeout: float, period: float
+) -> None:
     """What is waited for is no older than what was asked often; what nobody measures any more is not healthy."""
     program = f"""
 import json

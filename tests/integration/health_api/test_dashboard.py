@@ -21,8 +21,23 @@ from tests.support.waiting import wait_until
 
 PAGE = "/api/v1/system/dashboard"
 HISTORY = (
-    {"time": "2026-11-23T03:00:00Z", "run_id": "a1", "trigger": "timer", "subject": "memory", "action": "memory_trim", "outcome": "ok", "duration_s": 1.5},
-    {"time": "2026-11-23T03:10:00Z", "run_id": "a2", "trigger": "api", "subject": "<img src=x>", "action": "service_restart", "outcome": "failed"},
+    {
+        "time": "2026-11-23T03:00:00Z",
+        "run_id": "a1",
+        "trigger": "timer",
+        "subject": "memory",
+        "action": "memory_trim",
+        "outcome": "ok",
+        "duration_s": 1.5,
+    },
+    {
+        "time": "2026-11-23T03:10:00Z",
+        "run_id": "a2",
+        "trigger": "api",
+        "subject": "<img src=x>",
+        "action": "service_restart",
+        "outcome": "failed",
+    },
 )
 
 
@@ -30,12 +45,15 @@ def fill(directory: Path) -> None:
     """A day of samples with a gap of two hours, as the store would have written it."""
     with sqlite3.connect(directory / "metrics.sqlite") as database:
         database.executescript(
-            "create table metric (id integer primary key, name text not null unique);"
-            "create table sample (step integer not null, metric integer not null, slot integer not null, low real not null, high real not null,"
-            " total real not null, count integer not null, last real not null, primary key (step, metric, slot)) without rowid;"
+            "create table metric (id integer primary key, name text not null unique);create table sample (step integer"
+            " not null, metric integer not null, slot integer not null, low real not null, high real not null, total"
+            " real not null, count integer not null, last real not null, primary key (step, metric, slot)) without"
+            " rowid;"
         )
         now = int(time.time()) // 30
-        for number, (name, base) in enumerate({"memory_percent": 55.0, "cpu_percent": 30.0, "response_p95_ms": 350.0, "error_rate": 0.4}.items(), 1):
+        for number, (name, base) in enumerate(
+            {"memory_percent": 55.0, "cpu_percent": 30.0, "response_p95_ms": 350.0, "error_rate": 0.4}.items(), 1
+        ):
             database.execute("insert into metric values (?, ?)", (number, name))
             rows = []
             for back in range(2870, 2, -1):
@@ -51,12 +69,16 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[HealthApp]:
     state = tmp_path_factory.mktemp("state")
     fill(state)
     (state / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in HISTORY))
-    with health_app(state=state, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5", REDIS_URL="redis://127.0.0.1:9/0") as running:
+    with health_app(
+        state=state, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5", REDIS_URL="redis://127.0.0.1:9/0"
+    ) as running:
         yield running
 
 
 def sign_in(page: browsers.Page, token: str) -> None:
-    page.evaluate(f"document.querySelector('#token').value = {json.dumps(token)}; document.querySelector('form button').click()")
+    page.evaluate(
+        f"document.querySelector('#token').value = {json.dumps(token)}; document.querySelector('form button').click()"
+    )
 
 
 def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
@@ -67,22 +89,40 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
         page = chromium.page(app.url + PAGE)
         assert page.evaluate("document.querySelector('h1').textContent") == "Sign in"
         sign_in(page, "wrong token")
-        wait_until(lambda: page.evaluate("document.querySelector('[role=alert]')?.textContent") == "That token is not valid.")
+        wait_until(
+            lambda: page.evaluate("document.querySelector('[role=alert]')?.textContent") == "That token is not valid."
+        )
         sign_in(page, OTHER_TOKEN)
         wait_until(lambda: page.evaluate("document.querySelector('h1').textContent") == "System health")
         text = page.evaluate("document.body.innerText")
-        for words in ("Overall health", "Performance", "Stability", "User experience", "Active alerts", "Values and thresholds", "Last recovery actions"):
+        for words in (
+            "Overall health",
+            "Performance",
+            "Stability",
+            "User experience",
+            "Active alerts",
+            "Values and thresholds",
+            "Last recovery actions",
+        ):
             assert words in text, words
         assert "redis:connection" in text and "Critical" in text, "what is broken is shown"
         assert "service_restart" in text and "<img src=x>" in text, "the history is shown as text"
         assert page.evaluate("document.querySelectorAll('main img').length") == 0
-        charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => [s.getAttribute('aria-label'), s.querySelector('.curve').getAttribute('d')])")
+        charts = page.evaluate(
+            "[...document.querySelectorAll('svg')].map(s => [s.getAttribute('aria-label'),"
+            " s.querySelector('.curve').getAttribute('d')])"
+        )
         assert len(charts) >= 6
         memory = next(path for label, path in charts if label.startswith("Memory:"))
         assert memory.count("M") >= 2 and memory.count("L") > 300, "a gap in the samples is a gap in the line"
         assert all(" now " in label and "highest" in label for label, _ in charts), "each chart has a text alternative"
         assert page.evaluate("document.cookie") == "", "no script can read the session"
-        assert page.evaluate("performance.getEntriesByType('resource').filter(r => !r.name.startsWith(location.origin)).length") == 0
+        assert (
+            page.evaluate(
+                "performance.getEntriesByType('resource').filter(r => !r.name.startsWith(location.origin)).length"
+            )
+            == 0
+        )
         assert page.evaluate("document.documentElement.lang") == "en"
         assert page.evaluate("[...document.querySelectorAll('th')].every(h => h.scope)") is True
         assert page.evaluate("[...document.querySelectorAll('input')].every(i => i.hidden || i.labels.length)") is True
@@ -92,8 +132,12 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
         assert page.evaluate("document.querySelector('main p').textContent") != before, "it refreshes itself in place"
         for name, mode, width in (("light", "light", 1280), ("dark", "dark", 1280), ("phone", "light", 390)):
             page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": mode}])
-            page.call("Emulation.setDeviceMetricsOverride", width=width, height=1700, deviceScaleFactor=1, mobile=width < 500)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"no sideways scrolling at {width}"
+            page.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=1700, deviceScaleFactor=1, mobile=width < 500
+            )
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                f"no sideways scrolling at {width}"
+            )
             assert contrast(page) >= 4.5, mode
             page.screenshot(shots / f"dashboard-{name}.png")
         said = [line for line in page.console() if "status of 401" not in line]
@@ -105,7 +149,10 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
 
 def numbers(label: str) -> t.List[float]:
     """now, lowest and highest of a chart's text alternative; nan for what is not measured now."""
-    return [float("nan") if word == "–" else float(word.replace(",", "")) for word in re.findall(r"(?:now|lowest|highest) (–|[0-9][0-9,.]*)", label)]
+    return [
+        float("nan") if word == "–" else float(word.replace(",", ""))
+        for word in re.findall(r"(?:now|lowest|highest) (–|[0-9][0-9,.]*)", label)
+    ]
 
 
 def test_what_is_not_checked_is_no_health(app: HealthApp) -> None:
@@ -136,7 +183,9 @@ def test_now_lies_between_lowest_and_highest(app: HealthApp) -> None:
             assert lowest <= now <= highest or math.isnan(now), label
         assert sum(not math.isnan(numbers(label)[0]) for label in labels) >= 4, labels
         time.sleep(0.4)
-    report = app.request("GET", "/api/v1/system/performance/report?hours=24", token=TOKEN).json()["metrics_summary"]["error_rate"]
+    report = app.request("GET", "/api/v1/system/performance/report?hours=24", token=TOKEN).json()["metrics_summary"][
+        "error_rate"
+    ]
     shown = numbers(next(label for label in labels if label.startswith("Failed requests")))
     assert shown[1:] == pytest.approx([report["min"], report["max"]], abs=0.06)
 
@@ -144,8 +193,7 @@ def test_now_lies_between_lowest_and_highest(app: HealthApp) -> None:
 def contrast(page: browsers.Page) -> float:
     """The smallest WCAG contrast of any text against its background on the page."""
     return float(
-        page.evaluate(
-            """(() => {
+        page.evaluate("""(() => {
             const parse = c => c.match(/[0-9.]+/g).map(Number);
             const lum = c => { const v = parse(c).slice(0, 3).map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
                                return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
@@ -158,8 +206,7 @@ def contrast(page: browsers.Page) -> float:
                 const [a, b] = [lum(ink), lum(back(e))].sort((x, y) => y - x);
                 worst = Math.min(worst, (a + .05) / (b + .05));
             }
-            return worst; })()"""
-        )
+            return worst; })()""")
     )
 
 
@@ -182,10 +229,17 @@ def test_the_session_cookie(app: HealthApp) -> None:
 
     assert shown(value)
     expiry, nonce, mac = value.split(".")
-    assert not shown(f"{int(expiry) + 1}.{nonce}.{mac}") and not shown(f"{expiry}.{nonce}.{'0' * 64}") and not shown("") and not shown("...")
+    assert (
+        not shown(f"{int(expiry) + 1}.{nonce}.{mac}")
+        and not shown(f"{expiry}.{nonce}.{'0' * 64}")
+        and not shown("")
+        and not shown("...")
+    )
     assert not shown(f"1.{nonce}.{mac}")
     for path in ("admin/debug", "performance/report", "monitoring/status"):
-        assert app.request("GET", f"/api/v1/system/{path}", Cookie=cookie).status == 401, "the session opens the page and nothing else"
+        assert app.request("GET", f"/api/v1/system/{path}", Cookie=cookie).status == 401, (
+            "the session opens the page and nothing else"
+        )
     assert app.request("POST", "/api/v1/system/monitoring/stop", Cookie=cookie).status == 401
 
 
@@ -200,7 +254,12 @@ def test_a_foreign_page_cannot_sign_anyone_in(app: HealthApp) -> None:
 def test_the_policy_of_the_page(app: HealthApp) -> None:
     first, second = (app.request("GET", PAGE, token=TOKEN) for _ in range(2))
     policy = first.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy and "frame-ancestors 'none'" in policy
+    assert (
+        "default-src 'none'" in policy
+        and "unsafe" not in policy
+        and "http" not in policy
+        and "frame-ancestors 'none'" in policy
+    )
     assert policy != second.headers["content-security-policy"], "a nonce is used once"
     for needle in (b"http://", b"https://", b" style=", b" onclick", b'<link rel="stylesheet'):
         assert needle not in first.body

@@ -27,17 +27,27 @@ def test_reads_go_to_the_replica_and_come_back(tmp_path: Path, postgres: servers
     try:
         url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
         with health_app(
-            QUICK, state=tmp_path, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(replica), DATABASE_RESTART_AFTER="2",
-        ) as app:  # fmt: skip
+            QUICK,
+            state=tmp_path,
+            DATABASE_URL=url,
+            DATABASE_REPLICA_URL=postgres_url(replica),
+            DATABASE_RESTART_AFTER="2",
+        ) as app:
             assert app.check("database:connection") == "pass"
             relay.refuse()
             wait_until(lambda: app.health()["sections"]["database"]["state"] == "read_only", timeout=30)
             document = app.health()
             assert document["checks"]["database:connection"][0]["status"] == "warn"
-            assert document["overall_status"] == "critical" and "database:alert" in document["checks"], "administrators are told at once"
+            assert document["overall_status"] == "critical" and "database:alert" in document["checks"], (
+                "administrators are told at once"
+            )
             assert app.request("GET", "/readyz").status == 200, "reads work: traffic may come"
             assert document["sections"]["database"]["attempts"] >= 4
-            wait_until(lambda: requests_of(tmp_path) == ["alert", "restart"], timeout=30, what="one alert and one restart request")
+            wait_until(
+                lambda: requests_of(tmp_path) == ["alert", "restart"],
+                timeout=30,
+                what="one alert and one restart request",
+            )
             relay.open()
             wait_until(lambda: app.health()["sections"]["database"]["state"] == "ok", timeout=30)
             wait_until(lambda: app.health()["overall_status"] == "healthy", timeout=30)
@@ -54,10 +64,17 @@ def test_the_backends_own_pool_follows(postgres: servers.Postgres, redis_server:
     try:
         url = postgres_url(primary).replace(f":{postgres.port}/", f":{relay.port}/")
         with running_backend(
-            "incident", primary, redis_server.url, patched=(*REPORT_FILES, "wheels_ops"), install_block=True,
-            WHEELS_OPS_TOKEN=TOKEN, DATABASE_URL=url, DATABASE_REPLICA_URL=postgres_url(primary),
-            HEALTH_CHECK_INTERVAL="0.3", HEALTH_CHECK_TIMEOUT="0.5",
-        ) as backend:  # fmt: skip
+            "incident",
+            primary,
+            redis_server.url,
+            patched=(*REPORT_FILES, "wheels_ops"),
+            install_block=True,
+            WHEELS_OPS_TOKEN=TOKEN,
+            DATABASE_URL=url,
+            DATABASE_REPLICA_URL=postgres_url(primary),
+            HEALTH_CHECK_INTERVAL="0.3",
+            HEALTH_CHECK_TIMEOUT="0.5",
+        ) as backend:
 
             def state() -> str:
                 found = backend.request("GET", "/api/v1/system/health", headers={"X-Ops-Token": TOKEN}).json()

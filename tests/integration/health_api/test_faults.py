@@ -24,7 +24,9 @@ from tests.support.health_app import HEALTHY_SQL, TOKEN, HealthApp, Relay, froze
 from tests.support.waiting import wait_until
 
 REAL = os.environ.get("WHEELS_OPS_REAL_INTERVALS") == "1"
-INTERVALS = {} if REAL else {"HEALTH_CHECK_INTERVAL": "0.5", "HEALTH_CHECK_TIMEOUT": "0.5", "MONITORING_INTERVAL": "0.5"}
+INTERVALS = (
+    {} if REAL else {"HEALTH_CHECK_INTERVAL": "0.5", "HEALTH_CHECK_TIMEOUT": "0.5", "MONITORING_INTERVAL": "0.5"}
+)
 #: The promise of the documentation.
 SEEN_WITHIN = 10.0
 
@@ -45,7 +47,14 @@ class World(t.NamedTuple):
 def small_disk() -> t.Iterator[t.Optional[Path]]:
     """A file system of 4 MB that may be filled; None where this user cannot mount one."""
     directory = Path(tempfile.mkdtemp(prefix="wops-disk-"))
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs", str(directory)], capture_output=True, check=False).returncode == 0
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs", str(directory)],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
     try:
         yield directory if mounted else None
     finally:
@@ -68,10 +77,16 @@ def world(**env: str) -> t.Iterator[World]:
         url = postgres_url(dsn).replace(f":{postgres.port}/", f":{relays[0].port}/")
         app = stack.enter_context(
             health_app(
-                INTERVALS, env, DATABASE_URL=url, REDIS_URL=f"redis://127.0.0.1:{relays[1].port}/0", MEMORY_LIMIT_MB="500",
-                DISK_PATHS=str(disk or "/"), ENVIRONMENT="production", STUB_ENVIRONMENT="production",
+                INTERVALS,
+                env,
+                DATABASE_URL=url,
+                REDIS_URL=f"redis://127.0.0.1:{relays[1].port}/0",
+                MEMORY_LIMIT_MB="500",
+                DISK_PATHS=str(disk or "/"),
+                ENVIRONMENT="production",
+                STUB_ENVIRONMENT="production",
             )
-        )  # fmt: skip
+        )
         yield World(app, postgres, dsn, redis, relays[0], relays[1], disk)
 
 
@@ -85,7 +100,9 @@ def is_healthy(app: HealthApp) -> bool:
     """True, or an error that names what is not."""
     answer = app.request("GET", "/api/v1/system/health")
     if answer.status != 200 or answer.json()["overall_status"] != "healthy":
-        raise AssertionError({name: entry[0] for name, entry in app.health()["checks"].items() if entry[0]["status"] != "pass"})
+        raise AssertionError(
+            {name: entry[0] for name, entry in app.health()["checks"].items() if entry[0]["status"] != "pass"}
+        )
     return True
 
 
@@ -112,7 +129,9 @@ def over_http(break_path: str, mend_path: str) -> t.Callable[[World], t.ContextM
 
 
 def statement(broken: str, mended: str) -> t.Callable[[World], t.ContextManager[t.Any]]:
-    return lambda world: both(lambda: world.postgres.psql(world.dsn, sql=broken), lambda: world.postgres.psql(world.dsn, sql=mended))
+    return lambda world: both(
+        lambda: world.postgres.psql(world.dsn, sql=broken), lambda: world.postgres.psql(world.dsn, sql=mended)
+    )
 
 
 def full_disk(world: World) -> t.ContextManager[t.Any]:
@@ -131,22 +150,41 @@ def no_inodes(world: World) -> t.ContextManager[t.Any]:
 
 
 FAULTS: t.Dict[str, Fault] = {
-    "postgres refuses": Fault(lambda w: both(w.database_relay.refuse, w.database_relay.open), "database:connection", "fail", 503),
+    "postgres refuses": Fault(
+        lambda w: both(w.database_relay.refuse, w.database_relay.open), "database:connection", "fail", 503
+    ),
     "postgres frozen": Fault(lambda w: frozen(w.postgres.process), "database:connection", "fail", 503),
-    "postgres black-holed": Fault(lambda w: both(w.database_relay.black_hole, w.database_relay.open), "database:connection", "fail", 503),
+    "postgres black-holed": Fault(
+        lambda w: both(w.database_relay.black_hole, w.database_relay.open), "database:connection", "fail", 503
+    ),
     "redis refuses": Fault(lambda w: both(w.redis_relay.refuse, w.redis_relay.open), "redis:connection", "fail", 503),
     "redis frozen": Fault(lambda w: frozen(w.redis.process), "redis:connection", "fail", 503),
-    "redis black-holed": Fault(lambda w: both(w.redis_relay.black_hole, w.redis_relay.open), "redis:connection", "fail", 503),
+    "redis black-holed": Fault(
+        lambda w: both(w.redis_relay.black_hole, w.redis_relay.open), "redis:connection", "fail", 503
+    ),
     "redis refuses writes": Fault(
-        lambda w: both(lambda: w.redis.cli("config", "set", "min-replicas-to-write", "1"), lambda: w.redis.cli("config", "set", "min-replicas-to-write", "0")),
-        "redis:write", "fail", 503,
+        lambda w: both(
+            lambda: w.redis.cli("config", "set", "min-replicas-to-write", "1"),
+            lambda: w.redis.cli("config", "set", "min-replicas-to-write", "0"),
+        ),
+        "redis:write",
+        "fail",
+        503,
     ),
     "policy recursive": Fault(
-        statement("create policy loop on user_wishlists using (exists (select 1 from wishlist_items))", "drop policy loop on user_wishlists"),
-        "database:policies", "fail", 503,
+        statement(
+            "create policy loop on user_wishlists using (exists (select 1 from wishlist_items))",
+            "drop policy loop on user_wishlists",
+        ),
+        "database:policies",
+        "fail",
+        503,
     ),
     "table missing": Fault(
-        statement("alter table affiliate_sales rename to gone", "alter table gone rename to affiliate_sales"), "database:tables", "fail", 503,
+        statement("alter table affiliate_sales rename to gone", "alter table gone rename to affiliate_sales"),
+        "database:tables",
+        "fail",
+        503,
     ),
     "disk full": Fault(full_disk, "disk:utilization", "fail", 503),
     "no inodes": Fault(no_inodes, "disk:inodes", "fail", 503),
@@ -154,9 +192,13 @@ FAULTS: t.Dict[str, Fault] = {
     # What is measured is up to two seconds shorter than the stall, and critical from 2.5 s on.
     "loop stalled": Fault(over_http("/fault/stall?seconds=5", "/items/1"), "eventloop:lag", "fail", 503),
     "speech dead": Fault(over_http("/fault/speech?engines=0", "/fault/speech?engines=2"), "tts:engines", "warn", 200),
-    "cors refuses its own": Fault(over_http("/fault/cors?broken=true", "/fault/cors?broken=false"), "cors:preflight", "fail", 503),
-    "heartbeat of the sockets dead": Fault(over_http("/fault/sockets?broken=true", "/fault/sockets?broken=false"), "websocket:heartbeat", "fail", 503),
-}  # fmt: skip
+    "cors refuses its own": Fault(
+        over_http("/fault/cors?broken=true", "/fault/cors?broken=false"), "cors:preflight", "fail", 503
+    ),
+    "heartbeat of the sockets dead": Fault(
+        over_http("/fault/sockets?broken=true", "/fault/sockets?broken=false"), "websocket:heartbeat", "fail", 503
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -166,7 +208,9 @@ def test_fault_is_seen_and_clears(around: World, name: str, record_property: t.C
     wait_until(lambda: is_healthy(app), timeout=40, what="healthy before")
     started = time.monotonic()
     with fault.breaks(around):
-        wait_until(lambda: app.check(fault.check) == fault.status, timeout=SEEN_WITHIN, what=f"{fault.check}: {fault.status}")
+        wait_until(
+            lambda: app.check(fault.check) == fault.status, timeout=SEEN_WITHIN, what=f"{fault.check}: {fault.status}"
+        )
         record_property("seen_after_seconds", round(time.monotonic() - started, 1))
         answer = app.request("GET", "/api/v1/system/health")
         assert answer.status == fault.code
@@ -189,7 +233,10 @@ def test_answers_never_wait_for_a_dependency(around: World) -> None:
     """H1 as behaviour: with both stores black-holed the answer comes from the sample; its speed is measured in tests/bench."""
     app = around.app
     wait_until(lambda: is_healthy(app), timeout=40)
-    with both(around.database_relay.black_hole, around.database_relay.open), both(around.redis_relay.black_hole, around.redis_relay.open):
+    with (
+        both(around.database_relay.black_hole, around.database_relay.open),
+        both(around.redis_relay.black_hole, around.redis_relay.open),
+    ):
         for _ in range(20):
             assert app.request("GET", "/api/v1/system/health", timeout=0.5).status in (200, 503)
             assert app.request("GET", "/api/v1/system/health", token=TOKEN, timeout=0.5).status in (200, 503)
@@ -202,12 +249,21 @@ def test_a_server_that_is_stopped_for_good(tmp_path: Path) -> None:
     with servers.postgres() as postgres, servers.redis() as redis:
         dsn = postgres.database(supabase=True)
         postgres.psql(dsn, sql=HEALTHY_SQL)
-        with health_app(INTERVALS, state=state, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url, DATABASE_RESTART_AFTER="1") as app:
+        with health_app(
+            INTERVALS, state=state, DATABASE_URL=postgres_url(dsn), REDIS_URL=redis.url, DATABASE_RESTART_AFTER="1"
+        ) as app:
             assert app.check("database:connection") == "pass" and app.check("redis:connection") == "pass"
             postgres.process.send_signal(signal.SIGINT)
             redis.process.terminate()
-            wait_until(lambda: app.check("database:connection") == "fail" and app.check("redis:connection") == "fail", timeout=SEEN_WITHIN)
-            wait_until(lambda: any('"kind": "restart"' in path.read_text() for path in (state / "requests").glob("*.json")), timeout=30, what="restart request")
+            wait_until(
+                lambda: app.check("database:connection") == "fail" and app.check("redis:connection") == "fail",
+                timeout=SEEN_WITHIN,
+            )
+            wait_until(
+                lambda: any('"kind": "restart"' in path.read_text() for path in (state / "requests").glob("*.json")),
+                timeout=30,
+                what="restart request",
+            )
             section = app.health()["sections"]["database"]
             assert section["state"] == "down" and section["attempts"] >= 4
 
@@ -231,4 +287,11 @@ def test_no_fault_in_fifty_healthy_runs() -> None:
             deadline = time.monotonic() + 90
             while not look():
                 assert time.monotonic() < deadline, {name: len(times) for name, times in rounds.items()}
-            assert {"database:connection", "database:policies", "database:tables", "redis:connection", "redis:write", "tts:engines"} <= set(rounds)
+            assert {
+                "database:connection",
+                "database:policies",
+                "database:tables",
+                "redis:connection",
+                "redis:write",
+                "tts:engines",
+            } <= set(rounds)

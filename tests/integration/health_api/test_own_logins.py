@@ -14,7 +14,9 @@ QUICK = {"HEALTH_CHECK_INTERVAL": "0.5", "HEALTH_CHECK_TIMEOUT": "1", "MONITORIN
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_broken_login_of_the_application_is_critical(postgres: servers.Postgres, redis: servers.Redis, broken: bool) -> None:
+def test_a_broken_login_of_the_application_is_critical(
+    postgres: servers.Postgres, redis: servers.Redis, broken: bool
+) -> None:
     dsn = postgres.database(supabase=True)
     postgres.psql(dsn, sql=HEALTHY_SQL)
     url = postgres_url(dsn)
@@ -36,6 +38,9 @@ def test_a_broken_login_of_the_application_is_critical(postgres: servers.Postgre
     application = found["http"]["details"]["application"]
     if broken:
         assert found["http"]["status"] == "critical" and application["http_status"] == 503
-        assert "database:connection is critical" in found["http"]["message"] and "check DATABASE_URL" in found["http"]["message"]
+        assert (
+            "database:connection is critical" in found["http"]["message"]
+            and "check DATABASE_URL" in found["http"]["message"]
+        )
     else:
         assert application["status"] == "ok", found["http"]["message"]

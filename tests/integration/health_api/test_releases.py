@@ -50,7 +50,15 @@ def test_serves_and_measures_in_every_release(release: str, dsn: str, redis_serv
         assert backend.request("POST", f"{PREFIX}/memory/optimize").status == 401
         done = backend.request("POST", f"{PREFIX}/memory/optimize", headers=KEY)
         assert done.status == 200 and done.json()["rss_after"] > 0
-        for path in ("performance/report?hours=6", "monitoring/status", "recovery/history", "logs/health", "admin/debug", "dashboard", "metrics"):
+        for path in (
+            "performance/report?hours=6",
+            "monitoring/status",
+            "recovery/history",
+            "logs/health",
+            "admin/debug",
+            "dashboard",
+            "metrics",
+        ):
             assert backend.request("GET", f"{PREFIX}/{path}", headers=KEY).status == 200, path
         services = backend.request("GET", f"{PREFIX}/monitoring/status", headers=KEY).json()["services"]
         debug = backend.request("GET", f"{PREFIX}/admin/debug", headers=KEY).json()["monitoring_services"]
@@ -67,10 +75,21 @@ def test_serves_and_measures_in_every_release(release: str, dsn: str, redis_serv
 
 
 # August cannot be imported without our speech service.
-@pytest.mark.parametrize(("release", "speech"), [(release, speech) for release in RELEASES for speech in (True, False) if speech or release != "august"])
-def test_only_the_files_that_the_report_names(release: str, speech: bool, dsn: str, redis_server: servers.Redis) -> None:
+@pytest.mark.parametrize(
+    ("release", "speech"),
+    [(release, speech) for release in RELEASES for speech in (True, False) if speech or release != "august"],
+)
+def test_only_the_files_that_the_report_names(
+    release: str, speech: bool, dsn: str, redis_server: servers.Redis
+) -> None:
     """Copied by hand, without wiring and helpers: the release starts, and its own callers of these modules work."""
-    files = (*REPORT_FILES, "services/cache_service.py", "core/websocket_manager.py", "core/cors_config.py", *(SPEECH if speech else ()))
+    files = (
+        *REPORT_FILES,
+        "services/cache_service.py",
+        "core/websocket_manager.py",
+        "core/cors_config.py",
+        *(SPEECH if speech else ()),
+    )
     with running_backend(release, dsn, redis_server.url, patched=files, seed=False) as backend:
         assert backend.request("GET", "/health").status == 200
         memory = backend.request("GET", "/api/memory")

@@ -13,7 +13,10 @@ from tests.support.waiting import wait_until
 from wheels_ops.backend_settings import threshold_variables
 
 #: Nothing that is measured is below the one limit, and nothing above the other.
-LOW = {name: {"warning": 0, "critical": 0, "emergency": None} for name in ("memory", "cpu", "disk", "response_time_ms", "error_rate")}
+LOW = {
+    name: {"warning": 0, "critical": 0, "emergency": None}
+    for name in ("memory", "cpu", "disk", "response_time_ms", "error_rate")
+}
 HIGH = {name: {"warning": None, "critical": None, "emergency": None} for name in LOW}
 CHECKS = ("memory:utilization", "cpu:utilization", "disk:utilization", "http:responseTime", "http:errorRate")
 
@@ -28,5 +31,7 @@ def statuses(app: HealthApp) -> t.Dict[str, str]:
 
 @pytest.mark.parametrize(("limits", "status"), [(LOW, "fail"), (HIGH, "pass")])
 def test_the_health_endpoint_turns_with_each_threshold(tmp_path: Path, limits: t.Dict[str, t.Any], status: str) -> None:
-    with health_app(threshold_variables(limits), state=tmp_path, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5") as app:
+    with health_app(
+        threshold_variables(limits), state=tmp_path, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5"
+    ) as app:
         wait_until(lambda: statuses(app) == dict.fromkeys(CHECKS, status))

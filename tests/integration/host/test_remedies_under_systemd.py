@@ -60,16 +60,25 @@ def resident_mib(host: ContainerHost, unit: str) -> int:
 def fat(host: ContainerHost, name: str, port: int, shape: str, **service: str) -> t.Dict[str, t.Any]:
     """A unit that holds 100 MB, of which most is waste; gives its entry for ``services``."""
     host.unit(name, f"{sys.executable} {memory_shapes.__file__} {port} {shape} 100", **service)
-    wait_until(lambda: host.run("curl", "-sf", f"http://127.0.0.1:{port}/health", check=False).returncode == 0, what=name)
-    return {"name": name, "gate": {"type": "http", "url": f"http://127.0.0.1:{port}/health", "headers": {"X-Forwarded-Proto": "http"}}}
+    wait_until(
+        lambda: host.run("curl", "-sf", f"http://127.0.0.1:{port}/health", check=False).returncode == 0, what=name
+    )
+    return {
+        "name": name,
+        "gate": {"type": "http", "url": f"http://127.0.0.1:{port}/health", "headers": {"X-Forwarded-Proto": "http"}},
+    }
 
 
 def trim(host: ContainerHost, entry: t.Mapping[str, t.Any], port: int, share: float) -> t.Dict[str, t.Any]:
     """The arguments of a run on a service that uses ``share`` of its limit."""
     return {
-        "services": [entry], "scope": "services", "memory_limits_mb": {entry["name"]: resident_mib(host, entry["name"]) / share},
-        "base_url": f"http://127.0.0.1:{port}", "token": memory_shapes.TOKEN, "min_gain": "8M",
-    }  # fmt: skip
+        "services": [entry],
+        "scope": "services",
+        "memory_limits_mb": {entry["name"]: resident_mib(host, entry["name"]) / share},
+        "base_url": f"http://127.0.0.1:{port}",
+        "token": memory_shapes.TOKEN,
+        "min_gain": "8M",
+    }
 
 
 def test_memory_is_trimmed(host: ContainerHost) -> None:
@@ -77,9 +86,15 @@ def test_memory_is_trimmed(host: ContainerHost) -> None:
     size = resident_mib(host, "fat")
     foretold, done = three(host, "memory_trim", arguments, lambda: resident_mib(host, "fat") // 8)
     assert size - resident_mib(host, "fat") > 60
-    assert [action["action"] for action in foretold["actions"]] == [action["action"] for action in done["actions"]] == ["application"]
+    assert (
+        [action["action"] for action in foretold["actions"]]
+        == [action["action"] for action in done["actions"]]
+        == ["application"]
+    )
     # The gate has a header "http", which is no secret: an address can still be read.
-    assert "http://127.0.0.1:8400" in json.dumps(done["invocation"]) and "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER" in json.dumps(done["invocation"])
+    assert "http://127.0.0.1:8400" in json.dumps(
+        done["invocation"]
+    ) and "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER" in json.dumps(done["invocation"])
 
 
 def test_a_limit_below_what_a_unit_needs_restarts_it_once(host: ContainerHost) -> None:
@@ -91,10 +106,17 @@ def test_a_limit_below_what_a_unit_needs_restarts_it_once(host: ContainerHost) -
 def test_the_journal_is_vacuumed_and_old_files_go(host: ContainerHost) -> None:
     fill = "head -c 300000 /dev/urandom | base64 -w 200 | systemd-cat -t filler"
     host.run("sh", "-c", f"{fill}; journalctl --rotate; {fill}; journalctl --rotate; sleep 1.1")
-    host.run("sh", "-c", "mkdir -p /var/tmp/uploads; for n in 1 2 3; do head -c 50000 /dev/zero > /var/tmp/uploads/old$n; done")
+    host.run(
+        "sh",
+        "-c",
+        "mkdir -p /var/tmp/uploads; for n in 1 2 3; do head -c 50000 /dev/zero > /var/tmp/uploads/old$n; done",
+    )
     host.run("sh", "-c", "touch -d '2 days ago' /var/tmp/uploads/old*; touch /var/tmp/uploads/new")
     journal = "/run/log/journal"
-    sources = [{"kind": "journal", "path": journal, "age": "1s"}, {"path": "/var/tmp/uploads", "age": "24h", "age_by": ["mtime"]}]
+    sources = [
+        {"kind": "journal", "path": journal, "age": "1s"},
+        {"path": "/var/tmp/uploads", "age": "24h", "age_by": ["mtime"]},
+    ]
 
     def look() -> t.Tuple[int, str]:
         return host.run("find", journal, "-name", "*@*").stdout.count("\n"), host.run("ls", "/var/tmp/uploads").stdout
@@ -115,7 +137,10 @@ def test_a_policy_is_installed_and_a_unit_is_told_to_reopen(host: ContainerHost)
     three(host, "log_rotate", policy, lambda: host.run("cat", "/etc/logrotate.d/access", check=False).stdout)
     host.run("logrotate", "--force", "/etc/logrotate.d/access")
     pid = host.show("access", "MainPID")
-    wait_until(lambda: host.run("sh", "-c", f"ls -l /proc/{pid}/fd | grep -c ' {log}$'", check=False).stdout.strip() == "1", what="the unit to reopen")
+    wait_until(
+        lambda: host.run("sh", "-c", f"ls -l /proc/{pid}/fd | grep -c ' {log}$'", check=False).stdout.strip() == "1",
+        what="the unit to reopen",
+    )
     # By hand as well; then it is stopped, and every line is in one file, once.
     now = {"paths": [log], "reopen": tell, "max_size": "64K", "compress": False}
     wait_until(lambda: int(host.run("stat", "-c", "%s", log).stdout) > 100_000)
@@ -123,7 +148,9 @@ def test_a_policy_is_installed_and_a_unit_is_told_to_reopen(host: ContainerHost)
     assert done.get("changed") and done["actions"][0]["strategy"] == "logrotate", done
     host.run("systemctl", "stop", "access")
     counted = host.run(
-        "sh", "-c", "cat /var/log/access/* | cut -c1-11 | sort | uniq -c | awk '{ if ($1 != 1) bad++ } END { print NR, bad + 0 }'"
+        "sh",
+        "-c",
+        "cat /var/log/access/* | cut -c1-11 | sort | uniq -c | awk '{ if ($1 != 1) bad++ } END { print NR, bad + 0 }'",
     ).stdout.split()
     last = host.run("sh", "-c", "cat /var/log/access/* | cut -c1-11 | sort | tail -1").stdout
     assert counted == [str(int(last) + 1), "0"], "lines were lost or doubled"
@@ -134,7 +161,13 @@ def test_a_policy_is_installed_and_a_unit_is_told_to_reopen(host: ContainerHost)
 
 
 def test_the_cache_is_purged_and_tasks_stay(host: ContainerHost) -> None:
-    host.run("redis-cli", "--raw", "eval", "for n = 1, 500 do redis.call('SET', 'response:' .. n, string.rep('x', 200)) end", "0")
+    host.run(
+        "redis-cli",
+        "--raw",
+        "eval",
+        "for n = 1, 500 do redis.call('SET', 'response:' .. n, string.rep('x', 200)) end",
+        "0",
+    )
     host.run("redis-cli", "RPUSH", "celery", "task")
 
     def look() -> str:
@@ -147,8 +180,14 @@ def test_the_cache_is_purged_and_tasks_stay(host: ContainerHost) -> None:
 
 def test_background_work_is_throttled_and_set_free(host: ContainerHost) -> None:
     def look() -> str:
-        return host.run("redis-cli", "--raw", "eval", "local found = '' for _, key in ipairs(redis.call('KEYS', '*throttle*')) do "
-                        "found = found .. table.concat(redis.call('HGETALL', key), ',') end return found", "0").stdout  # fmt: skip
+        return host.run(
+            "redis-cli",
+            "--raw",
+            "eval",
+            "local found = '' for _, key in ipairs(redis.call('KEYS', '*throttle*')) do "
+            "found = found .. table.concat(redis.call('HGETALL', key), ',') end return found",
+            "0",
+        ).stdout
 
     three(host, "celery_throttle", {"redis_url": REDIS, "level": 3, "wait_timeout": 0}, look)
     assert "level,3" in look()
@@ -162,21 +201,41 @@ def test_the_speech_engine_is_installed(host: ContainerHost) -> None:
     assert refused.get("failed") and "Only root may install espeak-ng" in refused["msg"], refused
     if host.run("timeout", "60", "apt-get", "-o", "Acquire::Retries=0", "update", check=False).returncode:
         pytest.skip("no Debian archive can be reached from the host")
-    _foretold, done = three(host, "tts_engine", arguments, lambda: host.run("sh", "-c", "command -v espeak-ng", check=False).stdout)
+    _foretold, done = three(
+        host, "tts_engine", arguments, lambda: host.run("sh", "-c", "command -v espeak-ng", check=False).stdout
+    )
     assert done["engine"] == "espeak"
 
 
 def test_without_rights_own_files_and_services_work(host: ContainerHost) -> None:
-    host.run("sh", "-c", "cd ~ && mkdir uploads log && touch -d '2 days ago' uploads/old && head -c 100000 /dev/zero | tr '\\0' 'x' | fold -w 99 > log/app.log",
-             user=USER, env={"HOME": f"/home/{USER}"})  # fmt: skip
+    host.run(
+        "sh",
+        "-c",
+        "cd ~ && mkdir uploads log && touch -d '2 days ago' uploads/old && head -c 100000 /dev/zero | tr '\\0' 'x' |"
+        " fold -w 99 > log/app.log",
+        user=USER,
+        env={"HOME": f"/home/{USER}"},
+    )
     home = f"/home/{USER}"
     sources = [{"path": f"{home}/uploads", "age": "24h", "age_by": ["mtime"]}]
     three(host, "disk_cleanup", {"sources": sources}, lambda: host.run("ls", f"{home}/uploads").stdout, user=USER)
-    three(host, "log_rotate", {"paths": [f"{home}/log/*.log"], "max_size": "64K"}, lambda: host.run("ls", f"{home}/log").stdout, user=USER)
+    three(
+        host,
+        "log_rotate",
+        {"paths": [f"{home}/log/*.log"], "max_size": "64K"},
+        lambda: host.run("ls", f"{home}/log").stdout,
+        user=USER,
+    )
     arguments = {**trim(host, fat(host, "own", 8402, "medium", User=USER), 8402, 0.8), "state_dir": f"{home}/state"}
     three(host, "memory_trim", arguments, lambda: resident_mib(host, "own") // 8, user=USER)
     host.run("redis-cli", "SET", "response:1", "x")
-    three(host, "cache_purge", {"url": REDIS, "prefixes": ["response:"]}, lambda: host.run("redis-cli", "EXISTS", "response:1").stdout, user=USER)
+    three(
+        host,
+        "cache_purge",
+        {"url": REDIS, "prefixes": ["response:"]},
+        lambda: host.run("redis-cli", "EXISTS", "response:1").stdout,
+        user=USER,
+    )
     throttle = {"redis_url": REDIS, "level": 1, "wait_timeout": 0}
     assert host.module("celery_throttle", throttle, user=USER)["changed"]
     assert host.module("celery_throttle", {**throttle, "state": "normal"}, user=USER)["changed"]
@@ -189,28 +248,54 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
     host.run("redis-cli", "ACL", "SETUSER", "limited", "on", ">word", "~response:*", "+ping", "+get")
     host.unit("hog", "/bin/sh -c 'while :; do :; done'", CPUQuota="50%")
     entry = {"name": "redis-server", "gate": {"type": "redis", "url": REDIS}}
-    tight = {**trim(host, fat(host, "foreign", 8403, "live"), 8403, 0.97), "allow_restart": True, "state_dir": f"{home}/state"}
+    tight = {
+        **trim(host, fat(host, "foreign", 8403, "live"), 8403, 0.97),
+        "allow_restart": True,
+        "state_dir": f"{home}/state",
+    }
     warm = {**trim(host, tight["services"][0], 8403, 0.7), "state_dir": f"{home}/state"}
     limited = "redis://limited:word@127.0.0.1:6379/0"
     cases: t.List[t.Tuple[str, t.Dict[str, t.Any], t.Tuple[str, ...]]] = [
         ("service_restart", {"services": [entry], "state_dir": f"{home}/state"}, ("Run as root", "polkit")),
-        ("service_restart", {"services": [entry]}, ("/var/lib/wheels-ops cannot be written: Permission denied", "state_dir")),
-        ("disk_cleanup", {"sources": [{"kind": "journal", "path": "/run/log/journal"}]}, ("Permission denied", "Run as root")),
+        (
+            "service_restart",
+            {"services": [entry]},
+            ("/var/lib/wheels-ops cannot be written: Permission denied", "state_dir"),
+        ),
+        (
+            "disk_cleanup",
+            {"sources": [{"kind": "journal", "path": "/run/log/journal"}]},
+            ("Permission denied", "Run as root"),
+        ),
         ("disk_cleanup", {"sources": [{"kind": "packages"}]}, ("/var/cache/apt", "Permission denied", "Run as root")),
         ("disk_cleanup", {"sources": [{"path": "/var/log/private"}]}, ("/var/log/private", "Permission denied")),
-        ("log_rotate", {"state": "present", "name": "app", "paths": [f"{home}/log/app.log"], "reopen": ["true"]}, ("/etc/logrotate.d", "Run as root")),
+        (
+            "log_rotate",
+            {"state": "present", "name": "app", "paths": [f"{home}/log/app.log"], "reopen": ["true"]},
+            ("/etc/logrotate.d", "Run as root"),
+        ),
         ("log_rotate", {"paths": ["/var/log/rooted/app.log"], "max_size": "4K"}, ("/var/log/rooted", "Run as root")),
         ("memory_trim", tight, ("restart on foreign was not done", "Run as root", "polkit")),
         ("memory_trim", {**tight, "token": "wrong-but-long-enough"}, ("refuses the ops token", "token_file")),
-        ("memory_trim", {**tight, "token": None, "token_file": "/etc/shadow"}, ("/etc/shadow: Permission denied", "Run as root")),
+        (
+            "memory_trim",
+            {**tight, "token": None, "token_file": "/etc/shadow"},
+            ("/etc/shadow: Permission denied", "Run as root"),
+        ),
         ("memory_trim", warm, ("cannot be seen", "as the user of the service")),
-        ("cpu_relief", {"sample_s": 1, "min_percent": 1, "demote": ["while :"], "state_dir": f"{home}/state"}, ("may not be changed", "Run as root")),
+        (
+            "cpu_relief",
+            {"sample_s": 1, "min_percent": 1, "demote": ["while :"], "state_dir": f"{home}/state"},
+            ("may not be changed", "Run as root"),
+        ),
         ("cpu_relief", {"sample_s": 1}, ("/var/lib/wheels-ops cannot be written: Permission denied", "state_dir")),
         ("cache_purge", {"url": limited, "prefixes": ["response:"]}, ("NOPERM", "+info")),
         ("celery_throttle", {"redis_url": limited, "wait_timeout": 0}, ("NOPERM", "+type")),
     ]
 
-    foreseen = [(name, wanted) for name, _arguments, wanted in cases if "Run as root" in wanted or "state_dir" in wanted]
+    foreseen = [
+        (name, wanted) for name, _arguments, wanted in cases if "Run as root" in wanted or "state_dir" in wanted
+    ]
 
     def problem(case: t.Tuple[str, t.Dict[str, t.Any], t.Tuple[str, ...]]) -> t.List[t.Any]:
         name, arguments, wanted = case
@@ -231,10 +316,15 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
 def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
     """The role on a host with systemd: its timer runs the monitor, a critical host shows as a failed unit, and all of it can be taken away."""
     variables = {
-        "wheels_ops_hosts": "all", "ansible_python_interpreter": sys.executable, "wheels_ops_venv": sys.prefix, "monitoring_subjects": ["disk"],
-        "wheels_ops_filesystems": [], "wheels_ops_log_directories": ["/var/log/pam"], "wheels_ops_disk_budgets": {"/var/log/pam": 10_000_000},
+        "wheels_ops_hosts": "all",
+        "ansible_python_interpreter": sys.executable,
+        "wheels_ops_venv": sys.prefix,
+        "monitoring_subjects": ["disk"],
+        "wheels_ops_filesystems": [],
+        "wheels_ops_log_directories": ["/var/log/pam"],
+        "wheels_ops_disk_budgets": {"/var/log/pam": 10_000_000},
         "monitoring_recovery_scheduled": True,
-    }  # fmt: skip
+    }
     text = "- ansible.builtin.import_playbook: wheels.ops.monitor\n"
     host.run("mkdir", "-p", "/var/log/pam", "/production/scripts")
     host.write("/production/scripts/other.py", "")
@@ -252,11 +342,28 @@ def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
     assert host.show("wheels-ops-monitor.service", "ExecMainStatus") == "2"
     assert "wheels-ops-monitor.service" in host.run("systemctl", "--failed", "--plain").stdout
     command = "cd /production && python3 production_health_monitor.py"
-    assert "CRITICAL" in host.run("sh", "-c", command, check=False).stdout, "the report's line for cron, under the system's Python"
+    assert "CRITICAL" in host.run("sh", "-c", command, check=False).stdout, (
+        "the report's line for cron, under the system's Python"
+    )
     output = host.playbook(text, "-e", json.dumps({**variables, "monitoring_programs_state": "absent"}))
     assert "failed=0" in output, output
     assert host.show("wheels-ops-monitor.timer", "LoadState") == "not-found"
-    left = host.run("find", "/opt/wheels-ops", "/etc/systemd/system", "/etc/wheels-ops", "/production", "(", "-type", "f", "-o", "-type", "l", ")").stdout
-    assert not [name for name in left.splitlines() if "wheels" in name or "/production_health" in name or "/automated" in name], left
+    left = host.run(
+        "find",
+        "/opt/wheels-ops",
+        "/etc/systemd/system",
+        "/etc/wheels-ops",
+        "/production",
+        "(",
+        "-type",
+        "f",
+        "-o",
+        "-type",
+        "l",
+        ")",
+    ).stdout
+    assert not [
+        name for name in left.splitlines() if "wheels" in name or "/production_health" in name or "/automated" in name
+    ], left
     assert "/production/scripts/other.py" in left
     assert host.run("test", "-s", "/var/lib/wheels-ops/monitor.jsonl", check=False).returncode == 0, "the history stays"

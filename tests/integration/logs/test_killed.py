@@ -20,8 +20,15 @@ from wheels_ops.remedies import log_rotate
 SIZE = 250_000
 #: What a rotation changes the disk with. Each call is a step before which it may be killed.
 STEPS: t.Tuple[t.Tuple[t.Any, str], ...] = (
-    (os, "open"), (os, "rename"), (os, "unlink"), (os, "fsync"), (os, "fchmod"), (os, "utime"), (extents, "collapse"), (extents, "punch"),
-)  # fmt: skip
+    (os, "open"),
+    (os, "rename"),
+    (os, "unlink"),
+    (os, "fsync"),
+    (os, "fchmod"),
+    (os, "utime"),
+    (extents, "collapse"),
+    (extents, "punch"),
+)
 
 
 def killed_before(step: int, call: t.Callable[[], object]) -> bool:
@@ -53,10 +60,17 @@ def killed_before(step: int, call: t.Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize(("how", "strategy"), [("append", "collapse"), ("plain", "punch"), ("reopen", "logrotate"), ("nobody", "rename")])
+@pytest.mark.parametrize(
+    ("how", "strategy"), [("append", "collapse"), ("plain", "punch"), ("reopen", "logrotate"), ("nobody", "rename")]
+)
 @pytest.mark.parametrize("compress", [True, False])
 def test_killed_at_every_step(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, how: str, strategy: str, compress: bool
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    strategy: str,
+    compress: bool,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a killed one cannot clear it
     log = tmp_path / "access.log"
@@ -67,18 +81,29 @@ def test_killed_at_every_step(
         process, stop = context.__enter__()
         pid = process.pid
     options = log_rotate.Options(
-        max_size=SIZE // 2, strategy=strategy, keep=1000, compress=compress, reopen=("kill", "-HUP", str(pid)) if strategy == "logrotate" else ()
+        max_size=SIZE // 2,
+        strategy=strategy,
+        keep=1000,
+        compress=compress,
+        reopen=("kill", "-HUP", str(pid)) if strategy == "logrotate" else (),
     )
     try:
         step, rounds = 0, 0
         while True:
             if stop is None:
                 existing = log.read_bytes() if log.exists() else b""
-                log.write_bytes(existing + b"".join(log_writer.line(number) for number in range(written, written + 3000)))
+                log.write_bytes(
+                    existing + b"".join(log_writer.line(number) for number in range(written, written + 3000))
+                )
                 written += 3000
             else:
                 # After a kill between renaming and telling, the writer goes on in the renamed file until the next run tells it.
-                wait_until(lambda: (tmp_path / ".access.log.rotation").exists() or (log.exists() and log_rotate.disk_bytes(log.stat()) > SIZE))
+                wait_until(
+                    lambda: (
+                        (tmp_path / ".access.log.rotation").exists()
+                        or (log.exists() and log_rotate.disk_bytes(log.stat()) > SIZE)
+                    )
+                )
             if not killed_before(step, lambda: log_rotate.run([str(log)], options)):
                 break
             rounds += 1

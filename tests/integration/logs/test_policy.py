@@ -19,9 +19,13 @@ from wheels_ops.results import OpsError, Result
 pytestmark = pytest.mark.skipif(not log_policy.installed(), reason="this machine has no logrotate")
 
 
-def manage(directory: Path, paths: t.Sequence[str], state: str = "present", check_mode: bool = False, **options: t.Any) -> Result:
+def manage(
+    directory: Path, paths: t.Sequence[str], state: str = "present", check_mode: bool = False, **options: t.Any
+) -> Result:
     rotation = log_rotate.Options(**{"reopen": ("true",), **options})
-    return log_rotate.manage_policy(state, "pam-backend", paths, rotation, directory=str(directory), check_mode=check_mode, want_diff=True)
+    return log_rotate.manage_policy(
+        state, "pam-backend", paths, rotation, directory=str(directory), check_mode=check_mode, want_diff=True
+    )
 
 
 def test_check_install_again_remove(tmp_path: Path) -> None:
@@ -54,11 +58,19 @@ def test_logrotate_carries_it_out_without_losing_a_line(tmp_path: Path) -> None:
         while parts < 2:
             wait_until(lambda: log.exists() and log.stat().st_size > 1_000_000)
             # Parts of one second would have one name: logrotate then leaves the log as it is.
-            subprocess.run([log_policy.installed(), "--state", str(tmp_path / "state"), "--force", str(policies / "pam-backend")], check=False)
+            subprocess.run(
+                [log_policy.installed(), "--state", str(tmp_path / "state"), "--force", str(policies / "pam-backend")],
+                check=False,
+            )
             parts = len(os.listdir(logs)) - 1
         written = stop()
     assert any(path.suffix == ".gz" for path in logs.iterdir())
-    assert log_writer.account(log_writer.read(logs, log.name), written) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
+    assert log_writer.account(log_writer.read(logs, log.name), written) == {
+        "lost": 0,
+        "doubled": 0,
+        "torn": 0,
+        "nuls": 0,
+    }
 
 
 def test_what_logrotate_does_not_understand_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +91,17 @@ def test_a_policy_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         manage(tmp_path, ["/var/log/x.log"])
 
 
-@pytest.mark.parametrize("path", ['/var/log/"quoted"', "/var/log/{a}", "relative.log", "/var/log/../x", "/var/log/new\nline"])
+@pytest.mark.parametrize(
+    "path", ['/var/log/"quoted"', "/var/log/{a}", "relative.log", "/var/log/../x", "/var/log/new\nline"]
+)
 def test_paths_that_would_break_out_are_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(OpsError):
         manage(tmp_path, [path])
 
 
-@pytest.mark.parametrize("path", ["/", "/*", "/*.log", "/*/app/x.log", "/etc/passwd", "/etc/cron.d/*", "/usr/lib/x.log", "/tmp"])
+@pytest.mark.parametrize(
+    "path", ["/", "/*", "/*.log", "/*/app/x.log", "/etc/passwd", "/etc/cron.d/*", "/usr/lib/x.log", "/tmp"]
+)
 def test_what_is_no_log_gets_no_policy_and_is_not_rotated(tmp_path: Path, path: str) -> None:
     with pytest.raises(OpsError, match="paths is"):
         manage(tmp_path, [path])
@@ -103,7 +119,14 @@ def test_a_log_that_is_named_twice_is_written_once(tmp_path: Path) -> None:
 def test_a_command_that_does_not_exist_is_refused_before_a_log_is_renamed(tmp_path: Path, state: str) -> None:
     log = tmp_path / "x.log"
     log.write_bytes(b"x" * 8192)
-    given = {"state": state, "name": "x", "frequency": "daily", "paths": [str(log)], "max_size": "4096", "reopen": ["no-such-program"]}
+    given = {
+        "state": state,
+        "name": "x",
+        "frequency": "daily",
+        "paths": [str(log)],
+        "max_size": "4096",
+        "reopen": ["no-such-program"],
+    }
     with pytest.raises(OpsError, match="no-such-program"):
         log_rotate.run_with(given)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.log"]
@@ -112,7 +135,9 @@ def test_a_command_that_does_not_exist_is_refused_before_a_log_is_renamed(tmp_pa
 def test_a_policy_that_would_lose_lines_needs_consent(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="tell the writers to reopen"):
         manage(tmp_path, ["/var/log/x.log"], reopen=())
-    assert "copytruncate" in t.cast(str, manage(tmp_path, ["/var/log/x.log"], reopen=(), allow_loss=True).after["policy"])
+    assert "copytruncate" in t.cast(
+        str, manage(tmp_path, ["/var/log/x.log"], reopen=(), allow_loss=True).after["policy"]
+    )
 
 
 def test_without_logrotate_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +151,9 @@ def test_a_path_that_matches_no_log_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "link.log").symlink_to(tmp_path / "app.log")
     paths = [str(tmp_path / name) for name in ("app.log", "ap*.log", "mistyped-*.log", "link.log", "nowhere/*.log")]
     result = log_rotate.run(paths, log_rotate.Options(max_size=4096))
-    assert [action["target"] for action in result.actions if action["action"] == "rotate"] == [str(tmp_path / "app.log")]
+    assert [action["target"] for action in result.actions if action["action"] == "rotate"] == [
+        str(tmp_path / "app.log")
+    ]
     assert result.warnings == [
         f"{tmp_path}/mistyped-*.log in paths matches no log.",
         f"{tmp_path}/link.log in paths matches no log: it is a link, and links are passed over.",

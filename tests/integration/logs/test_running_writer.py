@@ -32,13 +32,21 @@ def supported(path: Path, operation: str) -> bool:
 @pytest.mark.parametrize(
     ("how", "strategy", "compress"),
     [
-        ("append", "collapse", True), ("append", "collapse", False), ("plain", "punch", True), ("plain", "punch", False), ("reopen", "logrotate", True),
-        ("reopen", "logrotate", False), ("each", "auto", True), ("append", "auto", True),
+        ("append", "collapse", True),
+        ("append", "collapse", False),
+        ("plain", "punch", True),
+        ("plain", "punch", False),
+        ("reopen", "logrotate", True),
+        ("reopen", "logrotate", False),
+        ("each", "auto", True),
+        ("append", "auto", True),
     ],
-)  # fmt: skip
+)
 def test_nothing_is_lost_or_doubled(tmp_path: Path, how: str, strategy: str, compress: bool) -> None:
     if not supported(tmp_path, "collapse"):
-        pytest.skip("the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)")
+        pytest.skip(
+            "the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)"
+        )
     log = tmp_path / "access.log"
     start = log_writer.fill(log, 4 * MEGABYTE)
     with log_writer.writer(log, how, start=start) as (process, stop):
@@ -62,9 +70,14 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path, how: str, strategy: str, com
 
 def test_several_writers_at_once(tmp_path: Path) -> None:
     if not supported(tmp_path, "collapse"):
-        pytest.skip("the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)")
+        pytest.skip(
+            "the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)"
+        )
     log = tmp_path / "access.log"
-    with log_writer.writer(log, rate=5000) as (_one, stop), log_writer.writer(log, rate=5000, start=10_000_000) as (_other, stop_other):
+    with (
+        log_writer.writer(log, rate=5000) as (_one, stop),
+        log_writer.writer(log, rate=5000, start=10_000_000) as (_other, stop_other),
+    ):
         wait_until(lambda: log.stat().st_size > MEGABYTE)
         result = log_rotate.run([str(log)], log_rotate.Options(max_size=MEGABYTE // 2, keep=10))
         written, other = stop(), stop_other()
@@ -118,7 +131,12 @@ def test_a_writer_that_does_not_reopen_is_named_and_nothing_is_lost(tmp_path: Pa
         written = stop()
     result = log_rotate.run([str(log)], log_rotate.Options(reopen=("true",), **options))
     assert [action["action"] for action in result.actions] == ["finish", "compress"]
-    assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
+    assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {
+        "lost": 0,
+        "doubled": 0,
+        "torn": 0,
+        "nuls": 0,
+    }
 
 
 def test_a_reopen_command_that_fails_says_so(tmp_path: Path) -> None:
@@ -126,7 +144,9 @@ def test_a_reopen_command_that_fails_says_so(tmp_path: Path) -> None:
     with log_writer.writer(log, rate=2000) as (_process, stop):
         wait_until(lambda: log.stat().st_size > MEGABYTE // 2)
         with pytest.raises(OpsError, match="false ended with 1"):
-            log_rotate.run([str(log)], log_rotate.Options(max_size=MEGABYTE // 4, strategy="logrotate", reopen=("false",)))
+            log_rotate.run(
+                [str(log)], log_rotate.Options(max_size=MEGABYTE // 4, strategy="logrotate", reopen=("false",))
+            )
         written = stop()
     assert log_writer.account(log_writer.read(tmp_path, log.name), written)["lost"] == 0
 
@@ -138,7 +158,12 @@ def test_copytruncate_needs_consent(tmp_path: Path) -> None:
         log_rotate.run([str(log)], log_rotate.Options(strategy="copytruncate", max_size=4096))
     result = log_rotate.run([str(log)], log_rotate.Options(strategy="copytruncate", max_size=4096, allow_loss=True))
     assert "may be lost" in result.actions[0]["note"]
-    assert log_writer.account(log_writer.read(tmp_path, log.name), count) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
+    assert log_writer.account(log_writer.read(tmp_path, log.name), count) == {
+        "lost": 0,
+        "doubled": 0,
+        "torn": 0,
+        "nuls": 0,
+    }
 
 
 @pytest.mark.parametrize(("strategy", "expected"), [("auto", "collapse"), ("rename", "")])
@@ -147,7 +172,9 @@ def test_a_writer_that_comes_back_before_the_rename_is_met_in_another_way(
 ) -> None:
     """The moment in which a writer that opens its log for every line has it closed is the moment of the choice."""
     if not supported(tmp_path, "collapse"):
-        pytest.skip("the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)")
+        pytest.skip(
+            "the filesystem of the temporary directory cannot take a range out of a file (FALLOC_FL_COLLAPSE_RANGE)"
+        )
     log = tmp_path / "access.log"
     start = log_writer.fill(log, 4 * MEGABYTE)
     options = log_rotate.Options(max_size=ROUND, strategy=strategy, keep=100)
@@ -160,5 +187,12 @@ def test_a_writer_that_comes_back_before_the_rename_is_met_in_another_way(
             with pytest.raises(OpsError, match="opened again and again"):
                 log_rotate.run([str(log)], options)
         written = stop()
-    assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {"lost": 0, "doubled": 0, "torn": 0, "nuls": 0}
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")], "what was begun is not left behind"
+    assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {
+        "lost": 0,
+        "doubled": 0,
+        "torn": 0,
+        "nuls": 0,
+    }
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")], (
+        "what was begun is not left behind"
+    )

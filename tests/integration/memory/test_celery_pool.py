@@ -46,7 +46,11 @@ def work(number):
 def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tmp_path: Path) -> None:
     (tmp_path / "fat.py").write_text(APP)
     command = f"{BACKEND_PYTHON} -m celery -A fat worker --concurrency=3 -n fat@test --loglevel=info"
-    program = Program(command, environment={"BROKER": redis.url, "C_FORCE_ROOT": "1"}, options={"directory": str(tmp_path), "stopasgroup": "true"})
+    program = Program(
+        command,
+        environment={"BROKER": redis.url, "C_FORCE_ROOT": "1"},
+        options={"directory": str(tmp_path), "stopasgroup": "true"},
+    )
     client: t.Any = redis_client.Redis.from_url(redis.url, decode_responses=True)
 
     def send(name: str, *arguments: t.Any) -> None:
@@ -70,10 +74,16 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
         before = context.pids("worker")
         used = memory_trim.resident_bytes(before)
         given = {
-            "services": [{"name": "worker", "gate": {"type": "celery", "url": redis.url}}], "service_manager": "supervisor",
-            "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"worker": used / 0.8 / memory_trim.MEBIBYTE},
-            "redis_url": redis.url, "actions": ["celery"], "min_gain": "1M", "state_dir": str(tmp_path / "state"),
-        }  # fmt: skip
+            "services": [{"name": "worker", "gate": {"type": "celery", "url": redis.url}}],
+            "service_manager": "supervisor",
+            "supervisor_socket": daemon.socket,
+            "scope": "services",
+            "memory_limits_mb": {"worker": used / 0.8 / memory_trim.MEBIBYTE},
+            "redis_url": redis.url,
+            "actions": ["celery"],
+            "min_gain": "1M",
+            "state_dir": str(tmp_path / "state"),
+        }
         foreseen = memory_trim.run_with(given, check_mode=True)
         assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * memory_trim.MEBIBYTE
         result = memory_trim.run_with(given)
@@ -92,12 +102,19 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
 
         def above() -> t.Dict[str, t.Any]:
             """With a limit that it is above, whatever it gave back."""
-            return {**given, "memory_limits_mb": {"worker": memory_trim.resident_bytes(context.pids("worker")) / 0.95 / memory_trim.MEBIBYTE}}
+            return {
+                **given,
+                "memory_limits_mb": {
+                    "worker": memory_trim.resident_bytes(context.pids("worker")) / 0.95 / memory_trim.MEBIBYTE
+                },
+            }
 
         # What was at work is replaced by the next run. Then nothing is replaced in vain, as check mode says.
         before = context.pids("worker")
         second = memory_trim.run_with(above())
-        assert second.changed and len(second.actions[0]["replaced"]) == 3 and len(context.pids("worker") & before) == 1, "all but the parent"
+        assert (
+            second.changed and len(second.actions[0]["replaced"]) == 3 and len(context.pids("worker") & before) == 1
+        ), "all but the parent"
         children = context.pids("worker")
         assert busy not in children
         for check_mode in (True, False):

@@ -56,16 +56,24 @@ def optimize(address: str) -> None:
 
 
 def post(url: str) -> None:
-    urllib.request.urlopen(urllib.request.Request(url, data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN}), timeout=30).read()
+    urllib.request.urlopen(
+        urllib.request.Request(url, data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN}), timeout=30
+    ).read()
 
 
 def parameters(daemon: Supervisord, address: str, size: int) -> t.Dict[str, t.Any]:
     """Such that the service is at about 80 % of its limit."""
     return {
-        "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}], "service_manager": "supervisor",
-        "supervisor_socket": daemon.socket, "scope": "services", "memory_limits_mb": {"web": size / 0.8}, "base_url": address, "token": memory_shapes.TOKEN,
-        "state_dir": str(daemon.directory / "state"), "min_gain": "8M",
-    }  # fmt: skip
+        "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}],
+        "service_manager": "supervisor",
+        "supervisor_socket": daemon.socket,
+        "scope": "services",
+        "memory_limits_mb": {"web": size / 0.8},
+        "base_url": address,
+        "token": memory_shapes.TOKEN,
+        "state_dir": str(daemon.directory / "state"),
+        "min_gain": "8M",
+    }
 
 
 def test_the_application_gives_back_and_the_prediction_holds() -> None:
@@ -78,7 +86,11 @@ def test_the_application_gives_back_and_the_prediction_holds() -> None:
         again = memory_trim.run_with(given)
         after = heap.look(pid).rss
     assert foreseen.changed and done.changed and not again.changed
-    assert [action["action"] for action in foreseen.actions] == [action["action"] for action in done.actions] == ["application"]
+    assert (
+        [action["action"] for action in foreseen.actions]
+        == [action["action"] for action in done.actions]
+        == ["application"]
+    )
     assert set(foreseen.as_dict()) == set(done.as_dict())
     action = done.actions[0]
     assert before - after > 60 * MEBIBYTE
@@ -135,7 +147,10 @@ def test_a_limit_below_what_a_service_needs_restarts_it_once() -> None:
             foreseen = memory_trim.run_with(parameters, check_mode=True)
             assert daemon.pid("web") == pid
             done = memory_trim.run_with(parameters)
-            seen = [[(action["action"], action["changed"], "skipped" in action) for action in result.actions] for result in (foreseen, done)]
+            seen = [
+                [(action["action"], action["changed"], "skipped" in action) for action in result.actions]
+                for result in (foreseen, done)
+            ]
             assert seen[0] == seen[1] and foreseen.changed == done.changed, (foreseen.msg, done.msg)
             return done
 
@@ -172,7 +187,12 @@ def test_a_limit_below_what_a_service_needs_restarts_it_once() -> None:
 def test_one_run_restarts_a_service_once_for_all_of_its_limits() -> None:
     with service("live") as (daemon, given, size):
         # The host is above these tiers too, by what everything on it uses.
-        low = {"thresholds": {"warning": 0.1, "critical": 0.2, "emergency": 0.3}, "restart_above": 1, "scope": "host", "actions": ["restart"]}
+        low = {
+            "thresholds": {"warning": 0.1, "critical": 0.2, "emergency": 0.3},
+            "restart_above": 1,
+            "scope": "host",
+            "actions": ["restart"],
+        }
         tight = {**given, **low, "memory_limits_mb": {"web": size / 0.97}, "allow_restart": True}
         pid = daemon.pid("web")
         for check_mode in (True, False):
@@ -189,13 +209,19 @@ def test_one_run_restarts_a_service_once_for_all_of_its_limits() -> None:
 
 def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Path) -> None:
     with service("medium") as (_daemon, given, _size):
-        for content, said in ((None, "No such file"), ("# none yet\n\n", "holds no ops token"), ("wrong-but-long-enough\n", "refuses the ops token")):
+        for content, said in (
+            (None, "No such file"),
+            ("# none yet\n\n", "holds no ops token"),
+            ("wrong-but-long-enough\n", "refuses the ops token"),
+        ):
             file = tmp_path / "token"
             if content is not None:
                 file.write_text(content)
             for check_mode in (True, False):
                 try:
-                    result = memory_trim.run_with({**given, "token": "", "token_file": str(file)}, check_mode=check_mode)
+                    result = memory_trim.run_with(
+                        {**given, "token": "", "token_file": str(file)}, check_mode=check_mode
+                    )
                 except OpsError as error:
                     assert said in str(error) and content != "wrong-but-long-enough\n"
                 else:
@@ -254,7 +280,10 @@ def test_the_largest_worker_of_gunicorn_like_servers_is_replaced(tmp_path: Path)
     )
     port = free_port()
     uvicorn = Path(BACKEND_PYTHON).with_name("uvicorn")
-    program = Program(f"{uvicorn} fat:app --app-dir {tmp_path} --port {port} --workers 3 --lifespan off", options={"directory": str(tmp_path)})
+    program = Program(
+        f"{uvicorn} fat:app --app-dir {tmp_path} --port {port} --workers 3 --lifespan off",
+        options={"directory": str(tmp_path)},
+    )
     with supervisord({"web": program}) as daemon:
         address = f"http://127.0.0.1:{port}"
         wait_until(lambda: urllib.request.urlopen(f"{address}/", timeout=2).status == 200)
@@ -264,7 +293,12 @@ def test_the_largest_worker_of_gunicorn_like_servers_is_replaced(tmp_path: Path)
         worker = memory_trim.memory_rungs.RUNGS["recycle"]
         wait_until(lambda: worker.predict(context, "web") > 50 * MEBIBYTE)
         before = memory_trim.resident_bytes(context.pids("web")) // MEBIBYTE
-        given = {**parameters(daemon, "", 1), "services": [{"name": "web"}], "memory_limits_mb": {"web": before / 0.88}, "base_url": ""}
+        given = {
+            **parameters(daemon, "", 1),
+            "services": [{"name": "web"}],
+            "memory_limits_mb": {"web": before / 0.88},
+            "base_url": "",
+        }
         master = daemon.pid("web")
         result = memory_trim.run_with(given)
         assert result.changed and result.actions[-1]["action"] == "recycle", result.actions
@@ -304,5 +338,12 @@ def test_redis_gives_back_what_its_allocator_kept(redis: servers.Redis) -> None:
 def test_no_debugger_and_no_drop_caches_anywhere() -> None:
     """What must never be done is not there to be called."""
     root = Path(memory_trim.__file__).parents[1]
-    found = subprocess.run(["grep", "-rlE", "drop_caches|gdb |ptrace\\(|SIGKILL", str(root), "--include=*.py"], capture_output=True, text=True, check=False)
-    assert [line for line in found.stdout.splitlines() if "memory" in line or "heap" in line or "pressure" in line] == []
+    found = subprocess.run(
+        ["grep", "-rlE", "drop_caches|gdb |ptrace\\(|SIGKILL", str(root), "--include=*.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [
+        line for line in found.stdout.splitlines() if "memory" in line or "heap" in line or "pressure" in line
+    ] == []

@@ -20,7 +20,9 @@ QUICK = {"MONITORING_INTERVAL": "0.2"}
 
 def report_of(app: HealthApp, path: str = REPORT) -> t.Dict[str, t.Any]:
     """The report, as soon as the rate limit lets one have it."""
-    answer = wait_until(lambda: (found := app.request("GET", path, token=TOKEN)).status == 200 and found, timeout=30, every=0.6)
+    answer = wait_until(
+        lambda: (found := app.request("GET", path, token=TOKEN)).status == 200 and found, timeout=30, every=0.6
+    )
     assert answer
     return t.cast(t.Dict[str, t.Any], answer.json())
 
@@ -41,7 +43,9 @@ def test_a_report_is_true_after_a_restart_and_after_a_crash(tmp_path: Path) -> N
         report = report_of(app)
         assert report["source"] == "store" and report["metrics_summary"]["response_time_ms"]["data_points"] >= 40
         month = report_of(app, "/api/v1/system/performance/report?days=30")
-        assert month["report_period_hours"] == 720 and month["metrics_summary"]["memory_percent"]["data_points"] >= before
+        assert (
+            month["report_period_hours"] == 720 and month["metrics_summary"]["memory_percent"]["data_points"] >= before
+        )
         scores = app.health()["scores"]
         assert scores["stability"] == 100.0, "an orderly restart costs nothing"
         wait_until(lambda: points(app) > before, timeout=30)
@@ -85,7 +89,9 @@ def test_an_end_that_is_asked_for_during_the_start_is_no_crash(tmp_path: Path, m
             wait_until(lambda: moment in app.logged(), timeout=30, what=moment)
             app.process.send_signal(signal.SIGTERM)
             assert app.process.wait(30) == -signal.SIGTERM
-            assert "the application ends in order" not in app.logged(), "the server itself said nothing to the application"
+            assert "the application ends in order" not in app.logged(), (
+                "the server itself said nothing to the application"
+            )
     with health_app(QUICK, state=tmp_path) as app:
         assert app.health()["sections"]["stability"]["restarts"] == 0
         assert app.health()["scores"]["stability"] == 100.0

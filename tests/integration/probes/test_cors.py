@@ -49,10 +49,17 @@ def changed(**headers: t.Optional[str]) -> Policy:
 
 def test_a_right_policy_passes_and_the_requests_are_those_of_a_browser() -> None:
     with serve(right) as (url, seen):
-        check = cors.check(url, [SITE, OTHER], ["POST", "PUT"], ["Content-Type", "authorization"], simple_path="/health")
+        check = cors.check(
+            url, [SITE, OTHER], ["POST", "PUT"], ["Content-Type", "authorization"], simple_path="/health"
+        )
     assert check.status == "ok", check.message
     assert check.value == 100
-    assert {exchange["origin"] for exchange in check.details["exchanges"]} >= {SITE, OTHER, "https://evil.example", "null"}
+    assert {exchange["origin"] for exchange in check.details["exchanges"]} >= {
+        SITE,
+        OTHER,
+        "https://evil.example",
+        "null",
+    }
     preflights = [headers for method, headers in seen if method == "OPTIONS"]
     assert {headers["access-control-request-headers"] for headers in preflights} == {"authorization,content-type"}
     assert {headers["access-control-request-method"] for headers in preflights} == {"POST", "PUT"}
@@ -117,7 +124,9 @@ def test_a_foreign_origin_is_never_reflected(status: int, matcher: t.Callable[[s
 
 
 def test_an_asterisk_for_everyone_is_a_leak_too() -> None:
-    with serve(lambda handler: (200, {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true"})) as (url, _seen):
+    with serve(
+        lambda handler: (200, {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true"})
+    ) as (url, _seen):
         check = cors.check(url, [SITE])
     assert check.status == "critical"
     assert "https://evil.example" in check.details["reflected"]

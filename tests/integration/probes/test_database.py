@@ -28,7 +28,13 @@ def test_everything_is_there(postgres: Postgres) -> None:
     version = postgres.psql(dsn, sql="show server_version")
     assert check.message == f"PostgreSQL {version} answers, every table is there."
     assert check.details.pop("latency_ms") > 0
-    assert check.details == {"version": version, "standby": False, "read_only": False, "missing_tables": [], "missing_columns": []}
+    assert check.details == {
+        "version": version,
+        "standby": False,
+        "read_only": False,
+        "missing_tables": [],
+        "missing_columns": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -38,10 +44,17 @@ def test_everything_is_there(postgres: Postgres) -> None:
         (["wanted (id int)", "other (id int)"], [], ["wanted.name"], "Missing columns: wanted.name."),
         (["wanted (id int)"], ["other"], ["wanted.name"], "Missing tables: other; missing columns: wanted.name."),
         ([], ["wanted", "other"], [], "Missing tables: wanted, other."),
-        (["wanted (id int, name text)", "other (id int); alter table other drop column id"], [], ["other.id"], "Missing columns: other.id."),
+        (
+            ["wanted (id int, name text)", "other (id int); alter table other drop column id"],
+            [],
+            ["other.id"],
+            "Missing columns: other.id.",
+        ),
     ],
 )
-def test_what_is_missing_is_named(postgres: Postgres, tables: t.List[str], tables_missing: t.List[str], columns_missing: t.List[str], message: str) -> None:
+def test_what_is_missing_is_named(
+    postgres: Postgres, tables: t.List[str], tables_missing: t.List[str], columns_missing: t.List[str], message: str
+) -> None:
     check = database.check(make(postgres, *tables), required=TABLES)
     assert (check.status, check.remedy, check.message) == ("critical", "sql_script", message)
     assert (check.details["missing_tables"], check.details["missing_columns"]) == (tables_missing, columns_missing)
@@ -56,7 +69,13 @@ def test_the_tables_of_the_backend_are_asked_for_by_default(postgres: Postgres) 
 
 def test_a_view_counts_and_a_table_of_another_schema_does_not(postgres: Postgres) -> None:
     dsn = make(postgres)
-    postgres.psql(dsn, sql="create schema elsewhere; create table elsewhere.other (id int); create view wanted as select 1 as id, 'x' as name")
+    postgres.psql(
+        dsn,
+        sql=(
+            "create schema elsewhere; create table elsewhere.other (id int); create view wanted as select 1 as id, 'x'"
+            " as name"
+        ),
+    )
     assert database.check(dsn, required=TABLES).details["missing_tables"] == ["other"]
     assert database.check(dsn, required={"other": ["id"]}, schema="elsewhere").status == "ok"
 
@@ -64,11 +83,19 @@ def test_a_view_counts_and_a_table_of_another_schema_does_not(postgres: Postgres
 def test_a_database_that_takes_no_writes_is_critical(postgres: Postgres) -> None:
     """Hosted databases are made read only when their disk is full."""
     dsn = make(postgres, "wanted (id int, name text)")
-    postgres.psql(dsn, sql="do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$")
+    postgres.psql(
+        dsn,
+        sql=(
+            "do $$ begin execute format('alter database %I set default_transaction_read_only = on',"
+            " current_database()); end $$"
+        ),
+    )
     assert "read-only" in refusal(postgres, dsn, "create table x (id int)"), "the witness"
     check = database.check(dsn, required=TABLES)
     assert (check.status, check.remedy, check.details["read_only"]) == ("critical", "", True)
-    assert check.message.startswith("The database takes no writes (default_transaction_read_only is on)") and check.message.endswith("; missing tables: other.")
+    assert check.message.startswith(
+        "The database takes no writes (default_transaction_read_only is on)"
+    ) and check.message.endswith("; missing tables: other.")
 
 
 def refusal(server: Postgres, dsn: str, sql: str) -> str:
@@ -109,9 +136,11 @@ def refusing(postgres: Postgres) -> t.Iterator[t.Callable[[str], str]]:
 )
 def test_a_server_that_gives_no_session_is_critical(refusing: t.Callable[[str], str], way: str, words: str) -> None:
     found = suite.run(suite.Options(subjects=("database", "rls"), database_dsn=refusing(way)))
-    assert {check["name"]: (check["status"], check["value"], check["remedy"]) for check in found["checks"]} == dict.fromkeys(
-        ("database", "rls"), ("critical", None, "")
-    )
+    assert {
+        check["name"]: (check["status"], check["value"], check["remedy"]) for check in found["checks"]
+    } == dict.fromkeys(("database", "rls"), ("critical", None, ""))
     assert found["status"] == "critical"
     for check in found["checks"]:
-        assert check["message"].startswith("No connection to PostgreSQL: ") and words in check["message"], check["message"]
+        assert check["message"].startswith("No connection to PostgreSQL: ") and words in check["message"], check[
+            "message"
+        ]

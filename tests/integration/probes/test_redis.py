@@ -22,7 +22,10 @@ def server() -> t.Iterator[servers.Redis]:
 
 @contextlib.contextmanager
 def configured(server: servers.Redis, **settings: str) -> t.Iterator[None]:
-    before = {name: server.cli("CONFIG", "GET", name).partition("\n")[2] for name in (word.replace("_", "-") for word in settings)}
+    before = {
+        name: server.cli("CONFIG", "GET", name).partition("\n")[2]
+        for name in (word.replace("_", "-") for word in settings)
+    }
     try:
         for name, value in settings.items():
             server.cli("CONFIG", "SET", name.replace("_", "-"), value)
@@ -45,8 +48,12 @@ def test_a_full_server_is_named_and_celery_is_not_restarted_for_it(server: serve
     with configured(server, maxmemory="1mb"):
         assert "OOM" in server.cli("SET", "other", "y"), "the witness"
         check, worker = redis_check.check(server.url), celery.check(server.url)
-    assert (check.status, check.remedy) == ("emergency", "cache_purge") and check.message.startswith("Redis refuses writes (OOM, ")
-    assert worker.status == "critical" and "refuses writes (OOM)" in worker.message and worker.remedy != "service_restart"
+    assert (check.status, check.remedy) == ("emergency", "cache_purge") and check.message.startswith(
+        "Redis refuses writes (OOM, "
+    )
+    assert (
+        worker.status == "critical" and "refuses writes (OOM)" in worker.message and worker.remedy != "service_restart"
+    )
     assert redis_check.check(server.url).message == "1 cache keys never expire."
     server.cli("FLUSHALL")
 
@@ -70,9 +77,15 @@ def test_a_disk_that_takes_no_snapshot(server: servers.Redis) -> None:
     with configured(server, save="3600 1"):
         server.cli("SET", "x", "1")
         server.cli("BGSAVE")
-        wait_until(lambda: "rdb_last_bgsave_status:err" in server.cli("INFO", "persistence"), what="the failed snapshot")
+        wait_until(
+            lambda: "rdb_last_bgsave_status:err" in server.cli("INFO", "persistence"), what="the failed snapshot"
+        )
         check = redis_check.check(server.url)
-        assert (check.status, check.details["writes"], check.remedy) == ("critical", "refused: MISCONF", "disk_cleanup"), check.message
+        assert (check.status, check.details["writes"], check.remedy) == (
+            "critical",
+            "refused: MISCONF",
+            "disk_cleanup",
+        ), check.message
         (server.directory / "dump.rdb").rmdir()
         server.cli("BGSAVE")
         wait_until(lambda: "rdb_last_bgsave_status:ok" in server.cli("INFO", "persistence"), what="the snapshot")
@@ -88,6 +101,9 @@ def test_a_wrong_password_is_critical_for_redis_and_celery(server: servers.Redis
         found = suite.run(suite.Options(subjects=("redis", "celery"), redis_url=wrong))["checks"]
         none = redis_check.check(server.url)
         assert redis_check.check(server.url.replace("redis://", "redis://:right-word@")).status == "ok"
-    assert [(check["name"], check["status"], check["remedy"]) for check in found] == [("redis", "critical", ""), ("celery", "critical", "")]
+    assert [(check["name"], check["status"], check["remedy"]) for check in found] == [
+        ("redis", "critical", ""),
+        ("celery", "critical", ""),
+    ]
     assert "wrong-word" not in repr(found) and "password" in found[0]["message"]
     assert none.status == "critical" and "wants a password" in none.message

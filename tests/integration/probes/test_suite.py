@@ -41,7 +41,9 @@ def options(backend: Backend, redis: servers.Redis, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(celery.broker, "workers", lambda _client, **_options: {"celery@host": {}})
     monkeypatch.setattr(cpu, "_host_ticks", iter([(100, 1000), (600, 2000)]).__next__)
     monkeypatch.setattr(cpu.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(websocket, "check", lambda url, **given: websocket._check(50.0, [], {"url": url}, given["thresholds"]))
+    monkeypatch.setattr(
+        websocket, "check", lambda url, **given: websocket._check(50.0, [], {"url": url}, given["thresholds"])
+    )
     redis.cli("RPUSH", "celery", "task")
     redis.cli("CONFIG", "SET", "maxmemory", "1gb")
     yield {"base_url": backend.url, "redis_url": redis.url, "websocket_path": "/ws", "health_path": "", "logs": ()}
@@ -68,7 +70,9 @@ def test_out_of_the_way_it_leaves_each_check_well(options: t.Dict[str, t.Any], n
     assert high["status"] == "ok", high["message"]
 
 
-def test_workers_without_a_beat_are_healthy_where_none_is_asked_for(redis: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_without_a_beat_are_healthy_where_none_is_asked_for(
+    redis: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(celery.broker, "workers", lambda _client, **_options: {"celery@host": {}})
     monkeypatch.setattr(celery.gates, "beats", dict)
     check = celery.check(redis.url, expect_beat=False)

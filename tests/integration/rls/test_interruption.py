@@ -26,7 +26,9 @@ from wheels_ops.results import OpsError
 REPOSITORY = Path(__file__).resolve().parents[3]
 CASE = next(case for case in db.CASES if case.stem.startswith("08_")).read_text()
 WAITING = "select true from pg_locks where not granted and mode = 'AccessExclusiveLock'"
-ALONE = "select not exists (select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid())"
+ALONE = (
+    "select not exists (select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid())"
+)
 REPAIR = """
 import pathlib, sys, psycopg2
 from wheels_ops import rls
@@ -41,7 +43,12 @@ print("done", flush=True)
 def start(dsn: str, undo: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     process = subprocess.Popen(
-        [sys.executable, "-c", REPAIR, dsn, str(undo)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY
+        [sys.executable, "-c", REPAIR, dsn, str(undo)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=REPOSITORY,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -74,7 +81,9 @@ def test_killed_client(postgres: servers.Postgres, tmp_path: Path) -> None:
                         cursor.execute("select from docs")  # holds what ALTER POLICY waits for
                     go(process)
                     wait_until(functools.partial(one, connection, WAITING), what="the repair waits for the lock")
-                    assert (tmp_path / "undo.sql").read_text().startswith("-- wheels.ops rls undo")  # kept before anything is applied
+                    assert (
+                        (tmp_path / "undo.sql").read_text().startswith("-- wheels.ops rls undo")
+                    )  # kept before anything is applied
                 else:
                     go(process)
                     time.sleep(delay)  # the moment of the kill is the subject, not a condition
@@ -126,7 +135,9 @@ def test_killed_server(tmp_path: Path) -> None:
         process = start(connection.dsn, tmp_path / "undo.sql")
         go(process)
         wait_until(lambda: one(connection, WAITING), what="the repair waits")
-        backend = int(one(connection, "select pid from pg_locks where not granted and mode = 'AccessExclusiveLock' limit 1"))
+        backend = int(
+            one(connection, "select pid from pg_locks where not granted and mode = 'AccessExclusiveLock' limit 1")
+        )
         os.kill(backend, signal.SIGKILL)  # PostgreSQL takes every session down with it and recovers
         process.communicate()
         assert process.returncode != 0
@@ -174,7 +185,12 @@ def test_concurrent_writers(postgres: servers.Postgres, tmp_path: Path) -> None:
         try:
             wait_until(lambda: len(written) > 50)
             for _ in range(3):
-                result = rls.apply(connection, rls.plan(connection, rls.audit(connection)), undo_path=tmp_path / "undo.sql", lock_timeout_ms=5_000)
+                result = rls.apply(
+                    connection,
+                    rls.plan(connection, rls.audit(connection)),
+                    undo_path=tmp_path / "undo.sql",
+                    lock_timeout_ms=5_000,
+                )
                 assert result["changed"] and result["after"]["comparisons"]
                 rls.undo(connection, tmp_path / "undo.sql")
             count = len(written)
@@ -199,14 +215,23 @@ def test_lock_that_is_not_given(postgres: servers.Postgres, tmp_path: Path) -> N
             with blocker.cursor() as cursor:
                 cursor.execute("select from docs")
             with pytest.raises(OpsError, match="holds a lock"):
-                rls.apply(connection, plan, undo_path=tmp_path / "undo.sql", lock_timeout_ms=50, retries=3, sleep=pauses.append)
+                rls.apply(
+                    connection,
+                    plan,
+                    undo_path=tmp_path / "undo.sql",
+                    lock_timeout_ms=50,
+                    retries=3,
+                    sleep=pauses.append,
+                )
             assert pauses == sorted(pauses) and len(pauses) == 3
             assert db.snapshot(connection) == old and not (tmp_path / "undo.sql").exists()
 
             def let_go(_: float) -> None:
                 blocker.rollback()
 
-            assert rls.apply(connection, plan, undo_path=tmp_path / "undo.sql", lock_timeout_ms=2_000, sleep=let_go)["changed"]
+            assert rls.apply(connection, plan, undo_path=tmp_path / "undo.sql", lock_timeout_ms=2_000, sleep=let_go)[
+                "changed"
+            ]
         finally:
             blocker.close()
 

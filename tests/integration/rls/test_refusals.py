@@ -32,9 +32,23 @@ def function_case(body: str, volatility: str = "stable", extra: str = "") -> str
 @pytest.mark.parametrize(
     ("sql", "reason", "options"),
     [
-        (function_case("begin return query select m.org from members m where m.user_id = auth.uid(); end", "volatile"), "VOLATILE", {}),
-        (function_case("begin perform 1 from members; return query execute 'select org from members'; end"), "dynamic SQL", {}),
-        (function_case("begin return query select m.org from members m where current_user = 'x'; end"), "current_user", {}),
+        (
+            function_case(
+                "begin return query select m.org from members m where m.user_id = auth.uid(); end", "volatile"
+            ),
+            "VOLATILE",
+            {},
+        ),
+        (
+            function_case("begin perform 1 from members; return query execute 'select org from members'; end"),
+            "dynamic SQL",
+            {},
+        ),
+        (
+            function_case("begin return query select m.org from members m where current_user = 'x'; end"),
+            "current_user",
+            {},
+        ),
         (
             function_case("begin return query select m.org from members m where m.user_id = auth.uid(); end")
             + "create function public.mine(variadic more int[]) returns setof int language sql stable as 'select 1';",
@@ -42,41 +56,58 @@ def function_case(body: str, volatility: str = "stable", extra: str = "") -> str
             {},
         ),
         (
-            "create table public.t(id int primary key, a int); alter table t enable row level security;"
-            "create policy p on t for select to authenticated using (exists (select 1 from t x where x.a > t.a));",
+            (
+                "create table public.t(id int primary key, a int); alter table t enable row level security;"
+                "create policy p on t for select to authenticated using (exists (select 1 from t x where x.a > t.a));"
+            ),
             "every row",
             {"allow_unbounded": True},
         ),
         (
-            "create table public.t(id int primary key, l int, u uuid); alter table t enable row level security;"
-            "create policy p on t for select to authenticated using (exists (select 1 from t x where x.l = l and x.u = auth.uid()));",
+            (
+                "create table public.t(id int primary key, l int, u uuid); alter table t enable row level"
+                " security;create policy p on t for select to authenticated using (exists (select 1 from t x where x.l"
+                " = l and x.u = auth.uid()));"
+            ),
             "compared with itself",
             {"accept_captured_columns": True},
         ),
         (
-            "create table public.t(id int primary key, u uuid); alter table t enable row level security;"
-            "create policy p on t for select to authenticated using (exists (select 1 from t x where x.u = auth.uid() and x.ctid is not null));",
+            (
+                "create table public.t(id int primary key, u uuid); alter table t enable row level security;create"
+                " policy p on t for select to authenticated using (exists (select 1 from t x where x.u = auth.uid() and"
+                " x.ctid is not null));"
+            ),
             "system column",
             {},
         ),
         (
-            "create table public.t(id int primary key, u uuid); alter table t enable row level security;"
-            "create policy p on t for select to authenticated using (exists (select 1 from t x tablesample system (50) where x.u = auth.uid()));",
+            (
+                "create table public.t(id int primary key, u uuid); alter table t enable row level security;create"
+                " policy p on t for select to authenticated using (exists (select 1 from t x tablesample system (50)"
+                " where x.u = auth.uid()));"
+            ),
             "TABLESAMPLE",
             {},
         ),
     ],
     ids=["volatile", "dynamic", "identity", "overloaded", "unbounded", "captured", "system column", "tablesample"],
 )
-def test_refused_with_reason_and_the_rest_repaired(postgres: servers.Postgres, tmp_path: Path, sql: str, reason: str, options: t.Dict[str, t.Any]) -> None:
+def test_refused_with_reason_and_the_rest_repaired(
+    postgres: servers.Postgres, tmp_path: Path, sql: str, reason: str, options: t.Dict[str, t.Any]
+) -> None:
     with db.database(postgres, sql + OTHER) as connection:
         before = db.snapshot(connection)
         plan = rls.plan(connection, rls.audit(connection))
         assert reason in " ".join(review["reason"] for review in plan.needs_review)
         assert all(review["advice"] for review in plan.needs_review)
         rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
-        assert {failure.relation for failure in rls.audit(connection).failing} == ({"public.t"} if "public.t" in sql else set())
-        assert [row for row in db.snapshot(connection) if row[0] != "public.other"] == [row for row in before if row[0] != "public.other"]
+        assert {failure.relation for failure in rls.audit(connection).failing} == (
+            {"public.t"} if "public.t" in sql else set()
+        )
+        assert [row for row in db.snapshot(connection) if row[0] != "public.other"] == [
+            row for row in before if row[0] != "public.other"
+        ]
         if options:
             allowed = rls.plan(connection, rls.audit(connection), **options)
             assert allowed.needs_review == []
@@ -99,7 +130,9 @@ def test_nothing_is_changed_that_would_mend_nothing(postgres: servers.Postgres, 
         assert {review["object"] for review in plan.needs_review} == {"public.nodes", "public.shares"}
         assert [change.relation.qualified for change in plan.changes] == ["public.other"]
         rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
-        assert [row for row in db.snapshot(connection) if row[0] != "public.other"] == [row for row in before if row[0] != "public.other"]
+        assert [row for row in db.snapshot(connection) if row[0] != "public.other"] == [
+            row for row in before if row[0] != "public.other"
+        ]
         allowed = rls.plan(connection, rls.audit(connection), allow_unbounded=True)
         rls.apply(connection, allowed, undo_path=tmp_path / "second.sql")
         assert rls.audit(connection).failing == []
@@ -121,11 +154,16 @@ def test_captured_column_behind_someone_elses_cycle(postgres: servers.Postgres, 
 
 
 def test_search_path_in_which_anybody_may_create(postgres: servers.Postgres) -> None:
-    sql = function_case("begin return query select m.org from members m where m.user_id = auth.uid(); end") + "grant create on schema public to authenticated;"
+    sql = (
+        function_case("begin return query select m.org from members m where m.user_id = auth.uid(); end")
+        + "grant create on schema public to authenticated;"
+    )
     with db.database(postgres, sql) as connection:
         plan = rls.plan(connection, rls.audit(connection))
         assert plan.empty
-        assert "may create objects" in plan.needs_review[0]["reason"] and "REVOKE CREATE" in plan.needs_review[0]["reason"]
+        assert (
+            "may create objects" in plan.needs_review[0]["reason"] and "REVOKE CREATE" in plan.needs_review[0]["reason"]
+        )
 
 
 def test_owner_that_row_level_security_binds(postgres: servers.Postgres) -> None:
@@ -146,7 +184,10 @@ def test_plan_of_yesterday(postgres: servers.Postgres) -> None:
     with db.database(postgres, OTHER) as connection:
         plan = rls.plan(connection, rls.audit(connection))
         with connection.cursor() as cursor:
-            cursor.execute("alter policy o on other using (id in (select x.id from other x where x.user_id = auth.uid() and x.id > 3))")
+            cursor.execute(
+                "alter policy o on other using (id in (select x.id from other x where x.user_id = auth.uid() and x.id"
+                " > 3))"
+            )
         before = db.snapshot(connection)
         with pytest.raises(OpsError, match="changed since the plan"):
             rls.apply(connection, plan)

@@ -38,19 +38,31 @@ CONDITIONS = (
     "exists (select from n where auth.uid() in (n.who, m.b) or m.f) and f",
 )
 #: These survive as they are, and must not be touched.
-PLAIN = ("c = d or c = id or f", "c >= d and c <= id and f", "f or c between 3 and 4", "c between symmetric d and 3 and f", "c = any (array[d, id]) or f")
+PLAIN = (
+    "c = d or c = id or f",
+    "c >= d and c <= id and f",
+    "f or c between 3 and 4",
+    "c between symmetric d and 3 and f",
+    "c = any (array[d, id]) or f",
+)
 
 
 def _stored(cursor: t.Any) -> t.Tuple[str, str]:
     """The policy's text, and its tree without the places of the words in the text."""
-    cursor.execute("select pg_get_expr(polqual, polrelid), regexp_replace(polqual::text, ':location -?\\d+', '', 'g') from pg_policy where polname = 'p'")
+    cursor.execute(
+        "select pg_get_expr(polqual, polrelid), regexp_replace(polqual::text, ':location -?\\d+', '', 'g') from"
+        " pg_policy where polname = 'p'"
+    )
     found: t.Tuple[str, str] = cursor.fetchone()
     return found
 
 
 @pytest.mark.parametrize("condition", CONDITIONS + PLAIN)
 def test_the_tree_comes_back(server: servers.Postgres, condition: str) -> None:
-    with db.database(server, TABLE + f"create policy p on m using ({condition})") as connection, connection.cursor() as cursor:
+    with (
+        db.database(server, TABLE + f"create policy p on m using ({condition})") as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("set search_path = ''")
         written = _stored(cursor)
         assert (same_tree(written[0]) == written[0]) is (condition in PLAIN)

@@ -46,7 +46,9 @@ def test_superuser_makes_a_role_that_may_read_those_columns_only(server: servers
         plan = rls.plan(connection, rls.audit(connection))
         rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
         with connection.cursor() as cursor:
-            cursor.execute("select rolcanlogin, rolinherit, rolbypassrls, rolsuper from pg_roles where rolname = 'rls_definer'")
+            cursor.execute(
+                "select rolcanlogin, rolinherit, rolbypassrls, rolsuper from pg_roles where rolname = 'rls_definer'"
+            )
             assert cursor.fetchall() == [(False, False, True, False)]
             cursor.execute(
                 "select attname from pg_attribute where attrelid = 'parts'::regclass and attnum > 0"
@@ -54,7 +56,8 @@ def test_superuser_makes_a_role_that_may_read_those_columns_only(server: servers
             )
             assert sorted(name for (name,) in cursor.fetchall()) == ["trip_id", "user_id"]
             cursor.execute(
-                "select proowner::regrole::text, prosecdef, provolatile, proconfig, proacl::text from pg_proc where pronamespace = 'rls_ops'::regnamespace"
+                "select proowner::regrole::text, prosecdef, provolatile, proconfig, proacl::text from pg_proc where"
+                " pronamespace = 'rls_ops'::regnamespace"
             )
             ((owner, definer, volatility, settings, acl),) = cursor.fetchall()
         assert (owner, definer, volatility, settings) == ("rls_definer", True, "s", ['search_path=""'])
@@ -88,7 +91,13 @@ def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, 
                 return
             result = rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
             assert result["after"]["failing"] == 0
-            assert one_value(admin, "select distinct proowner::regrole::text from pg_proc where pronamespace = 'rls_ops'::regnamespace") == name
+            assert (
+                one_value(
+                    admin,
+                    "select distinct proowner::regrole::text from pg_proc where pronamespace = 'rls_ops'::regnamespace",
+                )
+                == name
+            )
             assert [failure for failure in rls.audit(admin).failing] == []
             mine = db.see(admin, "select count(*) from trips", user=db.PEOPLE[0])[0][0]
             assert 0 < mine < one_value(admin, "select count(*) from trips")
@@ -103,7 +112,11 @@ def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, 
 
 
 def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres) -> None:
-    sql = TABLES + "do $$ begin if not exists (select from pg_roles where rolname = 'rls_guest') then create role rls_guest login; end if; end $$;"
+    sql = (
+        TABLES
+        + "do $$ begin if not exists (select from pg_roles where rolname = 'rls_guest') then create role rls_guest"
+        " login; end if; end $$;"
+    )
     with db.database(postgres, sql) as admin:
         connection = psycopg2.connect(admin.dsn.replace("user=postgres", "user=rls_guest"))
         try:
@@ -114,7 +127,9 @@ def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres
             probed = rls.probe(connection)
             assert probed.unasked == found.unasked and probed.failing == []
             health = check.check(connection.dsn)
-            assert health.status == "unknown" and "authenticated" in health.message, "what could not be asked is not clean"
+            assert health.status == "unknown" and "authenticated" in health.message, (
+                "what could not be asked is not clean"
+            )
             assert check.check(admin.dsn).status == "critical"
         finally:
             connection.close()
@@ -125,7 +140,10 @@ def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres
 def test_the_audit_creates_nothing_and_blocks_nobody(server: servers.Postgres) -> None:
     with db.database(server, TABLES) as connection:
         state = "select sum(n_tup_ins + n_tup_upd + n_tup_del) from pg_stat_sys_tables"
-        counts = "select (select count(*) from pg_class), (select count(*) from pg_proc), (select count(*) from pg_policy), (select count(*) from pg_roles)"
+        counts = (
+            "select (select count(*) from pg_class), (select count(*) from pg_proc), (select count(*) from pg_policy),"
+            " (select count(*) from pg_roles)"
+        )
         with connection.cursor() as cursor:
             cursor.execute(counts)
             before = cursor.fetchone()
@@ -154,8 +172,12 @@ def test_the_audit_gives_way_to_a_lock(postgres: servers.Postgres) -> None:
 
 def test_the_check_counts_recursion_only(postgres: servers.Postgres) -> None:
     """A rule that keeps DELETE ... RETURNING from everybody is refused by the rewriter too, with another SQLSTATE."""
-    with db.database(postgres, "create table kept (id int); create rule keep as on delete to kept do instead nothing") as connection:
-        assert [failure.sqlstate for failure in rls.probe(connection).failing if failure.command == "delete"][:1] == ["0A000"]
+    with db.database(
+        postgres, "create table kept (id int); create rule keep as on delete to kept do instead nothing"
+    ) as connection:
+        assert [failure.sqlstate for failure in rls.probe(connection).failing if failure.command == "delete"][:1] == [
+            "0A000"
+        ]
         health = check.check(connection.dsn)
         assert (health.status, health.value, health.details["failing_total"]) == ("ok", 0, 0)
 
@@ -178,7 +200,9 @@ def test_tables_of_others_wait_and_the_rest_is_repaired(server: servers.Postgres
         owner.autocommit = True
         try:
             plan = rls.plan(owner, rls.audit(owner), fix=list(rls.plans.FIXES))
-            assert [(one["object"], "may not change its policies" in one["reason"]) for one in plan.needs_review] == [("public.others", True)]
+            assert [(one["object"], "may not change its policies" in one["reason"]) for one in plan.needs_review] == [
+                ("public.others", True)
+            ]
             done = rls.apply(owner, plan, undo_path=tmp_path / "undo.sql")
             assert done["changed"] is True
             assert {failure.relation for failure in rls.audit(admin).failing} == {"public.others"}

@@ -41,7 +41,9 @@ def seen(connection: t.Any, query: str) -> t.List[t.Any]:
 
 def indexes(connection: t.Any) -> t.List[str]:
     with connection.cursor() as cursor:
-        cursor.execute("select indexdef from pg_indexes where schemaname = 'public' and indexname like '%_rls_idx' order by 1")
+        cursor.execute(
+            "select indexdef from pg_indexes where schemaname = 'public' and indexname like '%_rls_idx' order by 1"
+        )
         return [definition.partition("USING btree ")[2] for (definition,) in cursor.fetchall()]
 
 
@@ -52,7 +54,10 @@ def test_all_at_once_and_nothing_for_a_second_run(server: servers.Postgres, tmp_
             cursor.execute("update rooms set members = array[(select owner from rooms order by random() limit 1)]")
         before = db.snapshot(connection)
         named = {finding.object for finding in rls.audit(connection).findings if finding.kind == "unindexed_column"}
-        assert named == {"public.rooms.owner", 'public.rooms."Group"'}, "neither a word of the language nor the array is a column to look up by"
+        assert named == {
+            "public.rooms.owner",
+            'public.rooms."Group"',
+        }, "neither a word of the language nor the array is a column to look up by"
         plan = one_plan(connection)
         assert "TABLESAMPLE" in str(plan.needs_review)
         rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
@@ -70,7 +75,9 @@ def test_all_at_once_and_nothing_for_a_second_run(server: servers.Postgres, tmp_
         for person, visible in zip((*db.PEOPLE, db.OUTSIDER), rows):
             groups = {group for _id, owner, _members, group in everything if owner == person}
             assert [number for (number,) in visible] == [
-                number for number, owner, members, group in everything if owner == person or person in members or group in groups
+                number
+                for number, owner, members, group in everything
+                if owner == person or person in members or group in groups
             ]
         rls.undo(connection, tmp_path / "undo.sql")
         assert db.snapshot(connection) == before and indexes(connection) == []
@@ -96,12 +103,19 @@ def test_a_wrap_that_would_recurse_is_left_out(server: servers.Postgres, tmp_pat
         # The proof that the guard was needed: by hand it breaks.
         with connection.cursor() as cursor:
             cursor.execute("alter policy s on members using (person = (select auth.uid()))")
-        assert {failure.command for failure in rls.audit(connection).failing} == {"insert", "insert_returning", "upsert"}
+        assert {failure.command for failure in rls.audit(connection).failing} == {
+            "insert",
+            "insert_returning",
+            "upsert",
+        }
 
 
 @pytest.mark.parametrize("fix", ALL)
 def test_one_fix_alone_changes_no_row(postgres: servers.Postgres, tmp_path: Path, fix: str) -> None:
-    with db.database(postgres, GUARDED.replace("create policy i", "create policy s2 on members for select using (team = 3); create policy i")) as connection:
+    with db.database(
+        postgres,
+        GUARDED.replace("create policy i", "create policy s2 on members for select using (team = 3); create policy i"),
+    ) as connection:
         db.fill(connection)
         rows = seen(connection, "select id from members order by id")
         before = db.snapshot(connection)

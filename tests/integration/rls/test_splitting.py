@@ -35,7 +35,9 @@ create policy m_all on members for all to authenticated using (team_id in (selec
 
 def rows(connection: t.Any, tables: t.Sequence[str], role: str) -> t.Dict[t.Tuple[str, str], t.List[t.Any]]:
     return {
-        (table, user): sorted(db.see(connection, f"select id from {table}", role=role, user=user)) for table in tables for user in (*db.PEOPLE, db.OUTSIDER, "")
+        (table, user): sorted(db.see(connection, f"select id from {table}", role=role, user=user))
+        for table in tables
+        for user in (*db.PEOPLE, db.OUTSIDER, "")
     }
 
 
@@ -53,10 +55,18 @@ def test_split_by_role(server: servers.Postgres, tmp_path: Path) -> None:
             plan, result = repair(connection, tmp_path / "undo.sql")
             assert result["after"]["failing"] == 0 and not plan.needs_review
             assert rows(connection, ["trips", "parts"], "anon") == seen
-            pieces = {name: (command, roles) for table, name, command, _, roles, *_ in db.snapshot(connection) if table == "public.parts"}
+            pieces = {
+                name: (command, roles)
+                for table, name, command, _, roles, *_ in db.snapshot(connection)
+                if table == "public.parts"
+            }
             assert len(pieces) == 2
-            assert any("to each role by name" in warning or "by name" in warning for warning in plan.warnings) is (roles == "public")
-            assert all(comment == "it's ours" for table, *_, comment in db.snapshot(connection) if table == "public.parts")
+            assert any("to each role by name" in warning or "by name" in warning for warning in plan.warnings) is (
+                roles == "public"
+            )
+            assert all(
+                comment == "it's ours" for table, *_, comment in db.snapshot(connection) if table == "public.parts"
+            )
             rls.undo(connection, tmp_path / "undo.sql")
             assert db.snapshot(connection) == before
 
@@ -69,7 +79,11 @@ def test_split_by_role_and_command(server: servers.Postgres, tmp_path: Path) -> 
         _, result = repair(connection, tmp_path / "undo.sql")
         assert result["after"]["failing"] == 0
         assert rows(connection, ["trips", "parts"], "anon") == seen
-        found = [(command, check) for table, _, command, _, _, _, check, _ in db.snapshot(connection) if table == "public.parts"]
+        found = [
+            (command, check)
+            for table, _, command, _, _, _, check, _ in db.snapshot(connection)
+            if table == "public.parts"
+        ]
         assert sorted(command for command, _ in found) == ["a", "d", "d", "r", "r", "w", "w"]
         assert all(check == "(user_id = auth.uid())" for command, check in found if command in "aw")
         rls.undo(connection, tmp_path / "undo.sql")

@@ -79,7 +79,11 @@ def statements(table: Name, rows: t.Sequence[int]) -> t.List[t.Tuple[str, int, s
     name = show(table)
     found = [
         ("select", 0, f"select string_agg(id::text, ',' order by id) from {name}"),
-        ("select_for_update", 0, f"select string_agg(id::text, ',') from (select id from {name} order by id for update) q"),
+        (
+            "select_for_update",
+            0,
+            f"select string_agg(id::text, ',') from (select id from {name} order by id for update) q",
+        ),
         ("update_blind", 0, f"update {name} set note = 'a'"),
         ("delete_blind", 0, f"delete from {name}"),
     ]
@@ -98,8 +102,8 @@ class Checker:
         self.dsn = dsn
         with psycopg2.connect(dsn) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "do $$ begin if not exists (select from pg_roles where rolname = 'fuzz_editor') then create role fuzz_editor; end if; end $$;"
-                " grant authenticated to fuzz_editor"
+                "do $$ begin if not exists (select from pg_roles where rolname = 'fuzz_editor') then create role"
+                " fuzz_editor; end if; end $$; grant authenticated to fuzz_editor"
             )
         connection.close()
 
@@ -195,17 +199,30 @@ class Checker:
             rows = [row[0] for row in cursor.fetchall()]
             work += [(table, variant, row, sql) for variant, row, sql in statements(table, rows)]
             cursor.execute(
-                f"select id, format('(%s, %L::uuid, %L::uuid, %L::int, %L::int, %L::boolean, %L)', id + 1000, owner, other, ref, grp, flag, note),"
-                f" format('(%s, %L::uuid, %L::uuid, %L::int, %L::int, %L::boolean, %L)', id, owner, other, ref, grp, flag, note) from {show(table)} order by id"
+                "select id, format('(%s, %L::uuid, %L::uuid, %L::int, %L::int, %L::boolean, %L)', id + 1000, owner,"
+                " other, ref, grp, flag, note), format('(%s, %L::uuid, %L::uuid, %L::int, %L::int, %L::boolean, %L)',"
+                f" id, owner, other, ref, grp, flag, note) from {show(table)} order by id"
             )
             for row, fresh, same in cursor.fetchall():
                 work.append((table, "insert", row, f"insert into {show(table)} values {fresh}"))
                 work.append((table, "insert_returning", row, f"insert into {show(table)} values {fresh} returning id"))
-                work.append((table, "upsert", row, f"insert into {show(table)} as t values {same} on conflict (id) do update set grp = t.grp"))
-        work += [(view, "select", 0, f"select string_agg(id::text, ',' order by id) from {show(view)}") for view in views]
+                work.append(
+                    (
+                        table,
+                        "upsert",
+                        row,
+                        f"insert into {show(table)} as t values {same} on conflict (id) do update set grp = t.grp",
+                    )
+                )
+        work += [
+            (view, "select", 0, f"select string_agg(id::text, ',' order by id) from {show(view)}") for view in views
+        ]
         for role in ROLES:
             for person in (*PEOPLE, None):
-                cursor.execute("select pg_temp.attempt(%s, %s, %s)", (role, evaluator.claims(role, person), [sql for _, _, _, sql in work]))
+                cursor.execute(
+                    "select pg_temp.attempt(%s, %s, %s)",
+                    (role, evaluator.claims(role, person), [sql for _, _, _, sql in work]),
+                )
                 for (table, variant, row, _), said in zip(work, cursor.fetchone()[0]):
                     found[Access(role, person, table, variant, row)] = said
         return found
@@ -213,9 +230,16 @@ class Checker:
     # -- what the definition says -----------------------------------------------------------------------------------
 
     def _compare(
-        self, connection: t.Any, original: Original, plan: rls.Plan, before: t.Dict[Access, str], after: t.Dict[Access, str],
-        failing: t.Set[t.Tuple[str, Name, str]], outcome: Outcome, schema: Schema,
-    ) -> None:  # fmt: skip
+        self,
+        connection: t.Any,
+        original: Original,
+        plan: rls.Plan,
+        before: t.Dict[Access, str],
+        after: t.Dict[Access, str],
+        failing: t.Set[t.Tuple[str, Name, str]],
+        outcome: Outcome,
+        schema: Schema,
+    ) -> None:
         wrong: t.List[str] = []
         for access, said in before.items():
             if access.path not in failing:
@@ -234,14 +258,26 @@ class Checker:
         cut: t.Dict[t.Tuple[Name, str, str], t.Set[Name]] = {}
         for one in plan.cuts:
             if one.get("reads"):
-                cut.setdefault((names[one["table"]], one["policy"], one["expression"]), set()).update(names[read] for read in one["reads"])
+                cut.setdefault((names[one["table"]], one["policy"], one["expression"]), set()).update(
+                    names[read] for read in one["reads"]
+                )
 
         def cuts(table: Name, policy: evaluator.Policy, slot: str, role: str, command: str) -> t.Set[Name]:
             found = cut.get((table, policy.name, slot), set())
             # A policy that was split keeps its text for some roles and commands: there nothing is cut.
             for piece in now[table] if found else ():
-                if (piece.name == policy.name or piece.name.startswith(policy.name[:40])) and piece.serves(command) and piece.roles & original.held[role]:
-                    text = piece.using if slot == "using" and command != "INSERT" else piece.check if slot == "check" else piece.check or piece.using
+                if (
+                    (piece.name == policy.name or piece.name.startswith(policy.name[:40]))
+                    and piece.serves(command)
+                    and piece.roles & original.held[role]
+                ):
+                    text = (
+                        piece.using
+                        if slot == "using" and command != "INSERT"
+                        else piece.check
+                        if slot == "check"
+                        else piece.check or piece.using
+                    )
                     if text == (policy.using if slot == "using" else policy.check):
                         return set()
             return found
@@ -254,16 +290,30 @@ class Checker:
             for person in (*PEOPLE, None):
                 with connection.cursor() as cursor:
                     cursor.execute("set search_path = ''")
-                    self._definition(Evaluator(cursor, original, cuts, role, person), before, after, failing, residual, outcome, wrong)
+                    self._definition(
+                        Evaluator(cursor, original, cuts, role, person),
+                        before,
+                        after,
+                        failing,
+                        residual,
+                        outcome,
+                        wrong,
+                    )
                 connection.rollback()
         if wrong:
             outcome.problem = wrong[0]
             outcome.details = wrong
 
     def _definition(
-        self, one: Evaluator, before: t.Dict[Access, str], after: t.Dict[Access, str], failing: t.Set[t.Tuple[str, Name, str]],
-        residual: t.Set[t.Tuple[str, Name, str]], outcome: Outcome, wrong: t.List[str],
-    ) -> None:  # fmt: skip
+        self,
+        one: Evaluator,
+        before: t.Dict[Access, str],
+        after: t.Dict[Access, str],
+        failing: t.Set[t.Tuple[str, Name, str]],
+        residual: t.Set[t.Tuple[str, Name, str]],
+        outcome: Outcome,
+        wrong: t.List[str],
+    ) -> None:
         expected: t.Dict[t.Tuple[Name, str], t.Any] = {}
         for access in failing_accesses(before, failing):
             if (access.role, access.person) != (one.role, one.person) or access.path in residual:
@@ -295,7 +345,10 @@ def _expected(one: Evaluator, table: Name, variant: str) -> t.Union[str, t.Dict[
     cursor, alias = one.cursor, quote(table[1])
 
     def rows(columns: str, *conditions: str) -> t.List[t.Tuple[int, bool]]:
-        cursor.execute(f"select id, ({' and '.join(conditions) or 'true'}) from (select {columns} from {show(table)}) as {alias} order by id")
+        cursor.execute(
+            f"select id, ({' and '.join(conditions) or 'true'}) from (select {columns} from {show(table)}) as {alias}"
+            " order by id"
+        )
         found: t.List[t.Tuple[int, bool]] = cursor.fetchall()
         return found
 
@@ -310,9 +363,17 @@ def _expected(one: Evaluator, table: Name, variant: str) -> t.Union[str, t.Dict[
         return ",".join(str(row) for row, yes in rows(columns, *conditions) if yes)
     if variant in ("insert", "insert_returning"):
         conditions = [one.condition(table, "INSERT", "check")] + ([read()] if variant == "insert_returning" else [])
-        return {row - 1000: "1" if yes else DENIED for row, yes in rows(columns.replace("id,", "id + 1000 as id,", 1), *conditions)}
+        return {
+            row - 1000: "1" if yes else DENIED
+            for row, yes in rows(columns.replace("id,", "id + 1000 as id,", 1), *conditions)
+        }
     if variant == "upsert":
-        conditions = [one.condition(table, "INSERT", "check"), read(), one.condition(table, "UPDATE", "using"), one.condition(table, "UPDATE", "check")]
+        conditions = [
+            one.condition(table, "INSERT", "check"),
+            read(),
+            one.condition(table, "UPDATE", "using"),
+            one.condition(table, "UPDATE", "check"),
+        ]
         return {row: "1" if yes else DENIED for row, yes in rows(columns, *conditions)}
     if variant in ("delete", "delete_blind"):
         conditions = [one.condition(table, "DELETE", "using")] + ([read()] if variant == "delete" else [])
@@ -324,5 +385,9 @@ def _expected(one: Evaluator, table: Name, variant: str) -> t.Union[str, t.Dict[
         return {row: "1" if row in allowed else DENIED for row in touched}
     assert variant == "update_blind"
     touched = [row for row, yes in rows(columns, one.condition(table, "UPDATE", "using")) if yes]
-    allowed = {row for row, yes in rows(columns.replace("note", "'a'::text as note"), one.condition(table, "UPDATE", "check")) if yes}
+    allowed = {
+        row
+        for row, yes in rows(columns.replace("note", "'a'::text as note"), one.condition(table, "UPDATE", "check"))
+        if yes
+    }
     return str(len(touched)) if set(touched) <= allowed else DENIED

@@ -55,14 +55,22 @@ def read(cursor: t.Any, schema: str) -> Original:
     cursor.execute("set search_path = ''")
     found = Original(policies=policies(cursor, schema))
     cursor.execute(
-        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relrowsecurity", (schema,)
+        "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s"
+        " and c.relrowsecurity",
+        (schema,),
     )
     found.secured = set(cursor.fetchall())
     cursor.execute(
-        "select n.nspname, c.relname, pg_get_viewdef(c.oid), coalesce('security_invoker=true' = any (c.reloptions), false)"
-        " from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relkind = 'v'", (schema,))  # fmt: skip
+        "select n.nspname, c.relname, pg_get_viewdef(c.oid), coalesce('security_invoker=true' = any (c.reloptions),"
+        " false) from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relkind"
+        " = 'v'",
+        (schema,),
+    )
     found.views = {(row[0], row[1]): (row[2].rstrip("; \n"), row[3]) for row in cursor.fetchall()}
-    cursor.execute("select a.rolname, array_agg(b.rolname::text) from pg_roles a join pg_roles b on pg_has_role(a.oid, b.oid, 'USAGE') group by 1")
+    cursor.execute(
+        "select a.rolname, array_agg(b.rolname::text) from pg_roles a join pg_roles b on pg_has_role(a.oid, b.oid,"
+        " 'USAGE') group by 1"
+    )
     found.held = {name: frozenset(held) | {"public"} for name, held in cursor.fetchall()}
     return found
 
@@ -70,12 +78,15 @@ def read(cursor: t.Any, schema: str) -> Original:
 def policies(cursor: t.Any, schema: str) -> t.Dict[Name, t.List[Policy]]:
     cursor.execute("set search_path = ''")
     cursor.execute(
-        "select schemaname, tablename, policyname, cmd, permissive, roles::text[], qual, with_check from pg_policies where schemaname = %s order by 3",
+        "select schemaname, tablename, policyname, cmd, permissive, roles::text[], qual, with_check from pg_policies"
+        " where schemaname = %s order by 3",
         (schema,),
     )
     found: t.Dict[Name, t.List[Policy]] = {}
     for space, table, name, command, permissive, roles, using, check in cursor.fetchall():
-        found.setdefault((space, table), []).append(Policy(name, command, permissive == "PERMISSIVE", frozenset(roles), using, check))
+        found.setdefault((space, table), []).append(
+            Policy(name, command, permissive == "PERMISSIVE", frozenset(roles), using, check)
+        )
     return found
 
 
@@ -83,7 +94,12 @@ class Evaluator:
     """Evaluates the original texts for one role and one person."""
 
     def __init__(
-        self, cursor: t.Any, original: Original, cuts: t.Callable[[Name, Policy, str, str, str], t.Set[Name]], role: str, person: t.Optional[str]
+        self,
+        cursor: t.Any,
+        original: Original,
+        cuts: t.Callable[[Name, Policy, str, str, str], t.Set[Name]],
+        role: str,
+        person: t.Optional[str],
     ) -> None:
         """``cuts`` gives the tables cut in (table, policy, slot, role, command)."""
         self.cursor = cursor
@@ -122,9 +138,12 @@ class Evaluator:
         if name not in self.original.secured:
             return "true"
         serving = [
-            policy for policy in self.original.policies.get(name, ())
-            if policy.serves(command) and policy.roles & self.original.held[self.role] and (policy.using or policy.check)
-        ]  # fmt: skip
+            policy
+            for policy in self.original.policies.get(name, ())
+            if policy.serves(command)
+            and policy.roles & self.original.held[self.role]
+            and (policy.using or policy.check)
+        ]
         if not any(policy.permissive for policy in serving):
             return "false"  # whatever restrictive ones read
         permissive: t.List[str] = []
@@ -174,12 +193,17 @@ class _Mark(visitors.Visitor):
             return None  # a CTE: the server qualifies every table
         alias = node.alias or ast.Alias(aliasname=node.relname)
         self.targets.append((node.schemaname, str(node.relname)))
-        return ast.RangeVar(schemaname=_TARGET, relname=f"{_TARGET}_{len(self.targets) - 1}_", inh=True, relpersistence="p", alias=alias)
+        return ast.RangeVar(
+            schemaname=_TARGET, relname=f"{_TARGET}_{len(self.targets) - 1}_", inh=True, relpersistence="p", alias=alias
+        )
 
     def visit_SQLValueFunction(self, ancestors: t.Any, node: t.Any) -> t.Any:
         """``current_user`` is the caller, not the superuser who evaluates."""
         constant = ast.A_Const(val=ast.String(sval=_ROLE))
-        return ast.TypeCast(arg=constant, typeName=ast.TypeName(names=(ast.String(sval="pg_catalog"), ast.String(sval="name")), typemod=-1))
+        return ast.TypeCast(
+            arg=constant,
+            typeName=ast.TypeName(names=(ast.String(sval="pg_catalog"), ast.String(sval="name")), typemod=-1),
+        )
 
 
 def show(name: Name) -> str:

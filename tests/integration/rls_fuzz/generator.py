@@ -46,7 +46,9 @@ class Policy:
 
     def sql(self, schema: str) -> str:
         kind = "permissive" if self.permissive else "restrictive"
-        words = f'create policy "{self.name}" on {schema}.{quote(self.table)} as {kind} for {self.command} to {self.roles}'
+        words = (
+            f'create policy "{self.name}" on {schema}.{quote(self.table)} as {kind} for {self.command} to {self.roles}'
+        )
         if self.using:
             words += f" using {self.using.sql()}"
         if self.check:
@@ -86,7 +88,10 @@ class Schema:
             if table.rows:
                 found.append(f"insert into {self.name}.{quote(table.name)} values {', '.join(table.rows)}")
         for view in self.views:
-            found.append(f"create view {self.name}.{quote(view.name)}{' with (security_invoker = true)' if view.invoker else ''} as {view.sql}")
+            found.append(
+                f"create view {self.name}.{quote(view.name)}{' with (security_invoker = true)' if view.invoker else ''}"
+                f" as {view.sql}"
+            )
         found += [sql for _, sql in self.functions]
         for table in self.tables:
             if table.secured:
@@ -153,7 +158,10 @@ def _expanded(schema: Schema, name: str, above: t.Tuple[str, ...]) -> int:
 def _references(schema: Schema, sql: str, above: t.Tuple[str, ...]) -> int:
     names = [table.name for table in schema.tables] + [view.name for view in schema.views]
     # A name that is followed by a dot is a column's.
-    return sum(len(re.findall(re.escape(f"{schema.name}.{quote(name)}") + r"(?!\.)", sql)) * _expanded(schema, name, above) for name in names)
+    return sum(
+        len(re.findall(re.escape(f"{schema.name}.{quote(name)}") + r"(?!\.)", sql)) * _expanded(schema, name, above)
+        for name in names
+    )
 
 
 def quote(name: str) -> str:
@@ -211,7 +219,13 @@ class Generator:
         for number in range(pick.choice((0, 0, 0, 1, 2))):
             base = pick.choice(self.names)
             condition = pick.choice(("", " where grp > 1", " where flag", " where owner is not null"))
-            views.append(View(f"view_{number}", f"select * from {self._full(base)}{condition}", self.invoker_views and pick.random() < 0.7))
+            views.append(
+                View(
+                    f"view_{number}",
+                    f"select * from {self._full(base)}{condition}",
+                    self.invoker_views and pick.random() < 0.7,
+                )
+            )
             self.sources.append(f"view_{number}")
         if pick.random() < 0.25:
             self._definer()
@@ -225,26 +239,46 @@ class Generator:
         pick = self.random
         people = [f"'{person}'" for person in PEOPLE] + ["null"]
         return [
-            f"({number}, {pick.choice(people)}, {pick.choice(people)}, {pick.choice((1, 2, 3, 4, 5, 'null'))}, {pick.choice((1, 2, 3, 'null'))},"
-            f" {pick.choice(('true', 'false', 'null'))}, '{pick.choice('abc')}')"
+            f"({number}, {pick.choice(people)}, {pick.choice(people)}, {pick.choice((1, 2, 3, 4, 5, 'null'))},"
+            f" {pick.choice((1, 2, 3, 'null'))}, {pick.choice(('true', 'false', 'null'))}, '{pick.choice('abc')}')"
             for number in range(1, pick.choice((3, 4, 5, 6)) + 1)
-        ]  # fmt: skip
+        ]
 
     def _definer(self) -> None:
         base = self.random.choice(self.names)
-        self.functions.append((
-            "known",
-            f"create function {self.schema}.known(n int) returns boolean language sql stable security definer set search_path = '' as"
-            f" $$ select exists (select 1 from {self._full(base)} d where d.id = n and d.owner = auth.uid()) $$",
-        ))  # fmt: skip
+        self.functions.append(
+            (
+                "known",
+                (
+                    f"create function {self.schema}.known(n int) returns boolean language sql stable security definer"
+                    f" set search_path = '' as $$ select exists (select 1 from {self._full(base)} d where d.id = n and"
+                    " d.owner = auth.uid()) $$"
+                ),
+            )
+        )
 
     def _policy(self, table: str, number: int) -> Policy:
         pick = self.random
         command = pick.choice(("select", "select", "select", "all", "all", "insert", "update", "delete"))
         permissive = pick.random() < 0.85
         using = self._expression(table) if command != "insert" else None
-        check = self._expression(table) if command in ("all", "update", "insert") and (command == "insert" or pick.random() < 0.5) else None
-        roles = pick.choice(("public", "public", "public", "authenticated", "authenticated", "anon", "fuzz_editor", "anon, authenticated"))
+        check = (
+            self._expression(table)
+            if command in ("all", "update", "insert") and (command == "insert" or pick.random() < 0.5)
+            else None
+        )
+        roles = pick.choice(
+            (
+                "public",
+                "public",
+                "public",
+                "authenticated",
+                "authenticated",
+                "anon",
+                "fuzz_editor",
+                "anon, authenticated",
+            )
+        )
         return Policy(table, f"{command} {number}", command, roles, permissive, using, check)
 
     def _expression(self, table: str) -> Group:
@@ -266,12 +300,26 @@ class Generator:
     def _atom(self, alias: str) -> str:
         """A condition on one row, and on who asks."""
         dot = f"{alias}." if alias else ""
-        return self.random.choice((
-            f"{dot}owner = auth.uid()", f"{dot}owner = auth.uid()", f"{dot}owner = (select auth.uid())", f"{dot}other = auth.uid()", f"{dot}flag",
-            f"{dot}grp > 1", f"{dot}note in ('a', 'b')", f"auth.uid() is not null and {dot}flag", f"coalesce({dot}flag, false)", f"{dot}owner is null",
-            f"{dot}grp between 1 and 2", "auth.role() = 'authenticated'", "(select auth.uid()) is not null", f"lower({dot}note) = 'a'",
-            f"current_user <> 'anon' and {dot}grp = 1", f"auth.uid() in ({dot}owner, {dot}other)",
-        ))  # fmt: skip
+        return self.random.choice(
+            (
+                f"{dot}owner = auth.uid()",
+                f"{dot}owner = auth.uid()",
+                f"{dot}owner = (select auth.uid())",
+                f"{dot}other = auth.uid()",
+                f"{dot}flag",
+                f"{dot}grp > 1",
+                f"{dot}note in ('a', 'b')",
+                f"auth.uid() is not null and {dot}flag",
+                f"coalesce({dot}flag, false)",
+                f"{dot}owner is null",
+                f"{dot}grp between 1 and 2",
+                "auth.role() = 'authenticated'",
+                "(select auth.uid()) is not null",
+                f"lower({dot}note) = 'a'",
+                f"current_user <> 'anon' and {dot}grp = 1",
+                f"auth.uid() in ({dot}owner, {dot}other)",
+            )
+        )
 
     def _subquery(self, table: str) -> str:
         pick = self.random
@@ -279,7 +327,15 @@ class Generator:
         own = self._full(table)
         s, s2 = self._full(pick.choice(self.sources)), self._full(pick.choice(self.sources))
         a, b = self._atom("s"), self._atom("z")
-        tie = pick.choice((f"s.ref = {own}.id", f"s.id = {own}.ref", f"s.grp = {own}.grp", f"s.ref = {own}.id and s.grp = {own}.grp", f"s.note = {own}.note"))
+        tie = pick.choice(
+            (
+                f"s.ref = {own}.id",
+                f"s.id = {own}.ref",
+                f"s.grp = {own}.grp",
+                f"s.ref = {own}.id and s.grp = {own}.grp",
+                f"s.note = {own}.note",
+            )
+        )
         negation = pick.choice(("", "", "", "not "))
         shapes: t.List[str] = [
             f"exists (select 1 from {s} s where {tie} and {a})",
@@ -289,33 +345,56 @@ class Generator:
             f"{negation}exists (select 1 from {s} s where {tie})",
             f"{own}.id = any (array(select s.ref from {s} s where {a}))",
             f"{own}.grp not in (select s.grp from {s} s where s.grp is not null and {a})",
-            f"exists (select 1 from {s} s join {s2} z on z.ref = s.id where s.owner = auth.uid() and z.grp = {own}.grp)",
+            (
+                f"exists (select 1 from {s} s join {s2} z on z.ref = s.id where s.owner = auth.uid() and z.grp ="
+                f" {own}.grp)"
+            ),
             f"exists (select 1 from {s} s, {s2} z where {tie} and z.id = s.ref and {a} and {b})",
             f"exists (select 1 from {s} s left join {s2} z on z.id = s.ref and {b} where {tie} and z.id is null)",
-            f"exists (select 1 from {s} s left join {s2} z on z.id = s.ref where {tie} and ({b} or z.owner = auth.uid()))",
-            f"exists (select 1 from {s} s full join {s2} z on z.id = s.ref where coalesce(s.grp, z.grp) = {own}.grp and {a})",
-            f"{own}.id in (select s.ref from {s} s where {a} {pick.choice(('union', 'union all', 'except', 'intersect'))} select z.id from {s2} z where {b})",
+            (
+                f"exists (select 1 from {s} s left join {s2} z on z.id = s.ref where {tie} and ({b} or z.owner ="
+                " auth.uid()))"
+            ),
+            (
+                f"exists (select 1 from {s} s full join {s2} z on z.id = s.ref where coalesce(s.grp, z.grp) = {own}.grp"
+                f" and {a})"
+            ),
+            (
+                f"{own}.id in (select s.ref from {s} s where {a}"
+                f" {pick.choice(('union', 'union all', 'except', 'intersect'))} select z.id from {s2} z where {b})"
+            ),
             f"exists (with c as (select s.ref, s.grp from {s} s where {a}) select 1 from c where c.ref = {own}.id)",
-            f"exists (with c as materialized (select s.* from {s} s) select 1 from c join {s2} z on z.id = c.ref"
-            f" where c.owner = auth.uid() and z.grp = {own}.grp)",
+            (
+                f"exists (with c as materialized (select s.* from {s} s) select 1 from c join {s2} z on z.id = c.ref"
+                f" where c.owner = auth.uid() and z.grp = {own}.grp)"
+            ),
             f"(select count(*) from {s} s where {tie} and {a}) {pick.choice(('> 0', '= 0', '>= 2', '< 2'))}",
             f"{own}.grp >= (select max(s.grp) from {s} s where {a})",
             f"coalesce((select bool_or(s.flag) from {s} s where {tie}), {pick.choice(('true', 'false'))})",
-            f"exists (select 1 from {s} s where s.id = {own}.ref and exists (select 1 from {s2} z where z.ref = s.id and z.owner = auth.uid()))",
+            (
+                f"exists (select 1 from {s} s where s.id = {own}.ref and exists (select 1 from {s2} z where z.ref ="
+                " s.id and z.owner = auth.uid()))"
+            ),
             f"exists (select 1 from {s} s where {tie} and s.id in (select z.ref from {s2} z where {b}))",
             f"({own}.ref, {own}.grp) in (select s.id, s.grp from {s} s where {a})",
             f"{own}.id in (select s.ref from {s} s where {a} group by s.ref having count(*) >= 1)",
             f"{own}.ref in (select s.id from {s} s where {a} order by s.id limit 2)",
             f"exists (select 1 from (select q.* from {s} q where q.flag) s where {tie} and {a})",
-            f"exists (select 1 from {s} s cross join lateral (select z.grp from {s2} z where z.ref = s.id and {b}) l where {tie} and l.grp > 0)",
+            (
+                f"exists (select 1 from {s} s cross join lateral (select z.grp from {s2} z where z.ref = s.id and {b})"
+                f" l where {tie} and l.grp > 0)"
+            ),
             f"(select s.owner from {s} s where s.id = {own}.ref) = auth.uid()",
-            f"exists (select distinct s.grp from {s} s where {tie} and auth.uid() = any (array(select z.owner from {s2} z where z.ref = s.id)))",
+            (
+                f"exists (select distinct s.grp from {s} s where {tie} and auth.uid() = any (array(select z.owner from"
+                f" {s2} z where z.ref = s.id)))"
+            ),
             f"(select count(s) from {s} s where {tie}) > 0",
             f"{own}.owner <> all (select s.owner from {s} s where s.owner is not null and s.ref = {own}.ref)",
             f"case when {own}.flag then exists (select 1 from {s} s where {tie}) else {own}.owner = auth.uid() end",
             f"exists (select 1 from {s} s where {tie} and (s.owner = auth.uid() or s.other = auth.uid()))",
             f"exists (select 1 from {s} as s (a, b, c, d, e, f, g) where d = {own}.id and b = auth.uid())",
-        ]  # fmt: skip
+        ]
         if self.functions:
             shapes.append(f"{self.schema}.known({own}.ref)")
         return pick.choice(shapes)

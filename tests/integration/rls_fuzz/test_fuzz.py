@@ -42,9 +42,9 @@ def campaign(server: servers.Postgres, first: int, count: int, *, allow_unbounde
         for name in ("failing", "cuts", "split", "unwrapped", "review", "d1", "d2", "left"):
             setattr(total, name, getattr(total, name) + getattr(outcome, name))
     print(  # the seeds belong to the result
-        f"\nseeds {first}..{first + count - 1}: {recursive} recursive schemas, {total.failing} failing accesses, {total.cuts} cuts ({total.split} split,"
-        f" {total.unwrapped} unwrapped), {total.review} refused, {total.left} accesses left;"
-        f" {total.d1} comparisons under D1 and {total.d2} under D2, 0 differences"
+        f"\nseeds {first}..{first + count - 1}: {recursive} recursive schemas, {total.failing} failing accesses,"
+        f" {total.cuts} cuts ({total.split} split, {total.unwrapped} unwrapped), {total.review} refused, {total.left}"
+        f" accesses left; {total.d1} comparisons under D1 and {total.d2} under D2, 0 differences"
     )
     assert recursive >= count // 4, "the generator makes too few recursive schemas to prove anything"
     return total
@@ -99,7 +99,9 @@ def test_what_was_found(postgres: servers.Postgres, file: Path, allow_unbounded:
         ("create index on {table} (grp)", {"undo"}),
     ],
 )
-def test_the_judge_notices(postgres: servers.Postgres, monkeypatch: pytest.MonkeyPatch, tamper: str, noticed: t.Set[str]) -> None:
+def test_the_judge_notices(
+    postgres: servers.Postgres, monkeypatch: pytest.MonkeyPatch, tamper: str, noticed: t.Set[str]
+) -> None:
     """A repair that gives more, gives less or leaves something behind is found: the judge is not blind."""
     checker = Checker(postgres.database(supabase=True))
     really_apply = rls.apply
@@ -113,11 +115,29 @@ def test_the_judge_notices(postgres: servers.Postgres, monkeypatch: pytest.Monke
         return result
 
     schema = Schema(
-        0, "fuzz_judge",
-        [Table("trips", rows=[f"({n}, '{PEOPLE[n % 3]}', null, {n}, 1, true, 'a')" for n in range(1, 6)])], [], [],
-        [Policy("trips", "see", "select", "public", True,
-                Group("or", ['fuzz_judge."trips".id in (select s.ref from fuzz_judge."trips" s where s.owner = auth.uid())', "grp = 2"]), None)],
-    )  # fmt: skip
+        0,
+        "fuzz_judge",
+        [Table("trips", rows=[f"({n}, '{PEOPLE[n % 3]}', null, {n}, 1, true, 'a')" for n in range(1, 6)])],
+        [],
+        [],
+        [
+            Policy(
+                "trips",
+                "see",
+                "select",
+                "public",
+                True,
+                Group(
+                    "or",
+                    [
+                        'fuzz_judge."trips".id in (select s.ref from fuzz_judge."trips" s where s.owner = auth.uid())',
+                        "grp = 2",
+                    ],
+                ),
+                None,
+            )
+        ],
+    )
     assert checker.check(schema).problem == ""
     monkeypatch.setattr(rls, "apply", apply)
     assert checker.check(schema).kind in noticed

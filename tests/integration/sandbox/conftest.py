@@ -70,24 +70,39 @@ class Stage:
 
     def environment(self) -> t.Dict[str, str]:
         return {
-            **os.environ, "WHEELS_OPS_SANDBOX": str(self.sandbox.directory), "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-            "ANSIBLE_HOME": str(REPOSITORY / ".ansible"), "ANSIBLE_FORCE_COLOR": "0",
-        }  # fmt: skip
+            **os.environ,
+            "WHEELS_OPS_SANDBOX": str(self.sandbox.directory),
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+            "ANSIBLE_HOME": str(REPOSITORY / ".ansible"),
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
 
     def installed_playbook(self, collections: Path, name: str, *words: str) -> Run:
         """The playbook of an installed collection, from a directory that has nothing of the repository."""
-        program, inventory = str(Path(sys.executable).with_name("ansible-playbook")), str(REPOSITORY / "inventories/sandbox")
+        program, inventory = (
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            str(REPOSITORY / "inventories/sandbox"),
+        )
         place = collections.parent
         environment = {
-            **self.environment(), "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_CONFIG": str(place / "ansible.cfg"),
+            **self.environment(),
+            "ANSIBLE_COLLECTIONS_PATH": str(collections),
+            "ANSIBLE_CONFIG": str(place / "ansible.cfg"),
             "ANSIBLE_HOME": str(place / "home"),
-        }  # fmt: skip
+        }
         command = [program, "-i", inventory, f"wheels.ops.{name}", *FAST, *words]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         return Run(done.returncode, done.stdout + done.stderr)
 
     def playbook(self, name: str, *words: str) -> Run:
-        done = subprocess.run(self.command(name, *words), cwd=REPOSITORY, env=self.environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.command(name, *words),
+            cwd=REPOSITORY,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return Run(done.returncode, done.stdout + done.stderr)
 
     def sql(self, statement: str) -> t.List[t.Tuple[t.Any, ...]]:

@@ -31,8 +31,14 @@ TASKS = 150
 #: For runs of which the health is not what is tested: a look at everything takes ten seconds, twice in a deployment.
 LOOK = ("-e", '{"monitoring_subjects": ["http"]}')
 CATALOG = {
-    "policies": "select polrelid::regclass, polname, polcmd, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) from pg_policy order by 1, 2",
-    "tables": "select table_schema, table_name, column_name, data_type from information_schema.columns where table_schema not like 'pg_%' order by 1, 2, 3",
+    "policies": (
+        "select polrelid::regclass, polname, polcmd, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck,"
+        " polrelid) from pg_policy order by 1, 2"
+    ),
+    "tables": (
+        "select table_schema, table_name, column_name, data_type from information_schema.columns where table_schema not"
+        " like 'pg_%' order by 1, 2, 3"
+    ),
     "functions": "select proname, prosrc from pg_proc order by 1, 2",
 }
 
@@ -43,9 +49,15 @@ def fingerprint(stage: Stage) -> t.Dict[str, str]:
     roots = (stage.sandbox.backend, stage.sandbox.etc, stage.sandbox.state, stage.sandbox.tmp)
     for root in roots:
         for path in sorted(root.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+            if (
+                path.is_file()
+                and "__pycache__" not in path.parts
+                and path.suffix not in (".sqlite", ".sqlite-wal", ".sqlite-shm")
+            ):
                 status = path.stat()
-                found[str(path)] = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {status.st_mode:o} {status.st_mtime_ns}"
+                found[str(path)] = (
+                    f"{hashlib.sha256(path.read_bytes()).hexdigest()} {status.st_mode:o} {status.st_mtime_ns}"
+                )
     for kind, query in CATALOG.items():
         found[kind] = hashlib.sha256(repr(stage.sql(query)).encode()).hexdigest()
     for info in stage.rpc().getAllProcessInfo():
@@ -102,7 +114,9 @@ def read_only(directory: Path) -> t.Iterator[None]:
         finally:
             directory.chmod(0o755)
         return
-    if subprocess.run(["mount", "--bind", "-o", "ro", str(directory), str(directory)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "--bind", "-o", "ro", str(directory), str(directory)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("root may not mount here")
     try:
         yield
@@ -114,16 +128,22 @@ def read_only(directory: Path) -> t.Iterator[None]:
     ("extra", "message"),
     [
         ('{"wheels_ops_backend_dir": "/nowhere"}', "There is no app/main.py in /nowhere"),
-        ('{"prerequisites_free_bytes": 900000000000000}', "are needed for the new files and the originals. Nothing was changed."),
+        (
+            '{"prerequisites_free_bytes": 900000000000000}',
+            "are needed for the new files and the originals. Nothing was changed.",
+        ),
         ('{"wheels_ops_hosts": "nobody"}', "No host matches nobody."),
         ('{"wheels_ops_state_dir": "/proc/nowhere"}', "The state directory /proc/nowhere cannot be written"),
         ('{"wheels_ops_environment_extra": {"BAD": "it\'s"}}', "a value with a quote or a line break"),
-        ('{"services_of_the_report": [{"name": "no-such-service"}]}', "The service manager does not know no-such-service"),
+        (
+            '{"services_of_the_report": [{"name": "no-such-service"}]}',
+            "The service manager does not know no-such-service",
+        ),
         ('{"wheels_ops_database_dsn": "host=127.0.0.1 port=1 dbname=x user=x"}', "Nothing listens there"),
         ('{"database_scripts": [{"path": "/nowhere/missing.sql"}]}', "/nowhere/missing.sql: No such file or directory"),
         ("read-only directory", "app/core cannot be written, so app/core/cors_config.py cannot be installed"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_found_before_anything_is_changed(stage: Stage, extra: str, message: str) -> None:
     """On the broken backend, where there is much to change: no file, no log, no table, no process is touched."""
     before = fingerprint(stage)
@@ -144,22 +164,40 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
         f"for number in range({TASKS}): send_notification.apply_async((number,), countdown=number % 7)\n"
     )
     environment = {
-        **os.environ, "REDIS_URL": stage.facts.redis_url, "DATABASE_URL": stage.facts.database_url, "SECRET_KEY": stage.facts.secret_key,
-        "LOG_DIR": str(stage.sandbox.log), "PYTHONPATH": str(stage.sandbox.backend),
-    }  # fmt: skip
-    subprocess.run([str(REPOSITORY / ".venv-backend/bin/python"), "-c", program], check=True, cwd=stage.sandbox.backend, env=environment)
+        **os.environ,
+        "REDIS_URL": stage.facts.redis_url,
+        "DATABASE_URL": stage.facts.database_url,
+        "SECRET_KEY": stage.facts.secret_key,
+        "LOG_DIR": str(stage.sandbox.log),
+        "PYTHONPATH": str(stage.sandbox.backend),
+    }
+    subprocess.run(
+        [str(REPOSITORY / ".venv-backend/bin/python"), "-c", program],
+        check=True,
+        cwd=stage.sandbox.backend,
+        env=environment,
+    )
     run = stage.playbook("deploy")
     assert run.status == 0, run.output[-5000:]
     # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is nothing left to ask for.
-    cache = {"wheels.ops.recovery : Say what a real run would clear", "wheels.ops.recovery : Clear what is expired, and give an expiry to what has none"}
-    assert [task for task in run.changed_tasks if task not in cache] == [task for task in stage.predicted if task not in cache]
+    cache = {
+        "wheels.ops.recovery : Say what a real run would clear",
+        "wheels.ops.recovery : Clear what is expired, and give an expiry to what has none",
+    }
+    assert [task for task in run.changed_tasks if task not in cache] == [
+        task for task in stage.predicted if task not in cache
+    ]
     assert cache & set(stage.predicted)
     before, after = statuses(report(stage, "before.json")), statuses(report(stage, "after.json"))
     assert {subject: before[subject] for subject in EIGHT if before[subject] in ("ok", "unknown", "skipped")} == {}
     assert set(after.values()) == {"ok"}
     assert "<table>" in (stage.sandbox.reports / "report.html").read_text()
     given = stage.sandbox.env_file.read_text().splitlines()
-    for line in ("MEMORY_LIMIT_MB='430'", f"LOG_DIRS='{stage.sandbox.log}'", f"DISK_CLEANUP_DIRS='{stage.sandbox.tmp}'"):
+    for line in (
+        "MEMORY_LIMIT_MB='430'",
+        f"LOG_DIRS='{stage.sandbox.log}'",
+        f"DISK_CLEANUP_DIRS='{stage.sandbox.tmp}'",
+    ):
         assert line in given, "the backend watches what the health check grades"
     assert not any(line.startswith("DISK_PATHS=") for line in given), "the sandbox grades no file system"
     connection = redis_client.Redis.from_url(stage.facts.redis_url, decode_responses=True)
@@ -177,21 +215,37 @@ def test_what_a_user_sees(stage: Stage) -> None:
     """Everybody sees exactly the trips that he takes part in or made; a stranger none."""
     for (user,) in stage.sql("select id::text from auth.users"):
         made = f"select id::text from group_trips where created_by = '{user}'"
-        mine = {row[0] for row in stage.sql(f"{made} union select trip_id::text from group_trip_participants where user_id = '{user}'")}
-        answer = requests.get(f"{stage.facts.base_url}/api/v1/trips", headers={"Authorization": f"Bearer {token(stage, user)}"}, timeout=10)
+        mine = {
+            row[0]
+            for row in stage.sql(
+                f"{made} union select trip_id::text from group_trip_participants where user_id = '{user}'"
+            )
+        }
+        answer = requests.get(
+            f"{stage.facts.base_url}/api/v1/trips",
+            headers={"Authorization": f"Bearer {token(stage, user)}"},
+            timeout=10,
+        )
         assert answer.status_code == 200, answer.text
         rows = answer.json()
         assert {row["id"] for row in (rows["trips"] if isinstance(rows, dict) else rows)} == mine
     stranger = requests.get(
-        f"{stage.facts.base_url}/api/v1/trips", headers={"Authorization": f"Bearer {token(stage, '00000000-0000-4000-8000-00000000dead')}"}, timeout=10
+        f"{stage.facts.base_url}/api/v1/trips",
+        headers={"Authorization": f"Bearer {token(stage, '00000000-0000-4000-8000-00000000dead')}"},
+        timeout=10,
     )
     rows = stranger.json()
     assert (rows["trips"] if isinstance(rows, dict) else rows) == []
     for origin, allowed in (("https://www.wheelsandwins.com", True), ("https://evil.example", False)):
         preflight = requests.options(
-            f"{stage.facts.base_url}/api/v1/pam/chat", timeout=10,
-            headers={"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey, x-client-info"},
-        )  # fmt: skip
+            f"{stage.facts.base_url}/api/v1/pam/chat",
+            timeout=10,
+            headers={
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "apikey, x-client-info",
+            },
+        )
         assert (preflight.headers.get("Access-Control-Allow-Origin") == origin) is allowed
         assert (preflight.status_code == 200) is allowed
 
@@ -209,7 +263,9 @@ def test_whoever_changes_this_host_keeps_every_other_run_out_by_name(stage: Stag
         run = stage.playbook(playbook, *LOOK)
         other.kill()
     assert run.status != 0
-    assert f"Another deployment holds this host: {name}, since yesterday. Its process is alive." in run.text, run.output[-3000:]
+    assert f"Another deployment holds this host: {name}, since yesterday. Its process is alive." in run.text, (
+        run.output[-3000:]
+    )
     assert run.changed == 0
     assert fingerprint(stage) == before
     if playbook != "deploy":
@@ -223,7 +279,11 @@ def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
     assert run.status == 0, run.output[-3000:]
     assert run.changed == 0
     assert not (stage.sandbox.state / "deploy.lock").exists()
-    kept = {name: value for name, value in before.items() if "restarts.jsonl" not in name and not name.endswith("/deploy.lock")}
+    kept = {
+        name: value
+        for name, value in before.items()
+        if "restarts.jsonl" not in name and not name.endswith("/deploy.lock")
+    }
     assert {name: value for name, value in fingerprint(stage).items() if "restarts.jsonl" not in name} == kept
 
 
@@ -233,7 +293,12 @@ def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
     before = tree(stage.sandbox.backend)
     look = ("-e", '{"monitoring_subjects": ["http", "services"]}')
     process = subprocess.Popen(
-        stage.command("deploy", *look), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        stage.command("deploy", *look),
+        cwd=REPOSITORY,
+        env=stage.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     lines = []
@@ -248,7 +313,9 @@ def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
     finally:
         os.kill(worker, signal.SIGCONT)
         process.stdout.close()
-    once_more = lines.index(next(line for line in lines if line.startswith("TASK [Measure once more what became worse]")))
+    once_more = lines.index(
+        next(line for line in lines if line.startswith("TASK [Measure once more what became worse]"))
+    )
     assert lines[once_more + 1].startswith("included: "), lines[once_more : once_more + 3]
     assert tree(stage.sandbox.backend) == before
 
@@ -265,7 +332,12 @@ def test_verify_names_whatever_is_broken_again(stage: Stage, tmp_path: Path) -> 
     run = stage.playbook("verify")
     shutil.move(aside, patched)
     assert run.status != 0
-    for words in ("group_trip_participants", "celery-beat", "1 cache keys never expire", f"files: {patched}: not as the deployment left them"):
+    for words in (
+        "group_trip_participants",
+        "celery-beat",
+        "1 cache keys never expire",
+        f"files: {patched}: not as the deployment left them",
+    ):
         assert words in run.text, words
 
 
@@ -281,7 +353,9 @@ def test_recover_repairs_it(stage: Stage) -> None:
 def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     """Asked for over the API, done by the host, seen over the API; a file that is no request is not in the way."""
     key = {"X-Ops-Token": (stage.sandbox.etc / "ops-token").read_text().strip()}
-    asked = requests.post(f"{stage.facts.base_url}/api/v1/system/recovery/trigger", headers=key, timeout=10).json()["request_id"]
+    asked = requests.post(f"{stage.facts.base_url}/api/v1/system/recovery/trigger", headers=key, timeout=10).json()[
+        "request_id"
+    ]
     pending = stage.sandbox.state / "requests"
     (pending / "nonsense.json").write_text("{")
     run = stage.playbook("recover", "--check", *LOOK)
@@ -290,7 +364,9 @@ def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     run = stage.playbook("recover", *LOOK)
     assert run.status == 0, run.output[-3000:]
     assert list(pending.glob("*.json")) == []
-    newest = requests.get(f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10).json()["history"][0]
+    newest = requests.get(
+        f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10
+    ).json()["history"][0]
     assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
     assert [entry["id"] for entry in newest["requests"]] == [asked]
 
@@ -325,14 +401,18 @@ def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> 
     assert found["recovery"]["runs"] == [entry["action"] for entry in history].count("recover") > 0
     assert found["metrics"]["memory_percent"]["highest"] > 0
     assert found["backend"]["alert_summary"].keys() == {"warning", "critical", "emergency"}
-    assert {entry["verdict"] for entry in report(stage, "thresholds.json")} == {"unknown"}, "minutes of history are no ground for advice"
+    assert {entry["verdict"] for entry in report(stage, "thresholds.json")} == {"unknown"}, (
+        "minutes of history are no ground for advice"
+    )
 
 
 def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
     before = tree(stage.sandbox.backend)
     environment = stage.sandbox.env_file.read_text()
     # uvicorn reads it and cannot start; importing the application proves nothing of it.
-    extra = '{"wheels_ops_environment_extra": {"UVICORN_SSL_KEYFILE": "/nowhere/key.pem"}, "services_healthy_deadline": 12}'
+    extra = (
+        '{"wheels_ops_environment_extra": {"UVICORN_SSL_KEYFILE": "/nowhere/key.pem"}, "services_healthy_deadline": 12}'
+    )
     run = stage.playbook("deploy", "-e", extra, *LOOK)
     assert run.status != 0
     assert "The backend answers again." in run.text, run.output[-4000:]
@@ -345,7 +425,12 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
     """The next run is a whole deployment, and comes from the installed tarball: it needs nothing of the repository."""
     lifecycle.break_it(stage.sandbox)
     process = subprocess.Popen(
-        stage.command("deploy", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        stage.command("deploy", *LOOK),
+        cwd=REPOSITORY,
+        env=stage.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -360,7 +445,11 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
         # It would restart services on what is half-installed, and seal it.
         run = stage.playbook(playbook, *LOOK)
         assert run.status != 0 and run.changed == 0
-        for words in ("was interrupted at step", "ansible-playbook playbooks/deploy.yml", "ansible-playbook playbooks/rollback.yml"):
+        for words in (
+            "was interrupted at step",
+            "ansible-playbook playbooks/deploy.yml",
+            "ansible-playbook playbooks/rollback.yml",
+        ):
             assert words in run.text, run.output[-3000:]
     assert fingerprint(stage) == before
     run = stage.installed_playbook(installed, "deploy")
@@ -372,7 +461,12 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
 def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     """Also where it was killed after the last file, and before the services were restarted."""
     process = subprocess.Popen(
-        stage.command("rollback", *LOOK), cwd=REPOSITORY, env=stage.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        stage.command("rollback", *LOOK),
+        cwd=REPOSITORY,
+        env=stage.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -382,10 +476,14 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     process.stdout.close()
     process.wait()
     refused = stage.playbook("recover", *LOOK)
-    assert refused.status != 0 and "The rollback of deployment" in refused.text and "was interrupted" in refused.text, refused.output[-3000:]
+    assert refused.status != 0 and "The rollback of deployment" in refused.text and "was interrupted" in refused.text, (
+        refused.output[-3000:]
+    )
     served = {name: pid for name, pid in fingerprint(stage).items() if name.startswith("process pam-")}
     run = stage.playbook("rollback")
-    assert served and all(fingerprint(stage)[name] != pid for name, pid in served.items()), "they would serve what is no longer on the disk"
+    assert served and all(fingerprint(stage)[name] != pid for name, pid in served.items()), (
+        "they would serve what is no longer on the disk"
+    )
     assert run.status == 0, run.output[-3000:]
     assert "The backend answers again." in run.text
     assert tree(stage.sandbox.backend) == tree(materialise("incident", tmp_path / "incident"))
@@ -398,7 +496,10 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     ("extra", "message"),
     [
         ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
-        ('{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}', "Leave the SQL scripts on the host: Destination directory"),
+        (
+            '{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}',
+            "Leave the SQL scripts on the host: Destination directory",
+        ),
     ],
 )
 def test_what_only_a_step_can_find_replaces_no_file(stage: Stage, extra: str, message: str) -> None:

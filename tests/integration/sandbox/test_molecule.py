@@ -20,11 +20,24 @@ STEPS = ["destroy", "syntax", "create", "check", "converge", "idempotence", "ver
 def test_the_default_scenario(tmp_path: Path) -> None:
     programs = Path(sys.executable).parent
     environment = {
-        **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "WHEELS_OPS_SANDBOX": str(tmp_path / "sandbox"),
-        "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "molecule"), "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-        "ANSIBLE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "user"), "NO_COLOR": "1", "ANSIBLE_FORCE_COLOR": "0",
-    }  # fmt: skip
-    done = subprocess.run([str(programs / "molecule"), "test", "-s", "default"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "WHEELS_OPS_SANDBOX": str(tmp_path / "sandbox"),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "molecule"),
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_HOME": str(tmp_path / "home"),
+        "HOME": str(tmp_path / "user"),
+        "NO_COLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+    done = subprocess.run(
+        [str(programs / "molecule"), "test", "-s", "default"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-6000:]
     summary = output.rpartition("DETAILS")[2]

@@ -29,16 +29,29 @@ def extra(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> t.Tuple[str
     """Variables with a secret in every place that takes one. The Redis URL has it in the query, the DSN as a URL."""
     facts = stage.facts
     redis = f"redis://127.0.0.1:{facts.redis_port}/0?password={quote(facts.redis_password, safe='')}"
-    headers = {"Authorization": f"Bearer {MARKS['header']}", "Cookie": f"a={MARKS['cookie']}", "X-Forwarded-Proto": "https"}
+    headers = {
+        "Authorization": f"Bearer {MARKS['header']}",
+        "Cookie": f"a={MARKS['cookie']}",
+        "X-Forwarded-Proto": "https",
+    }
     services = [
         {"name": "redis", "unit": "redis", "gate": {"type": "redis", "url": redis}},
-        {"name": "pam-backend", "depends_on": ["redis"], "gate": {"type": "http", "url": f"{facts.base_url}/health", "headers": headers}},
+        {
+            "name": "pam-backend",
+            "depends_on": ["redis"],
+            "gate": {"type": "http", "url": f"{facts.base_url}/health", "headers": headers},
+        },
         {"name": "celery-worker", "depends_on": ["redis"], "gate": {"type": "celery", "url": redis}},
     ]
     variables = {
         "wheels_ops_redis_url": redis,
-        "wheels_ops_database_dsn": f"postgresql://postgres:{facts.database_password}@127.0.0.1:{facts.postgres_port}/pam",
-        "wheels_ops_environment_extra": {"FEED_PHRASE": MARKS["environment_extra"], "WEBSOCKET_HEARTBEAT_INTERVAL": "2"},
+        "wheels_ops_database_dsn": (
+            f"postgresql://postgres:{facts.database_password}@127.0.0.1:{facts.postgres_port}/pam"
+        ),
+        "wheels_ops_environment_extra": {
+            "FEED_PHRASE": MARKS["environment_extra"],
+            "WEBSOCKET_HEARTBEAT_INTERVAL": "2",
+        },
         "wheels_ops_services": services,
         "wheels_ops_websocket_heartbeat_within": 0,
         "wheels_ops_websocket_dead_peer_within": 0,
@@ -52,9 +65,13 @@ def secrets(stage: Stage) -> t.Dict[str, str]:
     """Every secret of this sandbox by what it is."""
     facts = stage.facts
     own = {
-        "database": facts.database_password, "application's database": facts.app_database_password, "redis": facts.redis_password,
-        "secret key": facts.secret_key, "websocket": facts.health_token, **MARKS,
-    }  # fmt: skip
+        "database": facts.database_password,
+        "application's database": facts.app_database_password,
+        "redis": facts.redis_password,
+        "secret key": facts.secret_key,
+        "websocket": facts.health_token,
+        **MARKS,
+    }
     token = stage.sandbox.etc / "ops-token"
     return {**own, "ops token": token.read_text().strip()} if token.exists() else own
 
@@ -69,7 +86,11 @@ def holders(stage: Stage) -> t.Dict[Path, t.List[str]]:
     found = {}
     for path in stage.sandbox.directory.rglob("*"):
         # Databases hold what the application stores.
-        if path.is_file() and not path.is_symlink() and "postgres" not in path.parts[len(stage.sandbox.directory.parts) :][:1]:
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and "postgres" not in path.parts[len(stage.sandbox.directory.parts) :][:1]
+        ):
             names = leaks(stage, path.read_bytes().decode("latin-1"))
             if names:
                 found[path] = names
@@ -88,7 +109,9 @@ def watched() -> t.Iterator[t.Set[str]]:
             for pid in os.listdir("/proc"):
                 if pid.isdigit() and pid not in before:
                     with contextlib.suppress(OSError):
-                        seen.add(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                        seen.add(
+                            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                        )
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -101,9 +124,20 @@ def watched() -> t.Iterator[t.Set[str]]:
 
 #: In this order they build on each other; recover has something to do, as a service was stopped.
 RUNS = (
-    "prepare", "verify", "deploy --check", "deploy", "health", "monitor --check", "monitor", "maintenance --check", "maintenance", "recover --check",
-    "recover", "rollback --check", "rollback",
-)  # fmt: skip
+    "prepare",
+    "verify",
+    "deploy --check",
+    "deploy",
+    "health",
+    "monitor --check",
+    "monitor",
+    "maintenance --check",
+    "maintenance",
+    "recover --check",
+    "recover",
+    "rollback --check",
+    "rollback",
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +147,16 @@ def before(stage: Stage) -> t.Set[Path]:
 
 
 @pytest.mark.parametrize("words", RUNS)
-def test_no_playbook_shows_or_keeps_a_secret(stage: Stage, extra: t.Tuple[str, ...], before: t.Set[Path], words: str) -> None:
+def test_no_playbook_shows_or_keeps_a_secret(
+    stage: Stage, extra: t.Tuple[str, ...], before: t.Set[Path], words: str
+) -> None:
     if words.startswith("recover"):
         with contextlib.suppress(xmlrpc.client.Fault):
             stage.rpc().stopProcess("celery-worker")
     # One run measures everything that has a secret; for the others two subjects do.
-    subjects = ["http", "redis", "database", "websocket", "celery", "services"] if words == "verify" else ["http", "redis"]
+    subjects = (
+        ["http", "redis", "database", "websocket", "celery", "services"] if words == "verify" else ["http", "redis"]
+    )
     with watched() as lines:
         run = stage.playbook(*words.split(), *extra, "-e", json.dumps({"monitoring_subjects": subjects}))
     # Line by line, so that a failure says where.
@@ -135,7 +173,9 @@ def test_no_playbook_shows_or_keeps_a_secret(stage: Stage, extra: t.Tuple[str, .
     # What holds a secret by its purpose is readable by its owner only, and nothing else holds one.
     held = {path: names for path, names in holders(stage).items() if path not in before}
     purpose = {stage.sandbox.env_file, stage.sandbox.etc / "ops-token", stage.sandbox.etc / "monitor.json"}
-    originals = {path for path in held if stage.sandbox.state in path.parents and path.name == stage.sandbox.env_file.name}
+    originals = {
+        path for path in held if stage.sandbox.state in path.parents and path.name == stage.sandbox.env_file.name
+    }
     assert {str(path): names for path, names in held.items() if path not in purpose | originals} == {}
     for path in held:
         status = path.stat()

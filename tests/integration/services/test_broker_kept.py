@@ -47,7 +47,13 @@ class Host:
 
     def cli(self, *words: str) -> str:
         programs = binaries.redis()
-        done = subprocess.run([programs.path("redis-cli"), "-p", str(self.port), *words], capture_output=True, text=True, env=programs.environ(), check=True)
+        done = subprocess.run(
+            [programs.path("redis-cli"), "-p", str(self.port), *words],
+            capture_output=True,
+            text=True,
+            env=programs.environ(),
+            check=True,
+        )
         return done.stdout.strip()
 
     def queue(self, count: int) -> None:
@@ -62,17 +68,34 @@ class Host:
         return [
             {"name": "redis", "gate": {"type": "redis", "url": self.url}},
             {"name": "worker", "depends_on": ["redis"], "gate": {"type": "celery", "url": self.url}},
-            {"name": "beat", "depends_on": ["worker"], "gate": {"type": "beat", "app": "demo", "schedule_file": str(self.directory / "schedule")}},
+            {
+                "name": "beat",
+                "depends_on": ["worker"],
+                "gate": {"type": "beat", "app": "demo", "schedule_file": str(self.directory / "schedule")},
+            },
         ]
 
     def run(self, *, check_mode: bool = False, **options: t.Any) -> Result:
-        settings: t.Dict[str, t.Any] = {"wait_timeout": 30, "wait_sleep": 0.1, "min_healthy_time": 0.5, "healthy_deadline": 30, "max_restarts": 0}
+        settings: t.Dict[str, t.Any] = {
+            "wait_timeout": 30,
+            "wait_sleep": 0.1,
+            "min_healthy_time": 0.5,
+            "healthy_deadline": 30,
+            "max_restarts": 0,
+        }
         settings.update(state_dir=str(self.directory / "state"), **options)
-        return service_restart.run(parse_services(self.services()), open_manager("supervisor", self.daemon.socket), Options(**settings), check_mode=check_mode)
+        return service_restart.run(
+            parse_services(self.services()),
+            open_manager("supervisor", self.daemon.socket),
+            Options(**settings),
+            check_mode=check_mode,
+        )
 
     def beats(self) -> t.List[int]:
         """The beats of this host's broker, found by pgrep."""
-        found = subprocess.run(["pgrep", "-f", f"celery -A demo beat -s {self.directory}/"], capture_output=True, text=True, check=False).stdout.split()
+        found = subprocess.run(
+            ["pgrep", "-f", f"celery -A demo beat -s {self.directory}/"], capture_output=True, text=True, check=False
+        ).stdout.split()
         return [int(pid) for pid in found]
 
     def pids(self) -> t.List[int]:
@@ -85,19 +108,25 @@ def running(directory: Path, *options: str) -> t.Iterator[Host]:
     port, programs = free_port(), binaries.redis()
     (directory / "demo.py").write_text(APP)
     environment = {"LD_LIBRARY_PATH": programs.env.get("LD_LIBRARY_PATH", "")}
-    redis = " ".join([programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), *options])
+    redis = " ".join(
+        [programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), *options]
+    )
     celery = f"{BACKEND_PYTHON} -m celery -A demo"
     here = {"directory": str(directory), "stopasgroup": "false"}
     url = {"REDIS_URL": f"redis://127.0.0.1:{port}/0"}
     sections = {
         # Killed where it is stopped: what it keeps was on disk before.
         "redis": Program(redis, environment=environment, options={"priority": "1", "stopsignal": "KILL"}),
-        "worker": Program(f"{celery} worker --pool=solo --queues=celery -n demo@%%h --loglevel=warning", environment=url, options=here),
+        "worker": Program(
+            f"{celery} worker --pool=solo --queues=celery -n demo@%%h --loglevel=warning", environment=url, options=here
+        ),
         "beat": Program(f"{celery} beat -s {directory}/schedule --loglevel=warning", environment=url, options=here),
     }
     with supervisord(sections) as daemon:
         host = Host(daemon, directory, port)
-        wait_until(lambda: "demo" in host.cli("SMEMBERS", "_kombu.binding.celery.pidbox"), timeout=40, what="the worker")
+        wait_until(
+            lambda: "demo" in host.cli("SMEMBERS", "_kombu.binding.celery.pidbox"), timeout=40, what="the worker"
+        )
         wait_until(lambda: len(host.beats()) == 1, timeout=40, what="beat")
         yield host
         daemon.ctl("signal", "KILL", "worker", "beat", "redis")
@@ -127,7 +156,13 @@ def test_the_whole_graph_in_order_and_every_task_kept(host: Host) -> None:
 
     done = host.run()
     verbs = [(entry["action"], entry["target"]) for entry in done.actions]
-    assert verbs == [("pause", "beat"), ("pause", "worker"), ("restart", "redis"), ("start", "worker"), ("start", "beat")]
+    assert verbs == [
+        ("pause", "beat"),
+        ("pause", "worker"),
+        ("restart", "redis"),
+        ("start", "worker"),
+        ("start", "beat"),
+    ]
     assert verbs == [(entry["action"], entry["target"]) for entry in predicted.actions]
     after = host.pids()
     assert 0 not in after
@@ -178,8 +213,11 @@ def test_a_worker_that_hangs_and_a_second_beat(host: Host) -> None:
 
     second = subprocess.Popen(
         [str(BACKEND_PYTHON), "-m", "celery", "-A", "demo", "beat", "-s", str(host.directory / "other"), "--pidfile="],
-        cwd=host.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "REDIS_URL": host.url},
-    )  # fmt: skip
+        cwd=host.directory,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "REDIS_URL": host.url},
+    )
     try:
         before = host.pids()
         with pytest.raises(OpsError, match=f"process {second.pid}"):
@@ -237,7 +275,8 @@ def test_killed_in_the_middle_and_run_again(host: Host) -> None:
         "s.Options(state_dir=sys.argv[3], max_restarts=0, min_healthy_time=60, healthy_deadline=100))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(host.services()), host.daemon.socket, str(host.directory / "state")], env={**os.environ, "PYTHONPATH": "src"}
+        [sys.executable, "-c", script, json.dumps(host.services()), host.daemon.socket, str(host.directory / "state")],
+        env={**os.environ, "PYTHONPATH": "src"},
     )
     wait_until(lambda: host.daemon.pid("beat") == 0 and host.daemon.pid("worker") == 0, timeout=30)
     process.kill()

@@ -56,20 +56,36 @@ class Host:
     def cli(self, name: str, *words: str) -> str:
         programs = binaries.redis()
         command = [programs.path("redis-cli"), "-p", str(self.port), "-n", str(self.DATABASES[name]), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=programs.environ(), check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, env=programs.environ(), check=True
+        ).stdout.strip()
 
     def services(self, *names: str) -> t.List[t.Dict[str, t.Any]]:
         return [{"name": name, "gate": {"type": "celery", "url": self.url(name), "timeout": 1}} for name in names]
 
     def run(self, name: str, **options: t.Any) -> Result:
-        settings: t.Dict[str, t.Any] = {"wait_timeout": 30, "wait_sleep": 0.1, "min_healthy_time": 0.3, "healthy_deadline": 30, "max_restarts": 0}
+        settings: t.Dict[str, t.Any] = {
+            "wait_timeout": 30,
+            "wait_sleep": 0.1,
+            "min_healthy_time": 0.3,
+            "healthy_deadline": 30,
+            "max_restarts": 0,
+        }
         settings.update(state_dir=str(self.directory / "state"), **options)
-        return service_restart.run(parse_services(self.services(name)), open_manager("supervisor", self.daemon.socket), Options(**settings))
+        return service_restart.run(
+            parse_services(self.services(name)), open_manager("supervisor", self.daemon.socket), Options(**settings)
+        )
 
     def send(self, name: str, task: str) -> None:
         """By Celery itself."""
         code = f"import quiet; quiet.nap.delay({task!r})"
-        subprocess.run([str(BACKEND_PYTHON), "-c", code], cwd=self.directory, env={**os.environ, **variables(self.url(name))}, check=True, timeout=60)
+        subprocess.run(
+            [str(BACKEND_PYTHON), "-c", code],
+            cwd=self.directory,
+            env={**os.environ, **variables(self.url(name))},
+            check=True,
+            timeout=60,
+        )
 
 
 def variables(url: str, remote: str = "on", prefix: str = "") -> t.Dict[str, str]:
@@ -80,8 +96,24 @@ def variables(url: str, remote: str = "on", prefix: str = "") -> t.Dict[str, str
 def host(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Host]:
     directory, port, programs = tmp_path_factory.mktemp("quiet"), free_port(), binaries.redis()
     (directory / "quiet.py").write_text(APP)
-    redis = " ".join([programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "''", "--dir", str(directory)])
-    sections = {"redis": Program(redis, environment={"LD_LIBRARY_PATH": programs.env.get("LD_LIBRARY_PATH", "")}, options={"priority": "1"})}
+    redis = " ".join(
+        [
+            programs.path("redis-server"),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "''",
+            "--dir",
+            str(directory),
+        ]
+    )
+    sections = {
+        "redis": Program(
+            redis, environment={"LD_LIBRARY_PATH": programs.env.get("LD_LIBRARY_PATH", "")}, options={"priority": "1"}
+        )
+    }
     for name, remote, prefix in (("solo", "on", ""), ("quiet", "off", ""), ("shop", "on", "shop:")):
         command = f"{BACKEND_PYTHON} -m celery -A quiet worker --pool=solo -n {name}@%%h --loglevel=warning"
         environment = variables(f"redis://127.0.0.1:{port}/{Host.DATABASES[name]}", remote, prefix)
@@ -114,8 +146,12 @@ def test_a_worker_at_work_in_its_own_process_is_left_alone(host: Host) -> None:
         done = host.run("solo", only_if=("unhealthy",))
         assert not done.changed and not done.actions
         for found in (check(host, "solo"), services(host, "solo")):
-            assert found.status in ("ok", "warning") and sign in found.message and found.remedy != "service_restart", found
-        host.cli("solo", "DEL", "unacked", "unacked_index")  # as where the delivery is acknowledged before the task begins
+            assert found.status in ("ok", "warning") and sign in found.message and found.remedy != "service_restart", (
+                found
+            )
+        host.cli(
+            "solo", "DEL", "unacked", "unacked_index"
+        )  # as where the delivery is acknowledged before the task begins
     assert host.daemon.pid("solo") == before and host.cli("solo", "GET", "done:long") == ""
 
     host.cli("solo", "SET", "wake:long", "1")
@@ -169,7 +205,9 @@ def test_deliveries_that_are_unfinished_keep_a_silent_process(host: Host) -> Non
     client = broker.connect(host.url("quiet"))
     try:
         (silence,) = celery_workers.Watch(client, host.port, [process.pid]).silent()
-        assert silence.verdict == "busy" and silence.unfinished and not silence.works, "it never asked for tasks: a start that hangs is no success"
+        assert silence.verdict == "busy" and silence.unfinished and not silence.works, (
+            "it never asked for tasks: a start that hangs is no success"
+        )
         host.cli("quiet", "DEL", "unacked")
         (silence,) = celery_workers.Watch(client, host.port, [process.pid]).silent()
         assert silence.verdict == "hung" and not silence.unfinished

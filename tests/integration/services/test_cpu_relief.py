@@ -27,7 +27,10 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="putting a process back
 def hogs(count: int) -> t.Iterator[t.Tuple[str, t.List[int]]]:
     """The word and the processes."""
     word = f"hog-{secrets.token_hex(6)}"
-    running = [subprocess.Popen([sys.executable, str(REPOSITORY / "tests/support/hog.py"), word], start_new_session=True) for _ in range(count)]
+    running = [
+        subprocess.Popen([sys.executable, str(REPOSITORY / "tests/support/hog.py"), word], start_new_session=True)
+        for _ in range(count)
+    ]
     try:
         yield word, [process.pid for process in running]
     finally:
@@ -39,7 +42,9 @@ def hogs(count: int) -> t.Iterator[t.Tuple[str, t.List[int]]]:
 def seen(pids: t.Sequence[int]) -> t.List[str]:
     """Class, nice and session group of each process."""
     return [
-        subprocess.run(["ps", "-o", "cls=,ni=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            ["ps", "-o", "cls=,ni=", "-p", str(pid)], capture_output=True, text=True, check=True
+        ).stdout.strip()
         + Path(f"/proc/{pid}/autogroup").read_text().strip()
         for pid in pids
     ]
@@ -87,14 +92,18 @@ def test_an_expired_relief_ends_with_the_next_run_and_the_protected_stay(tmp_pat
         assert seen(pids) == before
         for options in (
             Options(demote=(word,), protect=(word,), sample_s=0.5, min_percent=1, state_dir=str(tmp_path)),
-            Options(demote=(word,), protected_pids=frozenset(pids), sample_s=0.5, min_percent=1, state_dir=str(tmp_path)),
+            Options(
+                demote=(word,), protected_pids=frozenset(pids), sample_s=0.5, min_percent=1, state_dir=str(tmp_path)
+            ),
         ):
             assert not cpu_relief.run(options).changed
         assert seen(pids) == before
 
 
 @pytest.mark.parametrize("method", ["idle", "nice"])
-def test_what_could_not_be_put_back_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_what_could_not_be_put_back_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     """Without CAP_SYS_NICE a process may take from its own, and its RLIMIT_NICE says whether it may give back."""
     monkeypatch.setattr(cpu_relief, "_privileged", lambda: False)
     with hogs(1) as (word, pids):
@@ -105,7 +114,9 @@ def test_what_could_not_be_put_back_is_not_touched(tmp_path: Path, monkeypatch: 
                 cpu_relief.run(options, check_mode=check_mode)
         assert seen(pids) == before
         if os.geteuid() == 0:
-            monkeypatch.setattr(resource, "prlimit", lambda _pid, _which: (20, 20))  # raising it takes a right of its own
+            monkeypatch.setattr(
+                resource, "prlimit", lambda _pid, _which: (20, 20)
+            )  # raising it takes a right of its own
             assert cpu_relief.run(options, check_mode=True).changed
             assert cpu_relief.run(options).changed and seen(pids) != before
             assert cpu_relief.run(Options(state="normal", state_dir=str(tmp_path))).changed
@@ -115,14 +126,30 @@ def test_what_could_not_be_put_back_is_not_touched(tmp_path: Path, monkeypatch: 
 def test_another_process_with_an_old_number_is_left_alone(tmp_path: Path) -> None:
     with hogs(1) as (word, pids):
         before = seen(pids)
-        entry = {"pid": pids[0], "born": 1.0, "threads": {str(pids[0]): {"policy": 0, "nice": -5}}, "until": 0.0, "session": "", "session_nice": 0}
+        entry = {
+            "pid": pids[0],
+            "born": 1.0,
+            "threads": {str(pids[0]): {"policy": 0, "nice": -5}},
+            "until": 0.0,
+            "session": "",
+            "session_nice": 0,
+        }
         (tmp_path / "cpu_relief.json").write_text(json.dumps([entry]))
         assert not cpu_relief.run(Options(state="normal", state_dir=str(tmp_path))).changed
         assert seen(pids) == before
         assert word
 
 
-@pytest.mark.parametrize("name", ["postgres: writer", "/usr/sbin/sshd -D", "/lib/systemd/systemd --user", "[kworker/0:1]", "/usr/bin/redis-server *:6379"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "postgres: writer",
+        "/usr/sbin/sshd -D",
+        "/lib/systemd/systemd --user",
+        "[kworker/0:1]",
+        "/usr/bin/redis-server *:6379",
+    ],
+)
 def test_what_carries_the_host_is_never_chosen(name: str) -> None:
     top = [{"pid": 999999, "percent": 100.0, "command": name, "born": 1.0}]
     assert cpu_relief._chosen(top, Options()) == []

@@ -23,9 +23,13 @@ LAUNCHER = REPOSITORY / "collections/wheels/ops/roles/services/files/drain.py"
 
 
 @contextlib.contextmanager
-def drained(*, start_seconds: float = 0.3, drain_seconds: float = 3.0, keep_alive: int = 5) -> t.Iterator[t.Tuple[Supervisord, int]]:
+def drained(
+    *, start_seconds: float = 0.3, drain_seconds: float = 3.0, keep_alive: int = 5
+) -> t.Iterator[t.Tuple[Supervisord, int]]:
     port = free_port()
-    command = f"{BACKEND_PYTHON} {LAUNCHER} restarting_app:app --fd 0 --app-dir {REPOSITORY}/tests/support --log-level info"
+    command = (
+        f"{BACKEND_PYTHON} {LAUNCHER} restarting_app:app --fd 0 --app-dir {REPOSITORY}/tests/support --log-level info"
+    )
     command += f" --timeout-keep-alive {keep_alive}"
     program = Program(
         # supervisord closes the socket with the last process of the group: number 0 keeps it and does nothing else.
@@ -59,7 +63,16 @@ def exchange(sock: socket.socket) -> bytes:
 @pytest.mark.parametrize("keep_alive", [False, True], ids=["new", "keep-alive"])
 def test_no_request_fails_over_restarts(keep_alive: bool) -> None:
     with drained() as (daemon, port):
-        words = [sys.executable, "-m", "tests.support.load", "--port", str(port), "--seconds", "8", *(["--keep-alive"] if keep_alive else [])]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.support.load",
+            "--port",
+            str(port),
+            "--seconds",
+            "8",
+            *(["--keep-alive"] if keep_alive else []),
+        ]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=REPOSITORY)
         pids = {daemon.pid(WEB)}
         for _ in range(2):
@@ -76,7 +89,10 @@ def test_no_request_fails_over_restarts(keep_alive: bool) -> None:
 
 def test_an_open_connection_is_answered_and_told_to_leave() -> None:
     # Long enough for a busy machine to look at it meanwhile: the end comes when the answer was given, not with these times.
-    with drained(drain_seconds=60, keep_alive=60) as (daemon, port), socket.create_connection(("127.0.0.1", port), 20) as sock:
+    with (
+        drained(drain_seconds=60, keep_alive=60) as (daemon, port),
+        socket.create_connection(("127.0.0.1", port), 20) as sock,
+    ):
         assert b"connection: close" not in exchange(sock).lower()
         old = daemon.pid(WEB)
         stopper = threading.Thread(target=daemon.ctl, args=("stop", WEB))

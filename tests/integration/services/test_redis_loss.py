@@ -44,7 +44,13 @@ class Host:
 
     def cli(self, *words: str) -> str:
         programs = binaries.redis()
-        done = subprocess.run([programs.path("redis-cli"), "-p", str(self.port), *words], capture_output=True, text=True, env=programs.environ(), check=True)
+        done = subprocess.run(
+            [programs.path("redis-cli"), "-p", str(self.port), *words],
+            capture_output=True,
+            text=True,
+            env=programs.environ(),
+            check=True,
+        )
         return done.stdout.strip()
 
     def pid(self) -> int:
@@ -55,10 +61,18 @@ class Host:
         return [{"name": "redis", "gate": {"type": "redis", "url": f"redis://{login}127.0.0.1:{self.port}/{database}"}}]
 
     def run(self, *, login: str = "", database: int = 0, check_mode: bool = False, **options: t.Any) -> Result:
-        settings: t.Dict[str, t.Any] = {"wait_timeout": 30, "wait_sleep": 0.05, "min_healthy_time": 0.1, "healthy_deadline": 30, "max_restarts": 0}
+        settings: t.Dict[str, t.Any] = {
+            "wait_timeout": 30,
+            "wait_sleep": 0.05,
+            "min_healthy_time": 0.1,
+            "healthy_deadline": 30,
+            "max_restarts": 0,
+        }
         settings.update(state_dir=str(self.directory / "state"), **options)
         manager = open_manager("supervisor", self.daemon.socket)
-        return service_restart.run(parse_services(self.services(login, database)), manager, Options(**settings), check_mode=check_mode)
+        return service_restart.run(
+            parse_services(self.services(login, database)), manager, Options(**settings), check_mode=check_mode
+        )
 
     def refusal(self, **options: t.Any) -> OpsError:
         """The error of a run that check mode predicts; nothing was restarted by either."""
@@ -75,7 +89,11 @@ class Host:
 def running(directory: Path, *options: str) -> t.Iterator[Host]:
     port, programs = free_port(), binaries.redis()
     words = [programs.path("redis-server"), *options, "--port", str(port), "--bind", "127.0.0.1"]
-    program = Program(" ".join(words), environment={"LD_LIBRARY_PATH": programs.env.get("LD_LIBRARY_PATH", "")}, options={"stopsignal": "KILL"})
+    program = Program(
+        " ".join(words),
+        environment={"LD_LIBRARY_PATH": programs.env.get("LD_LIBRARY_PATH", "")},
+        options={"stopsignal": "KILL"},
+    )
     with supervisord({"redis": program}) as daemon:
         host = Host(daemon, directory, port)
         wait_until(lambda: redis_client.Redis(port=port).ping(), what="Redis")
@@ -100,7 +118,13 @@ def forgetful(forgetful_server: Host) -> Host:
     ("database", "options", "priority", "key", "shown"),
     [
         (0, {"global_keyprefix": "shop:"}, "", "shop:celery", "shop:celery: 25"),
-        (0, {"priority_steps": list(range(10)), "queue_order_strategy": "priority"}, "1", "celery\x06\x161", "celery: 25"),
+        (
+            0,
+            {"priority_steps": list(range(10)), "queue_order_strategy": "priority"},
+            "1",
+            "celery\x06\x161",
+            "celery: 25",
+        ),
         (5, {}, "", "celery", "celery (database 5): 25"),
     ],
     ids=["global_keyprefix", "priority_steps", "another database"],
@@ -112,7 +136,11 @@ def test_tasks_in_every_set_up_of_celery_hold_a_restart_back(
     subprocess.run([str(BACKEND_PYTHON), "-c", SEND, url, repr(options), priority], check=True, timeout=60)
     assert forgetful.cli("-n", str(database), "LLEN", key) == "25"
     error = forgetful.refusal()
-    assert "would lose 25 queued tasks" in error.message and shown in error.message and "keeps nothing on disk" in error.message
+    assert (
+        "would lose 25 queued tasks" in error.message
+        and shown in error.message
+        and "keeps nothing on disk" in error.message
+    )
     assert "secret" not in f"{error} {error.details}"
     assert forgetful.cli("-n", str(database), "LLEN", key) == "25"
 
@@ -120,12 +148,15 @@ def test_tasks_in_every_set_up_of_celery_hold_a_restart_back(
 @pytest.mark.parametrize(
     "words",
     [
-        ("LPUSH", "rq:queue:default", "job"), ("XADD", "events", "*", "name", "value"), ("ZADD", "arq:queue", "1", "job"),
-        ("HSET", "shop:unacked", "tag", "message"), ("HSET", "under-work", "tag", '[{"properties": {"delivery_tag": "tag"}}, "", "celery"]'),
+        ("LPUSH", "rq:queue:default", "job"),
+        ("XADD", "events", "*", "name", "value"),
+        ("ZADD", "arq:queue", "1", "job"),
+        ("HSET", "shop:unacked", "tag", "message"),
+        ("HSET", "under-work", "tag", '[{"properties": {"delivery_tag": "tag"}}, "", "celery"]'),
         ("HSET", "dramatiq:default.msgs", "id", "message"),
     ],
     ids=["list", "stream", "job set", "unacked of a prefix", "unacked under another name", "messages of dramatiq"],
-)  # fmt: skip
+)
 def test_whatever_may_be_work_counts_and_a_cache_does_not(forgetful: Host, words: t.Tuple[str, ...]) -> None:
     forgetful.cli("SET", "cached", "page")
     forgetful.cli("HSET", "profile", "name", "value")
@@ -140,7 +171,9 @@ def test_whatever_may_be_work_counts_and_a_cache_does_not(forgetful: Host, words
 def test_a_redis_behind_another_gate_is_named(forgetful: Host) -> None:
     services = parse_services([{"name": "redis", "gate": {"type": "tcp", "port": forgetful.port}}])
     manager = open_manager("supervisor", forgetful.daemon.socket)
-    result = service_restart.run(services, manager, Options(state_dir=str(forgetful.directory / "state")), check_mode=True)
+    result = service_restart.run(
+        services, manager, Options(state_dir=str(forgetful.directory / "state")), check_mode=True
+    )
     (warning,) = result.warnings
     assert "redis runs redis-server behind a gate of type tcp" in warning and "not counted" in warning
 
@@ -155,19 +188,27 @@ def test_an_empty_one_is_restarted_and_comes_back(forgetful: Host) -> None:
 @pytest.mark.parametrize(
     ("rules", "right"),
     [
-        (("-info",), "+info"), (("-ping",), "+ping"), (("-config|get",), "+config|get"), (("-select",), "+select"), (("-scan",), "+scan"),
+        (("-info",), "+info"),
+        (("-ping",), "+ping"),
+        (("-config|get",), "+config|get"),
+        (("-select",), "+select"),
+        (("-scan",), "+scan"),
         (("-llen",), "+llen"),
         (("resetkeys", "~other:*"), "~*"),
     ],
-)  # fmt: skip
-def test_a_right_that_is_missing_is_named_and_nothing_is_restarted(forgetful: Host, rules: t.Tuple[str, ...], right: str) -> None:
+)
+def test_a_right_that_is_missing_is_named_and_nothing_is_restarted(
+    forgetful: Host, rules: t.Tuple[str, ...], right: str
+) -> None:
     forgetful.cli("-n", "1", "LPUSH", "celery", "task")
     forgetful.cli("ACL", "SETUSER", "ops", "reset", "on", ">word", "~*", "&*", "+@all", *rules)
     error = forgetful.refusal(login="ops:word@")
     assert f"the right {right} is missing" in error.message and "NOPERM" in error.message
     assert "allow_task_loss" not in str(error) and right in error.hint and "word" not in str(error)
     if right == "+info":
-        check = services_check.check(forgetful.services("ops:word@"), manager="supervisor", supervisor_socket=forgetful.daemon.socket)
+        check = services_check.check(
+            forgetful.services("ops:word@"), manager="supervisor", supervisor_socket=forgetful.daemon.socket
+        )
         assert check.status == "ok", "it answers a PING and its socket is its own: that is what is asked of it"
 
 
@@ -209,7 +250,10 @@ def test_a_file_that_turns_appendonly_on_is_seen_before_the_restart_and_the_dump
         assert copy.parent == tmp_path and copy.name.startswith("dump.rdb.")
         host.cli("SAVE")  # as its schedule would: the dump in use is replaced by an empty one
         assert copy.read_bytes() != dump.read_bytes()
-        assert (copy.stat().st_uid, stat.S_IMODE(copy.stat().st_mode)) == (dump.stat().st_uid, stat.S_IMODE(dump.stat().st_mode))
+        assert (copy.stat().st_uid, stat.S_IMODE(copy.stat().st_mode)) == (
+            dump.stat().st_uid,
+            stat.S_IMODE(dump.stat().st_mode),
+        )
         rescue = tmp_path / "rescue"
         rescue.mkdir()
         (rescue / "dump.rdb").write_bytes(copy.read_bytes())

@@ -34,10 +34,26 @@ class Web:
     def __init__(self, daemon: Supervisord, port: int, mode: Path, state: Path, name: str = "web") -> None:
         self.daemon, self.port, self.mode, self.state, self.name = daemon, port, mode, state, name
 
-    def run(self, *, check_mode: bool = False, entry: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any) -> Result:
-        settings: t.Dict[str, t.Any] = {"wait_timeout": 15, "wait_sleep": 0.1, "min_healthy_time": 3, "healthy_deadline": 6, "max_restarts": 0}
+    def run(
+        self, *, check_mode: bool = False, entry: t.Optional[t.Dict[str, t.Any]] = None, **options: t.Any
+    ) -> Result:
+        settings: t.Dict[str, t.Any] = {
+            "wait_timeout": 15,
+            "wait_sleep": 0.1,
+            "min_healthy_time": 3,
+            "healthy_deadline": 6,
+            "max_restarts": 0,
+        }
         return service_restart.run(
-            parse_services([{"name": self.name, "gate": {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2}, **(entry or {})}]),
+            parse_services(
+                [
+                    {
+                        "name": self.name,
+                        "gate": {"type": "http", "url": f"http://127.0.0.1:{self.port}/readyz", "timeout": 2},
+                        **(entry or {}),
+                    }
+                ]
+            ),
             open_manager("supervisor", self.daemon.socket),
             Options(**{**settings, "state_dir": str(self.state), **options}),
             check_mode=check_mode,
@@ -101,7 +117,9 @@ def test_eight_faults_are_caught_and_a_healthy_start_passes(tmp_path: Path) -> N
             (tmp_path / name).write_text(name)
         daemon.ctl("stop", "stale")
         (tmp_path / "other").write_text("healthy")
-        stale = subprocess.Popen([sys.executable, str(FAULTY_APP), str(ports["stale"]), str(tmp_path / "other")], stdout=subprocess.DEVNULL)
+        stale = subprocess.Popen(
+            [sys.executable, str(FAULTY_APP), str(ports["stale"]), str(tmp_path / "other")], stdout=subprocess.DEVNULL
+        )
         stack.callback(stale.wait)
         stack.callback(stale.kill)
         wait_until(lambda: port_open(ports["stale"]))
@@ -184,7 +202,14 @@ def test_what_supervisord_refuses_is_said_with_a_way_out(tmp_path: Path) -> None
         def run(unit: str, **account: str) -> Result:
             services = parse_services([{"name": "service", "unit": unit}])
             control = open_manager("supervisor", daemon.socket, **{"username": "ops", "password": "s3cret", **account})
-            options = Options(wait_timeout=10, wait_sleep=0.1, min_healthy_time=0.2, healthy_deadline=5, max_restarts=0, state_dir=str(tmp_path))
+            options = Options(
+                wait_timeout=10,
+                wait_sleep=0.1,
+                min_healthy_time=0.2,
+                healthy_deadline=5,
+                max_restarts=0,
+                state_dir=str(tmp_path),
+            )
             return service_restart.run(services, control, options)
 
         with pytest.raises(OpsError, match="401") as caught:

@@ -34,8 +34,18 @@ def web(host: ContainerHost, name: str, port: int, mode: str = "healthy", **serv
     """A unit with the faulty application; gives its entry for ``services``."""
     host.write(f"/root/{name}.mode", mode)
     host.unit(name, f"{sys.executable} {FAULTY_APP} {port} /root/{name}.mode", **service)
-    wait_until(lambda: host.run("curl", "-sf", f"http://127.0.0.1:{port}/readyz", check=False).returncode == 0, what=name)
-    return {"name": name, "gate": {"type": "http", "url": f"http://127.0.0.1:{port}/readyz", "timeout": 2, "body_json": {"status": "pass"}}}
+    wait_until(
+        lambda: host.run("curl", "-sf", f"http://127.0.0.1:{port}/readyz", check=False).returncode == 0, what=name
+    )
+    return {
+        "name": name,
+        "gate": {
+            "type": "http",
+            "url": f"http://127.0.0.1:{port}/readyz",
+            "timeout": 2,
+            "body_json": {"status": "pass"},
+        },
+    }
 
 
 def test_check_mode_then_real_then_started(host: ContainerHost) -> None:
@@ -53,7 +63,10 @@ def test_check_mode_then_real_then_started(host: ContainerHost) -> None:
     assert done["changed"], done
     after = [host.show(unit, "InvocationID") for unit in units]
     assert not set(after) & set(before)
-    assert [(entry["action"], entry["target"]) for entry in done["actions"]] == [("restart", "redis"), ("restart", "pam-backend")]
+    assert [(entry["action"], entry["target"]) for entry in done["actions"]] == [
+        ("restart", "redis"),
+        ("restart", "pam-backend"),
+    ]
     assert done["actions"][1]["instance_after"] == after[1]
     assert done["queued_tasks"]["redis"]["after"]["email"] == 2
     assert host.run("redis-cli", "LLEN", "email").stdout.strip() == "2"
@@ -67,17 +80,27 @@ def test_check_mode_then_real_then_started(host: ContainerHost) -> None:
 
 def test_eight_faults_are_caught(host: ContainerHost) -> None:
     names = (*MODES, "healthy")
-    entries = {name: web(host, f"fault-{name.replace('_', '-')}", 8100 + number, Restart="on-failure") for number, name in enumerate(names)}
+    entries = {
+        name: web(host, f"fault-{name.replace('_', '-')}", 8100 + number, Restart="on-failure")
+        for number, name in enumerate(names)
+    }
     host.run("systemctl", "stop", "fault-stale")
     host.write("/root/other.mode", "healthy")
     host.unit("other", f"{sys.executable} {FAULTY_APP} {8100 + names.index('stale')} /root/other.mode")
     for name in names:
         host.write(f"/root/{entries[name]['name']}.mode", name)
-    wait_until(lambda: host.run("curl", "-sf", f"http://127.0.0.1:{8100 + names.index('stale')}/", check=False).returncode == 0)
+    wait_until(
+        lambda: host.run("curl", "-sf", f"http://127.0.0.1:{8100 + names.index('stale')}/", check=False).returncode == 0
+    )
 
     def attempt(name: str) -> t.Dict[str, t.Any]:
         # Each has a state of its own: one lock keeps two runs of a host apart. Only a fault is waited for in vain.
-        options = {**QUICK, "min_healthy_time": 3, "healthy_deadline": 40 if name == "healthy" else 8, "state_dir": f"/root/state-{name}"}
+        options = {
+            **QUICK,
+            "min_healthy_time": 3,
+            "healthy_deadline": 40 if name == "healthy" else 8,
+            "state_dir": f"/root/state-{name}",
+        }
         return host.module("service_restart", {"services": [entries[name]], **options})
 
     with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
@@ -114,7 +137,14 @@ def test_a_storm_of_restarts_never_ends_in_start_limit_hit(host: ContainerHost) 
 
 def test_budget_and_cool_down_over_runs(host: ContainerHost) -> None:
     entry = web(host, "bounded", 8202)
-    options = {**QUICK, "min_healthy_time": 0, "max_restarts": 2, "window": 600, "state_dir": "/root/bounded", "wait_timeout": 60}
+    options = {
+        **QUICK,
+        "min_healthy_time": 0,
+        "max_restarts": 2,
+        "window": 600,
+        "state_dir": "/root/bounded",
+        "wait_timeout": 60,
+    }
     for _ in range(2):
         assert host.module("service_restart", {"services": [entry], **options})["changed"]
     before = host.show("bounded", "InvocationID")
@@ -122,7 +152,9 @@ def test_budget_and_cool_down_over_runs(host: ContainerHost) -> None:
     assert refused["failed"]
     assert "budget of 2 restarts" in refused["blocked_reason"]
     assert host.show("bounded", "InvocationID") == before
-    assert not host.module("service_restart", {"services": [entry], **options, "only_if": ["failed", "stopped", "stale"]})["changed"]
+    assert not host.module(
+        "service_restart", {"services": [entry], **options, "only_if": ["failed", "stopped", "stale"]}
+    )["changed"]
 
 
 def test_what_is_missing_is_named(host: ContainerHost) -> None:
@@ -175,7 +207,13 @@ def test_the_role_moves_the_backend_onto_a_socket_and_restarts_fail_no_request(h
     words = [sys.executable, "-m", "tests.support.load", "--port", "8300", "--seconds", "10"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         loads = [
-            pool.submit(host.run, "sh", "-c", f"cd {REPOSITORY} && exec {' '.join([*words, *extra])}", env={"PYTHONDONTWRITEBYTECODE": "1"})
+            pool.submit(
+                host.run,
+                "sh",
+                "-c",
+                f"cd {REPOSITORY} && exec {' '.join([*words, *extra])}",
+                env={"PYTHONDONTWRITEBYTECODE": "1"},
+            )
             for extra in ([], ["--keep-alive"])
         ]
         entry = {"name": "drained", "gate": {"type": "http", "url": "http://127.0.0.1:8300/"}}

@@ -27,20 +27,42 @@ def play(directory: Path, *words: str, **variables: t.Any) -> t.Tuple[int, str]:
     playbook = directory / "play.yml"
     playbook.write_text(PLAY)
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", str(playbook), "-e", json.dumps(variables), *words],
-        capture_output=True, text=True, check=False, cwd=directory,
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+            str(playbook),
+            "-e",
+            json.dumps(variables),
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=directory,
         env={
-            **os.environ, "ANSIBLE_COLLECTIONS_PATH": str(pam.REPOSITORY / "collections"), "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-            "ANSIBLE_HOME": str(directory / "ansible"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(pam.REPOSITORY / "collections"),
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+            "ANSIBLE_HOME": str(directory / "ansible"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return int(done.stdout.rsplit("changed=", 1)[1].split()[0]), done.stdout
 
 
 def test_check_mode_then_apply_then_nothing_then_undo(postgres: servers.Postgres, tmp_path: Path) -> None:
     dsn = pam.create(postgres, "20250805")
-    options = {"database_dsn": dsn, "database_directory": str(tmp_path / "sql"), "database_run_id": "r1", "wheels_ops_venv": sys.prefix}
+    options = {
+        "database_dsn": dsn,
+        "database_directory": str(tmp_path / "sql"),
+        "database_run_id": "r1",
+        "wheels_ops_venv": sys.prefix,
+    }
     before, policies = pam.snapshot(dsn), pam.policies(dsn)
 
     predicted, output = play(tmp_path, "--check", "--diff", **options)
@@ -59,8 +81,9 @@ def test_check_mode_predicts_what_the_scripts_leave_to_the_repair(postgres: serv
     dsn = pam.create(postgres, "20250805")
     pam.query(
         dsn,
-        "create table public.clubs(id int primary key, owner uuid); alter table public.clubs enable row level security;"
-        "create policy c on public.clubs for select to authenticated using (id in (select x.id from public.clubs x where x.owner = auth.uid()))",
+        "create table public.clubs(id int primary key, owner uuid); alter table public.clubs enable row level"
+        " security;create policy c on public.clubs for select to authenticated using (id in (select x.id from"
+        " public.clubs x where x.owner = auth.uid()))",
     )
     options = {"database_dsn": dsn, "database_directory": str(tmp_path / "sql"), "wheels_ops_venv": sys.prefix}
     before = pam.snapshot(dsn)
@@ -71,4 +94,8 @@ def test_check_mode_predicts_what_the_scripts_leave_to_the_repair(postgres: serv
         assert play(tmp_path, **options)[0] == predicted
         assert play(tmp_path, **options)[0] == 0
     finally:  # the role that owns the functions belongs to the whole server, which other tests use as well
-        pam.query(dsn, "drop policy c on public.clubs; drop schema rls_ops cascade; drop owned by rls_definer; drop role rls_definer")
+        pam.query(
+            dsn,
+            "drop policy c on public.clubs; drop schema rls_ops cascade; drop owned by rls_definer; drop role"
+            " rls_definer",
+        )

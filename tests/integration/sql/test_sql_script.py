@@ -58,9 +58,18 @@ def test_the_fixes_through_the_remedy(server: servers.Postgres, generation: str)
     assert without_identity(would.actions[0]) == without_identity(did.actions[0])
     assert would.diff == did.diff and "policy" in did.diff[0]["before"]
     kinds = {(change["kind"], change["change"]) for change in did.actions[0]["catalog"]}
-    assert {("policy", "dropped"), ("policy", "created"), ("table", "created"), ("function", "created"), ("index", "created"), ("trigger", "created")} <= kinds
+    assert {
+        ("policy", "dropped"),
+        ("policy", "created"),
+        ("table", "created"),
+        ("function", "created"),
+        ("index", "created"),
+        ("trigger", "created"),
+    } <= kinds
     assert ask(dsn, ANNA, f"select count(*) from group_trips where id = '{OCEAN}'") == [1]
-    assert query(dsn, f"select name, state, checksum, run_id, duration_ms > 0 from {LEDGER}") == [(fixes.name, "applied", fixes.checksum, "night-1", True)]
+    assert query(dsn, f"select name, state, checksum, run_id, duration_ms > 0 from {LEDGER}") == [
+        (fixes.name, "applied", fixes.checksum, "night-1", True)
+    ]
 
     for check_mode in (True, False):
         again = run(dsn, fixes, check_mode=check_mode)
@@ -79,11 +88,22 @@ def test_the_fixes_through_the_remedy(server: servers.Postgres, generation: str)
 def test_what_a_script_leaves_in_its_session_stays_there(dsn: str) -> None:
     """As dumps do: a search_path, a role, a temporary table. Check mode runs all in one session and must not mix them up."""
     query(dsn, "create schema app; grant all on schema app, public to pg_monitor")
-    first = Script("1", "set search_path = app; create table one (i int); create temp table two (i int); set row_security = off; set role pg_monitor")
-    second = Script("2", "create table two (i int); create table three as select current_user::text, current_setting('row_security') as secured")
+    first = Script(
+        "1",
+        "set search_path = app; create table one (i int); create temp table two (i int); set row_security = off; set"
+        " role pg_monitor",
+    )
+    second = Script(
+        "2",
+        "create table two (i int); create table three as select current_user::text, current_setting('row_security') as"
+        " secured",
+    )
     would, did = run(dsn, first, second, check_mode=True), run(dsn, first, second)
     assert [action["catalog"] for action in would.actions] == [action["catalog"] for action in did.actions]
-    assert {change["name"] for change in did.actions[1]["catalog"] if change["kind"] == "table"} == {"public.two", "public.three"}
+    assert {change["name"] for change in did.actions[1]["catalog"] if change["kind"] == "table"} == {
+        "public.two",
+        "public.three",
+    }
     assert query(dsn, "select secured from public.three") == [("on",)]
 
 
@@ -97,12 +117,19 @@ def test_a_second_script_sees_the_first_in_check_mode(dsn: str) -> None:
 
 def test_a_look_without_a_rehearsal_runs_nothing_and_waits_for_nobody(dsn: str) -> None:
     query(dsn, "create table a (i int)")
-    first, second = Script("1", "lock table a; insert into a values (1)", undo="delete from a"), Script("2", "insert into nowhere values (1)")
+    first, second = (
+        Script("1", "lock table a; insert into a values (1)", undo="delete from a"),
+        Script("2", "insert into nowhere values (1)"),
+    )
     holder = psycopg2.connect(dsn)
     holder.cursor().execute("lock table a; select pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
     look = run(dsn, first, second, check_mode=True, rehearse=False)
     holder.close()
-    assert look.changed and [(action["action"], action["changed"], action["catalog"]) for action in look.actions] == [("apply", True, [])] * 2
+    assert (
+        look.changed
+        and [(action["action"], action["changed"], action["catalog"]) for action in look.actions]
+        == [("apply", True, [])] * 2
+    )
     assert query(dsn, f"select to_regclass('{LEDGER}'), (select count(*) from a)") == [(None, 0)]
     did = run(dsn, first, rehearse=False)
     assert query(dsn, "select i from a") == [(1,)], "a real run is not kept from anything"
@@ -118,15 +145,27 @@ def test_a_changed_script_is_applied_again_and_a_failing_one_leaves_nothing(dsn:
     run(dsn, Script("a", "create table a (i int)"))
     assert run(dsn, Script("a", "create table if not exists a (i int); create table b (i int)")).changed
     with pytest.raises(OpsError) as caught:
-        run(dsn, Script("c", "create table c (i int)"), Script("d", "create table d (i int);\n\n-- why\ninsert into d\nvalues (1),\n  ('x');"))
+        run(
+            dsn,
+            Script("c", "create table c (i int)"),
+            Script("d", "create table d (i int);\n\n-- why\ninsert into d\nvalues (1),\n  ('x');"),
+        )
     assert "d, line 6, statement 2 of 2" in str(caught.value)
-    assert caught.value.details["line"] == 6 and caught.value.details["sqlstate"] == "22P02" and caught.value.details["statement"].startswith("insert into d")
+    assert (
+        caught.value.details["line"] == 6
+        and caught.value.details["sqlstate"] == "22P02"
+        and caught.value.details["statement"].startswith("insert into d")
+    )
     assert query(dsn, "select to_regclass('c') is not null, to_regclass('d') is not null") == [(True, False)]
     assert [row[0] for row in query(dsn, f"select name from {LEDGER} order by id")] == ["a", "a", "c"]
 
 
 def test_a_script_that_always_runs_is_a_change_only_when_something_differs(dsn: str) -> None:
-    script = Script("always", "create table if not exists a (i int); insert into a select 1 where not exists (select from a)", always_run=True)
+    script = Script(
+        "always",
+        "create table if not exists a (i int); insert into a select 1 where not exists (select from a)",
+        always_run=True,
+    )
     assert run(dsn, script).changed
     again = run(dsn, script)
     assert not again.changed and again.actions[0]["action"] == "apply"
@@ -148,7 +187,11 @@ def test_the_undo_that_belongs_to_what_was_applied(dsn: str) -> None:
 
 
 def test_variables_are_bound(dsn: str) -> None:
-    script = Script("v", "create table v as select current_setting('wheels_ops.who', true) as who, current_setting('wheels_ops.none', true) as none")
+    script = Script(
+        "v",
+        "create table v as select current_setting('wheels_ops.who', true) as who, current_setting('wheels_ops.none',"
+        " true) as none",
+    )
     hostile = "'; drop table v; --\n\\ $$ %s é"
     run(dsn, script, variables={"who": hostile})
     assert query(dsn, "select who, coalesce(none, '') from v") == [(hostile, "")]
@@ -165,7 +208,11 @@ def test_a_held_lock_is_waited_for_with_backoff_and_then_reported(dsn: str) -> N
     script = Script("x", "create table made (i int); alter table busy add column j int")
     with pytest.raises(OpsError) as caught:
         run(dsn, script, limits=limits, sleep=waits.append)
-    assert caught.value.details["sqlstate"] == "55P03" and caught.value.details["attempts"] == 4 and caught.value.details["line"] == 1
+    assert (
+        caught.value.details["sqlstate"] == "55P03"
+        and caught.value.details["attempts"] == 4
+        and caught.value.details["line"] == 1
+    )
     assert len(waits) == 3 and all(0.2 * 2**n <= wait <= 0.4 * 2**n for n, wait in enumerate(waits))
     assert query(dsn, "select to_regclass('made')") == [(None,)]
 
@@ -205,7 +252,9 @@ def test_writers_are_neither_lost_nor_held_up(postgres: servers.Postgres) -> Non
             while not done.is_set():
                 number += 1
                 try:
-                    cursor.execute("insert into group_trips (created_by, trip_name) values (%s, %s)", (ANNA, str(number)))
+                    cursor.execute(
+                        "insert into group_trips (created_by, trip_name) values (%s, %s)", (ANNA, str(number))
+                    )
                     written.append(number)
                 except psycopg2.Error as error:
                     errors.append(str(error.pgcode))
@@ -227,7 +276,9 @@ def test_writers_are_neither_lost_nor_held_up(postgres: servers.Postgres) -> Non
 
 
 @pytest.mark.parametrize("kill", ["client", "server"])
-def test_killed_in_the_middle_leaves_the_old_state_or_the_new(postgres: servers.Postgres, kill: str, tmp_path: Path) -> None:
+def test_killed_in_the_middle_leaves_the_old_state_or_the_new(
+    postgres: servers.Postgres, kill: str, tmp_path: Path
+) -> None:
     dsn = pam.create(postgres)
     before = pam.snapshot(dsn)
     text = pam.FIXES.read_text()
@@ -243,7 +294,10 @@ from wheels_ops.remedies.sql_script import Limits, read_script, sql_script
 sql_script(lambda: postgres.connect({dsn!r}), [read_script({str(script)!r})], limits=Limits(lock_timeout_ms=0))
 """
     runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-    waiting = "select pid from pg_stat_activity where application_name = 'wheels.ops' and wait_event_type = 'Lock' and datname = current_database()"
+    waiting = (
+        "select pid from pg_stat_activity where application_name = 'wheels.ops' and wait_event_type = 'Lock' and"
+        " datname = current_database()"
+    )
     pid = wait_until(lambda: query(dsn, waiting), what="the runner at the gate")[0][0]
     if kill == "client":
         runner.send_signal(signal.SIGKILL)
@@ -254,7 +308,13 @@ sql_script(lambda: postgres.connect({dsn!r}), [read_script({str(script)!r})], li
     gate.cursor().execute("select pg_advisory_unlock_all()")
     gate.close()
     wait_until(
-        lambda: not query(dsn, "select from pg_stat_activity where application_name = 'wheels.ops' and datname = current_database()"), what="its session's end"
+        lambda: (
+            not query(
+                dsn,
+                "select from pg_stat_activity where application_name = 'wheels.ops' and datname = current_database()",
+            )
+        ),
+        what="its session's end",
     )
     assert pam.snapshot(dsn) == before
     run(dsn, read_script(str(pam.FIXES)))
@@ -268,9 +328,13 @@ def test_the_module_itself(postgres: servers.Postgres) -> None:
 
     def module(**more: t.Any) -> t.Dict[str, t.Any]:
         done = subprocess.run(
-            [sys.executable, str(MODULE)], input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, **more}}), capture_output=True, text=True, check=False,
+            [sys.executable, str(MODULE)],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, **more}}),
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONPATH": str(pam.REPOSITORY / "collections")},
-        )  # fmt: skip
+        )
         found: t.Dict[str, t.Any] = json.loads(done.stdout)
         return found
 

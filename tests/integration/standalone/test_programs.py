@@ -47,23 +47,47 @@ class Place:
         self.settings: t.Dict[str, t.Any] = {
             "state_dir": str(self.state),
             "checks": {
-                "subjects": ["disk", "redis", "services"], "redis_url": self.url, "filesystems": [], "disk_budgets": {f"{self.log}:{self.tmp}": 120 * MEGABYTE},
-                "logs": [f"{self.log}/*.log"], "service_manager": "supervisor", "supervisor_socket": running.socket,
+                "subjects": ["disk", "redis", "services"],
+                "redis_url": self.url,
+                "filesystems": [],
+                "disk_budgets": {f"{self.log}:{self.tmp}": 120 * MEGABYTE},
+                "logs": [f"{self.log}/*.log"],
+                "service_manager": "supervisor",
+                "supervisor_socket": running.socket,
                 "services": [{"name": "redis", "gate": {"type": "redis", "url": self.url}}],
             },
             "recovery": {
-                "log_directories": [str(self.log)], "disk_sources": [{"path": str(self.tmp), "age": "24h", "age_by": ["mtime"]}], "confirm_after": 0.2,
-                "cache_prefixes": ["user_profile:"], "min_healthy_time": 0.2, "healthy_deadline": 20, "token_file": str(root / "no-token"),
+                "log_directories": [str(self.log)],
+                "disk_sources": [{"path": str(self.tmp), "age": "24h", "age_by": ["mtime"]}],
+                "confirm_after": 0.2,
+                "cache_prefixes": ["user_profile:"],
+                "min_healthy_time": 0.2,
+                "healthy_deadline": 20,
+                "token_file": str(root / "no-token"),
             },
-        }  # fmt: skip
+        }
         self.config = root / "monitor.json"
 
-    def run(self, program: Path, *words: str, python: t.Sequence[str] = (sys.executable,), **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, program: Path, *words: str, python: t.Sequence[str] = (sys.executable,), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         self.config.write_text(json.dumps(self.settings))
         self.config.chmod(0o600)
-        bare = {key: value for key, value in os.environ.items() if not key.endswith("_URL") and not key.startswith("WHEELS_OPS_")}
+        bare = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.endswith("_URL") and not key.startswith("WHEELS_OPS_")
+        }
         named = {"WHEELS_OPS_CONFIG": str(self.config), **bare, **environment}
-        done = subprocess.run([*python, str(program), *words], cwd=self.root, env=named, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [*python, str(program), *words],
+            cwd=self.root,
+            env=named,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         assert PASSWORD not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -87,9 +111,15 @@ class Place:
 
     def fingerprint(self) -> t.Dict[str, str]:
         files = [path for path in self.root.rglob("*") if path.is_file() and path != self.config]
-        found = {str(path): f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mtime_ns}" for path in files}
+        found = {
+            str(path): f"{hashlib.sha256(path.read_bytes()).hexdigest()} {path.stat().st_mtime_ns}" for path in files
+        }
         keys = sorted(self.client.keys("*"))
-        return {**found, "keys": repr([(key, self.client.ttl(key)) for key in keys]), "pid": str(self.running.pid("redis"))}
+        return {
+            **found,
+            "keys": repr([(key, self.client.ttl(key)) for key in keys]),
+            "pid": str(self.running.pid("redis")),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +160,10 @@ def test_what_is_broken_is_named_foretold_and_mended(place: Place) -> None:
     place.break_disk_and_cache()
     status, report = place.report(MONITOR)
     assert (status, report["failing"]) == (1, ["disk", "redis"])
-    assert "big.log" in report["detailed_results"]["disk"]["issue"] and "20 cache keys" in report["detailed_results"]["redis"]["issue"]
+    assert (
+        "big.log" in report["detailed_results"]["disk"]["issue"]
+        and "20 cache keys" in report["detailed_results"]["redis"]["issue"]
+    )
     before = place.fingerprint()
     status, foretold = place.report(RECOVERY, "--dry-run")
     assert status == 1 and foretold["dry_run"] and foretold["recovery_actions_taken"] == 0
@@ -141,20 +174,37 @@ def test_what_is_broken_is_named_foretold_and_mended(place: Place) -> None:
     def shape(made: t.Mapping[str, t.Any]) -> t.List[t.Tuple[str, bool, t.Any, t.Any]]:
         kept = ("files", "bytes_freed", "rotated")
         results = made["recovery_results"]
-        return [(each["action"], each["changed"], *({key: each["details"].get(key) for key in kept},), each["details"]["before"].keys()) for each in results]
+        return [
+            (
+                each["action"],
+                each["changed"],
+                *({key: each["details"].get(key) for key in kept},),
+                each["details"]["before"].keys(),
+            )
+            for each in results
+        ]
 
     assert [each[:3] for each in shape(foretold)] == [each[:3] for each in shape(done)]
-    assert [each["outcome"] for each in foretold["recovery_results"] if each["changed"]] == ["would"] * foretold["recovery_actions_planned"]
+    assert [each["outcome"] for each in foretold["recovery_results"] if each["changed"]] == ["would"] * foretold[
+        "recovery_actions_planned"
+    ]
     # The witnesses: the files and Redis itself.
     assert not (place.tmp / "upload.part").exists() and (place.tmp / "new.part").exists()
     assert (place.log / "big.log").stat().st_size < 50 * MEGABYTE
     assert place.client.keys("user_profile:*") == []
     assert place.client.get("sess:of-another-application") == b"untouched" and place.client.llen("celery") == 1
-    freed = next(each["details"]["bytes_freed"] for each in done["recovery_results"] if each["action"] == "disk_cleanup")
+    freed = next(
+        each["details"]["bytes_freed"] for each in done["recovery_results"] if each["action"] == "disk_cleanup"
+    )
     assert freed == 40 * MEGABYTE or abs(freed - 40 * MEGABYTE) < 8192, "whole blocks"
     assert place.run(MONITOR).returncode == 0
     record = json.loads((place.state / "history.jsonl").read_text())
-    assert (record["action"], record["before"], record["after"], record["outcome"]) == ("recover", ["disk", "redis"], [], "healthy")
+    assert (record["action"], record["before"], record["after"], record["outcome"]) == (
+        "recover",
+        ["disk", "redis"],
+        [],
+        "healthy",
+    )
     assert not (place.state / "deploy.lock").exists() and list((place.state / "deployments").iterdir()) == []
     assert "log_rotation" in place.run(RECOVERY, "--history", "9").stdout
 
@@ -230,7 +280,9 @@ def test_state_that_is_damaged_is_passed_over_or_named_with_status_3(place: Plac
     place.client.set("user_profile:1", "x")
     place.state.mkdir()
     for name in ("history.jsonl", "monitor.jsonl", "restarts.jsonl", "memory.json"):
-        (place.state / name).write_bytes(b'{"time": 1, "results": 5}\n[1]\n\xff\n{"time": "2025-07-30T02:11:00Z", "results": 5, "checks": 5}\n')
+        (place.state / name).write_bytes(
+            b'{"time": 1, "results": 5}\n[1]\n\xff\n{"time": "2025-07-30T02:11:00Z", "results": 5, "checks": 5}\n'
+        )
     (place.state / "deployments/20250730T0211").mkdir(parents=True)
     (place.state / "deployments/20250730T0211/manifest.json").write_text("[]")
     lock = place.state / "deploy.lock"
@@ -238,7 +290,9 @@ def test_state_that_is_damaged_is_passed_over_or_named_with_status_3(place: Plac
     assert place.run(MONITOR).returncode == 1
     assert place.run(RECOVERY, "--history", "5").returncode == 0
     done = place.run(RECOVERY)
-    assert done.returncode == 3 and f"{lock} is damaged: it holds a text" in done.stdout and done.stdout.count("\n") == 1
+    assert (
+        done.returncode == 3 and f"{lock} is damaged: it holds a text" in done.stdout and done.stdout.count("\n") == 1
+    )
     lock.unlink()
     status, made = place.report(RECOVERY)
     assert status == 0 and "20250730T0211/manifest.json is damaged" in made["notes"][-1]
@@ -304,14 +358,21 @@ def test_secrets_are_not_shown_where_they_are_wrong_either(place: Place) -> None
     status, report = place.report(MONITOR, "--only", "redis")
     assert (status, report["status"]) == (2, "critical"), "a password that is refused is an outage for whoever uses it"
     assert place.run(RECOVERY, "--only", "cache_clear").returncode == 2
-    assert PASSWORD not in "".join(path.read_text(errors="replace") for path in place.state.rglob("*") if path.is_file())
+    assert PASSWORD not in "".join(
+        path.read_text(errors="replace") for path in place.state.rglob("*") if path.is_file()
+    )
 
 
 @pytest.mark.parametrize("program", [MONITOR, RECOVERY])
 def test_a_bad_call_or_configuration_is_one_line_and_3(place: Place, program: Path) -> None:
     place.settings["checks"]["redis_ur"] = place.url
     done = place.run(program)
-    assert done.returncode == 3 and done.stdout.startswith("UNKNOWN: ") and "redis_ur" in done.stdout and done.stdout.count("\n") == 1
+    assert (
+        done.returncode == 3
+        and done.stdout.startswith("UNKNOWN: ")
+        and "redis_ur" in done.stdout
+        and done.stdout.count("\n") == 1
+    )
     assert json.loads(place.run(program, "--json").stdout)["status"] == "unknown"
     del place.settings["checks"]["redis_ur"]
     done = place.run(program, "--only", "nonsense")
@@ -327,7 +388,9 @@ def test_a_run_that_is_told_to_end_begins_no_remedy_and_gives_the_lock_back(plac
     words = [sys.executable, str(RECOVERY), "--config", str(place.config), "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         lock = place.state / "recovery.lock"
-        wait_until(lambda: lock.exists() and lock.read_text() == str(process.pid), timeout=60, what="the start of the run")
+        wait_until(
+            lambda: lock.exists() and lock.read_text() == str(process.pid), timeout=60, what="the start of the run"
+        )
         process.terminate()
         output, _ignored = process.communicate(timeout=60)
     made = json.loads(output)
@@ -350,7 +413,11 @@ def test_a_probe_that_hangs_does_not_hold_the_monitor_over_its_deadline(place: P
         status, report = place.report(MONITOR, "--only", "redis,disk")
     finally:
         os.kill(pid, 18)
-    assert status == 3 and report["detailed_results"]["redis"]["status"] == "unknown" and report["detailed_results"]["disk"]["healthy"]
+    assert (
+        status == 3
+        and report["detailed_results"]["redis"]["status"] == "unknown"
+        and report["detailed_results"]["disk"]["healthy"]
+    )
     assert report["duration_seconds"] < 4
 
 
@@ -377,17 +444,19 @@ def test_it_runs_under_a_python_that_has_nothing_and_says_what_is_missing(place:
 def test_the_programs_can_be_imported_as_their_first_versions_could(place: Place) -> None:
     place.run(MONITOR)
     text = (
-        "import asyncio, json, production_health_monitor as monitor, automated_recovery as recovery\n"
-        "report = asyncio.run(monitor.main())\n"
-        "one = recovery.AutomatedRecovery(dry_run=True)\n"
-        "made = asyncio.run(one.check_and_recover())\n"
-        "print(json.dumps([report['summary']['overall_status'], sorted(made['system_health_summary']), one.get_recovery_history(3)]))\n"
-        "assert recovery.RecoveryAction('disk_cleanup') in one.recovery_actions\n"
+        "import asyncio, json, production_health_monitor as monitor, automated_recovery as recovery\nreport ="
+        " asyncio.run(monitor.main())\none = recovery.AutomatedRecovery(dry_run=True)\nmade ="
+        " asyncio.run(one.check_and_recover())\nprint(json.dumps([report['summary']['overall_status'],"
+        " sorted(made['system_health_summary']), one.get_recovery_history(3)]))\nassert"
+        " recovery.RecoveryAction('disk_cleanup') in one.recovery_actions\n"
     )
     environment = {
         **{key: value for key, value in os.environ.items() if not key.endswith("_URL")},
-        "WHEELS_OPS_CONFIG": str(place.config), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'scripts'}",
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", text], cwd=place.root, env=environment, capture_output=True, text=True, check=False)
+        "WHEELS_OPS_CONFIG": str(place.config),
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'scripts'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=place.root, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["healthy", ["database", "disk", "logs", "memory", "services"], []]

@@ -42,9 +42,14 @@ def unit(name: str, **places: t.Any) -> str:
 
 @pytest.mark.parametrize(
     ("name", "exposure", "places"),
-    [*((name, exposure, {}) for name, exposure in EXPOSURE.items()), ("recovery", 3.8, {"recovery_log_reopen": ["kill", "-USR1", "1"]})],
+    [
+        *((name, exposure, {}) for name, exposure in EXPOSURE.items()),
+        ("recovery", 3.8, {"recovery_log_reopen": ["kill", "-USR1", "1"]}),
+    ],
 )
-def test_systemd_knows_every_line_and_grades_the_unit(tmp_path: Path, name: str, exposure: float, places: t.Dict[str, t.Any]) -> None:
+def test_systemd_knows_every_line_and_grades_the_unit(
+    tmp_path: Path, name: str, exposure: float, places: t.Dict[str, t.Any]
+) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / f"wheels-ops-{name}.service"
@@ -63,14 +68,28 @@ def in_its_sandbox(text: str, *words: str) -> subprocess.CompletedProcess[str]:
     RuntimeDirectory, the unit's environment, and no capability outside CapabilityBoundingSet.
     """
     values = [line.partition("=") for line in text.splitlines()]
-    places = [word.lstrip("-") for name, _sign, value in values if name == "ReadWritePaths" for word in shlex.split(value)]
-    bounds = [f"+{word[4:].lower()}" for name, _sign, value in values if name == "CapabilityBoundingSet" for word in value.split()]
+    places = [
+        word.lstrip("-") for name, _sign, value in values if name == "ReadWritePaths" for word in shlex.split(value)
+    ]
+    bounds = [
+        f"+{word[4:].lower()}"
+        for name, _sign, value in values
+        if name == "CapabilityBoundingSet"
+        for word in value.split()
+    ]
     mounts = [f"mount --bind {shlex.quote(place)} {shlex.quote(place)}" for place in places if Path(place).is_dir()]
     runtime = [Path("/run") / value for name, _sign, value in values if name == "RuntimeDirectory"]
     mounts += [f"mount -t tmpfs -o mode=0700 tmpfs {shlex.quote(str(directory))}" for directory in runtime]
     environment = {**os.environ, **dict(value.split("=", 1) for name, _sign, value in values if name == "Environment")}
     capabilities = f"--no-new-privs --inh-caps=-all --bounding-set=-all,{','.join(bounds)}"
-    script = " && ".join(["mount --make-rprivate /", *mounts, "mount -o remount,bind,ro /", f"exec setpriv {capabilities} {shlex.join(words)}"])
+    script = " && ".join(
+        [
+            "mount --make-rprivate /",
+            *mounts,
+            "mount -o remount,bind,ro /",
+            f"exec setpriv {capabilities} {shlex.join(words)}",
+        ]
+    )
     absent = [directory for directory in runtime if not directory.exists()]
     for directory in absent:
         directory.mkdir()
@@ -108,9 +127,13 @@ def test_both_do_their_work_in_their_sandbox(place: Path, redis: servers.Redis) 
         os.chown(path, 65534, 65534)
     recovery = {"log_directories": [str(logs)], "log_max_size": "1MB", "confirm_after": 0}
     checks = {
-        "subjects": ["cpu", "disk", "redis"], "redis_url": redis.url, "filesystems": [str(place)], "disk_budgets": {str(logs): 1_000_000},
-        "logs": [f"{logs}/*.log"], "scope": "services",
-    }  # fmt: skip
+        "subjects": ["cpu", "disk", "redis"],
+        "redis_url": redis.url,
+        "filesystems": [str(place)],
+        "disk_budgets": {str(logs): 1_000_000},
+        "logs": [f"{logs}/*.log"],
+        "scope": "services",
+    }
     config = place / "monitor.json"
     config.write_text(json.dumps({"checks": checks, "recovery": recovery, "state_dir": str(state), "deadline": 60}))
     config.chmod(0o600)
@@ -136,7 +159,9 @@ def test_both_do_their_work_in_their_sandbox(place: Path, redis: servers.Redis) 
     assert health["notes"] == []
     assert (state / "monitor.jsonl").stat().st_size > 0
     made = report("recovery", "scripts/automated_recovery.py")
-    assert [(each["action"], each["changed"]) for each in made["recovery_results"]][:1] == [("log_rotation", True)], made["recovery_results"]
+    assert [(each["action"], each["changed"]) for each in made["recovery_results"]][:1] == [("log_rotation", True)], (
+        made["recovery_results"]
+    )
     rotated = sorted(path for path in logs.iterdir() if path.name.endswith(".gz"))
     assert rotated, sorted(logs.iterdir())
     assert {path.stat().st_uid for path in logs.iterdir() if not path.name.startswith(".")} == {65534}
@@ -187,14 +212,27 @@ def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(
     try:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
-        recovery = {"log_directories": [str(logs)], "log_max_size": "1MB", "confirm_after": 0, "log_reopen": ["kill", "-USR1", str(writer.pid)]}
-        checks = {"subjects": ["disk"], "filesystems": [str(place)], "disk_budgets": {str(logs): 1_000_000}, "logs": [f"{logs}/*.log"], "scope": "services"}
+        recovery = {
+            "log_directories": [str(logs)],
+            "log_max_size": "1MB",
+            "confirm_after": 0,
+            "log_reopen": ["kill", "-USR1", str(writer.pid)],
+        }
+        checks = {
+            "subjects": ["disk"],
+            "filesystems": [str(place)],
+            "disk_budgets": {str(logs): 1_000_000},
+            "logs": [f"{logs}/*.log"],
+            "scope": "services",
+        }
         config = place / "monitor.json"
         config.write_text(json.dumps({"checks": checks, "recovery": recovery, "state_dir": str(state), "deadline": 60}))
         config.chmod(0o600)
         output = state / "recovery.json"
         program = COLLECTION / "roles/monitoring/files/scripts/automated_recovery.py"
-        done = in_its_sandbox(unit("recovery", **places), sys.executable, str(program), "--config", str(config), "--output", str(output))
+        done = in_its_sandbox(
+            unit("recovery", **places), sys.executable, str(program), "--config", str(config), "--output", str(output)
+        )
         assert output.exists(), f"{done.stdout}\n{done.stderr}"
         results = json.loads(output.read_text())["recovery_results"]
     finally:
@@ -202,7 +240,9 @@ def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(
         writer.wait()
     first = results[0]
     assert (first["action"], first["changed"]) == ("log_rotation", True), results
-    assert [action["strategy"] for action in first["details"]["actions"] if action.get("changed")] == ["logrotate"], first
+    assert [action["strategy"] for action in first["details"]["actions"] if action.get("changed")] == ["logrotate"], (
+        first
+    )
     rotated = [path for path in logs.iterdir() if path.name.startswith("app.log-") or path.name.startswith("app.log.")]
     assert rotated, sorted(logs.iterdir())
     assert {path.stat().st_uid for path in logs.iterdir() if not path.name.startswith(".")} == {65534}

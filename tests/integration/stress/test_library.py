@@ -28,11 +28,17 @@ def require_order(host: Host, said: str) -> None:
     assert not damaged, f"{said}: {damaged}"
     versions = host.versions()
     if journal.open_one() is None:
-        assert len(versions) == 1 and -1 not in versions, f"{said}: no deployment is open, and the tree has the versions {versions}"
+        assert len(versions) == 1 and -1 not in versions, (
+            f"{said}: no deployment is open, and the tree has the versions {versions}"
+        )
         in_force = journal.in_force()
         expected = {entry["installed"][-1] for entry in in_force[0]["files"].values()} if in_force else set()
-        on_disk = {path: deployment.sha256((host.root / path).read_bytes()) for path in FILES if (host.root / path).exists()}
-        assert set(on_disk.values()) <= expected if in_force else versions == {0}, f"{said}: the journal says another version than {versions}"
+        on_disk = {
+            path: deployment.sha256((host.root / path).read_bytes()) for path in FILES if (host.root / path).exists()
+        }
+        assert set(on_disk.values()) <= expected if in_force else versions == {0}, (
+            f"{said}: the journal says another version than {versions}"
+        )
     entry = lock.read(host.state) if host.state.exists() else None
     assert entry is None or holder.judge(entry.holder) == holder.DEAD, f"{said}: {entry} is held by nobody"
 

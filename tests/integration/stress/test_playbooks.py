@@ -51,7 +51,11 @@ def start(stage: Stage, kind: str, output: Path) -> subprocess.Popen[bytes]:
     if kind == "standalone":
         config = {
             "state_dir": str(stage.sandbox.state),
-            "checks": {"subjects": ["http"], "base_url": stage.facts.base_url, "thresholds": {"response_time_ms": {"warning": 1, "critical": 9000}}},
+            "checks": {
+                "subjects": ["http"],
+                "base_url": stage.facts.base_url,
+                "thresholds": {"response_time_ms": {"warning": 1, "critical": 9000}},
+            },
             "recovery": {"confirm_after": 0.1, "log_directories": [], "disk_sources": []},
         }
         path = output.with_suffix(".json")
@@ -59,7 +63,14 @@ def start(stage: Stage, kind: str, output: Path) -> subprocess.Popen[bytes]:
         path.chmod(0o600)
         words = [sys.executable, str(REPOSITORY / "scripts/automated_recovery.py"), "--config", str(path)]
     with open(output, "wb") as file:
-        return subprocess.Popen(words, cwd=REPOSITORY, env=stage.environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            words,
+            cwd=REPOSITORY,
+            env=stage.environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def tasks_that_still_work(stage: Stage) -> t.List[int]:
@@ -68,7 +79,9 @@ def tasks_that_still_work(stage: Stage) -> t.List[int]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            ours = environment.get(lock.HOLDER_VARIABLE) and environment.get(lock.DIRECTORY_VARIABLE) == str(stage.sandbox.state)
+            ours = environment.get(lock.HOLDER_VARIABLE) and environment.get(lock.DIRECTORY_VARIABLE) == str(
+                stage.sandbox.state
+            )
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
     return found
@@ -120,7 +133,9 @@ def test_playbooks_against_each_other(stage: Stage, tmp_path: Path) -> None:
         wait_until(lambda: not tasks_that_still_work(stage), timeout=120, what="the end of every task")
         for output in outputs:
             text = output.read_text(errors="replace")
-            assert "Traceback" not in text and "Defect in wheels.ops" not in text, f"{said}: {output.name}: {text[-3000:]}"
+            assert "Traceback" not in text and "Defect in wheels.ops" not in text, (
+                f"{said}: {output.name}: {text[-3000:]}"
+            )
         require_order(stage, old, f"{said}: {kinds} {[run.returncode for run in runs]}, logs in {tmp_path}")
     done = stage.playbook("deploy", *LOOK)
     assert done.status == 0, f"{said}: {done.output[-3000:]}"

@@ -17,7 +17,9 @@ from wheels_ops.audio import describe
 
 def mpg123_decodes(data: bytes) -> bool:
     """The witness that shares no code with ours."""
-    done = subprocess.run(["mpg123", "-q", "--no-control", "-w", "-", "-"], input=data, capture_output=True, check=False)
+    done = subprocess.run(
+        ["mpg123", "-q", "--no-control", "-w", "-", "-"], input=data, capture_output=True, check=False
+    )
     return done.returncode == 0 and len(done.stdout) > 1000 and not done.stderr.strip()
 
 
@@ -32,7 +34,12 @@ def plays(encoded: str) -> str:
 
 def test_fake_edge_endpoint_speaks_mp3_that_decodes_and_is_called_mp3(tree: Tree, edge: FakeEdge) -> None:
     answer = tree.run("speak", text="The road is clear.", env=edge.patient)["answers"][0]
-    assert (answer["engine"], answer["format"], answer["mime"], answer["degraded"]) == ("edge", "mp3", "audio/mpeg", False)
+    assert (answer["engine"], answer["format"], answer["mime"], answer["degraded"]) == (
+        "edge",
+        "mp3",
+        "audio/mpeg",
+        False,
+    )
     assert plays(answer["audio"]) == "mp3"
     assert abs(answer["duration_ms"] - describe(base64.b64decode(answer["audio"]))["duration_ms"]) < 60
     assert all(found["target"] == "speech.platform.bing.com:443" for found in edge.seen("connect"))
@@ -59,21 +66,30 @@ def test_fake_edge_endpoint_faults_never_leave_the_user_without_audio(tree: Tree
     assert found["stall"]["complete"]["engine"] == "system"
     stalled = found["stall"]["stream"]
     # What was sent stays sent; the sentence is said again, whole, in a segment of its own.
-    assert stalled["engines"] == ["edge", "system"] and stalled["restarted"] == [False, True] and stalled["formats"] == ["mp3", "wav"]
+    assert (
+        stalled["engines"] == ["edge", "system"]
+        and stalled["restarted"] == [False, True]
+        and stalled["formats"] == ["mp3", "wav"]
+    )
     assert plays(stalled["segments"][1]) == "wav"
     assert found["drip"]["complete"]["engine"] == "system"
     assert found["drip"]["stream"]["engines"] == ["edge"]
 
 
 @pytest.mark.parametrize(
-    ("mode", "opens_after"), [("forbidden", 1), ("unavailable", 1), ("proxy_error", 1), ("black_hole", 2), ("no_audio", 3), ("garbage", 3)]
+    ("mode", "opens_after"),
+    [("forbidden", 1), ("unavailable", 1), ("proxy_error", 1), ("black_hole", 2), ("no_audio", 3), ("garbage", 3)],
 )
-def test_fake_edge_endpoint_breaker_opens_by_class_of_error(tree: Tree, edge: FakeEdge, mode: str, opens_after: int) -> None:
+def test_fake_edge_endpoint_breaker_opens_by_class_of_error(
+    tree: Tree, edge: FakeEdge, mode: str, opens_after: int
+) -> None:
     states = tree.run("breaker", mode=mode, requests=opens_after, env=edge.env)["states"]
     assert states == ["closed"] * (opens_after - 1) + ["open"]
 
 
-def test_fake_edge_endpoint_recovery_is_found_in_the_background_and_a_user_keeps_one_voice(tree: Tree, edge: FakeEdge) -> None:
+def test_fake_edge_endpoint_recovery_is_found_in_the_background_and_a_user_keeps_one_voice(
+    tree: Tree, edge: FakeEdge
+) -> None:
     found = tree.run("recovery", env=edge.patient)
     assert found["before"]["engine"] == "system" and found["state_down"] == "open"
     assert found["quiet"], "a user's request found out"
@@ -91,7 +107,9 @@ def test_fake_edge_endpoint_two_hundred_who_want_the_same_cost_one_synthesis(tre
 
 
 @pytest.mark.slow
-def test_fake_edge_endpoint_storm_every_request_gets_audio_or_text_and_nothing_is_left(tree: Tree, edge: FakeEdge) -> None:
+def test_fake_edge_endpoint_storm_every_request_gets_audio_or_text_and_nothing_is_left(
+    tree: Tree, edge: FakeEdge
+) -> None:
     modes = [*["ok"] * 10, "slow_ok", *FAULTS, *LATE_FAULTS]
     found = tree.run("storm", requests=1000, seed=7, modes=modes, timeout=240, env=edge.env)
     kinds = found["kinds"]

@@ -21,13 +21,30 @@ LOCAL: t.Dict[str, t.Optional[str]] = {"TTS_PRIMARY_ENGINE": "fallback"}
 def test_every_release_gets_the_whole_surface(release: str) -> None:
     with make_tree(release, patience=4) as made:
         found = made.run("surface", env=LOCAL)
-    assert found["early"] == {"status": "not_initialized", "service_status": "not_initialized", "initialized": False, "is_initialized": False, "engines": {}}
+    assert found["early"] == {
+        "status": "not_initialized",
+        "service_status": "not_initialized",
+        "initialized": False,
+        "is_initialized": False,
+        "engines": {},
+    }
     assert found["nothing"] is None and found["is"]
     status = found["status"]
-    assert {"status", "service_status", "initialized", "is_initialized", "engines", "cache", "performance", "quality"} <= set(status)
+    assert {
+        "status",
+        "service_status",
+        "initialized",
+        "is_initialized",
+        "engines",
+        "cache",
+        "performance",
+        "quality",
+    } <= set(status)
     assert status["status"] == "healthy" and status["initialized"] is status["is_initialized"] is True
     assert {"overall_status", "engines", "healthy_engines", "total_engines"} == set(status["engines"])
-    assert {"total_requests", "success_rate_percent", "avg_generation_time_ms", "engine_usage"} <= set(status["performance"])
+    assert {"total_requests", "success_rate_percent", "avg_generation_time_ms", "engine_usage"} <= set(
+        status["performance"]
+    )
     assert set(found["voices"][0]) == {"voice_id", "name", "gender", "age", "accent", "language", "engine", "settings"}
     assert set(found["voices"][0]["settings"]) == {"stability", "similarity_boost", "speed", "pitch", "volume", "style"}
     assert found["preferred"] and found["voice"] == ["en-GB-RyanNeural", "male"]
@@ -60,7 +77,9 @@ def test_primary_engine_fallback_leaves_the_network_alone(tree: Tree, edge: Fake
 def test_texts_without_a_sound_do_not_take_the_speech_of_others_away(tree: Tree, stream: bool) -> None:
     found = tree.run("speak", text="... ?!", times=6, stream=stream, env=LOCAL)
     if not stream:
-        assert {(answer["success"], answer["engine"], answer["bytes"], answer["text"]) for answer in found["answers"]} == {(True, "text_only", 0, "... ?!")}
+        assert {
+            (answer["success"], answer["engine"], answer["bytes"], answer["text"]) for answer in found["answers"]
+        } == {(True, "text_only", 0, "... ?!")}
     engine = found["status"]["engines"]["engines"]["system"]
     assert (engine["breaker"], engine["status"]) == ("closed", "healthy"), engine
 
@@ -77,9 +96,18 @@ def test_switched_off(tree: Tree) -> None:
 
 
 def test_second_time_comes_from_the_cache_and_the_test_route_never_does(tree: Tree) -> None:
-    assert [answer["cache_hit"] for answer in tree.run("speak", text="Twice.", times=2, env=LOCAL)["answers"]] == [False, True]
-    assert [answer["cache_hit"] for answer in tree.run("speak", text="Twice.", times=2, user_id="test", env=LOCAL)["answers"]] == [False, False]
-    assert [answer["cache_hit"] for answer in tree.run("speak", text="Twice.", times=2, env={**LOCAL, "TTS_CACHE_ENABLED": "false"})["answers"]] == [
+    assert [answer["cache_hit"] for answer in tree.run("speak", text="Twice.", times=2, env=LOCAL)["answers"]] == [
+        False,
+        True,
+    ]
+    assert [
+        answer["cache_hit"]
+        for answer in tree.run("speak", text="Twice.", times=2, user_id="test", env=LOCAL)["answers"]
+    ] == [False, False]
+    assert [
+        answer["cache_hit"]
+        for answer in tree.run("speak", text="Twice.", times=2, env={**LOCAL, "TTS_CACHE_ENABLED": "false"})["answers"]
+    ] == [
         False,
         False,
     ]
@@ -101,15 +129,11 @@ def test_coqui_interface_with_a_fake_coqui_engine(tree: Tree, edge: FakeEdge) ->
     module = tree.directory / "app/services/tts/coqui_tts_engine.py"
     kept = module.read_text()
     module.write_text(
-        "import io, wave\n"
-        "from .base_tts import TTSResponse\n"
-        "class CoquiTTS:\n"
-        "    async def initialize(self): return True\n"
-        "    async def synthesize(self, request):\n"
-        "        file = io.BytesIO()\n"
-        "        with wave.open(file, 'wb') as sound:\n"
-        "            sound.setnchannels(1); sound.setsampwidth(2); sound.setframerate(16000); sound.writeframes(b'\\x10\\x20' * 8000)\n"
-        "        return TTSResponse(request=request, audio_data=file.getvalue())\n"
+        "import io, wave\nfrom .base_tts import TTSResponse\nclass CoquiTTS:\n    async def initialize(self): return"
+        " True\n    async def synthesize(self, request):\n        file = io.BytesIO()\n        with wave.open(file,"
+        " 'wb') as sound:\n            sound.setnchannels(1); sound.setsampwidth(2); sound.setframerate(16000);"
+        " sound.writeframes(b'\\x10\\x20' * 8000)\n        return TTSResponse(request=request,"
+        " audio_data=file.getvalue())\n"
     )
     edge.mode("unavailable")
     try:

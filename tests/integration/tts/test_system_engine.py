@@ -17,13 +17,57 @@ from wheels_ops.audio import describe
 
 #: Options of espeak, paths, shells, substitutions, control characters, markup, phoneme input, and texts that are merely long or strange.
 CORPUS = [
-    "-f/etc/passwd", "-f /etc/passwd", "--path=/tmp", "--stdout", "--compile=en", "-w/tmp/out.wav", "-w /tmp/out.wav", "--phonout=/tmp/x", "-x", "-q",
-    "-v whisper", "--version", "--help", "--", "-- -f /etc/passwd", "-m <audio src='/etc/passwd'/>", "<audio src=\"/etc/passwd\"/>", "<speak>hi</speak>",
-    "$(touch /tmp/pwned)", "`touch /tmp/pwned`", "; touch /tmp/pwned", "| cat /etc/passwd", "&& id", "> /tmp/pwned", "< /etc/passwd", "\"; id; \"", "'; id; '",
-    "%s%s%s%n", "{0.__class__}", "{{7*7}}", "${HOME}", "$PATH", "~root", "../../../../etc/passwd", "file:///etc/passwd", "/etc/passwd", "@/etc/passwd",
-    "hello\nworld", "tab\there", "a\\nb", "\\x00", "quote \" and ' and \\", "日本語のテスト", "Привет мир", "emoji 🎉 party", "naïve café", "RIFF WAVE data",
-    "C:\\Windows\\System32", "'); Invoke-Expression calc; ('", "one, two; three: four.",
-]  # fmt: skip
+    "-f/etc/passwd",
+    "-f /etc/passwd",
+    "--path=/tmp",
+    "--stdout",
+    "--compile=en",
+    "-w/tmp/out.wav",
+    "-w /tmp/out.wav",
+    "--phonout=/tmp/x",
+    "-x",
+    "-q",
+    "-v whisper",
+    "--version",
+    "--help",
+    "--",
+    "-- -f /etc/passwd",
+    "-m <audio src='/etc/passwd'/>",
+    '<audio src="/etc/passwd"/>',
+    "<speak>hi</speak>",
+    "$(touch /tmp/pwned)",
+    "`touch /tmp/pwned`",
+    "; touch /tmp/pwned",
+    "| cat /etc/passwd",
+    "&& id",
+    "> /tmp/pwned",
+    "< /etc/passwd",
+    '"; id; "',
+    "'; id; '",
+    "%s%s%s%n",
+    "{0.__class__}",
+    "{{7*7}}",
+    "${HOME}",
+    "$PATH",
+    "~root",
+    "../../../../etc/passwd",
+    "file:///etc/passwd",
+    "/etc/passwd",
+    "@/etc/passwd",
+    "hello\nworld",
+    "tab\there",
+    "a\\nb",
+    "\\x00",
+    "quote \" and ' and \\",
+    "日本語のテスト",
+    "Привет мир",
+    "emoji 🎉 party",
+    "naïve café",
+    "RIFF WAVE data",
+    "C:\\Windows\\System32",
+    "'); Invoke-Expression calc; ('",
+    "one, two; three: four.",
+]
 VOICE = ["-b", "1", "-v", "en-us+f3", "-s", "175", "-p", "50", "-a", "100"]
 
 
@@ -41,7 +85,9 @@ def test_fifty_injections_are_spoken_as_they_stand_and_read_nothing(tree: Tree, 
     for number, (text, spoken) in enumerate(zip(CORPUS, found)):
         source = tmp_path / f"{number}.txt"
         source.write_bytes(text.encode())
-        said = subprocess.run(["espeak-ng", *VOICE, "-f", str(source), "--stdout"], capture_output=True, check=True).stdout
+        said = subprocess.run(
+            ["espeak-ng", *VOICE, "-f", str(source), "--stdout"], capture_output=True, check=True
+        ).stdout
         if not any(said[44:]):
             assert (spoken["engine"], spoken["kind"]) == ("text_only", "no_audio"), "nobody can say that"
             continue
@@ -66,13 +112,22 @@ def test_local_service_keeps_its_contract(tree: Tree) -> None:
     assert found["started"] == [True, True]
     assert found["engines"] == ["espeak", "pyttsx3", "text_only"], "initialized twice, listed once"
     answer = found["answer"]
-    assert answer["success"] and answer["engine"] == "espeak" and answer["format"] == "wav" and answer["audio_data"] > 1000 and answer["duration"] > 0.2
+    assert (
+        answer["success"]
+        and answer["engine"] == "espeak"
+        and answer["format"] == "wav"
+        and answer["audio_data"] > 1000
+        and answer["duration"] > 0.2
+    )
     assert found["ready"] and found["available"]
     assert found["response"]["engine"] == "system" and found["response"]["rate"] == 22050
     assert found["health"] == {
-        "status": "healthy", "engine_available": True, "available_engines": ["espeak", "pyttsx3", "text_only"], "available_voices": 2,
+        "status": "healthy",
+        "engine_available": True,
+        "available_engines": ["espeak", "pyttsx3", "text_only"],
+        "available_voices": 2,
         "supports_streaming": True,
-    }  # fmt: skip
+    }
     assert sum(found["chunks"]) > 1000
 
 
@@ -87,15 +142,26 @@ def test_without_any_engine_the_text_is_shown_and_no_engine_is_called_healthy(tr
     spoken = tree.run("speak", text="Hello.", env={**env, "TTS_PRIMARY_ENGINE": "fallback"})
     assert spoken["status"]["status"] == "unhealthy" and spoken["status"]["speaks_now"]["engine"] == "text_only"
     said = spoken["answers"][0]
-    assert (said["success"], said["bytes"], said["engine"], said["degraded"], said["text"]) == (True, 0, "text_only", True, "Hello.")
+    assert (said["success"], said["bytes"], said["engine"], said["degraded"], said["text"]) == (
+        True,
+        0,
+        "text_only",
+        True,
+        "Hello.",
+    )
 
 
 def test_pyttsx3_speaks_where_there_is_no_espeak_program(tree: Tree, tmp_path: Path) -> None:
-    found = tree.run("speak", text="Hello from the library.", env={"PATH": path_with(tmp_path), "TTS_PRIMARY_ENGINE": "fallback"})
+    found = tree.run(
+        "speak", text="Hello from the library.", env={"PATH": path_with(tmp_path), "TTS_PRIMARY_ENGINE": "fallback"}
+    )
     assert found["answers"][0]["engine"] == "system" and found["answers"][0]["bytes"] > 1000
 
 
-@pytest.mark.parametrize("script", ["exit 3", "printf ''", "printf 'RIFF....WAVE'", "cat >/dev/null; printf 'not audio at all'", "kill -9 $$"])
+@pytest.mark.parametrize(
+    "script",
+    ["exit 3", "printf ''", "printf 'RIFF....WAVE'", "cat >/dev/null; printf 'not audio at all'", "kill -9 $$"],
+)
 def test_a_broken_engine_makes_way_for_the_next(tree: Tree, tmp_path: Path, script: str) -> None:
     env = {"PATH": path_with(tmp_path, espeak_ng=script) + ":/usr/bin:/bin", "TTS_PRIMARY_ENGINE": "fallback"}
     said = tree.run("speak", text="Somebody will say it.", env=env)["answers"][0]
@@ -132,7 +198,10 @@ def test_what_is_called_wav_has_a_true_header(tree: Tree) -> None:
 
 
 def test_an_engine_that_is_installed_later_is_found_without_a_restart(tree: Tree) -> None:
-    found = tree.run("installed_later", env={"TTS_PRIMARY_ENGINE": "fallback", "PYTHONPATH": str(_without(tree.directory / "hidden", "pyttsx3"))})
+    found = tree.run(
+        "installed_later",
+        env={"TTS_PRIMARY_ENGINE": "fallback", "PYTHONPATH": str(_without(tree.directory / "hidden", "pyttsx3"))},
+    )
     assert found["first"]["engine"] == "text_only" and found["status"] == "unhealthy"
     assert found["second"]["engine"] == "system" and found["second"]["bytes"] > 1000
 

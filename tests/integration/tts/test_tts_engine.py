@@ -29,7 +29,10 @@ def test_the_first_engine_that_makes_audio_and_why_the_better_ones_do_not() -> N
         and "coqui-tts" in result.extra["reasons"]["coqui"]
         and "127.0.0.1:9" in result.extra["reasons"]["edge"]
     )
-    assert result.after["engines"]["espeak"]["audio"]["format"] == "wav" and result.after["engines"]["espeak"]["audio"]["duration_ms"] > 500
+    assert (
+        result.after["engines"]["espeak"]["audio"]["format"] == "wav"
+        and result.after["engines"]["espeak"]["audio"]["duration_ms"] > 500
+    )
     assert result.after["engines"]["pyttsx3"]["speaks"] is True
     assert [action["target"] for action in result.actions] == ["edge", "espeak", "pyttsx3"]
 
@@ -44,7 +47,10 @@ def test_edge_is_proved_through_the_fake_edge_endpoint(edge: FakeEdge, monkeypat
     silent = run(Options(backend_python=PYTHON, proxy=edge.proxy))
     assert silent.extra["engine"] == "espeak" and "NoAudioReceived" in silent.extra["reasons"]["edge"]
     edge.mode("silent")
-    assert "not done within 2 s" in run(Options(backend_python=PYTHON, proxy=edge.proxy, timeout=2)).extra["reasons"]["edge"]
+    assert (
+        "not done within 2 s"
+        in run(Options(backend_python=PYTHON, proxy=edge.proxy, timeout=2)).extra["reasons"]["edge"]
+    )
 
 
 @pytest.fixture
@@ -54,9 +60,9 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs.mkdir()
     script = programs / "apt-get"
     script.write_text(
-        f'#!/bin/sh\necho "$DEBIAN_FRONTEND $@" >> {tmp_path}/apt.log\n'
-        f'case " $* " in *" install "*) [ -e {tmp_path}/lists ] || {{ echo "E: Unable to locate package espeak-ng" >&2; exit 100; }}\n'
-        f'/bin/ln -s /usr/bin/espeak-ng {programs}/espeak-ng ;; *" update "*) : > {tmp_path}/lists ;; esac\n'
+        f'#!/bin/sh\necho "$DEBIAN_FRONTEND $@" >> {tmp_path}/apt.log\ncase " $* " in *" install "*) [ -e'
+        f' {tmp_path}/lists ] || {{ echo "E: Unable to locate package espeak-ng" >&2; exit 100; }}\n/bin/ln -s'
+        f' /usr/bin/espeak-ng {programs}/espeak-ng ;; *" update "*) : > {tmp_path}/lists ;; esac\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(programs))
@@ -73,7 +79,9 @@ def test_check_mode_then_install_then_again(apt: Path, monkeypatch: pytest.Monke
     real = run(options)
     assert real.changed and real.extra["engine"] == "espeak" and real.after["engines"]["espeak"]["speaks"] is True
     assert set(real.as_dict()) == set(predicted.as_dict())
-    assert [line.split()[0] for line in (apt / "apt.log").read_text().splitlines()] == ["noninteractive"] * 3, "install, update, install"
+    assert [line.split()[0] for line in (apt / "apt.log").read_text().splitlines()] == ["noninteractive"] * 3, (
+        "install, update, install"
+    )
     again = run(options)
     assert not again.changed and again.extra["engine"] == "espeak"
     assert "espeak: missing" in real.diff[0]["before"] and "espeak: version 1." in real.diff[0]["after"]
@@ -88,8 +96,13 @@ def test_without_the_right_the_package_and_the_right_are_named(apt: Path, monkey
         run(Options(engines=("espeak",), primary="fallback", install=False))
 
 
-@pytest.mark.parametrize("script", ["cat >/dev/null", "cat >/dev/null; printf 'RIFF$...WAVEfmt nonsense'", "exit 1", "cat >/dev/null; sleep 987"])
-def test_an_engine_that_makes_no_audio_is_never_called_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+@pytest.mark.parametrize(
+    "script",
+    ["cat >/dev/null", "cat >/dev/null; printf 'RIFF$...WAVEfmt nonsense'", "exit 1", "cat >/dev/null; sleep 987"],
+)
+def test_an_engine_that_makes_no_audio_is_never_called_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
     program = tmp_path / "espeak-ng"
     program.write_text(f"#!/bin/sh\ncase $1 in --version) echo 1.51; exit;; esac\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
@@ -107,7 +120,9 @@ def test_an_edge_library_that_the_service_refuses_is_replaced(tmp_path: Path) ->
     (site / "edge_tts").mkdir(parents=True)
     (site / "edge_tts" / "__init__.py").write_text("")
     (site / "edge_tts-6.1.9.dist-info").mkdir()
-    (site / "edge_tts-6.1.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: edge-tts\nVersion: 6.1.9\n")
+    (site / "edge_tts-6.1.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: edge-tts\nVersion: 6.1.9\n"
+    )
     python = tmp_path / "python"
     old, new = site / "edge_tts-6.1.9.dist-info", site / "edge_tts-7.2.3.dist-info"
     python.write_text(
@@ -119,7 +134,11 @@ def test_an_edge_library_that_the_service_refuses_is_replaced(tmp_path: Path) ->
     python.chmod(0o755)
     options = Options(engines=("edge", "espeak"), backend_python=str(python))
     predicted = run(options, check_mode=True)
-    assert predicted.changed and predicted.actions[0]["target"] == "edge-tts>=7.2.3" and "older" in predicted.actions[0]["why"]
+    assert (
+        predicted.changed
+        and predicted.actions[0]["target"] == "edge-tts>=7.2.3"
+        and "older" in predicted.actions[0]["why"]
+    )
     assert predicted.extra["engine"] == "espeak", "that it can be installed does not mean that its service is reached"
     result = run(options)
     assert result.changed and result.after["engines"]["edge"]["version"] == "7.2.3"
@@ -155,10 +174,23 @@ def test_module_runs_under_ansible_and_keeps_the_proxys_password(tmp_path: Path)
         pytest.skip("needs ansible and espeak-ng")
     repository = Path(__file__).resolve().parents[3]
     words = [
-        str(ansible), "localhost", "-c", "local", "-m", "wheels.ops.tts_engine", "-e", f"ansible_python_interpreter={sys.executable}", "-vvv",
-        "-a", f"backend_python={PYTHON} proxy=http://user:topsecret@127.0.0.1:9",
-    ]  # fmt: skip
-    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "ANSIBLE_COLLECTIONS_PATH": str(repository / "collections")}
+        str(ansible),
+        "localhost",
+        "-c",
+        "local",
+        "-m",
+        "wheels.ops.tts_engine",
+        "-e",
+        f"ansible_python_interpreter={sys.executable}",
+        "-vvv",
+        "-a",
+        f"backend_python={PYTHON} proxy=http://user:topsecret@127.0.0.1:9",
+    ]
+    variables = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "ANSIBLE_COLLECTIONS_PATH": str(repository / "collections"),
+    }
     done = subprocess.run(words, capture_output=True, text=True, env=variables, check=False)
     assert done.returncode == 0 and "espeak speaks." in done.stdout, done.stdout + done.stderr
     assert "topsecret" not in done.stdout.replace(" ".join(words), "")

@@ -19,7 +19,10 @@ PYTHON = shutil.which("python3", path="/usr/bin:/bin") or ""
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0 or not PYTHON or not shutil.which("espeak-ng"), reason="needs root, espeak-ng, and a Python for everybody"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not PYTHON or not shutil.which("espeak-ng"),
+        reason="needs root, espeak-ng, and a Python for everybody",
+    ),
 ]
 
 
@@ -54,7 +57,12 @@ class Backend:
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
 
     def run(self, *, check_mode: bool = False, **options: t.Any) -> t.Dict[str, t.Any]:
-        options = {"engines": ("espeak", "pyttsx3"), "primary": "fallback", "backend_python": str(self.python), **options}
+        options = {
+            "engines": ("espeak", "pyttsx3"),
+            "primary": "fallback",
+            "backend_python": str(self.python),
+            **options,
+        }
         return run(Options(**options), check_mode=check_mode).as_dict()
 
     def witnesses(self) -> t.Set[t.Tuple[int, int]]:
@@ -95,9 +103,12 @@ def test_check_mode_reads_the_environment_and_executes_nothing_of_it(backend: Ba
     assert backend.witnesses() == set()
     assert predicted["left_out"] == ["pyttsx3"] and "Not verified in check mode: pyttsx3." in predicted["msg"]
     assert predicted["after"]["engines"]["pyttsx3"] == {
-        **predicted["before"]["engines"]["pyttsx3"], "version": "2.9", "present": True, "speaks": None,
+        **predicted["before"]["engines"]["pyttsx3"],
+        "version": "2.9",
+        "present": True,
+        "speaks": None,
         "why": "not verified: in check mode nothing of the backend is executed",
-    }  # fmt: skip
+    }
     assert predicted["engine"] == "espeak" and predicted["after"]["engines"]["espeak"]["speaks"] is True
     asked = backend.run(check_mode=True, verify_in_check_mode=True)
     assert backend.witnesses() == {(OWNER, OWNER)} and asked["left_out"] == []
@@ -114,9 +125,16 @@ def test_an_interpreter_outside_of_an_environment_is_not_run_in_check_mode_eithe
 @pytest.mark.parametrize("check_mode", [True, False])
 @pytest.mark.parametrize(
     ("name", "mode", "owner"),
-    [("bin/python", 0o777, OWNER), ("bin", 0o777, OWNER), ("bin/python", 0o755, THIRD), ("lib/python3/site-packages/pyttsx3.py", 0o644, THIRD)],
+    [
+        ("bin/python", 0o777, OWNER),
+        ("bin", 0o777, OWNER),
+        ("bin/python", 0o755, THIRD),
+        ("lib/python3/site-packages/pyttsx3.py", 0o644, THIRD),
+    ],
 )
-def test_an_environment_that_a_third_user_may_write_is_refused(backend: Backend, name: str, mode: int, owner: int, check_mode: bool) -> None:
+def test_an_environment_that_a_third_user_may_write_is_refused(
+    backend: Backend, name: str, mode: int, owner: int, check_mode: bool
+) -> None:
     path = backend.directory / name
     os.chown(path, owner, owner)
     path.chmod(mode)

@@ -17,9 +17,12 @@ from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 
 SETTINGS: t.Dict[str, t.Any] = {
-    "WEBSOCKET_HEARTBEAT_INTERVAL": "0.2", "WEBSOCKET_CONNECTION_TIMEOUT": "3", "WEBSOCKET_MAX_MISSED_PINGS": "15",
-    "WEBSOCKET_MAX_PER_USER": "0", "WEBSOCKET_MAX_PER_ADDRESS": "0",
-}  # fmt: skip
+    "WEBSOCKET_HEARTBEAT_INTERVAL": "0.2",
+    "WEBSOCKET_CONNECTION_TIMEOUT": "3",
+    "WEBSOCKET_MAX_MISSED_PINGS": "15",
+    "WEBSOCKET_MAX_PER_USER": "0",
+    "WEBSOCKET_MAX_PER_ADDRESS": "0",
+}
 #: The client's times, shortened; what is not named keeps its real value. The watchdog waits for ten heartbeats: a busy machine is no silence.
 TIMING = {"base": 100, "cap": 1000, "watchdog": 2000, "stable": 300}
 
@@ -46,7 +49,15 @@ def steady() -> t.Iterator[SocketBackend]:
 class Client:
     """A PamSocket in a page."""
 
-    def __init__(self, chromium: Browser, port: int, user: str = "ann", *, timing: t.Optional[t.Dict[str, int]] = None, **options: t.Any) -> None:
+    def __init__(
+        self,
+        chromium: Browser,
+        port: int,
+        user: str = "ann",
+        *,
+        timing: t.Optional[t.Dict[str, int]] = None,
+        **options: t.Any,
+    ) -> None:
         self.page: Page = chromium.page(f"http://127.0.0.1:{port}/page")
         settings = {"userId": user, "token": f"token-of-{user}", "timing": {**TIMING, **(timing or {})}, **options}
         self.page.evaluate(f"""
@@ -63,7 +74,11 @@ class Client:
         return self.page.evaluate(expression)
 
     def wait(self, expression: str, timeout: float = 20) -> t.Any:
-        return wait_until(lambda: self.page.evaluate(expression), timeout=timeout, what=f"{expression} (states {self.page.evaluate('states')})")
+        return wait_until(
+            lambda: self.page.evaluate(expression),
+            timeout=timeout,
+            what=f"{expression} (states {self.page.evaluate('states')})",
+        )
 
     def numbers(self) -> t.List[int]:
         return t.cast(t.List[int], self.value("messages.filter(m => m.type === 'note').map(m => m.number)"))
@@ -161,7 +176,10 @@ def test_the_server_is_killed_and_started_again(chromium: Browser, backend: Sock
 def test_the_server_restarts_in_order_and_says_when_to_come_back(chromium: Browser, backend: SocketBackend) -> None:
     with Client(chromium, backend.port) as client:
         client.wait("pam.state === 'open'")
-        client.value("pam.take2 = pam.take; pam.take = function (text) { this.take2(text); if (this.afterMs !== null) window.told = this.afterMs; }")
+        client.value(
+            "pam.take2 = pam.take; pam.take = function (text) { this.take2(text); if (this.afterMs !== null)"
+            " window.told = this.afterMs; }"
+        )
         backend.stop(signal.SIGTERM)
         backend.start()
         client.wait("states.filter(s => s[0] === 'open').length === 2", timeout=30)
@@ -211,7 +229,9 @@ def test_websockets_do_not_get_through(chromium: Browser, backend: SocketBackend
     with Client(chromium, proxy.port, timing={"probe": 1000}) as client:
         client.wait("pam.state === 'polling'")
         assert proxy.upgrades == (2 if how == "refuse" else 1)
-        assert client.value("pam.send({type: 'chat', message: 'one'}) && pam.send({type: 'chat', message: 'two'})") is True
+        assert (
+            client.value("pam.send({type: 'chat', message: 'one'}) && pam.send({type: 'chat', message: 'two'})") is True
+        )
         client.wait("messages.filter(m => m.type === 'chat_response').length === 2")
         assert backend.stats()["messages"] == ["one", "two"]
         for number in range(30):
@@ -277,7 +297,9 @@ def test_a_token_that_never_comes_is_asked_for_again(chromium: Browser, steady: 
             pam.lost(1006, 'cut');
         """)
         client.wait("pam.state === 'open'")
-        assert client.value("asked") == 3 and client.value("states.some(s => s[0] === 'waiting' && s[1] === 'no token')")
+        assert client.value("asked") == 3 and client.value(
+            "states.some(s => s[0] === 'waiting' && s[1] === 'no token')"
+        )
 
 
 def test_a_refusal_is_final(chromium: Browser, steady: SocketBackend) -> None:
@@ -312,7 +334,13 @@ def test_the_queue_is_bounded(chromium: Browser, backend: SocketBackend) -> None
         client.wait("pam.state === 'open'")
         backend.stop(signal.SIGKILL)
         client.wait("pam.state !== 'open'")
-        assert client.value("[1, 2, 3, 4, 5].map(n => pam.send({type: 'chat', message: 'm' + n}))") == [True, True, True, False, False]
+        assert client.value("[1, 2, 3, 4, 5].map(n => pam.send({type: 'chat', message: 'm' + n}))") == [
+            True,
+            True,
+            True,
+            False,
+            False,
+        ]
         backend.start()
         client.wait("messages.filter(m => m.type === 'chat_response').length === 3", timeout=30)
         assert backend.stats()["messages"] == ["m1", "m2", "m3"]
@@ -339,7 +367,11 @@ def test_full_jitter_between_nothing_and_a_cap_that_doubles(chromium: Browser, s
         })()""")
     for attempt, limit in enumerate([2000, 4000, 8000, 16000, 20000, 20000]):
         of_attempt = delays[attempt::6]
-        assert all(0 <= delay <= limit for delay in of_attempt) and max(of_attempt) > 0.8 * limit and min(of_attempt) < 0.2 * limit
+        assert (
+            all(0 <= delay <= limit for delay in of_attempt)
+            and max(of_attempt) > 0.8 * limit
+            and min(of_attempt) < 0.2 * limit
+        )
 
 
 def test_the_script_is_served(steady: SocketBackend) -> None:
@@ -349,7 +381,11 @@ def test_the_script_is_served(steady: SocketBackend) -> None:
     connection.request("GET", "/api/v1/pam/socket.js")
     answer = connection.getresponse()
     body, etag = answer.read(), answer.headers["etag"]
-    assert answer.status == 200 and answer.headers["content-type"].startswith("text/javascript") and b"class PamSocket" in body
+    assert (
+        answer.status == 200
+        and answer.headers["content-type"].startswith("text/javascript")
+        and b"class PamSocket" in body
+    )
     connection.request("GET", "/api/v1/pam/socket.js", headers={"If-None-Match": etag})
     again = connection.getresponse()
     assert again.status == 304 and not again.read()

@@ -50,14 +50,21 @@ OPTIONS = (
 @pytest.fixture(scope="module", params=["guard", "manager alone", "guard, sansio"])
 def backend(request: pytest.FixtureRequest) -> t.Iterator[SocketBackend]:
     guard = request.param != "manager alone"
-    options = [*OPTIONS, *(["--ws", "websockets-sansio"] if "sansio" in request.param else [])]  # which writes without ever waiting
+    options = [
+        *OPTIONS,
+        *(["--ws", "websockets-sansio"] if "sansio" in request.param else []),
+    ]  # which writes without ever waiting
     with socket_backend(guard=guard, poll=guard, options=options, WEBSOCKET_MAX_PER_ADDRESS=0, **FAST) as server:
         yield server
 
 
 def sockets_of(server: SocketBackend) -> int:
     """Established TCP connections that the server process holds."""
-    return sum(1 for item in psutil.Process(server.process.pid).net_connections("tcp") if item.status == psutil.CONN_ESTABLISHED)
+    return sum(
+        1
+        for item in psutil.Process(server.process.pid).net_connections("tcp")
+        if item.status == psutil.CONN_ESTABLISHED
+    )
 
 
 async def answer(websocket: t.Any) -> None:
@@ -96,11 +103,15 @@ async def test_a_peer_whose_path_was_lost_is_found_and_its_socket_closed(backend
         websocket = await connect(backend.url("ann").replace(str(backend.port), str(relay.port)))
         task = asyncio.ensure_future(answer(websocket))
         # Longer than the timeout: it lives because it answers.
-        await asyncio.to_thread(wait_until, lambda: backend.stats()["connection_details"][0]["total_pings_sent"] >= 6, timeout=15)
+        await asyncio.to_thread(
+            wait_until, lambda: backend.stats()["connection_details"][0]["total_pings_sent"] >= 6, timeout=15
+        )
         held = await asyncio.to_thread(sockets_of, backend)
         relay.silent = True
         await asyncio.to_thread(wait_until, lambda: backend.stats()["total_connections"] == 0, timeout=10)
-        await asyncio.to_thread(wait_until, lambda: sockets_of(backend) < held, timeout=10, what="the socket to be closed")
+        await asyncio.to_thread(
+            wait_until, lambda: sockets_of(backend) < held, timeout=10, what="the socket to be closed"
+        )
         assert (await asyncio.to_thread(backend.stats))["totals"]["timed_out"] == before + 1
         task.cancel()
         websocket.transport.abort()
@@ -111,7 +122,10 @@ def test_a_frozen_client_is_found_and_the_others_live(backend: SocketBackend) ->
         "import json, sys\nfrom websockets.sync.client import connect\nwith connect(sys.argv[1]) as ws:\n"
         "    for text in ws:\n        if json.loads(text)['type'] == 'ping': ws.send('{\"type\":\"pong\"}')\n"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", client, backend.url(f"user{number}")], stderr=subprocess.DEVNULL) for number in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", client, backend.url(f"user{number}")], stderr=subprocess.DEVNULL)
+        for number in range(3)
+    ]
     try:
         wait_until(lambda: backend.stats()["total_connections"] == 3)
         os.kill(processes[0].pid, signal.SIGSTOP)
@@ -129,8 +143,9 @@ async def test_a_client_that_does_not_read_delays_nobody_and_is_closed(backend: 
     stuck = socket.create_connection(("127.0.0.1", backend.port))
     stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stuck.sendall(
-        f"GET {backend.url('stuck').split(str(backend.port))[1]} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        f"GET {backend.url('stuck').split(str(backend.port))[1]} HTTP/1.1\r\nHost: x\r\nUpgrade:"
+        " websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version:"
+        " 13\r\n\r\n".encode()
     )
     try:
         await asyncio.to_thread(wait_until, lambda: backend.stats()["total_connections"] == 2)
@@ -206,15 +221,21 @@ def test_nonsense_from_the_network(backend: SocketBackend) -> None:
         while json.loads(websocket.recv(timeout=20)).get("message") != "still there":
             pass
     handshake = (
-        f"GET {backend.url('raw').split(str(backend.port))[1]} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        f"GET {backend.url('raw').split(str(backend.port))[1]} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection:"
+        " Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     for number in range(100):
         with socket.create_connection(("127.0.0.1", backend.port)) as raw:
             raw.sendall(handshake)
             raw.recv(64)
-            raw.sendall(chance.randbytes(chance.randrange(1, 300)) if number % 2 else bytes([0x81, 0xFE, 0xFF, 0xFF]) + chance.randbytes(30))
-    wait_until(lambda: backend.stats()["total_connections"] == 0, timeout=15, what=f"seed {seed}: all of them to be closed")
+            raw.sendall(
+                chance.randbytes(chance.randrange(1, 300))
+                if number % 2
+                else bytes([0x81, 0xFE, 0xFF, 0xFF]) + chance.randbytes(30)
+            )
+    wait_until(
+        lambda: backend.stats()["total_connections"] == 0, timeout=15, what=f"seed {seed}: all of them to be closed"
+    )
     assert backend.process.poll() is None
     assert "Traceback" not in "".join(line for line in backend.logged().splitlines() if "websocket_manager" in line)
 
@@ -225,7 +246,9 @@ def test_what_the_log_says(backend: SocketBackend) -> None:
         websocket.recv()
     wait_until(lambda: backend.stats()["total_connections"] == 0)
     ours = [line for line in backend.logged().splitlines() if re.search("💓|🔗|🔌", line)]
-    assert any("🔗 WebSocket connected" in line for line in ours) and any("🔌 WebSocket disconnected" in line for line in ours)
+    assert any("🔗 WebSocket connected" in line for line in ours) and any(
+        "🔌 WebSocket disconnected" in line for line in ours
+    )
     assert not any("private words" in line or "token-of" in line for line in ours)
 
 
@@ -250,7 +273,12 @@ class TestLimits:
             connect_now(server.url("u5"), legacy=True).close()
 
     def test_in_total_and_per_user(self) -> None:
-        with socket_backend(WEBSOCKET_MAX_CONNECTIONS=4, WEBSOCKET_MAX_PER_USER=3, WEBSOCKET_MAX_PER_ADDRESS=0) as server, contextlib.ExitStack() as stack:
+        with (
+            socket_backend(
+                WEBSOCKET_MAX_CONNECTIONS=4, WEBSOCKET_MAX_PER_USER=3, WEBSOCKET_MAX_PER_ADDRESS=0
+            ) as server,
+            contextlib.ExitStack() as stack,
+        ):
             sockets = [stack.enter_context(connect_now(server.url("ann"))) for _ in range(4)]
             with pytest.raises(ConnectionClosed) as closed:
                 while True:

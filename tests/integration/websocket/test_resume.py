@@ -27,7 +27,11 @@ SEED = int(os.environ.get("WHEELS_OPS_SEED", "20250730"))
 
 @pytest.fixture(scope="module")
 def backend() -> t.Iterator[SocketBackend]:
-    limits: t.Dict[str, t.Any] = {"WEBSOCKET_MAX_PER_USER": 0, "WEBSOCKET_MAX_PER_ADDRESS": 0, "WEBSOCKET_ACCEPT_RATE": 0}
+    limits: t.Dict[str, t.Any] = {
+        "WEBSOCKET_MAX_PER_USER": 0,
+        "WEBSOCKET_MAX_PER_ADDRESS": 0,
+        "WEBSOCKET_ACCEPT_RATE": 0,
+    }
     with socket_backend(WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=5, **limits) as server:
         yield server
 
@@ -183,9 +187,12 @@ def test_what_cannot_be_resumed(backend: SocketBackend, asked: str) -> None:
                 someone.take(t.cast(str, websocket.recv(timeout=10)))
     wait_until(lambda: backend.stats()["total_connections"] == 0)
     session, last_seq = {
-        "unknown": ("A" * 24, 1), "of another user": (other.session, 1), "more than was sent": (client.session, 10**9), "too old": (client.session, 1),
+        "unknown": ("A" * 24, 1),
+        "of another user": (other.session, 1),
+        "more than was sent": (client.session, 10**9),
+        "too old": (client.session, 1),
         "negative": (client.session, -1),
-    }[asked]  # fmt: skip
+    }[asked]
     if asked == "too old":
         backend.send("ann", number=0, count=400)
     with connect_now(backend.url("ann", f"&session={session}&last_seq={last_seq}")) as websocket:
@@ -204,7 +211,9 @@ class TestPoll:
         def poll() -> None:
             session, last_seq = "", 0
             while len(polled) < 100 or not chats:
-                status, page = backend.request("GET", f"{POLL}?user_id=pat&token=token-of-pat&session={session}&last_seq={last_seq}")
+                status, page = backend.request(
+                    "GET", f"{POLL}?user_id=pat&token=token-of-pat&session={session}&last_seq={last_seq}"
+                )
                 assert status == 200 and "resync" not in page, page
                 if not session:
                     ready.release()
@@ -236,7 +245,9 @@ class TestPoll:
             while client.last_seq < 1:
                 client.take(t.cast(str, websocket.recv(timeout=10)))
         backend.send("switch", number=0, count=3)
-        status, page = backend.request("GET", f"{POLL}?user_id=switch&token=token-of-switch&session={client.session}&last_seq={client.last_seq}")
+        status, page = backend.request(
+            "GET", f"{POLL}?user_id=switch&token=token-of-switch&session={client.session}&last_seq={client.last_seq}"
+        )
         assert status == 200 and page["session"] == client.session and "resync" not in page
         for message in page["messages"]:
             client.take(json.dumps(message))
@@ -247,7 +258,9 @@ class TestPoll:
         assert client.numbers == [0, 1, 2, 3, 4]
 
     def test_a_client_whose_websocket_died_unnoticed_can_send_by_post(self) -> None:
-        with socket_backend(WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=600, WEBSOCKET_MAX_MISSED_PINGS=1000) as server:
+        with socket_backend(
+            WEBSOCKET_HEARTBEAT_INTERVAL=0.5, WEBSOCKET_CONNECTION_TIMEOUT=600, WEBSOCKET_MAX_MISSED_PINGS=1000
+        ) as server:
             client = Client(server, "lost")
             with connect_now(client.url()) as websocket, contextlib.suppress(ConnectionClosed):
                 while client.last_seq < 1:
@@ -256,12 +269,20 @@ class TestPoll:
                 server.send("lost", number=0)
                 status, page = server.request("GET", query)
                 assert (status, page["session"]) == (200, client.session), "a WebSocket that was heard of lately stays"
-                assert server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "early"})[0] == 409
+                assert (
+                    server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "early"})[0]
+                    == 409
+                )
                 assert server.stats()["totals"]["replaced"] == server.stats()["totals"]["resumed"] == 0
                 server.request("POST", "/control/silence", {"seconds": 400})
                 status, page = server.request("GET", query)
                 assert (status, page["session"], page["messages"][0]["number"]) == (200, client.session, 0)
-                assert server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "by post"})[0] == 202
+                assert (
+                    server.request("POST", f"{POLL}?session={client.session}", {"type": "chat", "message": "by post"})[
+                        0
+                    ]
+                    == 202
+                )
                 wait_until(lambda: server.stats()["messages"] == ["by post"], what="the message")
                 assert server.stats()["total_connections"] == 1
 
@@ -285,7 +306,14 @@ class TestPoll:
         assert status == 200 and [message["number"] for message in page["messages"]] == [1]
 
     @pytest.mark.parametrize(
-        "query", ["session=%FF%FE&last_seq=0", "last_seq=NaN", "session=&last_seq=" + "9" * 300, "user_id=../../x&token=y", "user_id=%00&token=%00"]
+        "query",
+        [
+            "session=%FF%FE&last_seq=0",
+            "last_seq=NaN",
+            "session=&last_seq=" + "9" * 300,
+            "user_id=../../x&token=y",
+            "user_id=%00&token=%00",
+        ],
     )
     def test_nonsense(self, backend: SocketBackend, query: str) -> None:
         assert backend.request("GET", f"{POLL}?{query}")[0] in (400, 401, 403, 404)

@@ -20,16 +20,31 @@ ALONE = ("app/core/websocket_manager.py",)
 INSTALLED = ("app/core/websocket_manager.py", "app/core/cors_config.py", "app/wheels_ops")
 
 
-@pytest.fixture(scope="module", params=[("incident", False), ("first_fix", False), ("august", False), ("august", True), ("incident", True)], ids=str)
-def backend(request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis) -> t.Iterator[Backend]:
+@pytest.fixture(
+    scope="module",
+    params=[("incident", False), ("first_fix", False), ("august", False), ("august", True), ("incident", True)],
+    ids=str,
+)
+def backend(
+    request: pytest.FixtureRequest, postgres: servers.Postgres, redis_server: servers.Redis
+) -> t.Iterator[Backend]:
     release, installed = request.param
     # With REDIS_URL set the August release cannot start: a defect that is not this file's.
     redis_url = None if release == "august" else redis_server.url
-    patched = [*(INSTALLED if installed else ALONE), *(["services/tts", "wheels_ops"] if release == "august" else [])]  # its speech service cannot be imported
+    patched = [
+        *(INSTALLED if installed else ALONE),
+        *(["services/tts", "wheels_ops"] if release == "august" else []),
+    ]  # its speech service cannot be imported
     with running_backend(
-        release, postgres.database(supabase=True), redis_url, patched=patched, install_block=installed,
-        WEBSOCKET_HEARTBEAT_INTERVAL="0.4", WEBSOCKET_MAX_MISSED_PINGS="5", ENABLE_SECURITY_MONITORING="false",
-    ) as server:  # fmt: skip
+        release,
+        postgres.database(supabase=True),
+        redis_url,
+        patched=patched,
+        install_block=installed,
+        WEBSOCKET_HEARTBEAT_INTERVAL="0.4",
+        WEBSOCKET_MAX_MISSED_PINGS="5",
+        ENABLE_SECURITY_MONITORING="false",
+    ) as server:
         server.installed = installed  # type: ignore[attr-defined]  # a note for the tests below
         yield server
 
@@ -94,7 +109,9 @@ def test_long_poll(backend: Backend) -> None:
     token = backend.jwt("ann")
     page = backend.request("GET", f"/api/v1/pam/poll?user_id=ann&token={token}").json()
     assert [message["type"] for message in page["messages"]] == ["connection"]
-    answer = backend.request("POST", f"/api/v1/pam/poll?session={page['session']}", body={"type": "chat", "message": "by post"})
+    answer = backend.request(
+        "POST", f"/api/v1/pam/poll?session={page['session']}", body={"type": "chat", "message": "by post"}
+    )
     assert answer.status == 202
     later = backend.request("GET", f"/api/v1/pam/poll?session={page['session']}&last_seq={page['seq']}").json()
     assert "by post" in json.dumps(later["messages"])
@@ -119,7 +136,9 @@ def test_no_log_has_a_token_a_session_or_a_message(backend: Backend) -> None:
             pass
         page = backend.request("GET", f"/api/v1/pam/poll?user_id=ann&token={token}").json()
         secrets.append(page["session"])
-        backend.request("POST", f"/api/v1/pam/poll?session={page['session']}", body={"type": "chat", "message": "private words"})
+        backend.request(
+            "POST", f"/api/v1/pam/poll?session={page['session']}", body={"type": "chat", "message": "private words"}
+        )
         backend.request("GET", f"/api/v1/pam/poll?user_id=ann&token={forged}")
         wait_until(lambda: "POST /api/v1/pam/poll" in backend.logged())
     text = backend.logged() + (backend.app_log.read_text() if backend.app_log.exists() else "")

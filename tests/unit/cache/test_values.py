@@ -21,7 +21,10 @@ def tree(tmp_path: t.Any) -> Tree:
 
 
 def test_values_of_the_typed_form_come_back_as_they_were(tree: Tree) -> None:
-    found = run(tree, "redis://127.0.0.1:1", """
+    found = run(
+        tree,
+        "redis://127.0.0.1:1",
+        """
     import random
     rng = random.Random(int(sys.argv[1]))
     def made(depth=0):
@@ -50,12 +53,18 @@ def test_values_of_the_typed_form_come_back_as_they_were(tree: Tree) -> None:
         back = module.decode(module.encode(value, typed=True))
         wrong += repr(back) != repr(value)
     return wrong
-    """, SEED, COUNT)  # fmt: skip
+    """,
+        SEED,
+        COUNT,
+    )
     assert found == 0, f"seed {SEED}"
 
 
 def test_anything_in_redis_is_a_value_or_a_value_error(tree: Tree) -> None:
-    found = run(tree, "redis://127.0.0.1:1", """
+    found = run(
+        tree,
+        "redis://127.0.0.1:1",
+        """
     import pickle, random
     rng = random.Random(int(sys.argv[1]))
     seeds = [module.encode({"a": [1, {"b": None}]}), module.encode({1: (2, {3}), "d": dt.datetime(2025, 1, 1)}, typed=True),
@@ -78,7 +87,10 @@ def test_anything_in_redis_is_a_value_or_a_value_error(tree: Tree) -> None:
         except Exception as error:
             other.append(f"{type(error).__name__}: {''.join(text)!r}")
     return [sorted(types), other[:5]]
-    """, SEED, COUNT)  # fmt: skip
+    """,
+        SEED,
+        COUNT,
+    )
     known = {
         "dict",
         "list",
@@ -102,26 +114,45 @@ def test_anything_in_redis_is_a_value_or_a_value_error(tree: Tree) -> None:
 
 
 def test_foreign_prefixes_cannot_be_configured_as_ours(tree: Tree) -> None:
-    found = run(tree, "redis://127.0.0.1:1", "return sorted(module.LEGACY_PREFIXES)", env={
-        "CACHE_LEGACY_PREFIXES": "mine:, pam:mine:, rate_limit:, pam:response:, pam:cache:, celery-x:, _kombu.binding:, unacked:, a'..b:, *, :, "
-        "no_colon, threats:",
-    })  # fmt: skip
+    found = run(
+        tree,
+        "redis://127.0.0.1:1",
+        "return sorted(module.LEGACY_PREFIXES)",
+        env={
+            "CACHE_LEGACY_PREFIXES": (
+                "mine:, pam:mine:, rate_limit:, pam:response:, pam:cache:, celery-x:, _kombu.binding:, unacked:,"
+                " a'..b:, *, :, no_colon, threats:"
+            ),
+        },
+    )
     assert {"mine:", "pam:mine:", "user_profile:", "pam:profiles:"} <= set(found)
     assert not [
-        name for name in found if name.startswith(("rate_limit", "pam:response", "pam:cache", "celery", "_kombu", "unacked", "threats", "a'", "*", ":", "no_"))
+        name
+        for name in found
+        if name.startswith(
+            ("rate_limit", "pam:response", "pam:cache", "celery", "_kombu", "unacked", "threats", "a'", "*", ":", "no_")
+        )
     ]
 
 
 def test_long_keys_stay_distinct_and_bounded(tree: Tree) -> None:
-    assert run(tree, "redis://127.0.0.1:1", """
+    assert run(
+        tree,
+        "redis://127.0.0.1:1",
+        """
     names = {cache._name("response:/x:" + "q" * 1000 + str(number)) for number in range(100)} | {cache._name("\\u00e9" * 400), cache._name("\\ud800" * 400)}
     return [len(names), max(len(name.encode("utf-8", "surrogatepass")) for name in names) <= 700, all(name.startswith("pam:cache:") for name in names),
             cache._name("short"), module.escape_glob("a*[b]?\\\\^")]
-    """) == [102, True, True, "pam:cache:short", "a\\*\\[b\\]\\?\\\\\\^"]  # fmt: skip
+    """,
+    ) == [102, True, True, "pam:cache:short", "a\\*\\[b\\]\\?\\\\\\^"]
 
 
 def test_a_mock_or_redis_that_raises_anything_never_reaches_a_caller(tree: Tree) -> None:
-    assert run(tree, "redis://127.0.0.1:1", """
+    assert (
+        run(
+            tree,
+            "redis://127.0.0.1:1",
+            """
     from unittest.mock import AsyncMock
     from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
     out = []
@@ -134,14 +165,22 @@ def test_a_mock_or_redis_that_raises_anything_never_reaches_a_caller(tree: Tree)
         await cache.batch_get(["a"]); await cache.clear_expired(); await cache.get_stats(); await cache.clear_prefix("a")
         out.append([await cache.get("b"), await cache.get_or_set("b", lambda: 3)])
     return out
-    """) == [[None, 3]] * 8  # fmt: skip
+    """,
+        )
+        == [[None, 3]] * 8
+    )
 
 
 def test_a_mock_that_answers_with_mocks_ends_every_call(tree: Tree) -> None:
     """The backend's own tests put an AsyncMock in: no cursor of it is ever the last one."""
-    assert run(tree, "redis://127.0.0.1:1", """
+    assert run(
+        tree,
+        "redis://127.0.0.1:1",
+        """
     from unittest.mock import AsyncMock
     cache.redis = AsyncMock()
     await cache.set("a", 1); await cache.delete("a*")
     return [await cache.get("a"), await cache.delete_pattern("a*"), await cache.clear_prefix("a"), (await cache.clear_expired()).finished]
-    """, timeout=20) == [None, 0, 0, False]  # fmt: skip
+    """,
+        timeout=20,
+    ) == [None, 0, 0, False]

@@ -27,7 +27,9 @@ def test_check_mode_then_run_then_again(redis: servers.Redis) -> None:
     assert 95 <= int(redis.cli("TTL", "pam:throttle")) <= 100
     assert set(predicted.as_dict()) == set(real.as_dict()) and predicted.changed == real.changed
     assert {**predicted.after, "expires_s": 0} == {**real.after, "expires_s": 0}
-    assert predicted.diff == real.diff and "full rate" in real.diff[0]["before"] and "analytics" in real.diff[0]["after"]
+    assert (
+        predicted.diff == real.diff and "full rate" in real.diff[0]["before"] and "analytics" in real.diff[0]["after"]
+    )
     again = run(redis.url, level=3, classes=["analytics"], expires_s=100)
     assert not again.changed and again.before["level"] == again.after["level"] == 3
     assert real.before["queued"] == real.after["queued"] == {"analytics": 2, "unacked": 0}
@@ -51,7 +53,18 @@ def test_renewed_only_when_half_is_gone(redis: servers.Redis) -> None:
 
 
 def test_an_automatic_throttle_is_replaced_by_the_operators(redis: servers.Redis) -> None:
-    redis.cli("HSET", "pam:throttle", "level", "2", "classes", "cleanup,analytics,digest", "source", "monitor", "stale", "field")
+    redis.cli(
+        "HSET",
+        "pam:throttle",
+        "level",
+        "2",
+        "classes",
+        "cleanup,analytics,digest",
+        "source",
+        "monitor",
+        "stale",
+        "field",
+    )
     assert run(redis.url, level=2).changed
     assert independent(redis)["source"] == "operator" and "stale" not in independent(redis)
 
@@ -75,7 +88,9 @@ def test_an_automatic_throttle_is_replaced_by_the_operators(redis: servers.Redis
         ({"timeout": float("nan")}, "out of range"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_touched(redis: servers.Redis, options: t.Dict[str, t.Any], words: str) -> None:
+def test_nonsense_is_refused_before_anything_is_touched(
+    redis: servers.Redis, options: t.Dict[str, t.Any], words: str
+) -> None:
     with pytest.raises(OpsError, match=words):
         run(redis.url, **options)
     assert redis.cli("DBSIZE") == "0"

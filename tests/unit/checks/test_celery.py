@@ -25,7 +25,9 @@ class Broker:
         self.nodes: t.Dict[str, t.Any] = {"one@host": STATS}
         self.counts: t.Dict[str, int] = {"unacked": 0}
         self.silent: t.List[Silence] = []
-        self.heartbeat: t.Optional[str] = json.dumps({"at": time.time() - 3, "pid": 5, "host": "h", "last_sent": "x", "factor": 1, "other": "no"})
+        self.heartbeat: t.Optional[str] = json.dumps(
+            {"at": time.time() - 3, "pid": 5, "host": "h", "last_sent": "x", "factor": 1, "other": "no"}
+        )
         self.throttle: t.Dict[str, str] = {}
         self.beats: t.Union[t.Dict[int, t.List[str]], Exception] = {}
         self.bound = ["celery", ""]
@@ -101,7 +103,7 @@ def test_everything_answers(broker: Broker) -> None:
     assert found.thresholds == {"warning": 1000, "critical": 10_000, "emergency": None}
     assert found.details["workers"] == {
         "one@host": {"pid": 7, "uptime_s": 60, "concurrency": 4, "tasks_done": {"demo": 9}, "max_rss_kb": 51200},
-    }  # fmt: skip
+    }
     assert found.details["silent"] == [] and found.details["bound_queues"] == ["celery"] and broker.waited == []
     assert broker.closed == 1
 
@@ -109,16 +111,26 @@ def test_everything_answers(broker: Broker) -> None:
 @pytest.mark.parametrize(
     ("counts", "status", "remedy"),
     [
-        ({"celery": 1000}, "ok", ""), ({"celery": 1001}, "warning", "celery_throttle"), ({"celery": 600, "email": 401}, "warning", "celery_throttle"),
-        ({"celery": 10_000}, "warning", "celery_throttle"), ({"celery": 10_001}, "critical", "celery_throttle"), ({"unacked": 20_000}, "ok", ""),
+        ({"celery": 1000}, "ok", ""),
+        ({"celery": 1001}, "warning", "celery_throttle"),
+        ({"celery": 600, "email": 401}, "warning", "celery_throttle"),
+        ({"celery": 10_000}, "warning", "celery_throttle"),
+        ({"celery": 10_001}, "critical", "celery_throttle"),
+        ({"unacked": 20_000}, "ok", ""),
     ],
-)  # fmt: skip
-def test_what_waits_is_graded_and_what_is_worked_on_is_not(broker: Broker, counts: t.Dict[str, int], status: str, remedy: str) -> None:
+)
+def test_what_waits_is_graded_and_what_is_worked_on_is_not(
+    broker: Broker, counts: t.Dict[str, int], status: str, remedy: str
+) -> None:
     broker.counts = {"unacked": 0, **counts}
     found = check()
     assert (found.status, found.remedy) == (status, remedy)
     assert found.value == sum(counts.get(name, 0) for name in ("celery", "email"))
-    assert found.message == (f"1 workers answer, beat is alive, {found.value} tasks wait." if status == "ok" else f"{found.value} tasks wait.")
+    assert found.message == (
+        f"1 workers answer, beat is alive, {found.value} tasks wait."
+        if status == "ok"
+        else f"{found.value} tasks wait."
+    )
     assert found.details["queues"] == broker.counts
 
 
@@ -161,7 +173,9 @@ def test_nobody_answers(broker: Broker, silent: t.List[Silence], status: str, re
     found = check()
     assert (found.status, found.remedy) == (status, remedy)
     assert "0 of 1 workers answer" in found.message and all(entry.why in found.message for entry in silent)
-    assert found.details["silent"] == [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent]
+    assert found.details["silent"] == [
+        {"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent
+    ]
     assert broker.waited == [1.0]
 
 
@@ -181,7 +195,9 @@ def test_a_queue_that_is_too_long_stays_what_it_is_beside_a_silent_worker(broker
         ([Silence(BUSY, "a", 9, True), Silence(BUSY, "b")], [9]),  # the one that answered is on another host
     ],
 )
-def test_one_that_answered_is_not_taken_for_a_silent_one(broker: Broker, silent: t.List[Silence], shown: t.List[int]) -> None:
+def test_one_that_answered_is_not_taken_for_a_silent_one(
+    broker: Broker, silent: t.List[Silence], shown: t.List[int]
+) -> None:
     broker.silent = silent
     found = check(expect_workers=2)
     assert [entry["pid"] for entry in found.details["silent"]] == shown
@@ -231,18 +247,30 @@ def test_the_throttle_is_shown_with_what_is_left_of_it(broker: Broker) -> None:
         (redis.BusyLoadingError("LOADING Redis is loading"), None, "refuses writes (LOADING)"),
         (redis.ResponseError("MISCONF disk"), None, "refuses writes (MISCONF)"),
         (redis.AuthenticationError("WRONGPASS"), "", "refuses the password"),
-        (redis.ConnectionError("max number of clients reached"), "", "has no connection free (max number of clients reached)"),
-        (redis.ResponseError("DB index is out of range"), "", "answers with an error: DB index is out of range; check the user and the database"),
+        (
+            redis.ConnectionError("max number of clients reached"),
+            "",
+            "has no connection free (max number of clients reached)",
+        ),
+        (
+            redis.ResponseError("DB index is out of range"),
+            "",
+            "answers with an error: DB index is out of range; check the user and the database",
+        ),
         (redis.ResponseError("DENIED Redis is running in protected mode."), "", "answers with an error: DENIED"),
         (redis.ResponseError("BUSY Redis is busy running a script."), "", "is busy with a script"),
     ],
 )
-def test_a_broker_that_does_not_work_is_critical(broker: Broker, error: Exception, remedy: t.Optional[str], said: str) -> None:
+def test_a_broker_that_does_not_work_is_critical(
+    broker: Broker, error: Exception, remedy: t.Optional[str], said: str
+) -> None:
     broker.error = error
     found = check()
     assert (found.status, found.value) == ("critical", None) and said in found.message and "word@" not in found.message
     assert (found.name, found.unit) == ("celery", "waiting tasks")
-    assert found.remedy == remedy or (remedy is None and found.remedy != "service_restart"), "a worker that is restarted could not write either"
+    assert found.remedy == remedy or (remedy is None and found.remedy != "service_restart"), (
+        "a worker that is restarted could not write either"
+    )
     assert found.details == {"workers": {}, "beat": {}} and broker.closed == 1
 
 

@@ -60,7 +60,9 @@ def ask(answer: t.Union[requests.Response, Exception], *, allowed: bool = True, 
 
 def test_a_browser_goes_on_after_the_right_answer() -> None:
     session = Session(reply())
-    exchange = cors.preflight(session, "http://h/x", SITE, method="PUT", headers=["X-b", "a"], allowed=False, credentials=True, timeout=5)
+    exchange = cors.preflight(
+        session, "http://h/x", SITE, method="PUT", headers=["X-b", "a"], allowed=False, credentials=True, timeout=5
+    )
     method, url, options = session.asked[0]
     assert (method, url, options["allow_redirects"], options["timeout"]) == ("OPTIONS", "http://h/x", False, 5)
     assert options["headers"] == {
@@ -94,7 +96,9 @@ def test_a_browser_goes_on_after_the_right_answer() -> None:
         (reply(), {"headers": ["apikey", "Authorization", "x-client-info"]}, "Allow-Headers: apikey, x-client-info"),
     ],
 )
-def test_what_keeps_a_browser_from_going_on_is_named(answer: requests.Response, options: t.Dict[str, t.Any], why: str) -> None:
+def test_what_keeps_a_browser_from_going_on_is_named(
+    answer: requests.Response, options: t.Dict[str, t.Any], why: str
+) -> None:
     exchange = ask(answer, **options)
     assert not exchange.passed and why in exchange.why, exchange.why
 
@@ -149,8 +153,12 @@ def test_a_foreign_site_that_is_given_nothing_is_refused(answer: requests.Respon
         (reply(Origin=EVIL), False, True, "is reflected"),
     ],
 )
-def test_a_plain_request_is_read_where_the_answer_says_so(answer: requests.Response, allowed: bool, credentials: bool, why: str) -> None:
-    exchange = cors.simple(Session(answer), "http://h/x", SITE if allowed else EVIL, allowed=allowed, credentials=credentials, timeout=5)
+def test_a_plain_request_is_read_where_the_answer_says_so(
+    answer: requests.Response, allowed: bool, credentials: bool, why: str
+) -> None:
+    exchange = cors.simple(
+        Session(answer), "http://h/x", SITE if allowed else EVIL, allowed=allowed, credentials=credentials, timeout=5
+    )
     assert (exchange.kind, exchange.method, exchange.passed) == ("request", "GET", not why) and why in exchange.why
     assert exchange.expected == ("allowed" if allowed else "refused")
 
@@ -173,17 +181,26 @@ def test_a_plain_request_is_read_where_the_answer_says_so(answer: requests.Respo
 def test_silence_is_no_refusal(error: Exception, words: str) -> None:
     for allowed in (True, False):
         exchange = ask(error, allowed=allowed)
-        assert (exchange.passed, exchange.status) == (False, None) and exchange.why.startswith("no answer: ") and words in exchange.why
+        assert (
+            (exchange.passed, exchange.status) == (False, None)
+            and exchange.why.startswith("no answer: ")
+            and words in exchange.why
+        )
         plain = cors.simple(Session(error), "http://h/x", SITE, allowed=allowed, credentials=True, timeout=5)
         assert not plain.passed and plain.status is None
 
 
-def exchange(origin: str, *, passed: bool, expected: str = "allowed", status: t.Optional[int] = 200, why: str = "") -> Exchange:
+def exchange(
+    origin: str, *, passed: bool, expected: str = "allowed", status: t.Optional[int] = 200, why: str = ""
+) -> Exchange:
     return Exchange("preflight", origin, "POST", status, expected, passed, why)
 
 
 def test_right_answers_are_healthy() -> None:
-    check = cors._judged("http://h/x", [exchange(SITE, passed=True), exchange(EVIL, passed=True, expected="refused"), exchange(SITE, passed=True)])
+    check = cors._judged(
+        "http://h/x",
+        [exchange(SITE, passed=True), exchange(EVIL, passed=True, expected="refused"), exchange(SITE, passed=True)],
+    )
     assert (check.name, check.status, check.value, check.unit, check.remedy) == ("cors", "ok", 100.0, "percent", "")
     assert check.message == "3 requests of 2 origins are answered rightly." and check.details["reflected"] == []
 
@@ -206,7 +223,12 @@ def test_who_answers_nothing_is_critical_and_who_has_no_name_is_unknown() -> Non
     check = cors._judged("http://h/x", silent)
     assert (check.status, check.value, check.remedy) == ("critical", 0.0, "service_restart")
     assert check.message == "http://h/x does not answer: nothing came in time." and len(check.details["exchanges"]) == 2
-    assert (check.name, check.unit, check.details["url"], check.details["reflected"]) == ("cors", "percent", "http://h/x", [])
+    assert (check.name, check.unit, check.details["url"], check.details["reflected"]) == (
+        "cors",
+        "percent",
+        "http://h/x",
+        [],
+    )
     one = cors._judged("http://h/x", [*silent, exchange(SITE, passed=True)])
     assert "1 requests" not in one.message and one.remedy == "backend_patch"
     nobody = cors.check("http://no-such-host.invalid", [SITE])
@@ -218,8 +240,19 @@ def test_who_answers_nothing_is_critical_and_who_has_no_name_is_unknown() -> Non
 @pytest.mark.parametrize(
     ("origin", "found"),
     [
-        ("https://a.b", {"https://a.b.evil.example", "https://evila.b", "http://a.b", "https://a.b:444", "https://axb"}),
-        ("http://localhost:3000", {"http://localhost.evil.example:3000", "http://evillocalhost:3000", "https://localhost:3000", "http://localhost:3001"}),
+        (
+            "https://a.b",
+            {"https://a.b.evil.example", "https://evila.b", "http://a.b", "https://a.b:444", "https://axb"},
+        ),
+        (
+            "http://localhost:3000",
+            {
+                "http://localhost.evil.example:3000",
+                "http://evillocalhost:3000",
+                "https://localhost:3000",
+                "http://localhost:3001",
+            },
+        ),
     ],
 )
 def test_look_alikes_of_an_origin(origin: str, found: t.Set[str]) -> None:
@@ -300,19 +333,39 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Everywhere:
 
 def origins(session: Everywhere, method: str = "OPTIONS") -> t.List[t.Tuple[str, str]]:
     return [
-        (options["headers"]["Origin"], options["headers"].get("Access-Control-Request-Method", "")) for verb, _url, options in session.asked if verb == method
+        (options["headers"]["Origin"], options["headers"].get("Access-Control-Request-Method", ""))
+        for verb, _url, options in session.asked
+        if verb == method
     ]
 
 
 def test_every_origin_is_tried_with_every_method_and_foreign_ones_with_the_first(backend: Everywhere) -> None:
     check = cors.check(
-        "http://h/", [SITE, OTHER, SITE], ["PUT", "GET", "PUT"], ["authorization"], path="x/y", foreign_origins=[EVIL, "null", EVIL],
-        simple_path="z", timeout=7, validate_certs=False, parallel=1,
-    )  # fmt: skip
+        "http://h/",
+        [SITE, OTHER, SITE],
+        ["PUT", "GET", "PUT"],
+        ["authorization"],
+        path="x/y",
+        foreign_origins=[EVIL, "null", EVIL],
+        simple_path="z",
+        timeout=7,
+        validate_certs=False,
+        parallel=1,
+    )
     assert (check.status, check.value, check.message) == ("ok", 100.0, "10 requests of 4 origins are answered rightly.")
-    assert origins(backend) == [(SITE, "PUT"), (SITE, "GET"), (OTHER, "PUT"), (OTHER, "GET"), (EVIL, "PUT"), ("null", "PUT")]
+    assert origins(backend) == [
+        (SITE, "PUT"),
+        (SITE, "GET"),
+        (OTHER, "PUT"),
+        (OTHER, "GET"),
+        (EVIL, "PUT"),
+        ("null", "PUT"),
+    ]
     assert [origin for origin, _method in origins(backend, "GET")] == [SITE, OTHER, EVIL, "null"]
-    assert {(method, url) for method, url, _options in backend.asked} == {("OPTIONS", "http://h/x/y"), ("GET", "http://h/z")}
+    assert {(method, url) for method, url, _options in backend.asked} == {
+        ("OPTIONS", "http://h/x/y"),
+        ("GET", "http://h/z"),
+    }
     for method, _url, options in backend.asked:
         assert (options["timeout"], options["verify"], options["allow_redirects"]) == (7, False, False)
         assert options["headers"]["Sec-Fetch-Mode"] == "cors" and bool(options.get("stream")) is (method == "GET")

@@ -18,16 +18,20 @@ TABLES = {"wanted": ["id", "name"], "other": ["id"]}
 
 #: What the backend reads and writes, by hand from its code.
 COLUMNS = {
-    "affiliate_sales": """
+    "affiliate_sales": (
+        """
         id user_id product_name product_url amount commission status category created_at session_id customer_email amount_total
         currency affiliate_id digistore24_order_id digistore24_product_id commission_rate sale_date affiliate_network
         payment_method billing_type pay_sequence_no is_test_mode ipn_received_at address_first_name address_last_name
         address_street_name address_street_number address_city address_state address_zipcode address_phone_no
         thank_you_validated updated_at
-    """,
-    "user_wishlists": """
+    """
+    ),
+    "user_wishlists": (
+        """
         id user_id product_id product_name price category notes created_at
-    """,
+    """
+    ),
 }
 
 
@@ -35,7 +39,10 @@ class Session:
     """Stands in for a connection to a server that holds ``tables``; notes what it is asked."""
 
     def __init__(self, tables: t.Dict[str, t.List[str]], *, standby: bool = False, read_only: bool = False) -> None:
-        self.answers: t.List[t.List[t.Any]] = [[(standby, read_only, "15.6")], [(name, columns) for name, columns in tables.items()]]
+        self.answers: t.List[t.List[t.Any]] = [
+            [(standby, read_only, "15.6")],
+            [(name, columns) for name, columns in tables.items()],
+        ]
         self.questions: t.List[t.Tuple[str, t.Any]] = []
         self.options: t.Dict[str, t.Any] = {}
         self.closed = False
@@ -90,8 +97,13 @@ def test_a_complete_database_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (check.name, check.status, check.value, check.unit, check.remedy) == ("database", "ok", 0, "missing", "")
     assert check.message == "PostgreSQL 15.6 answers, every table is there."
     assert check.details == {
-        "version": "15.6", "latency_ms": 2500.0, "standby": False, "read_only": False, "missing_tables": [], "missing_columns": [],
-    }  # fmt: skip
+        "version": "15.6",
+        "latency_ms": 2500.0,
+        "standby": False,
+        "read_only": False,
+        "missing_tables": [],
+        "missing_columns": [],
+    }
 
 
 def test_what_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +113,10 @@ def test_what_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "statement_timeout" in limit and seconds == ("3000",) and words == ("elsewhere", ["wanted", "other"])
     session = Session({})
     asked(monkeypatch, session)
-    assert session.questions[0][1] == ("10000",) and session.questions[2][1] == ("public", ["affiliate_sales", "user_wishlists"])
+    assert session.questions[0][1] == ("10000",) and session.questions[2][1] == (
+        "public",
+        ["affiliate_sales", "user_wishlists"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,12 +124,21 @@ def test_what_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"wanted": ["id", "name"]}, ["other"], [], "Missing tables: other."),
         ({"wanted": ["id"], "other": ["id"]}, [], ["wanted.name"], "Missing columns: wanted.name."),
-        ({"wanted": []}, ["other"], ["wanted.id", "wanted.name"], "Missing tables: other; missing columns: wanted.id, wanted.name."),
+        (
+            {"wanted": []},
+            ["other"],
+            ["wanted.id", "wanted.name"],
+            "Missing tables: other; missing columns: wanted.id, wanted.name.",
+        ),
         ({}, ["wanted", "other"], [], "Missing tables: wanted, other."),
     ],
 )
 def test_what_is_missing_is_critical(
-    monkeypatch: pytest.MonkeyPatch, tables: t.Dict[str, t.List[str]], tables_missing: t.List[str], columns_missing: t.List[str], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    tables: t.Dict[str, t.List[str]],
+    tables_missing: t.List[str],
+    columns_missing: t.List[str],
+    message: str,
 ) -> None:
     check = asked(monkeypatch, Session(tables), required=TABLES)
     assert (check.status, check.remedy, check.message, check.unit) == ("critical", "sql_script", message, "missing")
@@ -138,11 +162,22 @@ def test_a_read_only_database_is_critical_and_a_standby_is_named_as_that(monkeyp
     assert (check.status, check.remedy, check.value, check.details["read_only"]) == ("critical", "", 0, True)
     assert check.message.startswith("The database takes no writes (default_transaction_read_only is on)")
     check = asked(monkeypatch, Session(whole, standby=True), required=TABLES)
-    assert (check.status, check.remedy, check.details["standby"], check.details["read_only"]) == ("critical", "", True, False)
+    assert (check.status, check.remedy, check.details["standby"], check.details["read_only"]) == (
+        "critical",
+        "",
+        True,
+        False,
+    )
 
 
 def test_a_standby_is_critical_and_no_script_repairs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"version": "15", "latency_ms": 1.0, "standby": True, "read_only": True, "present": {"wanted": ["id", "name"], "other": ["id"]}}
+    facts = {
+        "version": "15",
+        "latency_ms": 1.0,
+        "standby": True,
+        "read_only": True,
+        "present": {"wanted": ["id", "name"], "other": ["id"]},
+    }
     monkeypatch.setattr(database, "_ask", lambda *_words: dict(facts))
     check = database.check("", required=TABLES)
     assert (check.status, check.remedy) == ("critical", "")
@@ -151,9 +186,18 @@ def test_a_standby_is_critical_and_no_script_repairs_it(monkeypatch: pytest.Monk
 
 #: What libpq and servers say, and whether the server was asked.
 SAID = [
-    ('connection to server at "h" (1.2.3.4), port 5432 failed: FATAL:  password authentication failed for user "x"', True),
+    (
+        'connection to server at "h" (1.2.3.4), port 5432 failed: FATAL:  password authentication failed for user "x"',
+        True,
+    ),
     ('connection to server at "h", port 5432 failed: FATAL:  sorry, too many clients already', True),
-    ('connection to server at "h", port 5432 failed: FATAL:  remaining connection slots are reserved for roles with SUPERUSER', True),
+    (
+        (
+            'connection to server at "h", port 5432 failed: FATAL:  remaining connection slots are reserved for roles'
+            " with SUPERUSER"
+        ),
+        True,
+    ),
     ('connection to server at "h", port 5432 failed: FATAL:  permission denied for database "x"', True),
     ('connection to server at "h", port 5432 failed: FATAL:  invalid value for parameter "TimeZone": "x"', True),
     ('connection to server at "h", port 5432 failed: Connection refused\n\tIs the server running on that host?', True),
@@ -162,7 +206,13 @@ SAID = [
     ('connection to server at "h", port 5432 failed: server closed the connection unexpectedly', True),
     ('connection to server at "h", port 5432 failed: Network is unreachable', True),
     # Of two hosts one was asked.
-    ('could not translate host name "a" to address: Name or service not known\nconnection to server at "b" failed: Connection refused', True),
+    (
+        (
+            'could not translate host name "a" to address: Name or service not known\nconnection to server at "b"'
+            " failed: Connection refused"
+        ),
+        True,
+    ),
     ('could not translate host name "h" to address: Name or service not known', False),
     ('connection to server on socket "/run/.s.PGSQL.5432" failed: Permission denied', False),
     ('invalid port number: "x"', False),
@@ -185,7 +235,15 @@ def test_what_was_never_asked_is_unknown(monkeypatch: pytest.MonkeyPatch, text: 
     assert check.status == ("critical" if asked else "unknown"), check.message
 
 
-@pytest.mark.parametrize("dsn", ["mysql://u:w0rd@h/d", "host=h nonsense", "postgresql://h:port/d", "host=no-such-host.invalid user=u password=w0rd"])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "mysql://u:w0rd@h/d",
+        "host=h nonsense",
+        "postgresql://h:port/d",
+        "host=no-such-host.invalid user=u password=w0rd",
+    ],
+)
 def test_a_dsn_of_which_nothing_can_be_asked_is_our_fault(dsn: str) -> None:
     with pytest.raises(OpsError) as caught:
         database.check(dsn)

@@ -37,10 +37,16 @@ class Tree:
         path.write_text(text)
 
     def used(self, percent: float) -> None:
-        self.write("proc/meminfo", f"MemTotal: 10000000 kB\nMemFree: 1 kB\nMemAvailable: {int(10000000 - percent * 100000)} kB\n")
+        self.write(
+            "proc/meminfo",
+            f"MemTotal: 10000000 kB\nMemFree: 1 kB\nMemAvailable: {int(10000000 - percent * 100000)} kB\n",
+        )
 
     def stalls(self, name: str, full: float) -> None:
-        self.write(name, f"some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={full:.2f} avg60=0.00 avg300=0.00 total=1\n")
+        self.write(
+            name,
+            f"some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={full:.2f} avg60=0.00 avg300=0.00 total=1\n",
+        )
 
     def group(self, path: str, percent: float, full: t.Optional[float] = None, limit: str = "memory.max") -> None:
         where = f"sys/fs/cgroup{path}"
@@ -51,7 +57,9 @@ class Tree:
 
     def check(self, services: t.Sequence[str] = (), **options: t.Any) -> t.Any:
         members = {name: [PID] for name in services}
-        return memory.check(members, options.pop("limits", {}), proc=str(self.root / "proc"), root=str(self.root), **options)
+        return memory.check(
+            members, options.pop("limits", {}), proc=str(self.root / "proc"), root=str(self.root), **options
+        )
 
 
 @pytest.fixture
@@ -61,7 +69,14 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.mark.parametrize(
     ("percent", "status", "over"),
-    [(65.0, "ok", ""), (65.1, "warning", "65"), (75.0, "warning", "65"), (75.1, "critical", "75"), (85.0, "critical", "75"), (85.1, "emergency", "85")],
+    [
+        (65.0, "ok", ""),
+        (65.1, "warning", "65"),
+        (75.0, "warning", "65"),
+        (75.1, "critical", "75"),
+        (85.0, "critical", "75"),
+        (85.1, "emergency", "85"),
+    ],
 )
 def test_the_limits_of_the_host(tree: Tree, percent: float, status: str, over: str) -> None:
     tree.used(percent)
@@ -75,12 +90,22 @@ def test_the_limits_of_the_host(tree: Tree, percent: float, status: str, over: s
 
 
 @pytest.mark.parametrize(
-    ("full", "status"), [(10.0, "ok"), (10.01, "warning"), (30.0, "warning"), (30.01, "critical"), (60.0, "critical"), (60.01, "emergency")]
+    ("full", "status"),
+    [
+        (10.0, "ok"),
+        (10.01, "warning"),
+        (30.0, "warning"),
+        (30.01, "critical"),
+        (60.0, "critical"),
+        (60.01, "emergency"),
+    ],
 )
 def test_tasks_that_wait_for_memory_count_whatever_the_percentage(tree: Tree, full: float, status: str) -> None:
     tree.stalls("proc/pressure/memory", full)
     found = tree.check()
-    assert (found.status, found.value) == (status, 10.0) and found.details["stalls"]["full_avg10"] == pytest.approx(full)
+    assert (found.status, found.value) == (status, 10.0) and found.details["stalls"]["full_avg10"] == pytest.approx(
+        full
+    )
     assert ("All tasks of the host waited for memory" in found.message) is (status != "ok")
     assert "the host uses 10.0 % of its memory." in found.message
     assert found.remedy == ("" if status == "ok" else "memory_trim")
@@ -118,7 +143,9 @@ def test_scope_services_leaves_the_host_and_its_container_out(tree: Tree) -> Non
     tree.group("/other", 99.0)
     tree.group("/app", 20.0)
     found = tree.check(["web"], scope="services")
-    assert (found.status, found.value) == ("ok", 20.0) and "host" not in found.details and "container" not in found.details
+    assert (
+        (found.status, found.value) == ("ok", 20.0) and "host" not in found.details and "container" not in found.details
+    )
 
 
 def test_nothing_to_measure_is_no_health(tree: Tree) -> None:
@@ -137,8 +164,16 @@ def test_a_limit_of_nothing_is_refused(tree: Tree, limit: float) -> None:
 def test_a_service_against_its_own_limit(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "resident_bytes", lambda pids: 70 * MIB * len(list(pids)))
     found = tree.check(["web"], limits={"web": 100.0})
-    assert (found.status, found.value) == ("warning", 70.0) and found.message == "web uses 70.0 % of its memory, over 65 %."
-    assert found.details["services"]["web"] == {"percent": 70.0, "resident_bytes": 70 * MIB, "limit_bytes": 100 * MIB, "processes": 1}
+    assert (found.status, found.value) == (
+        "warning",
+        70.0,
+    ) and found.message == "web uses 70.0 % of its memory, over 65 %."
+    assert found.details["services"]["web"] == {
+        "percent": 70.0,
+        "resident_bytes": 70 * MIB,
+        "limit_bytes": 100 * MIB,
+        "processes": 1,
+    }
     assert tree.check(limits={"web": 100.0}).details["services"]["web"]["processes"] == 0
     assert tree.check(["web"], limits={"web": 100.0}, thresholds=Thresholds(70, 80)).status == "ok"
     assert "over" not in tree.check(["web"], limits={"web": 100.0}, thresholds=Thresholds(None, 90)).message
@@ -166,14 +201,31 @@ def test_percentages_have_one_decimal(tree: Tree, monkeypatch: pytest.MonkeyPatc
 
 
 #: What the kernel says of two processes of one service: of a new one every line, of an old kernel the sum alone.
-NEW = {"/proc/1/smaps_rollup": {"Pss": 100, "Pss_Anon": 60, "Pss_Shmem": 10}, "/proc/1/status": {"RssFile": 30, "VmRSS": 120}}
-BIG = {"/proc/2/smaps_rollup": {"Pss": 100, "Pss_Anon": 5, "Pss_Shmem": 1}, "/proc/2/status": {"RssFile": 50, "VmRSS": 120}}
+NEW = {
+    "/proc/1/smaps_rollup": {"Pss": 100, "Pss_Anon": 60, "Pss_Shmem": 10},
+    "/proc/1/status": {"RssFile": 30, "VmRSS": 120},
+}
+BIG = {
+    "/proc/2/smaps_rollup": {"Pss": 100, "Pss_Anon": 5, "Pss_Shmem": 1},
+    "/proc/2/status": {"RssFile": 50, "VmRSS": 120},
+}
 OLD = {"/proc/3/smaps_rollup": {"Pss": 200}, "/proc/3/status": {"RssFile": 5, "VmRSS": 300}}
 HIDDEN = {"/proc/4/status": {"RssFile": 5, "VmRSS": 400}}
 
 
 @pytest.mark.parametrize(
-    ("pids", "kilobytes"), [([1], 100), ([1, 2], 126), ([2, 1], 126), ([3], 200), ([4], 400), ([5], 0), ([5, 1, 5, 4], 500), ([3, 1], 300), ([], 0)]
+    ("pids", "kilobytes"),
+    [
+        ([1], 100),
+        ([1, 2], 126),
+        ([2, 1], 126),
+        ([3], 200),
+        ([4], 400),
+        ([5], 0),
+        ([5, 1, 5, 4], 500),
+        ([3, 1], 300),
+        ([], 0),
+    ],
 )
 def test_shared_pages_count_once(monkeypatch: pytest.MonkeyPatch, pids: t.List[int], kilobytes: int) -> None:
     """A fourth process hides its pages, a fifth one has ended."""
@@ -189,7 +241,9 @@ def test_shared_pages_count_once(monkeypatch: pytest.MonkeyPatch, pids: t.List[i
 
 
 def test_only_kilobytes_are_read(tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name: python\nThreads: 3\nVmRSS:\t  120 kB\nSize: 7 MB\nOdd: 1 2 kB\nPss:  5 kB\n")
+    (tmp_path / "status").write_text(
+        "Name: python\nThreads: 3\nVmRSS:\t  120 kB\nSize: 7 MB\nOdd: 1 2 kB\nPss:  5 kB\n"
+    )
     assert memory._kilobytes(str(tmp_path / "status")) == {"VmRSS": 120, "Pss": 5}
 
 
@@ -197,4 +251,6 @@ def test_the_longest_wait_is_named(tree: Tree) -> None:
     tree.stalls("proc/pressure/memory", 20.0)
     tree.group("/app", 40.0, full=50.0)
     found = tree.check(["web"])
-    assert found.status == "critical" and found.message.startswith("All tasks of web in its cgroup waited for memory 50.0 %")
+    assert found.status == "critical" and found.message.startswith(
+        "All tasks of web in its cgroup waited for memory 50.0 %"
+    )

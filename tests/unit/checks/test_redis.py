@@ -96,8 +96,16 @@ def measured(monkeypatch: pytest.MonkeyPatch, wire: Wire, **options: t.Any) -> t
 
 def test_a_healthy_server_and_what_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     check = measured(monkeypatch, Wire(keys=[(b"user_profile:1", 5000), (b"other", -1)]))
-    assert (check.name, check.status, check.value, check.unit, check.remedy) == ("redis", "ok", 0, "keys without expiry", "")
-    assert check.message.startswith("Redis 7.0.15 answers in ") and check.message.endswith(" ms and takes writes; every cache key expires.")
+    assert (check.name, check.status, check.value, check.unit, check.remedy) == (
+        "redis",
+        "ok",
+        0,
+        "keys without expiry",
+        "",
+    )
+    assert check.message.startswith("Redis 7.0.15 answers in ") and check.message.endswith(
+        " ms and takes writes; every cache key expires."
+    )
     facts = {key: value for key, value in check.details.items() if key != "latency_ms"}
     assert facts == {
         "version": "7.0.15",
@@ -122,10 +130,19 @@ def test_without_a_question_there_is_no_hit_rate(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("used", "status", "over"),
-    [(650, "ok", 0), (651, "warning", 65), (750, "warning", 65), (751, "critical", 75), (850, "critical", 75), (851, "emergency", 85)],
+    [
+        (650, "ok", 0),
+        (651, "warning", 65),
+        (750, "warning", 65),
+        (751, "critical", 75),
+        (850, "critical", 75),
+        (851, "emergency", 85),
+    ],
 )
 def test_the_share_of_maxmemory_is_graded(monkeypatch: pytest.MonkeyPatch, used: int, status: str, over: int) -> None:
-    check = measured(monkeypatch, Wire({**INFO, "used_memory": used, "maxmemory": 1000}, keys=[(b"user_profile:1", 100)]))
+    check = measured(
+        monkeypatch, Wire({**INFO, "used_memory": used, "maxmemory": 1000}, keys=[(b"user_profile:1", 100)])
+    )
     assert check.status == status and check.details["maxmemory_percent"] == used / 10
     assert check.thresholds == {"warning": 65, "critical": 75, "emergency": 85}
     if status != "ok":
@@ -134,7 +151,9 @@ def test_the_share_of_maxmemory_is_graded(monkeypatch: pytest.MonkeyPatch, used:
 
 
 def test_where_no_key_is_ours_nothing_is_said_to_be_purged(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measured(monkeypatch, Wire({**INFO, "used_memory": 800, "maxmemory": 1000}, keys=[(b"other", -1)])).remedy == ""
+    assert (
+        measured(monkeypatch, Wire({**INFO, "used_memory": 800, "maxmemory": 1000}, keys=[(b"other", -1)])).remedy == ""
+    )
 
 
 def test_the_limit_of_memory_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +170,23 @@ def test_a_cache_that_may_evict_is_full_and_works(monkeypatch: pytest.MonkeyPatc
 
 
 def test_keys_that_never_expire_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [(b"user_profile:1", -1), (b"pam:cache:x", -1), (b"budget_summary:1", 1), (b"user_settings:1", -2), (b"celery-task-meta-1", -1)]
+    keys = [
+        (b"user_profile:1", -1),
+        (b"pam:cache:x", -1),
+        (b"budget_summary:1", 1),
+        (b"user_settings:1", -2),
+        (b"celery-task-meta-1", -1),
+    ]
     check = measured(monkeypatch, Wire(keys=keys))
-    assert (check.status, check.value, check.message, check.remedy) == ("warning", 2, "2 cache keys never expire.", "cache_purge")
-    few = measured(monkeypatch, Wire(keys=[(f"user_profile:{number}".encode(), -1) for number in range(1300)]), max_keys=1000)
+    assert (check.status, check.value, check.message, check.remedy) == (
+        "warning",
+        2,
+        "2 cache keys never expire.",
+        "cache_purge",
+    )
+    few = measured(
+        monkeypatch, Wire(keys=[(f"user_profile:{number}".encode(), -1) for number in range(1300)]), max_keys=1000
+    )
     assert few.value == 1000 == few.details["scanned"]
     mine = measured(monkeypatch, Wire(keys=keys), prefixes=("celery-",))
     assert mine.value == 1
@@ -207,14 +239,25 @@ def test_every_kind_of_key_that_the_backend_caches_is_looked_at(monkeypatch: pyt
 def test_the_worst_finding_begins_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     full = {**INFO, "used_memory": 760, "maxmemory": 1000}
     check = measured(monkeypatch, Wire(full, keys=[(b"user_profile:1", -1)]))
-    assert (check.status, check.message) == ("critical", "Redis uses 76 % of its maxmemory, over 75 %; 1 cache keys never expire.")
+    assert (check.status, check.message) == (
+        "critical",
+        "Redis uses 76 % of its maxmemory, over 75 %; 1 cache keys never expire.",
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "code", "remedy"),
     [
-        (library.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "OOM", "cache_purge"),
-        (library.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it's unable to persist"), "MISCONF", "disk_cleanup"),
+        (
+            library.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+            "OOM",
+            "cache_purge",
+        ),
+        (
+            library.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it's unable to persist"),
+            "MISCONF",
+            "disk_cleanup",
+        ),
         (library.ReadOnlyError("You can't write against a read only replica."), "READONLY", ""),
         (library.ResponseError("NOREPLICAS Not enough good replicas to write."), "NOREPLICAS", ""),
         (library.exceptions.ClusterDownError("The cluster is down"), "CLUSTERDOWN", ""),
@@ -222,7 +265,9 @@ def test_the_worst_finding_begins_the_message(monkeypatch: pytest.MonkeyPatch) -
         (library.exceptions.MasterDownError("Link with MASTER is down"), "MASTERDOWN", ""),
     ],
 )
-def test_a_refused_write_is_critical_and_names_what_helps(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, remedy: str) -> None:
+def test_a_refused_write_is_critical_and_names_what_helps(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, remedy: str
+) -> None:
     check = measured(monkeypatch, Wire(probe=error, keys=[(b"user_profile:1", 10)]))
     why, help_with, _module = redis_check.REFUSALS[code]
     assert (check.status, check.remedy, check.details["writes"]) == ("critical", remedy, f"refused: {code}")
@@ -241,18 +286,28 @@ def test_a_refused_write_is_critical_and_names_what_helps(monkeypatch: pytest.Mo
 def test_a_ping_that_is_refused_is_no_silence(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
     wire = Wire(ping=error, probe=AssertionError("asked already"))
     check = measured(monkeypatch, wire)
-    assert check.status == "critical" and check.message.startswith(f"Redis refuses writes ({code})") and check.details["version"] == "7.0.15"
+    assert (
+        check.status == "critical"
+        and check.message.startswith(f"Redis refuses writes ({code})")
+        and check.details["version"] == "7.0.15"
+    )
     assert ("scan" in wire.commands) is (code == "MISCONF"), "a server that still loads is not searched"
     assert check.remedy != "service_restart", "a restart would begin anew"
 
 
 def test_a_full_server_is_as_bad_as_its_share_says(monkeypatch: pytest.MonkeyPatch) -> None:
     oom = library.exceptions.OutOfMemoryError("command not allowed")
-    check = measured(monkeypatch, Wire({**INFO, "used_memory": 1060, "maxmemory": 1000}, probe=oom, keys=[(b"user_profile:1", -1)]))
+    check = measured(
+        monkeypatch, Wire({**INFO, "used_memory": 1060, "maxmemory": 1000}, probe=oom, keys=[(b"user_profile:1", -1)])
+    )
     assert (check.status, check.remedy) == ("emergency", "cache_purge")
-    assert check.message.startswith("Redis refuses writes (OOM, 106 % of maxmemory in use): ") and check.message.endswith("; 1 cache keys never expire.")
+    assert check.message.startswith(
+        "Redis refuses writes (OOM, 106 % of maxmemory in use): "
+    ) and check.message.endswith("; 1 cache keys never expire.")
     assert "never expire" in check.message and "uses 106 %" not in check.message, "one reason is told once"
-    assert measured(monkeypatch, Wire({**INFO, "maxmemory": 1000}, probe=oom)).remedy == "", "nothing of the cache's is there to be purged"
+    assert measured(monkeypatch, Wire({**INFO, "maxmemory": 1000}, probe=oom)).remedy == "", (
+        "nothing of the cache's is there to be purged"
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,13 +322,19 @@ def test_a_full_server_is_as_bad_as_its_share_says(monkeypatch: pytest.MonkeyPat
         ({"used_memory": 1000, "maxmemory": 1000, "maxmemory_policy": "allkeys-lru"}, "not tried"),
     ],
 )
-def test_a_user_who_may_not_write_learns_what_info_tells(monkeypatch: pytest.MonkeyPatch, info: t.Dict[str, t.Any], writes: str) -> None:
+def test_a_user_who_may_not_write_learns_what_info_tells(
+    monkeypatch: pytest.MonkeyPatch, info: t.Dict[str, t.Any], writes: str
+) -> None:
     denied = library.exceptions.NoPermissionError("this user has no permissions to run the 'setrange' command")
     told = {name: value for name, value in {**INFO, **info}.items() if value is not None}
     check = measured(monkeypatch, Wire(told, probe=denied))
     assert check.details["writes"] == writes
-    assert (check.status in ("critical", "emergency")) is (writes.startswith("refused") or info.get("used_memory") == 999)
-    assert "takes writes;" not in check.message and check.status != "ok", "a write that was not tried is none that succeeded"
+    assert (check.status in ("critical", "emergency")) is (
+        writes.startswith("refused") or info.get("used_memory") == 999
+    )
+    assert "takes writes;" not in check.message and check.status != "ok", (
+        "a write that was not tried is none that succeeded"
+    )
     assert ("could not be tried: grant +setrange" in check.message) is (writes == "not tried")
 
 
@@ -295,7 +356,10 @@ def test_a_user_who_may_not_even_ask_is_no_server_that_is_down(monkeypatch: pyte
 @pytest.mark.parametrize("name", ["rdb_last_bgsave_status", "aof_last_write_status"])
 def test_a_save_that_failed_is_a_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     check = measured(monkeypatch, Wire({**INFO, name: "err"}))
-    assert (check.status, check.message) == ("warning", f"Redis cannot save its data ({name} is err): a restart would lose it.")
+    assert (check.status, check.message) == (
+        "warning",
+        f"Redis cannot save its data ({name} is err): a restart would lose it.",
+    )
     refused = measured(monkeypatch, Wire({**INFO, name: "err"}, probe=library.ResponseError("MISCONF x")))
     assert name not in refused.message
 
@@ -303,18 +367,48 @@ def test_a_save_that_failed_is_a_warning(monkeypatch: pytest.MonkeyPatch, name: 
 @pytest.mark.parametrize(
     ("error", "words", "remedy"),
     [
-        (library.ConnectionError("Error 111 connecting to redis.internal:6379. Connection refused."), "does not answer: Error 111", "service_restart"),
+        (
+            library.ConnectionError("Error 111 connecting to redis.internal:6379. Connection refused."),
+            "does not answer: Error 111",
+            "service_restart",
+        ),
         (library.TimeoutError("Timeout connecting to server"), "does not answer: Timeout", "service_restart"),
-        (library.AuthenticationError("invalid username-password pair or user is disabled."), "refuses the password (invalid username-password pair", ""),
+        (
+            library.AuthenticationError("invalid username-password pair or user is disabled."),
+            "refuses the password (invalid username-password pair",
+            "",
+        ),
         (library.AuthenticationError("Authentication required."), "wants a password: check the one in its URL", ""),
-        (library.ConnectionError("max number of clients reached"), "has no connection free (max number of clients reached)", ""),
-        (library.ResponseError("unknown command 'PING'"), "answers with an error: unknown command 'PING'; check the user and the database", ""),
-        (library.ResponseError("DB index is out of range"), "answers with an error: DB index is out of range; check", ""),
-        (library.ResponseError("DENIED Redis is running in protected mode."), "answers with an error: DENIED Redis is running in protected mode; ", ""),
-        (library.ResponseError("BUSY Redis is busy running a script."), "is busy with a script (BUSY Redis is busy running a script): wait for it", ""),
+        (
+            library.ConnectionError("max number of clients reached"),
+            "has no connection free (max number of clients reached)",
+            "",
+        ),
+        (
+            library.ResponseError("unknown command 'PING'"),
+            "answers with an error: unknown command 'PING'; check the user and the database",
+            "",
+        ),
+        (
+            library.ResponseError("DB index is out of range"),
+            "answers with an error: DB index is out of range; check",
+            "",
+        ),
+        (
+            library.ResponseError("DENIED Redis is running in protected mode."),
+            "answers with an error: DENIED Redis is running in protected mode; ",
+            "",
+        ),
+        (
+            library.ResponseError("BUSY Redis is busy running a script."),
+            "is busy with a script (BUSY Redis is busy running a script): wait for it",
+            "",
+        ),
     ],
 )
-def test_who_does_not_let_us_in_is_critical(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str, remedy: str) -> None:
+def test_who_does_not_let_us_in_is_critical(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str, remedy: str
+) -> None:
     check = measured(monkeypatch, Wire(ping=error))
     assert (check.status, check.value, check.remedy, check.details) == ("critical", None, remedy, {})
     assert check.message.startswith("Redis at redis://:***@redis.internal:6379/0 " + words)
@@ -327,7 +421,9 @@ def test_a_server_that_is_gone_in_between_is_critical(monkeypatch: pytest.Monkey
     assert measured(monkeypatch, Wire(keys=gone)).status == "critical"
 
 
-@pytest.mark.parametrize("inner", [socket.gaierror(-2, "Name or service not known"), PermissionError(13, "Permission denied")])
+@pytest.mark.parametrize(
+    "inner", [socket.gaierror(-2, "Name or service not known"), PermissionError(13, "Permission denied")]
+)
 def test_what_is_our_fault_is_unknown(monkeypatch: pytest.MonkeyPatch, inner: Exception) -> None:
     error = library.ConnectionError("Error connecting.")
     error.__cause__ = inner

@@ -25,21 +25,41 @@ from wheels_ops.checks import self_report
         ({"status": "ok", "overall_status": "warning"}, "warning", ("its status is warning",)),
         # health+json, as the deployed backend answers
         (
-            {"status": "fail", "checks": {"database:connection": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]}},
+            {
+                "status": "fail",
+                "checks": {"database:connection": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]},
+            },
             "critical",
             ("database:connection is critical",),
         ),
         (
-            {"status": "fail", "checks": {"celery:queues": [{"status": "warn"}], "redis:write": [{"status": "fail", "output": "MISCONF"}]}},
+            {
+                "status": "fail",
+                "checks": {
+                    "celery:queues": [{"status": "warn"}],
+                    "redis:write": [{"status": "fail", "output": "MISCONF"}],
+                },
+            },
             "critical",
             ("redis:write is critical (MISCONF)", "celery:queues is warning"),
         ),
-        ({"status": "warn", "checks": {"monitoring:samples": [{"status": "warn"}]}}, "warning", ("monitoring:samples is warning",)),
+        (
+            {"status": "warn", "checks": {"monitoring:samples": [{"status": "warn"}]}},
+            "warning",
+            ("monitoring:samples is warning",),
+        ),
         # several nodes of one component: the worst
-        ({"status": "warn", "checks": {"database": [{"status": "pass"}, {"status": "warn"}]}}, "warning", ("database is warning",)),
+        (
+            {"status": "warn", "checks": {"database": [{"status": "pass"}, {"status": "warn"}]}},
+            "warning",
+            ("database is warning",),
+        ),
         # the older releases' /health/detailed and other frameworks
         (
-            {"status": "unhealthy", "components": {"database": {"status": "unhealthy", "error": "refused"}, "cache": {"status": "healthy"}}},
+            {
+                "status": "unhealthy",
+                "components": {"database": {"status": "unhealthy", "error": "refused"}, "cache": {"status": "healthy"}},
+            },
             "critical",
             ("database is critical (refused)",),
         ),
@@ -50,14 +70,26 @@ from wheels_ops.checks import self_report
         ({"checks": {"database": "ok"}}, "ok", ()),
         # a list alone, a component of a component, a wrapper as FastAPI's exceptions have, and words alone
         ([{"name": "database", "status": "unhealthy"}], "critical", ("database is critical",)),
-        ({"checks": [{"name": "storage", "checks": {"database": "down"}}]}, "critical", ("storage.database is critical",)),
+        (
+            {"checks": [{"name": "storage", "checks": {"database": "down"}}]},
+            "critical",
+            ("storage.database is critical",),
+        ),
         ({"detail": {"status": "unhealthy", "error": "no login"}}, "critical", ("its status is unhealthy (no login)",)),
-        ({"success": True, "data": {"status": "ok", "checks": {"redis:write": "fail"}}}, "warning", ("redis:write is critical",)),
+        (
+            {"success": True, "data": {"status": "ok", "checks": {"redis:write": "fail"}}},
+            "warning",
+            ("redis:write is critical",),
+        ),
         ({"status": "ok", "health": {"status": "degraded"}}, "warning", ("its status is degraded",)),
         ("unhealthy", "critical", ("its status is unhealthy",)),
         ({"status": "unknown"}, "unknown", ("its status is unknown",)),
         # An application that calls itself well does without the component: a warning, not an outage.
-        ({"status": "healthy", "components": {"database": {"status": "unhealthy"}}}, "warning", ("database is critical",)),
+        (
+            {"status": "healthy", "components": {"database": {"status": "unhealthy"}}},
+            "warning",
+            ("database is critical",),
+        ),
     ],
 )
 def test_words_become_a_status_with_its_reasons(document: t.Any, status: str, reasons: t.Tuple[str, ...]) -> None:
@@ -66,33 +98,70 @@ def test_words_become_a_status_with_its_reasons(document: t.Any, status: str, re
     assert (said.status, said.reasons) == (status, reasons)
 
 
-@pytest.mark.parametrize("document", [None, [], "ok", 3, {}, {"status": 200}, {"status": "running wheels"}, {"message": "PAM backend"}, {"checks": {"x": {}}}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        "ok",
+        3,
+        {},
+        {"status": 200},
+        {"status": "running wheels"},
+        {"message": "PAM backend"},
+        {"checks": {"x": {}}},
+    ],
+)
 def test_what_says_nothing_of_health_is_not_taken_for_health(document: t.Any) -> None:
     assert self_report.read(document) is None
 
 
 @pytest.mark.parametrize("name", sorted(self_report.MEASURED_OUTSIDE))
 def test_what_is_measured_from_outside_is_not_counted_twice(name: str) -> None:
-    said = self_report.read({"status": "fail", "checks": {f"{name}:utilization": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]}})
+    said = self_report.read(
+        {
+            "status": "fail",
+            "checks": {f"{name}:utilization": [{"status": "fail"}], "redis:connection": [{"status": "pass"}]},
+        }
+    )
     assert said == self_report.SelfReport("ok", (), (f"{name}:utilization (critical)",))
-    both = self_report.read({"status": "fail", "checks": {f"{name}:x": [{"status": "fail"}], "database:connection": [{"status": "warn"}]}})
+    both = self_report.read(
+        {"status": "fail", "checks": {f"{name}:x": [{"status": "fail"}], "database:connection": [{"status": "warn"}]}}
+    )
     assert both == self_report.SelfReport("warning", ("database:connection is warning",), (f"{name}:x (critical)",))
 
 
-@pytest.mark.parametrize("name", ["database:connection", "redis:connection", "redis:write", "celery:beat", "db_pool:alert", "memories", "supabase"])
+@pytest.mark.parametrize(
+    "name",
+    ["database:connection", "redis:connection", "redis:write", "celery:beat", "db_pool:alert", "memories", "supabase"],
+)
 def test_the_logins_of_the_application_count(name: str) -> None:
     said = self_report.read({"status": "fail", "checks": {name: [{"status": "fail"}]}})
     assert said == self_report.SelfReport("critical", (f"{name} is critical",), ())
 
 
 def test_a_reason_is_short_and_holds_no_connection_string() -> None:
-    said = self_report.read({"status": "error", "error": "cannot connect to postgresql://u:s3cret@h/d\n password=s3cret " + "x " * 200})
+    said = self_report.read(
+        {"status": "error", "error": "cannot connect to postgresql://u:s3cret@h/d\n password=s3cret " + "x " * 200}
+    )
     assert said is not None and "s3cret" not in said.reasons[0] and "\n" not in said.reasons[0]
-    assert said.reasons[0].startswith("its status is error (cannot connect to *** *** x x") and len(said.reasons[0]) < 150
+    assert (
+        said.reasons[0].startswith("its status is error (cannot connect to *** *** x x") and len(said.reasons[0]) < 150
+    )
 
 
 @pytest.mark.parametrize(
-    ("word", "status"), [("pass", "ok"), ("warn", "warning"), ("fail", "critical"), (True, "ok"), (False, "critical"), (1, None), (None, None), ("?", None)]
+    ("word", "status"),
+    [
+        ("pass", "ok"),
+        ("warn", "warning"),
+        ("fail", "critical"),
+        (True, "ok"),
+        (False, "critical"),
+        (1, None),
+        (None, None),
+        ("?", None),
+    ],
 )
 def test_grades(word: t.Any, status: t.Optional[str]) -> None:
     assert self_report.grade(word) == status
@@ -101,13 +170,18 @@ def test_grades(word: t.Any, status: t.Optional[str]) -> None:
 GRADES = {
     "ok": "pass passed passing ok up healthy good green ready alive operational available connected",
     "warning": "warn warning degraded partial impaired limited yellow",
-    "critical": "fail failed failing failure error errored down unhealthy critical emergency red dead broken unavailable not_available not_ready offline"
-    " disconnected unreachable timeout outage bad ko not_ok nok not_healthy crashed stopped",
+    "critical": (
+        "fail failed failing failure error errored down unhealthy critical emergency red dead broken unavailable"
+        " not_available not_ready offline disconnected unreachable timeout outage bad ko not_ok nok not_healthy crashed"
+        " stopped"
+    ),
     "unknown": "unknown",
 }
 
 
-@pytest.mark.parametrize("document", [{"data": {"data": {"status": "down"}}}, {"data": ["down"]}, [[[[[[[{"status": "down"}]]]]]]]])
+@pytest.mark.parametrize(
+    "document", [{"data": {"data": {"status": "down"}}}, {"data": ["down"]}, [[[[[[[{"status": "down"}]]]]]]]]
+)
 def test_what_lies_deep_is_no_report(document: t.Any) -> None:
     assert self_report.read(document) is None
 
@@ -117,7 +191,9 @@ def test_a_component_that_is_measured_from_outside_is_so_inside_another() -> Non
     assert said == self_report.SelfReport("ok", (), ("host.memory (critical)",))
 
 
-@pytest.mark.parametrize(("word", "status"), [(word, status) for status, words in GRADES.items() for word in words.split()])
+@pytest.mark.parametrize(
+    ("word", "status"), [(word, status) for status, words in GRADES.items() for word in words.split()]
+)
 def test_the_words_that_are_known(word: str, status: str) -> None:
     assert self_report.grade(word) == self_report.grade(word.upper()) == status
 
@@ -140,5 +216,14 @@ def test_the_keys_of_a_reason(key: str) -> None:
 
 
 def test_components_in_a_list_are_named_as_they_name_themselves() -> None:
-    said = self_report.read({"checks": [{"component": "database", "status": "down"}, {"status": "warn"}, "fail", {"name": "x", "status": "pass"}]})
+    said = self_report.read(
+        {
+            "checks": [
+                {"component": "database", "status": "down"},
+                {"status": "warn"},
+                "fail",
+                {"name": "x", "status": "pass"},
+            ]
+        }
+    )
     assert said is not None and said.reasons == ("database is critical", "2 is critical", "1 is warning")

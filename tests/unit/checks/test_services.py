@@ -21,7 +21,10 @@ class Manager:
     name = "supervisord"
 
     def __init__(self) -> None:
-        self.known = {name: ServiceState(name, exists=True, running=True, state="RUNNING", pid=5, uptime_s=50.0, restarts=0) for name in NAMES}
+        self.known = {
+            name: ServiceState(name, exists=True, running=True, state="RUNNING", pid=5, uptime_s=50.0, restarts=0)
+            for name in NAMES
+        }
         self.seen: t.Dict[str, t.Union[Seen, Exception]] = {}
         self.again: t.Dict[str, int] = {}
         self.asked: t.List[t.Tuple[str, float]] = []
@@ -60,18 +63,26 @@ def test_all_are_well(manager: Manager) -> None:
     assert found.message == "All 3 services are healthy."
     assert found.details["manager"] == "supervisord"
     assert found.details["services"]["web"] == {
-        "state": "RUNNING", "pid": 5, "uptime_s": 50.0, "restarts": 0, "status": "ok", "why": "", "healthy": True,
-    }  # fmt: skip
+        "state": "RUNNING",
+        "pid": 5,
+        "uptime_s": 50.0,
+        "restarts": 0,
+        "status": "ok",
+        "why": "",
+        "healthy": True,
+    }
     assert manager.asked == [(name, 3600.0) for name in NAMES]
 
 
 @pytest.mark.parametrize(
     ("seen", "status", "value", "remedy"),
     [
-        (Seen(False, "its reason"), "critical", 66.7, "service_restart"), (OpsError("its reason"), "unknown", 66.7, ""),
-        (Seen(False, "its reason", unfinished=True), "warning", 100.0, ""), (Seen(True, "its reason"), "ok", 100.0, ""),
+        (Seen(False, "its reason"), "critical", 66.7, "service_restart"),
+        (OpsError("its reason"), "unknown", 66.7, ""),
+        (Seen(False, "its reason", unfinished=True), "warning", 100.0, ""),
+        (Seen(True, "its reason"), "ok", 100.0, ""),
     ],
-)  # fmt: skip
+)
 def test_one_gate(manager: Manager, seen: t.Union[Seen, Exception], status: str, value: float, remedy: str) -> None:
     manager.seen["worker"] = seen
     found = check()
@@ -100,9 +111,12 @@ def test_what_its_manager_does_not_know(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uptime", "least", "status"), [(50.0, 0.0, "ok"), (50.0, 50.0, "ok"), (49.9, 50.0, "warning"), (None, 50.0, "ok"), (0.0, 1.0, "warning")]
+    ("uptime", "least", "status"),
+    [(50.0, 0.0, "ok"), (50.0, 50.0, "ok"), (49.9, 50.0, "warning"), (None, 50.0, "ok"), (0.0, 1.0, "warning")],
 )
-def test_a_service_that_was_just_started(manager: Manager, uptime: t.Optional[float], least: float, status: str) -> None:
+def test_a_service_that_was_just_started(
+    manager: Manager, uptime: t.Optional[float], least: float, status: str
+) -> None:
     manager.known["web"] = ServiceState("web", exists=True, running=True, state="RUNNING", uptime_s=uptime)
     found = check(min_uptime=least)
     assert found.status == status and found.value == 100.0 and found.remedy == ""
@@ -117,7 +131,10 @@ def test_no_uptime_is_asked_for_where_none_is_given(manager: Manager) -> None:
 def test_automatic_restarts_of_the_last_hour(manager: Manager) -> None:
     manager.again["web"] = 1
     found = check()
-    assert found.status == "warning" and found.message == "web: supervisord had to start it again 1 times within the last hour"
+    assert (
+        found.status == "warning"
+        and found.message == "web: supervisord had to start it again 1 times within the last hour"
+    )
     manager.seen["web"] = Seen(False, "down")
     assert check().message == "web: down", "one that is down has another reason"
 

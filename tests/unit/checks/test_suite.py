@@ -36,7 +36,9 @@ def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
         ([{"name": "planner", "gate": {"type": "beat"}}], True),
     ],
 )
-def test_beat_is_asked_for_where_it_is_one_of_the_services(monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], asked: bool) -> None:
+def test_beat_is_asked_for_where_it_is_one_of_the_services(
+    monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], asked: bool
+) -> None:
     given: t.Dict[str, t.Any] = {}
 
     def check(_url: str, **options: t.Any) -> health.Check:
@@ -44,7 +46,9 @@ def test_beat_is_asked_for_where_it_is_one_of_the_services(monkeypatch: pytest.M
         return health.Check("celery", "ok")
 
     monkeypatch.setattr(celery, "check", check)
-    suite.run(suite.Options(subjects=("celery",), redis_url="redis://h/0", services=services, service_manager="systemd"))
+    suite.run(
+        suite.Options(subjects=("celery",), redis_url="redis://h/0", services=services, service_manager="systemd")
+    )
     assert given["expect_beat"] is asked and given["waiting"] == DEFAULTS["waiting_tasks"]
 
 
@@ -61,7 +65,9 @@ def sockets(monkeypatch: pytest.MonkeyPatch) -> t.Tuple[t.Dict[str, str], Tried]
         tried.append((url, options))
         path = url[len("ws://host") :].partition("?")[0]
         status = statuses.get(path, "unknown")
-        return health.Check("websocket", status, message=f"{path} is {status}.", details={"handshake_ms": 1.0} if status == "ok" else {})
+        return health.Check(
+            "websocket", status, message=f"{path} is {status}.", details={"handshake_ms": 1.0} if status == "ok" else {}
+        )
 
     monkeypatch.setattr(websocket, "check", check)
 
@@ -85,7 +91,9 @@ def test_a_release_that_has_the_older_path_is_measured_there(sockets: t.Tuple[t.
     statuses, tried = sockets
     statuses[SECOND] = "ok"
     found = websocket_of(websocket_path=FIRST, websocket_dead_peer_within=5)
-    assert found["status"] == "ok" and [url for url, _options in tried] == [f"ws://host{path}" for path in (FIRST, SECOND, SECOND)]
+    assert found["status"] == "ok" and [url for url, _options in tried] == [
+        f"ws://host{path}" for path in (FIRST, SECOND, SECOND)
+    ]
     assert found["details"]["dead_peer_closed_after_s"] == 1.0
 
 
@@ -113,24 +121,36 @@ def test_where_no_path_has_a_socket_the_first_is_named(sockets: t.Tuple[t.Dict[s
         (f"{SECOND}?x=1", True, False),
     ],
 )
-def test_what_is_known_of_token_and_path_is_passed_on(sockets: t.Tuple[t.Dict[str, str], Tried], path: str, anonymous: bool, assumed: bool) -> None:
+def test_what_is_known_of_token_and_path_is_passed_on(
+    sockets: t.Tuple[t.Dict[str, str], Tried], path: str, anonymous: bool, assumed: bool
+) -> None:
     statuses, tried = sockets
     statuses[path.partition("?")[0]] = "ok"
     websocket_of(websocket_path=path, cors_origins=["https://a.example"], websocket_heartbeat_within=3)
     ((url, given),) = tried
     assert url == f"ws://host{path}"
-    assert (given["anonymous"], given["assumed_path"], given["origin"], given["heartbeat_within"]) == (anonymous, assumed, "https://a.example", 3)
+    assert (given["anonymous"], given["assumed_path"], given["origin"], given["heartbeat_within"]) == (
+        anonymous,
+        assumed,
+        "https://a.example",
+        3,
+    )
 
 
 # -- one order of severity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("milder", "worse"), list(itertools.combinations(("ok", "warning", "unknown", "critical", "emergency"), 2)))
+@pytest.mark.parametrize(
+    ("milder", "worse"), list(itertools.combinations(("ok", "warning", "unknown", "critical", "emergency"), 2))
+)
 def test_the_order_of_severity_is_the_same_everywhere(milder: str, worse: str) -> None:
     assert thresholds.worst([milder, worse]) == thresholds.worst([worse, milder]) == worse
     checks = [health.Check("a", milder), health.Check("b", worse), health.Check("c", "skipped")]
     assert health.overall(checks) == health.overall(checks[::-1]) == worse
-    shown = [{"name": name, "status": status, "value": None, "unit": "", "duration_ms": 0} for name, status in (("database", milder), ("rls", worse))]
+    shown = [
+        {"name": name, "status": status, "value": None, "unit": "", "duration_ms": 0}
+        for name, status in (("database", milder), ("rls", worse))
+    ]
     assert report._status(shown) == worse
     lines = report.prometheus({"checks": shown}).splitlines()
     numbers = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("wheels_ops_check_severity{")]
@@ -142,7 +162,13 @@ def test_the_order_of_severity_is_the_same_everywhere(milder: str, worse: str) -
 
 def test_every_status_has_an_exit_status_and_a_severity() -> None:
     assert set(results.SEVERITY) == set(STATUSES) == {*results.EXIT, "skipped"}
-    assert [results.exit_status(status) for status in ("ok", "warning", "unknown", "critical", "emergency")] == [0, 1, 3, 2, 2]
+    assert [results.exit_status(status) for status in ("ok", "warning", "unknown", "critical", "emergency")] == [
+        0,
+        1,
+        3,
+        2,
+        2,
+    ]
 
 
 def test_a_message_begins_with_what_made_the_status() -> None:
@@ -191,7 +217,7 @@ def test_a_subject_that_lacks_what_it_needs_is_skipped_and_says_so(subject: str,
 
 def test_what_is_not_ok_is_failing(monkeypatch: pytest.MonkeyPatch) -> None:
     statuses = dict(zip(suite.SUBJECTS, ("ok", "warning", "unknown", "critical", "emergency", "skipped")))
-    calls = {name: (lambda status=status: health.Check("x", status)) for name, status in statuses.items()}
+    calls = {name: lambda status=status: health.Check("x", status) for name, status in statuses.items()}
     monkeypatch.setattr(suite, "_calls", lambda _options, _known: calls)
     found = suite.run(suite.Options(subjects=tuple(statuses)))
     assert [check["name"] for check in found["checks"]] == list(statuses)
@@ -222,7 +248,11 @@ def test_the_http_check_is_given_what_the_options_say(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(http, "check", check)
     limits = {"response_time_ms": Thresholds(1), "error_rate": Thresholds(2)}
-    suite.run(suite.Options(subjects=("http",), base_url="http://h", http_paths=("/a",), health_path="/b", timeout=12, thresholds=limits))
+    suite.run(
+        suite.Options(
+            subjects=("http",), base_url="http://h", http_paths=("/a",), health_path="/b", timeout=12, thresholds=limits
+        )
+    )
     assert given == {
         "base_url": "http://h",
         "paths": ("/a",),

@@ -40,7 +40,9 @@ def close(code: int, reason: str = "") -> t.Callable[[ServerConnection], None]:
 
 
 @contextlib.contextmanager
-def server(handler: t.Callable[[ServerConnection], None], answer: t.Optional[t.Callable[[str, str], int]] = None) -> t.Iterator[str]:
+def server(
+    handler: t.Callable[[ServerConnection], None], answer: t.Optional[t.Callable[[str, str], int]] = None
+) -> t.Iterator[str]:
     """A server; ``answer`` gives the HTTP status for a path and an origin, 101 to go on."""
 
     def process(connection: ServerConnection, request: Request) -> t.Optional[Response]:
@@ -102,7 +104,9 @@ WANTING = [
 
 @pytest.mark.parametrize(("handler", "answer", "words"), WANTING)
 @pytest.mark.parametrize("origin", ["", SITE])
-def test_without_a_token_a_server_that_asks_for_one_is_well_as_far_as_it_can_be_tried(handler: t.Any, answer: t.Any, words: str, origin: str) -> None:
+def test_without_a_token_a_server_that_asks_for_one_is_well_as_far_as_it_can_be_tried(
+    handler: t.Any, answer: t.Any, words: str, origin: str
+) -> None:
     with server(handler, answer) as url:
         check = websocket.check(url, ping="json", origin=origin, anonymous=True, heartbeat_within=1)
     assert (check.status, check.value, check.remedy) == ("ok", None, ""), check.message
@@ -114,13 +118,24 @@ def test_without_a_token_a_server_that_asks_for_one_is_well_as_far_as_it_can_be_
 def test_with_a_token_the_same_is_critical(handler: t.Any, answer: t.Any, words: str) -> None:
     with server(handler, answer) as url:
         check = websocket.check(url, ping="json", token="s3cret")
-    assert (check.status, check.remedy) == ("critical", ""), "a token that is refused is so after a restart, which would cut everybody off"
+    assert (check.status, check.remedy) == (
+        "critical",
+        "",
+    ), "a token that is refused is so after a restart, which would cut everybody off"
     assert "token" in check.message or "(4403" in check.message
     assert "authenticated" not in check.details and "s3cret" not in repr(check)
 
 
 @pytest.mark.parametrize(
-    "handler", [close(4002, "IP address blocked"), close(1011, "crashed"), close(1000), close(4008), close(1008, "Origin not allowed"), close(4403, "origin")]
+    "handler",
+    [
+        close(4002, "IP address blocked"),
+        close(1011, "crashed"),
+        close(1000),
+        close(4008),
+        close(1008, "Origin not allowed"),
+        close(4403, "origin"),
+    ],
 )
 def test_without_a_token_any_other_close_is_critical(handler: t.Any) -> None:
     with server(handler) as url:
@@ -154,7 +169,10 @@ def test_a_path_without_a_socket_is_named_as_that(status: int, token: str) -> No
         named = websocket.check(url, token=token, origin=SITE, anonymous=not token)
     assert (ours.status, named.status) == ("unknown", "critical")
     for check in (ours, named):
-        assert check.message.startswith(f"There is no WebSocket at {PATH} (") and "set monitoring_websocket_path" in check.message
+        assert (
+            check.message.startswith(f"There is no WebSocket at {PATH} (")
+            and "set monitoring_websocket_path" in check.message
+        )
         assert str(status) in check.message and check.details["status"] == status and "s3cret" not in repr(check)
 
 
@@ -162,7 +180,10 @@ def test_an_origin_that_is_refused_is_named_whoever_asks() -> None:
     with server(echo, lambda _path, origin: 403 if origin else 101) as url:
         for anonymous in (True, False):
             check = websocket.check(url, origin=SITE, anonymous=anonymous, assumed_path=True)
-            assert (check.status, check.message) == ("critical", f"The upgrade is answered with 403: the origin {SITE} is refused")
+            assert (check.status, check.message) == (
+                "critical",
+                f"The upgrade is answered with 403: the origin {SITE} is refused",
+            )
             assert check.remedy == ""
 
 
@@ -225,8 +246,15 @@ def test_a_dead_peer_that_is_kept_is_critical(monkeypatch: pytest.MonkeyPatch, b
     monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: None)
     first = Check("websocket", before, value=3.0, unit="ms", message="It is slow.", details={"handshake_ms": 1.0})
     check = dead_peer.add_to(first, "ws://h", within=12)
-    assert (check.status, check.value, check.unit, check.remedy) == ("critical", 12, "s, dead peer still connected", "backend_patch")
-    assert check.message == "A peer that answers nothing is still connected after 12 s." + ("" if before == "ok" else " It is slow.")
+    assert (check.status, check.value, check.unit, check.remedy) == (
+        "critical",
+        12,
+        "s, dead peer still connected",
+        "backend_patch",
+    )
+    assert check.message == "A peer that answers nothing is still connected after 12 s." + (
+        "" if before == "ok" else " It is slow."
+    )
     assert check.details == {"handshake_ms": 1.0, "dead_peer_closed_after_s": None}
 
 
@@ -241,12 +269,17 @@ def test_a_dead_peer_that_is_sent_away_changes_no_status(monkeypatch: pytest.Mon
     first = Check("websocket", "warning", value=3.0, message="It is slow.", remedy="x", details={"handshake_ms": 1.0})
     check = dead_peer.add_to(first, "ws://h", within=12, origin=SITE)
     assert (check.status, check.value, check.remedy) == ("warning", 3.0, "x")
-    assert check.message == "It is slow. A dead peer is disconnected after 6.0 s." and check.details["dead_peer_closed_after_s"] == 6.0
+    assert (
+        check.message == "It is slow. A dead peer is disconnected after 6.0 s."
+        and check.details["dead_peer_closed_after_s"] == 6.0
+    )
     assert asked == [("ws://h", {"within": 12, "origin": SITE})]
 
 
 @pytest.mark.parametrize("details", [{}, {"handshake_ms": 1.0, "authenticated": False}])
-def test_where_nobody_was_let_in_nothing_is_said_of_dead_peers(monkeypatch: pytest.MonkeyPatch, details: t.Dict[str, t.Any]) -> None:
+def test_where_nobody_was_let_in_nothing_is_said_of_dead_peers(
+    monkeypatch: pytest.MonkeyPatch, details: t.Dict[str, t.Any]
+) -> None:
     monkeypatch.setattr(dead_peer, "seconds_until_closed", lambda _url, **_options: pytest.fail("asked"))
     for status in ("ok", "critical"):
         first = Check("websocket", status, message="x", remedy="service_restart", details=details)
@@ -289,7 +322,9 @@ END = types.SimpleNamespace(opcode=8)
         ([PING] * 9, None),
     ],
 )
-def test_the_end_of_a_dead_peer_is_timed(monkeypatch: pytest.MonkeyPatch, frames: t.List[t.Any], took: t.Optional[float]) -> None:
+def test_the_end_of_a_dead_peer_is_timed(
+    monkeypatch: pytest.MonkeyPatch, frames: t.List[t.Any], took: t.Optional[float]
+) -> None:
     clock = Clock()
     peer = Frames(clock, frames)
     opened: t.List[t.Any] = []
@@ -302,7 +337,9 @@ def test_the_end_of_a_dead_peer_is_timed(monkeypatch: pytest.MonkeyPatch, frames
     monkeypatch.setattr(library, "create_connection", connect)
     assert dead_peer.seconds_until_closed("ws://h", within=4.5, origin=SITE) == took
     assert opened == [("ws://h", {"timeout": 4.5, "origin": SITE, "suppress_origin": False})]
-    assert peer.limits == [4.5, 3.5, 2.5, 1.5, 0.5][: len(peer.limits)] and peer.shut, "no answer is waited for beyond the end"
+    assert peer.limits == [4.5, 3.5, 2.5, 1.5, 0.5][: len(peer.limits)] and peer.shut, (
+        "no answer is waited for beyond the end"
+    )
     assert len(peer.limits) == min(len(frames), 5)
 
 
@@ -450,7 +487,11 @@ def line(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[..., Line]]:
 def test_round_trips_of_frames_are_timed_and_the_end_is_clean(line: t.Callable[..., Line]) -> None:
     wire = line(pong, frame(10, b"another"), pong, CLOSED)
     check = websocket.check("ws://h/x", round_trips=2, timeout=5)
-    assert (check.status, check.value, check.message) == ("warning", 1851.85, "The round trip takes 1851.85 ms, over 1000 ms.")
+    assert (check.status, check.value, check.message) == (
+        "warning",
+        1851.85,
+        "The round trip takes 1851.85 ms, over 1000 ms.",
+    )
     assert check.details == {
         "url": "ws://h/x",
         "handshake_ms": 51.23,
@@ -460,7 +501,9 @@ def test_round_trips_of_frames_are_timed_and_the_end_is_clean(line: t.Callable[.
         "close": {"clean": True, "code": 1000, "reason": "", "duration_ms": 1234.57},
     }
     assert [name for name, _value in wire.messages] == ["ping", "ping", "close"] and wire.messages[-1][1] == 1000
-    assert len(wire.messages[0][1]) == 16 and wire.messages[0][1] != wire.messages[1][1], "no answer of an earlier ping counts"
+    assert len(wire.messages[0][1]) == 16 and wire.messages[0][1] != wire.messages[1][1], (
+        "no answer of an earlier ping counts"
+    )
 
 
 def test_round_trips_of_the_backends_own_pings(line: t.Callable[..., Line]) -> None:
@@ -489,7 +532,11 @@ def test_no_answer_is_waited_for_beyond_its_time(line: t.Callable[..., Line]) ->
 def test_a_connection_that_breaks_is_no_clean_end(line: t.Callable[..., Line]) -> None:
     line(pong, library.WebSocketConnectionClosedException())
     check = websocket.check("ws://h/x", round_trips=2)
-    assert (check.status, check.value, check.message) == ("critical", 1234.57, "The connection broke without a close frame")
+    assert (check.status, check.value, check.message) == (
+        "critical",
+        1234.57,
+        "The connection broke without a close frame",
+    )
     assert check.details["close"] == {"clean": False, "code": None, "reason": ""}
 
 
@@ -506,13 +553,19 @@ def test_a_ping_that_cannot_be_answered_is_no_heartbeat(line: t.Callable[..., Li
     wire.broken = True
     check = websocket.check("ws://h/x", ping="none", heartbeat_within=9)
     assert check.details["heartbeats_s"] == [] and check.status == "critical"
-    assert check.message == "0 of 1 heartbeats of the server arrived within 9 s; the connection broke without a close frame"
+    assert (
+        check.message
+        == "0 of 1 heartbeats of the server arrived within 9 s; the connection broke without a close frame"
+    )
 
 
 def test_heartbeats_that_do_not_come_are_critical(line: t.Callable[..., Line]) -> None:
     line(frame(9, b"a"), library.WebSocketTimeoutException(), CLOSED)
     check = websocket.check("ws://h/x", ping="none", heartbeat_within=9, heartbeats=2)
-    assert check.message == "1 of 2 heartbeats of the server arrived within 9 s" and check.details["heartbeat_period_s"] is None
+    assert (
+        check.message == "1 of 2 heartbeats of the server arrived within 9 s"
+        and check.details["heartbeat_period_s"] is None
+    )
     assert check.status == "critical" and check.details["close"]["clean"] is True
 
 
@@ -529,20 +582,48 @@ def test_a_server_that_closes_with_a_reason_of_its_own_is_quoted(line: t.Callabl
 def test_how_a_browser_connects(line: t.Callable[..., Line]) -> None:
     wire = line(CLOSED)
     websocket.check(
-        "ws://h/x", token="a b", origin=SITE, headers={"X-a": "1"}, subprotocols=["chat"], ping="none", timeout=7, validate_certs=False,
-    )  # fmt: skip
-    options = {name: wire.options[name] for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")}
+        "ws://h/x",
+        token="a b",
+        origin=SITE,
+        headers={"X-a": "1"},
+        subprotocols=["chat"],
+        ping="none",
+        timeout=7,
+        validate_certs=False,
+    )
+    options = {
+        name: wire.options[name]
+        for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")
+    }
     assert options == {
-        "url": "ws://h/x?token=a+b", "timeout": 7, "origin": SITE, "suppress_origin": False, "header": ["X-a: 1"], "subprotocols": ["chat"],
+        "url": "ws://h/x?token=a+b",
+        "timeout": 7,
+        "origin": SITE,
+        "suppress_origin": False,
+        "header": ["X-a: 1"],
+        "subprotocols": ["chat"],
         "sslopt": {"cert_reqs": ssl.CERT_NONE, "check_hostname": False},
-    }  # fmt: skip
-    assert (wire.options["http_no_proxy"], wire.options["redirect_limit"], wire.options["skip_utf8_validation"]) == (["*"], 0, False)
+    }
+    assert (wire.options["http_no_proxy"], wire.options["redirect_limit"], wire.options["skip_utf8_validation"]) == (
+        ["*"],
+        0,
+        False,
+    )
     wire = line(CLOSED)
     websocket.check("ws://h/x?a=b", token="c", ping="none")
-    options = {name: wire.options[name] for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")}
+    options = {
+        name: wire.options[name]
+        for name in ("url", "timeout", "origin", "suppress_origin", "header", "subprotocols", "sslopt")
+    }
     assert options == {
-        "url": "ws://h/x?a=b&token=c", "timeout": 5, "origin": None, "suppress_origin": True, "header": [], "subprotocols": None, "sslopt": {},
-    }  # fmt: skip
+        "url": "ws://h/x?a=b&token=c",
+        "timeout": 5,
+        "origin": None,
+        "suppress_origin": True,
+        "header": [],
+        "subprotocols": None,
+        "sslopt": {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -576,10 +657,17 @@ def test_a_long_error_is_cut_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (400, "the upgrade did not arrive"), (401, "the token is refused"), (403, "the origin or the token is refused"), (404, "there is no WebSocket"),
-        (405, "there is no WebSocket"), (418, "it is refused"), (426, "a proxy in between"), (502, "the proxy finds no backend"), (503, "full or draining"),
+        (400, "the upgrade did not arrive"),
+        (401, "the token is refused"),
+        (403, "the origin or the token is refused"),
+        (404, "there is no WebSocket"),
+        (405, "there is no WebSocket"),
+        (418, "it is refused"),
+        (426, "a proxy in between"),
+        (502, "the proxy finds no backend"),
+        (503, "full or draining"),
     ],
-)  # fmt: skip
+)
 def test_what_an_answer_to_the_upgrade_means(line: t.Callable[..., Line], status: int, words: str) -> None:
     line(library.WebSocketBadStatusException("%s %s", status)).shut = True
     with pytest.raises(websocket._Refused, match=f"the upgrade is answered with {status}: .*{words}") as caught:
@@ -612,27 +700,50 @@ def test_a_foreign_origin_that_is_refused_before_the_handshake_is_refused(status
 @pytest.mark.parametrize(
     "change",
     [
-        {"round_trips": 1000}, {"timeout": 300}, {"timeout": 0.1}, {"heartbeats": 100}, {"heartbeats": 1}, {"heartbeat_within": 600}, {"heartbeat_within": 0},
-        {"max_latency_ms": 600_000}, {"max_latency_ms": 0.1}, {"origin": "null"}, {"foreign_origin": "https://[::1]:1"}, {"headers": {"X-a": "b c"}},
+        {"round_trips": 1000},
+        {"timeout": 300},
+        {"timeout": 0.1},
+        {"heartbeats": 100},
+        {"heartbeats": 1},
+        {"heartbeat_within": 600},
+        {"heartbeat_within": 0},
+        {"max_latency_ms": 600_000},
+        {"max_latency_ms": 0.1},
+        {"origin": "null"},
+        {"foreign_origin": "https://[::1]:1"},
+        {"headers": {"X-a": "b c"}},
     ],
-)  # fmt: skip
+)
 def test_the_edges_of_what_is_allowed_are_allowed(change: t.Dict[str, t.Any]) -> None:
-    websocket.validate("wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change})
+    websocket.validate(
+        "wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change}
+    )
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"round_trips": -1}, {"timeout": 300.1}, {"heartbeats": 101}, {"heartbeat_within": -0.1}, {"max_latency_ms": 600_001}, {"headers": {"X": "a\nb"}},
-        {"headers": {"X": "a\rb"}}, {"headers": {"X": "a\0b"}}, {"headers": {"ORIGIN": "b"}},
+        {"round_trips": -1},
+        {"timeout": 300.1},
+        {"heartbeats": 101},
+        {"heartbeat_within": -0.1},
+        {"max_latency_ms": 600_001},
+        {"headers": {"X": "a\nb"}},
+        {"headers": {"X": "a\rb"}},
+        {"headers": {"X": "a\0b"}},
+        {"headers": {"ORIGIN": "b"}},
     ],
-)  # fmt: skip
+)
 def test_just_beyond_the_edges_is_refused(change: t.Dict[str, t.Any]) -> None:
     with pytest.raises(OpsError):
-        websocket.validate("wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change})
+        websocket.validate(
+            "wss://h:1/x", **{"round_trips": 0, "timeout": 1, "heartbeat_within": 1, "heartbeats": 1, **change}
+        )
 
 
-@pytest.mark.parametrize("url", ["", "http://h/", "ws://", "ws://h:0/", "ws://h:99999/", "ws://[", "ws://h/a b", "ws://h/\x7f", "ws://h/\n"])
+@pytest.mark.parametrize(
+    "url", ["", "http://h/", "ws://", "ws://h:0/", "ws://h:99999/", "ws://[", "ws://h/a b", "ws://h/\x7f", "ws://h/\n"]
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(OpsError, match="not that of a WebSocket"):
         websocket.check(url)
@@ -641,9 +752,16 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (b'{"type": "ping"}', "ping"), (b'{"type": 3}', ""), (b'{"other": 3}', ""), (b"[1]", ""), (b"{", ""), (b"", ""), (b' {"type": "ping"}', ""),
-        (b'{"type": "ping"}' + b" " * (65536 - 16), "ping"), (b'{"type": "ping"}' + b" " * (65536 - 15), ""),
+        (b'{"type": "ping"}', "ping"),
+        (b'{"type": 3}', ""),
+        (b'{"other": 3}', ""),
+        (b"[1]", ""),
+        (b"{", ""),
+        (b"", ""),
+        (b' {"type": "ping"}', ""),
+        (b'{"type": "ping"}' + b" " * (65536 - 16), "ping"),
+        (b'{"type": "ping"}' + b" " * (65536 - 15), ""),
     ],
-)  # fmt: skip
+)
 def test_the_type_of_a_message(data: bytes, kind: str) -> None:
     assert websocket._type(data) == kind

@@ -37,19 +37,41 @@ class Host:
         deployment.begin(self.state, "one", holder="me")
 
     def request(self, **changes: t.Any) -> backend_patch.Request:
-        files = {"app/core/cors_config.py": b"ORIGINS = ['https://a']\n", "app/ours/__init__.py": b"", "app/ours/deep/extra.py": b"X = 1\n"}
-        values = {"root": str(self.root), "files": files, "blocks": {"app/main.py": ["app.append(1)"]}, "optional_blocks": {"app/none.py": ["pass"]}, **changes}
+        files = {
+            "app/core/cors_config.py": b"ORIGINS = ['https://a']\n",
+            "app/ours/__init__.py": b"",
+            "app/ours/deep/extra.py": b"X = 1\n",
+        }
+        values = {
+            "root": str(self.root),
+            "files": files,
+            "blocks": {"app/main.py": ["app.append(1)"]},
+            "optional_blocks": {"app/none.py": ["pass"]},
+            **changes,
+        }
         return backend_patch.Request(**values)
 
-    def install(self, request: t.Optional[backend_patch.Request] = None, *, name: str = "one", **options: t.Any) -> t.Dict[str, t.Any]:
-        return backend_patch.install(self.state, name, request or self.request(), options.pop("proof", NO_PROOF), **options).as_dict()
+    def install(
+        self, request: t.Optional[backend_patch.Request] = None, *, name: str = "one", **options: t.Any
+    ) -> t.Dict[str, t.Any]:
+        return backend_patch.install(
+            self.state, name, request or self.request(), options.pop("proof", NO_PROOF), **options
+        ).as_dict()
 
     def tree(self) -> t.Dict[str, t.Tuple[str, int, int]]:
         return {
-            str(path.relative_to(self.root)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mode, path.stat().st_mtime_ns)
+            str(path.relative_to(self.root)): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mode,
+                path.stat().st_mtime_ns,
+            )
             for path in sorted(self.root.rglob("*"))
             if path.is_file()
-        } | {f"{path.relative_to(self.root)}/": ("", path.stat().st_mode, 0) for path in self.root.rglob("*") if path.is_dir()}
+        } | {
+            f"{path.relative_to(self.root)}/": ("", path.stat().st_mode, 0)
+            for path in self.root.rglob("*")
+            if path.is_dir()
+        }
 
 
 @contextlib.contextmanager
@@ -90,7 +112,9 @@ def test_check_then_run_then_again_then_restore(host: Host) -> None:
 
 
 @pytest.mark.parametrize("stop_after", range(7))
-def test_interrupted_after_any_write_it_is_finished_or_taken_back(host: Host, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+def test_interrupted_after_any_write_it_is_finished_or_taken_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
     original = host.tree()
     real, writes = backend_patch.write_atomically, iter(range(100))
 
@@ -103,7 +127,11 @@ def test_interrupted_after_any_write_it_is_finished_or_taken_back(host: Host, mo
     with pytest.raises(KeyboardInterrupt) if stop_after < 6 else contextlib.nullcontext():
         host.install()
     monkeypatch.setattr(backend_patch, "write_atomically", real)
-    assert deployment.begin(host.state, "two", holder="me").extra == {"deployment_id": "one", "resumed": True, "holder": "me"}
+    assert deployment.begin(host.state, "two", holder="me").extra == {
+        "deployment_id": "one",
+        "resumed": True,
+        "holder": "me",
+    }
     if stop_after % 2:
         host.install()
         assert host.install()["changed"] is False
@@ -120,7 +148,9 @@ def test_a_file_that_somebody_changed_is_refused_then_kept(host: Host) -> None:
     with pytest.raises(OpsError, match="changed by somebody else.*cors_config"):
         host.install(request, name="two")
     assert (host.root / "app/core/cors_config.py").read_text() == "SOMEBODY = 'else'\n"
-    forced = host.install(host.request(files={"app/core/cors_config.py": b"NEW = 1\n"}, blocks={}, force=True), name="two")
+    forced = host.install(
+        host.request(files={"app/core/cors_config.py": b"NEW = 1\n"}, blocks={}, force=True), name="two"
+    )
     assert forced["actions"][0]["foreign"] is True
     backend_patch.restore(host.state, "two")
     assert (host.root / "app/core/cors_config.py").read_text() == "SOMEBODY = 'else'\n"
@@ -140,13 +170,18 @@ def test_the_proof_keeps_a_release_that_does_not_fit_untouched(host: Host) -> No
     original = host.tree()
     proof = backend_patch.Proof(sys.executable, "app.main", {})
     for content, message in ((b"def (:\n", "do not compile"), (b"import nothing_of_that_name\n", "cannot be imported")):
-        request = host.request(files={"app/core/cors_config.py": content}, blocks={"app/main.py": ["import app.core.cors_config"]})
+        request = host.request(
+            files={"app/core/cors_config.py": content}, blocks={"app/main.py": ["import app.core.cors_config"]}
+        )
         with pytest.raises(OpsError, match=message):
             host.install(request, proof=proof)
         assert host.tree() == original
     assert host.install(proof=proof)["proof"]["imported"] == "app.main"
     with pytest.raises(OpsError, match="does not exist"):
-        host.install(host.request(files={"app/core/cors_config.py": b"Y = 1\n"}), proof=backend_patch.Proof("/nowhere/python", "app.main"))
+        host.install(
+            host.request(files={"app/core/cors_config.py": b"Y = 1\n"}),
+            proof=backend_patch.Proof("/nowhere/python", "app.main"),
+        )
 
 
 @pytest.mark.parametrize("path", ["../outside.py", "/etc/passwd", "app/../../x", ""])
@@ -178,7 +213,9 @@ def test_a_directory_that_cannot_be_written_is_named_before_anything_is_touched(
         original = host.tree()
         (host.root / "app/core").chmod(0o555)
         try:
-            with pytest.raises(OpsError, match=r"app/core cannot be written, so app/core/cors_config.py cannot be installed") as caught:
+            with pytest.raises(
+                OpsError, match=r"app/core cannot be written, so app/core/cors_config.py cannot be installed"
+            ) as caught:
                 host.install(check_mode=check_mode, proof=backend_patch.Proof(sys.executable, "app.main"))
         finally:
             (host.root / "app/core").chmod(0o755)
@@ -186,7 +223,9 @@ def test_a_directory_that_cannot_be_written_is_named_before_anything_is_touched(
 
 
 def test_a_file_that_is_read_only_is_replaced_also_in_the_proof() -> None:
-    everybodys = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # the tests' own may lie in root's home
+    everybodys = (
+        shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+    )  # the tests' own may lie in root's home
     with tempfile.TemporaryDirectory() as place, somebody_without_rights(Path(place)):
         host = Host(Path(place))
         (host.root / "app/core/cors_config.py").chmod(0o444)
@@ -199,7 +238,9 @@ def test_a_file_that_is_no_longer_as_it_was_deployed_is_named(host: Host) -> Non
     assert deployment.query(host.state).extra["drifted"] == []
     host.install()
     deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
-    main, cors, extra = (str(host.root / name) for name in ("app/main.py", "app/core/cors_config.py", "app/ours/deep/extra.py"))
+    main, cors, extra = (
+        str(host.root / name) for name in ("app/main.py", "app/core/cors_config.py", "app/ours/deep/extra.py")
+    )
     assert deployment.query(host.state).extra["drifted"] == []
     # Its owner may change main.py, as long as our block stays.
     Path(main).write_text("import os\n" + Path(main).read_text())
@@ -256,7 +297,9 @@ def test_an_interrupted_deployment_is_finished_by_another_version_also_by_that_o
     deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
     deployment.begin(host.state, "two", holder="me")
     host.install(host.request(files={**host.request().files, "app/core/cors_config.py": b"NEWER = 1\n"}), name="two")
-    (host.root / "app/core/cors_config.py").write_bytes(host.request().files["app/core/cors_config.py"])  # it was killed before this one
+    (host.root / "app/core/cors_config.py").write_bytes(
+        host.request().files["app/core/cors_config.py"]
+    )  # it was killed before this one
     assert deployment.begin(host.state, "three", holder="me").extra["deployment_id"] == "two"
     host.install(name="two")
     deployment.end(host.state, "two", holder="me", state=deployment.FINISHED)

@@ -43,7 +43,10 @@ os.environ.get("WITNESS") and json.dump({
 }, open(os.environ["WITNESS"] + "/" + str(os.getpid()), "w"))
 """
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0 or not PYTHON, reason="needs root, and an interpreter that everybody may run")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0 or not PYTHON, reason="needs root, and an interpreter that everybody may run"),
+]
 
 
 class Host:
@@ -74,7 +77,9 @@ class Host:
         environment = {"WITNESS": str(self.witness), "SECRET": str(self.place / "secret")}
         request = backend_patch.Request(root=str(self.root), files={"app/extra.py": content})
         proof = {"interpreter": self.interpreter, "module": "app.main", "environment": environment, **proof}
-        return backend_patch.install(self.state, "one", request, backend_patch.Proof(**proof), check_mode=check_mode).as_dict()
+        return backend_patch.install(
+            self.state, "one", request, backend_patch.Proof(**proof), check_mode=check_mode
+        ).as_dict()
 
     def testimonies(self) -> t.List[t.Tuple[os.stat_result, t.Dict[str, t.Any]]]:
         return [(path.stat(), json.loads(path.read_text())) for path in sorted(self.witness.iterdir())]
@@ -87,7 +92,9 @@ def host() -> t.Iterator[Host]:
         yield Host(Path(place), state)
 
 
-def test_the_import_runs_as_the_owner_apart_from_everything_of_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_import_runs_as_the_owner_apart_from_everything_of_root(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("A_SECRET_OF_ROOT", "topsecret")
     inherited = os.open("/etc/hostname", os.O_RDONLY)
     os.set_inheritable(inherited, True)
@@ -178,14 +185,20 @@ def test_an_interpreter_of_the_owner_is_run(host: Host) -> None:
         ("", 0o777, 0),
     ],
 )
-def test_what_a_third_user_may_write_is_refused(host: Host, place: str, mode: int, owner: int, check_mode: bool) -> None:
+def test_what_a_third_user_may_write_is_refused(
+    host: Host, place: str, mode: int, owner: int, check_mode: bool
+) -> None:
     _environment(host)
     path = host.place / place
     os.chown(path, owner, owner)
     path.chmod(mode)
     with pytest.raises(OpsError, match="other than root and") as caught:
         # Named, as the owner of the tree is then no guess.
-        host.install(user=str(OWNER), check_mode=check_mode) if owner != THIRD else host.install(service_uid=OWNER, check_mode=check_mode)
+        (
+            host.install(user=str(OWNER), check_mode=check_mode)
+            if owner != THIRD
+            else host.install(service_uid=OWNER, check_mode=check_mode)
+        )
     assert str(path) in caught.value.message
     assert host.testimonies() == [] and not (host.root / "app/extra.py").exists()
 
@@ -236,7 +249,9 @@ def test_an_import_reaches_no_network_unless_it_fails_without(host: Host) -> Non
         server.accept()[0].close()
 
 
-def test_an_import_that_does_not_end_is_killed_with_all_that_it_started(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_does_not_end_is_killed_with_all_that_it_started(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend_patch, "_VERIFY_SECONDS", 1)
     host.main("import subprocess, time\nsubprocess.Popen(['sleep', '987'])\ntime.sleep(987)")
     with pytest.raises(OpsError, match="did not end within 1 s"):

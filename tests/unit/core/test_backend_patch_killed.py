@@ -26,8 +26,12 @@ def snapshot(root: Path) -> Tree:
     for path in [root / "app", *sorted((root / "app").rglob("*"))]:
         status = path.lstat()
         tree[str(path.relative_to(root))] = (
-            path.read_bytes() if path.is_file() else None, status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns,
-        )  # fmt: skip
+            path.read_bytes() if path.is_file() else None,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+        )
     return tree
 
 
@@ -68,23 +72,39 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return places
 
 
-def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(killed: t.List[Path], old: Tree, new: t.Dict[str, t.Any]) -> None:
+def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(
+    killed: t.List[Path], old: Tree, new: t.Dict[str, t.Any]
+) -> None:
     before = {name: entry[0] for name, entry in old.items() if entry[0] is not None}
     for number, place in enumerate(killed):
         root = place / "production"
         for name, content in contents(root).items():
             if not name.endswith(".wheels-ops"):
-                assert content in (before.get(name), new.get(name)), f"{name} is neither old nor new at point {number + 1}"
+                assert content in (
+                    before.get(name),
+                    new.get(name),
+                ), f"{name} is neither old nor new at point {number + 1}"
         if number % 2:
             # As every deployment does: it takes one whose rollback was interrupted back into hand.
-            assert deployment.begin(str(place / "state"), "another", holder="me").extra["deployment_id"] == killed_patches.DEPLOYMENT
-            foretold = backend_patch.install(
-                str(place / "state"), killed_patches.DEPLOYMENT, killed_patches.request(root), backend_patch.Proof(), check_mode=True
+            assert (
+                deployment.begin(str(place / "state"), "another", holder="me").extra["deployment_id"]
+                == killed_patches.DEPLOYMENT
             )
-            done = backend_patch.install(str(place / "state"), killed_patches.DEPLOYMENT, killed_patches.request(root), backend_patch.Proof())
+            foretold = backend_patch.install(
+                str(place / "state"),
+                killed_patches.DEPLOYMENT,
+                killed_patches.request(root),
+                backend_patch.Proof(),
+                check_mode=True,
+            )
+            done = backend_patch.install(
+                str(place / "state"), killed_patches.DEPLOYMENT, killed_patches.request(root), backend_patch.Proof()
+            )
             assert (foretold.changed, foretold.actions) == (done.changed, done.actions)
             assert contents(root) == new
-            assert {entry[2:4] for entry in snapshot(root).values()} == {old["app"][2:4]}, "a file or directory of another owner"
+            assert {entry[2:4] for entry in snapshot(root).values()} == {old["app"][2:4]}, (
+                "a file or directory of another owner"
+            )
             assert temporary_files(place) == []
         backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
         assert snapshot(root) == old, f"at point {number + 1}"
@@ -111,7 +131,10 @@ def test_git_sees_no_change_after_a_killed_installation_is_rolled_back(place: Pa
     token = deployment.Journal(str(place / "state")).read(killed_patches.DEPLOYMENT)["token"]
     left = root / f"app/ours/deep/.extra.py.{token}.wheels-ops"
     left.write_bytes(b"X =")
-    assert left.name in subprocess.run([*words, "status", "--porcelain", "-uall"], check=True, capture_output=True, text=True).stdout
+    assert (
+        left.name
+        in subprocess.run([*words, "status", "--porcelain", "-uall"], check=True, capture_output=True, text=True).stdout
+    )
     backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
     assert subprocess.run([*words, "status", "--porcelain"], check=True, capture_output=True, text=True).stdout == ""
     assert not (root / "app/ours").exists()
@@ -124,7 +147,11 @@ def test_what_a_living_run_writes_and_what_is_not_ours_stays(place: Path) -> Non
     core = place / "production/app/core"
     dead = place / f"production/app/.main.py.{token}.wheels-ops"
     dead.write_bytes(b"half")
-    foreign = [core / ".cors_config.py.notes.wheels-ops", core / ".cors_config.py.0123abcd.wheels-ops", core / ".other.py.wheels-ops"]
+    foreign = [
+        core / ".cors_config.py.notes.wheels-ops",
+        core / ".cors_config.py.0123abcd.wheels-ops",
+        core / ".other.py.wheels-ops",
+    ]
     for path in foreign:
         path.write_bytes(b"theirs")
     living = core / f".cors_config.py.{token}.wheels-ops"
@@ -175,7 +202,9 @@ def test_a_directory_that_got_a_file_of_somebody_else_keeps_its_own_time(place: 
 
 
 @pytest.mark.parametrize("change", [{"token": 7}, {"token": "../../x"}, {"directories": []}, {"directories": {"/": 7}}])
-def test_what_is_damaged_in_the_journal_beside_the_files_stops_no_rollback(place: Path, old: Tree, change: t.Dict[str, t.Any]) -> None:
+def test_what_is_damaged_in_the_journal_beside_the_files_stops_no_rollback(
+    place: Path, old: Tree, change: t.Dict[str, t.Any]
+) -> None:
     killed_patches.install(place)
     journal = deployment.Journal(str(place / "state"))
     journal.write({**journal.read(killed_patches.DEPLOYMENT), **change})
@@ -183,8 +212,12 @@ def test_what_is_damaged_in_the_journal_beside_the_files_stops_no_rollback(place
     assert contents(place / "production") == {name: entry[0] for name, entry in old.items() if entry[0] is not None}
 
 
-@pytest.mark.parametrize("change", [{"root": 7}, {"relative": "/etc/passwd"}, {"relative": "../x"}, {"relative": ""}, {"root": "here"}])
-def test_a_damaged_entry_of_a_file_is_named_and_nothing_is_changed(place: Path, new: t.Dict[str, t.Any], change: t.Dict[str, t.Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"root": 7}, {"relative": "/etc/passwd"}, {"relative": "../x"}, {"relative": ""}, {"root": "here"}]
+)
+def test_a_damaged_entry_of_a_file_is_named_and_nothing_is_changed(
+    place: Path, new: t.Dict[str, t.Any], change: t.Dict[str, t.Any]
+) -> None:
     killed_patches.install(place)
     journal = deployment.Journal(str(place / "state"))
     manifest = journal.read(killed_patches.DEPLOYMENT)

@@ -39,7 +39,13 @@ def test_line_ends_stay(newline: str) -> None:
     assert text.count("\n") == text.count(newline)
 
 
-@given(st.lists(st.sampled_from(["app = 1", "x = 2", "def f():\n    return 1", "", "# note", 'text = """\n\n"""']), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["app = 1", "x = 2", "def f():\n    return 1", "", "# note", 'text = """\n\n"""']),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_what_remove_leaves_means_the_same(parts: list[str]) -> None:
     import ast
 

@@ -79,7 +79,9 @@ def test_an_id_that_is_in_use_keeps_its_originals(tmp_path: Path, check_mode: bo
     assert (tmp_path / "tree/one.py").read_text() == "old = 1\n"
 
 
-def test_the_newest_is_rolled_back_although_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_is_rolled_back_although_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/one.py").write_text("old = 1\n")
     with monkeypatch.context() as ahead:
@@ -92,7 +94,9 @@ def test_the_newest_is_rolled_back_although_the_clock_was_set_back(tmp_path: Pat
     assert (tmp_path / "tree/one.py").read_text() == "new = 1\n"
 
 
-def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/one.py").write_text("old = 1\n")
     state = str(tmp_path / "state")
@@ -103,7 +107,12 @@ def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(
             raise KeyboardInterrupt
 
         killed.setattr(deployment.Journal, "write", kill)
-        backend_patch.install(state, "a", backend_patch.Request(root=str(tmp_path / "tree"), files={"one.py": b"new = 1\n"}), backend_patch.Proof())
+        backend_patch.install(
+            state,
+            "a",
+            backend_patch.Request(root=str(tmp_path / "tree"), files={"one.py": b"new = 1\n"}),
+            backend_patch.Proof(),
+        )
     assert list((tmp_path / "state/deployments/a/originals").iterdir())
     deployment.hold(state, kind="rollback", holder="two", dead_holders=["one"])
     deployment.end(state, "a", holder="two", state=deployment.ROLLED_BACK)
@@ -182,11 +191,23 @@ def test_an_interpreter_of_a_lesser_user_is_refused_and_not_run(tmp_path: Path, 
 
 OLD, NEW, NEWEST = (hashlib.sha256(content).hexdigest() for content in (b"old", b"new", b"newest"))
 ENTRY: t.Dict[str, t.Any] = {
-    "original": OLD, "mode": 0o644, "uid": 0, "gid": 0, "mtime_ns": 1, "installed": [NEW], "made_directories": [],
-}  # fmt: skip
+    "original": OLD,
+    "mode": 0o644,
+    "uid": 0,
+    "gid": 0,
+    "mtime_ns": 1,
+    "installed": [NEW],
+    "made_directories": [],
+}
 MANIFEST: t.Dict[str, t.Any] = {
-    "id": "a", "kind": "deploy", "state": "finished", "step": "end", "began_at": "2025-07-30T02:11:00Z", "failing_before": ["http"], "files": {"/x": ENTRY},
-}  # fmt: skip
+    "id": "a",
+    "kind": "deploy",
+    "state": "finished",
+    "step": "end",
+    "began_at": "2025-07-30T02:11:00Z",
+    "failing_before": ["http"],
+    "files": {"/x": ENTRY},
+}
 
 
 def keep(state: Path, manifest: t.Mapping[str, t.Any], name: str = "") -> deployment.Journal:
@@ -293,7 +314,10 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, changes: t.Dict[
         journal.find("a")
     assert caught.value.reason == reason
     assert str(caught.value).startswith(str(tmp_path / "deployments/a/manifest.json"))
-    assert f"Deployment a cannot be rolled back from it: restore the file from a backup, or move {tmp_path}/deployments/a away" in caught.value.hint
+    assert (
+        f"Deployment a cannot be rolled back from it: restore the file from a backup, or move {tmp_path}/deployments/a"
+        " away" in caught.value.hint
+    )
 
 
 # -- what the journals of a host say together ------------------------------------------------------------------------------
@@ -316,7 +340,9 @@ def test_manifests_are_given_oldest_first_and_damage_apart(tmp_path: Path) -> No
 
 
 def test_the_kind_of_an_old_manifest_is_in_its_id() -> None:
-    assert [deployment.kind_of(each) for each in ({"id": "recover-1"}, {"id": "a"}, {"id": "recover-1", "kind": "deploy"})] == ["recover", "deploy", "deploy"]
+    assert [
+        deployment.kind_of(each) for each in ({"id": "recover-1"}, {"id": "a"}, {"id": "recover-1", "kind": "deploy"})
+    ] == ["recover", "deploy", "deploy"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "..", "."])
@@ -355,7 +381,12 @@ def test_in_force_is_what_was_not_rolled_back_newest_first(tmp_path: Path) -> No
     assert unfinished is not None and unfinished["id"] == "d"
     assert journal.latest() == "d", "what was interrupted is rolled back first"
     answer = deployment.query(str(tmp_path)).extra
-    assert (answer["in_force"], answer["unfinished"], answer["deployment_id"], answer["holder"]) == (["e", "d", "c", "a"], "d", "d", "")
+    assert (answer["in_force"], answer["unfinished"], answer["deployment_id"], answer["holder"]) == (
+        ["e", "d", "c", "a"],
+        "d",
+        "d",
+        "",
+    )
     assert (answer["resumed"], answer["damaged"]) == (False, [])
 
 
@@ -374,23 +405,38 @@ def test_the_newest_in_force_is_rolled_back_where_none_is_named(tmp_path: Path) 
     assert answer.extra["deployment_id"] == "20250731T0211" and answer.extra["unfinished"] == ""
     assert answer.msg == "In force: 20250731T0211, 20250730T0211."
     assert [(each["path"], each["reason"]) for each in answer.extra["damaged"]] == [
-        (str(tmp_path / f"deployments/{name}/manifest.json"), f"its id is not {name}") for name in ("20250730T0300", "recover-20250901T0211")
+        (str(tmp_path / f"deployments/{name}/manifest.json"), f"its id is not {name}")
+        for name in ("20250730T0300", "recover-20250901T0211")
     ]
-    assert len(answer.warnings) == 2 and all(f"{each['path']} is damaged" in text for each, text in zip(answer.extra["damaged"], answer.warnings))
+    assert len(answer.warnings) == 2 and all(
+        f"{each['path']} is damaged" in text for each, text in zip(answer.extra["damaged"], answer.warnings)
+    )
     keep(tmp_path, {}, "20250802T0211")
-    with pytest.raises(OpsError, match="20250802T0211 is the newest deployment in force.*-e wheels_ops_deployment_id=ID"):
+    with pytest.raises(
+        OpsError, match="20250802T0211 is the newest deployment in force.*-e wheels_ops_deployment_id=ID"
+    ):
         journal.latest()
 
 
 def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) -> None:
     answer = deployment.query(str(tmp_path))
     assert (answer.changed, answer.msg, answer.warnings) == (False, "In force: no deployment.", [])
-    assert answer.extra == {"holder": "", "resumed": False, "deployment_id": "", "unfinished": "", "in_force": [], "drifted": [], "damaged": []}
+    assert answer.extra == {
+        "holder": "",
+        "resumed": False,
+        "deployment_id": "",
+        "unfinished": "",
+        "in_force": [],
+        "drifted": [],
+        "damaged": [],
+    }
     deployment.hold(str(tmp_path), kind="monitor", holder="one")
     assert deployment.query(str(tmp_path)).extra["holder"] == "one"
     (tmp_path / "deploy.lock").write_text("[]")
     answer = deployment.query(str(tmp_path))
-    assert answer.extra["holder"] == "" and [each["path"] for each in answer.extra["damaged"]] == [str(tmp_path / "deploy.lock")]
+    assert answer.extra["holder"] == "" and [each["path"] for each in answer.extra["damaged"]] == [
+        str(tmp_path / "deploy.lock")
+    ]
 
 
 # -- rollback and installation note what they do ---------------------------------------------------------------------------
@@ -399,16 +445,22 @@ def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("state", "files", "after"),
     [
-        ("begun", {"/x": ENTRY}, "rolling_back"), ("finished", {"/x": ENTRY}, "rolling_back"), ("rolled_back", {"/x": ENTRY}, "rolled_back"),
+        ("begun", {"/x": ENTRY}, "rolling_back"),
+        ("finished", {"/x": ENTRY}, "rolling_back"),
+        ("rolled_back", {"/x": ENTRY}, "rolled_back"),
         ("begun", {}, "begun"),
     ],
-)  # fmt: skip
-def test_a_rollback_is_noted_where_there_is_something_to_roll_back(tmp_path: Path, state: str, files: t.Dict[str, t.Any], after: str) -> None:
+)
+def test_a_rollback_is_noted_where_there_is_something_to_roll_back(
+    tmp_path: Path, state: str, files: t.Dict[str, t.Any], after: str
+) -> None:
     journal = keep(tmp_path, entry("a", state, files=files))
     journal.note_rollback(journal.read("a"))
     manifest = journal.read("a")
     assert manifest["state"] == after and manifest["files"] == files
-    assert (manifest["step"], "rollback_began_at" in manifest) == (("rollback", True) if after != state else ("end", False))
+    assert (manifest["step"], "rollback_began_at" in manifest) == (
+        ("rollback", True) if after != state else ("end", False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +497,11 @@ def test_a_journal_is_dropped_with_what_was_kept_for_it(tmp_path: Path) -> None:
     (tmp_path / "deployments/d/notes").write_text("a person's")
     for name in ("a", "b", "c", "d", "none"):
         journal.drop(name)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["deployments", "deployments/d", "deployments/d/notes"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "deployments",
+        "deployments/d",
+        "deployments/d/notes",
+    ]
 
 
 def test_a_step_is_noted(tmp_path: Path) -> None:
@@ -467,14 +523,24 @@ def test_what_a_beginning_says_and_writes(tmp_path: Path) -> None:
     predicted = deployment.begin(state, "a", holder="one", failing=["http"], check_mode=True)
     result = deployment.begin(state, "a", holder="one", failing=["http"])
     assert result == predicted
-    assert (result.changed, result.before, result.after) == (False, {"lock": "", "unfinished": ""}, {"lock": "one", "unfinished": ""})
+    assert (result.changed, result.before, result.after) == (
+        False,
+        {"lock": "", "unfinished": ""},
+        {"lock": "one", "unfinished": ""},
+    )
     assert (result.msg, result.warnings) == ("Deployment a begins.", [])
     assert result.extra == {"deployment_id": "a", "resumed": False, "holder": ""}
     manifest = deployment.Journal(state).read("a")
     began_at = manifest.pop("began_at")
     assert began_at.startswith("20") and manifest == {
-        "id": "a", "kind": "deploy", "state": "begun", "step": "begun", "holder": "one", "failing_before": ["http"], "files": {},
-    }  # fmt: skip
+        "id": "a",
+        "kind": "deploy",
+        "state": "begun",
+        "step": "begun",
+        "holder": "one",
+        "failing_before": ["http"],
+        "files": {},
+    }
     assert os.stat(state).st_mode & 0o777 == 0o700
     result = deployment.begin(state, "b", holder="one")
     assert (result.before, result.after) == ({"lock": "one", "unfinished": "a"}, {"lock": "one", "unfinished": ""})
@@ -489,7 +555,9 @@ def test_a_deployment_goes_on_with_an_interrupted_rollback(tmp_path: Path) -> No
     assert journal.read("a") == {**entry("a", "begun"), "holder": "two"}
 
 
-@pytest.mark.parametrize(("name", "kind", "after"), [("recover-1", "", "recover"), ("a", "", "deploy"), ("a", "maintenance", "maintenance")])
+@pytest.mark.parametrize(
+    ("name", "kind", "after"), [("recover-1", "", "recover"), ("a", "", "deploy"), ("a", "maintenance", "maintenance")]
+)
 def test_the_kind_is_given_or_in_the_id(tmp_path: Path, name: str, kind: str, after: str) -> None:
     deployment.begin(str(tmp_path), name, holder="one", kind=kind)
     assert deployment.Journal(str(tmp_path)).read(name)["kind"] == after
@@ -499,12 +567,16 @@ def test_the_kind_is_given_or_in_the_id(tmp_path: Path, name: str, kind: str, af
 def test_a_kind_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     for call in (deployment.begin, deployment.hold):
         words: t.Dict[str, t.Any] = {"name": "a"} if call is deployment.begin else {}
-        with pytest.raises(OpsError, match="kind must be one of deploy, recover, rollback, maintenance, monitor, prepare, got 'x'"):
+        with pytest.raises(
+            OpsError, match="kind must be one of deploy, recover, rollback, maintenance, monitor, prepare, got 'x'"
+        ):
             call(str(tmp_path), **words, kind="x", holder="one")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_cannot_write_its_journal_keeps_the_lock_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_write_its_journal_keeps_the_lock_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = str(tmp_path)
     deployment.hold(state, kind="deploy", holder="one")
 
@@ -523,10 +595,18 @@ def test_what_a_hold_says(tmp_path: Path) -> None:
     result = deployment.hold(state, kind="rollback", holder="one")
     assert result == predicted
     assert (result.changed, result.before, result.after) == (False, {"lock": ""}, {"lock": "one"})
-    assert (result.msg, result.extra, result.warnings) == ("one holds the lock of this host.", {"holder": "", "unfinished": ""}, [])
+    assert (result.msg, result.extra, result.warnings) == (
+        "one holds the lock of this host.",
+        {"holder": "", "unfinished": ""},
+        [],
+    )
     keep(tmp_path / "state", {}, "bad")
     result = deployment.hold(state, kind="rollback", holder="two", dead_holders=["one"])
-    assert result.before == {"lock": "one"} and len(result.warnings) == 2 and "bad/manifest.json is damaged" in result.warnings[1]
+    assert (
+        result.before == {"lock": "one"}
+        and len(result.warnings) == 2
+        and "bad/manifest.json is damaged" in result.warnings[1]
+    )
 
 
 @pytest.mark.parametrize(("name", "refused"), [("", False), ("a", False), ("older", True)])
@@ -536,15 +616,21 @@ def test_an_interrupted_deployment_is_rolled_back_before_another(tmp_path: Path,
         with pytest.raises(OpsError, match="so older cannot be rolled back before it"):
             deployment.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name)
     else:
-        assert deployment.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name).extra["unfinished"] == "a"
+        assert (
+            deployment.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name).extra["unfinished"] == "a"
+        )
     # Of another kind the id says nothing.
     assert deployment.hold(str(tmp_path), kind="deploy", holder="one", deployment_id="older").extra["unfinished"] == "a"
 
 
 @pytest.mark.parametrize("kind", deployment.KINDS)
-def test_trees_are_swept_by_runs_that_do_not_report_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_trees_are_swept_by_runs_that_do_not_report_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     sweeps: t.List[t.Tuple[t.Any, t.Any]] = []
-    monkeypatch.setattr(leftovers, "sweep", lambda root, manifests: sweeps.append((root, [manifest["id"] for manifest in manifests])))
+    monkeypatch.setattr(
+        leftovers, "sweep", lambda root, manifests: sweeps.append((root, [manifest["id"] for manifest in manifests]))
+    )
     keep(tmp_path, entry("a"))
     deployment.hold(str(tmp_path), kind=kind, holder="one")
     assert sweeps == ([] if kind in ("deploy", "rollback") else [(tmp_path, ["a"])])
@@ -566,7 +652,11 @@ def test_a_lock_is_given_back(tmp_path: Path) -> None:
     predicted = deployment.let_go(state, holder="one", check_mode=True)
     assert (tmp_path / "deploy.lock").exists()
     result = deployment.let_go(state, holder="one")
-    assert result == predicted and (result.changed, result.before, result.after) == (False, {"lock": "one"}, {"lock": ""})
+    assert result == predicted and (result.changed, result.before, result.after) == (
+        False,
+        {"lock": "one"},
+        {"lock": ""},
+    )
     assert result.msg == "one does not hold the lock of this host." and not (tmp_path / "deploy.lock").exists()
 
 
@@ -589,7 +679,9 @@ def tree(tmp_path: Path) -> t.Iterator[t.Tuple[Path, Path]]:
     path.write_bytes(b"new")
     deployment.begin(str(state), "a", holder="one")
     journal = deployment.Journal(str(state))
-    journal.write({**journal.read("a"), "files": {str(path): {**ENTRY, "installed": [NEWEST, NEW]}}, "failing_before": ["http"]})
+    journal.write(
+        {**journal.read("a"), "files": {str(path): {**ENTRY, "installed": [NEWEST, NEW]}}, "failing_before": ["http"]}
+    )
     yield state, path
 
 
@@ -603,7 +695,12 @@ def test_a_deployment_whose_files_are_there_is_finished(tree: t.Tuple[Path, Path
     assert deployment.query(str(state)).extra["unfinished"] == "a"
     result = close(state)
     assert result == predicted
-    assert (result.changed, result.msg, result.before, result.after) == (False, "Deployment a: finished.", {"state": "begun"}, {"state": "finished"})
+    assert (result.changed, result.msg, result.before, result.after) == (
+        False,
+        "Deployment a: finished.",
+        {"state": "begun"},
+        {"state": "finished"},
+    )
     assert result.extra == {"failing_before": ["http"]}
     manifest = deployment.Journal(str(state)).read("a")
     assert (manifest["state"], manifest["step"]) == ("finished", "end") and manifest["ended_at"] >= manifest["began_at"]
@@ -626,7 +723,10 @@ def test_a_deployment_with_another_file_is_not_finished(tree: t.Tuple[Path, Path
     with pytest.raises(OpsError, match=f"1 files are not as deployment a installed them: {path}") as caught:
         close(state)
     assert caught.value.details == {"drifted": [str(path)]}
-    assert deployment.query(str(state)).extra["unfinished"] == "a" and deployment.query(str(state)).extra["holder"] == "one"
+    assert (
+        deployment.query(str(state)).extra["unfinished"] == "a"
+        and deployment.query(str(state)).extra["holder"] == "one"
+    )
 
 
 def test_a_file_of_the_backends_own_may_change_around_our_block(tree: t.Tuple[Path, Path]) -> None:
@@ -695,7 +795,10 @@ def test_a_host_without_a_journal_has_nothing_to_close(tmp_path: Path) -> None:
 
 def test_drift_is_measured_against_the_newest_installation_of_each_file(tmp_path: Path) -> None:
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
-    keep(tmp_path / "state", entry("a", minute=1, files={str(one): {**ENTRY, "installed": [OLD]}, str(two): {**ENTRY, "installed": [OLD]}}))
+    keep(
+        tmp_path / "state",
+        entry("a", minute=1, files={str(one): {**ENTRY, "installed": [OLD]}, str(two): {**ENTRY, "installed": [OLD]}}),
+    )
     keep(tmp_path / "state", entry("b", minute=2, files={str(one): {**ENTRY, "installed": [NEW, NEWEST]}}))
     keep(tmp_path / "state", entry("c", "rolled_back", minute=3, files={str(three): ENTRY}))
     journal = deployment.Journal(str(tmp_path / "state"))

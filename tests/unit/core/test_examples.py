@@ -18,12 +18,17 @@ NAMES = sorted(path.stem for path in MODULES.glob("*.py") if path.stem != "__ini
 #: What the examples take from variables and lookups.
 VARIABLES: t.Dict[str, t.Any] = {
     "services_list": [{"name": "pam-backend", "gate": {"type": "http", "url": "http://127.0.0.1:8000/readyz"}}],
-    "database_dsn": "postgresql://postgres@127.0.0.1/postgres", "health_before": {"checks": []}, "health_after": {"checks": []},
-    "wheels_ops_run_id": "20250730T0211", "rls.undo": "/var/lib/wheels-ops/undo.sql", "probe_token": "token",
-    "lookup('ansible.builtin.file', 'cors_config.py', rstrip=false)": "content", "lookup('ansible.builtin.file', 'indexes.sql', rstrip=false)": "content",
+    "database_dsn": "postgresql://postgres@127.0.0.1/postgres",
+    "health_before": {"checks": []},
+    "health_after": {"checks": []},
+    "wheels_ops_run_id": "20250730T0211",
+    "rls.undo": "/var/lib/wheels-ops/undo.sql",
+    "probe_token": "token",
+    "lookup('ansible.builtin.file', 'cors_config.py', rstrip=false)": "content",
+    "lookup('ansible.builtin.file', 'indexes.sql', rstrip=false)": "content",
     "(wanted.requests + wanted.refused) | map(attribute='id') | list": ["request-20250730T0211.json"],
     "lookup('wheels.ops.controller_process')": {"host": "controller", "pid": 1},
-}  # fmt: skip
+}
 
 
 class Stopped(Exception):
@@ -70,7 +75,11 @@ def examples(name: str) -> t.List[t.Dict[str, t.Any]]:
 
 
 def problems(given: t.Dict[str, t.Any], arguments: t.Dict[str, t.Any]) -> t.List[str]:
-    rules = {key: value for key, value in given.items() if key in ("mutually_exclusive", "required_together", "required_one_of", "required_if", "required_by")}
+    rules = {
+        key: value
+        for key, value in given.items()
+        if key in ("mutually_exclusive", "required_together", "required_one_of", "required_if", "required_by")
+    }
     return list(ArgumentSpecValidator(given["argument_spec"], **rules).validate(filled(arguments)).error_messages)
 
 

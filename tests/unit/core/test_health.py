@@ -18,20 +18,36 @@ from wheels_ops.results import OpsError
 @pytest.mark.parametrize(
     ("name", "value", "status"),
     [
-        ("memory", 65, "ok"), ("memory", 65.1, "warning"), ("memory", 75.1, "critical"), ("memory", 85.1, "emergency"), ("cpu", 70.5, "warning"),
-        ("cpu", 87.1, "critical"), ("disk", 75.5, "warning"), ("disk", 85.5, "critical"), ("response_time_ms", 501, "warning"),
-        ("response_time_ms", 1001, "critical"), ("error_rate", 1.1, "warning"), ("error_rate", 5.1, "critical"), ("memory", None, "unknown"),
+        ("memory", 65, "ok"),
+        ("memory", 65.1, "warning"),
+        ("memory", 75.1, "critical"),
+        ("memory", 85.1, "emergency"),
+        ("cpu", 70.5, "warning"),
+        ("cpu", 87.1, "critical"),
+        ("disk", 75.5, "warning"),
+        ("disk", 85.5, "critical"),
+        ("response_time_ms", 501, "warning"),
+        ("response_time_ms", 1001, "critical"),
+        ("error_rate", 1.1, "warning"),
+        ("error_rate", 5.1, "critical"),
+        ("memory", None, "unknown"),
     ],
-)  # fmt: skip
+)
 def test_thresholds_of_the_report(name: str, value: float, status: str) -> None:
     assert thresholds.DEFAULTS[name].status(value) == status
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"memory": {"warning": 80}}, "do not rise"), ({"memory": {"warning": "x"}}, "not numbers"), ({"ram": {}}, "no threshold 'ram'"),
-     ({"disk": {"critical": 101}}, "out of range"), ({"disk": {"panic": 1}}, "no limit panic"), ({"cpu": 80}, "limits of cpu are no dictionary")],
-)  # fmt: skip
+    [
+        ({"memory": {"warning": 80}}, "do not rise"),
+        ({"memory": {"warning": "x"}}, "not numbers"),
+        ({"ram": {}}, "no threshold 'ram'"),
+        ({"disk": {"critical": 101}}, "out of range"),
+        ({"disk": {"panic": 1}}, "no limit panic"),
+        ({"cpu": 80}, "limits of cpu are no dictionary"),
+    ],
+)
 def test_nonsense_thresholds_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(OpsError, match=message):
         thresholds.parse(given)
@@ -55,21 +71,44 @@ def test_checks_run_side_by_side_and_a_broken_one_is_unknown() -> None:
 
     checks = health.measure({"a": subject, "b": subject, "c": broken, "d": hanging}, timeout=2)
     never.set()
-    assert [(check.name, check.status) for check in checks] == [("a", "ok"), ("b", "ok"), ("c", "unknown"), ("d", "unknown")]
+    assert [(check.name, check.status) for check in checks] == [
+        ("a", "ok"),
+        ("b", "ok"),
+        ("c", "unknown"),
+        ("d", "unknown"),
+    ]
     assert "No answer within 2 s" in checks[3].message
     assert health.overall(checks) == "unknown"
 
 
 BEFORE = {
     "status": "critical",
-    "checks": [{"name": "cors", "status": "critical", "value": 40, "unit": "%", "message": "<b>bad</b>", "duration_ms": 1.0, "remedy": "x"}],
+    "checks": [
+        {
+            "name": "cors",
+            "status": "critical",
+            "value": 40,
+            "unit": "%",
+            "message": "<b>bad</b>",
+            "duration_ms": 1.0,
+            "remedy": "x",
+        }
+    ],
 }
-AFTER = {"status": "ok", "checks": [{"name": "cors", "status": "ok", "value": 100, "unit": "%", "message": "fine", "duration_ms": 1.0, "remedy": ""}]}
+AFTER = {
+    "status": "ok",
+    "checks": [
+        {"name": "cors", "status": "ok", "value": 100, "unit": "%", "message": "fine", "duration_ms": 1.0, "remedy": ""}
+    ],
+}
 
 
 def test_report_names_before_what_was_done_and_after() -> None:
     table = report.text(BEFORE, AFTER, {"cors": "patched"})
-    assert "5  CORS               critical   40 %                      patched                             ok         100 %" in table
+    assert (
+        "5  CORS               critical   40 %                      patched                             ok        "
+        " 100 %" in table
+    )
     assert report.remaining(AFTER) == []
     assert report.remaining(BEFORE) == ["cors: critical: <b>bad</b> Remedy: x."]
 
@@ -126,12 +165,23 @@ def _look(*statuses: str, **further: object) -> dict[str, object]:
     reasons = {"database": "no database DSN is given", "rls": "no database DSN is given"}
     return {
         "checks": [
-            {"name": name, "status": status, "value": None, "unit": "", "duration_ms": 1.0, "remedy": "",
-             "message": f"Not measured: {reasons.get(name, 'no base URL is given')}. Set something." if status == "skipped" else "measured"}
+            {
+                "name": name,
+                "status": status,
+                "value": None,
+                "unit": "",
+                "duration_ms": 1.0,
+                "remedy": "",
+                "message": (
+                    f"Not measured: {reasons.get(name, 'no base URL is given')}. Set something."
+                    if status == "skipped"
+                    else "measured"
+                ),
+            }
             for name, status in zip(names, statuses)
         ],
         **further,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -139,11 +189,20 @@ def _look(*statuses: str, **further: object) -> dict[str, object]:
     [
         (_look("ok", "ok", "ok"), "Everything is healthy (3 checks)."),
         (_look("skipped", "skipped", "ok"), "1 healthy, 2 skipped: no database DSN is given (database, rls)."),
-        (_look("skipped", "ok", "ok", "skipped"), "2 healthy, 2 skipped: no database DSN is given (database); no base URL is given (http)."),
+        (
+            _look("skipped", "ok", "ok", "skipped"),
+            "2 healthy, 2 skipped: no database DSN is given (database); no base URL is given (http).",
+        ),
         (_look("ok", left_out=["tts", "cors"]), "Everything is healthy (1 checks); 2 left out on purpose: tts, cors."),
-        (_look("skipped", "ok", left_out=["tts"]), "1 healthy, 1 skipped: no database DSN is given (database); 1 left out on purpose: tts."),
+        (
+            _look("skipped", "ok", left_out=["tts"]),
+            "1 healthy, 1 skipped: no database DSN is given (database); 1 left out on purpose: tts.",
+        ),
         (_look("ok", "unknown"), "Not healthy: rls."),
-        (_look("skipped", "critical", "ok"), "Not healthy: rls. 1 healthy, 1 skipped: no database DSN is given (database)."),
+        (
+            _look("skipped", "critical", "ok"),
+            "Not healthy: rls. 1 healthy, 1 skipped: no database DSN is given (database).",
+        ),
         (_look("skipped"), "Nothing was measured, 1 skipped: no database DSN is given (database)."),
         (_look(), "Nothing was measured."),
     ],
@@ -157,13 +216,20 @@ def test_a_check_that_was_not_made_is_seen_as_such_in_every_format() -> None:
     prom = report.prometheus(look).splitlines()
     assert 'wheels_ops_check_status{check="database",status="skipped"} 1' in prom
     assert 'wheels_ops_check_status{check="http",status="unknown"} 1' in prom
-    severities = {line.split('"')[1]: line.split()[-1] for line in prom if line.startswith("wheels_ops_check_severity{")}
+    severities = {
+        line.split('"')[1]: line.split()[-1] for line in prom if line.startswith("wheels_ops_check_severity{")
+    }
     assert severities.keys() == {"redis", "http"}
     assert severities["redis"] == "0" < severities["http"]
     table = report.text(look, look, {})
     assert "3  Database           skipped    not measured              -" in table
     page = report.page(look, look, {}, title="x", facts={})
-    for words in ("What was not measured", "database, rls: no database DSN is given", "tts: left out on purpose", '<td class="status skipped">skipped</td>'):
+    for words in (
+        "What was not measured",
+        "database, rls: no database DSN is given",
+        "tts: left out on purpose",
+        '<td class="status skipped">skipped</td>',
+    ):
         assert words in page
 
 
@@ -178,7 +244,9 @@ def test_no_score_where_a_value_was_asked_for_and_not_measured() -> None:
 
 
 def test_what_a_check_lacks_is_named_with_the_variable_that_gives_it() -> None:
-    options = suite.Options(subjects=("database", "rls", "tts", "cors", "services", "celery"), base_url="http://127.0.0.1:1", tts_path="")
+    options = suite.Options(
+        subjects=("database", "rls", "tts", "cors", "services", "celery"), base_url="http://127.0.0.1:1", tts_path=""
+    )
     found = suite.run(options)
     messages = {check["name"]: check["message"] for check in found["checks"]}
     assert messages["database"] == "Not measured: no database DSN is given. Set wheels_ops_database_dsn."

@@ -28,7 +28,11 @@ class Module:
 
     def __init__(self) -> None:
         self.check_mode = False
-        self.params: t.Dict[str, t.Any] = {"url": URL, "services": [{"name": "redis", "gate": {"url": URL}}], "level": 2}
+        self.params: t.Dict[str, t.Any] = {
+            "url": URL,
+            "services": [{"name": "redis", "gate": {"url": URL}}],
+            "level": 2,
+        }
         self.argument_spec: t.Dict[str, t.Any] = {"password": {"no_log": True}}
         self.no_log_values: t.Set[str] = set()
         self.warnings: t.List[str] = []
@@ -64,15 +68,26 @@ def test_arguments_are_shown_without_the_password_of_an_address(call: t.Callable
 def test_only_headers_that_are_secrets_are_blanked_in_messages() -> None:
     """Ansible blanks a secret wherever its letters stand: with ``http`` that is every address."""
     module = Module()
-    headers = {"X-Forwarded-Proto": "https", "X-Level": 1, "Host": "backend.internal", "Authorization": "Bearer long-secret", "X-Key": "hunter22"}
-    module.params = {"password": "pass", "services": [{"gate": {"headers": headers}}, {"gate": {"headers": {"X-Short": "pass"}}}]}
+    headers = {
+        "X-Forwarded-Proto": "https",
+        "X-Level": 1,
+        "Host": "backend.internal",
+        "Authorization": "Bearer long-secret",
+        "X-Key": "hunter22",
+    }
+    module.params = {
+        "password": "pass",
+        "services": [{"gate": {"headers": headers}}, {"gate": {"headers": {"X-Short": "pass"}}}],
+    }
     module.no_log_values = {"https", "1", "backend.internal", "Bearer long-secret", "hunter22", "pass"}
     with pytest.raises(Ended) as caught:
         _ansible.run(t.cast(t.Any, module), Result)
     # A short word stays a secret where it is also somebody's password.
     assert module.no_log_values == {"Bearer long-secret", "hunter22", "pass"}
     shown = caught.value.args[0]["invocation"]["module_args"]["services"]
-    assert {value for service in shown for value in service["gate"]["headers"].values()} == {"VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}
+    assert {value for service in shown for value in service["gate"]["headers"].values()} == {
+        "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
+    }
     assert set(shown[0]["gate"]["headers"]) == set(headers)
 
 
@@ -89,12 +104,16 @@ def test_a_database_that_is_no_number_is_not_taken_for_the_first(url: str) -> No
         broker.connect(url)
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1", "redis://127.0.0.1/", "redis://:p@127.0.0.1:6379/15", "unix:///run/redis.sock?db=1"])
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1", "redis://127.0.0.1/", "redis://:p@127.0.0.1:6379/15", "unix:///run/redis.sock?db=1"]
+)
 def test_databases_that_redis_has(url: str) -> None:
     broker.connect(url).close()
 
 
-def test_a_task_of_a_run_renews_its_lock_and_does_nothing_once_it_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_a_run_renews_its_lock_and_does_nothing_once_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The playbooks name their run and its state directory in the environment of every task."""
     monkeypatch.setenv(lock.HOLDER_VARIABLE, "one")
     monkeypatch.setenv(lock.DIRECTORY_VARIABLE, str(tmp_path))

@@ -51,7 +51,9 @@ class Log:
 def backend_reader() -> t.Tuple[t.Any, Log]:
     """The class of the backend, without the backend: its file imports the application."""
     tree = ast.parse(SYSTEM_HEALTH.read_text(encoding="utf-8"))
-    wanted: t.List[ast.stmt] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "OpsTokens"]
+    wanted: t.List[ast.stmt] = [
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "OpsTokens"
+    ]
     log = Log()
     names: t.Dict[str, t.Any] = {**vars(t), "hashlib": hashlib, "hmac": hmac, "os": os, "time": time, "logger": log}
     exec(compile(ast.Module(wanted, []), str(SYSTEM_HEALTH), "exec"), names)
@@ -59,7 +61,9 @@ def backend_reader() -> t.Tuple[t.Any, Log]:
 
 
 @pytest.mark.parametrize(("text", "tokens"), FILES.items())
-def test_every_reader_finds_the_same_tokens(tmp_path: Path, text: str, tokens: t.List[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reader_finds_the_same_tokens(
+    tmp_path: Path, text: str, tokens: t.List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ops-token"
     path.write_bytes(text.encode())
     assert ops_token.parse(text)[0] == tokens

@@ -13,7 +13,15 @@ import pytest
 from wheels_ops.recovery_requests import MAX_BYTES, MAX_TEXT, handle
 from wheels_ops.results import OpsError
 
-GOOD = {"id": "other", "time": "2026-11-27T03:00:00Z", "kind": "recover", "reason": "asked for", "requested_by": "token 12", "service": "pam-backend", "pid": 7}
+GOOD = {
+    "id": "other",
+    "time": "2026-11-27T03:00:00Z",
+    "kind": "recover",
+    "reason": "asked for",
+    "requested_by": "token 12",
+    "service": "pam-backend",
+    "pid": 7,
+}
 
 
 def ids(entries: t.Iterable[t.Mapping[str, str]]) -> t.List[str]:
@@ -93,7 +101,14 @@ def test_traps_in_the_directory_are_refused_at_once_and_show_nothing(tmp_path: P
     request = {"kind": "alert", "reason": "\x1b]0;x\x07 from redis://:s3cr3t-word@h:1/0\n# forged"}
     (directory / "g-steers.json").write_text(json.dumps(request))
     result = handle(directory)
-    assert [entry["id"] for entry in result.extra["refused"]] == ["a-pipe", "b-link", "c-hard", "d-zero", "e-large", "f-deep"]
+    assert [entry["id"] for entry in result.extra["refused"]] == [
+        "a-pipe",
+        "b-link",
+        "c-hard",
+        "d-zero",
+        "e-large",
+        "f-deep",
+    ]
     assert [entry["id"] for entry in result.extra["requests"]] == ["g-steers"]
     shown = json.dumps(result.as_dict())
     assert "what only root may read" not in shown

@@ -30,7 +30,9 @@ CACHE_SERVICE = COLLECTION / "roles/backend_patches/files/app/services/cache_ser
 def backend_redactor() -> t.Callable[[object], str]:
     """The function of the backend's cache, without the backend: its file imports the application."""
     tree = ast.parse(CACHE_SERVICE.read_text(encoding="utf-8"))
-    wanted: t.List[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("redacted", "_first")]
+    wanted: t.List[ast.stmt] = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("redacted", "_first")
+    ]
     names: t.Dict[str, t.Any] = {"re": re, "unquote": unquote, "urlsplit": urlsplit}
     exec(compile(ast.Module(wanted, []), str(CACHE_SERVICE), "exec"), names)
     return t.cast("t.Callable[[object], str]", names["redacted"])
@@ -53,14 +55,21 @@ def test_redact(text: str, shown: str) -> None:
     assert redact_value({"a": [text]}) == {"a": [shown]}
 
 
-SECRET = st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), min_size=0, max_size=12).map(lambda text: f"S3cr{text}t!x")
+SECRET = st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), min_size=0, max_size=12).map(
+    lambda text: f"S3cr{text}t!x"
+)
 #: Where a secret can stand in an address; every other part is a witness that has to survive.
 PLACES = (
-    "redis://{quoted}:{{}}@host.example:6379/7", "rediss://:{{}}@host.example/7", "redis://host.example:6379/7?db=3&password={{}}",
-    "unix:///run/redis.sock?password={{}}&db=3", "sentinel://:{{}}@one.example:26379;sentinel://:{{}}@two.example:26379/mymaster",
-    "postgresql+asyncpg://role:{{}}@host.example:5432/base?sslmode=require", "wss://host.example/api/ws?token={{}}&last_seq=4",
-    "http://role:{{}}@host.example:8080/path/to?x=y", "amqp://role:{{}}@host.example:5672//",
-)  # fmt: skip
+    "redis://{quoted}:{{}}@host.example:6379/7",
+    "rediss://:{{}}@host.example/7",
+    "redis://host.example:6379/7?db=3&password={{}}",
+    "unix:///run/redis.sock?password={{}}&db=3",
+    "sentinel://:{{}}@one.example:26379;sentinel://:{{}}@two.example:26379/mymaster",
+    "postgresql+asyncpg://role:{{}}@host.example:5432/base?sslmode=require",
+    "wss://host.example/api/ws?token={{}}&last_seq=4",
+    "http://role:{{}}@host.example:8080/path/to?x=y",
+    "amqp://role:{{}}@host.example:5672//",
+)
 
 
 @given(
@@ -125,17 +134,24 @@ def test_a_difference_of_an_environment_file_names_what_changes_without_its_valu
     new = old.replace("-old", "-new").replace("'1'", "'2'") + "API_KEY='mark3d-2'\n"
     shown = redact_diff([{"before": old, "after": new, "after_header": "etc/backend.env (after)"}])[0]
     assert shown["before"] == "# ours\nWORKERS='1'\nFEED='***'\nPLACE='/var/lib/wheels-ops/x'\n"
-    assert shown["after"] == "# ours\nWORKERS='2'\nFEED='*** (another value)'\nPLACE='/var/lib/wheels-ops/x'\nAPI_KEY='***'\n"
+    assert (
+        shown["after"]
+        == "# ours\nWORKERS='2'\nFEED='*** (another value)'\nPLACE='/var/lib/wheels-ops/x'\nAPI_KEY='***'\n"
+    )
     assert redact_diff([{"before": old, "after": ""}])[0]["before"] == shown["before"]
 
 
 def test_a_difference_in_lines_of_an_environment_file_hides_them_too() -> None:
     old, new = "WORKERS='1'\nFEED='mark3d-old'\n", "WORKERS='2'\nFEED='mark3d-new'\nKEPT='mark3d-kept'\n"
-    lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), "etc/backend.env (before)", "etc/backend.env (after)")
+    lines = difflib.unified_diff(
+        old.splitlines(True), new.splitlines(True), "etc/backend.env (before)", "etc/backend.env (after)"
+    )
     shown = redact_diff([{"prepared": "".join(lines)}])[0]["prepared"]
     assert "mark3d" not in shown
     assert shown.splitlines()[:2] == ["--- etc/backend.env (before)", "+++ etc/backend.env (after)"]
-    assert {"-WORKERS='1'", "+WORKERS='2'", "-FEED='***'", "+FEED='*** (another value)'", "+KEPT='***'"} <= set(shown.splitlines())
+    assert {"-WORKERS='1'", "+WORKERS='2'", "-FEED='***'", "+FEED='*** (another value)'", "+KEPT='***'"} <= set(
+        shown.splitlines()
+    )
     code = "--- a.py (before)\n+++ a.py (after)\n@@ -0,0 +1 @@\n+password = f(token=token)\n"
     assert redact_diff([{"prepared": code}]) == [{"prepared": code}]
 
@@ -203,7 +219,9 @@ def test_libpq_quotes_no_piece_of_the_password(dsn: str) -> None:
 
 def test_whatever_a_check_or_an_error_says_has_no_secret() -> None:
     said = "no answer from http://u:S3cret@h/?token=S3cret"
-    check = Check(name="http", status="critical", message=said, details={"tried": (said,), "headers": {"X-Key": "S3cret"}})
+    check = Check(
+        name="http", status="critical", message=said, details={"tried": (said,), "headers": {"X-Key": "S3cret"}}
+    )
     assert "S3cret" not in json.dumps(check.as_dict())
     assert "S3cret" not in str(OpsError(said, hint=said))
     assert "http://u:***@h/?token=***" in str(OpsError(said))
@@ -216,7 +234,9 @@ def test_there_is_one_redactor() -> None:
         f"{path.relative_to(library)}: {match[0]}"
         for path in sorted(library.rglob("*.py"))
         if path != Path(redaction.__file__)
-        for match in re.finditer(r"def \w*(?:mask|redact|scrub)\w*\(|(?:\.replace|re\.sub)\([^)]*\*\*\*", path.read_text(encoding="utf-8"))
+        for match in re.finditer(
+            r"def \w*(?:mask|redact|scrub)\w*\(|(?:\.replace|re\.sub)\([^)]*\*\*\*", path.read_text(encoding="utf-8")
+        )
         if "def scrubbed(" not in match[0]
     ]
     assert own == []

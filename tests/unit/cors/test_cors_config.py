@@ -35,12 +35,30 @@ print(json.dumps({"aliases": c.origins == c.allowed_origins and "https://evil.ex
                   "allowed": [c.is_origin_allowed(o) for o in ("https://wheelsandwins.com", "https://evil.example", None, "", "null")],
                   "websocket": [c.is_websocket_origin_allowed(o) for o in (None, "https://wheelsandwins.com", "https://evil.example", "null", "")]}))
 """)
-    assert found["aliases"] and found["allowed"] == [True, False, False, False, False] and found["websocket"] == [True, True, False, False, False]
-    assert set(found["dict"]) == {"allow_origins", "allow_credentials", "allow_methods", "allow_headers", "expose_headers", "max_age", "allow_origin_regex"}
-    assert found["dict"]["allow_credentials"] is True and found["dict"]["max_age"] == 7200 and len(found["headers"]) == 10
+    assert (
+        found["aliases"]
+        and found["allowed"] == [True, False, False, False, False]
+        and found["websocket"] == [True, True, False, False, False]
+    )
+    assert set(found["dict"]) == {
+        "allow_origins",
+        "allow_credentials",
+        "allow_methods",
+        "allow_headers",
+        "expose_headers",
+        "max_age",
+        "allow_origin_regex",
+    }
+    assert (
+        found["dict"]["allow_credentials"] is True and found["dict"]["max_age"] == 7200 and len(found["headers"]) == 10
+    )
     assert {"GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"} == set(found["methods"])
-    assert {"apikey", "X-Client-Info", "Authorization", "X-CSRF-Token", "X-Auth-Type"} <= set(found["dict"]["allow_headers"])
-    assert {"Content-Range", "X-Content-Range", "X-Request-ID", "X-Response-Time", "Retry-After"} == set(found["expose"])
+    assert {"apikey", "X-Client-Info", "Authorization", "X-CSRF-Token", "X-Auth-Type"} <= set(
+        found["dict"]["allow_headers"]
+    )
+    assert {"Content-Range", "X-Content-Range", "X-Request-ID", "X-Response-Time", "Retry-After"} == set(
+        found["expose"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,11 +107,17 @@ print(json.dumps([answer(), answer(origin=b"https://evil.example"), answer((b"ac
 
 
 def test_environments(tree: Tree) -> None:
-    local, staging, lovable = "http://localhost:5173", "https://staging-wheelsandwins.netlify.app", "https://4fd8d7d4-1c59-4996-a0dd-48be31131e7c.lovable.app"
+    local, staging, lovable = (
+        "http://localhost:5173",
+        "https://staging-wheelsandwins.netlify.app",
+        "https://4fd8d7d4-1c59-4996-a0dd-48be31131e7c.lovable.app",
+    )
     both = "https://wheels-wins-staging.netlify.app"
     production = origins(tree, STUB_ENVIRONMENT="production", NODE_ENV="development")
     assert OWN in production and both in production and not {local, staging, lovable} & set(production)
-    assert {OWN, both, staging, lovable} <= set(origins(tree, STUB_ENVIRONMENT="staging")) and local not in origins(tree, STUB_ENVIRONMENT="staging")
+    assert {OWN, both, staging, lovable} <= set(origins(tree, STUB_ENVIRONMENT="staging")) and local not in origins(
+        tree, STUB_ENVIRONMENT="staging"
+    )
     assert {OWN, both, local, lovable} <= set(origins(tree, NODE_ENV="development"))
     assert origins(tree) == production == origins(tree, NODE_ENV="nonsense")
     assert lovable in origins(tree, ENABLE_LOVABLE_ORIGINS="true")
@@ -101,17 +125,24 @@ def test_environments(tree: Tree) -> None:
     assert lovable not in origins(tree, NODE_ENV="staging", DISABLE_LOVABLE_ORIGINS="true")
     assert "https://a.example" in origins(tree, ADDITIONAL_CORS_ORIGINS=" https://a.example , ,https://b.example:8443")
     assert "https://a.example" in origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]')
-    assert not {"*", "http://b.example"} & set(origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]'))
+    assert not {"*", "http://b.example"} & set(
+        origins(tree, CORS_ALLOWED_ORIGINS='["https://a.example", "*", "http://b.example"]')
+    )
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '"https://a.example,https://b.example"', "'https://a.example, https://b.example'", '"https://a.example","https://b.example"',
-        ",, https://a.example ,,https://b.example,", '["https://a.example", "", "https://b.example"]', "\'[\"https://a.example\",\"https://b.example\"]\'",
-        "https://a.example,\n https://b.example\r\n", "https://a.example,https://b.example,https://a.example",
+        '"https://a.example,https://b.example"',
+        "'https://a.example, https://b.example'",
+        '"https://a.example","https://b.example"',
+        ",, https://a.example ,,https://b.example,",
+        '["https://a.example", "", "https://b.example"]',
+        '\'["https://a.example","https://b.example"]\'',
+        "https://a.example,\n https://b.example\r\n",
+        "https://a.example,https://b.example,https://a.example",
     ],
-)  # fmt: skip
+)
 def test_every_way_in_which_files_of_variables_write_a_list(tree: Tree, text: str) -> None:
     assert origins(tree, ADDITIONAL_CORS_ORIGINS=text)[-2:] == ["https://a.example", "https://b.example"]
 
@@ -156,11 +187,19 @@ print(json.dumps(cors_config.debug_snapshot()))
         and "subdomain" in why["https://evil.wheelsandwins.com"]
         and "slash" in why["https://wheelsandwins.com/"]
     )
-    assert "default port" in why["https://wheelsandwins.com:443"] and "sandboxed" in why["null"] and "resembles" in why["https://wheels-andwins.com"]
+    assert (
+        "default port" in why["https://wheelsandwins.com:443"]
+        and "sandboxed" in why["null"]
+        and "resembles" in why["https://wheels-andwins.com"]
+    )
     assert all(name.isascii() and name.isprintable() and len(name) < 160 for name in why)
     counters = found["counters"]
     assert (counters["allowed"], counters["denied"], counters["preflight_allowed"]) == (1, 9, 1)
-    assert (counters["preflight_denied_method"], counters["preflight_denied_header"], counters["preflight_denied_origin"]) == (1, 1, 0)
+    assert (
+        counters["preflight_denied_method"],
+        counters["preflight_denied_header"],
+        counters["preflight_denied_origin"],
+    ) == (1, 1, 0)
     # the report's own command: grep "CORS\\|OPTIONS\\|preflight"
     assert any(line["event"] == "CORS preflight denied (OPTIONS)" for line in tree.logged())
     assert all("CORS" in line["event"] for line in tree.logged())
@@ -215,5 +254,10 @@ host = App(); install(host); install(host)
 stack = host.build_middleware_stack()
 print(json.dumps([raised, sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, type(stack).__name__, stack.app is app]))
 """)
-    assert found[0] is True and found[1] == 500 and found[2]["access-control-allow-origin"] == OWN and found[2]["vary"] == "Origin"
+    assert (
+        found[0] is True
+        and found[1] == 500
+        and found[2]["access-control-allow-origin"] == OWN
+        and found[2]["vary"] == "Origin"
+    )
     assert found[3:] == ["CORSMiddleware", True]

@@ -45,7 +45,10 @@ def outside(tmp_path: Path) -> Path:
 
 
 def state_of(directory: Path) -> t.List[t.Tuple[str, str, int, int]]:
-    return [(path.name, path.read_text(), path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(directory.iterdir())]
+    return [
+        (path.name, path.read_text(), path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in sorted(directory.iterdir())
+    ]
 
 
 def test_install_and_restore_never_follow_a_directory_that_is_swapped_for_a_link(tmp_path: Path, outside: Path) -> None:
@@ -56,13 +59,17 @@ def test_install_and_restore_never_follow_a_directory_that_is_swapped_for_a_link
     refused = 0
     with swapping(root / "app/core", outside):
         for number in range(ROUNDS):
-            request = backend_patch.Request(root=str(root), files={"app/core/cors_config.py": b"X = %d\n" % number, "app/core/new/extra.py": b""})
+            request = backend_patch.Request(
+                root=str(root), files={"app/core/cors_config.py": b"X = %d\n" % number, "app/core/new/extra.py": b""}
+            )
             name = f"d{number}"
             # A round that was refused leaves its deployment open: the next one has a state of its own.
             state = str(tmp_path / f"state{number}")
             deployment.begin(state, name, holder="me")
             for call in (
-                lambda state=state, name=name, request=request: backend_patch.install(state, name, request, backend_patch.Proof()),
+                lambda state=state, name=name, request=request: backend_patch.install(
+                    state, name, request, backend_patch.Proof()
+                ),
                 lambda state=state, name=name: backend_patch.restore(state, name),
             ):
                 try:
@@ -78,7 +85,9 @@ def test_a_directory_swapped_between_install_and_restore_is_refused_by_name(tmp_
     (root / "app/core").mkdir(parents=True)
     (root / "app/core/cors_config.py").write_text("ORIGINS = []\n")
     deployment.begin(state, "one", holder="me")
-    request = backend_patch.Request(root=str(root), files={"app/core/cors_config.py": b"X = 1\n", "app/core/new/extra.py": b""})
+    request = backend_patch.Request(
+        root=str(root), files={"app/core/cors_config.py": b"X = 1\n", "app/core/new/extra.py": b""}
+    )
     backend_patch.install(state, "one", request, backend_patch.Proof())
     before = state_of(outside)
     (root / "app/core").rename(root / "app/aside")
@@ -125,12 +134,16 @@ def _device(path: Path) -> None:
         (_link, "symbolic link"),
     ],
 )
-def test_what_is_no_file_of_one_name_is_refused_and_not_waited_for(tmp_path: Path, plant: t.Callable[[Path], None], words: str) -> None:
+def test_what_is_no_file_of_one_name_is_refused_and_not_waited_for(
+    tmp_path: Path, plant: t.Callable[[Path], None], words: str
+) -> None:
     root, state = tmp_path / "production", str(tmp_path / "state")
     cors = root / "app/core/cors_config.py"
     cors.parent.mkdir(parents=True)
     deployment.begin(state, "one", holder="me")
-    request = backend_patch.Request(root=str(root), files={"app/core/added.py": b"Y = 1\n", "app/core/cors_config.py": b"X = 1\n"})
+    request = backend_patch.Request(
+        root=str(root), files={"app/core/added.py": b"Y = 1\n", "app/core/cors_config.py": b"X = 1\n"}
+    )
     plant(cors)
     with pytest.raises(OpsError, match=words) as caught:
         backend_patch.install(state, "one", request, backend_patch.Proof())

@@ -15,7 +15,10 @@ from wheels_ops.results import OpsError
 
 MIB = 1024 * 1024
 #: As a machine of 24 GB shows it.
-MEMINFO = "MemTotal:       24683952 kB\nMemFree:         1683952 kB\nMemAvailable:   20683952 kB\nSwapTotal:             0 kB\n"
+MEMINFO = (
+    "MemTotal:       24683952 kB\nMemFree:         1683952 kB\nMemAvailable:   20683952 kB\nSwapTotal:             0"
+    " kB\n"
+)
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "36 31 0:33 / /sys/fs/cgroup/memory rw shared:16 - cgroup cgroup rw,memory\n"
 
@@ -43,12 +46,17 @@ class Host:
     def v2(self, path: str, limit: str, current: int, cache: int = 0) -> None:
         self.write(f"sys/fs/cgroup{path}/memory.max", f"{limit}\n")
         self.write(f"sys/fs/cgroup{path}/memory.current", f"{current}\n")
-        self.write(f"sys/fs/cgroup{path}/memory.stat", f"anon {current - cache}\nfile {cache}\ninactive_file {cache}\nactive_file 0\nfile_dirty 0\n")
+        self.write(
+            f"sys/fs/cgroup{path}/memory.stat",
+            f"anon {current - cache}\nfile {cache}\ninactive_file {cache}\nactive_file 0\nfile_dirty 0\n",
+        )
 
     def v1(self, path: str, limit: int, usage: int, cache: int = 0) -> None:
         self.write(f"sys/fs/cgroup/memory{path}/memory.limit_in_bytes", f"{limit}\n")
         self.write(f"sys/fs/cgroup/memory{path}/memory.usage_in_bytes", f"{usage}\n")
-        self.write(f"sys/fs/cgroup/memory{path}/memory.stat", f"cache {cache}\ninactive_file 0\ntotal_inactive_file {cache}\n")
+        self.write(
+            f"sys/fs/cgroup/memory{path}/memory.stat", f"cache {cache}\ninactive_file 0\ntotal_inactive_file {cache}\n"
+        )
 
     def scope(self) -> t.Optional[pressure.Scope]:
         return pressure.cgroup(77, proc=self.proc, root=str(self.root))
@@ -144,18 +152,36 @@ def meminfo(total: int, available: int, more: str = "") -> str:
 
 def arcstats(size: int, least: int) -> str:
     """In GiB, as /proc/spl/kstat/zfs/arcstats has it."""
-    return f"13 1 0x01 147 39984 1 2\nname                            type data\nhits 4 77\nc_min 4 {least * GIB}\nc 4 {size * GIB}\nsize 4 {size * GIB}\n"
+    return (
+        f"13 1 0x01 147 39984 1 2\nname                            type data\nhits 4 77\nc_min 4 {least * GIB}\nc 4"
+        f" {size * GIB}\nsize 4 {size * GIB}\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "least", "more", "percent"),
     [
-        (50, 2, "", 100 * 12 / 64), (50, 50, "", 100 * 60 / 64), (1, 2, "", 100 * 60 / 64), (60, 0, "", 0.0),
-        (50, 2, f"AnonPages: {20 * 1024**2} kB\nShmem: {4 * 1024**2} kB\n", 100 * 24 / 64),  # what processes hold is never the cache
+        (50, 2, "", 100 * 12 / 64),
+        (50, 50, "", 100 * 60 / 64),
+        (1, 2, "", 100 * 60 / 64),
+        (60, 0, "", 0.0),
+        (
+            50,
+            2,
+            f"AnonPages: {20 * 1024**2} kB\nShmem: {4 * 1024**2} kB\n",
+            100 * 24 / 64,
+        ),  # what processes hold is never the cache
         (61, 2, "", 100 * 60 / 64),  # larger than all that is in use: it is another machine's (lxcfs)
     ],
-    ids=["down to c_min", "at c_min", "below c_min", "all of it", "not below what processes hold", "of another machine"],
-)  # fmt: skip
+    ids=[
+        "down to c_min",
+        "at c_min",
+        "below c_min",
+        "all of it",
+        "not below what processes hold",
+        "of another machine",
+    ],
+)
 def test_the_cache_of_zfs_can_be_had(host: Host, size: int, least: int, more: str, percent: float) -> None:
     host.write("proc/meminfo", meminfo(64, 4, more))
     host.write("proc/spl/kstat/zfs/arcstats", arcstats(size, least))
@@ -166,8 +192,14 @@ def test_the_cache_of_zfs_can_be_had(host: Host, size: int, least: int, more: st
     ("more", "percent"),
     [
         ("HugePages_Total: 720\nHugePages_Free: 720\nHugepagesize: 1048576 kB\n", 100 * 18 / 35),
-        ("HugePages_Total: 720\nHugePages_Free: 100\nHugepagesize: 1048576 kB\n", 100 * 18 / 35),  # those in use are set aside as well
-        (f"HugePages_Total: 0\nHugepagesize: 2048 kB\nHugetlb: {720 * 1024**2} kB\n", 100 * 18 / 35),  # of another size than the default
+        (
+            "HugePages_Total: 720\nHugePages_Free: 100\nHugepagesize: 1048576 kB\n",
+            100 * 18 / 35,
+        ),  # those in use are set aside as well
+        (
+            f"HugePages_Total: 0\nHugepagesize: 2048 kB\nHugetlb: {720 * 1024**2} kB\n",
+            100 * 18 / 35,
+        ),  # of another size than the default
         ("HugePages_Total: 0\nHugePages_Free: 0\nHugepagesize: 2048 kB\nHugetlb: 0 kB\n", 100 * 738 / 755),
     ],
 )
@@ -186,7 +218,14 @@ def test_kernels_without_memavailable(host: Host) -> None:
 def test_page_cache_that_is_in_use_often_can_go_too_and_what_is_dirty_cannot(host: Host) -> None:
     host.process(V2_MOUNT, "0::/a\n")
     host.v2("/a", str(400 * MIB), 380 * MIB)
-    statistics = {"anon": 40, "inactive_file": 10, "active_file": 300, "file_dirty": 8, "file_writeback": 2, "slab_reclaimable": 20}
+    statistics = {
+        "anon": 40,
+        "inactive_file": 10,
+        "active_file": 300,
+        "file_dirty": 8,
+        "file_writeback": 2,
+        "slab_reclaimable": 20,
+    }
     host.write("sys/fs/cgroup/a/memory.stat", "".join(f"{name} {size * MIB}\n" for name, size in statistics.items()))
     scope = host.scope()
     assert scope is not None and scope.percent == pytest.approx(100 * (380 - 300 - 20) / 400)
@@ -195,8 +234,18 @@ def test_page_cache_that_is_in_use_often_can_go_too_and_what_is_dirty_cannot(hos
 def test_page_cache_of_a_container_on_v1(host: Host) -> None:
     host.process(V1_MOUNT, "4:memory:/docker/x\n")
     host.v1("/docker/x", 512 * MIB, 402 * MIB)
-    statistics = {"cache": 393, "active_file": 1, "total_inactive_file": 193, "total_active_file": 201, "total_dirty": 1, "total_writeback": 0}
-    host.write("sys/fs/cgroup/memory/docker/x/memory.stat", "".join(f"{name} {size * MIB}\n" for name, size in statistics.items()))
+    statistics = {
+        "cache": 393,
+        "active_file": 1,
+        "total_inactive_file": 193,
+        "total_active_file": 201,
+        "total_dirty": 1,
+        "total_writeback": 0,
+    }
+    host.write(
+        "sys/fs/cgroup/memory/docker/x/memory.stat",
+        "".join(f"{name} {size * MIB}\n" for name, size in statistics.items()),
+    )
     host.write("sys/fs/cgroup/memory/docker/x/memory.failcnt", "17\n")
     host.write("sys/fs/cgroup/memory/docker/x/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     scope = host.scope()
@@ -204,13 +253,18 @@ def test_page_cache_of_a_container_on_v1(host: Host) -> None:
     assert scope.events == {"failcnt": 17, "oom_kill": 2}
 
 
-@pytest.mark.parametrize(("most", "high", "limit"), [("max", 300, 300), (400, 300, 300), (300, 400, 300), (300, "max", 300), (300, 0, 300)])
+@pytest.mark.parametrize(
+    ("most", "high", "limit"), [("max", 300, 300), (400, 300, 300), (300, 400, 300), (300, "max", 300), (300, 0, 300)]
+)
 def test_the_lower_of_memory_max_and_memory_high_is_the_limit(host: Host, most: t.Any, high: t.Any, limit: int) -> None:
     host.process(V2_MOUNT, "0::/a\n")
     host.v2("/a", str(most * MIB) if isinstance(most, int) else most, 290 * MIB)
     host.write("sys/fs/cgroup/a/memory.high", f"{high * MIB if isinstance(high, int) else high}\n")
     host.write("sys/fs/cgroup/a/memory.events", "low 0\nhigh 556267\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n")
-    host.write("sys/fs/cgroup/a/memory.pressure", "some avg10=96.40 avg60=0 avg300=0 total=1\nfull avg10=95.10 avg60=0 avg300=0 total=1\n")
+    host.write(
+        "sys/fs/cgroup/a/memory.pressure",
+        "some avg10=96.40 avg60=0 avg300=0 total=1\nfull avg10=95.10 avg60=0 avg300=0 total=1\n",
+    )
     scope = host.scope()
     assert scope is not None and scope.limit_bytes == limit * MIB and scope.stalled == 95.1
     assert scope.as_dict()["events"] == {"high": 556267, "max": 3, "oom": 1, "oom_kill": 1}
@@ -221,11 +275,16 @@ def test_the_group_whose_tasks_wait_goes_before_the_fuller_one(host: Host) -> No
     host.v2("/pod", str(1000 * MIB), 950 * MIB)
     host.v2("/pod/a", str(500 * MIB), 100 * MIB)
     assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod"  # type: ignore[union-attr]  # None fails the test as well
-    host.write("sys/fs/cgroup/pod/a/memory.pressure", "some avg10=90.00 avg60=0 avg300=0 total=1\nfull avg10=80.00 avg60=0 avg300=0 total=1\n")
+    host.write(
+        "sys/fs/cgroup/pod/a/memory.pressure",
+        "some avg10=90.00 avg60=0 avg300=0 total=1\nfull avg10=80.00 avg60=0 avg300=0 total=1\n",
+    )
     assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod/a"  # type: ignore[union-attr]  # None fails the test as well
 
 
-@pytest.mark.parametrize(("full", "said"), [(9.99, ""), (10.0, "10.0 % of the last 10 s"), (95.0, "95.0 % of the last 10 s")])
+@pytest.mark.parametrize(
+    ("full", "said"), [(9.99, ""), (10.0, "10.0 % of the last 10 s"), (95.0, "95.0 % of the last 10 s")]
+)
 def test_psi_decides_where_there_is_one(full: float, said: str) -> None:
     scope = pressure.Scope("host", "/", 100, 99, {"some_avg10": 99.0, "full_avg10": full}, {"max": 900})
     earlier = pressure.Scope("host", "/", 100, 99, None, {"max": 1})
@@ -233,7 +292,13 @@ def test_psi_decides_where_there_is_one(full: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"), [({"max": 3}, {"max": 3}, ""), ({"max": 3}, {"max": 5}, "max rose by 2"), ({}, {"max": 5}, ""), ({"max": 3}, {"max": 1}, "")]
+    ("before", "after", "said"),
+    [
+        ({"max": 3}, {"max": 3}, ""),
+        ({"max": 3}, {"max": 5}, "max rose by 2"),
+        ({}, {"max": 5}, ""),
+        ({"max": 3}, {"max": 1}, ""),
+    ],
 )
 def test_without_psi_events_decide(before: t.Dict[str, int], after: t.Dict[str, int], said: str) -> None:
     now, earlier = (pressure.Scope("cgroup", "/a", 100, 99, None, events) for events in (after, before))
@@ -243,7 +308,9 @@ def test_without_psi_events_decide(before: t.Dict[str, int], after: t.Dict[str, 
 
 def test_events_of_the_machine(host: Host) -> None:
     assert pressure.host(host.proc).events == {} and pressure.host(host.proc).stalled is None
-    host.write("proc/vmstat", "nr_free_pages 5\nallocstall_dma 0\nallocstall_normal 3\nallocstall_movable 4\noom_kill 1\n")
+    host.write(
+        "proc/vmstat", "nr_free_pages 5\nallocstall_dma 0\nallocstall_normal 3\nallocstall_movable 4\noom_kill 1\n"
+    )
     assert pressure.host(host.proc).events == {"allocstall": 7, "oom_kill": 1}
 
 
@@ -255,12 +322,18 @@ def scope(percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str
 @pytest.mark.parametrize(
     ("scopes", "restarted"),
     [
-        ([scope(97.0, 0.0)], False), ([scope(97.0, 9.9)], False), ([scope(97.0, 40.0)], True), ([scope(89.0, 40.0)], False), ([scope(97.0, None)], False),
+        ([scope(97.0, 0.0)], False),
+        ([scope(97.0, 9.9)], False),
+        ([scope(97.0, 40.0)], True),
+        ([scope(89.0, 40.0)], False),
+        ([scope(97.0, None)], False),
         ([scope(97.0, None, {"max": number}) for number in range(20)], True),
     ],
     ids=["calm", "nearly calm", "pressure", "pressure below the tier", "the kernel does not say", "limits are met"],
-)  # fmt: skip
-def test_a_percentage_alone_restarts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[pressure.Scope], restarted: bool) -> None:
+)
+def test_a_percentage_alone_restarts_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[pressure.Scope], restarted: bool
+) -> None:
     """The whole ladder on a machine that is given; a restart is what the last rung asks for."""
     acted: t.List[str] = []
 
@@ -299,7 +372,10 @@ def test_pressure_below_the_warning_is_said(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=3.00 avg60=0 avg300=0 total=1\n", {"some_avg10": 12.5, "full_avg10": 3.0}),
+        (
+            "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=3.00 avg60=0 avg300=0 total=1\n",
+            {"some_avg10": 12.5, "full_avg10": 3.0},
+        ),
         ("", None),
     ],
 )
@@ -360,7 +436,10 @@ def test_the_heap_is_told_from_small_objects(tmp_path: Path) -> None:
     assert found.swap == 4096 and found.allocator == "glibc"
 
 
-@pytest.mark.parametrize(("library", "name"), [("libjemalloc.so.2", "jemalloc"), ("libmimalloc.so.2.0", "mimalloc"), ("ld-musl-x86_64.so.1", "musl")])
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("libjemalloc.so.2", "jemalloc"), ("libmimalloc.so.2.0", "mimalloc"), ("ld-musl-x86_64.so.1", "musl")],
+)
 def test_other_allocators_are_not_trimmed(tmp_path: Path, library: str, name: str) -> None:
     (tmp_path / "5").mkdir()
     (tmp_path / "5" / "smaps").write_text(SMAPS.replace("libc.so.6", library))
@@ -371,14 +450,25 @@ def test_other_allocators_are_not_trimmed(tmp_path: Path, library: str, name: st
 def test_small_objects_that_end_where_a_heap_could_are_told_from_one_by_its_head(tmp_path: Path) -> None:
     """The kernel lays pymalloc's memory at multiples of 2 MiB: by its position alone, every 32nd such mapping looks like a heap."""
     (tmp_path / "5").mkdir()
-    mappings = [("04000000-04800000", 8192), ("09a00000-10000000", 90000), ("13f00000-18000000", 66000), ("18000000-1c000000", 0)]
+    mappings = [
+        ("04000000-04800000", 8192),
+        ("09a00000-10000000", 90000),
+        ("13f00000-18000000", 66000),
+        ("18000000-1c000000", 0),
+    ]
     access = {"18000000-1c000000": "---p"}
-    text = "".join(f"{name} {access.get(name, 'rw-p')} 00000000 00:00 0\nRss: {size} kB\nAnonymous: {size} kB\n" for name, size in mappings)
+    text = "".join(
+        f"{name} {access.get(name, 'rw-p')} 00000000 00:00 0\nRss: {size} kB\nAnonymous: {size} kB\n"
+        for name, size in mappings
+    )
     (tmp_path / "5" / "smaps").write_text(text)
     arena = 64 * 1024 * 1024
     with (tmp_path / "5" / "mem").open("wb") as memory:
         memory.truncate(0x20000000)
-        for address, head in ((0x4000000, (0x4000030, 0, 8192 * 1024, 8192 * 1024)), (0x14000000, (0x4000030, 0x4000000, arena, arena))):
+        for address, head in (
+            (0x4000000, (0x4000030, 0, 8192 * 1024, 8192 * 1024)),
+            (0x14000000, (0x4000030, 0x4000000, arena, arena)),
+        ):
             memory.seek(address)
             memory.write(struct.pack("@PPNN", *head))
         memory.seek(0xC000000)

@@ -13,9 +13,14 @@ import pytest
 from tests.support.patched_tree import patched_tree
 
 FILES = (
-    "core/performance_monitor.py", "monitoring/memory_optimizer.py", "wheels_ops/metrics_store.py", "wheels_ops/scores.py",
-    "wheels_ops/exposition.py", "wheels_ops/load.py", "wheels_ops/dashboard.py",
-)  # fmt: skip
+    "core/performance_monitor.py",
+    "monitoring/memory_optimizer.py",
+    "wheels_ops/metrics_store.py",
+    "wheels_ops/scores.py",
+    "wheels_ops/exposition.py",
+    "wheels_ops/load.py",
+    "wheels_ops/dashboard.py",
+)
 _QUIET = "import logging\ndef get_logger(name=None):\n    return logging.getLogger(name)\n"
 
 

@@ -56,17 +56,25 @@ def test_a_spike_is_no_alert(monitor: t.Any, app_modules: Modules) -> None:
     assert set(feed(monitor, "cpu_percent", [20, 99, 99, 20, 99, 99, 20] * 5, app_modules)) == {"info"}
 
 
-@pytest.mark.parametrize(("name", "limit"), [("memory_percent", 65), ("memory_percent", 75), ("cpu_percent", 70), ("disk_percent", 85)])
-async def test_no_flaps_on_an_oscillation_around_a_threshold(monitor: t.Any, app_modules: Modules, name: str, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit"), [("memory_percent", 65), ("memory_percent", 75), ("cpu_percent", 70), ("disk_percent", 85)]
+)
+async def test_no_flaps_on_an_oscillation_around_a_threshold(
+    monitor: t.Any, app_modules: Modules, name: str, limit: float
+) -> None:
     """P3: one percent up and down around a threshold changes the level once at most, then never again."""
-    values = [limit + (1 if index % 2 else -1) for index in range(100)] + [limit + (1 if index % 8 < 4 else -1) for index in range(200)]
+    values = [limit + (1 if index % 2 else -1) for index in range(100)] + [
+        limit + (1 if index % 8 < 4 else -1) for index in range(200)
+    ]
     levels = feed(monitor, name, values, app_modules)
     changes = sum(before != after for before, after in zip(levels, levels[1:]))
     assert changes <= (1 if limit in (65, 70) else 2), "into warning, and into critical where that is the threshold"
 
 
 @pytest.mark.parametrize(("name", "limit"), [("memory_percent", 10.0), ("cpu_percent", 15.0)])
-def test_raised_within_fifteen_seconds_and_cleared_within_thirty(monitor: t.Any, app_modules: Modules, name: str, limit: float) -> None:
+def test_raised_within_fifteen_seconds_and_cleared_within_thirty(
+    monitor: t.Any, app_modules: Modules, name: str, limit: float
+) -> None:
     """P3 on a simulated clock, for an excursion that begins at any moment between two samples. CPU is a mean since the sample before."""
     from datetime import datetime, timezone
 
@@ -91,7 +99,9 @@ def test_raised_within_fifteen_seconds_and_cleared_within_thirty(monitor: t.Any,
         assert cleared is not None and cleared <= 30
 
 
-def test_recovered_memory_clears_its_alert_and_remediation_may_start_again(monitor: t.Any, app_modules: Modules) -> None:
+def test_recovered_memory_clears_its_alert_and_remediation_may_start_again(
+    monitor: t.Any, app_modules: Modules
+) -> None:
     """The first version looked its alerts up by the current level, so none ever cleared."""
     feed(monitor, "memory_percent", [80] * 3, app_modules)
     assert "memory_percent" in monitor.active_alerts
@@ -118,7 +128,9 @@ async def test_a_stall_is_sampled_at_once(monitor: t.Any, monkeypatch: pytest.Mo
         await monitor.stop()
 
 
-async def test_every_sample_measures_the_disk(monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_sample_measures_the_disk(
+    monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three samples that confirm an alert are three measurements, and a directory that is gone costs its own numbers only."""
     module, percent = app_modules("core.performance_monitor"), iter((10.0, 90.0))
     monitor._paths_are_local = True
@@ -132,7 +144,9 @@ async def test_every_sample_measures_the_disk(monitor: t.Any, app_modules: Modul
     assert "disk_percent" not in (values := monitor.sample()) and "memory_percent" in values
 
 
-async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_requests_are_no_alert_and_silence_clears_one(
+    monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = app_modules("core.performance_monitor")
     stats = module.RequestStats()
     monkeypatch.setattr(module, "request_stats", stats)
@@ -147,7 +161,10 @@ async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, 
 
     for number in range(12):
         round_of(2 * (number % 3 == 0), 3.0, True)
-    assert monitor.current["response_time_ms"].value == 3000 and not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "two in fifteen seconds"
+    assert monitor.current["response_time_ms"].value == 3000 and not set(monitor.active_alerts) & {
+        "response_time_ms",
+        "error_rate",
+    }, "two in fifteen seconds"
     for _ in range(6):
         round_of(1, 12.0, False)
     assert "response_time_ms" not in monitor.active_alerts, "three answers of a language model in fifteen seconds"
@@ -167,7 +184,10 @@ async def test_few_requests_are_no_alert_and_silence_clears_one(monitor: t.Any, 
     assert not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "cleared within thirty seconds"
     for _ in range(4):
         round_of(50, 3.0, True)
-    assert monitor.active_alerts["response_time_ms"].level.value == "critical" and monitor.active_alerts["error_rate"].level.value == "critical"
+    assert (
+        monitor.active_alerts["response_time_ms"].level.value == "critical"
+        and monitor.active_alerts["error_rate"].level.value == "critical"
+    )
     for _ in range(6):
         round_of(0, 0.0, False)
     assert not set(monitor.active_alerts) & {"response_time_ms", "error_rate"}, "cleared within thirty seconds"
@@ -195,7 +215,9 @@ async def test_the_kill_switch_keeps_the_monitor_off(app_modules: Modules, monke
     assert not optimizer.is_running
 
 
-async def test_status_and_report_keep_their_keys(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, tmp_path: t.Any) -> None:
+async def test_status_and_report_keep_their_keys(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, tmp_path: t.Any
+) -> None:
     monkeypatch.setenv("WHEELS_OPS_STATE_DIR", str(tmp_path))
     made = app_modules("core.performance_monitor").PerformanceMonitor()
     await made.start()
@@ -208,11 +230,28 @@ async def test_status_and_report_keep_their_keys(app_modules: Modules, monkeypat
         for name in ("memory_percent", "disk_percent", "disk_inodes_percent", "process_memory_mb"):
             assert set(status["current_metrics"][name]) == {"value", "unit", "alert_level", "timestamp"}
         report = await made.get_performance_report(6)
-        assert set(report) >= {"report_period_hours", "generated_at", "metrics_summary", "alert_summary", "recommendations"}
-        assert set(report["metrics_summary"]["memory_percent"]) == {"min", "max", "avg", "current", "unit", "data_points"}
+        assert set(report) >= {
+            "report_period_hours",
+            "generated_at",
+            "metrics_summary",
+            "alert_summary",
+            "recommendations",
+        }
+        assert set(report["metrics_summary"]["memory_percent"]) == {
+            "min",
+            "max",
+            "avg",
+            "current",
+            "unit",
+            "data_points",
+        }
         assert report["source"] == "store"
-        assert isinstance(made.metrics_history["memory_percent"][0], app_modules("core.performance_monitor").PerformanceMetric)
-        assert (await app_modules("core.performance_monitor").get_performance_monitor()) is app_modules("core.performance_monitor").performance_monitor
+        assert isinstance(
+            made.metrics_history["memory_percent"][0], app_modules("core.performance_monitor").PerformanceMetric
+        )
+        assert (await app_modules("core.performance_monitor").get_performance_monitor()) is app_modules(
+            "core.performance_monitor"
+        ).performance_monitor
     finally:
         await made.stop()
     assert not made.is_running

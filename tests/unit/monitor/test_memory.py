@@ -23,9 +23,15 @@ HOST_PERCENT = 10.0
 
 def tree(root: Path, files: t.Mapping[str, str], *, cgroup: str, mounts: str) -> str:
     written = {
-        "proc/meminfo": MEMINFO, "proc/self/statm": "100000 25600 500 1 0 9000 0\n", "proc/self/cgroup": cgroup, "proc/self/mountinfo": mounts,
-        "proc/pressure/memory": "some avg10=1.25 avg60=0.40 avg300=0.10 total=12\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n", **files,
-    }  # fmt: skip
+        "proc/meminfo": MEMINFO,
+        "proc/self/statm": "100000 25600 500 1 0 9000 0\n",
+        "proc/self/cgroup": cgroup,
+        "proc/self/mountinfo": mounts,
+        "proc/pressure/memory": (
+            "some avg10=1.25 avg60=0.40 avg300=0.10 total=12\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+        ),
+        **files,
+    }
     for name, text in written.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,76 +41,158 @@ def tree(root: Path, files: t.Mapping[str, str], *, cgroup: str, mounts: str) ->
 
 V2_MOUNT = "30 25 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = (
-    "33 25 0:29 / /sys/fs/cgroup/memory rw,nosuid shared:12 - cgroup cgroup rw,memory\n31 25 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "33 25 0:29 / /sys/fs/cgroup/memory rw,nosuid shared:12 - cgroup cgroup rw,memory\n31 25 0:27 / /sys/fs/cgroup/cpu"
+    " rw - cgroup cgroup rw,cpu,cpuacct\n"
 )
 
 
 def v2(path: str, limit: str, current: int, inactive: int) -> t.Dict[str, str]:
     base = f"sys/fs/cgroup{path}"
     return {
-        f"{base}/memory.max": f"{limit}\n", f"{base}/memory.current": f"{current}\n",
-        f"{base}/memory.stat": f"anon {current - inactive}\nfile {inactive}\ninactive_anon 7\nactive_file 0\ninactive_file {inactive}\n",
-    }  # fmt: skip
+        f"{base}/memory.max": f"{limit}\n",
+        f"{base}/memory.current": f"{current}\n",
+        f"{base}/memory.stat": (
+            f"anon {current - inactive}\nfile {inactive}\ninactive_anon 7\nactive_file 0\ninactive_file {inactive}\n"
+        ),
+    }
 
 
 def v1(path: str, limit: int, usage: int, inactive: int) -> t.Dict[str, str]:
     base = f"sys/fs/cgroup/memory{path}"
     return {
-        f"{base}/memory.limit_in_bytes": f"{limit}\n", f"{base}/memory.usage_in_bytes": f"{usage}\n",
+        f"{base}/memory.limit_in_bytes": f"{limit}\n",
+        f"{base}/memory.usage_in_bytes": f"{usage}\n",
         f"{base}/memory.stat": f"cache 1\nrss 2\ninactive_file 99\ntotal_cache 5\ntotal_inactive_file {inactive}\n",
-    }  # fmt: skip
+    }
 
 
 CASES: t.Dict[str, t.Tuple[t.Dict[str, str], str, str, str, float]] = {
     "plain host": ({}, "0::/\n", V2_MOUNT, "host", HOST_PERCENT),
-    "v2 no limit": (v2("/system.slice/pam.service", "max", GIB, 0), "0::/system.slice/pam.service\n", V2_MOUNT, "host", HOST_PERCENT),
-    "v2 unit limit": (v2("/system.slice/pam.service", str(512 * MIB), 410 * MIB, 0), "0::/system.slice/pam.service\n", V2_MOUNT, "cgroup", 80.08),
-    "v2 page cache is not used memory": (v2("/a", str(512 * MIB), 410 * MIB, 256 * MIB), "0::/a\n", V2_MOUNT, "cgroup", 30.08),
-    "v2 cache that is in use often can go too, dirty pages cannot": (
-        {**v2("/a", str(512 * MIB), 410 * MIB, 0),
-         "sys/fs/cgroup/a/memory.stat": f"active_file {200 * MIB}\ninactive_file {66 * MIB}\nfile_dirty {10 * MIB}\n"},
-        "0::/a\n", V2_MOUNT, "cgroup", 30.08,
+    "v2 no limit": (
+        v2("/system.slice/pam.service", "max", GIB, 0),
+        "0::/system.slice/pam.service\n",
+        V2_MOUNT,
+        "host",
+        HOST_PERCENT,
     ),
-    "v2 memory.high": ({**v2("/a", "max", 290 * MIB, 0), "sys/fs/cgroup/a/memory.high": f"{300 * MIB}\n"}, "0::/a\n", V2_MOUNT, "cgroup", 96.67),
+    "v2 unit limit": (
+        v2("/system.slice/pam.service", str(512 * MIB), 410 * MIB, 0),
+        "0::/system.slice/pam.service\n",
+        V2_MOUNT,
+        "cgroup",
+        80.08,
+    ),
+    "v2 page cache is not used memory": (
+        v2("/a", str(512 * MIB), 410 * MIB, 256 * MIB),
+        "0::/a\n",
+        V2_MOUNT,
+        "cgroup",
+        30.08,
+    ),
+    "v2 cache that is in use often can go too, dirty pages cannot": (
+        {
+            **v2("/a", str(512 * MIB), 410 * MIB, 0),
+            "sys/fs/cgroup/a/memory.stat": (
+                f"active_file {200 * MIB}\ninactive_file {66 * MIB}\nfile_dirty {10 * MIB}\n"
+            ),
+        },
+        "0::/a\n",
+        V2_MOUNT,
+        "cgroup",
+        30.08,
+    ),
+    "v2 memory.high": (
+        {**v2("/a", "max", 290 * MIB, 0), "sys/fs/cgroup/a/memory.high": f"{300 * MIB}\n"},
+        "0::/a\n",
+        V2_MOUNT,
+        "cgroup",
+        96.67,
+    ),
     "v1 cache of a container": (
-        {**v1("", 512 * MIB, 402 * MIB, 193 * MIB), "sys/fs/cgroup/memory/memory.stat":
-            f"cache 1\nactive_file 5\ntotal_inactive_file {193 * MIB}\ntotal_active_file {157 * MIB}\ntotal_dirty {2 * MIB}\n"},
-        "4:memory:/\n", V1_MOUNT, "cgroup", 10.55,
+        {
+            **v1("", 512 * MIB, 402 * MIB, 193 * MIB),
+            "sys/fs/cgroup/memory/memory.stat": (
+                f"cache 1\nactive_file 5\ntotal_inactive_file {193 * MIB}\ntotal_active_file {157 * MIB}\ntotal_dirty"
+                f" {2 * MIB}\n"
+            ),
+        },
+        "4:memory:/\n",
+        V1_MOUNT,
+        "cgroup",
+        10.55,
     ),
     "ZFS": (
-        {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
-         "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {50 * GIB}\n"}, "0::/\n", V2_MOUNT, "host", 18.75,
+        {
+            "proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
+            "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {50 * GIB}\n",
+        },
+        "0::/\n",
+        V2_MOUNT,
+        "host",
+        18.75,
     ),
     "ZFS of the machine around a container": (
-        {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
-         "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {90 * GIB}\n"}, "0::/\n", V2_MOUNT, "host", 93.75,
+        {
+            "proc/meminfo": f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {4 << 20} kB\n",
+            "proc/spl/kstat/zfs/arcstats": f"13 1 0x01 147\nname type data\nc_min 4 {2 * GIB}\nsize 4 {90 * GIB}\n",
+        },
+        "0::/\n",
+        V2_MOUNT,
+        "host",
+        93.75,
     ),
     "huge pages": (
-        {"proc/meminfo": f"MemTotal: {755 << 20} kB\nMemFree: 1 kB\nMemAvailable: {17 << 20} kB\nHugetlb: {720 << 20} kB\n"},
-        "0::/\n", V2_MOUNT, "host", 51.43,
+        {
+            "proc/meminfo": (
+                f"MemTotal: {755 << 20} kB\nMemFree: 1 kB\nMemAvailable: {17 << 20} kB\nHugetlb: {720 << 20} kB\n"
+            )
+        },
+        "0::/\n",
+        V2_MOUNT,
+        "host",
+        51.43,
     ),
     "v2 the tightest ancestor counts": (
-        {**v2("/a", str(GIB), 900 * MIB, 0), **v2("/a/b", "max", 300 * MIB, 0)}, "0::/a/b\n", V2_MOUNT, "cgroup", 87.89,
+        {**v2("/a", str(GIB), 900 * MIB, 0), **v2("/a/b", "max", 300 * MIB, 0)},
+        "0::/a/b\n",
+        V2_MOUNT,
+        "cgroup",
+        87.89,
     ),
     "v2 namespace": (v2("", str(512 * MIB), 256 * MIB, 0), "0::/\n", V2_MOUNT, "cgroup", 50.0),
     "v2 limit above the host is none": (v2("/a", str(100 * GIB), GIB, 0), "0::/a\n", V2_MOUNT, "host", HOST_PERCENT),
     "v1 container": (v1("", 512 * MIB, 410 * MIB, 0), "4:memory:/\n1:cpu:/\n", V1_MOUNT, "cgroup", 80.08),
-    "v1 host view": (v1("/docker/abc", 512 * MIB, 410 * MIB, 100 * MIB), "4:memory:/docker/abc\n", V1_MOUNT, "cgroup", 60.55),
+    "v1 host view": (
+        v1("/docker/abc", 512 * MIB, 410 * MIB, 100 * MIB),
+        "4:memory:/docker/abc\n",
+        V1_MOUNT,
+        "cgroup",
+        60.55,
+    ),
     "v1 unlimited": (v1("/x", 9223372036854771712, 410 * MIB, 0), "4:memory:/x\n", V1_MOUNT, "host", HOST_PERCENT),
     "v1 mount of a subtree": (
-        v1("", 512 * MIB, 256 * MIB, 0), "4:memory:/docker/abc\n", V1_MOUNT.replace("0:29 / /sys", "0:29 /docker/abc /sys"), "cgroup", 50.0,
+        v1("", 512 * MIB, 256 * MIB, 0),
+        "4:memory:/docker/abc\n",
+        V1_MOUNT.replace("0:29 / /sys", "0:29 /docker/abc /sys"),
+        "cgroup",
+        50.0,
     ),
     "hybrid: memory on v1, v2 beside it": (
-        {**v1("/pam", 512 * MIB, 410 * MIB, 0)}, "4:memory:/pam\n0::/pam\n", V1_MOUNT + V2_MOUNT.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified "),
-        "cgroup", 80.08,
+        {**v1("/pam", 512 * MIB, 410 * MIB, 0)},
+        "4:memory:/pam\n0::/pam\n",
+        V1_MOUNT + V2_MOUNT.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified "),
+        "cgroup",
+        80.08,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_percent_of_the_tightest_limit(case: str, tmp_path: Path, app_modules: Modules) -> None:
     files, cgroup, mounts, scope, percent = CASES[case]
-    reader = app_modules("monitoring.memory_optimizer").MemoryReader(root=tree(tmp_path, files, cgroup=cgroup, mounts=mounts), limit_bytes=0)
+    reader = app_modules("monitoring.memory_optimizer").MemoryReader(
+        root=tree(tmp_path, files, cgroup=cgroup, mounts=mounts), limit_bytes=0
+    )
     reading = reader.read()
     reader.close()
     assert (reading.scope, reading.percent) == (scope, pytest.approx(percent, abs=0.02))
@@ -171,7 +259,9 @@ async def test_trims_under_pressure_where_it_pays(parts: t.Any) -> None:
     assert await optimizer._tick() is None and heap.trims == 1, "not again at once: at most one percent of a core"
 
 
-@pytest.mark.parametrize(("percent", "rss", "predicted"), [(50.0, 600, 150), (70.0, 120, 400), (70.0, 600, 50), (70.0, 2000, 200)])
+@pytest.mark.parametrize(
+    ("percent", "rss", "predicted"), [(50.0, 600, 150), (70.0, 120, 400), (70.0, 600, 50), (70.0, 2000, 200)]
+)
 async def test_leaves_alone_what_does_not_pay(parts: t.Any, percent: float, rss: int, predicted: int) -> None:
     """No pressure and little waste; nothing grown; less than 64 MB; less than 15 % of the process."""
     optimizer, reader, heap = parts
@@ -262,14 +352,19 @@ async def test_the_emergency_empties_caches_and_asks_for_a_restart(parts: t.Any)
     optimizer.request_restart = lambda reason, details: asked.append(reason)
     reader.percent, reader.rss = 95.0, 900 * MIB
     result = await optimizer._tick()
-    assert result["shrunk"] == ["cheap", "expensive"] and emptied == ["cheap", "expensive"], "cheapest first, a broken one costs itself only"
+    assert result["shrunk"] == ["cheap", "expensive"] and emptied == [
+        "cheap",
+        "expensive",
+    ], "cheapest first, a broken one costs itself only"
     assert asked == ["memory"], "still above 90 % afterwards"
     assert optimizer.shedding
     await optimizer._tick()
     assert len(optimizer.results) == 1, "one emergency a minute"
 
 
-async def test_emergencies_that_free_nothing_become_rare_and_the_restart_is_asked_for_all_the_same(parts: t.Any) -> None:
+async def test_emergencies_that_free_nothing_become_rare_and_the_restart_is_asked_for_all_the_same(
+    parts: t.Any,
+) -> None:
     """The host is full of somebody else's memory: our caches must not be emptied every minute because of it."""
     optimizer, reader, heap = parts
     emptied: t.List[int] = []
@@ -296,7 +391,10 @@ async def test_emergencies_that_free_nothing_become_rare_and_the_restart_is_aske
     assert len(emptied) == before + 1, "a new emergency is met at once"
 
 
-@pytest.mark.parametrize(("name", "value"), [("DISABLE_MEMORY_OPTIMIZER", "true"), ("DISABLE_MONITORING", "1"), ("MEMORY_OPTIMIZATION_ENABLED", "false")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DISABLE_MEMORY_OPTIMIZER", "true"), ("DISABLE_MONITORING", "1"), ("MEMORY_OPTIMIZATION_ENABLED", "false")],
+)
 async def test_kill_switches(parts: t.Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     optimizer, reader, heap = parts
     monkeypatch.setenv(name, value)
@@ -341,12 +439,17 @@ async def test_statistics_keep_their_keys(app_modules: Modules) -> None:
     assert stats["process"]["cpu_percent"] > 0, "since it was asked last"
     assert set(stats) >= {"timestamp", "system", "process", "garbage_collection", "network", "optimization"}
     for section, keys in {
-        "system": "total_mb available_mb used_mb percent swap_total_mb swap_used_mb swap_percent cpu_percent disk_total_gb disk_used_gb disk_percent",
+        "system": (
+            "total_mb available_mb used_mb percent swap_total_mb swap_used_mb swap_percent cpu_percent disk_total_gb"
+            " disk_used_gb disk_percent"
+        ),
         "process": "rss_mb vms_mb percent num_threads cpu_percent num_fds",
         "garbage_collection": "collections counts thresholds",
         "network": "bytes_sent bytes_recv packets_sent packets_recv",
-        "optimization": "service_running warning_threshold critical_threshold emergency_threshold optimization_interval optimization_count"
-        " last_emergency_cleanup",
+        "optimization": (
+            "service_running warning_threshold critical_threshold emergency_threshold optimization_interval"
+            " optimization_count last_emergency_cleanup"
+        ),
     }.items():
         assert set(stats[section]) >= set(keys.split()), section
 
@@ -366,7 +469,9 @@ if not heap.usable: print("unusable", heap.why_not); sys.exit()
 predicted = heap.predict(); before = reader.read().rss_bytes; heap.trim(); print(predicted, before - reader.read().rss_bytes)
 """
     root = next(path for path in sys.path if (Path(path) / "app" / "monitoring" / "memory_optimizer.py").exists())
-    words = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True).stdout.split()
+    words = subprocess.run(
+        [sys.executable, "-c", program, root], capture_output=True, text=True, check=True
+    ).stdout.split()
     if words[0] == "unusable":
         pytest.skip(f"no glibc heap here: {' '.join(words[1:])}")
     predicted, freed = int(words[0]), int(words[1])
@@ -374,7 +479,9 @@ predicted = heap.predict(); before = reader.read().rss_bytes; heap.trim(); print
     assert 0.8 * predicted <= freed <= 1.05 * predicted
 
 
-async def test_disk_cleanup_stays_in_its_directories(app_modules: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_cleanup_stays_in_its_directories(
+    app_modules: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own, foreign = tmp_path / "own", tmp_path / "foreign"
     own.mkdir()
     foreign.mkdir()
@@ -396,11 +503,17 @@ async def test_disk_cleanup_stays_in_its_directories(app_modules: Modules, tmp_p
 def test_the_tiers_rise_whatever_is_set(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", "80")
     optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
-    assert (optimizer.memory_warning_threshold, optimizer.memory_critical_threshold, optimizer.memory_emergency_threshold) == (80, 80, 85)
+    assert (
+        optimizer.memory_warning_threshold,
+        optimizer.memory_critical_threshold,
+        optimizer.memory_emergency_threshold,
+    ) == (80, 80, 85)
 
 
 @pytest.mark.parametrize(("warning", "critical"), [("150", "0.75"), ("0", "101"), ("80", "")])
-def test_monitor_and_optimizer_read_the_same_tiers(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, warning: str, critical: str) -> None:
+def test_monitor_and_optimizer_read_the_same_tiers(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, warning: str, critical: str
+) -> None:
     """An alert at one limit and a clean-up at another would contradict each other."""
     monkeypatch.setenv("MEMORY_WARNING_THRESHOLD", warning)
     monkeypatch.setenv("MEMORY_CRITICAL_THRESHOLD", critical)
@@ -441,7 +554,9 @@ async def test_two_clean_ups_do_not_run_at_once(parts: t.Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999", "lots", "", "-5", "65 %"])
-def test_a_number_of_the_environment_that_is_none_is_the_default(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_number_of_the_environment_that_is_none_is_the_default(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     """A typing error must not keep the backend from starting, nor switch its monitoring off."""
     memory, performance = app_modules("monitoring.memory_optimizer"), app_modules("core.performance_monitor")
     for name in ("MEMORY_LIMIT_MB", "MEMORY_WARNING_THRESHOLD", "MONITORING_INTERVAL", "CPU_CRITICAL_THRESHOLD"):

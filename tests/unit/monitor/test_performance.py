@@ -36,15 +36,24 @@ def days(number: float, value: float, *, often: float = 0.0, other: float = 0.0)
     return slots([other] * odd + [value] * (count - odd))
 
 
-def advice(name: str, measured: t.Sequence[Slot], *, failing: t.Optional[t.Dict[str, int]] = None, **limits: float) -> t.Dict[str, t.Any]:
+def advice(
+    name: str, measured: t.Sequence[Slot], *, failing: t.Optional[t.Dict[str, int]] = None, **limits: float
+) -> t.Dict[str, t.Any]:
     series = {performance.MEASURES[name][0]: measured}
-    return next(entry for entry in performance.advise(series, parse({name: limits}), failing or {}, 14) if entry["name"] == name)
+    return next(
+        entry for entry in performance.advise(series, parse({name: limits}), failing or {}, 14) if entry["name"] == name
+    )
 
 
 @pytest.mark.parametrize("measured", [[], days(0.5, 90.0), days(14, 90.0)[1:]])
 def test_too_little_history_gives_no_number(measured: t.List[Slot]) -> None:
     found = advice("cpu", measured)
-    assert (found["verdict"], found["advised_warning"], found["p99"], found["above_warning_percent"]) == ("unknown", None, None, None)
+    assert (found["verdict"], found["advised_warning"], found["p99"], found["above_warning_percent"]) == (
+        "unknown",
+        None,
+        None,
+        None,
+    )
     assert "needs 1344 of them, which are 14 whole days" in found["reason"]
     assert found["settings"] == {}
     assert ("Nothing was measured" in found["reason"]) == (not measured)
@@ -78,7 +87,9 @@ def test_too_little_history_gives_no_number(measured: t.List[Slot]) -> None:
         ("response_time_ms", days(14, 620.0), {"http": 3}, "cure", None),
     ],
 )
-def test_advice(name: str, measured: t.List[Slot], failing: t.Dict[str, int], verdict: str, advised: t.Optional[float]) -> None:
+def test_advice(
+    name: str, measured: t.List[Slot], failing: t.Dict[str, int], verdict: str, advised: t.Optional[float]
+) -> None:
     found = advice(name, measured, failing=failing)
     assert (found["verdict"], found["advised_warning"]) == (verdict, advised), found
     assert (found["settings"] == {}) == (advised is None)
@@ -92,7 +103,9 @@ def test_advice_is_what_the_health_check_takes_and_then_is_quiet() -> None:
     assert advice("cpu", measured, warning=80)["verdict"] == "keep"
     # One variable, which the role environment gives to the backend as well.
     assert set(found["settings"]) == {"wheels_ops_thresholds"}
-    assert advice("response_time_ms", days(14, 620.0))["settings"] == {"wheels_ops_thresholds": {"response_time_ms": {"warning": 650.0}}}
+    assert advice("response_time_ms", days(14, 620.0))["settings"] == {
+        "wheels_ops_thresholds": {"response_time_ms": {"warning": 650.0}}
+    }
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
@@ -102,7 +115,9 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 def test_the_mean_is_weighted_by_what_was_counted() -> None:
-    found = performance.summarise({"response_time_ms": [Slot(0, 1000, 4, 250, 250), Slot(SLOT, 1000, 1, 1000, 1000)]}, {})["response_time_ms"]
+    found = performance.summarise(
+        {"response_time_ms": [Slot(0, 1000, 4, 250, 250), Slot(SLOT, 1000, 1, 1000, 1000)]}, {}
+    )["response_time_ms"]
     assert (found["mean"], found["lowest"], found["highest"], found["p95"]) == (400.0, 250.0, 1000.0, 1000.0)
     assert (found["quarter_hours"], found["above_warning_percent"]) == (2, 50.0)
 
@@ -123,7 +138,9 @@ def options(directory: Path, **words: t.Any) -> Options:
     return Options(**{"state_dir": str(directory), "days": 30, "minimum_days": 14, "thresholds": {}, **words})
 
 
-async def test_what_the_backend_wrote_is_read_while_it_runs_and_afterwards(app_modules: Modules, tmp_path: Path) -> None:
+async def test_what_the_backend_wrote_is_read_while_it_runs_and_afterwards(
+    app_modules: Modules, tmp_path: Path
+) -> None:
     path = tmp_path / "metrics" / "metrics.sqlite"
     store = await _written(app_modules, path, 20)
     while (await store.summary(35 * 24) or {}).get("cpu_percent") is None:  # the store writes in a thread of its own
@@ -134,7 +151,9 @@ async def test_what_the_backend_wrote_is_read_while_it_runs_and_afterwards(app_m
     assert not path.with_name("metrics.sqlite-wal").exists()
     before = {entry.name: entry.stat().st_mtime_ns for entry in path.parent.iterdir()}
     stopped = performance.report(options(tmp_path), now=NOW)
-    assert {entry.name: entry.stat().st_mtime_ns for entry in path.parent.iterdir()} == before, "reading leaves nothing behind"
+    assert {entry.name: entry.stat().st_mtime_ns for entry in path.parent.iterdir()} == before, (
+        "reading leaves nothing behind"
+    )
     assert running == stopped
     assert stopped["notes"] == []
     cpu = stopped["metrics"]["cpu_percent"]
@@ -142,7 +161,13 @@ async def test_what_the_backend_wrote_is_read_while_it_runs_and_afterwards(app_m
     assert cpu["above_warning_percent"] == pytest.approx(10, abs=0.1)
     assert "above_warning_percent" not in stopped["metrics"]["load_1m"]
     verdicts = {entry["name"]: entry["verdict"] for entry in stopped["advice"]}
-    assert verdicts == {"memory": "lower", "cpu": "raise", "disk": "unknown", "response_time_ms": "unknown", "error_rate": "unknown"}
+    assert verdicts == {
+        "memory": "lower",
+        "cpu": "raise",
+        "disk": "unknown",
+        "response_time_ms": "unknown",
+        "error_rate": "unknown",
+    }
     text = "\n".join(stopped["advice_lines"])
     for words in ("Nothing was changed.", "cpu: {warning: 80}", "memory: {warning: 50}"):
         assert words in text
@@ -217,7 +242,10 @@ def test_what_recovery_did_is_counted_in_the_time_asked_for(tmp_path: Path) -> N
     assert "What was failing: cpu 2 times, memory 1 times" in found["report_lines"]
 
 
-@pytest.mark.parametrize(("words", "message"), [({"days": 0}, "days is 0"), ({"days": 36}, "days is 36"), ({"minimum_days": 31}, "minimum_days is 31")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"days": 0}, "days is 0"), ({"days": 36}, "days is 36"), ({"minimum_days": 31}, "minimum_days is 31")],
+)
 def test_nonsense_is_refused(tmp_path: Path, words: t.Dict[str, t.Any], message: str) -> None:
     with pytest.raises(OpsError, match=message):
         performance.report(options(tmp_path, **words), now=NOW)

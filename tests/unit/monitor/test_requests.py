@@ -26,7 +26,9 @@ async def _drop(message: t.MutableMapping[str, t.Any]) -> None:
     pass
 
 
-async def call(layer: t.Any, *, status: int = 200, template: t.Optional[str] = "/users/{id}", error: t.Optional[Exception] = None) -> None:
+async def call(
+    layer: t.Any, *, status: int = 200, template: t.Optional[str] = "/users/{id}", error: t.Optional[Exception] = None
+) -> None:
     layer.outcome = (status, template, error)
     await layer({"type": "http", "method": "GET", "path": "/users/7"}, _nothing, _drop)
 

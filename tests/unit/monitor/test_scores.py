@@ -60,7 +60,9 @@ def test_crash_loops_and_downtime_cost() -> None:
     ],
     ids=["memory", "cpu", "disk", "loop lag", "response time", "error rate", "uptime"],
 )
-def test_each_part_alone_falls_in_straight_lines(score: t.Callable[[float], t.Optional[float]], corners: t.List[t.Tuple[float, float]]) -> None:
+def test_each_part_alone_falls_in_straight_lines(
+    score: t.Callable[[float], t.Optional[float]], corners: t.List[t.Tuple[float, float]]
+) -> None:
     for value, points in corners:
         assert score(value) == points
     for (low, above), (high, below) in zip(corners, corners[1:]):
@@ -88,9 +90,18 @@ def test_a_day_of_which_one_thing_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("statuses", "word"),
-    [(["ok"], "healthy"), (["pass"], "healthy"), (["healthy"], "healthy"), (["skipped"], "warning"), (["ok", "warning"], "warning"),
-     (["ok", "critical"], "critical"), (["emergency", "ok"], "critical"), (["fail"], "critical"), (["unknown", "critical", "skipped"], "critical")],
-)  # fmt: skip
+    [
+        (["ok"], "healthy"),
+        (["pass"], "healthy"),
+        (["healthy"], "healthy"),
+        (["skipped"], "warning"),
+        (["ok", "warning"], "warning"),
+        (["ok", "critical"], "critical"),
+        (["emergency", "ok"], "critical"),
+        (["fail"], "critical"),
+        (["unknown", "critical", "skipped"], "critical"),
+    ],
+)
 def test_the_word_for_several_statuses(statuses: t.List[str], word: str) -> None:
     assert scores.overall(statuses) == word
     assert scores.overall(iter(statuses)) == word
@@ -104,10 +115,18 @@ def test_backend_and_host_agree(app_modules: Modules) -> None:
         return None if generator.random() < 0.2 else generator.uniform(-1, high)
 
     for _ in range(3000):
-        resources = {"memory_percent": some(110), "cpu_percent": some(110), "disk_percent": some(110), "loop_lag_ms": some(3000)}
+        resources = {
+            "memory_percent": some(110),
+            "cpu_percent": some(110),
+            "disk_percent": some(110),
+            "loop_lag_ms": some(3000),
+        }
         users = {"response_time_ms": some(9000), "error_rate": some(40)}
         lives = {"restarts": generator.randrange(9), "crash_loops": generator.randrange(3), "uptime_percent": some(101)}
-        words = [generator.choice(["ok", "pass", "warning", "warn", "critical", "fail", "unknown", "skipped", "emergency"]) for _ in range(3)]
+        words = [
+            generator.choice(["ok", "pass", "warning", "warn", "critical", "fail", "unknown", "skipped", "emergency"])
+            for _ in range(3)
+        ]
         for name, arguments in (("performance", resources), ("user_experience", users), ("stability", lives)):
             mine = getattr(scores, name)(**arguments)
             assert mine == getattr(theirs, name)(**arguments)

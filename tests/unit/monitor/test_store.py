@@ -90,7 +90,10 @@ async def test_several_workers_write_one_file(app_modules: Modules, tmp_path: Pa
     """Four processes at once, 200 samples each: every sample is in it once."""
     root = next(path for path in sys.path if (Path(path) / "app" / "wheels_ops" / "metrics_store.py").exists())
     target = tmp_path / "metrics.sqlite"
-    workers = [await asyncio.create_subprocess_exec(sys.executable, "-c", _WORKER, root, str(target), str(10 * number)) for number in range(1, 5)]
+    workers = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", _WORKER, root, str(target), str(10 * number))
+        for number in range(1, 5)
+    ]
     assert [await worker.wait() for worker in workers] == [0, 0, 0, 0]
     store = app_modules("wheels_ops.metrics_store").MetricsStore(target, clock=clock)
     assert await store.start()
@@ -141,14 +144,47 @@ async def test_a_full_queue_never_blocks(app_modules: Modules, tmp_path: Path) -
         ([(NOW - 3600, NOW - 1800, True), (NOW - 1790, NOW - 5, False)], (0, 0, 100.0)),
         ([(NOW - 3600, NOW - 1800, False), (NOW - 1790, NOW - 5, False)], (1, 0, 100.0)),
         ([(NOW - 4000, NOW - 3000, False), (NOW - 1000, NOW - 5, False)], (1, 0, 50.0)),
-        ([(NOW - 1000 + 60 * k, NOW - 1000 + 60 * k + 30, False) for k in range(4)] + [(NOW - 700, NOW - 5, False)], (4, 1, 91.0)),
-        ([(NOW - 100 + 3 * k, NOW - 100 + 3 * k + 2, False) for k in range(4)] + [(NOW - 80, NOW, False)], (4, 1, 100.0)),
-        ([(NOW - 3600, NOW - 5, False), (NOW - 3599, NOW - 5, False), (NOW - 3598, NOW - 1800, False), (NOW - 1795, NOW - 5, False)], (1, 0, 100.0)),
-        ([(NOW - 3600, NOW - 1800, True), (NOW - 3599, NOW - 1800, True), (NOW - 1795, NOW - 5, False), (NOW - 1794, NOW - 5, False)], (0, 0, 100.0)),
+        (
+            [(NOW - 1000 + 60 * k, NOW - 1000 + 60 * k + 30, False) for k in range(4)] + [(NOW - 700, NOW - 5, False)],
+            (4, 1, 91.0),
+        ),
+        (
+            [(NOW - 100 + 3 * k, NOW - 100 + 3 * k + 2, False) for k in range(4)] + [(NOW - 80, NOW, False)],
+            (4, 1, 100.0),
+        ),
+        (
+            [
+                (NOW - 3600, NOW - 5, False),
+                (NOW - 3599, NOW - 5, False),
+                (NOW - 3598, NOW - 1800, False),
+                (NOW - 1795, NOW - 5, False),
+            ],
+            (1, 0, 100.0),
+        ),
+        (
+            [
+                (NOW - 3600, NOW - 1800, True),
+                (NOW - 3599, NOW - 1800, True),
+                (NOW - 1795, NOW - 5, False),
+                (NOW - 1794, NOW - 5, False),
+            ],
+            (0, 0, 100.0),
+        ),
     ],
-    ids=["alive", "deployed", "crashed", "was away", "crash loop", "quick crash loop", "one of three workers crashed", "two workers redeployed"],
+    ids=[
+        "alive",
+        "deployed",
+        "crashed",
+        "was away",
+        "crash loop",
+        "quick crash loop",
+        "one of three workers crashed",
+        "two workers redeployed",
+    ],
 )
-def test_stability_from_lives(app_modules: Modules, lives: t.List[t.Tuple[float, float, bool]], expected: t.Tuple[int, int, float]) -> None:
+def test_stability_from_lives(
+    app_modules: Modules, lives: t.List[t.Tuple[float, float, bool]], expected: t.Tuple[int, int, float]
+) -> None:
     found = app_modules("wheels_ops.metrics_store").stability_of(sorted(lives), NOW - 86400, NOW)
     assert (found["restarts"], found["crash_loops"]) == expected[:2]
     assert found["uptime_percent"] == pytest.approx(expected[2], abs=4)
@@ -157,9 +193,9 @@ def test_stability_from_lives(app_modules: Modules, lives: t.List[t.Tuple[float,
 async def test_a_killed_worker_counts_as_a_restart(app_modules: Modules, tmp_path: Path) -> None:
     root = next(path for path in sys.path if (Path(path) / "app" / "wheels_ops" / "metrics_store.py").exists())
     target = tmp_path / "metrics.sqlite"
-    dying = _WORKER.replace("await store.stop()", "store.flush(); await store.summary(1); import os; os.kill(os.getpid(), 9)").replace(
-        "1_800_000_000.0)", "__import__('time').time() - 60)"
-    )
+    dying = _WORKER.replace(
+        "await store.stop()", "store.flush(); await store.summary(1); import os; os.kill(os.getpid(), 9)"
+    ).replace("1_800_000_000.0)", "__import__('time').time() - 60)")
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", dying, root, str(target), "1")
     assert await worker.wait() == -9
     store = app_modules("wheels_ops.metrics_store").MetricsStore(target)

@@ -34,40 +34,73 @@ CHANGED: t.Dict[str, t.Dict[str, float]] = {
 }
 #: How the backend calls what it grades by a threshold.
 METRICS = {
-    "memory": ["memory_percent"], "cpu": ["cpu_percent"], "disk": ["disk_percent", "disk_inodes_percent"],
-    "response_time_ms": ["response_time_ms"], "error_rate": ["error_rate"],
-}  # fmt: skip
+    "memory": ["memory_percent"],
+    "cpu": ["cpu_percent"],
+    "disk": ["disk_percent", "disk_inodes_percent"],
+    "response_time_ms": ["response_time_ms"],
+    "error_rate": ["error_rate"],
+}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> t.Dict[str, t.Any]:
     """What the roles make of ``wheels_ops_thresholds``: the backend's environment, and the settings of health check, recovery and programs."""
     place = tmp_path_factory.mktemp("roles")
-    roles = [{"ansible.builtin.include_role": {"name": f"wheels.ops.{name}", "tasks_from": "settings.yml", "public": True}}
-             for name in ("services", "recovery", "monitoring", "environment")]  # fmt: skip
-    content = "{{ {'environment': environment_all, 'checks': monitoring_configuration.checks.thresholds, 'health': monitoring_thresholds,"
+    roles = [
+        {"ansible.builtin.include_role": {"name": f"wheels.ops.{name}", "tasks_from": "settings.yml", "public": True}}
+        for name in ("services", "recovery", "monitoring", "environment")
+    ]
+    content = (
+        "{{ {'environment': environment_all, 'checks': monitoring_configuration.checks.thresholds, 'health':"
+        " monitoring_thresholds,"
+    )
     content += " 'memory': recovery_memory_thresholds} | to_json }}"
-    tasks: t.List[t.Dict[str, t.Any]] = [*roles, {"ansible.builtin.copy": {"content": content, "dest": str(place / "out.json"), "mode": "0600"}}]
+    tasks: t.List[t.Dict[str, t.Any]] = [
+        *roles,
+        {"ansible.builtin.copy": {"content": content, "dest": str(place / "out.json"), "mode": "0600"}},
+    ]
     (place / "play.yml").write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
-    variables = {"wheels_ops_thresholds": CHANGED, "ansible_python_interpreter": sys.executable, "wheels_ops_venv": sys.prefix}
+    variables = {
+        "wheels_ops_thresholds": CHANGED,
+        "ansible_python_interpreter": sys.executable,
+        "wheels_ops_venv": sys.prefix,
+    }
     done = run(
-        str(BIN / "ansible-playbook"), "-i", "localhost,", "-c", "local", str(place / "play.yml"), "-e", json.dumps(variables), cwd=place,
-        ANSIBLE_COLLECTIONS_PATH=str(REPOSITORY / "collections"), ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"), ANSIBLE_HOME=str(place / "home"),
-    )  # fmt: skip
+        str(BIN / "ansible-playbook"),
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        str(place / "play.yml"),
+        "-e",
+        json.dumps(variables),
+        cwd=place,
+        ANSIBLE_COLLECTIONS_PATH=str(REPOSITORY / "collections"),
+        ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"),
+        ANSIBLE_HOME=str(place / "home"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return t.cast("t.Dict[str, t.Any]", json.loads((place / "out.json").read_text()))
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_the_backend_grades_by_the_limits_of_its_host(written: t.Dict[str, t.Any], app_modules: Modules, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_backend_grades_by_the_limits_of_its_host(
+    written: t.Dict[str, t.Any], app_modules: Modules, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     for variable, value in written["environment"].items():
         monkeypatch.setenv(variable, value)
     monitor = app_modules("core.performance_monitor").PerformanceMonitor()
     for metric in METRICS[name]:
-        assert monitor.thresholds[metric] == {level: limit for level, limit in CHANGED[name].items() if level != "emergency"}
+        assert monitor.thresholds[metric] == {
+            level: limit for level, limit in CHANGED[name].items() if level != "emergency"
+        }
     if name == "memory":
         optimizer = app_modules("monitoring.memory_optimizer").MemoryOptimizer()
-        tiers = (optimizer.memory_warning_threshold, optimizer.memory_critical_threshold, optimizer.memory_emergency_threshold)
+        tiers = (
+            optimizer.memory_warning_threshold,
+            optimizer.memory_critical_threshold,
+            optimizer.memory_emergency_threshold,
+        )
         assert tiers == tuple(CHANGED["memory"].values())
     if name == "cpu":
         assert app_modules("wheels_ops.load").levels() == (44, 45, 95)
@@ -118,15 +151,26 @@ def test_defaults_are_those_of_the_backend(app_modules: Modules, monkeypatch: py
 
 
 def test_no_limit_is_one_that_nothing_reaches() -> None:
-    variables = threshold_variables({"cpu": {"warning": None, "critical": None}, "response_time_ms": {"critical": None}})
+    variables = threshold_variables(
+        {"cpu": {"warning": None, "critical": None}, "response_time_ms": {"critical": None}}
+    )
     assert (variables["CPU_WARNING_THRESHOLD"], variables["CPU_CRITICAL_THRESHOLD"]) == ("100", "100")
     assert float(variables["RESPONSE_TIME_CRITICAL_THRESHOLD"]) > 3_600_000
-    assert threshold_variables({"response_time_ms": {"warning": "inf", "critical": "inf"}})["RESPONSE_TIME_WARNING_THRESHOLD"] == "86400000"
+    assert (
+        threshold_variables({"response_time_ms": {"warning": "inf", "critical": "inf"}})[
+            "RESPONSE_TIME_WARNING_THRESHOLD"
+        ]
+        == "86400000"
+    )
 
 
 @pytest.mark.parametrize("value", [64, 66, 74, 76, 84, 86])
-@pytest.mark.parametrize("absent", [["warning"], ["critical"], ["emergency"], ["warning", "critical"], ["warning", "emergency"]])
-def test_without_one_of_the_limits_both_still_grade_alike(app_modules: Modules, monkeypatch: pytest.MonkeyPatch, absent: t.Sequence[str], value: float) -> None:
+@pytest.mark.parametrize(
+    "absent", [["warning"], ["critical"], ["emergency"], ["warning", "critical"], ["warning", "emergency"]]
+)
+def test_without_one_of_the_limits_both_still_grade_alike(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, absent: t.Sequence[str], value: float
+) -> None:
     given = {"memory": dict.fromkeys(absent)}
     for variable, text in threshold_variables(given).items():
         monkeypatch.setenv(variable, text)
@@ -143,9 +187,15 @@ def test_a_truth_value_is_no_limit() -> None:
 
 @pytest.mark.parametrize("value", ["80", 80, "nonsense", ""])
 def test_a_variable_that_says_otherwise_is_refused(value: object) -> None:
-    with pytest.raises(OpsError, match=r"CPU_WARNING_THRESHOLD of the backend differs from the threshold cpu\.warning of its host \(70\)"):
+    with pytest.raises(
+        OpsError,
+        match=r"CPU_WARNING_THRESHOLD of the backend differs from the threshold cpu\.warning of its host \(70\)",
+    ):
         threshold_variables({}, {"CPU_WARNING_THRESHOLD": value})
-    assert threshold_variables({"cpu": {"warning": 80}}, {"CPU_WARNING_THRESHOLD": "80.0"})["CPU_WARNING_THRESHOLD"] == "80"
+    assert (
+        threshold_variables({"cpu": {"warning": 80}}, {"CPU_WARNING_THRESHOLD": "80.0"})["CPU_WARNING_THRESHOLD"]
+        == "80"
+    )
 
 
 def test_the_ladder_of_the_memory_takes_them() -> None:

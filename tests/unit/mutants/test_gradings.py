@@ -26,7 +26,9 @@ def tree() -> t.Iterator[trees.Tree]:
     with trees.Tree() as copy:
         # In one run: to start pytest costs more than the tests.
         files = sorted({path for target in FILES for path in files_of(target)})
-        assert [group.tests for group in copy.baseline("any file", [files])] == [files], "tests that fail without a mutant notice nothing"
+        assert [group.tests for group in copy.baseline("any file", [files])] == [files], (
+            "tests that fail without a mutant notice nothing"
+        )
         yield copy
 
 

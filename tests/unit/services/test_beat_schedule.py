@@ -34,7 +34,9 @@ class Members:
         (".dat", False, False),  # nothing but an earlier process's file
     ],
 )
-def test_a_schedule_that_is_held_open_counts_and_an_old_one_does_not(tmp_path: Path, suffix: str, held: bool, ready: bool) -> None:
+def test_a_schedule_that_is_held_open_counts_and_an_old_one_does_not(
+    tmp_path: Path, suffix: str, held: bool, ready: bool
+) -> None:
     schedule = tmp_path / "schedule"
     file = Path(f"{schedule}{suffix}")
     file.touch()

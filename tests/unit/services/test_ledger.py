@@ -36,7 +36,9 @@ def test_a_restart_that_its_manager_refused_is_not_counted(tmp_path: Path) -> No
 def test_a_clock_that_was_put_back_and_torn_lines_free_nothing(tmp_path: Path) -> None:
     found = book(tmp_path, "failed")
     with found.path.open("a") as file:
-        file.write(json.dumps({"time": time.time() + 9999, "event": "begin", "service": "web"}) + "\n" + '{"time": 1, "eve')
+        file.write(
+            json.dumps({"time": time.time() + 9999, "event": "begin", "service": "web"}) + "\n" + '{"time": 1, "eve'
+        )
     assert len(found.starts("web", 60)) == 2
     assert max(found.starts("web", 60)) <= time.time()
 
@@ -57,4 +59,7 @@ def test_a_restart_says_how_many_lines_it_could_not_count(tmp_path: Path, monkey
 
     monkeypatch.setattr(service_restart._Run, "carry_out", carry_out)
     result = service_restart.run([], Supervisor("/nowhere.sock"), service_restart.Options(state_dir=str(tmp_path)))
-    assert result.warnings == [f"1 lines of {tmp_path}/restarts.jsonl are damaged and were passed over: a restart in one of them is not counted."]
+    assert result.warnings == [
+        f"1 lines of {tmp_path}/restarts.jsonl are damaged and were passed over: a restart in one of them is not"
+        " counted."
+    ]

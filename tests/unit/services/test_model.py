@@ -63,7 +63,13 @@ StartLimitBurst=5
 def test_one_answer_of_systemctl_for_several_units() -> None:
     found = systemd.parse_show(SHOWN, ["redis", "nothing", "web"], uptime=65.0)
     redis, nothing, web = found["redis"], found["nothing"], found["web"]
-    assert (redis.exists, redis.running, redis.pid, redis.uptime_s, redis.instance) == (True, True, 123, 60.0, "0123456789abcdef0123456789abcdef")
+    assert (redis.exists, redis.running, redis.pid, redis.uptime_s, redis.instance) == (
+        True,
+        True,
+        123,
+        60.0,
+        "0123456789abcdef0123456789abcdef",
+    )
     assert redis.details["id"] == "redis-server.service"
     assert not nothing.exists
     assert (web.failed, web.running, web.result, web.restarts, web.instance) == (True, False, "start-limit-hit", 5, "")
@@ -72,7 +78,10 @@ def test_one_answer_of_systemctl_for_several_units() -> None:
         systemd.parse_show(SHOWN, ["a", "b"], uptime=1.0)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10s", 10.0), ("1min 30s", 90.0), ("500ms", 0.5), ("1d 2h", 93600.0), ("infinity", float("inf")), ("", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10.0), ("1min 30s", 90.0), ("500ms", 0.5), ("1d 2h", 93600.0), ("infinity", float("inf")), ("", 0.0)],
+)
 def test_time_spans_of_systemd(text: str, seconds: float) -> None:
     assert systemd.span(text) == seconds
 
@@ -91,7 +100,16 @@ def test_time_spans_of_systemd(text: str, seconds: float) -> None:
 )
 def test_states_of_supervisord(name: str, running: bool, failed: bool, up: bool) -> None:
     pid = 7 if name in ("RUNNING", "STARTING", "STOPPING") else 0
-    info = {"statename": name, "pid": pid, "start": 100, "now": 130, "exitstatus": 0, "spawnerr": "", "group": "g", "name": "p"}
+    info = {
+        "statename": name,
+        "pid": pid,
+        "start": 100,
+        "now": 130,
+        "exitstatus": 0,
+        "spawnerr": "",
+        "group": "g",
+        "name": "p",
+    }
     found = supervisor.state_of("p", info)
     assert (found.running, found.failed, found.up) == (running, failed, up)
     assert found.uptime_s == (30 if running else None)
@@ -187,7 +205,11 @@ def test_options_have_ranges(options: Options, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "beat", "app"),
     [
-        (["/v/bin/python", "-m", "celery", "-A", "app.workers.celery", "beat", "--loglevel=info"], True, "app.workers.celery"),
+        (
+            ["/v/bin/python", "-m", "celery", "-A", "app.workers.celery", "beat", "--loglevel=info"],
+            True,
+            "app.workers.celery",
+        ),
         (["/v/bin/python", "/v/bin/celery", "--app=a.b", "worker", "-B"], True, "a.b"),
         (["/v/bin/celery", "-Aa.b", "beat"], True, "a.b"),
         (["[celery beat] --"], True, ""),
@@ -220,7 +242,9 @@ def test_the_budget_over_runs(tmp_path: Path) -> None:
     assert book.blocked("web", **limits) == ""
 
 
-def test_the_ledger_stays_small_and_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_stays_small_and_is_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ledger, "_MAX_BYTES", 2000)
     book = ledger.Ledger(tmp_path)
     for number in range(100):
@@ -242,7 +266,10 @@ def test_two_runs_do_not_overlap_and_the_lock_ends_with_its_process(tmp_path: Pa
         [
             sys.executable,
             "-c",
-            f"import fcntl,os,time; d=os.open({str(tmp_path / 'restarts.lock')!r}, os.O_RDWR); fcntl.flock(d, 2); print(1, flush=True); time.sleep(60)",
+            (
+                f"import fcntl,os,time; d=os.open({str(tmp_path / 'restarts.lock')!r}, os.O_RDWR); fcntl.flock(d, 2);"
+                " print(1, flush=True); time.sleep(60)"
+            ),
         ],
         stdout=subprocess.PIPE,
     )
@@ -257,7 +284,10 @@ def test_two_runs_do_not_overlap_and_the_lock_ends_with_its_process(tmp_path: Pa
         pass
 
 
-@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")])
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")],
+)
 def test_who_listens(family: int, address: str) -> None:
     with socket.socket(family) as server:
         server.bind((address, 0))
@@ -320,7 +350,9 @@ def test_a_process_of_somebody_else_is_named_where_it_may_hold_the_socket() -> N
     def look() -> t.Tuple[bool, str]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             [found] = processes.listeners(server.getsockname()[1])
-            held = processes.holders([found.inode], [1, os.getpid()])[found.inode] == {os.getpid()}  # process 1 is root's
+            held = processes.holders([found.inode], [1, os.getpid()])[found.inode] == {
+                os.getpid()
+            }  # process 1 is root's
             try:
                 processes.holders([found.inode], [1])
             except OpsError as error:
@@ -334,7 +366,11 @@ def test_a_process_of_somebody_else_is_named_where_it_may_hold_the_socket() -> N
 
 def test_the_process_tree() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", "import subprocess,sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"],
+        [
+            sys.executable,
+            "-c",
+            "import subprocess,sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

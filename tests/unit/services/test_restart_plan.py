@@ -25,11 +25,20 @@ REPORT = [
 
 def state(unit: str, word: str = "RUNNING") -> ServiceState:
     up = word in ("RUNNING", "STARTING")
-    return ServiceState(unit, exists=True, running=word == "RUNNING", settled=word != "STARTING", state=word, instance="1@1" if up else "")
+    return ServiceState(
+        unit,
+        exists=True,
+        running=word == "RUNNING",
+        settled=word != "STARTING",
+        state=word,
+        instance="1@1" if up else "",
+    )
 
 
 def states(services: t.Sequence[Service], **words: str) -> t.Dict[str, ServiceState]:
-    return {service.unit: state(service.unit, words.get(service.name.replace("-", "_"), "RUNNING")) for service in services}
+    return {
+        service.unit: state(service.unit, words.get(service.name.replace("-", "_"), "RUNNING")) for service in services
+    }
 
 
 def verbs(steps: t.Sequence[restart_plan.Step]) -> t.List[t.Tuple[str, str]]:
@@ -49,8 +58,13 @@ def test_the_order_of_the_report_with_tasks_held_still_below() -> None:
 
 def test_only_what_must_and_what_depends_on_it() -> None:
     assert verbs(restart_plan.plan(REPORT, states(REPORT), targets=["pam-backend"])) == [("restart", "pam-backend")]
-    assert verbs(restart_plan.plan(REPORT, states(REPORT), targets=["celery-worker"])) == [("restart", "celery-worker"), ("restart", "celery-beat")]
-    assert verbs(restart_plan.plan(REPORT, states(REPORT), targets=["celery-worker"], with_dependents=False)) == [("restart", "celery-worker")]
+    assert verbs(restart_plan.plan(REPORT, states(REPORT), targets=["celery-worker"])) == [
+        ("restart", "celery-worker"),
+        ("restart", "celery-beat"),
+    ]
+    assert verbs(restart_plan.plan(REPORT, states(REPORT), targets=["celery-worker"], with_dependents=False)) == [
+        ("restart", "celery-worker")
+    ]
     steps = restart_plan.plan(REPORT, states(REPORT), only_if=["stale"], stale={"celery-worker": "its code is newer"})
     assert verbs(steps) == [("restart", "celery-worker"), ("restart", "celery-beat")]
     assert [step.reason for step in steps] == ["its code is newer", "depends on celery-worker"]
@@ -60,8 +74,13 @@ def test_only_what_must_and_what_depends_on_it() -> None:
 def test_reasons() -> None:
     now = states(REPORT, pam_backend="FATAL", celery_beat="STOPPED")
     assert verbs(restart_plan.plan(REPORT, now, only_if=["failed"])) == [("start", "pam-backend")]
-    assert verbs(restart_plan.plan(REPORT, now, only_if=["stopped"])) == [("start", "pam-backend"), ("start", "celery-beat")]
-    assert verbs(restart_plan.plan(REPORT, now, only_if=["unhealthy"], unhealthy={"redis": "no PONG"}, targets=["redis"])) == [
+    assert verbs(restart_plan.plan(REPORT, now, only_if=["stopped"])) == [
+        ("start", "pam-backend"),
+        ("start", "celery-beat"),
+    ]
+    assert verbs(
+        restart_plan.plan(REPORT, now, only_if=["unhealthy"], unhealthy={"redis": "no PONG"}, targets=["redis"])
+    ) == [
         ("pause", "celery-worker"),
         ("restart", "redis"),
         ("start", "celery-worker"),
@@ -75,7 +94,9 @@ def test_started_leaves_alone_what_runs() -> None:
 
 @pytest.mark.parametrize("word", ["STARTING", "BACKOFF"])
 def test_what_is_on_its_way_up_is_replaced_not_joined(word: str) -> None:
-    assert verbs(restart_plan.plan(REPORT, states(REPORT, pam_backend=word), targets=["pam-backend"])) == [("restart", "pam-backend")]
+    assert verbs(restart_plan.plan(REPORT, states(REPORT, pam_backend=word), targets=["pam-backend"])) == [
+        ("restart", "pam-backend")
+    ]
 
 
 def test_a_stopped_dependent_stays_stopped_unless_it_is_chosen() -> None:
@@ -84,8 +105,18 @@ def test_a_stopped_dependent_stays_stopped_unless_it_is_chosen() -> None:
 
 
 def test_a_diamond_is_restarted_once() -> None:
-    graph = [Service("d", "d", Gate(), ("b", "c")), Service("c", "c", Gate(), ("a",)), Service("b", "b", Gate(), ("a",)), Service("a", "a")]
-    assert verbs(restart_plan.plan(graph, states(graph), targets=["a", "b"])) == [("restart", "a"), ("restart", "b"), ("restart", "c"), ("restart", "d")]
+    graph = [
+        Service("d", "d", Gate(), ("b", "c")),
+        Service("c", "c", Gate(), ("a",)),
+        Service("b", "b", Gate(), ("a",)),
+        Service("a", "a"),
+    ]
+    assert verbs(restart_plan.plan(graph, states(graph), targets=["a", "b"])) == [
+        ("restart", "a"),
+        ("restart", "b"),
+        ("restart", "c"),
+        ("restart", "d"),
+    ]
 
 
 def test_circles_strangers_and_unknown_targets_are_refused() -> None:
@@ -120,7 +151,9 @@ def test_every_graph(count: int, chance: random.Random) -> None:
     assert len(acted) == len(set(acted))
     assert len(paused) == len(set(paused))
     assert set(acted) == set(targets) | restart_plan.dependents(graph, targets)
-    assert [step.action for step in steps] == sorted((step.action for step in steps), key=lambda action: action != "pause")
+    assert [step.action for step in steps] == sorted(
+        (step.action for step in steps), key=lambda action: action != "pause"
+    )
     by_name = {service.name: service for service in graph}
     for earlier, later in itertools.combinations(acted, 2):
         assert later not in by_name[earlier].depends_on

@@ -21,7 +21,18 @@ def supervisord(monkeypatch: pytest.MonkeyPatch, *states: t.Tuple[str, str]) -> 
         if method == "startProcess":
             raise OpsError("supervisord refuses startProcess.", fault=SPAWN_ERROR)
         name, error = left.pop(0) if len(left) > 1 else left[0]
-        return [{"group": "web", "name": "web", "statename": name, "spawnerr": error, "pid": 7, "start": 1, "now": 2, "exitstatus": 1}]
+        return [
+            {
+                "group": "web",
+                "name": "web",
+                "statename": name,
+                "spawnerr": error,
+                "pid": 7,
+                "start": 1,
+                "now": 2,
+                "exitstatus": 1,
+            }
+        ]
 
     made = Supervisor("/nowhere", wait_sleep=0.001)
     monkeypatch.setattr(made, "_call", answer)

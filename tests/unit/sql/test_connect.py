@@ -23,7 +23,10 @@ from wheels_ops.results import OpsError
         ("", ""),
         ("postgresql://u:p@h:1/d?sslmode=require", "postgresql://u:p@h:1/d?sslmode=require"),
         ("postgresql+asyncpg://u:p%40@h:1/d", "postgresql://u:p%40@h:1/d"),
-        ("postgresql+asyncpg://u@h/d?ssl=require&prepared_statement_cache_size=0", "postgresql://u@h/d?sslmode=require"),
+        (
+            "postgresql+asyncpg://u@h/d?ssl=require&prepared_statement_cache_size=0",
+            "postgresql://u@h/d?sslmode=require",
+        ),
         ("postgres+psycopg2://u@[::1]:5432/d", "postgresql://u@[::1]:5432/d"),
     ],
 )
@@ -94,4 +97,6 @@ def refusing(sqlstate: str, message: str) -> t.Iterator[int]:
 def test_a_server_that_admits_nobody_is_no_wrong_address(sqlstate: str, message: str, hint: str) -> None:
     with refusing(sqlstate, message) as port, pytest.raises(postgres.Unavailable) as caught:
         postgres.connect(f"postgresql://u:hunter2@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable")
-    assert hint in str(caught.value) and "Check host, port" not in str(caught.value) and "hunter2" not in str(caught.value)
+    assert (
+        hint in str(caught.value) and "Check host, port" not in str(caught.value) and "hunter2" not in str(caught.value)
+    )

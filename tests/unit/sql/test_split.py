@@ -28,7 +28,7 @@ from wheels_ops.results import OpsError
         ("-- nothing\n", None, "holds no statement"),
         ("", None, "holds no statement"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_one_transaction_is_refused_with_its_line(text: str, line: int, reason: str) -> None:
     with pytest.raises(OpsError) as caught:
         split(text, name="x.sql")
@@ -44,7 +44,13 @@ def test_statements_and_lines() -> None:
         "do $$ begin perform 1; commit; end $$ ;;\ncopy a to '/tmp/x';\nselect \"é;\""
     )
     found = split(text, name="x")
-    assert [(statement.line, statement.sql.split()[0]) for statement in found] == [(2, "select"), (4, "create"), (5, "do"), (6, "copy"), (7, "select")]
+    assert [(statement.line, statement.sql.split()[0]) for statement in found] == [
+        (2, "select"),
+        (4, "create"),
+        (5, "do"),
+        (6, "copy"),
+        (7, "select"),
+    ]
     assert found[-1].sql == 'select "é;"'
 
 

@@ -30,7 +30,10 @@ SERVICES: t.List[t.Dict[str, t.Any]] = [
 
 def health(writes: t.Optional[str], failing: t.Sequence[str] = ("redis", "celery")) -> t.Dict[str, t.Any]:
     details = {} if writes is None else {"writes": writes}
-    return {"checks": [{"name": "redis", "details": details}, {"name": "celery", "details": {}}], "failing": list(failing)}
+    return {
+        "checks": [{"name": "redis", "details": details}, {"name": "celery", "details": {}}],
+        "failing": list(failing),
+    }
 
 
 CASES = [
@@ -43,7 +46,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("writes", "names"), CASES)
-def test_the_program_leaves_them_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, writes: t.Optional[str], names: t.List[str]) -> None:
+def test_the_program_leaves_them_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, writes: t.Optional[str], names: t.List[str]
+) -> None:
     restarted: t.List[t.Any] = []
 
     def run(services: t.Any, *_words: t.Any, **_options: t.Any) -> Result:
@@ -58,7 +63,9 @@ def test_the_program_leaves_them_out(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_where_nothing_is_left_the_restart_is_refused(tmp_path: Path) -> None:
-    one = recovery.AutomatedRecovery(Settings(checks=suite.Options(services=[SERVICES[0], SERVICES[2]]), state_dir=tmp_path))
+    one = recovery.AutomatedRecovery(
+        Settings(checks=suite.Options(services=[SERVICES[0], SERVICES[2]]), state_dir=tmp_path)
+    )
     with pytest.raises(recovery.Refused, match=r"Redis takes no writes \(refused: OOM\)"):
         one._restart_services(health("refused: OOM"))
 
@@ -70,7 +77,9 @@ def test_the_playbook_leaves_out_the_same(writes: t.Optional[str], names: t.List
     variables: t.Dict[str, t.Any] = {"services_list": SERVICES, "recover_before": health(writes)}
     for name, text in task["vars"].items():
         variables[name] = Templar(DataLoader(), variables=variables).template(trust_as_template(text))
-    found = Templar(DataLoader(), variables=variables).template(trust_as_template(task["ansible.builtin.set_fact"]["recover_services"]))
+    found = Templar(DataLoader(), variables=variables).template(
+        trust_as_template(task["ansible.builtin.set_fact"]["recover_services"])
+    )
     assert [service["name"] for service in found] == names
     if len(names) < len(SERVICES):
         assert found == recovery.without_broker(SERVICES)

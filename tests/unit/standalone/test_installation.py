@@ -32,7 +32,9 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, [root / str(number) / "wheels_ops" for number in range(1, count + 1)]
 
 
-def test_a_run_killed_before_any_change_is_finished_by_the_next(killed: t.Tuple[str, t.List[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_any_change_is_finished_by_the_next(
+    killed: t.Tuple[str, t.List[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, targets = killed
     monkeypatch.setattr(installation, "library", lambda: NEW)
     for target in targets:
@@ -45,4 +47,7 @@ def test_a_run_killed_before_any_change_is_finished_by_the_next(killed: t.Tuple[
         again = installation.run(str(target), state=state)
         assert not again.changed and not again.actions
         assert (content(target) if target.exists() else {}) == (NEW if state == "present" else {})
-        assert sorted(entry.name for entry in target.parent.iterdir()) == [".wheels_ops.of-another", *(["wheels_ops"] if state == "present" else [])]
+        assert sorted(entry.name for entry in target.parent.iterdir()) == [
+            ".wheels_ops.of-another",
+            *(["wheels_ops"] if state == "present" else []),
+        ]

@@ -70,6 +70,11 @@ def test_a_group_that_may_write_an_environment_has_no_member_but_us(python: Path
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of another user")
 def test_a_clone_is_run_with_the_environment_of_its_owner(python: Path) -> None:
-    for path in (program_beside(python), python.parents[1], python.parents[1] / "bin", python.parents[1] / "pyvenv.cfg"):
+    for path in (
+        program_beside(python),
+        python.parents[1],
+        python.parents[1] / "bin",
+        python.parents[1] / "pyvenv.cfg",
+    ):
         os.chown(path, 54321, 54321)
     assert launcher.is_ours(python, program_beside(python))

@@ -16,7 +16,9 @@ LINKS = {"monitor.py": "/opt/ours/monitor.py", "scripts/recovery.py": "/opt/ours
 
 
 def apply(directory: Path, state: str = "present", **further: t.Any) -> t.Tuple[t.List[str], t.List[str]]:
-    actions, left_alone = program_links.run(LINKS, str(directory), state=state, check_mode=further.get("check_mode", False))
+    actions, left_alone = program_links.run(
+        LINKS, str(directory), state=state, check_mode=further.get("check_mode", False)
+    )
     return [action["action"] for action in actions], left_alone
 
 

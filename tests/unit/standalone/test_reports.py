@@ -37,24 +37,36 @@ def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
 @pytest.mark.parametrize(
     ("statuses", "overall", "exit_status"),
     [
-        (["ok", "skipped"], "healthy", 0), (["ok", "warning"], "degraded", 1), (["ok", "unknown"], "degraded", 3), (["warning", "unknown"], "degraded", 3),
-        (["critical", "warning"], "unhealthy", 2), (["emergency"], "critical", 2),
+        (["ok", "skipped"], "healthy", 0),
+        (["ok", "warning"], "degraded", 1),
+        (["ok", "unknown"], "degraded", 3),
+        (["warning", "unknown"], "degraded", 3),
+        (["critical", "warning"], "unhealthy", 2),
+        (["emergency"], "critical", 2),
     ],
-)  # fmt: skip
+)
 def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], overall: str, exit_status: int) -> None:
     names = list(suite.SUBJECTS[: len(statuses)])
     found = {name: results.detailed(check(name, status)) for name, status in zip(names, statuses)}
     summary = results.summary(found, 1.5)
     measured = [status for status in statuses if status != "skipped"]
     assert summary["overall_status"] == overall
-    assert (summary["total_checks"], summary["total_issues"]) == (len(measured), sum(status != "ok" for status in measured))
+    assert (summary["total_checks"], summary["total_issues"]) == (
+        len(measured),
+        sum(status != "ok" for status in measured),
+    )
     assert sum(summary["issues_by_severity"].values()) == summary["unhealthy_checks"] == summary["total_issues"]
     worst = next(status for status in ("emergency", "critical", "unknown", "warning", "ok") if status in statuses)
     assert results.exit_status(worst) == exit_status
 
 
 def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_the_first_line(tmp_path: Path) -> None:
-    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    options = suite.Options(
+        subjects=("database", "disk"),
+        filesystems=("/",),
+        thresholds=parse({"disk": {"warning": 100, "critical": 100}}),
+        timeout=10,
+    )
     one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
     report = asyncio.run(one.run_all_checks())
     assert report["detailed_results"]["database"]["healthy"] is None
@@ -68,10 +80,17 @@ def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_th
 
 
 def test_recovery_does_not_call_everything_healthy_where_a_check_was_not_made(tmp_path: Path) -> None:
-    options = suite.Options(subjects=("database", "disk"), filesystems=("/",), thresholds=parse({"disk": {"warning": 100, "critical": 100}}), timeout=10)
+    options = suite.Options(
+        subjects=("database", "disk"),
+        filesystems=("/",),
+        thresholds=parse({"disk": {"warning": 100, "critical": 100}}),
+        timeout=10,
+    )
     report = recovery.AutomatedRecovery(Settings(checks=options, state_dir=tmp_path), dry_run=True).run()
     first = recovery.text(report).splitlines()[0]
-    assert first.startswith("1 healthy, 1 skipped: no database DSN is given (database); 10 left out on purpose: memory, cpu, ")
+    assert first.startswith(
+        "1 healthy, 1 skipped: no database DSN is given (database); 10 left out on purpose: memory, cpu, "
+    )
     assert first.endswith("; nothing was done.")
     assert report["system_health_summary"]["database"]["healthy"] is None
     assert report["system_health_summary"]["database"]["note"] == "Not measured."
@@ -83,9 +102,19 @@ def test_where_nothing_is_measured_nothing_is_healthy() -> None:
 
 
 def test_the_keys_of_the_first_version_are_there_and_true() -> None:
-    memory = check("memory", "warning", value=70.0, details={"host": {"percent": 70.0, "total_bytes": 4 << 30, "available_bytes": 2 << 30}, "services": {}})
+    memory = check(
+        "memory",
+        "warning",
+        value=70.0,
+        details={"host": {"percent": 70.0, "total_bytes": 4 << 30, "available_bytes": 2 << 30}, "services": {}},
+    )
     found = results.detailed(memory)
-    assert (found["memory_percent"], found["available_memory_gb"], found["healthy"], found["severity"]) == (70.0, 2.0, False, "medium")
+    assert (found["memory_percent"], found["available_memory_gb"], found["healthy"], found["severity"]) == (
+        70.0,
+        2.0,
+        False,
+        "medium",
+    )
     assert "process_memory_mb" not in found, "what was not measured is not there"
     down = results.detailed(check("redis", "critical"))
     assert (down["connected"], down["error"], down["issue"]) == (False, "redis is critical.", "redis is critical.")
@@ -94,14 +123,24 @@ def test_the_keys_of_the_first_version_are_there_and_true() -> None:
 
 
 def test_a_check_that_cannot_be_made_is_unknown_and_counts(tmp_path: Path) -> None:
-    options = suite.Options(subjects=("database", "redis"), database_dsn="mysql://u:word@127.0.0.1:1/x", redis_url="nonsense://:other@h", timeout=10)
+    options = suite.Options(
+        subjects=("database", "redis"),
+        database_dsn="mysql://u:word@127.0.0.1:1/x",
+        redis_url="nonsense://:other@h",
+        timeout=10,
+    )
     one = monitor.ProductionHealthMonitor(Settings(checks=options, state_dir=tmp_path))
     report = asyncio.run(one.run_all_checks())
-    assert {name: result["status"] for name, result in report["detailed_results"].items()} == {"database": "unknown", "redis": "unknown"}
+    assert {name: result["status"] for name, result in report["detailed_results"].items()} == {
+        "database": "unknown",
+        "redis": "unknown",
+    }
     assert [each["check"] for each in report["issues_found"]] == ["database", "redis"] == report["failing"]
     assert all(each["recommendation"] for each in report["issues_found"])
     assert report["recommendations"] == one.recommendations
-    assert {"timestamp", "duration_seconds", "summary", "detailed_results", "issues_found", "recommendations"} <= set(report)
+    assert {"timestamp", "duration_seconds", "summary", "detailed_results", "issues_found", "recommendations"} <= set(
+        report
+    )
     assert "word" not in repr(report) and "other@" not in repr(report)
     assert set(one.checks) == set(suite.SUBJECTS)
     assert asyncio.run(one.checks["tts"]())["skipped"] is True
@@ -109,7 +148,12 @@ def test_a_check_that_cannot_be_made_is_unknown_and_counts(tmp_path: Path) -> No
 
 def test_without_a_service_manager_the_rest_is_measured_all_the_same(tmp_path: Path) -> None:
     services = [{"name": "a"}]
-    options = suite.Options(subjects=("disk", "services", "memory"), services=services, service_manager="supervisor", supervisor_socket=str(tmp_path / "none"))
+    options = suite.Options(
+        subjects=("disk", "services", "memory"),
+        services=services,
+        service_manager="supervisor",
+        supervisor_socket=str(tmp_path / "none"),
+    )
     found = {each["name"]: each["status"] for each in suite.run(options)["checks"]}
     assert found["services"] == found["memory"] == "unknown"
     assert found["disk"] != "unknown"
@@ -117,9 +161,13 @@ def test_without_a_service_manager_the_rest_is_measured_all_the_same(tmp_path: P
 
 def test_the_history_is_bounded_and_gives_the_stability(tmp_path: Path) -> None:
     report = {
-        "status": "ok", "failing": [], "scores": {}, "duration_ms": 1.0, "notes": [],
+        "status": "ok",
+        "failing": [],
+        "scores": {},
+        "duration_ms": 1.0,
+        "notes": [],
         "detailed_results": {"http": {"status": "ok", "skipped": False}, "tts": {"status": "skipped", "skipped": True}},
-    }  # fmt: skip
+    }
     given = Settings(state_dir=tmp_path)
     for _ in range(monitor.ENOUGH - 1):
         monitor.note(given, t.cast("t.Dict[str, t.Any]", report))
@@ -138,13 +186,19 @@ def remembered(path: Path, seconds_ago: float, **result: t.Any) -> None:
 @pytest.mark.parametrize(
     ("outcome", "action", "seconds_ago", "waits"),
     [
-        ("done", "log_rotation", 100, True), ("failed", "log_rotation", 100, True), ("partly", "memory_cleanup", 100, True),
-        ("done", "log_rotation", 700, False), ("nothing", "log_rotation", 100, False), ("refused", "log_rotation", 100, False),
+        ("done", "log_rotation", 100, True),
+        ("failed", "log_rotation", 100, True),
+        ("partly", "memory_cleanup", 100, True),
+        ("done", "log_rotation", 700, False),
+        ("nothing", "log_rotation", 100, False),
+        ("refused", "log_rotation", 100, False),
         # Restarts are counted for each service in the ledger, which the playbooks read too.
         ("done", "service_restart", 100, False),
     ],
-)  # fmt: skip
-def test_the_cool_down_is_over_all_runs(tmp_path: Path, outcome: str, action: str, seconds_ago: float, waits: bool) -> None:
+)
+def test_the_cool_down_is_over_all_runs(
+    tmp_path: Path, outcome: str, action: str, seconds_ago: float, waits: bool
+) -> None:
     remembered(tmp_path / recovery.HISTORY, seconds_ago, action=action, outcome=outcome)
     one = recovery.AutomatedRecovery(Settings(state_dir=tmp_path, recovery=Recovery(cooldown=600)))
     assert (one._recent().get(action, 0.0) > 0) is waits
@@ -157,10 +211,12 @@ def test_the_order_of_the_remedies_is_that_of_the_playbook_recover() -> None:
     named = next(task["vars"]["recover_remedies"] for task in block if "recover_remedies" in task.get("vars", {}))
     theirs = [(each["role"], each.get("tasks", "main.yml"), tuple(each["subjects"])) for each in named]
     roles = {
-        recovery.RecoveryAction.DISK_CLEANUP: ("recovery", "disk.yml"), recovery.RecoveryAction.SERVICE_RESTART: ("services", "main.yml"),
-        recovery.RecoveryAction.DATABASE_REPAIR: ("database", "main.yml"), recovery.RecoveryAction.CACHE_CLEAR: ("recovery", "cache.yml"),
+        recovery.RecoveryAction.DISK_CLEANUP: ("recovery", "disk.yml"),
+        recovery.RecoveryAction.SERVICE_RESTART: ("services", "main.yml"),
+        recovery.RecoveryAction.DATABASE_REPAIR: ("database", "main.yml"),
+        recovery.RecoveryAction.CACHE_CLEAR: ("recovery", "cache.yml"),
         recovery.RecoveryAction.MEMORY_CLEANUP: ("recovery", "memory.yml"),
-    }  # fmt: skip
+    }
     ours = [(*roles[action], subjects) for action, subjects in recovery.SUBJECTS.items() if action in roles]
     assert ours == theirs
     assert re.fullmatch(r"[a-z_,]+", ",".join(action.value for action in recovery.RecoveryAction))

@@ -49,7 +49,9 @@ def refused(path: str) -> str:
         ({"state_dir": "relative"}, "state_dir"),
     ],
 )
-def test_a_bad_configuration_is_refused_in_words_and_without_its_secrets(tmp_path: Path, content: t.Any, words: str) -> None:
+def test_a_bad_configuration_is_refused_in_words_and_without_its_secrets(
+    tmp_path: Path, content: t.Any, words: str
+) -> None:
     message = refused(written(tmp_path / "monitor.json", content))
     assert words in message
     assert "hunter2" not in message
@@ -80,17 +82,24 @@ def test_the_environment_takes_the_place_of_the_file(tmp_path: Path) -> None:
     assert load("", {"WHEELS_OPS_CONFIG": path}).source == path
 
 
-def test_a_dotenv_of_the_backend_is_found_and_one_of_others_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dotenv_of_the_backend_is_found_and_one_of_others_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings, "CONFIG", str(tmp_path / "none.json"))
-    written(tmp_path / ".env", "# DATABASE_URL=postgresql://commented/x\nexport DATABASE_URL='postgresql+asyncpg://u:p@h/d'\nOTHER=1\n")
+    written(
+        tmp_path / ".env",
+        "# DATABASE_URL=postgresql://commented/x\nexport DATABASE_URL='postgresql+asyncpg://u:p@h/d'\nOTHER=1\n",
+    )
     assert load("", {}).checks.database_dsn == "postgresql+asyncpg://u:p@h/d"
     (tmp_path / ".env").chmod(0o602)
     assert load("", {}).checks.database_dsn == ""
 
 
 @pytest.mark.parametrize("trap", ["pipe", "link", "hard link", "device"])
-def test_a_dotenv_that_is_a_trap_is_passed_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str) -> None:
+def test_a_dotenv_that_is_a_trap_is_passed_over_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
     """Root may stand in a directory of the backend's user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings, "CONFIG", str(tmp_path / "none.json"))
@@ -116,11 +125,23 @@ def test_waits_that_outlast_the_deadline_are_left_out_and_said(tmp_path: Path) -
 def test_no_secret_of_the_settings_is_shown() -> None:
     given = Settings(
         checks=suite.Options(
-            redis_url="redis://:re%24dis@h:1/0", database_dsn="host=h password='da\\'ta base' dbname=x", websocket_path="/ws?token=jwt-token",
-            services=[{"name": "a", "gate": {"url": "redis://u:gate-word@h/0", "headers": {"Authorization": "Bearer head-word"}}}],
+            redis_url="redis://:re%24dis@h:1/0",
+            database_dsn="host=h password='da\\'ta base' dbname=x",
+            websocket_path="/ws?token=jwt-token",
+            services=[
+                {
+                    "name": "a",
+                    "gate": {"url": "redis://u:gate-word@h/0", "headers": {"Authorization": "Bearer head-word"}},
+                }
+            ],
         )
-    )  # fmt: skip
-    said = {"a": ["re%24dis re$dis", "da'ta base"], "t": "jwt-token", "g": "gate-word", "b": ("Bearer head-word", 7, None)}
+    )
+    said = {
+        "a": ["re%24dis re$dis", "da'ta base"],
+        "t": "jwt-token",
+        "g": "gate-word",
+        "b": ("Bearer head-word", 7, None),
+    }
     shown = json.dumps(given.scrubbed(said))
     for word in ("re%24dis", "re$dis", "da'ta base", "jwt-token", "gate-word", "head-word"):
         assert word not in shown
@@ -135,7 +156,9 @@ def test_what_is_found_without_a_configuration_is_what_the_roles_say() -> None:
     """The defaults of the roles, which a program on the host cannot read."""
 
     def defaults(role: str) -> t.Dict[str, t.Any]:
-        return t.cast("t.Dict[str, t.Any]", yaml.safe_load((COLLECTION / f"roles/{role}/defaults/main.yml").read_text()))
+        return t.cast(
+            "t.Dict[str, t.Any]", yaml.safe_load((COLLECTION / f"roles/{role}/defaults/main.yml").read_text())
+        )
 
     monitoring, services, recovery = defaults("monitoring"), defaults("services"), defaults("recovery")
     assert settings.REPORTED["websocket_path"] == monitoring["monitoring_websocket_path"]
@@ -146,8 +169,12 @@ def test_what_is_found_without_a_configuration_is_what_the_roles_say() -> None:
     assert monitoring["monitoring_deadline"] == settings.DEADLINE
     named = [{"name": entry["name"], "unit": entry["name"]} for entry in services["services_of_the_report"]]
     built = settings._with_gates(named, {})
-    assert [(each["name"], each["gate"]["type"]) for each in built] == [(each["name"], each["gate"]["type"]) for each in services["services_of_the_report"]]
-    assert [each["depends_on"] for each in built] == [each.get("depends_on", []) for each in services["services_of_the_report"]]
+    assert [(each["name"], each["gate"]["type"]) for each in built] == [
+        (each["name"], each["gate"]["type"]) for each in services["services_of_the_report"]
+    ]
+    assert [each["depends_on"] for each in built] == [
+        each.get("depends_on", []) for each in services["services_of_the_report"]
+    ]
     ours = settings.Recovery()
     for key, value in services.items():
         name = key[len("services_") :]

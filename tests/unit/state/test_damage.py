@@ -35,25 +35,46 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "one.py").write_text("old = 1\n")
     for name, content in ((OLD, b"new = 1\n"), (NEW, b"newer = 1\n")):
         deployment.begin(str(state), name, holder="one")
-        backend_patch.install(str(state), name, backend_patch.Request(root=str(root), files={"one.py": content}), backend_patch.Proof())
+        backend_patch.install(
+            str(state), name, backend_patch.Request(root=str(root), files={"one.py": content}), backend_patch.Proof()
+        )
         deployment.end(str(state), name, holder="one", state=deployment.FINISHED)
     deployment.hold(str(state), kind="maintenance", holder="elsewhere:1:1:a-b-c")
     ledger = Ledger(state)
     ledger.add(event="begin", service="web")
     ledger.add(event="end", service="web", outcome="failed")
-    result = {"action": "disk_cleanup", "success": True, "outcome": "done", "message": "x", "timestamp": "2025-07-30T02:11:00Z", "changed": True}
-    history.append(state / "history.jsonl", {"action": "recover", "before": ["disk"], "outcome": "healthy", "results": [result]})
+    result = {
+        "action": "disk_cleanup",
+        "success": True,
+        "outcome": "done",
+        "message": "x",
+        "timestamp": "2025-07-30T02:11:00Z",
+        "changed": True,
+    }
+    history.append(
+        state / "history.jsonl", {"action": "recover", "before": ["disk"], "outcome": "healthy", "results": [result]}
+    )
     for _ in range(monitor.ENOUGH):
         history.append(state / "monitor.jsonl", {"status": "ok", "checks": {"http": "ok"}})
     Notes(state).keep("trim", "web", "host", Note(time.time(), 1, 2, (3,)))
-    held = {"pid": 1, "born": 0.5, "threads": {"1": {"policy": 0, "nice": 0}}, "until": 1.0, "session": "", "session_nice": 0}
+    held = {
+        "pid": 1,
+        "born": 0.5,
+        "threads": {"1": {"policy": 0, "nice": 0}},
+        "until": 1.0,
+        "session": "",
+        "session_nice": 0,
+    }
     (state / "cpu_relief.json").write_text(json.dumps([held]))
     (state / "requests").mkdir()
     (state / "requests/one.json").write_text(json.dumps({"kind": "recover", "reason": "a person asked", "time": "now"}))
     (state / "metrics").mkdir()
     with sqlite3.connect(state / "metrics/metrics.sqlite") as database:
         database.execute("create table metric (id integer, name text)")
-        database.execute("create table sample (metric integer, step integer, slot integer, total real, count real, low real, high real)")
+        database.execute(
+            "create table sample (metric integer, step integer, slot integer, total real, count real, low real, high"
+            " real)"
+        )
         database.execute("insert into metric values (1, 'memory_percent')")
         database.execute("insert into sample values (1, 900, 9999999, 1.0, 1.0, 1.0, 1.0)")
     database.close()
@@ -61,9 +82,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FILES = (
-    "deploy.lock", f"deployments/{OLD}/manifest.json", f"deployments/{NEW}/manifest.json", f"deployments/{OLD}/originals/*", f"deployments/{NEW}/originals/*",
-    "restarts.jsonl", "history.jsonl", "monitor.jsonl", "memory.json", "cpu_relief.json", "requests/one.json", "metrics/metrics.sqlite",
-)  # fmt: skip
+    "deploy.lock",
+    f"deployments/{OLD}/manifest.json",
+    f"deployments/{NEW}/manifest.json",
+    f"deployments/{OLD}/originals/*",
+    f"deployments/{NEW}/originals/*",
+    "restarts.jsonl",
+    "history.jsonl",
+    "monitor.jsonl",
+    "memory.json",
+    "cpu_relief.json",
+    "requests/one.json",
+    "metrics/metrics.sqlite",
+)
 
 
 def _directory(path: Path) -> None:
@@ -168,7 +199,9 @@ READERS: t.Dict[str, t.Callable[[Path], t.Any]] = {
     "history": lambda state: history.read(state / "history.jsonl"),
     "recoveries": lambda state: performance.recoveries(history.read(state / "history.jsonl"), 0),
     "metrics": lambda state: performance.read_store(state / "metrics/metrics.sqlite", 0),
-    "requests": lambda state: json.dumps(recovery_requests.handle(state / "requests").extra, ensure_ascii=False).encode(),
+    "requests": (
+        lambda state: json.dumps(recovery_requests.handle(state / "requests").extra, ensure_ascii=False).encode()
+    ),
     "recovery history": _tried,
     "recovery, recent": lambda state: recovery.AutomatedRecovery(_settings(state))._recent(),
     "memory": lambda state: Notes(state).last("trim", "web", "host"),
@@ -176,7 +209,10 @@ READERS: t.Dict[str, t.Callable[[Path], t.Any]] = {
 }
 #: These change something: each gets a directory of its own, where a file that it reads is damaged.
 WRITERS: t.Dict[str, t.Tuple[str, t.Callable[[Path], t.Any]]] = {
-    "begin": ("deploy", lambda state: deployment.begin(str(state), "20250801T0211", holder="two", force="elsewhere:1:1:a-b-c")),
+    "begin": (
+        "deploy",
+        lambda state: deployment.begin(str(state), "20250801T0211", holder="two", force="elsewhere:1:1:a-b-c"),
+    ),
     "hold": ("deploy", lambda state: deployment.hold(str(state), kind="rollback", holder="two")),
     "let go": ("deploy.lock", lambda state: deployment.let_go(str(state), holder="elsewhere:1:1:a-b-c")),
     "end": ("deploy", _end),
@@ -224,7 +260,9 @@ def test_damage_is_passed_over_or_named(whole: Path, tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "a bad line"])
-def test_a_damaged_manifest_of_an_old_deployment_blocks_its_own_rollback_alone(whole: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_manifest_of_an_old_deployment_blocks_its_own_rollback_alone(
+    whole: Path, tmp_path: Path, damage: str
+) -> None:
     state = _copy(whole, tmp_path / "state")
     (state / "deploy.lock").unlink()
     path = state / f"deployments/{OLD}/manifest.json"
@@ -272,7 +310,9 @@ def test_a_damaged_lock_is_refused_and_expires(whole: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["missing", "one byte"])
-def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_first_file(whole: Path, tmp_path: Path, damage: str) -> None:
+def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_first_file(
+    whole: Path, tmp_path: Path, damage: str
+) -> None:
     state = _copy(whole, tmp_path / "state")
     original = next((state / f"deployments/{NEW}/originals").iterdir())
     if damage == "missing":
@@ -287,9 +327,13 @@ def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_fir
 
 
 @pytest.mark.parametrize("begin", [("20250801T0211", "deploy"), ("recover-1", "recover")])
-def test_a_file_where_the_deployments_belong_is_named_and_the_lock_is_not_kept(tmp_path: Path, begin: t.Tuple[str, str]) -> None:
+def test_a_file_where_the_deployments_belong_is_named_and_the_lock_is_not_kept(
+    tmp_path: Path, begin: t.Tuple[str, str]
+) -> None:
     (tmp_path / "deployments").write_text("x")
-    assert [each["path"] for each in deployment.query(str(tmp_path)).extra["damaged"]] == [str(tmp_path / "deployments")]
+    assert [each["path"] for each in deployment.query(str(tmp_path)).extra["damaged"]] == [
+        str(tmp_path / "deployments")
+    ]
     with pytest.raises(OpsError, match=f"{tmp_path}/deployments is damaged: it is no directory"):
         deployment.begin(str(tmp_path), begin[0], kind=begin[1], holder="one")
     assert not (tmp_path / "deploy.lock").exists()

@@ -36,7 +36,9 @@ def test_one_that_others_may_write_is_refused(tmp_path: Path, place: Path, which
     if which == "above" and mode == 0o1777 and os.geteuid() == 0:
         assert directory.require(place) == place, "as /tmp: nobody can rename there what belongs to others"
         return
-    with pytest.raises(OpsError, match=f"has the mode {mode:04o}, so that others can change.*chmod go-w {tmp_path / which}"):
+    with pytest.raises(
+        OpsError, match=f"has the mode {mode:04o}, so that others can change.*chmod go-w {tmp_path / which}"
+    ):
         directory.require(place)
 
 
@@ -120,7 +122,13 @@ def test_everything_that_uses_it_refuses_it_and_leaves_it_alone(place: Path, rea
 def test_an_access_list_counts_as_others(place: Path) -> None:
     """The user ``nobody`` may write there, and the mode shows it as the right of the owner's group."""
     undefined = 2**32 - 1
-    entries = ((0x01, 7, undefined), (0x02, 7, NOBODY), (0x04, 0, undefined), (0x10, 7, undefined), (0x20, 0, undefined))  # acl(5)
+    entries = (
+        (0x01, 7, undefined),
+        (0x02, 7, NOBODY),
+        (0x04, 0, undefined),
+        (0x10, 7, undefined),
+        (0x20, 0, undefined),
+    )  # acl(5)
     packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
     os.chown(place, 0, 0)
     try:
@@ -166,7 +174,9 @@ def test_a_file_on_the_way_is_refused(tmp_path: Path, place: Path, below: str) -
 
 
 def test_what_cannot_be_reached_is_refused(place: Path) -> None:
-    with pytest.raises(OpsError, match=f"The state directory {place}/x+ cannot be reached: {place}/x+: File name too long"):
+    with pytest.raises(
+        OpsError, match=f"The state directory {place}/x+ cannot be reached: {place}/x+: File name too long"
+    ):
         directory.require(place / ("x" * 300))
 
 
@@ -221,7 +231,9 @@ USER, GROUP = 4711, 4712
         ({"st_mode": 0o120777, "st_uid": USER + 1}, True, True),
     ],
 )
-def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[str, int], last: bool, refused: bool) -> None:
+def test_owner_and_mode_decide(
+    monkeypatch: pytest.MonkeyPatch, changes: t.Dict[str, int], last: bool, refused: bool
+) -> None:
     status: t.Any = types.SimpleNamespace(**{**STATUS, **changes})
     monkeypatch.setattr(directory.os, "lstat", lambda _path: status)
     monkeypatch.setattr(directory.os, "geteuid", lambda: USER)
@@ -230,7 +242,10 @@ def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[
         with pytest.raises(OpsError, match="is refused: it (belongs to|has the mode)"):
             directory._check(Path("/x"), Path("/x"), last=last, words=("state directory", "wheels_ops_state_dir"))
     else:
-        assert directory._check(Path("/x"), Path("/x"), last=last, words=("state directory", "wheels_ops_state_dir")) is status
+        assert (
+            directory._check(Path("/x"), Path("/x"), last=last, words=("state directory", "wheels_ops_state_dir"))
+            is status
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +259,9 @@ def test_owner_and_mode_decide(monkeypatch: pytest.MonkeyPatch, changes: t.Dict[
         (None, GROUP, False),
     ],
 )
-def test_a_group_of_one_user_is_that_user(monkeypatch: pytest.MonkeyPatch, group: t.Any, user_gid: int, own: bool) -> None:
+def test_a_group_of_one_user_is_that_user(
+    monkeypatch: pytest.MonkeyPatch, group: t.Any, user_gid: int, own: bool
+) -> None:
     def getgrgid(gid: int) -> t.Any:
         if group is None:
             raise KeyError(gid)

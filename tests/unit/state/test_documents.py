@@ -20,7 +20,9 @@ def reason(path: Path) -> str:
     with pytest.raises(documents.Damaged) as caught:
         documents.load(path, hint="Do this.")
     assert isinstance(caught.value, OpsError) and caught.value.path == path
-    assert str(caught.value).startswith(f"{path} is damaged: {caught.value.reason}.") and caught.value.hint == "Do this."
+    assert (
+        str(caught.value).startswith(f"{path} is damaged: {caught.value.reason}.") and caught.value.hint == "Do this."
+    )
     return caught.value.reason
 
 
@@ -104,7 +106,9 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize(("content", "value"), [(b"[1]", [1]), ('"\u00e4"', "\u00e4"), ('"\u00e4"'.encode(), "\u00e4"), ("null", None)])
+@pytest.mark.parametrize(
+    ("content", "value"), [(b"[1]", [1]), ('"\u00e4"', "\u00e4"), ('"\u00e4"'.encode(), "\u00e4"), ("null", None)]
+)
 def test_bytes_and_texts_are_parsed(content: t.Union[bytes, str], value: t.Any) -> None:
     assert documents.parse(content) == value
 
@@ -124,7 +128,16 @@ def test_bad_lines_are_counted_and_passed_over() -> None:
 
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(False, "true or false"), (0, "a number"), (0.5, "a number"), ("", "a text"), ([], "a list"), ({}, "an object"), (None, "null"), (b"", "bytes")],
+    [
+        (False, "true or false"),
+        (0, "a number"),
+        (0.5, "a number"),
+        ("", "a text"),
+        ([], "a list"),
+        ({}, "an object"),
+        (None, "null"),
+        (b"", "bytes"),
+    ],
 )
 def test_values_have_a_name_for_people(value: t.Any, name: str) -> None:
     assert documents.kind(value) == name

@@ -50,7 +50,9 @@ def test_the_start_is_that_of_the_kernel() -> None:
         ("", ""),
     ],
 )
-def test_a_command_may_hold_anything_and_a_zombie_has_no_start(monkeypatch: pytest.MonkeyPatch, stat: str, start: str) -> None:
+def test_a_command_may_hold_anything_and_a_zombie_has_no_start(
+    monkeypatch: pytest.MonkeyPatch, stat: str, start: str
+) -> None:
     monkeypatch.setattr(holder.Path, "read_text", lambda _path, **_options: stat)
     assert holder.started(7) == start
 
@@ -121,10 +123,18 @@ def test_what_is_no_id_of_this_host_is_unknown(place: t.List[t.Tuple[str, str, s
 
 @pytest.mark.parametrize(
     ("answer", "verdict"),
-    [(PermissionError, holder.UNKNOWN), (ProcessLookupError, holder.DEAD), (OverflowError, holder.DEAD), (None, holder.UNKNOWN)],
+    [
+        (PermissionError, holder.UNKNOWN),
+        (ProcessLookupError, holder.DEAD),
+        (OverflowError, holder.DEAD),
+        (None, holder.UNKNOWN),
+    ],
 )
 def test_a_process_that_proc_hides_is_asked_by_a_signal(
-    monkeypatch: pytest.MonkeyPatch, place: t.List[t.Tuple[str, str, str]], answer: t.Optional[t.Type[Exception]], verdict: str
+    monkeypatch: pytest.MonkeyPatch,
+    place: t.List[t.Tuple[str, str, str]],
+    answer: t.Optional[t.Type[Exception]],
+    verdict: str,
 ) -> None:
     signals: t.List[t.Tuple[int, int]] = []
 
@@ -138,6 +148,8 @@ def test_a_process_that_proc_hides_is_asked_by_a_signal(
     assert signals == [(NO_PROCESS, 0)], "nothing but the question may be sent"
 
 
-def test_a_zombie_is_dead_before_it_is_asked(monkeypatch: pytest.MonkeyPatch, place: t.List[t.Tuple[str, str, str]]) -> None:
+def test_a_zombie_is_dead_before_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, place: t.List[t.Tuple[str, str, str]]
+) -> None:
     monkeypatch.setattr(holder, "started", lambda _pid: "")
     assert holder.judge(own(start="1")) == holder.DEAD

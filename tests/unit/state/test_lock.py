@@ -78,10 +78,13 @@ def test_of_many_processes_exactly_one_gets_it(tmp_path: Path, ended: str) -> No
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     takers = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path), f"run {number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-c", program, str(tmp_path), f"run {number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         for number in range(4)
-    ]  # fmt: skip
+    ]
     for taker in takers:
         assert taker.stdout is not None and taker.stdout.readline() == b"ready\n"
     for taker in takers:
@@ -130,8 +133,20 @@ def test_what_the_controller_knows_decides_before_any_age(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("age", "words"),
     [
-        (60, "cannot be asked from here whether it is alive; it last renewed the lock 60 s ago. Wait for it to end. If it is dead, its lock expires in 29 m"),
-        (-60, "its time stamp lies 60 s in the future, as the clock was set back. Wait for it to end. If it is dead, its lock expires in 31 minutes"),
+        (
+            60,
+            (
+                "cannot be asked from here whether it is alive; it last renewed the lock 60 s ago. Wait for it to end."
+                " If it is dead, its lock expires in 29 m"
+            ),
+        ),
+        (
+            -60,
+            (
+                "its time stamp lies 60 s in the future, as the clock was set back. Wait for it to end. If it is dead,"
+                " its lock expires in 31 minutes"
+            ),
+        ),
         (1900, "last renewed the lock 32 minutes ago"),
         (-10 * 24 * HOUR, "its time stamp lies 14400 minutes in the future: the clock was set back"),
     ],
@@ -156,7 +171,10 @@ def test_who_lost_the_lock_is_told_so_and_closes_nothing(tmp_path: Path) -> None
     state = str(tmp_path)
     deployment.begin(state, "a", holder="one")
     deployment.hold(state, kind="rollback", holder="two", force="one")
-    with pytest.raises(OpsError, match=r"This run \(one\) does not hold the lock of this host any more; two does"), lock.heartbeat(tmp_path, "one"):
+    with (
+        pytest.raises(OpsError, match=r"This run \(one\) does not hold the lock of this host any more; two does"),
+        lock.heartbeat(tmp_path, "one"),
+    ):
         pass
     with pytest.raises(OpsError, match="holds this host: two, so one cannot close a"):
         deployment.end(state, "a", holder="one", state=deployment.FINISHED)
@@ -223,12 +241,23 @@ def test_an_interrupted_recovery_is_closed_by_whoever_comes_next(tmp_path: Path,
 def test_a_lock_and_a_manifest_of_the_first_version_are_read(tmp_path: Path, ended: str) -> None:
     name = ":".join(ended.split(":")[:3])
     put(tmp_path, name)
-    manifest = {"id": "20250730T0211", "state": "begun", "step": "files", "began_at": "2025-07-30T02:11:00Z", "holder": name, "files": {}}
+    manifest = {
+        "id": "20250730T0211",
+        "state": "begun",
+        "step": "files",
+        "began_at": "2025-07-30T02:11:00Z",
+        "holder": name,
+        "files": {},
+    }
     (tmp_path / "deployments/20250730T0211").mkdir(parents=True)
     (tmp_path / "deployments/20250730T0211/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(OpsError, match="20250730T0211 was interrupted"):
         deployment.begin(str(tmp_path), "recover-1", holder="two")
-    assert deployment.begin(str(tmp_path), "b", holder="two").extra == {"deployment_id": "20250730T0211", "resumed": True, "holder": name}
+    assert deployment.begin(str(tmp_path), "b", holder="two").extra == {
+        "deployment_id": "20250730T0211",
+        "resumed": True,
+        "holder": name,
+    }
 
 
 @pytest.mark.parametrize(
@@ -252,14 +281,21 @@ def test_only_a_process_that_can_be_asked_is_judged(change: t.Dict[str, str], ve
 
 def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_run(tmp_path: Path, ended: str) -> None:
     deployment.begin(str(tmp_path), "a", holder=ended)
-    left = [tmp_path / ".deploy.lock.abcdefgh.wheels-ops", tmp_path / "deployments/a/.manifest.json.abcdefgh.wheels-ops", tmp_path / ".deploy.lock.guard"]
+    left = [
+        tmp_path / ".deploy.lock.abcdefgh.wheels-ops",
+        tmp_path / "deployments/a/.manifest.json.abcdefgh.wheels-ops",
+        tmp_path / ".deploy.lock.guard",
+    ]
     for path in left:
         path.write_text("half")
     (tmp_path / "deployments/b").mkdir()
     deployment.begin(str(tmp_path), "c", holder="two")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        "deploy.lock", "deployments", "deployments/a", "deployments/a/manifest.json",
-    ]  # fmt: skip
+        "deploy.lock",
+        "deployments",
+        "deployments/a",
+        "deployments/a/manifest.json",
+    ]
 
 
 # -- what the file says ----------------------------------------------------------------------------------------------------
@@ -285,7 +321,13 @@ def _seconds(text: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("purpose", "title"), [("", "Another deployment"), ("deploy", "Another deployment"), ("monitor", "Another run (monitor)"), (3, "Another deployment")]
+    ("purpose", "title"),
+    [
+        ("", "Another deployment"),
+        ("deploy", "Another deployment"),
+        ("monitor", "Another run (monitor)"),
+        (3, "Another deployment"),
+    ],
 )
 def test_the_title_says_what_kind_of_run(tmp_path: Path, purpose: t.Any, title: str) -> None:
     put(tmp_path, "one", purpose=purpose)
@@ -310,7 +352,10 @@ def test_a_lock_that_names_nobody_is_damaged(tmp_path: Path, changes: t.Dict[str
     put(tmp_path, "one", **changes)
     with pytest.raises(documents.Damaged) as caught:
         lock.read(tmp_path)
-    assert caught.value.reason == reason and caught.value.hint == "Make sure that no run works on this host, then remove the file."
+    assert (
+        caught.value.reason == reason
+        and caught.value.hint == "Make sure that no run works on this host, then remove the file."
+    )
     assert lock.holder_of(tmp_path) == ""
 
 
@@ -321,7 +366,9 @@ def test_a_claim_says_who_had_it(tmp_path: Path) -> None:
     assert lock.claim(tmp_path, "two") == lock.Claim("", "", "")
     put(tmp_path, ELSEWHERE)
     assert lock.claim(tmp_path, ELSEWHERE) == lock.Claim(ELSEWHERE, "", "2025-07-30T02:11:00Z")
-    assert lock.claim(tmp_path, "two", force=ELSEWHERE) == lock.Claim(ELSEWHERE, f"The lock was taken from {ELSEWHERE}, as was asked for.")
+    assert lock.claim(tmp_path, "two", force=ELSEWHERE) == lock.Claim(
+        ELSEWHERE, f"The lock was taken from {ELSEWHERE}, as was asked for."
+    )
     with pytest.raises(OpsError) as caught:
         lock.claim(tmp_path, "two", force="three")
     assert caught.value.details == {"lock": {"holder": ELSEWHERE, "at": "2025-07-30T02:11:00Z"}}
@@ -333,8 +380,13 @@ def test_a_claim_says_who_had_it(tmp_path: Path) -> None:
         lock.claim(tmp_path, "")
 
 
-@pytest.mark.parametrize(("age", "expired"), [(0, False), (1799, False), (1800, False), (1801, True), (-1799, False), (-1800, False), (-1801, True)])
-def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, expired: bool) -> None:
+@pytest.mark.parametrize(
+    ("age", "expired"),
+    [(0, False), (1799, False), (1800, False), (1801, True), (-1799, False), (-1800, False), (-1801, True)],
+)
+def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, expired: bool
+) -> None:
     put(tmp_path, ELSEWHERE, since=5000.0)
     monkeypatch.setattr(lock.time, "time", lambda: 5000.0 + age)
 
@@ -351,9 +403,10 @@ def test_a_lock_expires_after_half_an_hour_and_a_damaged_one_too(tmp_path: Path,
     assert taken() is expired
     if expired:
         assert lock.claim(tmp_path, "two") == lock.Claim(
-            "", f"{tmp_path}/deploy.lock is damaged: it holds a list where an object belongs. "
-            "Make sure that no run works on this host, then remove the file. It was taken over, as it is 30 minutes old."
-        )  # fmt: skip
+            "",
+            f"{tmp_path}/deploy.lock is damaged: it holds a list where an object belongs. Make sure that no run works"
+            " on this host, then remove the file. It was taken over, as it is 30 minutes old.",
+        )
     (tmp_path / "deploy.lock").unlink()
     (tmp_path / "deploy.lock").mkdir()
     os.utime(tmp_path / "deploy.lock", (5000, 5000))
@@ -370,7 +423,9 @@ def test_a_damaged_lock_that_is_gone_meanwhile_is_none_to_take_over(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("age", "renewed"), [(0, False), (9.9, False), (10, True), (3000, True), (-1, True)])
-def test_a_lock_is_renewed_where_it_is_not_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, renewed: bool) -> None:
+def test_a_lock_is_renewed_where_it_is_not_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, renewed: bool
+) -> None:
     put(tmp_path, "one", since=5000.0, purpose="recover")
     monkeypatch.setattr(lock.time, "time", lambda: 5000.0 + age)
     lock.renew(tmp_path, "one")
@@ -384,7 +439,9 @@ def test_a_lock_is_renewed_where_it_is_not_fresh(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_is_lost_while_it_is_renewed_is_left_to_its_new_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_lost_while_it_is_renewed_is_left_to_its_new_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "one", age=60)
     real = lock.guard
 
@@ -431,13 +488,19 @@ def test_a_process_renews_the_lock_of_the_run_that_started_it(tmp_path: Path, mo
     renewals: t.List[t.Tuple[Path, str]] = []
     monkeypatch.setattr(lock, "renew", lambda root, name: renewals.append((root, name)))
     for environment in (
-        {}, {"WHEELS_OPS_LOCK_HOLDER": "one"}, {"WHEELS_OPS_LOCK_DIR": str(tmp_path)}, {"WHEELS_OPS_LOCK_HOLDER": "", "WHEELS_OPS_LOCK_DIR": str(tmp_path)},
-    ):  # fmt: skip
+        {},
+        {"WHEELS_OPS_LOCK_HOLDER": "one"},
+        {"WHEELS_OPS_LOCK_DIR": str(tmp_path)},
+        {"WHEELS_OPS_LOCK_HOLDER": "", "WHEELS_OPS_LOCK_DIR": str(tmp_path)},
+    ):
         with lock.of_the_run(environment):
             assert renewals == []
     with lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": str(tmp_path)}):
         assert renewals == [(tmp_path, "one")]
-    with pytest.raises(OpsError, match="Give an absolute path"), lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": "x"}):
+    with (
+        pytest.raises(OpsError, match="Give an absolute path"),
+        lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": "x"}),
+    ):
         pass
 
 
@@ -450,7 +513,10 @@ def test_another_process_is_waited_for_and_then_named(tmp_path: Path, monkeypatc
     with lock.exclusive(path, "works"):
         assert path.read_text() == str(os.getpid()) and path.stat().st_mode & 0o777 == 0o600
         monkeypatch.setattr(lock, "_WAIT", 0.0)
-        with pytest.raises(OpsError, match=rf"Another process \({os.getpid()}\) works in {tmp_path}\."), lock.exclusive(path, "works"):
+        with (
+            pytest.raises(OpsError, match=rf"Another process \({os.getpid()}\) works in {tmp_path}\."),
+            lock.exclusive(path, "works"),
+        ):
             pass
         path.write_text("")
         with pytest.raises(OpsError, match=r"Another process \(unknown\) works"), lock.exclusive(path, "works"):
@@ -501,7 +567,10 @@ def test_a_guard_through_a_link_or_without_a_directory_is_refused(tmp_path: Path
     with pytest.raises(OpsError, match=f"The state directory {tmp_path} cannot be written"), lock.guard(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()
-    with pytest.raises(OpsError, match=f"The state directory {tmp_path}/none cannot be written: No such file"), lock.guard(tmp_path / "none"):
+    with (
+        pytest.raises(OpsError, match=f"The state directory {tmp_path}/none cannot be written: No such file"),
+        lock.guard(tmp_path / "none"),
+    ):
         pass
 
 
@@ -530,7 +599,9 @@ def test_what_changes_files_works_alone(tmp_path: Path, monkeypatch: pytest.Monk
     state, none = str(tmp_path), str(tmp_path / "none")
     assert work(state, "a") == work(state, "b", check_mode=True) == work(none, "c") == "done"
     assert calls == [(state, "a", False, True), (state, "b", True, False), (none, "c", False, False)]
-    with pytest.raises(OpsError, match=rf"Another process \({os.getpid()}\) installs or restores files with the state in {tmp_path}"):
+    with pytest.raises(
+        OpsError, match=rf"Another process \({os.getpid()}\) installs or restores files with the state in {tmp_path}"
+    ):
         work(state, "beside")
     assert len(calls) == 4 and not (tmp_path / ".files.lock").exists()
     with pytest.raises(OpsError, match="Give an absolute path"):

@@ -31,7 +31,10 @@ def test_wav() -> None:
 @pytest.mark.parametrize("rate", [16, 24, 44.1])
 def test_mp3_as_lame_writes_it(rate: float) -> None:
     mp3 = subprocess.run(
-        ["lame", "--quiet", "--resample", str(rate), "--cbr", "-b", "48", "-m", "m", "-", "-"], input=sound(2), capture_output=True, check=True
+        ["lame", "--quiet", "--resample", str(rate), "--cbr", "-b", "48", "-m", "m", "-", "-"],
+        input=sound(2),
+        capture_output=True,
+        check=True,
     ).stdout
     found = describe(mp3)
     assert found["format"] == "mp3" and found["sample_rate"] == int(rate * 1000) and 1900 < found["duration_ms"] < 2200

@@ -20,11 +20,17 @@ async def nothing(scope: t.Any, receive: t.Any, send: t.Any) -> None:
     """An application that ends at once."""
 
 
-def scope(address: str = "192.0.2.1", *headers: t.Tuple[str, str], path: str = "/api/v1/pam/ws/ann", extension: bool = True) -> t.Dict[str, t.Any]:
+def scope(
+    address: str = "192.0.2.1", *headers: t.Tuple[str, str], path: str = "/api/v1/pam/ws/ann", extension: bool = True
+) -> t.Dict[str, t.Any]:
     return {
-        "type": "websocket", "path": path, "client": (address, 5), "query_string": b"", "extensions": {"websocket.http.response": {}} if extension else {},
+        "type": "websocket",
+        "path": path,
+        "client": (address, 5),
+        "query_string": b"",
+        "extensions": {"websocket.http.response": {}} if extension else {},
         "headers": [(name.encode(), value.encode()) for name, value in headers],
-    }  # fmt: skip
+    }
 
 
 async def knock(guard: t.Any, asked: t.Dict[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
@@ -48,17 +54,25 @@ def guard() -> t.Any:
 async def test_draining_refuses_with_a_time_to_come_back(guard: t.Any) -> None:
     guard.manager.draining = True
     start, body = await knock(guard, scope())
-    assert start["type"] == "websocket.http.response.start" and start["status"] == 503 and int(dict(start["headers"])[b"retry-after"]) > 0
+    assert (
+        start["type"] == "websocket.http.response.start"
+        and start["status"] == 503
+        and int(dict(start["headers"])[b"retry-after"]) > 0
+    )
     assert body["type"] == "websocket.http.response.body"
 
 
 async def test_a_server_that_cannot_answer_with_http(guard: t.Any) -> None:
     guard.manager.draining = True
-    assert await knock(guard, scope(extension=False)) == [{"type": "websocket.close", "code": 1012, "reason": "server restarts"}]
+    assert await knock(guard, scope(extension=False)) == [
+        {"type": "websocket.close", "code": 1012, "reason": "server restarts"}
+    ]
 
 
 @pytest.mark.parametrize(("verdict", "status"), [(True, None), (False, 403)])
-async def test_the_cors_policy_decides_about_origins(guard: t.Any, monkeypatch: pytest.MonkeyPatch, verdict: bool, status: t.Optional[int]) -> None:
+async def test_the_cors_policy_decides_about_origins(
+    guard: t.Any, monkeypatch: pytest.MonkeyPatch, verdict: bool, status: t.Optional[int]
+) -> None:
     asked: t.List[str] = []
 
     def judge(origin: str) -> bool:
@@ -87,7 +101,11 @@ def test_a_policy_that_cannot_judge_sockets_is_tolerated(guard: t.Any, monkeypat
     [
         ("8.8.8.8", (), "8.8.8.8"),
         ("8.8.8.8", (("X-Forwarded-For", "9.9.9.9"),), "8.8.8.8"),  # no proxy of ours: not believed
-        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, 9.9.9.9"),), "9.9.9.9"),  # the entry of the proxy, not the client's own
+        (
+            "10.0.0.1",
+            (("X-Forwarded-For", "1.2.3.4, 9.9.9.9"),),
+            "9.9.9.9",
+        ),  # the entry of the proxy, not the client's own
         ("10.0.0.1", (("X-Forwarded-For", "9.9.9.9, 10.0.0.7"),), "9.9.9.9"),
         ("10.0.0.1", (("CF-Connecting-IP", "9.9.9.9"), ("X-Forwarded-For", "9.9.9.9, 172.64.0.1")), "9.9.9.9"),
         ("127.0.0.1", (), "127.0.0.1"),
@@ -96,12 +114,28 @@ def test_a_policy_that_cannot_judge_sockets_is_tolerated(guard: t.Any, monkeypat
         ("testclient", (), "testclient"),
         ("10.0.0.1", (("X-Forwarded-For", "192.168.7.9"),), "192.168.7.9"),  # an intranet: its clients are private, too
         ("10.0.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
-        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")), "203.0.113.9"),  # several lines are one list
+        (
+            "10.0.0.1",
+            (("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")),
+            "203.0.113.9",
+        ),  # several lines are one list
         ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, 203.0.113.9:4711"),), "203.0.113.9"),
         ("10.0.0.1", (("X-Forwarded-For", "[2001:db8::7]:4711"),), "2001:db8::7"),
-        ("10.0.0.1", (("X-Forwarded-For", "1.2.3.4, unknown"),), "10.0.0.1"),  # left of what cannot be read anybody may have written
-        ("10.0.0.1", (("CF-Connecting-IP", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")), "203.0.113.9"),  # not through Cloudflare
-        ("10.0.0.1", (("CF-Connecting-IP", "203.0.113.9"), ("X-Forwarded-For", "172.64.0.1")), "203.0.113.9"),  # its edge's proxy kept one hop
+        (
+            "10.0.0.1",
+            (("X-Forwarded-For", "1.2.3.4, unknown"),),
+            "10.0.0.1",
+        ),  # left of what cannot be read anybody may have written
+        (
+            "10.0.0.1",
+            (("CF-Connecting-IP", "1.2.3.4"), ("X-Forwarded-For", "203.0.113.9")),
+            "203.0.113.9",
+        ),  # not through Cloudflare
+        (
+            "10.0.0.1",
+            (("CF-Connecting-IP", "203.0.113.9"), ("X-Forwarded-For", "172.64.0.1")),
+            "203.0.113.9",
+        ),  # its edge's proxy kept one hop
         ("10.0.0.1", (("CF-Connecting-IP", "203.0.113.9"),), "203.0.113.9"),
         ("172.64.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
         ("10.0.0.1", (("X-Real-IP", "203.0.113.9"),), "203.0.113.9"),
@@ -111,7 +145,9 @@ def test_a_policy_that_cannot_judge_sockets_is_tolerated(guard: t.Any, monkeypat
         ("", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),  # a Unix socket
     ],
 )
-def test_whom_a_connection_is_counted_against(peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str) -> None:
+def test_whom_a_connection_is_counted_against(
+    peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str
+) -> None:
     assert ws._client_address(scope(peer, *headers)) == counted
 
 
@@ -151,13 +187,23 @@ async def test_an_ipv6_client_counts_with_its_network(guard: t.Any) -> None:
         ("10.0.0.1", (("X-Forwarded-For", "10.0.0.1"),), False, 429),
         ("127.0.0.1", (), False, 429),  # a program on this machine
         ("127.0.0.1", (("Origin", "http://localhost:5173"),), False, 429),
-        ("127.0.0.1", (("Origin", "https://wheelsandwins.com"),), False, None),  # a page from elsewhere: through a proxy here
+        (
+            "127.0.0.1",
+            (("Origin", "https://wheelsandwins.com"),),
+            False,
+            None,
+        ),  # a page from elsewhere: through a proxy here
         ("203.0.113.9", (), False, 429),
         ("203.0.113.9", (("Origin", "https://wheelsandwins.com"),), False, 429),
     ],
 )
 def test_a_proxy_that_names_nobody_locks_nobody_out(
-    guard: t.Any, caplog: pytest.LogCaptureFixture, peer: str, headers: t.Tuple[t.Tuple[str, str], ...], chosen: bool, status: t.Optional[int]
+    guard: t.Any,
+    caplog: pytest.LogCaptureFixture,
+    peer: str,
+    headers: t.Tuple[t.Tuple[str, str], ...],
+    chosen: bool,
+    status: t.Optional[int],
 ) -> None:
     guard.manager.address_limit_chosen = chosen
     guard.by_address[peer] = 50
@@ -206,11 +252,28 @@ async def test_a_hundred_thousand_hostile_frames_leave_nothing_behind() -> None:
     manager._start_heartbeat = lambda: None
     await manager.connect(Socket(Peer()), "ann", "c1")
     connection = manager.connections["c1"]
-    parts = ['{"type":"pong"', ',"seq":', "NaN", "1e999", "-1", "}", "[", '{"type":"resume"', "null", "\x00", "\ud800", "9" * 50, '"', "💓"]
+    parts = [
+        '{"type":"pong"',
+        ',"seq":',
+        "NaN",
+        "1e999",
+        "-1",
+        "}",
+        "[",
+        '{"type":"resume"',
+        "null",
+        "\x00",
+        "\ud800",
+        "9" * 50,
+        '"',
+        "💓",
+    ]
 
     def storm(count: int) -> None:
         for _ in range(count):
-            connection.heard({"type": "websocket.receive", "text": "".join(chance.choices(parts, k=chance.randrange(8)))})
+            connection.heard(
+                {"type": "websocket.receive", "text": "".join(chance.choices(parts, k=chance.randrange(8)))}
+            )
 
     storm(1000)
     tracemalloc.start()

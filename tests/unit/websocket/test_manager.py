@@ -73,7 +73,14 @@ async def join(manager: t.Any, name: str = "c1", user: str = "ann", query: str =
 class TestContract:
     async def test_the_names_that_callers_use(self) -> None:
         assert ws.websocket_manager is ws.manager
-        for name in ("connect", "send_personal_message", "send_message_to_user", "broadcast", "handle_pong", "get_connection_stats"):
+        for name in (
+            "connect",
+            "send_personal_message",
+            "send_message_to_user",
+            "broadcast",
+            "handle_pong",
+            "get_connection_stats",
+        ):
             assert inspect.iscoroutinefunction(getattr(ws.ConnectionManager, name))
         assert inspect.iscoroutinefunction(ws.ConnectionManager.update_connection_context)
         for name in ("disconnect", "get_connection_context", "get_public_stats"):
@@ -89,14 +96,37 @@ class TestContract:
         assert manager.active_connections == {"c1": socket}
         assert manager.user_connections == {"ann": {"c1": socket}}
         assert set(manager.connection_metadata["c1"]) >= {
-            "user_id", "connected_at", "last_ping", "last_pong", "is_alive", "missed_pings", "total_pings_sent", "total_pongs_received",
-            "last_latency_ms", "context",
-        }  # fmt: skip
+            "user_id",
+            "connected_at",
+            "last_ping",
+            "last_pong",
+            "is_alive",
+            "missed_pings",
+            "total_pings_sent",
+            "total_pongs_received",
+            "last_latency_ms",
+            "context",
+        }
         metadata = manager.connection_metadata
-        assert all(isinstance(found, dict) for found in (metadata, metadata["c1"], manager.active_connections, manager.user_connections))
-        for found in (dict(metadata), {**metadata}, metadata.copy(), metadata | {}, json.loads(json.dumps(metadata, default=str))):
+        assert all(
+            isinstance(found, dict)
+            for found in (metadata, metadata["c1"], manager.active_connections, manager.user_connections)
+        )
+        for found in (
+            dict(metadata),
+            {**metadata},
+            metadata.copy(),
+            metadata | {},
+            json.loads(json.dumps(metadata, default=str)),
+        ):
             assert found["c1"]["user_id"] == "ann"
-        assert "c1" in metadata and bool(metadata) and list(metadata) == ["c1"] and metadata.get("c2") is None and metadata.get("c1", {})["is_alive"]
+        assert (
+            "c1" in metadata
+            and bool(metadata)
+            and list(metadata) == ["c1"]
+            and metadata.get("c2") is None
+            and metadata.get("c1", {})["is_alive"]
+        )
         with pytest.raises(KeyError):
             metadata["c2"]
         manager.disconnect("ann", "c1")
@@ -112,9 +142,17 @@ class TestContract:
         assert stats["total_connections"] == stats["unique_users"] == 1
         assert stats["connections_by_user"] == {"ann": 1}
         assert set(stats["connection_details"][0]) >= {
-            "connection_id", "user_id", "age_seconds", "time_since_ping", "time_since_pong", "is_alive", "missed_pings", "total_pings_sent",
-            "total_pongs_received", "last_latency_ms",
-        }  # fmt: skip
+            "connection_id",
+            "user_id",
+            "age_seconds",
+            "time_since_ping",
+            "time_since_pong",
+            "is_alive",
+            "missed_pings",
+            "total_pings_sent",
+            "total_pongs_received",
+            "last_latency_ms",
+        }
         json.dumps(stats, allow_nan=False)
 
     async def test_public_statistics_name_nobody(self, manager: t.Any) -> None:
@@ -142,7 +180,9 @@ class TestContract:
         await manager.send_message_to_user({"type": "well"}, "ann")
         assert peer.texts() == ['{"type":"well"}']
 
-    async def test_a_double_that_hangs_is_closed_too(self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_double_that_hangs_is_closed_too(
+        self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A socket of another kind, whose transport is out of reach: its own close is called, beside the write that hangs."""
         monkeypatch.setattr(ws, "CLOSE_GRACE", 0.01)
         closed = asyncio.Event()
@@ -202,7 +242,9 @@ class TestContract:
         for gone in (double, stranger):
             gone.client_state = types.SimpleNamespace(name="DISCONNECTED")  # type: ignore[attr-defined]  # as Starlette's own says
         await manager.connect(double, "ann", "c2")
-        assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message({"a": 3}, stranger)
+        assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message(
+            {"a": 3}, stranger
+        )
         await manager.broadcast("to nobody")
         assert not manager.active_connections and len(double.got) == 3
 
@@ -225,7 +267,13 @@ class TestContract:
         for socket in (double, stranger):
             for message in ("", "[draft] hello", "{name}", {"a": 1}, [1]):
                 assert await manager.send_personal_message(message, socket), message
-            assert socket.got == [("text", ""), ("text", "[draft] hello"), ("text", "{name}"), ("json", {"a": 1}), ("json", [1])]
+            assert socket.got == [
+                ("text", ""),
+                ("text", "[draft] hello"),
+                ("text", "{name}"),
+                ("json", {"a": 1}),
+                ("json", [1]),
+            ]
         assert "c1" in manager.active_connections, "and none of them ends the connection"
 
     @pytest.mark.parametrize("guarded", [True, False])
@@ -301,7 +349,10 @@ class TestMessages:
             ("as it is", "as it is"),
             ({"é": "ü"}, '{"é":"ü"}'),
             ([1, 2], "[1,2]"),
-            ({"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": (1.5,)}, '{"a":null,"b":[null,{"c":null}],"d":[1.5]}'),
+            (
+                {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": (1.5,)},
+                '{"a":null,"b":[null,{"c":null}],"d":[1.5]}',
+            ),
             ("lone \ud800", "lone ?"),
         ],
     )
@@ -309,7 +360,12 @@ class TestMessages:
         assert ws.encode(message) == text
         ws.encode(message).encode()
 
-    @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        )
+    )
     @settings(max_examples=200, deadline=None)
     def test_whatever_is_sent_can_be_parsed_by_a_browser(self, value: t.Any) -> None:
         def refuse(name: str) -> None:
@@ -333,7 +389,11 @@ class TestHeartbeat:
         peer = await join(manager)
         await turn(manager, clock, 1)
         ping = json.loads(peer.texts()[0])
-        assert set(ping) == {"type", "timestamp", "connection_id", "seq"} and ping["type"] == "ping" and ping["connection_id"] == "c1"
+        assert (
+            set(ping) == {"type", "timestamp", "connection_id", "seq"}
+            and ping["type"] == "ping"
+            and ping["connection_id"] == "c1"
+        )
         assert len(peer.texts()) == 1
 
     async def test_load_is_spread_over_the_interval(self, manager: t.Any, clock: Clock) -> None:
@@ -434,7 +494,9 @@ class TestHeartbeat:
         await turn(manager, clock, 300, answer)  # nobody ever calls receive()
         assert "c1" in manager.active_connections and manager.connection_metadata["c1"]["total_pongs_received"] >= 14
 
-    async def test_nobody_dies_for_a_pause_of_the_server(self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_nobody_dies_for_a_pause_of_the_server(
+        self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The process stands still for five minutes (a frozen VM, SIGSTOP): frames that arrived meanwhile were not read yet."""
         await join(manager)
         slept: t.List[float] = []
@@ -502,7 +564,9 @@ class TestLatency:
 
     @pytest.mark.parametrize("milliseconds", [5, 50, 200])
     @pytest.mark.parametrize("echo", [True, False])
-    async def test_injected_delays_are_measured(self, manager: t.Any, clock: Clock, milliseconds: int, echo: bool) -> None:
+    async def test_injected_delays_are_measured(
+        self, manager: t.Any, clock: Clock, milliseconds: int, echo: bool
+    ) -> None:
         """The median of round trips that vary by 20 % is right within 1 ms + 5 %, for clients that echo the number and for old ones."""
         chance = random.Random(7)
         peer = await join(manager)
@@ -595,7 +659,9 @@ class TestBounds:
             await asyncio.wait_for(manager.broadcast({"number": number}), 1)
         assert all(len(peer.texts()) == 50 for peer in peers)
 
-    async def test_a_stalled_writer_is_closed_with_1013_and_aborted(self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_stalled_writer_is_closed_with_1013_and_aborted(
+        self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(ws, "CLOSE_GRACE", 0.05)
         peer = await join(manager)
         peer.stuck = True
@@ -614,7 +680,9 @@ class TestBounds:
         peer.stuck = True
         connection = manager.connections["c1"]
         accepted = 0
-        while await manager.send_personal_message("x" * size, manager.active_connections.get("c1", connection.websocket)):
+        while await manager.send_personal_message(
+            "x" * size, manager.active_connections.get("c1", connection.websocket)
+        ):
             accepted += 1
             assert connection.outbox_bytes <= max(ws.OUTBOX_BYTES, size)
         assert accepted in (count, count + 1)
@@ -741,7 +809,9 @@ class TestBounds:
 
 
 class TestLogs:
-    async def test_lines_are_found_by_the_reports_grep_and_hold_no_body(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_lines_are_found_by_the_reports_grep_and_hold_no_body(
+        self, manager: t.Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
         ws._throttle.seen.clear()
         with caplog.at_level(logging.DEBUG):
             peer = await join(manager, query="session=&token=top-secret-token")
@@ -752,9 +822,13 @@ class TestLogs:
             await settle()
         text = caplog.text
         assert "🔗" in text and "🔌" in text
-        assert "private words" not in text and "top-secret-token" not in text and next(iter(manager.sessions)) not in text
+        assert (
+            "private words" not in text and "top-secret-token" not in text and next(iter(manager.sessions)) not in text
+        )
 
-    async def test_the_end_is_logged_with_the_code_that_the_peer_gave(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_end_is_logged_with_the_code_that_the_peer_gave(
+        self, manager: t.Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
         ws._throttle.seen.clear()
         with caplog.at_level(logging.DEBUG):
             peer = await join(manager)
@@ -773,7 +847,18 @@ class TestLogs:
 
 class TestSettings:
     @pytest.mark.parametrize(
-        ("raw", "value"), [("30", 30.0), ("0.5", 0.5), ("", 20.0), ("abc", 20.0), ("nan", 20.0), ("-1", 20.0), ("0", 20.0), ("inf", 20.0), ("1e9", 20.0)]
+        ("raw", "value"),
+        [
+            ("30", 30.0),
+            ("0.5", 0.5),
+            ("", 20.0),
+            ("abc", 20.0),
+            ("nan", 20.0),
+            ("-1", 20.0),
+            ("0", 20.0),
+            ("inf", 20.0),
+            ("1e9", 20.0),
+        ],
     )
     def test_the_heartbeat_interval(self, monkeypatch: pytest.MonkeyPatch, raw: str, value: float) -> None:
         monkeypatch.setenv("WEBSOCKET_HEARTBEAT_INTERVAL", raw)

@@ -86,9 +86,13 @@ async def voice_health() -> t.Dict[str, t.Any]:
 async def cors_debug(request: Request) -> t.Dict[str, t.Any]:
     origin = request.headers.get("origin")
     return {
-        "origin": origin, "allowed": cors_config.is_origin_allowed(origin), "origins": cors_config.origins,
-        "methods": cors_config.allowed_methods, "headers": cors_config.allowed_headers[:10], "expose": cors_config.expose_headers,
-    }  # fmt: skip
+        "origin": origin,
+        "allowed": cors_config.is_origin_allowed(origin),
+        "origins": cors_config.origins,
+        "methods": cors_config.allowed_methods,
+        "headers": cors_config.allowed_headers[:10],
+        "expose": cors_config.expose_headers,
+    }
 
 
 @app.get("/api/cors/stats")

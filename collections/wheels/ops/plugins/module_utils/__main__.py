@@ -18,7 +18,8 @@ CLEAN, FOUND, UNKNOWN = 0, 1, 2
 def parser() -> argparse.ArgumentParser:
     """Every subcommand adds itself with ``register(subparsers)`` and names the function that runs it as ``run``."""
     main_parser = argparse.ArgumentParser(
-        prog="wheels_ops", description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 could not tell."
+        prog="wheels_ops",
+        description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 could not tell.",
     )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
@@ -34,7 +35,8 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
         sys.stderr.write(f"wheels_ops: {error}\n")
     except ImportError as error:
         sys.stderr.write(
-            f"wheels_ops: the Python package {error.name} is missing; pip install {'psycopg2-binary' if error.name == 'psycopg2' else error.name}\n"
+            f"wheels_ops: the Python package {error.name} is missing; pip install"
+            f" {'psycopg2-binary' if error.name == 'psycopg2' else error.name}\n"
         )
     except KeyboardInterrupt:
         sys.stderr.write("wheels_ops: interrupted; nothing half done is left\n")

@@ -16,7 +16,9 @@ from .results import OpsError, Result
 from .state import directory, lock
 
 
-def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True) -> t.NoReturn:
+def run(
+    module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True
+) -> t.NoReturn:
     """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with ``renews_lock``.
 
     An ``OpsError`` becomes one clear message with its details beside it; a missing library names the package and the
@@ -29,10 +31,16 @@ def run(module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, 
     try:
         if module.params.get("state_dir"):
             directory.require(module.params["state_dir"])
-        with lock.of_the_run(os.environ) if renews_lock and not getattr(module, "check_mode", False) else contextlib.nullcontext():
+        with (
+            lock.of_the_run(os.environ)
+            if renews_lock and not getattr(module, "check_mode", False)
+            else contextlib.nullcontext()
+        ):
             result = call()
     except OpsError as error:
-        module.fail_json(msg=redact(str(error), secrets), **{"invocation": invocation, **redact_value(error.details, secrets)})
+        module.fail_json(
+            msg=redact(str(error), secrets), **{"invocation": invocation, **redact_value(error.details, secrets)}
+        )
     except ImportError as error:
         name = getattr(error, "name", None) or str(error)
         module.fail_json(
@@ -69,10 +77,13 @@ def _secrets(module: AnsibleModule) -> t.List[str]:
 def _without_ordinary_headers(value: t.Any) -> t.Any:
     if isinstance(value, dict):
         return {
-            key: {name: text for name, text in entry.items() if not _ordinary(name, text)} if key == "headers" and isinstance(entry, dict)
-            else _without_ordinary_headers(entry)
+            key: (
+                {name: text for name, text in entry.items() if not _ordinary(name, text)}
+                if key == "headers" and isinstance(entry, dict)
+                else _without_ordinary_headers(entry)
+            )
             for key, entry in value.items()
-        }  # fmt: skip
+        }
     return [_without_ordinary_headers(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -81,12 +92,45 @@ def _ordinary(name: t.Any, value: t.Any) -> bool:
 
 
 #: Headers that say how a request is made and hold no secret, in lower case.
-_ORDINARY_HEADERS = frozenset({
-    "accept", "accept-charset", "accept-encoding", "accept-language", "access-control-request-headers", "access-control-request-method", "cache-control",
-    "connection", "content-length", "content-type", "date", "dnt", "expect", "forwarded", "from", "host", "if-modified-since", "if-none-match", "origin",
-    "pragma", "range", "referer", "sec-websocket-protocol", "sec-websocket-version", "te", "upgrade", "user-agent", "via", "x-forwarded-for",
-    "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip", "x-request-id", "x-requested-with",
-})  # fmt: skip
+_ORDINARY_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "access-control-request-headers",
+        "access-control-request-method",
+        "cache-control",
+        "connection",
+        "content-length",
+        "content-type",
+        "date",
+        "dnt",
+        "expect",
+        "forwarded",
+        "from",
+        "host",
+        "if-modified-since",
+        "if-none-match",
+        "origin",
+        "pragma",
+        "range",
+        "referer",
+        "sec-websocket-protocol",
+        "sec-websocket-version",
+        "te",
+        "upgrade",
+        "user-agent",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-real-ip",
+        "x-request-id",
+        "x-requested-with",
+    }
+)
 #: Ansible blanks a secret wherever its letters stand in the result. So few letters are no secret, and stand in every other word.
 _SHORT = 6
 _HIDDEN = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
@@ -97,7 +141,11 @@ def _keep_words_readable(module: AnsibleModule) -> None:
 
     The arguments themselves show no value of any header; see ``_without_passwords``.
     """
-    secrets = {str(module.params.get(name)) for name, spec in module.argument_spec.items() if spec.get("no_log") and name != "headers"}
+    secrets = {
+        str(module.params.get(name))
+        for name, spec in module.argument_spec.items()
+        if spec.get("no_log") and name != "headers"
+    }
     for headers in _headers(module.params):
         for name, value in headers.items():
             if _ordinary(name, value) and str(value) not in secrets:

@@ -56,5 +56,8 @@ def _mp3(data: bytes) -> t.Dict[str, t.Any]:
         position += samples // 8 * bitrate * 1000 // rate + padding
         frames, duration = frames + 1, duration + 1000 * samples / rate
     if frames < 2 or position < len(data) - 128 - 1:
-        raise OpsError(f"the data is neither WAV nor MP3: {frames} frames, {len(data) - min(position, len(data))} bytes that belong to none")
+        raise OpsError(
+            f"the data is neither WAV nor MP3: {frames} frames, {len(data) - min(position, len(data))} bytes that"
+            " belong to none"
+        )
     return {"format": "mp3", "sample_rate": rate, "duration_ms": int(duration), "silent": False}

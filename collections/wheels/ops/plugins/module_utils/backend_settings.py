@@ -30,7 +30,9 @@ _LEVELS = ("warning", "critical", "emergency")
 _NEVER = {"response_time_ms": 86_400_000.0, "waiting_tasks": 1e12}
 
 
-def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None) -> t.Dict[str, str]:
+def threshold_variables(
+    thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None
+) -> t.Dict[str, str]:
     """Every limit as a variable: the given ones, the incident report's for the others. A limit that a host has not is the next higher one, as
     the backend lets none of its limits lie below the one before.
 
@@ -41,11 +43,14 @@ def threshold_variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.
     for name, sets in VARIABLES.items():
         for level, variable in (pair for one in sets for pair in one.items()):
             higher = _LEVELS[_LEVELS.index(level) :]
-            limit = next((value for value in (getattr(limits[name], each) for each in higher) if value is not None), float("inf"))
+            limit = next(
+                (value for value in (getattr(limits[name], each) for each in higher) if value is not None), float("inf")
+            )
             variables[variable] = f"{min(limit, _NEVER.get(name, 100.0)):.12g}"
             if variable in (beside or {}) and not _is_equal((beside or {})[variable], variables[variable]):
                 raise OpsError(
-                    f"The variable {variable} of the backend differs from the threshold {name}.{level} of its host ({variables[variable]}).",
+                    f"The variable {variable} of the backend differs from the threshold {name}.{level} of its host"
+                    f" ({variables[variable]}).",
                     hint=f"Take it out, and set wheels_ops_thresholds ({name}: {{{level}: ...}}), which both follow.",
                 )
     return variables

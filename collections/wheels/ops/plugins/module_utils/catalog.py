@@ -91,7 +91,9 @@ def snapshot(cursor: t.Any) -> Snapshot:
     return found
 
 
-def difference(before: Snapshot, after: Snapshot, *, ignored: t.Callable[[str, str], bool] = lambda kind, name: False) -> t.List[t.Dict[str, str]]:
+def difference(
+    before: Snapshot, after: Snapshot, *, ignored: t.Callable[[str, str], bool] = lambda kind, name: False
+) -> t.List[t.Dict[str, str]]:
     """What was created, changed and dropped: ``kind``, ``name``, ``change``, ``before`` and ``after`` (empty when absent)."""
     found = []
     for key in sorted(set(before) | set(after)):

@@ -21,20 +21,27 @@ from .results import OpsError
 
 #: Where each kind lies unless a path is given.
 PLACES: t.Dict[str, str] = {
-    "journal": "/var/log/journal", "packages": "/var/cache/apt/archives", "core_dumps": "/var/lib/systemd/coredump", "backups": "/var/lib/wheels-ops",
-}  # fmt: skip
+    "journal": "/var/log/journal",
+    "packages": "/var/cache/apt/archives",
+    "core_dumps": "/var/lib/systemd/coredump",
+    "backups": "/var/lib/wheels-ops",
+}
 #: Deleted files that are open and smaller (bytes on disk) are not worth a word.
 DELETED_MIN_BYTES = 1 << 20
 _SECONDS = 300
 #: An archived journal: the time of its first entry, in microseconds, in its name.
-_ARCHIVED = re.compile(r".+@(?:[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{16})\.journal|([0-9a-f]{16})-[0-9a-f]{16}\.journal~)")
+_ARCHIVED = re.compile(
+    r".+@(?:[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{16})\.journal|([0-9a-f]{16})-[0-9a-f]{16}\.journal~)"
+)
 
 
 def _run(words: t.Sequence[str]) -> None:
     program = shutil.which(words[0])
     if not program:
         package = {"journalctl": "systemd", "apt-get": "apt"}.get(words[0], words[0])
-        raise OpsError(f"{words[0]} is not installed.", hint=f"Install the package {package}, or leave this source out.")
+        raise OpsError(
+            f"{words[0]} is not installed.", hint=f"Install the package {package}, or leave this source out."
+        )
     try:
         done = programs.run([program, *words[1:]], timeout=_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -121,7 +128,13 @@ def deleted_but_open(
                 if status.st_nlink == 0 and status.st_blocks and stat.S_ISREG(status.st_mode):
                     name = owner.path.removesuffix(" (deleted)")
                     size = status.st_blocks * 512
-                    entry = {**owner.as_dict(), "path": name, "bytes": size, "unit": unit_of(owner.pid), "inode": identity[1]}
+                    entry = {
+                        **owner.as_dict(),
+                        "path": name,
+                        "bytes": size,
+                        "unit": unit_of(owner.pid),
+                        "inode": identity[1],
+                    }
                     if size >= least or releasable(entry, patterns):
                         entries.append(entry)
                     break  # one owner is enough to know whom to ask; the bytes count once

@@ -47,7 +47,10 @@ def supports(directory: int, operation: str) -> bool:
         descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
-            raise OpsError(f"Cannot write beside the log: {error.strerror}.", hint="Run as the log's owner or as root, and leave a little room.") from error
+            raise OpsError(
+                f"Cannot write beside the log: {error.strerror}.",
+                hint="Run as the log's owner or as root, and leave a little room.",
+            ) from error
         return False
     try:
         block = os.fstatvfs(descriptor).f_bsize

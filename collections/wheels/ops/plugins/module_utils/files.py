@@ -21,7 +21,9 @@ def read_json(path: Path) -> t.Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise OpsError(f"Cannot read {path}: {error}.", hint="Look at the file; move it away if it is damaged.") from error
+        raise OpsError(
+            f"Cannot read {path}: {error}.", hint="Look at the file; move it away if it is damaged."
+        ) from error
 
 
 def write_json(path: Path, value: t.Any) -> None:

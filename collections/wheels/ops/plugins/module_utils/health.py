@@ -84,12 +84,16 @@ def is_ours(error: t.Optional[BaseException]) -> bool:
         if isinstance(error, (socket.gaierror, PermissionError)):
             return True
         seen.add(id(error))
-        inner = getattr(error, "reason", None) or next((word for word in error.args if isinstance(word, BaseException)), None)
+        inner = getattr(error, "reason", None) or next(
+            (word for word in error.args if isinstance(word, BaseException)), None
+        )
         error = error.__cause__ or (inner if isinstance(inner, BaseException) else None) or error.__context__
     return False
 
 
-def graded(name: str, value: float, unit: str, limits: Thresholds, *, message: str, remedy: str, **details: t.Any) -> Check:
+def graded(
+    name: str, value: float, unit: str, limits: Thresholds, *, message: str, remedy: str, **details: t.Any
+) -> Check:
     """A check whose status follows from its value; the remedy is named only where one is needed."""
     status = limits.status(value)
     return Check(
@@ -131,7 +135,11 @@ def _timed(name: str, call: t.Callable[[], Check]) -> Check:
     except OpsError as error:
         check = unknown(name, str(error), **error.details)
     except ImportError as error:
-        check = unknown(name, f"The library {error.name} is not installed for the Python of this check. The playbook prepare installs it.")
+        check = unknown(
+            name,
+            f"The library {error.name} is not installed for the Python of this check. The playbook prepare"
+            " installs it.",
+        )
     except Exception as error:  # one broken probe must not take the others with it
         check = unknown(name, f"{type(error).__name__}: {error}")
     return Check(**{**check.as_dict(), "name": name, "duration_ms": round((time.monotonic() - started) * 1000, 1)})

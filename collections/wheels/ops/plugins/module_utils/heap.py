@@ -102,7 +102,12 @@ def _arena_bytes(mapping: _Mapping, following: t.Optional[_Mapping], memory: t.O
             return min(mapping.anonymous, sum(_heap_sizes(memory, range(first, mapping.end, ARENA))))
         except (OSError, struct.error):  # it ended, or has just unmapped this
             pass
-    guarded = following is not None and following.start == mapping.end and following.access.startswith("---") and following.end % ARENA == 0
+    guarded = (
+        following is not None
+        and following.start == mapping.end
+        and following.access.startswith("---")
+        and following.end % ARENA == 0
+    )
     whole = (mapping.end - first) % ARENA == 0
     if mapping.start != first and not guarded and not whole:
         return 0
@@ -112,7 +117,9 @@ def _arena_bytes(mapping: _Mapping, following: t.Optional[_Mapping], memory: t.O
 def look(pid: t.Union[int, str], proc: str = "/proc") -> Heap:
     """The memory of one process; takes 5 to 10 ms. Raises ``OSError`` where it may not be read."""
     every = mappings(pid, proc)
-    allocator = next((name for name in _ALLOCATORS for mapping in every if name in os.path.basename(mapping.path)), "glibc")
+    allocator = next(
+        (name for name in _ALLOCATORS for mapping in every if name in os.path.basename(mapping.path)), "glibc"
+    )
     bound = other = 0
     with _memory(pid, proc) as memory:
         for index, mapping in enumerate(every):

@@ -47,7 +47,10 @@ def append(path: Path, record: t.Mapping[str, t.Any], *, max_bytes: int = MAX_BY
                 kept = path.read_bytes()[-max_bytes // 2 :]
                 write_atomically(path, kept[kept.index(b"\n") + 1 :], mode=0o644)
     except OSError as error:
-        raise OpsError(f"Cannot write the history {path}: {error.strerror}.", hint="Name a state directory that this user may write.") from error
+        raise OpsError(
+            f"Cannot write the history {path}: {error.strerror}.",
+            hint="Name a state directory that this user may write.",
+        ) from error
     return entry
 
 
@@ -60,7 +63,11 @@ def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[t.Dict[str, t.
     """``read``, and how many lines of the whole file are no records: objects with no other ``time`` than ``append`` writes."""
     content = documents.content(path, hint="Look at the file; move it away.")
     entries, damaged = documents.objects(content or b"")
-    records = [entry for entry in entries if "time" not in entry or (isinstance(entry["time"], str) and _TIME.fullmatch(entry["time"]))]
+    records = [
+        entry
+        for entry in entries
+        if "time" not in entry or (isinstance(entry["time"], str) and _TIME.fullmatch(entry["time"]))
+    ]
     damaged += len(entries) - len(records)
     return records[::-1][:limit], damaged
 
@@ -68,7 +75,9 @@ def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[t.Dict[str, t.
 @contextlib.contextmanager
 def _locked(path: Path) -> t.Iterator[None]:
     # A sidecar, because the file itself is replaced when it is cut.
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

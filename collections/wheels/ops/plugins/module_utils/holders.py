@@ -63,7 +63,9 @@ def _command(proc: str, pid: str) -> str:
         return ""
 
 
-def open_files(wanted: t.Optional[t.Collection[Identity]] = None, *, proc: str = "/proc", mappings: bool = True) -> Open:
+def open_files(
+    wanted: t.Optional[t.Collection[Identity]] = None, *, proc: str = "/proc", mappings: bool = True
+) -> Open:
     """One pass over every process: all open regular files, or only those of ``wanted``. Our own descriptors are left out."""
     found = Open()
     own = str(os.getpid())
@@ -99,12 +101,20 @@ def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pi
     except OSError:
         return  # closed meanwhile
     holder = Holder(
-        int(pid), _command(proc, pid), int(fd), path, bool(flags & os.O_APPEND), (flags & os.O_ACCMODE) != os.O_RDONLY, deleted=status.st_nlink == 0
+        int(pid),
+        _command(proc, pid),
+        int(fd),
+        path,
+        bool(flags & os.O_APPEND),
+        (flags & os.O_ACCMODE) != os.O_RDONLY,
+        deleted=status.st_nlink == 0,
     )
     found.files.setdefault(identity, []).append(holder)
 
 
-def _look_at_maps(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pid: str, seen: t.Set[str]) -> None:
+def _look_at_maps(
+    found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pid: str, seen: t.Set[str]
+) -> None:
     """Files that are mapped may be open no more. Each distinct file is looked at once: all processes map the same libraries."""
     try:
         with open(f"{proc}/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:

@@ -46,7 +46,9 @@ class Ownership:
                 os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, self.mode)
         except PermissionError as error:
-            raise OpsError("A rotated log cannot be given to its owner.", hint="Run as root, or leave owner and group out.") from error
+            raise OpsError(
+                "A rotated log cannot be given to its owner.", hint="Run as root, or leave owner and group out."
+            ) from error
 
 
 def is_part(name: str) -> bool:
@@ -85,7 +87,15 @@ def sync(directory: int) -> None:
 
 
 def write_part(
-    directory: int, part: str, source: int, start: int, end: int, *, compress: bool, owner: Ownership, stop: t.Optional[t.Callable[[], bool]] = None
+    directory: int,
+    part: str,
+    source: int,
+    start: int,
+    end: int,
+    *,
+    compress: bool,
+    owner: Ownership,
+    stop: t.Optional[t.Callable[[], bool]] = None,
 ) -> t.Optional[int]:
     """Writes bytes ``start`` to ``end`` of ``source`` under the hidden name of ``part``, synced, and gives its size.
 
@@ -98,12 +108,19 @@ def write_part(
     done = False
     try:
         with os.fdopen(os.dup(target), "wb", buffering=0) as raw, contextlib.ExitStack() as stack:
-            sink: t.Any = stack.enter_context(gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw)) if compress else raw
+            sink: t.Any = (
+                stack.enter_context(gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw))
+                if compress
+                else raw
+            )
             position = start
             while position < end:
                 block = os.pread(source, min(_READ, end - position), position)
                 if not block:
-                    raise OpsError("The log became shorter while it was read.", hint="Somebody else rotates it: let only one do it.")
+                    raise OpsError(
+                        "The log became shorter while it was read.",
+                        hint="Somebody else rotates it: let only one do it.",
+                    )
                 written = 0
                 while written < len(block):
                     written += sink.write(block[written:])
@@ -119,7 +136,8 @@ def write_part(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OpsError(
-                "There is no room for the rotated part.", hint="The log is as it was. Remove something first, for example with disk_cleanup."
+                "There is no room for the rotated part.",
+                hint="The log is as it was. Remove something first, for example with disk_cleanup.",
             ) from error
         raise
     finally:
@@ -170,7 +188,9 @@ def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None
             if free is None:
                 status = os.fstat(source)
                 seen = holders.open_files({(status.st_dev, status.st_ino)})
-                free = not seen.unreadable and not any(holder.writes for holder in seen.of((status.st_dev, status.st_ino)))
+                free = not seen.unreadable and not any(
+                    holder.writes for holder in seen.of((status.st_dev, status.st_ino))
+                )
                 leased = False
             else:
                 leased = free
@@ -184,7 +204,14 @@ def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None
             status = os.fstat(source)
             owner = owner or Ownership(status.st_mode & 0o7777, status.st_uid, status.st_gid)
             wrote = write_part(
-                directory, packed, source, 0, status.st_size, compress=True, owner=owner, stop=(lambda: holders.wanted_by_another(source)) if leased else None
+                directory,
+                packed,
+                source,
+                0,
+                status.st_size,
+                compress=True,
+                owner=owner,
+                stop=(lambda: holders.wanted_by_another(source)) if leased else None,
             )
             if wrote is None or os.fstat(source).st_size != status.st_size:
                 return None
@@ -196,7 +223,9 @@ def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None
     return packed
 
 
-def retire(directory: int, name: str, keep: int, *, check_mode: bool = False, coming: int = 0) -> t.List[t.Tuple[str, int]]:
+def retire(
+    directory: int, name: str, keep: int, *, check_mode: bool = False, coming: int = 0
+) -> t.List[t.Tuple[str, int]]:
     """Removes the oldest parts of a log beyond ``keep``, and gives their names and bytes on disk. ``coming``: parts that are still to be made."""
     gone = []
     for part in parts(directory, name)[max(0, keep - coming) :]:

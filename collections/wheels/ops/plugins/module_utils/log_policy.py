@@ -39,7 +39,10 @@ def require() -> str:
 
 def _quoted(path: str) -> str:
     if not _PLAIN.fullmatch(path):
-        raise OpsError(f"{path!r} holds a character that logrotate cannot read.", hint="Name the log without quotes, braces and backslashes.")
+        raise OpsError(
+            f"{path!r} holds a character that logrotate cannot read.",
+            hint="Name the log without quotes, braces and backslashes.",
+        )
     return f'"{path}"'
 
 
@@ -50,7 +53,9 @@ def _identity(status: os.stat_result) -> str:
     try:
         return f"{pwd.getpwuid(status.st_uid).pw_name} {grp.getgrgid(status.st_gid).gr_name}"
     except KeyError as error:
-        raise OpsError("The directory of the log belongs to a user without a name.", hint="Give it to a user of this host.") from error
+        raise OpsError(
+            "The directory of the log belongs to a user without a name.", hint="Give it to a user of this host."
+        ) from error
 
 
 def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -59,7 +64,9 @@ def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
     except subprocess.TimeoutExpired as error:
         raise OpsError(f"{words[0]} did not end within {_SECONDS} s.", hint="Run it by hand.") from error
     except OSError as error:
-        raise OpsError(f"Cannot run {words[0]}: {error.strerror}.", hint="Give the full path of a program of this host.") from error
+        raise OpsError(
+            f"Cannot run {words[0]}: {error.strerror}.", hint="Give the full path of a program of this host."
+        ) from error
 
 
 def rename(directory: str, name: str, part: str) -> None:
@@ -76,19 +83,32 @@ def rename(directory: str, name: str, part: str) -> None:
         lines = [
             f"{_quoted(os.path.join(directory, name))} {{",
             f"  su {_identity(status)}" if shared else "",
-            "  size 1", "  rotate 1000", "  nocreate", "  nocompress", "  nomail", "  nocopytruncate", "  dateext", f"  dateformat {part[len(name) :]}", "}",
-        ]  # fmt: skip
+            "  size 1",
+            "  rotate 1000",
+            "  nocreate",
+            "  nocompress",
+            "  nomail",
+            "  nocopytruncate",
+            "  dateext",
+            f"  dateformat {part[len(name) :]}",
+            "}",
+        ]
         policy.write_text("\n".join([*filter(None, lines), ""]), encoding="utf-8")
         policy.chmod(0o600)
         done = _run([program, "--force", "--state", str(Path(place, "state")), str(policy)])
     if done.returncode or not os.path.lexists(os.path.join(directory, part)):
-        raise OpsError(f"logrotate did not rename {directory}/{name}: {done.stderr.strip() or 'it gave no reason'}.", hint="The log is as it was.")
+        raise OpsError(
+            f"logrotate did not rename {directory}/{name}: {done.stderr.strip() or 'it gave no reason'}.",
+            hint="The log is as it was.",
+        )
 
 
 def require_program(command: t.Sequence[str]) -> None:
     """Raises ``OpsError`` where the first word of ``reopen`` is no program of this host: better now than when the log was renamed."""
     if command and command[0] and not shutil.which(command[0], path=_search_path()):
-        raise OpsError(f"reopen runs {command[0]!r}, which is no program of this host.", hint="Give its full path, or install it.")
+        raise OpsError(
+            f"reopen runs {command[0]!r}, which is no program of this host.", hint="Give its full path, or install it."
+        )
 
 
 def tell(command: t.Sequence[str]) -> None:
@@ -97,7 +117,10 @@ def tell(command: t.Sequence[str]) -> None:
     if done.returncode:
         raise OpsError(
             f"{shlex.join(command)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}",
-            hint="Nothing is lost: the renamed log stays plain until its writer lets go. Correct reopen, and run it again.",
+            hint=(
+                "Nothing is lost: the renamed log stays plain until its writer lets go. Correct reopen, and run it"
+                " again."
+            ),
         )
 
 
@@ -126,16 +149,24 @@ def policy_text(
     """
     for word in reopen:
         if not word or "\n" in word or "\0" in word:
-            raise OpsError(f"{word!r} cannot be a word of reopen.", hint="Give the command as a list of words on one line.")
+            raise OpsError(
+                f"{word!r} cannot be a word of reopen.", hint="Give the command as a list of words on one line."
+            )
     created = " ".join(filter(None, ["create", f"{mode:04o}" if mode is not None else "", owner, group]))
     if (owner or group) and (mode is None or not owner or not group):
         raise OpsError("logrotate takes mode, owner and group together.", hint="Give all three, or none.")
     lines = [
         _MARK,
         " ".join(_quoted(path) for path in paths) + " {",
-        f"    {frequency}", f"    maxsize {max_size}", f"    rotate {keep}", "    missingok", "    notifempty", "    nomail", "    dateext",
+        f"    {frequency}",
+        f"    maxsize {max_size}",
+        f"    rotate {keep}",
+        "    missingok",
+        "    notifempty",
+        "    nomail",
+        "    dateext",
         "    dateformat .%Y%m%d-%H%M%S",
-    ]  # fmt: skip
+    ]
     directories = {os.path.dirname(path) for path in paths}
     shared = sorted({_identity(os.stat(path)) for path in directories if os.path.isdir(path) and _shared(path)})
     if len(shared) > 1:
@@ -143,13 +174,22 @@ def policy_text(
     lines += [f"    su {shared[0]}"] if shared else []
     lines += ["    compress", "    delaycompress"] if compress else ["    nocompress"]
     if reopen:
-        lines += [f"    {created}", "    sharedscripts", "    postrotate", f"        {shlex.join(reopen)}", "    endscript"]
+        lines += [
+            f"    {created}",
+            "    sharedscripts",
+            "    postrotate",
+            f"        {shlex.join(reopen)}",
+            "    endscript",
+        ]
     elif allow_loss:
         lines += ["    copytruncate"]
     else:
         raise OpsError(
             "A permanent policy needs to tell the writers to reopen.",
-            hint="Give the command in reopen. Where they cannot, run state: rotated from a timer; it takes the head out in place.",
+            hint=(
+                "Give the command in reopen. Where they cannot, run state: rotated from a timer; it takes the head out"
+                " in place."
+            ),
         )
     return "\n".join([*lines, "}", ""])
 
@@ -170,13 +210,17 @@ def validated(text: str) -> None:
     # It ends with 0 for some mistakes, and only says "error:".
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     if done.returncode or errors:
-        raise OpsError(f"logrotate refuses the policy: {'; '.join(errors) or done.stderr.strip()}.", hint="Nothing was installed.")
+        raise OpsError(
+            f"logrotate refuses the policy: {'; '.join(errors) or done.stderr.strip()}.", hint="Nothing was installed."
+        )
 
 
 def policy_path(name: str, directory: str = POLICIES) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         # logrotate passes over names with a dot or a tilde without saying so.
-        raise OpsError(f"name is {name!r}, which cannot be that of a policy.", hint="Use letters, digits, - and _, at most 64.")
+        raise OpsError(
+            f"name is {name!r}, which cannot be that of a policy.", hint="Use letters, digits, - and _, at most 64."
+        )
     return Path(directory, name)
 
 

@@ -34,15 +34,23 @@ def token_of(given: str, path: str) -> str:
     """The ops token: given, or the first of a file. Raises ``OpsError`` for a file that cannot be read or holds none, and for a short one."""
     given = given.strip()
     if given and len(given) < MIN_LENGTH:
-        raise OpsError(f"The ops token must have at least {MIN_LENGTH} characters.", hint="Give the one that the backend has.")
+        raise OpsError(
+            f"The ops token must have at least {MIN_LENGTH} characters.", hint="Give the one that the backend has."
+        )
     if given or not path:
         return given
     tokens, short = parse(_read(path))
     if tokens:
         return tokens[0]
     if short:
-        raise OpsError(f"The ops token in {path} must have at least {MIN_LENGTH} characters.", hint="The backend refuses it as well: write a longer one.")
-    raise OpsError(f"{path} holds no ops token.", hint="Its first line that is no comment is the token; or name another token_file.")
+        raise OpsError(
+            f"The ops token in {path} must have at least {MIN_LENGTH} characters.",
+            hint="The backend refuses it as well: write a longer one.",
+        )
+    raise OpsError(
+        f"{path} holds no ops token.",
+        hint="Its first line that is no comment is the token; or name another token_file.",
+    )
 
 
 def _read(path: str) -> str:
@@ -51,7 +59,9 @@ def _read(path: str) -> str:
         # By its real name, and whatever somebody makes a link meanwhile is refused.
         directory = open_directory(real_directory(os.path.dirname(path) or "."))
     except OSError as error:
-        raise OpsError(f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file.") from error
+        raise OpsError(
+            f"Cannot read the ops token in {path}: {error.strerror}.", hint="Run as root, or name another token_file."
+        ) from error
     try:
         # Not to wait for the other end of a named pipe.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -59,7 +69,10 @@ def _read(path: str) -> str:
         try:
             descriptor = os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
         except OSError as error:
-            if error.errno != errno.ELOOP or os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid not in (0, os.geteuid()):
+            if error.errno != errno.ELOOP or os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid not in (
+                0,
+                os.geteuid(),
+            ):
                 raise
             descriptor = os.open(name, flags, dir_fd=directory)
         with os.fdopen(descriptor, "rb") as file:
@@ -67,11 +80,15 @@ def _read(path: str) -> str:
                 raise OpsError(f"{path} is no regular file, so it holds no ops token.", hint="Name another token_file.")
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise OpsError(f"{path} has more than {MAX_BYTES} bytes, so it holds no ops token.", hint="Name another token_file.")
+            raise OpsError(
+                f"{path} has more than {MAX_BYTES} bytes, so it holds no ops token.", hint="Name another token_file."
+            )
         return content.decode("utf-8")
     except OSError as error:
         reason = "it is a link of another user" if error.errno == errno.ELOOP else error.strerror
-        raise OpsError(f"Cannot read the ops token in {path}: {reason}.", hint="Run as root, or name another token_file.") from error
+        raise OpsError(
+            f"Cannot read the ops token in {path}: {reason}.", hint="Run as root, or name another token_file."
+        ) from error
     except UnicodeDecodeError:
         raise OpsError(f"{path} is no text, so it holds no ops token.", hint="Name another token_file.") from None
     finally:

@@ -93,9 +93,14 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
             total, count, low, high = (float(value) for value in values)
             found.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
     except OSError as error:
-        raise OpsError(f"Cannot read the metrics in {path}: {error.strerror}.", hint="A copy of them has to fit into TMPDIR.") from error
+        raise OpsError(
+            f"Cannot read the metrics in {path}: {error.strerror}.", hint="A copy of them has to fit into TMPDIR."
+        ) from error
     except (sqlite3.Error, OverflowError, TypeError, ValueError) as error:
-        raise OpsError(f"The metrics in {path} cannot be read: {error}.", hint="The backend begins them anew at its next start if they are damaged.") from error
+        raise OpsError(
+            f"The metrics in {path} cannot be read: {error}.",
+            hint="The backend begins them anew at its next start if they are damaged.",
+        ) from error
     return found
 
 
@@ -154,12 +159,17 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
     try:
         answer = requests.get(url, params={"days": str(days)}, headers={"X-Ops-Token": token}, timeout=timeout)
         if answer.status_code in (401, 403):
-            raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token_file.")
+            raise OpsError(
+                "The application refuses the ops token.", hint="Give the one that it was deployed with in token_file."
+            )
         if answer.status_code != 200:
             raise OpsError(f"The application answered {answer.status_code} to {url}.", hint="Look into its log.")
         found = answer.json()
     except (requests.RequestException, ValueError) as error:
-        raise OpsError(f"The application gave no performance report at {url}: {type(error).__name__}.", hint="Look whether it runs.") from error
+        raise OpsError(
+            f"The application gave no performance report at {url}: {type(error).__name__}.",
+            hint="Look whether it runs.",
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("metrics_summary"), dict):
         raise OpsError(f"What {url} answered is no performance report.", hint="Look what runs there.")
     return found
@@ -186,7 +196,15 @@ def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[
 
 def recoveries(records: t.Iterable[t.Mapping[str, t.Any]], since: float) -> t.Dict[str, t.Any]:
     """What ``history.jsonl`` says of the time since then: runs of recover by outcome, trigger and failing check; runs of maintenance."""
-    runs: t.Dict[str, t.Any] = {"runs": 0, "healthy": 0, "not_healthy": 0, "failing": {}, "triggers": {}, "maintenance_runs": 0, "bytes_freed": 0}
+    runs: t.Dict[str, t.Any] = {
+        "runs": 0,
+        "healthy": 0,
+        "not_healthy": 0,
+        "failing": {},
+        "triggers": {},
+        "maintenance_runs": 0,
+        "bytes_freed": 0,
+    }
     for record in records:
         if (_time_of(record) or 0) < since:
             continue
@@ -214,39 +232,71 @@ def _count(counts: t.Dict[str, int], names: t.Any) -> None:
         counts[str(name)] = counts.get(str(name), 0) + 1
 
 
-def advise(series: Series, thresholds: t.Mapping[str, Thresholds], failing: t.Mapping[str, int], minimum_days: int) -> t.List[t.Dict[str, t.Any]]:
+def advise(
+    series: Series, thresholds: t.Mapping[str, Thresholds], failing: t.Mapping[str, int], minimum_days: int
+) -> t.List[t.Dict[str, t.Any]]:
     """One entry for every threshold: what the quarter hours say about its warning limit.
 
     ``failing`` counts how often recovery had to act on each subject: where it had to, the limit told the truth and is not raised.
     """
-    return [_advice(name, series.get(MEASURES[name][0], ()), thresholds.get(name, DEFAULTS[name]), failing, minimum_days) for name in MEASURES]
+    return [
+        _advice(name, series.get(MEASURES[name][0], ()), thresholds.get(name, DEFAULTS[name]), failing, minimum_days)
+        for name in MEASURES
+    ]
 
 
-def _advice(name: str, slots: t.Sequence[Slot], limits: Thresholds, failing: t.Mapping[str, int], minimum_days: int) -> t.Dict[str, t.Any]:
+def _advice(
+    name: str, slots: t.Sequence[Slot], limits: Thresholds, failing: t.Mapping[str, int], minimum_days: int
+) -> t.Dict[str, t.Any]:
     metric, unit, subject = MEASURES[name]
     entry: t.Dict[str, t.Any] = {
-        "name": name, "metric": metric, "unit": unit, "warning": limits.warning, "advised_warning": None, "verdict": "unknown",
-        "quarter_hours": len(slots), "above_warning_percent": None, "p99": None, "reason": "", "settings": {},
-    }  # fmt: skip
+        "name": name,
+        "metric": metric,
+        "unit": unit,
+        "warning": limits.warning,
+        "advised_warning": None,
+        "verdict": "unknown",
+        "quarter_hours": len(slots),
+        "above_warning_percent": None,
+        "p99": None,
+        "reason": "",
+        "settings": {},
+    }
     if limits.warning is None:
         return {**entry, "reason": "It has no warning limit."}
     if len(slots) < minimum_days * SLOTS_A_DAY:
         measured = f"Measured in {len(slots)} quarter hours" if slots else "Nothing was measured"
-        return {**entry, "reason": f"{measured}; advice needs {minimum_days * SLOTS_A_DAY} of them, which are {minimum_days} whole days."}
+        return {
+            **entry,
+            "reason": (
+                f"{measured}; advice needs {minimum_days * SLOTS_A_DAY} of them, which are {minimum_days} whole days."
+            ),
+        }
     means = [slot.mean for slot in slots]
     above, usual, acted = _share(means, limits.warning), percentile(means, 99), failing.get(subject, 0)
     entry.update(above_warning_percent=above, p99=round(usual, 3), verdict="keep")
-    seen = f"{above:g} % of {len(slots)} quarter hours were above {limits.warning:g} {unit}, 99 % were at or below {usual:.4g} {unit}"
+    seen = (
+        f"{above:g} % of {len(slots)} quarter hours were above {limits.warning:g} {unit}, 99 % were at or below"
+        f" {usual:.4g} {unit}"
+    )
     step, lowest = _ADJUSTABLE.get(name, (0.0, 0.0))
-    raised, lowered = (_round_up(usual, step), max(lowest, _round_up(usual * _ROOM, step))) if step else (math.inf, math.inf)
+    raised, lowered = (
+        (_round_up(usual, step), max(lowest, _round_up(usual * _ROOM, step))) if step else (math.inf, math.inf)
+    )
     if above > OFTEN_PERCENT:
         ceiling = limits.critical if limits.critical is not None else math.inf
         if acted:
-            reason = f"{seen}, and recovery found {subject} failing {acted} times: the limit tells the truth. Cure the cause."
+            reason = (
+                f"{seen}, and recovery found {subject} failing {acted} times: the limit tells the truth. Cure the"
+                " cause."
+            )
         elif not step:
             reason = f"{seen}. Cure the cause: a higher limit would only hide it."
         elif raised >= ceiling:
-            reason = f"{seen}, which is too near the critical limit {ceiling:g} {unit} to raise the other. Cure the cause, or give the host more."
+            reason = (
+                f"{seen}, which is too near the critical limit {ceiling:g} {unit} to raise the other. Cure the cause,"
+                " or give the host more."
+            )
         else:
             reason = f"{seen}, and recovery never found {subject} failing: an alert that is on so often is not read."
             entry.update(advised_warning=raised, verdict="raise")
@@ -312,12 +362,20 @@ def report(options: Options, *, notes: t.Sequence[str] = (), now: t.Optional[flo
             said.append(str(error))
     past = recoveries(history.read(Path(options.state_dir) / "history.jsonl", _RECORDS), since)
     found = {
-        "generated_at": _stamp(moment), "since": _stamp(since), "days": options.days,
+        "generated_at": _stamp(moment),
+        "since": _stamp(since),
+        "days": options.days,
         "quarter_hours": max((len(slots) for slots in series.values()), default=0),
-        "metrics": summarise(series, options.thresholds), "recovery": past,
-        "backend": {key: backend[key] for key in ("alert_summary", "scores", "slowest_routes", "recommendations", "source") if key in backend},
-        "advice": advise(series, options.thresholds, past["failing"], options.minimum_days), "notes": said,
-    }  # fmt: skip
+        "metrics": summarise(series, options.thresholds),
+        "recovery": past,
+        "backend": {
+            key: backend[key]
+            for key in ("alert_summary", "scores", "slowest_routes", "recommendations", "source")
+            if key in backend
+        },
+        "advice": advise(series, options.thresholds, past["failing"], options.minimum_days),
+        "notes": said,
+    }
     return {**found, "report_lines": report_lines(found), "advice_lines": advice_lines(found)}
 
 
@@ -327,25 +385,43 @@ def _stamp(moment: float) -> str:
 
 def report_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
     """The performance report for a terminal."""
-    lines = [f"{found['since']} to {found['generated_at']}: measured in {found['quarter_hours']} of {found['days'] * SLOTS_A_DAY} quarter hours"]
+    lines = [
+        f"{found['since']} to {found['generated_at']}: measured in {found['quarter_hours']} of"
+        f" {found['days'] * SLOTS_A_DAY} quarter hours"
+    ]
     if found["metrics"]:
-        lines += ["", f"{'metric':22}{'mean':>10}{'95 % below':>12}{'highest':>10}{'above warning':>15}{'quarter hours':>15}"]
+        lines += [
+            "",
+            f"{'metric':22}{'mean':>10}{'95 % below':>12}{'highest':>10}{'above warning':>15}{'quarter hours':>15}",
+        ]
         for name, row in found["metrics"].items():
             above = f"{row['above_warning_percent']:g} %" if "above_warning_percent" in row else "-"
-            lines.append(f"{name:22}{row['mean']:>10.5g}{row['p95']:>12.5g}{row['highest']:>10.5g}{above:>15}{row['quarter_hours']:>15}")
+            lines.append(
+                f"{name:22}{row['mean']:>10.5g}{row['p95']:>12.5g}{row['highest']:>10.5g}{above:>15}{row['quarter_hours']:>15}"
+            )
     else:
         lines.append("There is no measured history, so there are no figures.")
     past = found["recovery"]
     lines += ["", f"recover ran {past['runs']} times: {past['healthy']} ended healthy, {past['not_healthy']} did not."]
     if past["failing"]:
-        lines.append("What was failing: " + ", ".join(f"{name} {count} times" for name, count in _most(past["failing"])))
-        lines.append("What started it: " + ", ".join(f"{name} {count} times" for name, count in _most(past["triggers"])))
-    lines.append(f"Maintenance changed something {past['maintenance_runs']} times and freed {readable(past['bytes_freed'])}.")
+        lines.append(
+            "What was failing: " + ", ".join(f"{name} {count} times" for name, count in _most(past["failing"]))
+        )
+        lines.append(
+            "What started it: " + ", ".join(f"{name} {count} times" for name, count in _most(past["triggers"]))
+        )
+    lines.append(
+        f"Maintenance changed something {past['maintenance_runs']} times and freed {readable(past['bytes_freed'])}."
+    )
     backend = found["backend"]
     if backend.get("alert_summary"):
-        lines.append("Alerts of the backend: " + ", ".join(f"{name} {count}" for name, count in backend["alert_summary"].items()))
+        lines.append(
+            "Alerts of the backend: " + ", ".join(f"{name} {count}" for name, count in backend["alert_summary"].items())
+        )
     for row in backend.get("slowest_routes", [])[:5]:
-        lines.append(f"Slow since its last start: {row['route']}: 95 % within {row['p95_ms']:g} ms of {row['requests']} requests")
+        lines.append(
+            f"Slow since its last start: {row['route']}: 95 % within {row['p95_ms']:g} ms of {row['requests']} requests"
+        )
     lines += [f"Advice of the backend: {line}" for line in backend.get("recommendations", [])]
     return lines + [f"Not known: {note}" for note in found["notes"]]
 
@@ -354,16 +430,28 @@ def advice_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
     """The advice for a terminal: a line a threshold, then what to write into the inventory."""
     lines, settings = [], {}  # type: t.List[str], t.Dict[str, t.Dict[str, t.Any]]
     for entry in found["advice"]:
-        words = {"raise": f"raise to {entry['advised_warning']}", "lower": f"lower to {entry['advised_warning']}", "cure": "keep, and cure"}
+        words = {
+            "raise": f"raise to {entry['advised_warning']}",
+            "lower": f"lower to {entry['advised_warning']}",
+            "cure": "keep, and cure",
+        }
         lines.append(f"{entry['name']:17}{words.get(entry['verdict'], entry['verdict']):16}{entry['reason']}")
         for name, values in entry["settings"].items():
             settings.setdefault(name, {}).update(values)
     if settings:
-        lines += ["", "Nothing was changed. To follow it, put into the inventory, beside what these variables hold already, and run the playbook deploy:"]
+        lines += [
+            "",
+            (
+                "Nothing was changed. To follow it, put into the inventory, beside what these variables hold already,"
+                " and run the playbook deploy:"
+            ),
+        ]
     for name, values in sorted(settings.items()):
         lines.append(f"{name}:")
         for key, value in values.items():
-            lines.append(f"  {key}: " + (f"{{warning: {value['warning']:g}}}" if isinstance(value, dict) else f'"{value}"'))
+            lines.append(
+                f"  {key}: " + (f"{{warning: {value['warning']:g}}}" if isinstance(value, dict) else f'"{value}"')
+            )
     return lines + [f"Not known: {note}" for note in found["notes"]]
 
 

@@ -42,15 +42,36 @@ TRANSIENT = frozenset({"55P03", "40P01", "40001"})
 
 #: What libpq says when it cannot connect (it gives no SQLSTATE then), and what to do about it.
 _CONNECT_HINTS: t.Tuple[t.Tuple[str, str], ...] = (
-    ("could not translate host name", "The host name is not known here: check the host in the DSN and this machine's name resolution."),
+    (
+        "could not translate host name",
+        "The host name is not known here: check the host in the DSN and this machine's name resolution.",
+    ),
     ("connection refused", "Nothing listens there: is the server running, and are host and port right?"),
-    ("timeout expired", "No answer in time: a firewall, a wrong address, or a sleeping server. Check from this machine with: pg_isready -h HOST -p PORT"),
-    ("network is unreachable", "No route to it. An IPv6-only database (Supabase's direct address) needs IPv6 here, or the pooler's address."),
+    (
+        "timeout expired",
+        (
+            "No answer in time: a firewall, a wrong address, or a sleeping server. Check from this machine with:"
+            " pg_isready -h HOST -p PORT"
+        ),
+    ),
+    (
+        "network is unreachable",
+        "No route to it. An IPv6-only database (Supabase's direct address) needs IPv6 here, or the pooler's address.",
+    ),
     ("no such file or directory", "There is no server socket: give a host, or start the server."),
-    ("password authentication failed", "User or password is wrong. Through Supabase's pooler the user is postgres.PROJECT."),
+    (
+        "password authentication failed",
+        "User or password is wrong. Through Supabase's pooler the user is postgres.PROJECT.",
+    ),
     ("no password supplied", "The server wants a password: put it in the DSN, PGPASSWORD or ~/.pgpass."),
-    ("peer authentication failed", "Over the socket the operating system's user must match: give host=127.0.0.1, or become that user."),
-    ("no pg_hba.conf entry", "The server does not admit this user from this address: add a line to pg_hba.conf or use an admitted address."),
+    (
+        "peer authentication failed",
+        "Over the socket the operating system's user must match: give host=127.0.0.1, or become that user.",
+    ),
+    (
+        "no pg_hba.conf entry",
+        "The server does not admit this user from this address: add a line to pg_hba.conf or use an admitted address.",
+    ),
     ("does not support ssl", "The server has no TLS: use sslmode=prefer, or turn TLS on there."),
     ("certificate", "TLS could not be verified: check sslmode and sslrootcert."),
     ("too many connections", "The server has no free connection: close some, or raise max_connections."),
@@ -62,20 +83,29 @@ _CONNECT_HINTS: t.Tuple[t.Tuple[str, str], ...] = (
     ("is starting up", "The server is starting: wait until pg_isready says so."),
     ("in recovery mode", "The server recovers from a crash: wait until pg_isready says so, and see its log for why."),
     ("not yet accepting connections", "The server is starting: wait until pg_isready says so."),
-    ("not accepting connections", "The server or this database admits nobody: see its log, and datallowconn of the database."),
-    ("not currently accepting connections", "The server or this database admits nobody: see its log, and datallowconn of the database."),
+    (
+        "not accepting connections",
+        "The server or this database admits nobody: see its log, and datallowconn of the database.",
+    ),
+    (
+        "not currently accepting connections",
+        "The server or this database admits nobody: see its log, and datallowconn of the database.",
+    ),
     ("is shutting down", "The server is being stopped: start it when it is meant to run."),
     ("no space left on device", "The disk of the server is full: free space on it."),
     ("is not permitted to log in", "The role may not log in: grant it LOGIN, or give another user."),
     ("does not exist", "User or database does not exist there: check both in the DSN."),
     ("invalid", "The DSN cannot be read: give postgresql://USER@HOST:PORT/DATABASE or 'host=… dbname=…'."),
-    ("missing \"=\"", "The DSN cannot be read: give postgresql://USER@HOST:PORT/DATABASE or 'host=… dbname=…'."),
-)  # fmt: skip
+    ('missing "="', "The DSN cannot be read: give postgresql://USER@HOST:PORT/DATABASE or 'host=… dbname=…'."),
+)
 
 _SQLSTATE_HINTS: t.Dict[str, str] = {
     "42501": "The role lacks a privilege: connect as the owner of the objects, or as a superuser.",
     "25006": "The server or the transaction is read only: connect to the primary.",
-    "55P03": "Another session holds the lock. See who in pg_locks and pg_stat_activity, then run again, or raise lock_timeout.",
+    "55P03": (
+        "Another session holds the lock. See who in pg_locks and pg_stat_activity, then run again, or raise"
+        " lock_timeout."
+    ),
     "57014": "It took longer than statement_timeout: raise it, or find out why with pg_stat_activity.",
     "40P01": "Two sessions waited for each other: run it again.",
     "53300": "The server has no free connection: close some, or raise max_connections.",
@@ -105,9 +135,13 @@ def from_params(params: t.Mapping[str, t.Any]) -> Connection:
     """A connection from a module's parameters, as ``argument_spec`` names them."""
     return connect(
         params.get("dsn") or "",
-        host=params.get("login_host"), port=params.get("login_port"), user=params.get("login_user"),
-        password=params.get("login_password"), dbname=params.get("login_db"), connect_timeout=params.get("connect_timeout") or 10,
-    )  # fmt: skip
+        host=params.get("login_host"),
+        port=params.get("login_port"),
+        user=params.get("login_user"),
+        password=params.get("login_password"),
+        dbname=params.get("login_db"),
+        connect_timeout=params.get("connect_timeout") or 10,
+    )
 
 
 def connect(
@@ -137,9 +171,11 @@ def connect(
     except psycopg2.Error as error:
         kind = OpsError if isinstance(error, psycopg2.ProgrammingError) or _never_asked(str(error)) else Unavailable
         raise kind(
-            f"No connection to PostgreSQL: {_without_secret(' '.join(str(error).split()), dsn, password).rstrip('.?')}.",
-            hint=_connect_hint(str(error)), sqlstate=error.pgcode,
-        ) from None  # fmt: skip
+            "No connection to PostgreSQL:"
+            f" {_without_secret(' '.join(str(error).split()), dsn, password).rstrip('.?')}.",
+            hint=_connect_hint(str(error)),
+            sqlstate=error.pgcode,
+        ) from None
     connection.set_client_encoding("UTF8")
     return connection
 
@@ -153,10 +189,16 @@ def libpq_dsn(dsn: str) -> str:
     except ValueError:  # a bracket in the password, say: libpq judges it
         return dsn
     if parts.scheme.split("+")[0] not in ("postgres", "postgresql"):
-        raise OpsError(f"The DSN's scheme is {parts.scheme!r}, not postgresql.", hint="Give the address of a PostgreSQL database.")
+        raise OpsError(
+            f"The DSN's scheme is {parts.scheme!r}, not postgresql.", hint="Give the address of a PostgreSQL database."
+        )
     if "+" not in parts.scheme:
         return dsn
-    words = [("sslmode" if key == "ssl" else key, value) for key, value in parse_qsl(parts.query) if key in ("ssl", "sslmode", "sslrootcert", "options")]
+    words = [
+        ("sslmode" if key == "ssl" else key, value)
+        for key, value in parse_qsl(parts.query)
+        if key in ("ssl", "sslmode", "sslrootcert", "options")
+    ]
     return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(words), ""))
 
 
@@ -178,23 +220,32 @@ def server_error(doing: str, error: t.Any, **details: t.Any) -> OpsError:
     sqlstate = error.pgcode
     detail = getattr(diag, "message_detail", None)
     if sqlstate is None and "closed" in str(error):
-        primary, own = str(error).strip().splitlines()[0], "The server went away. Nothing of the transaction was kept: see its log, then run again."
+        primary, own = (
+            str(error).strip().splitlines()[0],
+            "The server went away. Nothing of the transaction was kept: see its log, then run again.",
+        )
     else:
         own = _SQLSTATE_HINTS.get(sqlstate or "", "")
     hint = " ".join(word for word in (getattr(diag, "message_hint", None), own) if word)
-    message = f"{doing}: {primary}" + (f" ({detail})" if detail else "") + (f" [SQLSTATE {sqlstate}]." if sqlstate else ".")
+    message = (
+        f"{doing}: {primary}" + (f" ({detail})" if detail else "") + (f" [SQLSTATE {sqlstate}]." if sqlstate else ".")
+    )
     return OpsError(message, hint=hint, sqlstate=sqlstate, **details)
 
 
 def _connect_hint(message: str) -> str:
     low = message.lower()
-    return next((hint for words, hint in _CONNECT_HINTS if words in low), "Check host, port, user, password and database.")
+    return next(
+        (hint for words, hint in _CONNECT_HINTS if words in low), "Check host, port, user, password and database."
+    )
 
 
 def _never_asked(message: str) -> bool:
     """Whether a failed connection is our own fault. What a server itself says begins with FATAL, whatever words follow."""
     low = message.lower()
-    return any(words in low for words in _NEVER_ASKED) and not any(words in low for words in ("fatal:", "refused", "timeout expired"))
+    return any(words in low for words in _NEVER_ASKED) and not any(
+        words in low for words in ("fatal:", "refused", "timeout expired")
+    )
 
 
 def _without_secret(message: str, dsn: str, password: t.Optional[str]) -> str:

@@ -49,9 +49,14 @@ class Scope:
 
     def as_dict(self) -> t.Dict[str, t.Any]:
         return {
-            "kind": self.kind, "path": self.path, "limit_bytes": self.limit_bytes, "used_bytes": self.used_bytes, "percent": round(self.percent, 1),
-            "stalls": None if self.stalls is None else dict(self.stalls), "events": dict(self.events),
-        }  # fmt: skip
+            "kind": self.kind,
+            "path": self.path,
+            "limit_bytes": self.limit_bytes,
+            "used_bytes": self.used_bytes,
+            "percent": round(self.percent, 1),
+            "stalls": None if self.stalls is None else dict(self.stalls),
+            "events": dict(self.events),
+        }
 
 
 def pressed(now: Scope, earlier: t.Optional[Scope] = None) -> str:
@@ -114,7 +119,10 @@ def _met(proc: str) -> t.Dict[str, int]:
         return {}
     values = {fields[0]: int(fields[1]) for fields in rows if len(fields) == 2 and fields[1].isdigit()}
     stalled = [count for name, count in values.items() if name.startswith("allocstall")]
-    return {**({"allocstall": sum(stalled)} if stalled else {}), **({"oom_kill": values["oom_kill"]} if "oom_kill" in values else {})}
+    return {
+        **({"allocstall": sum(stalled)} if stalled else {}),
+        **({"oom_kill": values["oom_kill"]} if "oom_kill" in values else {}),
+    }
 
 
 def stalls(path: str = "/proc/pressure/memory") -> t.Optional[t.Dict[str, float]]:
@@ -183,7 +191,11 @@ def _number(path: str) -> t.Optional[int]:
 
 def _statistics(directory: str) -> t.Dict[str, int]:
     try:
-        return {fields[0]: int(fields[1]) for fields in (line.split() for line in _text(f"{directory}/memory.stat").splitlines()) if len(fields) == 2}
+        return {
+            fields[0]: int(fields[1])
+            for fields in (line.split() for line in _text(f"{directory}/memory.stat").splitlines())
+            if len(fields) == 2
+        }
     except OSError:
         return {}
 
@@ -220,7 +232,13 @@ def _events(directory: str) -> t.Dict[str, int]:
     for name in ("memory.events", "memory.oom_control"):
         with contextlib.suppress(OSError):
             rows = [line.split() for line in _text(f"{directory}/{name}").splitlines()]
-            found.update({fields[0]: int(fields[1]) for fields in rows if len(fields) == 2 and fields[0] in ("high", "max", "oom", "oom_kill")})
+            found.update(
+                {
+                    fields[0]: int(fields[1])
+                    for fields in rows
+                    if len(fields) == 2 and fields[0] in ("high", "max", "oom", "oom_kill")
+                }
+            )
     count = _number(f"{directory}/memory.failcnt")
     return found if count is None else {**found, "failcnt": count}
 

@@ -17,7 +17,10 @@ def environment_of(pid: int) -> t.Dict[str, str]:
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError as error:
-        raise OpsError(f"Cannot read the environment of process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root.") from error
+        raise OpsError(
+            f"Cannot read the environment of process {pid}: {error.strerror}.",
+            hint="Run this task as that process's user, or as root.",
+        ) from error
     pairs = (entry.split(b"=", 1) for entry in raw.split(b"\0") if b"=" in entry)
     return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
 
@@ -27,7 +30,9 @@ def user_of(pid: int) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError as error:
-        raise OpsError(f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root.") from error
+        raise OpsError(
+            f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root."
+        ) from error
     return next(int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:"))
 
 
@@ -42,7 +47,9 @@ def interpreter_of(pid: int) -> str:
         exe = os.readlink(f"/proc/{pid}/exe")
         cwd = os.readlink(f"/proc/{pid}/cwd")
     except OSError as error:
-        raise OpsError(f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root.") from error
+        raise OpsError(
+            f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root."
+        ) from error
     if "python" not in Path(exe).name:
         return ""
     called = os.fsdecode(words[0]) if words and words[0] else exe

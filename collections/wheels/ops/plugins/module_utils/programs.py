@@ -12,24 +12,43 @@ import typing as t
 
 
 def run(
-    words: t.Sequence[str], *, timeout: float, cwd: t.Optional[str] = None, environment: t.Optional[t.Mapping[str, str]] = None
+    words: t.Sequence[str],
+    *,
+    timeout: float,
+    cwd: t.Optional[str] = None,
+    environment: t.Optional[t.Mapping[str, str]] = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, without a shell and without input. ``environment``: the whole of it; ours where it is not given.
 
     Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds, when it is killed, and ``OSError`` where it cannot be started.
     """
     return subprocess.run(
-        list(words), cwd=cwd, env=None if environment is None else dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        errors="replace", timeout=timeout, check=False,
-    )  # fmt: skip
+        list(words),
+        cwd=cwd,
+        env=None if environment is None else dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
 
 
-def start(words: t.Sequence[str], *, cwd: str, environment: t.Mapping[str, str], descriptors: t.Collection[int] = ()) -> subprocess.Popen[bytes]:
+def start(
+    words: t.Sequence[str], *, cwd: str, environment: t.Mapping[str, str], descriptors: t.Collection[int] = ()
+) -> subprocess.Popen[bytes]:
     """Starts a program with pipes, as the leader of a group of its own, so that all that it starts can be ended with it. Raises ``OSError``.
 
     ``descriptors``: those of ours that it inherits, under the same numbers.
     """
     return subprocess.Popen(
-        list(words), cwd=cwd, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        list(words),
+        cwd=cwd,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
         pass_fds=tuple(descriptors),
-    )  # fmt: skip
+    )

@@ -40,9 +40,16 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Result(msg="Nothing is asked for.", before={"pending": 0}, after={"pending": 0}, extra={"requests": [], "refused": []})
+        return Result(
+            msg="Nothing is asked for.",
+            before={"pending": 0},
+            after={"pending": 0},
+            extra={"requests": [], "refused": []},
+        )
     except OSError as error:
-        raise OpsError(f"Cannot read {directory}: {error.strerror}.", hint="It is a directory that the backend's user owns.") from error
+        raise OpsError(
+            f"Cannot read {directory}: {error.strerror}.", hint="It is a directory that the backend's user owns."
+        ) from error
     requests: t.List[t.Dict[str, t.Any]] = []
     refused: t.List[t.Dict[str, t.Any]] = []
     actions: t.List[t.Dict[str, t.Any]] = []
@@ -61,9 +68,11 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
     return Result(
         changed=bool(actions),
         msg=f"{len(requests)} requests are pending, {len(refused)} cannot be read, {len(actions)} taken away.",
-        before={"pending": len(names)}, after={"pending": len(names) - len(actions)}, actions=actions,
+        before={"pending": len(names)},
+        after={"pending": len(names) - len(actions)},
+        actions=actions,
         extra={"requests": requests, "refused": refused},
-    )  # fmt: skip
+    )
 
 
 def _names(descriptor: int) -> t.List[str]:

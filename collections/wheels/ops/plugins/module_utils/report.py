@@ -83,7 +83,10 @@ def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.D
                 "incident": title,
                 "before": _status(first),
                 "before_value": _value(first),
-                "done": "; ".join(dict.fromkeys(done[name] for name in names if done.get(name))) or ("-" if _status(first) in ("ok", "skipped") else "nothing"),
+                "done": (
+                    "; ".join(dict.fromkeys(done[name] for name in names if done.get(name)))
+                    or ("-" if _status(first) in ("ok", "skipped") else "nothing")
+                ),
                 "after": _status(last),
                 "after_value": _value(last),
             }
@@ -115,9 +118,19 @@ def _value(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 
 def text(before: Health, after: Health, done: t.Mapping[str, str], *, colour: bool = False, width: int = 34) -> str:
     """The table for a terminal."""
-    columns = (("number", "#", 1), ("incident", "incident", 17), ("before", "before", 9), ("before_value", "measured", 24), ("done", "what was done", width),
-               ("after", "after", 9), ("after_value", "measured", 24))  # fmt: skip
-    lines = ["  ".join(title.ljust(size) for _key, title, size in columns).rstrip(), "  ".join("-" * size for _key, _title, size in columns)]
+    columns = (
+        ("number", "#", 1),
+        ("incident", "incident", 17),
+        ("before", "before", 9),
+        ("before_value", "measured", 24),
+        ("done", "what was done", width),
+        ("after", "after", 9),
+        ("after_value", "measured", 24),
+    )
+    lines = [
+        "  ".join(title.ljust(size) for _key, title, size in columns).rstrip(),
+        "  ".join("-" * size for _key, _title, size in columns),
+    ]
     for row in rows(before, after, done):
         cells = [textwrap.wrap(row[key], size) or [""] for key, _title, size in columns]
         for number in range(max(len(cell) for cell in cells)):
@@ -133,7 +146,9 @@ def text(before: Health, after: Health, done: t.Mapping[str, str], *, colour: bo
 
 def listing(health: Health) -> str:
     """One health result for a terminal: a line a check."""
-    return "\n".join(f"{check['status']:9}  {check['name']:10}  {check['message']}" for check in health.get("checks", []))
+    return "\n".join(
+        f"{check['status']:9}  {check['name']:10}  {check['message']}" for check in health.get("checks", [])
+    )
 
 
 def prometheus(health: Health, *, host: str = "") -> str:
@@ -158,17 +173,30 @@ def prometheus(health: Health, *, host: str = "") -> str:
         if isinstance(check["value"], (int, float)) and not isinstance(check["value"], bool):
             value.append(f'wheels_ops_check_value{{{labels},unit="{label(check["unit"])}"}} {check["value"]:g}')
     words = ", ".join(f"{number} {status}" for status, number in severities.items())
-    lines = [f"# HELP wheels_ops_check_severity {words}; none where the check was not made.", "# TYPE wheels_ops_check_severity gauge", *severity]
-    lines += ["# HELP wheels_ops_check_status 1 for the status that the check has.", "# TYPE wheels_ops_check_status gauge", *named]
+    lines = [
+        f"# HELP wheels_ops_check_severity {words}; none where the check was not made.",
+        "# TYPE wheels_ops_check_severity gauge",
+        *severity,
+    ]
+    lines += [
+        "# HELP wheels_ops_check_status 1 for the status that the check has.",
+        "# TYPE wheels_ops_check_status gauge",
+        *named,
+    ]
     lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
-    lines += ["# HELP wheels_ops_check_duration_seconds How long the check took.", "# TYPE wheels_ops_check_duration_seconds gauge", *seconds]
+    lines += [
+        "# HELP wheels_ops_check_duration_seconds How long the check took.",
+        "# TYPE wheels_ops_check_duration_seconds gauge",
+        *seconds,
+    ]
     return "\n".join(lines) + "\n"
 
 
 def remaining(after: Health) -> t.List[str]:
     """One line for everything that is not healthy now, with the remedy where one is known."""
     return [
-        f"{check['name']}: {check['status']}: {check['message']}" + (f" Remedy: {check['remedy']}." if check.get("remedy") else "")
+        f"{check['name']}: {check['status']}: {check['message']}"
+        + (f" Remedy: {check['remedy']}." if check.get("remedy") else "")
         for check in after.get("checks", [])
         if check["status"] not in ("ok", "skipped")
     ]
@@ -186,17 +214,29 @@ pre{overflow:auto;background:#8881;padding:1rem}@media(prefers-color-scheme:dark
 def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str, facts: t.Mapping[str, str]) -> str:
     """The whole report as one HTML page without any outside asset. Everything measured is escaped."""
     status = str(after.get("status", "unknown"))
-    named = {**facts, **{name.replace("_", " "): str(value) for name, value in (after.get("scores") or {}).items() if value is not None}}
+    named = {
+        **facts,
+        **{
+            name.replace("_", " "): str(value)
+            for name, value in (after.get("scores") or {}).items()
+            if value is not None
+        },
+    }
     left = [_element("li", line) for line in remaining(after)]
     missed = [_element("li", f"{', '.join(names)}: {reason}") for reason, names in not_measured(after).items()]
     missed += [_element("li", f"{name}: left out on purpose") for name in after.get("left_out") or []]
     incidents = [
         [
-            _element("td", row["number"]), _element("th", row["incident"], scope="row"), _badge(row["before"]), _element("td", row["before_value"]),
-            _element("td", row["done"]), _badge(row["after"]), _element("td", row["after_value"]),
+            _element("td", row["number"]),
+            _element("th", row["incident"], scope="row"),
+            _badge(row["before"]),
+            _element("td", row["before_value"]),
+            _element("td", row["done"]),
+            _badge(row["after"]),
+            _element("td", row["after_value"]),
         ]
         for row in rows(before, after, done)
-    ]  # fmt: skip
+    ]
     checks = [
         [
             _element("th", check["name"], scope="row"),
@@ -210,7 +250,10 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"{_element('title', title)}<style>{_STYLE}</style>{_element('h1', title)}",
-        f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong>. {html.escape(summary(after))}</p>',
+        (
+            f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong>.'
+            f" {html.escape(summary(after))}</p>"
+        ),
         f"<ul>{''.join(_element('li', f'{name}: {value}') for name, value in named.items())}</ul>",
         _table(("#", "incident", "before", "measured", "what was done", "after", "measured"), incidents),
         f"<h2>What is left</h2><ul>{''.join(left)}</ul>" if left else "<p>Nothing that was measured is left to do.</p>",

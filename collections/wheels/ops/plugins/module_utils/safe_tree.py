@@ -40,15 +40,64 @@ Seen = t.Tuple["Directory", str, os.stat_result]
 T = t.TypeVar("T")
 #: Directories in which a mistake costs a machine or its data. None of them is cleaned as a whole.
 DANGEROUS: t.Tuple[str, ...] = (
-    "/", "/bin", "/boot", "/dev", "/efi", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/lost+found", "/media", "/mnt", "/opt", "/proc",
-    "/root", "/run", "/sbin", "/srv", "/sys", "/usr", "/var", "/var/backups", "/var/cache", "/var/lib", "/var/lib/apt", "/var/lib/containers",
-    "/var/lib/docker", "/var/lib/dpkg", "/var/lib/mysql", "/var/lib/postgresql", "/var/lib/redis", "/var/lib/systemd", "/var/mail", "/var/spool",
-)  # fmt: skip
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/efi",
+    "/etc",
+    "/home",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/lost+found",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/usr",
+    "/var",
+    "/var/backups",
+    "/var/cache",
+    "/var/lib",
+    "/var/lib/apt",
+    "/var/lib/containers",
+    "/var/lib/docker",
+    "/var/lib/dpkg",
+    "/var/lib/mysql",
+    "/var/lib/postgresql",
+    "/var/lib/redis",
+    "/var/lib/systemd",
+    "/var/mail",
+    "/var/spool",
+)
 #: Nothing below them is ours to clean.
 DANGEROUS_BELOW: t.Tuple[str, ...] = (
-    "/bin", "/boot", "/dev", "/efi", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/var/lib/dpkg", "/var/lib/postgresql",
-    "/var/lib/mysql", "/var/lib/redis", "/var/lib/docker", "/var/lib/containers",
-)  # fmt: skip
+    "/bin",
+    "/boot",
+    "/dev",
+    "/efi",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/lib/dpkg",
+    "/var/lib/postgresql",
+    "/var/lib/mysql",
+    "/var/lib/redis",
+    "/var/lib/docker",
+    "/var/lib/containers",
+)
 #: A directory that holds one of these is somebody's data, whatever its files are called and however old they are.
 DATA_MARKERS: t.FrozenSet[str] = frozenset({"PG_VERSION", ".git"})
 
@@ -235,7 +284,10 @@ class Tree:
         try:
             self._root = open_directory(self.path)
         except OSError as error:
-            raise OpsError(f"Cannot open {self.path}: {error.strerror}.", hint="Name a directory that exists and that this user may read.") from error
+            raise OpsError(
+                f"Cannot open {self.path}: {error.strerror}.",
+                hint="Name a directory that exists and that this user may read.",
+            ) from error
         status = os.fstat(self._root)
         self.device = status.st_dev
         self.mount = mount_id(self._root)
@@ -245,7 +297,9 @@ class Tree:
         self._cache: t.OrderedDict[Directory, int] = collections.OrderedDict()
         if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
             self.close()
-            raise OpsError(f"Everyone may rename files in {self.path}, as it lacks the sticky bit.", hint=f"chmod +t {self.path}")
+            raise OpsError(
+                f"Everyone may rename files in {self.path}, as it lacks the sticky bit.", hint=f"chmod +t {self.path}"
+            )
         if (status.st_dev, status.st_ino) in self._protected:
             self.close()
             raise OpsError(f"{self.path} is protected.", hint="Take it out of protect, or out of the sources.")
@@ -310,7 +364,9 @@ class Tree:
             self.skipped.update(other[1])
         return found
 
-    def _below(self, top: Directory, opened: int, depth: int, files: _Files, shared: t.Optional[_Shared[t.Any]] = None) -> t.Iterator[Seen]:
+    def _below(
+        self, top: Directory, opened: int, depth: int, files: _Files, shared: t.Optional[_Shared[t.Any]] = None
+    ) -> t.Iterator[Seen]:
         """The files of a directory and of all in it. ``opened``: its descriptor, which is closed here; ``depth``: how deep it lies below the root."""
         levels: t.List[_Level] = []
         fresh: t.Optional[t.Tuple[Directory, int]] = (top, opened)
@@ -339,7 +395,9 @@ class Tree:
             if fresh:
                 os.close(fresh[1])
 
-    def _descend(self, directory: Directory, descriptor: int, depth: int, name: str, inode: int) -> t.Optional[t.Tuple[Directory, int]]:
+    def _descend(
+        self, directory: Directory, descriptor: int, depth: int, name: str, inode: int
+    ) -> t.Optional[t.Tuple[Directory, int]]:
         if depth >= MAX_DEPTH:
             self.skipped["deep"] += 1
             return None
@@ -350,8 +408,9 @@ class Tree:
         """Draws the directories that are still to be entered, lot by lot, together with a second process, which has inherited the descriptors."""
         pending = [
             (directory, descriptor, depth + level, name, inode)
-            for level, (directory, descriptor, inner) in enumerate(levels, start=1) for name, inode in inner
-        ]  # fmt: skip
+            for level, (directory, descriptor, inner) in enumerate(levels, start=1)
+            for name, inode in inner
+        ]
         if len(pending) < 2:
             return
         lots = min(len(pending), _LOTS)
@@ -402,7 +461,9 @@ class Tree:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # removed meanwhile
-                    if status[place] > seconds or (until is not None and any(moment(status) > until for moment in moments)):
+                    if status[place] > seconds or (
+                        until is not None and any(moment(status) > until for moment in moments)
+                    ):
                         young += 1
                         continue
                     # Asked for where it matters: in most directories of a large tree, nothing is old.
@@ -479,7 +540,15 @@ class Tree:
             os.close(self._cache.popitem(last=False)[1])
         return descriptor
 
-    def remove(self, parent: int, name: str, seen: os.stat_result, *, is_open: t.Callable[[holders.Identity], t.Optional[bool]], dry: bool = False) -> str:
+    def remove(
+        self,
+        parent: int,
+        name: str,
+        seen: os.stat_result,
+        *,
+        is_open: t.Callable[[holders.Identity], t.Optional[bool]],
+        dry: bool = False,
+    ) -> str:
         """Unlinks a file that is still the one that was seen and that nobody has open. Gives ``removed``, or why it was left; ``dry`` only tells.
 
         ``is_open`` is asked where the kernel gives no lease. ``open``: somebody has it open. ``unseen``: somebody may, whom we cannot see.
@@ -497,7 +566,11 @@ class Tree:
             descriptor = -1  # not ours to read, though perhaps ours to remove
         try:
             status = os.fstat(descriptor) if descriptor >= 0 else os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if (status.st_dev, status.st_ino, status.st_mtime_ns) != (seen.st_dev, seen.st_ino, seen.st_mtime_ns) or status.st_nlink != 1:
+            if (status.st_dev, status.st_ino, status.st_mtime_ns) != (
+                seen.st_dev,
+                seen.st_ino,
+                seen.st_mtime_ns,
+            ) or status.st_nlink != 1:
                 return "changed"
             with holders.lease(descriptor) if descriptor >= 0 else contextlib.nullcontext() as free:
                 if free is None:

@@ -52,10 +52,19 @@ def performance(
     loop_lag_ms: t.Optional[float] = None,
 ) -> t.Optional[float]:
     """0 to 100 from the use of resources; what was not measured does not count, None where nothing was."""
-    return combine((_part(memory_percent, MEMORY), _part(cpu_percent, CPU), _part(disk_percent, DISK), _part(loop_lag_ms, LOOP_LAG_MS)))
+    return combine(
+        (
+            _part(memory_percent, MEMORY),
+            _part(cpu_percent, CPU),
+            _part(disk_percent, DISK),
+            _part(loop_lag_ms, LOOP_LAG_MS),
+        )
+    )
 
 
-def stability(*, restarts: t.Optional[int] = None, crash_loops: t.Optional[int] = None, uptime_percent: t.Optional[float] = None) -> t.Optional[float]:
+def stability(
+    *, restarts: t.Optional[int] = None, crash_loops: t.Optional[int] = None, uptime_percent: t.Optional[float] = None
+) -> t.Optional[float]:
     """0 to 100 from the last 24 hours: uptime against 99.5 %, less points for unplanned restarts and crash loops."""
     if restarts is None and crash_loops is None and uptime_percent is None:
         return None
@@ -64,7 +73,9 @@ def stability(*, restarts: t.Optional[int] = None, crash_loops: t.Optional[int] 
     return round(max(0.0, score), 1)
 
 
-def user_experience(*, response_time_ms: t.Optional[float] = None, error_rate: t.Optional[float] = None) -> t.Optional[float]:
+def user_experience(
+    *, response_time_ms: t.Optional[float] = None, error_rate: t.Optional[float] = None
+) -> t.Optional[float]:
     """0 to 100 from the 95th percentile of the response time (500/1000 ms) and the share of failed requests (1/5 %)."""
     return combine((_part(response_time_ms, RESPONSE_TIME_MS), _part(error_rate, ERROR_RATE)))
 

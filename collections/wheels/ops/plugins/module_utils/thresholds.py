@@ -43,7 +43,10 @@ class Thresholds:
 
     def crossed(self, value: float) -> float:
         """The highest limit below a value; 0 where it is above none."""
-        return max((limit for limit in (self.warning, self.critical, self.emergency) if limit is not None and value > limit), default=0.0)
+        return max(
+            (limit for limit in (self.warning, self.critical, self.emergency) if limit is not None and value > limit),
+            default=0.0,
+        )
 
     def as_dict(self) -> t.Dict[str, t.Optional[float]]:
         return asdict(self)
@@ -79,11 +82,16 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
         if name not in DEFAULTS:
             raise OpsError(f"There is no threshold {name!r}.", hint=f"Known are: {', '.join(DEFAULTS)}.")
         if not isinstance(limits, t.Mapping):
-            raise OpsError(f"The limits of {name} are no dictionary: {limits}.", hint="Give them as {warning: ..., critical: ...}.")
+            raise OpsError(
+                f"The limits of {name} are no dictionary: {limits}.", hint="Give them as {warning: ..., critical: ...}."
+            )
         values = {**DEFAULTS[name].as_dict(), **limits}
         strange = sorted(set(values) - {"warning", "critical", "emergency"})
         if strange:
-            raise OpsError(f"The threshold {name} has no limit {', '.join(strange)}.", hint="Known are: warning, critical, emergency.")
+            raise OpsError(
+                f"The threshold {name} has no limit {', '.join(strange)}.",
+                hint="Known are: warning, critical, emergency.",
+            )
         if any(isinstance(value, bool) for value in values.values()):
             raise OpsError(f"The limits of {name} are not numbers: {limits}.")
         try:

@@ -11,18 +11,35 @@ from .results import OpsError
 
 #: As logrotate and systemd read them (K, M, G: powers of 1024), and as disks are sold (KB, MB, GB: powers of 1000).
 _SIZES: t.Dict[str, int] = {
-    "": 1, "b": 1, "k": 1024, "kib": 1024, "kb": 1000, "m": 1024**2, "mib": 1024**2, "mb": 1000**2, "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
-    "t": 1024**4, "tib": 1024**4, "tb": 1000**4,
-}  # fmt: skip
+    "": 1,
+    "b": 1,
+    "k": 1024,
+    "kib": 1024,
+    "kb": 1000,
+    "m": 1024**2,
+    "mib": 1024**2,
+    "mb": 1000**2,
+    "g": 1024**3,
+    "gib": 1024**3,
+    "gb": 1000**3,
+    "t": 1024**4,
+    "tib": 1024**4,
+    "tb": 1000**4,
+}
 _DURATIONS: t.Dict[str, float] = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 _LARGEST_SIZE = 2**60
 _LONGEST = 100 * _DURATIONS["y"]
 
 
-def _parse(value: t.Union[str, int, float], units: t.Mapping[str, float], name: str, example: str, largest: float) -> float:
+def _parse(
+    value: t.Union[str, int, float], units: t.Mapping[str, float], name: str, example: str, largest: float
+) -> float:
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
     if not found or found[2].lower() not in units:
-        raise OpsError(f"{name} is {value!r}.", hint=f"Give a number that is not negative, with or without a unit, for example {example}.")
+        raise OpsError(
+            f"{name} is {value!r}.",
+            hint=f"Give a number that is not negative, with or without a unit, for example {example}.",
+        )
     number = float(found[1]) * units[found[2].lower()]
     if number > largest:
         raise OpsError(f"{name} is {value!r}, which is more than can be meant.", hint=f"For example {example}.")

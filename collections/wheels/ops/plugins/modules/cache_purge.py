@@ -199,7 +199,12 @@ def main() -> None:
             "patterns": {"type": "list", "elements": "str", "default": []},
             "idle_time": {"type": "int", "default": 0},
             "missing_ttl": {"type": "bool", "default": False},
-            "types": {"type": "list", "elements": "str", "choices": ["string", "list", "set", "zset", "hash", "stream"], "default": ["string"]},
+            "types": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["string", "list", "set", "zset", "hash", "stream"],
+                "default": ["string"],
+            },
             "protect": {"type": "list", "elements": "str", "default": []},
             "unprotect": {"type": "list", "elements": "str", "default": []},
             "max_keys": {"type": "int", "default": 0, "no_log": False},
@@ -209,8 +214,13 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given: t.Dict[str, t.Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items() if key != "url"}
-    run(module, lambda: cache_purge.run(module.params["url"], cache_purge.Options(**given), check_mode=module.check_mode))
+    given: t.Dict[str, t.Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items() if key != "url"
+    }
+    run(
+        module,
+        lambda: cache_purge.run(module.params["url"], cache_purge.Options(**given), check_mode=module.check_mode),
+    )
 
 
 if __name__ == "__main__":

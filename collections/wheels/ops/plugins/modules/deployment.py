@@ -148,7 +148,11 @@ from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 def call(module: AnsibleModule) -> Result:
     params = module.params
-    state, directory, run_options = params["state"], params["state_dir"], {"holder": params["holder"], "check_mode": module.check_mode}
+    state, directory, run_options = (
+        params["state"],
+        params["state_dir"],
+        {"holder": params["holder"], "check_mode": module.check_mode},
+    )
     if state == "queried":
         return deployment.query(directory, interpreter=params["interpreter"], directories=params["directories"])
     if state == "unlocked":

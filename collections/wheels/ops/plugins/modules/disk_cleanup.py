@@ -232,10 +232,19 @@ def main() -> None:
                 "elements": "dict",
                 "required": True,
                 "options": {
-                    "kind": {"type": "str", "choices": ["files", "core_dumps", "journal", "packages", "backups"], "default": "files"},
+                    "kind": {
+                        "type": "str",
+                        "choices": ["files", "core_dumps", "journal", "packages", "backups"],
+                        "default": "files",
+                    },
                     "path": {"type": "path"},
                     "age": {"type": "str", "default": "0"},
-                    "age_by": {"type": "list", "elements": "str", "choices": ["atime", "mtime", "ctime"], "default": ["atime", "mtime", "ctime"]},
+                    "age_by": {
+                        "type": "list",
+                        "elements": "str",
+                        "choices": ["atime", "mtime", "ctime"],
+                        "default": ["atime", "mtime", "ctime"],
+                    },
                     "patterns": {"type": "list", "elements": "str"},
                     "exclude": {"type": "list", "elements": "str", "default": []},
                     "keep_newest": {"type": "int", "default": 0, "no_log": False},

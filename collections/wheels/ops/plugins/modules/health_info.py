@@ -219,7 +219,10 @@ def call(module: AnsibleModule) -> Result:
     given["thresholds"] = parse(given["thresholds"])
     found = suite.run(suite.Options(**given))
     # Whoever looks at the end of a run only must see it: a check that was not made is not one that is well.
-    warnings = [f"Not measured on this host: {', '.join(names)}: {reason}." for reason, names in report.not_measured(found).items()]
+    warnings = [
+        f"Not measured on this host: {', '.join(names)}: {reason}."
+        for reason, names in report.not_measured(found).items()
+    ]
     return Result(msg=report.summary(found), extra=found, warnings=warnings)
 
 

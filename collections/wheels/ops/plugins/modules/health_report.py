@@ -92,8 +92,14 @@ from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 
 def call(module: AnsibleModule) -> Result:
     given = module.params
-    page = report.page(given["before"] or given["after"], given["after"], given["done"], title=given["title"], facts=given["facts"])
-    table = report.text(given["before"], given["after"], given["done"]) if given["before"] else report.listing(given["after"])
+    page = report.page(
+        given["before"] or given["after"], given["after"], given["done"], title=given["title"], facts=given["facts"]
+    )
+    table = (
+        report.text(given["before"], given["after"], given["done"])
+        if given["before"]
+        else report.listing(given["after"])
+    )
     table += f"\n\n{report.summary(given['after'])}"
     if given["before"]:
         contents = {

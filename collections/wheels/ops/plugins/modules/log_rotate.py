@@ -220,7 +220,11 @@ def main() -> None:
             "frequency": {"type": "str", "choices": ["hourly", "daily", "weekly", "monthly"], "default": "daily"},
             "paths": {"type": "list", "elements": "path", "default": []},
             "max_size": {"type": "str", "default": "50MB"},
-            "strategy": {"type": "str", "choices": ["auto", "rename", "logrotate", "collapse", "punch", "copytruncate"], "default": "auto"},
+            "strategy": {
+                "type": "str",
+                "choices": ["auto", "rename", "logrotate", "collapse", "punch", "copytruncate"],
+                "default": "auto",
+            },
             "reopen": {"type": "list", "elements": "str", "default": []},
             "reopen_timeout": {"type": "float", "default": 30},
             "keep": {"type": "int", "default": 7},

@@ -60,7 +60,9 @@ def call(module: AnsibleModule) -> Result:
     path = Path(module.params["state_dir"]) / "history.jsonl"
     records, damaged = history.read_and_count(path, module.params["limit"])
     warnings = [f"{damaged} lines of {path} are damaged and were passed over."] if damaged else []
-    return Result(msg=f"{len(records)} records.", extra={"history": records, "damaged_lines": damaged}, warnings=warnings)
+    return Result(
+        msg=f"{len(records)} records.", extra={"history": records, "damaged_lines": damaged}, warnings=warnings
+    )
 
 
 def main() -> None:

@@ -86,7 +86,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda: recovery_requests.handle(Path(module.params["state_dir"]) / "requests", module.params["done"], check_mode=module.check_mode))
+    run(
+        module,
+        lambda: recovery_requests.handle(
+            Path(module.params["state_dir"]) / "requests", module.params["done"], check_mode=module.check_mode
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -280,7 +280,12 @@ def main() -> None:
             "services": {**arguments.SERVICES, "required": True},
             "state": {"type": "str", "choices": ["restarted", "started"], "default": "restarted"},
             "only": {"type": "list", "elements": "str", "default": []},
-            "only_if": {"type": "list", "elements": "str", "choices": ["failed", "stopped", "stale", "unhealthy"], "default": []},
+            "only_if": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["failed", "stopped", "stale", "unhealthy"],
+                "default": [],
+            },
             "with_dependents": {"type": "bool", "default": True},
             "manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
             "supervisor_socket": {"type": "path"},

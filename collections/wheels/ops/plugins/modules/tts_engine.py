@@ -185,7 +185,12 @@ from ansible_collections.wheels.ops.plugins.module_utils.remedies import tts_eng
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "engines": {"type": "list", "elements": "str", "choices": ["edge", "coqui", "espeak", "pyttsx3"], "default": ["edge", "espeak"]},
+            "engines": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["edge", "coqui", "espeak", "pyttsx3"],
+                "default": ["edge", "espeak"],
+            },
             "primary": {"type": "str", "choices": ["edge", "coqui", "fallback"], "default": "edge"},
             "backend_python": {"type": "path", "default": ""},
             "backend_user": {"type": "str", "default": ""},
@@ -200,7 +205,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given: t.Dict[str, t.Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items()}
+    given: t.Dict[str, t.Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items()
+    }
     run(module, lambda: tts_engine.run(tts_engine.Options(**given), check_mode=module.check_mode))
 
 

@@ -66,10 +66,20 @@ SHARED: t.Dict[str, str] = {
 #: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
 RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
 _WORDS: t.Dict[str, str] = {
-    "str": "a text", "path": "a text", "bool": "true or false", "int": "a whole number", "float": "a number", "dict": "a dictionary", "list": "a list",
-    "list of str": "a list of texts", "list of path": "a list of texts", "list of dict": "a list of dictionaries",
-    "dict of float": "a dictionary of numbers", "dict of scalar": "a dictionary of texts and numbers", "dict of dict": "a dictionary of dictionaries",
-}  # fmt: skip
+    "str": "a text",
+    "path": "a text",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "dict": "a dictionary",
+    "list": "a list",
+    "list of str": "a list of texts",
+    "list of path": "a list of texts",
+    "list of dict": "a list of dictionaries",
+    "dict of float": "a dictionary of numbers",
+    "dict of scalar": "a dictionary of texts and numbers",
+    "dict of dict": "a dictionary of dictionaries",
+}
 _TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -81,7 +91,9 @@ def role_options() -> t.Mapping[str, str]:
         for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
             for name, option in (entry.get("options") or {}).items():
                 kind, elements = option.get("type", "str"), option.get("elements")
-                kinds[name] = f"{kind} of {elements}" if kind == "list" and elements in ("str", "path", "dict") else kind
+                kinds[name] = (
+                    f"{kind} of {elements}" if kind == "list" and elements in ("str", "path", "dict") else kind
+                )
     return kinds
 
 
@@ -100,7 +112,11 @@ def kind_problem(value: t.Any, kind: str) -> str:
     if outer in ("int", "float"):
         try:
             # A variable of a command line is always a text.
-            good = isinstance(value, (int, float, str)) and not isinstance(value, bool) and {"int": int, "float": float}[outer](value) is not None
+            good = (
+                isinstance(value, (int, float, str))
+                and not isinstance(value, bool)
+                and {"int": int, "float": float}[outer](value) is not None
+            )
         except ValueError:
             good = False
         return "" if good else _name(value)
@@ -116,13 +132,23 @@ def kind_problem(value: t.Any, kind: str) -> str:
 
 
 def _inside(values: t.Iterable[t.Any], kind: str, where: str) -> str:
-    return next((f"{where} with {problem} in it" for value in values if (problem := kind_problem(value, kind))), "") if kind else ""
+    return (
+        next((f"{where} with {problem} in it" for value in values if (problem := kind_problem(value, kind))), "")
+        if kind
+        else ""
+    )
 
 
 def _name(value: t.Any) -> str:
     if value is None:
         return "nothing (null)"
-    names = ((bool, "true or false"), (str, "a text"), ((int, float), "a number"), (t.Mapping, "a dictionary"), (t.Sequence, "a list"))
+    names = (
+        (bool, "true or false"),
+        (str, "a text"),
+        ((int, float), "a number"),
+        (t.Mapping, "a dictionary"),
+        (t.Sequence, "a list"),
+    )
     return next((name for types, name in names if isinstance(value, types)), type(value).__name__)
 
 
@@ -154,7 +180,9 @@ def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind:
         except OpsError as error:
             raise Unusable(f"{name} must be usable as thresholds. {error}") from None
     if problem:
-        raise Unusable(f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip())
+        raise Unusable(
+            f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip()
+        )
     return values
 
 
@@ -173,8 +201,8 @@ def values_of_run(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -
     different = [host for host, value in values.items() if value != next(iter(values.values()))]
     if different:
         raise Unusable(
-            f"{name} must be the same for every host, as it is of the whole run: that of {different[0]} is not that of {next(iter(values))}. "
-            "Set it for all of them, or give it with -e."
+            f"{name} must be the same for every host, as it is of the whole run: that of {different[0]} is not that of"
+            f" {next(iter(values))}. Set it for all of them, or give it with -e."
         )
     return list(values.values())[:1]
 
@@ -201,9 +229,13 @@ def _unusable(name: str, error: BaseException) -> Unusable:
     missing = [each for each in chain if isinstance(each, AnsibleUndefinedVariable)]
     if missing:
         reason = str(getattr(missing[-1], "_original_message", "") or missing[-1]).strip().splitlines()[0].rstrip(".")
-        advice = f"Define what it names (in the vault or the inventory), or take {name} out where it is not meant to be set."
+        advice = (
+            f"Define what it names (in the vault or the inventory), or take {name} out where it is not meant to be set."
+        )
         return Unusable(f"{name} cannot be evaluated: {reason}. {advice}", missing=True)
-    plugin = next((match.group(0) for each in chain if (match := re.search(r"The \w+ plugin '[\w.]+' failed", str(each)))), "")
+    plugin = next(
+        (match.group(0) for each in chain if (match := re.search(r"The \w+ plugin '[\w.]+' failed", str(each)))), ""
+    )
     advice = f"To see more: ansible -m ansible.builtin.debug -a var={name} HOST"
     return Unusable(f"{name} cannot be evaluated: {plugin or type(chain[-1]).__name__}. {advice}")
 

@@ -38,10 +38,24 @@ LOVABLE_ORIGINS = (
 )
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD")
 HEADERS = (
-    "Accept", "Accept-Language", "Content-Language", "Content-Type", "Authorization", "X-Requested-With", "Origin",
-    "Access-Control-Request-Method", "Access-Control-Request-Headers", "Cache-Control", "Pragma", "X-Supabase-Auth", "apikey",
-    "X-CSRF-Token", "X-Client-Info", "X-Request-ID", "X-Auth-Type",
-)  # fmt: skip
+    "Accept",
+    "Accept-Language",
+    "Content-Language",
+    "Content-Type",
+    "Authorization",
+    "X-Requested-With",
+    "Origin",
+    "Access-Control-Request-Method",
+    "Access-Control-Request-Headers",
+    "Cache-Control",
+    "Pragma",
+    "X-Supabase-Auth",
+    "apikey",
+    "X-CSRF-Token",
+    "X-Client-Info",
+    "X-Request-ID",
+    "X-Auth-Type",
+)
 EXPOSED = ("Content-Range", "X-Content-Range", "X-Request-ID", "X-Response-Time")
 
 
@@ -87,9 +101,13 @@ class CORSConfig:
 
     def get_cors_config_dict(self) -> t.Dict[str, t.Any]:
         return {
-            "allow_origins": self._origins, "allow_credentials": True, "allow_methods": self.allowed_methods,
-            "allow_headers": self.allowed_headers, "expose_headers": self.expose_headers, "max_age": 86400,
-        }  # fmt: skip
+            "allow_origins": self._origins,
+            "allow_credentials": True,
+            "allow_methods": self.allowed_methods,
+            "allow_headers": self.allowed_headers,
+            "expose_headers": self.expose_headers,
+            "max_age": 86400,
+        }
 
     # -- preflight --
     def create_options_response(

@@ -21,10 +21,24 @@ STAGING = ("https://wheels-wins-staging.netlify.app", "https://staging-wheelsand
 DEVELOPMENT = ("http://localhost:3000", "http://localhost:8080", "http://localhost:5173")
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD")
 HEADERS = (
-    "Accept", "Accept-Language", "Content-Language", "Content-Type", "Authorization", "X-Requested-With", "Origin",
-    "Access-Control-Request-Method", "Access-Control-Request-Headers", "Cache-Control", "Pragma", "X-Supabase-Auth", "apikey",
-    "X-CSRF-Token", "X-Client-Info", "X-Request-ID", "X-Auth-Type",
-)  # fmt: skip
+    "Accept",
+    "Accept-Language",
+    "Content-Language",
+    "Content-Type",
+    "Authorization",
+    "X-Requested-With",
+    "Origin",
+    "Access-Control-Request-Method",
+    "Access-Control-Request-Headers",
+    "Cache-Control",
+    "Pragma",
+    "X-Supabase-Auth",
+    "apikey",
+    "X-CSRF-Token",
+    "X-Client-Info",
+    "X-Request-ID",
+    "X-Auth-Type",
+)
 EXPOSED = ("Content-Range", "X-Content-Range", "X-Request-ID", "X-Response-Time")
 
 
@@ -43,9 +57,13 @@ class CORSSettings(BaseSettings):
 
     def get_cors_middleware_config(self) -> t.Dict[str, t.Any]:
         return {
-            "allow_origins": self.origins(), "allow_credentials": self.ALLOW_CREDENTIALS, "allow_methods": list(METHODS),
-            "allow_headers": list(HEADERS), "expose_headers": list(EXPOSED), "max_age": 86400,
-        }  # fmt: skip
+            "allow_origins": self.origins(),
+            "allow_credentials": self.ALLOW_CREDENTIALS,
+            "allow_methods": list(METHODS),
+            "allow_headers": list(HEADERS),
+            "expose_headers": list(EXPOSED),
+            "max_age": 86400,
+        }
 
 
 cors_settings = CORSSettings()

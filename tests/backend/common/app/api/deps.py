@@ -37,17 +37,24 @@ def secret_key() -> str:
 
 def decode_token(token: str) -> Claims:
     """The verified claims (HS256 with ``SECRET_KEY``); raises ``jwt.PyJWTError``."""
-    return dict(jwt.decode(token, secret_key(), algorithms=["HS256"], options={"verify_aud": False, "require": ["sub", "exp"]}))
+    return dict(
+        jwt.decode(token, secret_key(), algorithms=["HS256"], options={"verify_aud": False, "require": ["sub", "exp"]})
+    )
 
 
-async def verify_jwt_token(credentials: HTTPAuthorizationCredentials = Depends(bearer)) -> Claims:  # noqa: B008 - FastAPI's way
+async def verify_jwt_token(
+    credentials: HTTPAuthorizationCredentials = Depends(bearer),  # noqa: B008 - FastAPI's way
+) -> Claims:
     try:
         return decode_token(credentials.credentials)
     except jwt.PyJWTError as error:
         raise HTTPException(401, "Invalid authentication token") from error
 
 
-async def verify_supabase_jwt_token(request: Request, credentials: HTTPAuthorizationCredentials = Depends(bearer)) -> Claims:  # noqa: B008 - FastAPI's way
+async def verify_supabase_jwt_token(
+    request: Request,
+    credentials: HTTPAuthorizationCredentials = Depends(bearer),  # noqa: B008 - FastAPI's way
+) -> Claims:
     if credentials is None:
         raise HTTPException(401, "Authentication required")
     try:
@@ -64,7 +71,9 @@ async def get_current_user(claims: Claims = Depends(verify_jwt_token)) -> Curren
         logger.error("Profile lookup failed", user_id=user_id, error=str(error))
         profile = {}
     role = str(profile.get("role") or "user")
-    return CurrentUser(user_id, str(profile.get("email") or claims.get("email") or ""), role, ["admin"] if role == "admin" else [])
+    return CurrentUser(
+        user_id, str(profile.get("email") or claims.get("email") or ""), role, ["admin"] if role == "admin" else []
+    )
 
 
 def require_admin() -> t.Callable[..., t.Awaitable[CurrentUser]]:

@@ -82,9 +82,13 @@ class CORSConfig:
 
     def get_cors_config_dict(self) -> t.Dict[str, t.Any]:
         return {
-            "allow_origins": self._origins, "allow_credentials": True, "allow_methods": self.allowed_methods,
-            "allow_headers": self.allowed_headers, "expose_headers": self.expose_headers, "max_age": 86400,
-        }  # fmt: skip
+            "allow_origins": self._origins,
+            "allow_credentials": True,
+            "allow_methods": self.allowed_methods,
+            "allow_headers": self.allowed_headers,
+            "expose_headers": self.expose_headers,
+            "max_age": 86400,
+        }
 
     # -- preflight --
     def create_options_response(self, origin: t.Optional[str] = None, cache_bust: bool = True) -> Response:

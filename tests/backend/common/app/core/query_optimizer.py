@@ -12,7 +12,9 @@ logger = get_logger(__name__)
 
 
 class QueryOptimizer:
-    async def expenses(self, user_id: str, load: t.Callable[[], t.Awaitable[t.List[t.Dict[str, t.Any]]]]) -> t.List[t.Dict[str, t.Any]]:
+    async def expenses(
+        self, user_id: str, load: t.Callable[[], t.Awaitable[t.List[t.Dict[str, t.Any]]]]
+    ) -> t.List[t.Dict[str, t.Any]]:
         cache = await get_cache()
         key = f"expenses:{user_id}:all"
         found = await cache.get(key)

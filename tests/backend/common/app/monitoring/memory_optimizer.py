@@ -88,23 +88,40 @@ class MemoryOptimizer:
             return {
                 "timestamp": datetime.utcnow().isoformat(),
                 "system": {
-                    "total_mb": memory.total / 1_048_576, "available_mb": memory.available / 1_048_576, "used_mb": memory.used / 1_048_576,
-                    "percent": memory.percent, "swap_total_mb": swap.total / 1_048_576, "swap_used_mb": swap.used / 1_048_576,
-                    "swap_percent": swap.percent, "cpu_percent": psutil.cpu_percent(interval=1), "disk_total_gb": disk.total / 1_073_741_824,
-                    "disk_used_gb": disk.used / 1_073_741_824, "disk_percent": 100 * disk.used / disk.total,
+                    "total_mb": memory.total / 1_048_576,
+                    "available_mb": memory.available / 1_048_576,
+                    "used_mb": memory.used / 1_048_576,
+                    "percent": memory.percent,
+                    "swap_total_mb": swap.total / 1_048_576,
+                    "swap_used_mb": swap.used / 1_048_576,
+                    "swap_percent": swap.percent,
+                    "cpu_percent": psutil.cpu_percent(interval=1),
+                    "disk_total_gb": disk.total / 1_073_741_824,
+                    "disk_used_gb": disk.used / 1_073_741_824,
+                    "disk_percent": 100 * disk.used / disk.total,
                 },
                 "process": {
-                    "rss_mb": own.rss / 1_048_576, "vms_mb": own.vms / 1_048_576, "percent": process.memory_percent(),
-                    "num_threads": process.num_threads(), "cpu_percent": process.cpu_percent(), "num_fds": process.num_fds(),
+                    "rss_mb": own.rss / 1_048_576,
+                    "vms_mb": own.vms / 1_048_576,
+                    "percent": process.memory_percent(),
+                    "num_threads": process.num_threads(),
+                    "cpu_percent": process.cpu_percent(),
+                    "num_fds": process.num_fds(),
                 },
-                "garbage_collection": {"collections": gc.get_stats(), "counts": gc.get_count(), "thresholds": gc.get_threshold()},
+                "garbage_collection": {
+                    "collections": gc.get_stats(),
+                    "counts": gc.get_count(),
+                    "thresholds": gc.get_threshold(),
+                },
                 "network": self._network(),
                 "optimization": {
-                    "service_running": self.is_running, "warning_threshold": self.memory_warning_threshold,
-                    "critical_threshold": self.memory_critical_threshold, "optimization_interval": self.optimization_interval,
+                    "service_running": self.is_running,
+                    "warning_threshold": self.memory_warning_threshold,
+                    "critical_threshold": self.memory_critical_threshold,
+                    "optimization_interval": self.optimization_interval,
                     "optimization_count": self.optimization_count,
                 },
-            }  # fmt: skip
+            }
         except Exception as error:
             return {"error": str(error)}
 

@@ -55,9 +55,12 @@ class ProductionMonitor:
 
     async def get_metrics(self) -> t.Dict[str, t.Any]:
         return {
-            "uptime_seconds": time.time() - self.started_at, "cpu_percent": psutil.cpu_percent(interval=1),
-            "memory_percent": psutil.virtual_memory().percent, "error_count": len(self.errors), "alert_count": len(self.alerts),
-        }  # fmt: skip
+            "uptime_seconds": time.time() - self.started_at,
+            "cpu_percent": psutil.cpu_percent(interval=1),
+            "memory_percent": psutil.virtual_memory().percent,
+            "error_count": len(self.errors),
+            "alert_count": len(self.alerts),
+        }
 
 
 production_monitor = ProductionMonitor()

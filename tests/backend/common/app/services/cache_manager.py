@@ -25,7 +25,9 @@ class CacheManager:
         key = self.key(user_id, message)
         await cache_service.set(key, answer, ttl)
         if cache_service.redis:
-            await cache_service.redis.set(f"{key}:metadata", json.dumps({"user_id": user_id, "created_at": time.time(), "hits": 0}))
+            await cache_service.redis.set(
+                f"{key}:metadata", json.dumps({"user_id": user_id, "created_at": time.time(), "hits": 0})
+            )
 
     async def clear_all(self) -> None:
         if cache_service.redis:

@@ -30,9 +30,16 @@ class CacheService:
                 return
             try:
                 redis_url = os.environ.get("REDIS_URL") or get_settings().REDIS_URL or "redis://localhost:6379"
-                logger.info("Connecting to Redis", url=redis_url.split("@")[0] + "@***" if "@" in redis_url else redis_url)
+                logger.info(
+                    "Connecting to Redis", url=redis_url.split("@")[0] + "@***" if "@" in redis_url else redis_url
+                )
                 self.redis = redis.from_url(
-                    redis_url, decode_responses=True, max_connections=20, health_check_interval=30, socket_connect_timeout=10, socket_timeout=5
+                    redis_url,
+                    decode_responses=True,
+                    max_connections=20,
+                    health_check_interval=30,
+                    socket_connect_timeout=10,
+                    socket_timeout=5,
                 )
                 logger.info("Redis cache initialized")
             except Exception as error:
@@ -113,10 +120,13 @@ class CacheService:
             keys = await self.redis.keys("*")  # type: ignore[union-attr]  # as the release has it: no guard
             info = await self.redis.info()  # type: ignore[union-attr]  # as the release has it: no guard
             return {
-                "connected": True, "total_keys": len(keys), "used_memory": info.get("used_memory_human"),
-                "connected_clients": info.get("connected_clients"), "uptime_seconds": info.get("uptime_in_seconds"),
+                "connected": True,
+                "total_keys": len(keys),
+                "used_memory": info.get("used_memory_human"),
+                "connected_clients": info.get("connected_clients"),
+                "uptime_seconds": info.get("uptime_in_seconds"),
                 "redis_version": info.get("redis_version"),
-            }  # fmt: skip
+            }
         except Exception as error:
             return {"connected": False, "error": str(error)}
 

@@ -46,8 +46,12 @@ class DatabaseService:
         """A transaction in which row level security sees this role and these JWT claims."""
         pool = await self.pool()
         async with pool.acquire() as connection, connection.transaction():
-            await connection.execute({"authenticated": "set local role authenticated", "service_role": "set local role service_role"}[role])
-            await connection.execute("select set_config('request.jwt.claims', $1, true)", json.dumps(dict(claims), default=str))
+            await connection.execute(
+                {"authenticated": "set local role authenticated", "service_role": "set local role service_role"}[role]
+            )
+            await connection.execute(
+                "select set_config('request.jwt.claims', $1, true)", json.dumps(dict(claims), default=str)
+            )
             yield connection
 
     async def _as_user(self, claims: t.Mapping[str, t.Any], statement: str, *values: t.Any) -> t.List[Row]:
@@ -64,7 +68,9 @@ class DatabaseService:
         if found is not None:
             return dict(found)
         async with self.acting_as("service_role", {"role": "service_role"}) as connection:
-            row = await connection.fetchrow("select user_id::text as user_id, email, role from profiles where user_id::text = $1", user_id)
+            row = await connection.fetchrow(
+                "select user_id::text as user_id, email, role from profiles where user_id::text = $1", user_id
+            )
         if row is None:
             return None
         await cache.set(f"user_profile:{user_id}", dict(row), 300)
@@ -72,33 +78,52 @@ class DatabaseService:
 
     async def get_trips(self, claims: t.Mapping[str, t.Any]) -> t.List[Row]:
         return await self._as_user(
-            claims, "select id::text, trip_name, description, start_date, end_date, status, created_by::text from group_trips order by start_date, id"
+            claims,
+            "select id::text, trip_name, description, start_date, end_date, status, created_by::text from group_trips"
+            " order by start_date, id",
         )
 
     async def get_trip_participants(self, claims: t.Mapping[str, t.Any], trip_id: str) -> t.List[Row]:
-        statement = "select id::text, user_id::text, role, status, joined_at from group_trip_participants where trip_id = $1::text::uuid order by joined_at, id"
+        statement = (
+            "select id::text, user_id::text, role, status, joined_at from group_trip_participants where trip_id ="
+            " $1::text::uuid order by joined_at, id"
+        )
         return await self._as_user(claims, statement, trip_id)
 
     async def get_admin_users(self, claims: t.Mapping[str, t.Any]) -> t.List[Row]:
-        return await self._as_user(claims, "select id::text, user_id::text, email, role, status, region from admin_users order by email")
+        return await self._as_user(
+            claims, "select id::text, user_id::text, email, role, status, region from admin_users order by email"
+        )
 
     async def get_wishlist(self, claims: t.Mapping[str, t.Any]) -> t.List[Row]:
         statement = (
-            "select id::text, product_id, product_name, price, category, notes, created_at from user_wishlists where user_id::text = $1 order by created_at"
+            "select id::text, product_id, product_name, price, category, notes, created_at from user_wishlists where"
+            " user_id::text = $1 order by created_at"
         )
         return await self._feature(claims, statement, str(claims["sub"]))
 
     async def add_to_wishlist(self, claims: t.Mapping[str, t.Any], item: Row) -> Row:
         user_id = str(claims["sub"])
-        found = await self._feature(claims, "select id::text from user_wishlists where user_id::text = $1 and product_id = $2", user_id, item["product_id"])
+        found = await self._feature(
+            claims,
+            "select id::text from user_wishlists where user_id::text = $1 and product_id = $2",
+            user_id,
+            item["product_id"],
+        )
         if found:
             return found[0]
         rows = await self._feature(
             claims,
-            "insert into user_wishlists (user_id, product_id, product_name, price, category, notes)"
-            " values ($1::text::uuid, $2, $3, $4::float8::numeric, $5, $6) returning id::text, product_id, product_name, created_at",
-            user_id, item["product_id"], item["product_name"], item.get("price"), item.get("category"), item.get("notes"),
-        )  # fmt: skip
+            "insert into user_wishlists (user_id, product_id, product_name, price, category, notes) values"
+            " ($1::text::uuid, $2, $3, $4::float8::numeric, $5, $6) returning id::text, product_id, product_name,"
+            " created_at",
+            user_id,
+            item["product_id"],
+            item["product_name"],
+            item.get("price"),
+            item.get("category"),
+            item.get("notes"),
+        )
         cache = await get_cache()
         await cache.delete(f"user_wishlists:{user_id}")
         return rows[0]
@@ -114,7 +139,12 @@ class DatabaseService:
     async def log_agent(self, claims: t.Mapping[str, t.Any], action: str) -> None:
         """Writes down what PAM did; a failure is logged only."""
         try:
-            await self._as_user(claims, "insert into agent_logs (user_id, action) values ($1::text::uuid, $2)", str(claims["sub"]), action)
+            await self._as_user(
+                claims,
+                "insert into agent_logs (user_id, action) values ($1::text::uuid, $2)",
+                str(claims["sub"]),
+                action,
+            )
         except asyncpg.PostgresError as error:
             logger.error("Agent log failed", sqlstate=error.sqlstate, error=str(error))
 

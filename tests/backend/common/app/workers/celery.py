@@ -28,7 +28,9 @@ celery_app.conf.update(
     result_serializer="json",
     timezone="UTC",
     enable_utc=True,
-    task_queues=tuple(Queue(name) for name in ("email", "maintenance", "analytics", "cleanup", "notifications", "default")),
+    task_queues=tuple(
+        Queue(name) for name in ("email", "maintenance", "analytics", "cleanup", "notifications", "default")
+    ),
     task_routes={
         "app.workers.tasks.maintenance_tasks.*": {"queue": "maintenance"},
         "app.workers.tasks.cleanup_tasks.*": {"queue": "cleanup"},
@@ -40,9 +42,15 @@ celery_app.conf.update(
     worker_max_tasks_per_child=1000,
     broker_connection_retry_on_startup=True,
     beat_schedule={
-        "maintenance-check-daily": {"task": "app.workers.tasks.maintenance_tasks.check_maintenance_reminders", "schedule": 86400.0},
+        "maintenance-check-daily": {
+            "task": "app.workers.tasks.maintenance_tasks.check_maintenance_reminders",
+            "schedule": 86400.0,
+        },
         "cleanup-expired-data": {"task": "app.workers.tasks.cleanup_tasks.cleanup_expired_data", "schedule": 3600.0},
-        "process-analytics-hourly": {"task": "app.workers.tasks.analytics_tasks.process_hourly_analytics", "schedule": 3600.0},
+        "process-analytics-hourly": {
+            "task": "app.workers.tasks.analytics_tasks.process_hourly_analytics",
+            "schedule": 3600.0,
+        },
         "send-daily-digest": {"task": "app.workers.tasks.notification_tasks.send_daily_digest", "schedule": 86400.0},
     },
 )

@@ -33,9 +33,17 @@ class ConnectionManager:
         self.active_connections[connection_id] = websocket
         self.user_connections.setdefault(user_id, {})[connection_id] = websocket
         self.connection_metadata[connection_id] = {
-            "user_id": user_id, "connected_at": now, "last_ping": now, "last_pong": now, "is_alive": True, "missed_pings": 0,
-            "total_pings_sent": 0, "total_pongs_received": 0, "last_latency_ms": 0, "context": {},
-        }  # fmt: skip
+            "user_id": user_id,
+            "connected_at": now,
+            "last_ping": now,
+            "last_pong": now,
+            "is_alive": True,
+            "missed_pings": 0,
+            "total_pings_sent": 0,
+            "total_pongs_received": 0,
+            "last_latency_ms": 0,
+            "context": {},
+        }
         if self.heartbeat_task is None or self.heartbeat_task.done():
             self.heartbeat_task = asyncio.create_task(self._heartbeat())
 
@@ -85,13 +93,25 @@ class ConnectionManager:
             "connections_by_user": {user: len(connections) for user, connections in self.user_connections.items()},
             "connection_details": [
                 {
-                    "connection_id": connection_id, "user_id": found["user_id"], "age_seconds": now - found["connected_at"],
-                    "time_since_ping": now - found["last_ping"], "time_since_pong": now - found["last_pong"],
-                    **{name: found[name] for name in ("is_alive", "missed_pings", "total_pings_sent", "total_pongs_received", "last_latency_ms")},
+                    "connection_id": connection_id,
+                    "user_id": found["user_id"],
+                    "age_seconds": now - found["connected_at"],
+                    "time_since_ping": now - found["last_ping"],
+                    "time_since_pong": now - found["last_pong"],
+                    **{
+                        name: found[name]
+                        for name in (
+                            "is_alive",
+                            "missed_pings",
+                            "total_pings_sent",
+                            "total_pongs_received",
+                            "last_latency_ms",
+                        )
+                    },
                 }
                 for connection_id, found in self.connection_metadata.items()
             ],
-        }  # fmt: skip
+        }
 
     async def _heartbeat(self) -> None:
         try:

@@ -39,7 +39,13 @@ class EnhancedCORSMiddleware(BaseHTTPMiddleware):
         allowed = origin is None or cors_config.is_origin_allowed(origin)
         cors_config.log_cors_debug(origin, request.url.path, allowed)
         if not allowed:
-            text = '{"error":"Origin not allowed","origin":"' + str(origin) + '","allowed":' + str(len(cors_config.origins)) + "}"
+            text = (
+                '{"error":"Origin not allowed","origin":"'
+                + str(origin)
+                + '","allowed":'
+                + str(len(cors_config.origins))
+                + "}"
+            )
             return Response(text, status_code=403, media_type="application/json")
         key = f"{origin}:{request.url.path}"
         if key not in self.cache:
@@ -56,5 +62,7 @@ class DebugCORSMiddleware(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: _Next) -> Response:
         response = await call_next(request)
         if request.headers.get("origin"):
-            logger.debug("CORS response", path=request.url.path, allowed=response.headers.get("access-control-allow-origin"))
+            logger.debug(
+                "CORS response", path=request.url.path, allowed=response.headers.get("access-control-allow-origin")
+            )
         return response

@@ -22,6 +22,10 @@ def setup_security(app: FastAPI, *, exempt: t.Sequence[str] = EXEMPT, count_opti
     if _on("ENABLE_CSRF_PROTECTION"):
         app.add_middleware(CSRFMiddleware, exempt=exempt)
     if _on("ENABLE_WAF"):
-        app.add_middleware(WAFMiddleware, blocking=_on("WAF_BLOCKING_ENABLED"), largest=int(os.environ.get("MAX_REQUEST_SIZE", "10485760")))
+        app.add_middleware(
+            WAFMiddleware,
+            blocking=_on("WAF_BLOCKING_ENABLED"),
+            largest=int(os.environ.get("MAX_REQUEST_SIZE", "10485760")),
+        )
     if _on("ENABLE_SECURITY_MONITORING"):
         app.add_middleware(SecurityMonitoringMiddleware, count_options=count_options)

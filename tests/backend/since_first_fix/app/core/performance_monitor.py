@@ -102,7 +102,12 @@ class PerformanceMonitor:
             ("process_memory_mb", psutil.Process().memory_info().rss / 1_048_576, "MB"),
         ]
         now = datetime.utcnow()
-        return [PerformanceMetric(name, value, self.thresholds[name]["warning"], self.thresholds[name]["critical"], now, unit) for name, value, unit in values]
+        return [
+            PerformanceMetric(
+                name, value, self.thresholds[name]["warning"], self.thresholds[name]["critical"], now, unit
+            )
+            for name, value, unit in values
+        ]
 
     async def _judge(self, metric: PerformanceMetric) -> None:
         history = self.metrics_history.setdefault(metric.name, [])
@@ -114,7 +119,9 @@ class PerformanceMonitor:
             self.active_alerts.pop(key, None)
         elif key not in self.active_alerts:
             message = f"{metric.name} is {metric.value:.1f}{metric.unit}"
-            alert = PerformanceAlert(metric.name, metric.alert_level, message, metric.timestamp, auto_remediation_attempted=True)
+            alert = PerformanceAlert(
+                metric.name, metric.alert_level, message, metric.timestamp, auto_remediation_attempted=True
+            )
             alert.remediation_result = await self._remediate(metric)
             self.active_alerts[key] = alert
 
@@ -137,18 +144,27 @@ class PerformanceMonitor:
         return {
             "monitoring_active": self.is_running,
             "current_metrics": {
-                name: {"value": found.value, "unit": found.unit, "alert_level": found.alert_level.value, "timestamp": found.timestamp.isoformat()}
+                name: {
+                    "value": found.value,
+                    "unit": found.unit,
+                    "alert_level": found.alert_level.value,
+                    "timestamp": found.timestamp.isoformat(),
+                }
                 for name, found in latest.items()
             },
             "active_alerts": [
                 {
-                    "metric": alert.metric, "level": alert.level.value, "message": alert.message, "timestamp": alert.timestamp.isoformat(),
-                    "auto_remediation_attempted": alert.auto_remediation_attempted, "remediation_result": alert.remediation_result,
+                    "metric": alert.metric,
+                    "level": alert.level.value,
+                    "message": alert.message,
+                    "timestamp": alert.timestamp.isoformat(),
+                    "auto_remediation_attempted": alert.auto_remediation_attempted,
+                    "remediation_result": alert.remediation_result,
                 }
                 for alert in self.active_alerts.values()
             ],
             "metrics_history_size": {name: len(history) for name, history in self.metrics_history.items()},
-        }  # fmt: skip
+        }
 
     async def get_performance_report(self, hours: int = 1) -> t.Dict[str, t.Any]:
         limit = datetime.utcnow() - timedelta(hours=hours)
@@ -157,15 +173,26 @@ class PerformanceMonitor:
             values = [entry.value for entry in history if entry.timestamp > limit]
             if values:
                 summary[name] = {
-                    "min": min(values), "max": max(values), "avg": sum(values) / len(values), "current": values[-1],
-                    "unit": history[-1].unit, "data_points": len(values),
-                }  # fmt: skip
+                    "min": min(values),
+                    "max": max(values),
+                    "avg": sum(values) / len(values),
+                    "current": values[-1],
+                    "unit": history[-1].unit,
+                    "data_points": len(values),
+                }
         levels = [alert.level for alert in self.active_alerts.values()]
         return {
-            "report_period_hours": hours, "generated_at": datetime.utcnow().isoformat(), "metrics_summary": summary,
-            "alert_summary": {"warning": levels.count(AlertLevel.WARNING), "critical": levels.count(AlertLevel.CRITICAL)},
-            "recommendations": [f"Look at {name}" for name, found in summary.items() if found["max"] >= self.thresholds[name]["warning"]],
-        }  # fmt: skip
+            "report_period_hours": hours,
+            "generated_at": datetime.utcnow().isoformat(),
+            "metrics_summary": summary,
+            "alert_summary": {
+                "warning": levels.count(AlertLevel.WARNING),
+                "critical": levels.count(AlertLevel.CRITICAL),
+            },
+            "recommendations": [
+                f"Look at {name}" for name, found in summary.items() if found["max"] >= self.thresholds[name]["warning"]
+            ],
+        }
 
 
 performance_monitor = PerformanceMonitor()

@@ -32,7 +32,14 @@ class CSRFMiddleware(BaseHTTPMiddleware):
         self.exempt = tuple(exempt)
 
     async def dispatch(self, request: Request, call_next: t.Callable[[Request], t.Awaitable[Response]]) -> Response:
-        if request.method in _SAFE or request.url.path.startswith(self.exempt) or request.headers.get("x-csrf-token", "") in _issued:
+        if (
+            request.method in _SAFE
+            or request.url.path.startswith(self.exempt)
+            or request.headers.get("x-csrf-token", "") in _issued
+        ):
             return await call_next(request)
         logger.warning("CSRF token missing or invalid", path=request.url.path)
-        return JSONResponse({"error": "CSRF Protection", "message": "CSRF token missing or invalid", "code": "CSRF_TOKEN_INVALID"}, status_code=403)
+        return JSONResponse(
+            {"error": "CSRF Protection", "message": "CSRF token missing or invalid", "code": "CSRF_TOKEN_INVALID"},
+            status_code=403,
+        )

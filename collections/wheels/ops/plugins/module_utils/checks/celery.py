@@ -79,14 +79,18 @@ def check(
             )
         if is_ours(error):
             raise OpsError(
-                f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights."
+                f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.",
+                hint="Check host, name resolution and rights.",
             ) from error
         lives = answered(error)
         return Check(
             name="celery",
             status="critical",
             unit="waiting tasks",
-            message=f"The broker at {redact_url(redis_url)} {unserved(error) if lives else f'does not answer: {type(error).__name__}'}.",
+            message=(
+                f"The broker at {redact_url(redis_url)}"
+                f" {unserved(error) if lives else f'does not answer: {type(error).__name__}'}."
+            ),
             # Workers that are restarted would meet the same refusal.
             remedy="" if lives else "service_restart",
             details={"workers": {}, "beat": {}},
@@ -102,7 +106,9 @@ def check(
         reasons = "".join(f"; {why}" for why in dict.fromkeys(entry.why for entry in silent))
         problems.append(f"{len(nodes)} of {expect_workers} workers answer{reasons}")
         takes = [entry for entry in silent if entry.verdict == celery_workers.CONSUMING]
-        status = worst([status, "critical" if missing else "ok" if len(nodes) + len(takes) >= expect_workers else "warning"])
+        status = worst(
+            [status, "critical" if missing else "ok" if len(nodes) + len(takes) >= expect_workers else "warning"]
+        )
     if expect_beat and not beat:
         problems.append("beat gives no sign of life")
         status = worst([status, "warning"])
@@ -115,17 +121,26 @@ def check(
         value=total,
         unit="waiting tasks",
         thresholds=waiting.as_dict(),
-        message=(f"{'; '.join(problems)}." if problems else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."),
+        message=(
+            f"{'; '.join(problems)}."
+            if problems
+            else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."
+        ),
         remedy="service_restart" if restart else "" if depth == "ok" else "celery_throttle",
         details={
             "workers": {name: _worker(stats) for name, stats in sorted(nodes.items())},
             "silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent],
-            "beat": beat, "queues": counts, "throttle": throttle, "bound_queues": consumed,
+            "beat": beat,
+            "queues": counts,
+            "throttle": throttle,
+            "bound_queues": consumed,
         },
-    )  # fmt: skip
+    )
 
 
-def _silent(watch: celery_workers.Watch, nodes: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[celery_workers.Silence]:
+def _silent(
+    watch: celery_workers.Watch, nodes: t.Mapping[str, t.Mapping[str, t.Any]]
+) -> t.List[celery_workers.Silence]:
     """The workers that are seen and did not answer. One whose process is not seen may be one that did: so many of these are left out."""
     answered = {int(stats.get("pid") or 0) for stats in nodes.values()}
     every = watch.silent()
@@ -137,9 +152,12 @@ def _silent(watch: celery_workers.Watch, nodes: t.Mapping[str, t.Mapping[str, t.
 def _worker(stats: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     pool = stats.get("pool") or {}
     return {
-        "pid": stats.get("pid"), "uptime_s": stats.get("uptime"), "concurrency": pool.get("max-concurrency"), "tasks_done": stats.get("total"),
+        "pid": stats.get("pid"),
+        "uptime_s": stats.get("uptime"),
+        "concurrency": pool.get("max-concurrency"),
+        "tasks_done": stats.get("total"),
         "max_rss_kb": (stats.get("rusage") or {}).get("maxrss"),
-    }  # fmt: skip
+    }
 
 
 def _beat(client: t.Any) -> t.Dict[str, t.Any]:
@@ -151,7 +169,11 @@ def _beat(client: t.Any) -> t.Dict[str, t.Any]:
             age = time.time() - float(facts["at"])
         except (ValueError, KeyError, TypeError):
             return {"source": "heartbeat", "readable": False}
-        return {"source": "heartbeat", "age_s": round(max(0.0, age), 1), **{key: facts.get(key) for key in ("pid", "host", "last_sent", "factor")}}
+        return {
+            "source": "heartbeat",
+            "age_s": round(max(0.0, age), 1),
+            **{key: facts.get(key) for key in ("pid", "host", "last_sent", "factor")},
+        }
     try:
         found = gates.beats()
     except (OpsError, OSError):

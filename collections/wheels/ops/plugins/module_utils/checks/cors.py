@@ -61,12 +61,26 @@ def variants(origin: str) -> t.List[str]:
 
 
 def preflight(
-    session: t.Any, url: str, origin: str, *, method: str, headers: t.Sequence[str], allowed: bool, credentials: bool, timeout: float, verify: bool = True
+    session: t.Any,
+    url: str,
+    origin: str,
+    *,
+    method: str,
+    headers: t.Sequence[str],
+    allowed: bool,
+    credentials: bool,
+    timeout: float,
+    verify: bool = True,
 ) -> Exchange:
     """One OPTIONS request as a browser sends it, and whether its answer is the one that is right for this origin."""
     import requests
 
-    sent = {"Origin": origin, "Access-Control-Request-Method": method, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
+    sent = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Sec-Fetch-Mode": "cors",
+        "Sec-Fetch-Dest": "empty",
+    }
     if headers:
         # A browser sends them lower case and sorted, separated by a comma without a space.
         sent["Access-Control-Request-Headers"] = ",".join(sorted(header.lower() for header in headers))
@@ -76,23 +90,40 @@ def preflight(
         reply = session.request("OPTIONS", url, headers=sent, timeout=timeout, allow_redirects=False, verify=verify)
     except requests.exceptions.RequestException as error:
         return Exchange("preflight", origin, method, None, expected, False, _UNANSWERED + _silence(error), _ms(started))
-    why = _granted(reply, origin, method=method, headers=headers, credentials=credentials) if allowed else _refused(reply, origin)
+    why = (
+        _granted(reply, origin, method=method, headers=headers, credentials=credentials)
+        if allowed
+        else _refused(reply, origin)
+    )
     return Exchange("preflight", origin, method, reply.status_code, expected, not why, why, _ms(started), _shown(reply))
 
 
-def simple(session: t.Any, url: str, origin: str, *, allowed: bool, credentials: bool, timeout: float, verify: bool = True) -> Exchange:
+def simple(
+    session: t.Any, url: str, origin: str, *, allowed: bool, credentials: bool, timeout: float, verify: bool = True
+) -> Exchange:
     """A plain GET across origins: there is no preflight, the answer's own headers decide whether the page may read it."""
     import requests
 
     expected = "allowed" if allowed else "refused"
     started = time.monotonic()
     try:
-        reply = session.get(url, headers={"Origin": origin, "Sec-Fetch-Mode": "cors"}, timeout=timeout, allow_redirects=False, verify=verify, stream=True)
+        reply = session.get(
+            url,
+            headers={"Origin": origin, "Sec-Fetch-Mode": "cors"},
+            timeout=timeout,
+            allow_redirects=False,
+            verify=verify,
+            stream=True,
+        )
         reply.close()
     except requests.exceptions.RequestException as error:
         return Exchange("request", origin, "GET", None, expected, False, _UNANSWERED + _silence(error), _ms(started))
     why = _origin_and_credentials(reply, origin, credentials=credentials) if allowed else _refused(reply, origin)
-    if not why and "origin" not in _words(reply, "Vary") and _header(reply, "Access-Control-Allow-Origin") not in ("", "*"):
+    if (
+        not why
+        and "origin" not in _words(reply, "Vary")
+        and _header(reply, "Access-Control-Allow-Origin") not in ("", "*")
+    ):
         why = "Vary does not name Origin: a cache would give one site's answer to another"
     return Exchange("request", origin, "GET", reply.status_code, expected, not why, why, _ms(started), _shown(reply))
 
@@ -110,7 +141,11 @@ def _words(reply: t.Any, name: str) -> t.List[str]:
 
 
 def _shown(reply: t.Any) -> t.Dict[str, str]:
-    return {name.lower(): value for name, value in reply.headers.items() if name.lower().startswith("access-control-") or name.lower() == "vary"}
+    return {
+        name.lower(): value
+        for name, value in reply.headers.items()
+        if name.lower().startswith("access-control-") or name.lower() == "vary"
+    }
 
 
 def _origin_and_credentials(reply: t.Any, origin: str, *, credentials: bool) -> str:
@@ -157,20 +192,36 @@ def _refused(reply: t.Any, origin: str) -> str:
     return ""
 
 
-def validate(base_url: str, origins: t.Sequence[str], foreign: t.Sequence[str], methods: t.Sequence[str], headers: t.Sequence[str], timeout: float) -> None:
+def validate(
+    base_url: str,
+    origins: t.Sequence[str],
+    foreign: t.Sequence[str],
+    methods: t.Sequence[str],
+    headers: t.Sequence[str],
+    timeout: float,
+) -> None:
     """Refuses what no browser could send; nothing is sent yet."""
     require_url(base_url)
     if not origins:
         raise OpsError("No origin is named.", hint="Give in origins at least one that the backend has to allow.")
     for origin in (*origins, *foreign):
         if origin != "null" and not (_ORIGIN.fullmatch(origin) and _port_in_range(origin)):
-            raise OpsError(f"{origin!r} is not an origin.", hint="scheme://host or scheme://host:port, without a path and without a slash at the end.")
+            raise OpsError(
+                f"{origin!r} is not an origin.",
+                hint="scheme://host or scheme://host:port, without a path and without a slash at the end.",
+            )
     both = sorted(set(origins) & set(foreign))
     if both:
-        raise OpsError(f"{', '.join(both)} cannot be allowed and foreign at once.", hint="Take it out of origins or of foreign_origins.")
+        raise OpsError(
+            f"{', '.join(both)} cannot be allowed and foreign at once.",
+            hint="Take it out of origins or of foreign_origins.",
+        )
     for word in (*methods, *headers):
         if not _TOKEN.fullmatch(word):
-            raise OpsError(f"{word!r} is neither a method nor a header.", hint="Use letters, digits and hyphens in methods and headers.")
+            raise OpsError(
+                f"{word!r} is neither a method nor a header.",
+                hint="Use letters, digits and hyphens in methods and headers.",
+            )
     if not methods:
         raise OpsError("No method is named.", hint="Give methods, for example [GET, POST].")
     if not 0 < timeout <= 300:
@@ -200,10 +251,15 @@ def _silence(error: Exception) -> str:
     if isinstance(error, requests.exceptions.Timeout):
         return "nothing came in time"
     for mark, words in (
-        ("Connection refused", "the connection is refused: nothing listens there"), ("Name or service", _UNRESOLVED),
-        ("name resolution", _UNRESOLVED), ("resolve", _UNRESOLVED), ("No route", "there is no route to it"), ("unreachable", "its network cannot be reached"),
-        ("reset by peer", "it broke the connection off"), ("Remote end closed", "it broke the connection off"),
-    ):  # fmt: skip
+        ("Connection refused", "the connection is refused: nothing listens there"),
+        ("Name or service", _UNRESOLVED),
+        ("name resolution", _UNRESOLVED),
+        ("resolve", _UNRESOLVED),
+        ("No route", "there is no route to it"),
+        ("unreachable", "its network cannot be reached"),
+        ("reset by peer", "it broke the connection off"),
+        ("Remote end closed", "it broke the connection off"),
+    ):
         if mark in text:
             return words
     return type(error).__name__
@@ -248,7 +304,9 @@ def check(
         common = {"credentials": credentials, "timeout": timeout, "verify": validate_certs}
         for origin, allowed in [*((name, True) for name in origins), *((name, False) for name in others)]:
             for verb in methods if allowed else methods[:1]:
-                jobs.append(_job(preflight, session, url, origin, method=verb, headers=list(headers), allowed=allowed, **common))
+                jobs.append(
+                    _job(preflight, session, url, origin, method=verb, headers=list(headers), allowed=allowed, **common)
+                )
             if simple_path:
                 plain = base_url.rstrip("/") + "/" + simple_path.lstrip("/")
                 jobs.append(_job(simple, session, plain, origin, allowed=allowed, **common))
@@ -272,21 +330,43 @@ def _judged(url: str, exchanges: t.Sequence[Exchange]) -> Check:
     if exchanges and all(exchange.status is None for exchange in exchanges):
         why = wrong[0].why[len(_UNANSWERED) :]
         if why == _UNRESOLVED:  # nobody was asked
-            return Check(name="cors", status="unknown", message=f"{url} was not asked: {why}.", details={"url": url, "reflected": [], "exchanges": []})
+            return Check(
+                name="cors",
+                status="unknown",
+                message=f"{url} was not asked: {why}.",
+                details={"url": url, "reflected": [], "exchanges": []},
+            )
         return Check(
-            name="cors", status="critical", value=0.0, unit="percent", message=f"{url} does not answer: {why}.",
+            name="cors",
+            status="critical",
+            value=0.0,
+            unit="percent",
+            message=f"{url} does not answer: {why}.",
             remedy="service_restart",
             details={"url": url, "reflected": [], "exchanges": [asdict(exchange) for exchange in exchanges]},
-        )  # fmt: skip
+        )
     leaks = [exchange for exchange in wrong if exchange.expected == "refused" and exchange.status is not None]
     worst_first = [*leaks, *(exchange for exchange in wrong if exchange not in leaks)]
     share = 100.0 * (len(exchanges) - len(wrong)) / len(exchanges)
-    message = f"{len(exchanges)} requests of {len({exchange.origin for exchange in exchanges})} origins are answered rightly."
+    message = (
+        f"{len(exchanges)} requests of {len({exchange.origin for exchange in exchanges})} origins are answered rightly."
+    )
     if wrong:
         first = worst_first[0]
-        message = f"{len(wrong)} of {len(exchanges)} answers are wrong; {first.kind} {first.method} from {first.origin}: {first.why}."
+        message = (
+            f"{len(wrong)} of {len(exchanges)} answers are wrong; {first.kind} {first.method} from {first.origin}:"
+            f" {first.why}."
+        )
     return Check(
-        name="cors", status="critical" if wrong else "ok", value=round(share, 1), unit="percent", message=message,
+        name="cors",
+        status="critical" if wrong else "ok",
+        value=round(share, 1),
+        unit="percent",
+        message=message,
         remedy="backend_patch" if wrong else "",
-        details={"url": url, "reflected": [exchange.origin for exchange in leaks], "exchanges": [asdict(exchange) for exchange in exchanges]},
-    )  # fmt: skip
+        details={
+            "url": url,
+            "reflected": [exchange.origin for exchange in leaks],
+            "exchanges": [asdict(exchange) for exchange in exchanges],
+        },
+    )

@@ -56,7 +56,9 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
                 session.trust_env = False  # a proxy of the environment must not answer for the backend
                 session.get(base_url + path, timeout=timeout)
         except requests.RequestException as error:
-            raise OpsError(f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from error
+            raise OpsError(
+                f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more."
+            ) from error
         return (time.monotonic() - started) * 1000
 
     ask(light)  # the first answer pays for the connection's set-up on the server
@@ -111,7 +113,10 @@ def check(
     if stalled is not None:
         stall = slow.status(stalled)
         # What made the status comes first.
-        parts.insert(0 if worst([status, stall]) != status else 1, f"{light} takes up to {stalled:.0f} ms while {heavy} is served")
+        parts.insert(
+            0 if worst([status, stall]) != status else 1,
+            f"{light} takes up to {stalled:.0f} ms while {heavy} is served",
+        )
         status = worst([status, stall])
     if silent:
         parts.insert(0 if worst([status, "unknown"]) != status else 1, silent)
@@ -123,9 +128,19 @@ def check(
         unit="ms stall" if stalled is not None else "%",
         thresholds=slow.as_dict() if stalled is not None else limits.as_dict(),
         message="; ".join(parts) + ".",
-        remedy="" if status in ("ok", "unknown") else "backend_patch" if limits.status(percent) == "ok" else "celery_throttle",
+        remedy=(
+            ""
+            if status in ("ok", "unknown")
+            else "backend_patch"
+            if limits.status(percent) == "ok"
+            else "celery_throttle"
+        ),
         details={
-            "host_percent": round(host, 1), "services_percent": round(services, 1), "load": os.getloadavg(), "cores": cores,
-            "pressure_avg10": pressure(), "stall_ms": stalled,
+            "host_percent": round(host, 1),
+            "services_percent": round(services, 1),
+            "load": os.getloadavg(),
+            "cores": cores,
+            "pressure_avg10": pressure(),
+            "stall_ms": stalled,
         },
-    )  # fmt: skip
+    )

@@ -50,12 +50,14 @@ REQUIRED: t.Mapping[str, t.Sequence[str]] = {
         "address_phone_no",
         "thank_you_validated",
         "updated_at",
-    ),  # fmt: skip
+    ),
     "user_wishlists": ("id", "user_id", "product_id", "product_name", "price", "category", "notes", "created_at"),
 }
 
 
-def check(dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = None, schema: str = "public", timeout: int = 10) -> Check:
+def check(
+    dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = None, schema: str = "public", timeout: int = 10
+) -> Check:
     """Connects, asks one question, and compares the catalog with what is ``required``.
 
     ``critical`` where the server gives no session or no answer, takes no writes, or lacks a table or a column.
@@ -68,15 +70,34 @@ def check(dsn: str, *, required: t.Optional[t.Mapping[str, t.Sequence[str]]] = N
     except postgres.Unavailable as error:
         return conclude("database", [Finding("critical", str(error))], fine="", unit="missing")
     except psycopg2.Error as error:
-        return conclude("database", [Finding("critical", str(postgres.server_error("The database does not answer", error)))], fine="", unit="missing")
+        return conclude(
+            "database",
+            [Finding("critical", str(postgres.server_error("The database does not answer", error)))],
+            fine="",
+            unit="missing",
+        )
     present = facts.pop("present")
     tables = [name for name in wanted if name not in present]
-    columns = [f"{name}.{column}" for name, names in wanted.items() if name in present for column in names if column not in present[name]]
+    columns = [
+        f"{name}.{column}"
+        for name, names in wanted.items()
+        if name in present
+        for column in names
+        if column not in present[name]
+    ]
     findings = []
     if facts["standby"]:
-        findings.append(Finding("critical", "the server is a standby and takes no writes: give the address of the primary"))
+        findings.append(
+            Finding("critical", "the server is a standby and takes no writes: give the address of the primary")
+        )
     elif facts["read_only"]:
-        findings.append(Finding("critical", "the database takes no writes (default_transaction_read_only is on): find out who turned it on, a full disk does"))
+        findings.append(
+            Finding(
+                "critical",
+                "the database takes no writes (default_transaction_read_only is on): find out who turned it on, a full"
+                " disk does",
+            )
+        )
     if tables:
         findings.append(Finding("critical", f"missing tables: {', '.join(tables)}", "sql_script"))
     if columns:
@@ -99,7 +120,10 @@ def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict
         connection.set_session(readonly=True)
         with connection.cursor() as cursor:
             cursor.execute("select set_config('statement_timeout', %s, true)", (f"{timeout * 1000}",))
-            cursor.execute("select pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on', current_setting('server_version')")
+            cursor.execute(
+                "select pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on',"
+                " current_setting('server_version')"
+            )
             standby, read_only, version = cursor.fetchall()[0]
             # Not information_schema, which hides what the session's role may not use.
             cursor.execute(

@@ -46,7 +46,15 @@ def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
     details = {**check.details, "dead_peer_closed_after_s": None if took is None else round(took, 1)}
     if took is None:
         return dataclasses.replace(
-            check, status="critical", value=within, unit="s, dead peer still connected", remedy="backend_patch", details=details,
-            message=f"A peer that answers nothing is still connected after {within:g} s." + ("" if check.status == "ok" else f" {check.message}"),
-        )  # fmt: skip
-    return dataclasses.replace(check, message=f"{check.message} A dead peer is disconnected after {took:.1f} s.", details=details)
+            check,
+            status="critical",
+            value=within,
+            unit="s, dead peer still connected",
+            remedy="backend_patch",
+            details=details,
+            message=f"A peer that answers nothing is still connected after {within:g} s."
+            + ("" if check.status == "ok" else f" {check.message}"),
+        )
+    return dataclasses.replace(
+        check, message=f"{check.message} A dead peer is disconnected after {took:.1f} s.", details=details
+    )

@@ -23,7 +23,12 @@ def filesystem(path: str) -> t.Dict[str, t.Any]:
     used = (found.f_blocks - found.f_bfree) * found.f_frsize
     available = found.f_bavail * found.f_frsize
     inodes = 100.0 * (found.f_files - found.f_ffree) / found.f_files if found.f_files else 0.0
-    return {"percent": 100.0 * used / max(1, used + available), "inodes_percent": inodes, "used_bytes": used, "available_bytes": available}
+    return {
+        "percent": 100.0 * used / max(1, used + available),
+        "inodes_percent": inodes,
+        "used_bytes": used,
+        "available_bytes": available,
+    }
 
 
 def directory_bytes(path: str) -> int:
@@ -100,7 +105,10 @@ def check(
     status = worst([*(limits.status(share) for share in shares.values()), "warning" if large else "ok"])
     message = f"{fullest} is {shares[fullest]:.1f} % full" if fullest else "no filesystem was asked for"
     if large:
-        message += f"; {len(large)} log{'s' if len(large) > 1 else ''} over {log_max_bytes / 1e6:.0f} MB: {', '.join(sorted(large))}"
+        message += (
+            f"; {len(large)} log{'s' if len(large) > 1 else ''} over {log_max_bytes / 1e6:.0f} MB:"
+            f" {', '.join(sorted(large))}"
+        )
     return Check(
         name="disk",
         status=status,

@@ -25,7 +25,11 @@ SETTLE = 10.0
 _AGAIN_AFTER = 1.0
 _AGENT = {"User-Agent": "wheels.ops health"}
 #: Where the backend has each login from.
-_LOGINS: t.Dict[str, str] = {"database:connection": "DATABASE_URL", "redis:connection": "REDIS_URL", "redis:write": "REDIS_URL"}
+_LOGINS: t.Dict[str, str] = {
+    "database:connection": "DATABASE_URL",
+    "redis:connection": "REDIS_URL",
+    "redis:write": "REDIS_URL",
+}
 #: Longer answers are pages, not documents of health.
 _LONGEST = 1_000_000
 _LONGEST_WORDS = 40
@@ -52,16 +56,27 @@ def require_url(base_url: str, path: str = "") -> None:
     """Raises ``OpsError`` for what no request can be made of: that is a reason of our own, not the backend's."""
     try:
         parts = urllib.parse.urlsplit(base_url + path)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s\x00-\x1f\x7f]", base_url + path)
+        usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not re.search(r"[\s\x00-\x1f\x7f]", base_url + path)
+        )
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError(f"base_url is {redact(base_url)!r}, which is not an http(s) URL.", hint="For example https://api.wheelsandwins.com.")
+        raise OpsError(
+            f"base_url is {redact(base_url)!r}, which is not an http(s) URL.",
+            hint="For example https://api.wheelsandwins.com.",
+        )
 
 
 def unresolved(base_url: str) -> OpsError:
     """The error for a host name that does not resolve here: nobody was asked."""
-    return OpsError(f"The host name in {redact(base_url)} does not resolve.", hint="Check base_url and this machine's name resolution.")
+    return OpsError(
+        f"The host name in {redact(base_url)} does not resolve.",
+        hint="Check base_url and this machine's name resolution.",
+    )
 
 
 def check(
@@ -97,11 +112,20 @@ def check(
         p95 = _percentile(seen.times)
         rate = 100.0 * sum(seen.errors.values()) / max(1, seen.asked)
         if p95 is None:
-            findings.append(Finding("critical", f"{base_url} does not answer: {', '.join(seen.errors) or 'no path is asked for'}", "service_restart"))
+            findings.append(
+                Finding(
+                    "critical",
+                    f"{base_url} does not answer: {', '.join(seen.errors) or 'no path is asked for'}",
+                    "service_restart",
+                )
+            )
         else:
             findings += _graded(seen, p95, rate, slow, wrong)
             findings += _said(seen.documents, details)
-            findings += [Finding("ok", f"{path} redirects to {host}, which gave the answers") for path, host in seen.elsewhere.items()]
+            findings += [
+                Finding("ok", f"{path} redirects to {host}, which gave the answers")
+                for path, host in seen.elsewhere.items()
+            ]
             if health_path and health_path not in paths:
                 findings += _application(session, base_url, health_path, timeout, settle, details)
     return conclude(
@@ -173,7 +197,9 @@ def _graded(seen: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Th
         yield Finding(status, f"{rate:.0f} % of the answers are errors: {', '.join(seen.errors)}", "service_restart")
     status = slow.status(p95)
     if status != "ok":
-        yield Finding(status, f"5 % of the answers take {p95:.0f} ms or longer, over {slow.crossed(p95):g} ms", "service_restart")
+        yield Finding(
+            status, f"5 % of the answers take {p95:.0f} ms or longer, over {slow.crossed(p95):g} ms", "service_restart"
+        )
 
 
 def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.Iterator[Finding]:
@@ -182,12 +208,18 @@ def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.It
         said = self_report.read(document)
         if said is None:
             continue
-        details.setdefault("said", {})[path] = {"status": said.status, "reasons": list(said.reasons), "left_out": list(said.left_out)}
+        details.setdefault("said", {})[path] = {
+            "status": said.status,
+            "reasons": list(said.reasons),
+            "left_out": list(said.left_out),
+        }
         if said.status != "ok":
             yield Finding(said.status, f"{path} says: {', '.join(said.reasons)}")
 
 
-def _application(session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]) -> t.List[Finding]:
+def _application(
+    session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]
+) -> t.List[Finding]:
     """The health of a deployed backend, asked for until it is well or ``settle`` seconds have passed."""
     deadline = time.monotonic() + settle
     while True:
@@ -197,7 +229,9 @@ def _application(session: t.Any, base_url: str, path: str, timeout: float, settl
         time.sleep(_AGAIN_AFTER)
 
 
-def _ask_application(session: t.Any, base_url: str, path: str, timeout: float) -> t.Tuple[t.List[Finding], t.Dict[str, t.Any]]:
+def _ask_application(
+    session: t.Any, base_url: str, path: str, timeout: float
+) -> t.Tuple[t.List[Finding], t.Dict[str, t.Any]]:
     """One look at the application's own health: findings, and what stands of it in the details."""
     import requests
 
@@ -218,9 +252,17 @@ def _ask_application(session: t.Any, base_url: str, path: str, timeout: float) -
         facts.update(status=said.status, reasons=list(said.reasons), left_out=list(said.left_out))
     if said is None or (code >= 500 and said.status == "ok" and not said.left_out):
         facts["status"] = "critical"
-        return [Finding("critical", f"{path} answers {code}" + (" without a reason" if said is None else " although every check in it passes"))], facts
+        return [
+            Finding(
+                "critical",
+                f"{path} answers {code}"
+                + (" without a reason" if said is None else " although every check in it passes"),
+            )
+        ], facts
     if said.status == "ok":
         return [], facts
     text = f"the application itself says ({path}, {code}): {', '.join(said.reasons)}"
-    login = next((variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), "")
+    login = next(
+        (variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), ""
+    )
     return [Finding(said.status, text + (f"; check {login} in its environment" if login else ""))], facts

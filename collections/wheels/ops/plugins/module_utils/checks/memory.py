@@ -70,8 +70,10 @@ def check(
     if scope == "host":
         machine = pressure.host(proc)
         details["host"] = {
-            "percent": round(machine.percent, 1), "total_bytes": machine.limit_bytes, "available_bytes": machine.limit_bytes - machine.used_bytes,
-        }  # fmt: skip
+            "percent": round(machine.percent, 1),
+            "total_bytes": machine.limit_bytes,
+            "available_bytes": machine.limit_bytes - machine.used_bytes,
+        }
         shares["the host"], stalled["the host"] = machine.percent, machine.stalled
         container = pressure.cgroup(proc=proc, root=root)
         if container is not None:
@@ -90,15 +92,26 @@ def check(
         pids = list(services.get(name, ()))
         used = resident_bytes(pids)
         shares[name] = 100.0 * used / (limit * MEBIBYTE)
-        details["services"][name] = {"percent": round(shares[name], 1), "resident_bytes": used, "limit_bytes": int(limit * MEBIBYTE), "processes": len(pids)}
+        details["services"][name] = {
+            "percent": round(shares[name], 1),
+            "resident_bytes": used,
+            "limit_bytes": int(limit * MEBIBYTE),
+            "processes": len(pids),
+        }
     if not shares:
-        raise OpsError("There is no memory to measure.", hint="Give memory limits for services, or let the host be measured.")
+        raise OpsError(
+            "There is no memory to measure.", hint="Give memory limits for services, or let the host be measured."
+        )
     highest = max(shares, key=lambda name: shares[name])
     by_share = worst(limits.status(share) for share in shares.values())
-    waits = {name: percent for name, percent in stalled.items() if percent is not None and STALLS.status(percent) != "ok"}
+    waits = {
+        name: percent for name, percent in stalled.items() if percent is not None and STALLS.status(percent) != "ok"
+    }
     longest = max(waits, key=lambda name: waits[name], default="")
     status = worst([by_share, STALLS.status(waits[longest])]) if waits else by_share
-    message = f"{highest} uses {shares[highest]:.1f} % of its memory" + ("." if by_share == "ok" else f", over {_crossed(limits, shares[highest]):g} %.")
+    message = f"{highest} uses {shares[highest]:.1f} % of its memory" + (
+        "." if by_share == "ok" else f", over {_crossed(limits, shares[highest]):g} %."
+    )
     if waits:
         message = f"All tasks of {longest} waited for memory {waits[longest]:.1f} % of the last 10 s. {message}"
     return Check(
@@ -114,4 +127,7 @@ def check(
 
 
 def _crossed(limits: Thresholds, value: float) -> float:
-    return max((limit for limit in (limits.warning, limits.critical, limits.emergency) if limit is not None and value > limit), default=0.0)
+    return max(
+        (limit for limit in (limits.warning, limits.critical, limits.emergency) if limit is not None and value > limit),
+        default=0.0,
+    )

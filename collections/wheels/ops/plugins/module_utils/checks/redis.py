@@ -17,12 +17,39 @@ from ..thresholds import DEFAULTS, Thresholds, worst
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
 CACHE_PREFIXES: t.Tuple[str, ...] = (
-    "pam:cache:", "user_profile:", "user_trips:", "trip_details:", "user_social_groups:", "user_social_posts:", "marketplace_listings:",
-    "user_purchase_history:", "user_wishlists:", "personalized_recommendations:", "financial_travel_insights:", "social_travel_connections:",
-    "comprehensive_user_context:", "user_calendar_events:", "user_settings:", "expenses:", "budget_summary:", "fuel_stations:", "user_analytics:",
-    "response:", "conversation_history:", "user_context:", "recent_conversation:", "recent_conversations:", "context:", "calendar_events:",
-    "travel_events:", "user_preferences:", "user_insights:", "web_search:", "web_search_ctx:", "script_analysis:",
-)  # fmt: skip
+    "pam:cache:",
+    "user_profile:",
+    "user_trips:",
+    "trip_details:",
+    "user_social_groups:",
+    "user_social_posts:",
+    "marketplace_listings:",
+    "user_purchase_history:",
+    "user_wishlists:",
+    "personalized_recommendations:",
+    "financial_travel_insights:",
+    "social_travel_connections:",
+    "comprehensive_user_context:",
+    "user_calendar_events:",
+    "user_settings:",
+    "expenses:",
+    "budget_summary:",
+    "fuel_stations:",
+    "user_analytics:",
+    "response:",
+    "conversation_history:",
+    "user_context:",
+    "recent_conversation:",
+    "recent_conversations:",
+    "context:",
+    "calendar_events:",
+    "travel_events:",
+    "user_preferences:",
+    "user_insights:",
+    "web_search:",
+    "web_search_ctx:",
+    "script_analysis:",
+)
 _SLICE = 500
 
 
@@ -31,12 +58,24 @@ _SLICE = 500
 WRITE_PROBE: t.Tuple[str, ...] = ("SETRANGE", "pam:cache:wheels-ops-write-probe", "0", "")
 #: Why Redis refuses writes, by its error code: what it means, what helps, and the module that does it.
 REFUSALS: t.Dict[str, t.Tuple[str, str, str]] = {
-    "OOM": ("its memory is full and nothing may be evicted", "remove what is not needed, or raise maxmemory", "cache_purge"),
-    "MISCONF": ("it cannot save its data to disk", "free space on its disk, or correct the rights of its directory", "disk_cleanup"),
+    "OOM": (
+        "its memory is full and nothing may be evicted",
+        "remove what is not needed, or raise maxmemory",
+        "cache_purge",
+    ),
+    "MISCONF": (
+        "it cannot save its data to disk",
+        "free space on its disk, or correct the rights of its directory",
+        "disk_cleanup",
+    ),
     "READONLY": ("it is a replica", "give the URL of the primary", ""),
     "NOREPLICAS": ("too few replicas are connected (min-replicas-to-write)", "bring the replicas back", ""),
     "LOADING": ("it still loads its data", "wait: a restart would begin anew", ""),
-    "MASTERDOWN": ("its primary is gone and it may not serve what it has", "bring the primary back, or promote this one", ""),
+    "MASTERDOWN": (
+        "its primary is gone and it may not serve what it has",
+        "bring the primary back, or promote this one",
+        "",
+    ),
     "CLUSTERDOWN": ("the cluster is down", "bring the missing nodes back", ""),
 }
 _CODES = {
@@ -56,7 +95,12 @@ def error_code(error: BaseException) -> str:
 
 
 def check(
-    url: str, *, prefixes: t.Sequence[str] = CACHE_PREFIXES, max_keys: int = 200_000, timeout: float = 5.0, thresholds: t.Optional[Thresholds] = None
+    url: str,
+    *,
+    prefixes: t.Sequence[str] = CACHE_PREFIXES,
+    max_keys: int = 200_000,
+    timeout: float = 5.0,
+    thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
     """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys without an expiry.
 
@@ -71,9 +115,14 @@ def check(
     require_database(url)
     try:
         # One question, one answer: redis-py would ask four times, and wait the timeout each time.
-        client = redis.Redis.from_url(readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
+        client = redis.Redis.from_url(
+            readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+        )
     except ValueError as error:
-        raise OpsError(f"The Redis URL {redact_url(url)} cannot be read: {url_problem(error)}.", hint="Give redis://:PASSWORD@HOST:PORT/0.") from error
+        raise OpsError(
+            f"The Redis URL {redact_url(url)} cannot be read: {url_problem(error)}.",
+            hint="Give redis://:PASSWORD@HOST:PORT/0.",
+        ) from error
     limits = thresholds or DEFAULTS["memory"]
     facts: t.Dict[str, t.Any] = {}
     try:
@@ -81,22 +130,38 @@ def check(
     except redis.AuthenticationError as error:
         facts = {}
         said = str(error).partition(".")[0]
-        what = "wants a password" if "required" in said or said.startswith("HELLO") else f"refuses the password ({said})"
+        what = (
+            "wants a password" if "required" in said or said.startswith("HELLO") else f"refuses the password ({said})"
+        )
         findings = [Finding("critical", f"Redis at {redact_url(url)} {what}: check the one in its URL")]
     except redis.RedisError as error:
         if is_ours(error):
-            raise OpsError(f"Redis at {redact_url(url)} cannot be asked: {str(error).rstrip('.')}.", hint="Check host, name resolution and rights.") from error
+            raise OpsError(
+                f"Redis at {redact_url(url)} cannot be asked: {str(error).rstrip('.')}.",
+                hint="Check host, name resolution and rights.",
+            ) from error
         if redis_errors.missing_right(error):
             raise redis_errors.explain(error, url) from error
         facts = {}
-        findings = [Finding("critical", f"Redis at {redact_url(url)} {unserved(error)}", "" if answered(error) else "service_restart")]
+        findings = [
+            Finding(
+                "critical",
+                f"Redis at {redact_url(url)} {unserved(error)}",
+                "" if answered(error) else "service_restart",
+            )
+        ]
     finally:
         client.close()
     answers = f"Redis {facts.get('version')} answers in {facts.get('latency_ms') or 0:.1f} ms and takes writes"
     return conclude(
-        "redis", findings, fine=f"{answers}; every cache key expires", value=facts.pop("eternal", None), unit="keys without expiry",
-        thresholds=limits.as_dict() if facts.get("maxmemory_percent") is not None else {}, details=facts,
-    )  # fmt: skip
+        "redis",
+        findings,
+        fine=f"{answers}; every cache key expires",
+        value=facts.pop("eternal", None),
+        unit="keys without expiry",
+        thresholds=limits.as_dict() if facts.get("maxmemory_percent") is not None else {},
+        details=facts,
+    )
 
 
 def answered(error: BaseException) -> bool:
@@ -117,7 +182,9 @@ def unserved(error: BaseException) -> str:
     return f"answers with an error: {text}; check the user and the database in its URL"
 
 
-def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]) -> t.List[Finding]:
+def _look(
+    client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]
+) -> t.List[Finding]:
     """What there is to say of a server that answers; fills ``facts``. Raises the library's error where it does not answer."""
     import redis
 
@@ -147,7 +214,9 @@ def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thres
         try:
             facts["scanned"], cached, eternal = _without_expiry(client, prefixes, max_keys)
         except redis.exceptions.NoPermissionError:
-            findings.append(Finding("unknown", "the user may not look for keys without an expiry: grant +scan and +pttl"))
+            findings.append(
+                Finding("unknown", "the user may not look for keys without an expiry: grant +scan and +pttl")
+            )
     facts["eternal"] = eternal
     percent = facts.get("maxmemory_percent")
     # A cache that may evict is full all the time, and works.
@@ -160,11 +229,19 @@ def _look(client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thres
         status = worst(["critical", full]) if refusal == "OOM" else "critical"
         findings.append(Finding(status, f"Redis refuses writes ({refusal}{share}): {why}; {help_with}", remedy))
     if full != "ok" and refusal != "OOM":
-        findings.append(Finding(full, f"Redis uses {percent:.0f} % of its maxmemory, over {limits.crossed(percent or 0):g} %", "cache_purge" if cached else ""))
+        findings.append(
+            Finding(
+                full,
+                f"Redis uses {percent:.0f} % of its maxmemory, over {limits.crossed(percent or 0):g} %",
+                "cache_purge" if cached else "",
+            )
+        )
     if eternal:
         findings.append(Finding("warning", f"{eternal} cache keys never expire", "cache_purge"))
     if not refusal and not tried:
-        findings.append(Finding("unknown", f"whether Redis takes writes could not be tried: grant +setrange and ~{WRITE_PROBE[1]}"))
+        findings.append(
+            Finding("unknown", f"whether Redis takes writes could not be tried: grant +setrange and ~{WRITE_PROBE[1]}")
+        )
     if not refusal:
         findings += [
             Finding("warning", f"Redis cannot save its data ({name} is {info[name]}): a restart would lose it")

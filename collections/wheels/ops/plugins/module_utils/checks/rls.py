@@ -32,18 +32,28 @@ def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int
     tables = sorted({failure.relation for failure in failing})
     # Service roles that hosted databases keep to themselves matter to nobody; the API's roles, or nobody at all, do.
     if not tables and report.unasked and (not report.checked or not API_ROLES.isdisjoint(report.unasked)):
-        why = f"The session may not become {', '.join(report.unasked)}, so that not everything could be asked: connect as the owner of the tables."
+        why = (
+            f"The session may not become {', '.join(report.unasked)}, so that not everything could be asked: connect as"
+            " the owner of the tables."
+        )
         return unknown("rls", why, checked=report.checked, unasked=report.unasked)
     return Check(
         name="rls",
         status="critical" if tables else "ok",
         value=len(tables),
         unit="recursive tables",
-        message=f"Infinite recursion (42P17) in {', '.join(tables)}." if tables else f"No policy recurses ({report.checked} accesses asked).",
+        message=(
+            f"Infinite recursion (42P17) in {', '.join(tables)}."
+            if tables
+            else f"No policy recurses ({report.checked} accesses asked)."
+        ),
         remedy="rls_repair" if tables else "",
         details={
             "checked": report.checked,
-            "failing": [{"relation": each.relation, "role": each.role, "command": each.command, "sqlstate": each.sqlstate} for each in failing[:100]],
+            "failing": [
+                {"relation": each.relation, "role": each.role, "command": each.command, "sqlstate": each.sqlstate}
+                for each in failing[:100]
+            ],
             "failing_total": len(failing),
         },
     )

@@ -16,7 +16,24 @@ from dataclasses import dataclass
 from ..thresholds import STATUSES, Status, worst
 
 _WORDS: t.Dict[str, Status] = {
-    **dict.fromkeys(("pass", "passed", "passing", "ok", "up", "healthy", "good", "green", "ready", "alive", "operational", "available", "connected"), "ok"),
+    **dict.fromkeys(
+        (
+            "pass",
+            "passed",
+            "passing",
+            "ok",
+            "up",
+            "healthy",
+            "good",
+            "green",
+            "ready",
+            "alive",
+            "operational",
+            "available",
+            "connected",
+        ),
+        "ok",
+    ),
     **dict.fromkeys(("warn", "warning", "degraded", "partial", "impaired", "limited", "yellow"), "warning"),
     **dict.fromkeys(
         (
@@ -66,7 +83,9 @@ _REASONS = ("output", "error", "message", "reason", "detail")
 #: Components that the suite measures itself: resources of the host (in which the application's own thresholds would count a second time), the time
 #: and the errors of answers, and what is asked of the application from outside as users ask it (CORS, sockets, speech). The history of a process
 #: (``process:stability``) is what was, not what is. Everything else counts: the logins to database, Redis and broker are the application's own.
-MEASURED_OUTSIDE = frozenset({"cpu", "cors", "disk", "eventloop", "http", "load", "memory", "process", "system", "tts", "websocket"})
+MEASURED_OUTSIDE = frozenset(
+    {"cpu", "cors", "disk", "eventloop", "http", "load", "memory", "process", "system", "tts", "websocket"}
+)
 #: Of a text that the application gives: enough for a reason, too little for a page of a traceback.
 _LONGEST = 120
 
@@ -96,24 +115,44 @@ def read(document: t.Any) -> t.Optional[SelfReport]:
     if not isinstance(document, dict):
         return None
     said = _read(document)
-    inside = [found for key in _AROUND if isinstance(document.get(key), dict) for found in [_read(document[key])] if found is not None]
+    inside = [
+        found
+        for key in _AROUND
+        if isinstance(document.get(key), dict)
+        for found in [_read(document[key])]
+        if found is not None
+    ]
     return max([*([said] if said else []), *inside], key=lambda found: STATUSES.index(found.status), default=None)
 
 
 def _read(document: t.Mapping[str, t.Any]) -> t.Optional[SelfReport]:
-    words = [(str(document[key]), status) for key in _OVERALL if key in document for status in [grade(document[key])] if status is not None]
+    words = [
+        (str(document[key]), status)
+        for key in _OVERALL
+        if key in document
+        for status in [grade(document[key])]
+        if status is not None
+    ]
     overall = worst(status for _word, status in words) if words else None
     parts = [entry for key in _PARTS for entry in _entries(document.get(key))]
     if overall is None and not parts:
         return None
     bad = [(name, status, why) for name, status, why in parts if status != "ok"]
-    counted = [(name, status, why) for name, status, why in bad if name.lower().rpartition(".")[2].split(":")[0] not in MEASURED_OUTSIDE]
+    counted = [
+        (name, status, why)
+        for name, status, why in bad
+        if name.lower().rpartition(".")[2].split(":")[0] not in MEASURED_OUTSIDE
+    ]
     counted.sort(key=lambda entry: -STATUSES.index(entry[1]))
     left_out = tuple(f"{name} ({status})" for name, status, _why in bad if (name, status, _why) not in counted)
     if counted:
         # An application that calls itself well does without this component: worth a look, no outage.
         status = "warning" if overall == "ok" else counted[0][1]
-        return SelfReport(status, tuple(f"{name} is {status}" + (f" ({why})" if why else "") for name, status, why in counted), left_out)
+        return SelfReport(
+            status,
+            tuple(f"{name} is {status}" + (f" ({why})" if why else "") for name, status, why in counted),
+            left_out,
+        )
     if overall in (None, "ok") or left_out:
         return SelfReport("ok", (), left_out)
     why = _why(document)
@@ -125,7 +164,9 @@ def _entries(found: t.Any, level: int = 1) -> t.Iterator[t.Tuple[str, Status, st
     """(name, status, reason) of every component that has a status."""
     if isinstance(found, list):
         for number, entry in enumerate(found):
-            name = str(entry.get("name") or entry.get("component") or number) if isinstance(entry, dict) else str(number)
+            name = (
+                str(entry.get("name") or entry.get("component") or number) if isinstance(entry, dict) else str(number)
+            )
             yield from _entry(name, entry, level)
     elif isinstance(found, dict):
         for name, entry in found.items():

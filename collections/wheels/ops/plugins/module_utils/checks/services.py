@@ -52,9 +52,14 @@ def check(
             known.add(service.name)  # it does its work, though not every question is answered
         found[status].append(f"{service.name}: {why}")
         details[service.name] = {
-            "state": state.state, "pid": state.pid, "uptime_s": state.uptime_s, "restarts": state.restarts, "status": status, "why": why,
+            "state": state.state,
+            "pid": state.pid,
+            "uptime_s": state.uptime_s,
+            "restarts": state.restarts,
+            "status": status,
+            "why": why,
             "healthy": status in ("ok", "warning"),
-        }  # fmt: skip
+        }
     status = next(name for name in ("critical", "unknown", "warning", "ok") if found[name])
     healthy = 100.0 * (len(found["ok"]) + len(found["warning"])) / len(parsed)
     bad = [*found["critical"], *found["unknown"], *found["warning"]]

@@ -17,7 +17,20 @@ from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis,
 from . import services as services_check
 
 #: Every subject, in the order of a report.
-SUBJECTS: t.Tuple[str, ...] = ("memory", "cpu", "disk", "database", "rls", "redis", "http", "cors", "websocket", "tts", "celery", "services")
+SUBJECTS: t.Tuple[str, ...] = (
+    "memory",
+    "cpu",
+    "disk",
+    "database",
+    "rls",
+    "redis",
+    "http",
+    "cors",
+    "websocket",
+    "tts",
+    "celery",
+    "services",
+)
 
 #: Where releases have the chat's socket, where nobody named its path: the later ones first.
 WEBSOCKET_PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/v1/pam/ws")
@@ -108,15 +121,23 @@ def scores_of(checks: t.Iterable[health.Check], *, scope: str = "host") -> t.Dic
         return float(measured) if isinstance(measured, (int, float)) else None
 
     return {
-        "performance": None if unknown & {"memory", "cpu", "disk"} else scores.performance(
-            memory_percent=value("memory"), cpu_percent=value("cpu", "host_percent" if scope == "host" else "services_percent"),
-            disk_percent=value("disk"), loop_lag_ms=value("cpu", "stall_ms"),
+        "performance": (
+            None
+            if unknown & {"memory", "cpu", "disk"}
+            else scores.performance(
+                memory_percent=value("memory"),
+                cpu_percent=value("cpu", "host_percent" if scope == "host" else "services_percent"),
+                disk_percent=value("disk"),
+                loop_lag_ms=value("cpu", "stall_ms"),
+            )
         ),
         "stability": None,
-        "user_experience": None if "http" in unknown else scores.user_experience(
-            response_time_ms=value("http"), error_rate=value("http", "error_rate_percent")
+        "user_experience": (
+            None
+            if "http" in unknown
+            else scores.user_experience(response_time_ms=value("http"), error_rate=value("http", "error_rate_percent"))
         ),
-    }  # fmt: skip
+    }
 
 
 def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callable[[], health.Check]]:
@@ -134,14 +155,21 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
     def needs(name: str, what: str, present: t.Any, call: t.Callable[[], health.Check]) -> t.Callable[[], health.Check]:
         if present:
             return call
-        return lambda: health.Check(name=name, status="skipped", message=f"Not measured: no {what} is given. Set {NEEDS[what]}.")
+        return lambda: health.Check(
+            name=name, status="skipped", message=f"Not measured: no {what} is given. Set {NEEDS[what]}."
+        )
 
     def measure_cpu() -> health.Check:
         members = {pid for group in pids().values() for pid in group}
         return cpu.check(
-            members, scope=options.scope, base_url=options.base_url, heavy=options.stall_path, light=options.http_paths[0], thresholds=limits("cpu"),
+            members,
+            scope=options.scope,
+            base_url=options.base_url,
+            heavy=options.stall_path,
+            light=options.http_paths[0],
+            thresholds=limits("cpu"),
             response=limits("response_time_ms"),
-        )  # fmt: skip
+        )
 
     def measure_http() -> health.Check:
         return http.check(
@@ -187,17 +215,37 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
         return check
 
     return {
-        "memory": lambda: memory.check(pids(), options.memory_limits_mb, scope=options.scope, thresholds=limits("memory")),
+        "memory": lambda: memory.check(
+            pids(), options.memory_limits_mb, scope=options.scope, thresholds=limits("memory")
+        ),
         "cpu": measure_cpu,
         "disk": lambda: disk.check(
-            options.filesystems, budgets=options.disk_budgets, logs=options.logs, log_max_bytes=options.log_max_bytes, thresholds=limits("disk")
+            options.filesystems,
+            budgets=options.disk_budgets,
+            logs=options.logs,
+            log_max_bytes=options.log_max_bytes,
+            thresholds=limits("disk"),
         ),
-        "database": needs("database", "database DSN", options.database_dsn, lambda: database.check(options.database_dsn, required=options.database_tables)),
-        "rls": needs("rls", "database DSN", options.database_dsn, lambda: rls.check(options.database_dsn, schemas=options.schemas)),
-        "redis": needs("redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url, thresholds=limits("memory"))),
+        "database": needs(
+            "database",
+            "database DSN",
+            options.database_dsn,
+            lambda: database.check(options.database_dsn, required=options.database_tables),
+        ),
+        "rls": needs(
+            "rls",
+            "database DSN",
+            options.database_dsn,
+            lambda: rls.check(options.database_dsn, schemas=options.schemas),
+        ),
+        "redis": needs(
+            "redis", "Redis URL", options.redis_url, lambda: redis.check(options.redis_url, thresholds=limits("memory"))
+        ),
         "http": needs("http", "base URL", options.base_url, measure_http),
         "cors": needs("cors", "base URL and origin", options.base_url and options.cors_origins, measure_cors),
-        "websocket": needs("websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket),
+        "websocket": needs(
+            "websocket", "WebSocket path", options.base_url and options.websocket_path, measure_websocket
+        ),
         "tts": needs(
             "tts",
             "speech path" if options.base_url else "base URL",
@@ -209,6 +257,8 @@ def _calls(options: Options, known: t.Sequence[Service]) -> t.Dict[str, t.Callab
             "services",
             "service",
             known,
-            lambda: services_check.check(options.services, manager=options.service_manager, supervisor_socket=options.supervisor_socket),
+            lambda: services_check.check(
+                options.services, manager=options.service_manager, supervisor_socket=options.supervisor_socket
+            ),
         ),
     }

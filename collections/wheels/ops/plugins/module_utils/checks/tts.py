@@ -15,7 +15,14 @@ from .http import require_url, unresolved
 MIN_AUDIO = 600
 
 
-def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", timeout: float = 20.0, verify: t.Union[bool, str] = True) -> Check:
+def check(
+    base_url: str,
+    *,
+    path: str = "/api/v1/tts/test",
+    token: str = "",
+    timeout: float = 20.0,
+    verify: t.Union[bool, str] = True,
+) -> Check:
     """Lets the backend speak. The value is the number of bytes of audio.
 
     Without ``token`` its own test route is asked, which tells the engine and the size; with one (a user's bearer token)
@@ -32,7 +39,9 @@ def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", tim
             session.verify = verify
             if token:
                 words = {"text": "The speech engines work."}
-                answer = session.post(base_url + route, json=words, headers={"Authorization": f"Bearer {token}"}, timeout=timeout)
+                answer = session.post(
+                    base_url + route, json=words, headers={"Authorization": f"Bearer {token}"}, timeout=timeout
+                )
             else:
                 answer = session.get(base_url + route, timeout=timeout)
     except requests.Timeout:
@@ -40,11 +49,19 @@ def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", tim
     except requests.RequestException as error:
         if is_ours(error):
             raise unresolved(base_url) from None
-        return _silent(f"{base_url} does not answer: {type(error).__name__}; the http check says more.", {"path": route}, remedy="service_restart")
+        return _silent(
+            f"{base_url} does not answer: {type(error).__name__}; the http check says more.",
+            {"path": route},
+            remedy="service_restart",
+        )
     if answer.status_code in (404, 405):
-        raise OpsError(f"{route} is not there ({answer.status_code}).", hint="Name the route of the speech test.", path=route)
+        raise OpsError(
+            f"{route} is not there ({answer.status_code}).", hint="Name the route of the speech test.", path=route
+        )
     if answer.status_code in (401, 403, 429):
-        raise OpsError(f"{route} refuses us ({answer.status_code}).", hint="Give a valid token, or ask less often.", path=route)
+        raise OpsError(
+            f"{route} refuses us ({answer.status_code}).", hint="Give a valid token, or ask less often.", path=route
+        )
     if token:
         return _heard(answer, route)
     try:
@@ -55,15 +72,35 @@ def check(base_url: str, *, path: str = "/api/v1/tts/test", token: str = "", tim
         return _silent(f"{route} answers {answer.status_code}.", {"path": route})
     size = facts.get("audio_size_bytes")
     engine = str(facts.get("engine_used") or "none")
-    details = {"path": route, "engine": engine, "generation_time_ms": facts.get("generation_time_ms"), "audio_bytes": size}
+    details = {
+        "path": route,
+        "engine": engine,
+        "generation_time_ms": facts.get("generation_time_ms"),
+        "audio_bytes": size,
+    }
     if facts.get("status") != "healthy" or not isinstance(size, int) or size < MIN_AUDIO:
-        return _silent(f"The backend makes no audio: {str(facts.get('message') or facts.get('status') or 'no reason given')[:200]}.", details)
-    return Check(name="tts", status="ok", value=size, unit="bytes of audio", message=f"Speech works: engine {engine}, {size} bytes.", details=details)
+        return _silent(
+            "The backend makes no audio:"
+            f" {str(facts.get('message') or facts.get('status') or 'no reason given')[:200]}.",
+            details,
+        )
+    return Check(
+        name="tts",
+        status="ok",
+        value=size,
+        unit="bytes of audio",
+        message=f"Speech works: engine {engine}, {size} bytes.",
+        details=details,
+    )
 
 
 def _heard(answer: t.Any, route: str) -> Check:
     engine = answer.headers.get("X-TTS-Engine", "unknown")
-    details: t.Dict[str, t.Any] = {"path": route, "engine": engine, "content_type": answer.headers.get("Content-Type", "")}
+    details: t.Dict[str, t.Any] = {
+        "path": route,
+        "engine": engine,
+        "content_type": answer.headers.get("Content-Type", ""),
+    }
     if answer.status_code >= 400:
         return _silent(f"{route} answers {answer.status_code}.", details)
     try:
@@ -73,10 +110,16 @@ def _heard(answer: t.Any, route: str) -> Check:
     if details["format"] not in details["content_type"].replace("mpeg", "mp3"):
         return _silent(f"{route} calls {details['format']} audio {details['content_type']}.", details)
     return Check(
-        name="tts", status="ok", value=len(answer.content), unit="bytes of audio",
-        message=f"Speech works: engine {engine}, {details['duration_ms']} ms of {details['format']}.", details=details,
-    )  # fmt: skip
+        name="tts",
+        status="ok",
+        value=len(answer.content),
+        unit="bytes of audio",
+        message=f"Speech works: engine {engine}, {details['duration_ms']} ms of {details['format']}.",
+        details=details,
+    )
 
 
 def _silent(message: str, details: t.Dict[str, t.Any], remedy: str = "tts_engine") -> Check:
-    return Check(name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy=remedy, details=details)
+    return Check(
+        name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy=remedy, details=details
+    )

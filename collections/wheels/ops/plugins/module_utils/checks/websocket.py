@@ -65,11 +65,19 @@ def validate(
     """Refuses nonsense; nothing is sent yet."""
     try:
         parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s\x00-\x1f\x7f]", url)
+        usable = (
+            parts.scheme in ("ws", "wss")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not re.search(r"[\s\x00-\x1f\x7f]", url)
+        )
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError("The url is not that of a WebSocket.", hint="It begins with ws:// or wss://, for example ws://127.0.0.1:8000/api/v1/pam/ws/probe.")
+        raise OpsError(
+            "The url is not that of a WebSocket.",
+            hint="It begins with ws:// or wss://, for example ws://127.0.0.1:8000/api/v1/pam/ws/probe.",
+        )
     if not 0 <= round_trips <= 1000:
         raise OpsError(f"round_trips is {round_trips}.", hint="It goes from 0 to 1000.")
     if not 0 < timeout <= 300:
@@ -77,15 +85,23 @@ def validate(
     if not 1 <= heartbeats <= 100:
         raise OpsError(f"heartbeats is {heartbeats}.", hint="It goes from 1 to 100.")
     if not 0 <= heartbeat_within <= 600:
-        raise OpsError(f"heartbeat_within is {heartbeat_within:g} s.", hint="It goes from 0 to 600; 0 does not wait for one.")
+        raise OpsError(
+            f"heartbeat_within is {heartbeat_within:g} s.", hint="It goes from 0 to 600; 0 does not wait for one."
+        )
     if not 0 < max_latency_ms <= 600_000:
         raise OpsError(f"max_latency_ms is {max_latency_ms:g}.", hint="It goes from above 0 to 600000.")
     for option, given in (("origin", origin), ("foreign_origin", foreign_origin)):
         if given and given != "null" and not _ORIGIN.fullmatch(given):
-            raise OpsError(f"{option} is {given!r}, which is no origin.", hint="It looks like https://wheelsandwins.com, without a path.")
+            raise OpsError(
+                f"{option} is {given!r}, which is no origin.",
+                hint="It looks like https://wheelsandwins.com, without a path.",
+            )
     for name, value in headers.items():
         if not _TOKEN.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(value)):
-            raise OpsError(f"headers holds {str(name)!r}, which cannot be sent.", hint="A name of letters, digits and -, a value of one line.")
+            raise OpsError(
+                f"headers holds {str(name)!r}, which cannot be sent.",
+                hint="A name of letters, digits and -, a value of one line.",
+            )
         if str(name).lower() == "origin":
             raise OpsError("headers names Origin.", hint="Give it in origin.")
     for word in subprotocols:
@@ -138,9 +154,17 @@ def check(
     """
     limits = thresholds or Thresholds(max_latency_ms)
     validate(
-        url, round_trips=round_trips, timeout=timeout, heartbeat_within=heartbeat_within, heartbeats=heartbeats, max_latency_ms=max_latency_ms,
-        origin=origin, foreign_origin=foreign_origin, headers=headers or {}, subprotocols=subprotocols,
-    )  # fmt: skip
+        url,
+        round_trips=round_trips,
+        timeout=timeout,
+        heartbeat_within=heartbeat_within,
+        heartbeats=heartbeats,
+        max_latency_ms=max_latency_ms,
+        origin=origin,
+        foreign_origin=foreign_origin,
+        headers=headers or {},
+        subprotocols=subprotocols,
+    )
     if ping not in ("frame", "json", "none"):
         raise OpsError(f"ping {ping!r} is not known.", hint="Choose frame, json or none.")
     if token:
@@ -152,25 +176,44 @@ def check(
         if refused is False:
             problems.append(f"the foreign origin {foreign_origin} is let in")
     try:
-        connection = Connection(url, origin=origin, headers=headers, subprotocols=subprotocols, timeout=timeout, validate_certs=validate_certs)
+        connection = Connection(
+            url,
+            origin=origin,
+            headers=headers,
+            subprotocols=subprotocols,
+            timeout=timeout,
+            validate_certs=validate_certs,
+        )
     except _Refused as error:
         details.update(error.details)
         if error.details.get("unresolved"):
-            return unknown("websocket", f"{_shown(url)} was not asked: the name of its host cannot be resolved.", **details)
+            return unknown(
+                "websocket", f"{_shown(url)} was not asked: the name of its host cannot be resolved.", **details
+            )
         refusal = _explain(url, error, origin, "token=" in urllib.parse.urlsplit(url).query, timeout, validate_certs)
         if refusal.no_route and assumed_path and not problems:
             return unknown("websocket", f"{refusal.text[0].upper()}{refusal.text[1:]}.", **details)
         if refusal.wants_token and anonymous and not problems:
             return _unauthenticated(refusal.text, details, limits)
         # Who refuses a token, an origin or a path refuses it after a restart, too, which would only cut everybody off.
-        return _check(None, [refusal.text, *problems], details, limits, restart=not (refusal.wants_token or refusal.no_route or refusal.origin))
+        return _check(
+            None,
+            [refusal.text, *problems],
+            details,
+            limits,
+            restart=not (refusal.wants_token or refusal.no_route or refusal.origin),
+        )
     try:
-        details.update(handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions)
+        details.update(
+            handshake_ms=connection.handshake_ms, subprotocol=connection.subprotocol, extensions=connection.extensions
+        )
         times = []
         for _number in range(round_trips if ping != "none" else 0):
             took = connection.round_trip(ping)
             if took is None:
-                problems.append(f"a ping ({ping}) was not answered within {timeout:g} s" if connection.open else connection.ended())
+                problems.append(
+                    f"a ping ({ping}) was not answered within {timeout:g} s" if connection.open else connection.ended()
+                )
                 break
             times.append(took)
         details["round_trips_ms"] = times
@@ -181,7 +224,10 @@ def check(
             details["heartbeat_period_s"] = round(statistics.median(gaps), 3) if gaps else None
             if len(arrived) < heartbeats:
                 why = "" if connection.open else f"; {connection.ended()}"
-                problems.append(f"{len(arrived)} of {heartbeats} heartbeats of the server arrived within {heartbeat_within:g} s{why}")
+                problems.append(
+                    f"{len(arrived)} of {heartbeats} heartbeats of the server arrived within {heartbeat_within:g}"
+                    f" s{why}"
+                )
         if connection.open:
             details["close"] = closing = connection.close()
             if not closing["clean"]:
@@ -195,10 +241,18 @@ def check(
     finally:
         connection.abort()
     if anonymous and not times and problems == [connection.ended()] and connection.asks_for_token():
-        return _unauthenticated(f"the handshake takes {connection.handshake_ms:g} ms, then {connection.ended()}", details, limits)
+        return _unauthenticated(
+            f"the handshake takes {connection.handshake_ms:g} ms, then {connection.ended()}", details, limits
+        )
     refused = not times and problems == [connection.ended()] and connection.asks_for_token()
     if refused and not anonymous:
-        problems = [f"{connection.ended()}: it does not take the token" if "token=" in urllib.parse.urlsplit(url).query else connection.ended()]
+        problems = [
+            (
+                f"{connection.ended()}: it does not take the token"
+                if "token=" in urllib.parse.urlsplit(url).query
+                else connection.ended()
+            )
+        ]
     return _check(round(statistics.median(times), 2) if times else None, problems, details, limits, restart=not refused)
 
 
@@ -210,7 +264,10 @@ def _unauthenticated(text: str, details: t.Dict[str, t.Any], limits: Thresholds)
         unit="ms",
         thresholds=limits.as_dict(),
         details={**details, "authenticated": False},
-        message=f"{text[0].upper()}{text[1:]}. Without a token nothing more can be tried: set wheels_ops_websocket_token to measure round trips.",
+        message=(
+            f"{text[0].upper()}{text[1:]}. Without a token nothing more can be tried: set wheels_ops_websocket_token to"
+            " measure round trips."
+        ),
     )
 
 
@@ -219,9 +276,15 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     status = error.details.get("status")
     path = urllib.parse.urlsplit(url).path or "/"
     if status in (404, 405):
-        return Refusal(f"there is no WebSocket at {path} ({status}): set monitoring_websocket_path to the path of this release", no_route=True)
+        return Refusal(
+            f"there is no WebSocket at {path} ({status}): set monitoring_websocket_path to the path of this release",
+            no_route=True,
+        )
     if status == 401:
-        return Refusal(f"the upgrade is answered with 401: {'the token is refused' if with_token else 'it asks for a token'}", wants_token=True)
+        return Refusal(
+            f"the upgrade is answered with 401: {'the token is refused' if with_token else 'it asks for a token'}",
+            wants_token=True,
+        )
     if status != 403:
         return Refusal(str(error))
     if origin and _status(url, "", timeout, validate_certs) != 403:
@@ -229,27 +292,40 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     control = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(path=_NO_SUCH_PATH))
     if _status(control, origin, timeout, validate_certs) == 403:
         return Refusal(
-            f"there is no WebSocket at {path} (the upgrade is answered with 403, as at a path that does not exist), or everything is refused there:"
-            " set monitoring_websocket_path to the path of this release",
+            f"there is no WebSocket at {path} (the upgrade is answered with 403, as at a path that does not exist), or"
+            " everything is refused there: set monitoring_websocket_path to the path of this release",
             no_route=True,
         )
-    return Refusal(f"the upgrade is answered with 403: {_REFUSALS[403] if with_token else 'it asks for a token'}", wants_token=True)
+    return Refusal(
+        f"the upgrade is answered with 403: {_REFUSALS[403] if with_token else 'it asks for a token'}", wants_token=True
+    )
 
 
 def _status(url: str, origin: str, timeout: float, validate_certs: bool) -> t.Optional[int]:
     """The HTTP status with which an upgrade is answered, 101 for a connection; None without an answer."""
     try:
-        connection = Connection(url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs)
+        connection = Connection(
+            url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs
+        )
     except _Refused as error:
         return error.details.get("status")
     connection.abort()
     return 101
 
 
-def _check(value: t.Optional[float], problems: t.Sequence[str], details: t.Dict[str, t.Any], limits: Thresholds, *, restart: bool = True) -> Check:
+def _check(
+    value: t.Optional[float],
+    problems: t.Sequence[str],
+    details: t.Dict[str, t.Any],
+    limits: Thresholds,
+    *,
+    restart: bool = True,
+) -> Check:
     status = "critical" if problems else limits.status(value) if value is not None else "ok"
     over = f", over {limits.crossed(value):g} ms" if value is not None and status != "ok" else ""
-    message = "; ".join(problems) or (f"The round trip takes {value:g} ms{over}." if value is not None else "It connects and closes cleanly.")
+    message = "; ".join(problems) or (
+        f"The round trip takes {value:g} ms{over}." if value is not None else "It connects and closes cleanly."
+    )
     return Check(
         name="websocket",
         status=status,
@@ -274,7 +350,9 @@ def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> t.O
     None where no server answered: nothing is known of what it would let in.
     """
     try:
-        connection = Connection(url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs)
+        connection = Connection(
+            url, origin=origin, headers=None, subprotocols=(), timeout=timeout, validate_certs=validate_certs
+        )
     except _Refused as error:
         return True if error.details.get("status") is not None else None
     try:
@@ -302,7 +380,14 @@ class Connection:
     """An open WebSocket, as a browser has it: pings of the server are answered whenever we wait for something."""
 
     def __init__(
-        self, url: str, *, origin: str, headers: t.Optional[t.Mapping[str, str]], subprotocols: t.Sequence[str], timeout: float, validate_certs: bool
+        self,
+        url: str,
+        *,
+        origin: str,
+        headers: t.Optional[t.Mapping[str, str]],
+        subprotocols: t.Sequence[str],
+        timeout: float,
+        validate_certs: bool,
     ) -> None:
         import websocket
 
@@ -311,21 +396,33 @@ class Connection:
         self.close_reason = ""
         started = time.monotonic()
         self._socket = websocket.WebSocket(
-            enable_multithread=False, sslopt={} if validate_certs else {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}, skip_utf8_validation=False
+            enable_multithread=False,
+            sslopt={} if validate_certs else {"cert_reqs": ssl.CERT_NONE, "check_hostname": False},
+            skip_utf8_validation=False,
         )
         try:
             self._socket.connect(
-                url, timeout=timeout, origin=origin or None, suppress_origin=not origin, header=[f"{name}: {value}" for name, value in (headers or {}).items()],
-                subprotocols=list(subprotocols) or None, http_no_proxy=["*"], redirect_limit=0,
-            )  # fmt: skip
+                url,
+                timeout=timeout,
+                origin=origin or None,
+                suppress_origin=not origin,
+                header=[f"{name}: {value}" for name, value in (headers or {}).items()],
+                subprotocols=list(subprotocols) or None,
+                http_no_proxy=["*"],
+                redirect_limit=0,
+            )
         except websocket.WebSocketBadStatusException as error:
             code = int(error.status_code)
-            raise _Refused(f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code) from None
+            raise _Refused(
+                f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code
+            ) from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
             name = _silence(error)
             unresolved = isinstance(error, websocket.WebSocketAddressException) or is_ours(error)
             shown = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
-            raise _Refused(f"no connection: {name}", error=shown, **({"unresolved": True} if unresolved else {})) from None
+            raise _Refused(
+                f"no connection: {name}", error=shown, **({"unresolved": True} if unresolved else {})
+            ) from None
         self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
         self.subprotocol = self._socket.getsubprotocol()
@@ -335,7 +432,11 @@ class Connection:
     def ended(self) -> str:
         """How the server ended it."""
         code = self.close_code
-        return f"the server closed it ({code} {self.close_reason})".replace(" )", ")") if code else "the connection broke without a close frame"
+        return (
+            f"the server closed it ({code} {self.close_reason})".replace(" )", ")")
+            if code
+            else "the connection broke without a close frame"
+        )
 
     def asks_for_token(self) -> bool:
         """Whether the server closed it because there was no token."""
@@ -361,7 +462,10 @@ class Connection:
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.open = False
             if len(data) >= 2:
-                self.close_code, self.close_reason = int.from_bytes(data[:2], "big"), data[2:].decode("utf-8", "replace")[:120]
+                self.close_code, self.close_reason = (
+                    int.from_bytes(data[:2], "big"),
+                    data[2:].decode("utf-8", "replace")[:120],
+                )
         elif opcode == websocket.ABNF.OPCODE_PING:
             self._send(lambda: self._socket.pong(data))
         elif _is_ping(data):
@@ -383,13 +487,21 @@ class Connection:
 
         word = os.urandom(8).hex().encode()
         started = time.monotonic()
-        self._send(lambda: self._socket.ping(word) if ping == "frame" else self._socket.send(json.dumps({"type": "ping", "timestamp": time.time()})))
+        self._send(
+            lambda: (
+                self._socket.ping(word)
+                if ping == "frame"
+                else self._socket.send(json.dumps({"type": "ping", "timestamp": time.time()}))
+            )
+        )
         while True:
             frame = self._frame(started + self._timeout)
             if frame is None or not self.open:
                 return None
             opcode, data = frame
-            if (ping == "frame" and opcode == websocket.ABNF.OPCODE_PONG and data == word) or (ping == "json" and _type(data) == "pong"):
+            if (ping == "frame" and opcode == websocket.ABNF.OPCODE_PONG and data == word) or (
+                ping == "json" and _type(data) == "pong"
+            ):
                 return round((time.monotonic() - started) * 1000, 3)
 
     def heartbeats(self, count: int, within: float) -> t.List[float]:

@@ -42,13 +42,19 @@ _WEB = frozenset({"http", "https", "ws", "wss", "ftp", "file", "git", "ssh", "so
 #: What stands alone before their ``@`` is a token (a DSN of Sentry) more often than the name of a user.
 _TOKENS = frozenset({"http", "https", "ws", "wss"})
 #: Nothing, or hosts with or without a port; punctuation of the sentence may follow.
-_HOSTS = re.compile(r"(?:(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d+)?(?:[;,](?=[\w\[])|$|(?=[)\]},.;:!']+$)))*[)\]},.;:!']*")
+_HOSTS = re.compile(
+    r"(?:(?:[\w.%-]+|\[[0-9A-Fa-f:.%\w]+\])(?::\d+)?(?:[;,](?=[\w\[])|$|(?=[)\]},.;:!']+$)))*[)\]},.;:!']*"
+)
 _PORTED = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d+")
 
-_ASSIGNED = re.compile(rf"(?P<name>{_NAMED})(?P<sign>=)(?P<value>'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]\S*)", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"(?P<name>{_NAMED})(?P<sign>=)(?P<value>'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]\S*)", re.IGNORECASE
+)
 #: libpq allows room around the sign; elsewhere that is a comparison in SQL or in code.
 _LIBPQ = re.compile(r"\b(?:host|hostaddr|dbname|user|port|sslmode|service)\s*=", re.IGNORECASE)
-_SPACED = re.compile(r"(?P<name>\b(?:ssl)?password)(?P<sign>\s+=\s*|\s*=\s+)(?P<value>'(?:[^'\\]|\\.)*'|[^\s']\S*)", re.IGNORECASE)
+_SPACED = re.compile(
+    r"(?P<name>\b(?:ssl)?password)(?P<sign>\s+=\s*|\s*=\s+)(?P<value>'(?:[^'\\]|\\.)*'|[^\s']\S*)", re.IGNORECASE
+)
 #: A variable of an environment file, or of a shell: what a difference of such a file shows.
 _VARIABLE = re.compile(
     rf"^(?P<name>[+ -]?(?:export )?(?=\w*{_WORDS}=)[A-Z_][A-Z0-9_]*)(?P<sign>=)(?P<value>'[^'\n]*'|\"[^\"\n]*\"|\S+)",
@@ -62,16 +68,22 @@ _HARMLESS = re.compile(
 )
 _QUOTED_KEY = re.compile(
     rf"(?P<name>(?P<mark>['\"])(?:[\w.-]*[_.-])?(?:{_WORDS}|authorization|cookie|set-cookie|apikey|pgpass)(?P=mark))(?P<sign>\s*:\s*)"
-    r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.IGNORECASE
-)  # fmt: skip
+    r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
+    re.IGNORECASE,
+)
 _HEADER = re.compile(
     r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))"
     r"(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token)\s+)?)"
-    r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))", re.IGNORECASE
-)  # fmt: skip
+    r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))",
+    re.IGNORECASE,
+)
 #: Words of prose have small letters only.
-_BEARER = re.compile(r"\b(?P<name>Bearer|bearer|BEARER)(?P<sign>\s+)(?P<value>(?![a-z]+\b(?![=.\w-]))(?!\w+=\")[A-Za-z0-9._~+/-]{4,}=*)")
-_BASIC = re.compile(r"\b(?P<name>Basic)(?P<sign>\s+)(?P<value>(?=\S*[A-Z])(?=\S*[a-z0-9])[A-Za-z0-9+/]{7,}={0,2})(?![\w-])")
+_BEARER = re.compile(
+    r"\b(?P<name>Bearer|bearer|BEARER)(?P<sign>\s+)(?P<value>(?![a-z]+\b(?![=.\w-]))(?!\w+=\")[A-Za-z0-9._~+/-]{4,}=*)"
+)
+_BASIC = re.compile(
+    r"\b(?P<name>Basic)(?P<sign>\s+)(?P<value>(?=\S*[A-Z])(?=\S*[a-z0-9])[A-Za-z0-9+/]{7,}={0,2})(?![\w-])"
+)
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
 _SQL = re.compile(
     r"(?P<name>\bpassword)(?P<sign>\s+(?:E|U&)?)(?P<value>'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)",
@@ -82,7 +94,9 @@ _ENCODED_URL = re.compile(
     r"(?P<name>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]{0,30}%3A%2F%2F(?:(?!%3A|%40|%2F)[^\s&'\"]){0,200}%3A)(?P<value>(?:(?!%40)[^\s&'\"]){1,400})(?=%40)",
     re.IGNORECASE,
 )
-_ENCODED_WORD = re.compile(rf"(?P<name>(?:%3F|%26|[?&])[\w.-]{{0,60}}{_WORDS})(?P<sign>%3D)(?P<value>(?:(?!%26)[^\s&'\"])+)", re.IGNORECASE)
+_ENCODED_WORD = re.compile(
+    rf"(?P<name>(?:%3F|%26|[?&])[\w.-]{{0,60}}{_WORDS})(?P<sign>%3D)(?P<value>(?:(?!%26)[^\s&'\"])+)", re.IGNORECASE
+)
 
 
 def is_secret(name: str) -> bool:
@@ -190,7 +204,10 @@ def _redact_unified(text: str) -> str:
     if not is_environment("".join(line[1:] for line, inside in zip(lines, body) if inside)):
         return text
     old = "".join(line[1:] for line, inside in zip(lines, body) if inside and line[0] == "-")
-    return "".join(line[0] + redact_environment(line[1:], old if line[0] == "+" else "") if inside else line for line, inside in zip(lines, body))
+    return "".join(
+        line[0] + redact_environment(line[1:], old if line[0] == "+" else "") if inside else line
+        for line, inside in zip(lines, body)
+    )
 
 
 def redact_value(value: t.Any, secrets: t.Sequence[str] = (), *, source: bool = False) -> t.Any:
@@ -218,7 +235,11 @@ def _pieces(urls: str) -> t.List[str]:
 
 
 def _key(key: t.Any, secrets: t.Sequence[str]) -> t.Any:
-    return redact(key, secrets) if isinstance(key, str) and ("://" in key or any(word in key for word in secrets if len(word) >= SHORT)) else key
+    return (
+        redact(key, secrets)
+        if isinstance(key, str) and ("://" in key or any(word in key for word in secrets if len(word) >= SHORT))
+        else key
+    )
 
 
 def _entry(key: t.Any, value: t.Any, secrets: t.Sequence[str], source: bool) -> t.Any:
@@ -236,7 +257,11 @@ def _without(text: str, secret: str) -> str:
     for spelling in _spellings(secret):
         if spelling in text:
             # A password that is a word of small letters ("postgres") stands in other words.
-            text = re.sub(rf"(?<![A-Za-z0-9]){spelling}(?![A-Za-z0-9])", HIDDEN, text) if secret.isalpha() else text.replace(spelling, HIDDEN)
+            text = (
+                re.sub(rf"(?<![A-Za-z0-9]){spelling}(?![A-Za-z0-9])", HIDDEN, text)
+                if secret.isalpha()
+                else text.replace(spelling, HIDDEN)
+            )
     return text
 
 
@@ -278,7 +303,9 @@ def _hide_assigned(match: t.Match[str]) -> str:
 
 def _urls(text: str) -> str:
     """Every URL of a text redacted. One ends with the word, with the quotation mark that was opened before it, or where another begins."""
-    starts = [match.start() for match in _SCHEME.finditer(text) if match.start() == 0 or text[match.start() - 1] in _BREAK]
+    starts = [
+        match.start() for match in _SCHEME.finditer(text) if match.start() == 0 or text[match.start() - 1] in _BREAK
+    ]
     if not starts:
         # A scheme in the middle of a word begins a URL all the same.
         starts = [match.start() for match in _SCHEME.finditer(text)]
@@ -288,7 +315,13 @@ def _urls(text: str) -> str:
         mark = {"<": ">", "(": ")"}.get(text[start - 1], text[start - 1]) if start else ""
         if mark and mark in "'\"`>)":
             closing = re.compile(rf"(?<!\\){re.escape(mark)}").search(text, start, following)
-            end = closing.start() if closing and mark in "'\"`" else min(end, closing.start()) if closing and mark == ">" else end
+            end = (
+                closing.start()
+                if closing and mark in "'\"`"
+                else min(end, closing.start())
+                if closing and mark == ">"
+                else end
+            )
         parts += [_url(text[start:end]), text[end:following]]
     return "".join(parts)
 
@@ -385,8 +418,15 @@ def _collect(value: t.Any, words: t.Set[str]) -> None:
         for key, entry in value.items():
             if key == "headers" and isinstance(entry, dict):
                 words.update(str(header) for header in entry.values())
-                words.update(part for header in entry.values() for part in str(header).split()[1:] if len(part) >= SHORT)
-            elif isinstance(key, str) and isinstance(entry, (str, int)) and not isinstance(entry, bool) and is_secret(key):
+                words.update(
+                    part for header in entry.values() for part in str(header).split()[1:] if len(part) >= SHORT
+                )
+            elif (
+                isinstance(key, str)
+                and isinstance(entry, (str, int))
+                and not isinstance(entry, bool)
+                and is_secret(key)
+            ):
                 words.add(str(entry))
             else:
                 _collect(entry, words)
@@ -402,7 +442,9 @@ def _collect_text(text: str, words: t.Set[str]) -> None:
         # The content of a file is no address.
         return
     if "://" not in text:
-        for quoted, plain in re.findall(r"(?:password|passwd)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s'&]\S*))", text, re.IGNORECASE):
+        for quoted, plain in re.findall(
+            r"(?:password|passwd)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^\s'&]\S*))", text, re.IGNORECASE
+        ):
             words.add(re.sub(r"\\(.)", r"\1", quoted or plain))
     _collect_query(text.partition("?")[2] if "?" in text else "", words)
     for piece in _pieces(text):

@@ -115,7 +115,12 @@ def _site_packages(interpreter: str) -> t.List[str]:
     prefix = os.path.dirname(os.path.dirname(interpreter))
     if not os.path.isfile(os.path.join(prefix, "pyvenv.cfg")):
         return []
-    return sorted({os.path.realpath(path) for path in glob.glob(os.path.join(glob.escape(prefix), "lib*", "python*", "site-packages"))})
+    return sorted(
+        {
+            os.path.realpath(path)
+            for path in glob.glob(os.path.join(glob.escape(prefix), "lib*", "python*", "site-packages"))
+        }
+    )
 
 
 def inspect(settings: Settings) -> t.Dict[str, t.Any]:
@@ -253,7 +258,9 @@ def main(settings_in: int, report_out: int) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         place = getattr(error, "filename", None)
-        os.write(report_out, json.dumps({**report, "error": f"{reason} ({place})" if place else reason}).encode() + b"\n")
+        os.write(
+            report_out, json.dumps({**report, "error": f"{reason} ({place})" if place else reason}).encode() + b"\n"
+        )
         os._exit(126)
 
 

@@ -99,7 +99,8 @@ def _follow(path: str) -> t.Tuple[int, str]:
         if owners - {os.fstat(descriptor).st_uid}:
             os.close(descriptor)
             raise OpsError(
-                f"{path} leads through a symbolic link of another user to {real}.", hint="Files are not written through links: name the real directory."
+                f"{path} leads through a symbolic link of another user to {real}.",
+                hint="Files are not written through links: name the real directory.",
             )
         return descriptor, real
     finally:
@@ -110,7 +111,9 @@ def _follow(path: str) -> t.Tuple[int, str]:
 def _refuse_link(path: str, error: OSError) -> None:
     """Raises ``OpsError`` for the errors of a name that is a link or a file where a directory belongs."""
     if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and os.path.islink(path)):
-        raise OpsError(f"{path} is a symbolic link.", hint="Files are not written through links: name the real directory.") from error
+        raise OpsError(
+            f"{path} is a symbolic link.", hint="Files are not written through links: name the real directory."
+        ) from error
 
 
 def _parts(path: Path, below: str) -> t.List[str]:
@@ -196,11 +199,17 @@ def read_regular(path: Path, below: str = "") -> t.Optional[t.Tuple[bytes, os.st
 
 def _require_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
-        raise OpsError(f"{path} is a symbolic link.", hint="Files are not written through links: name the real file, or remove the link.")
+        raise OpsError(
+            f"{path} is a symbolic link.",
+            hint="Files are not written through links: name the real file, or remove the link.",
+        )
     if not stat.S_ISREG(status.st_mode):
         raise OpsError(f"{path} is not a regular file.", hint="Nothing was changed. Remove it, or move it away.")
     if status.st_size > MAX_BYTES:
-        raise OpsError(f"{path} must have at most {MAX_BYTES} bytes, got {status.st_size}.", hint="Nothing was changed. Is it the right file?")
+        raise OpsError(
+            f"{path} must have at most {MAX_BYTES} bytes, got {status.st_size}.",
+            hint="Nothing was changed. Is it the right file?",
+        )
 
 
 def _read_all(path: Path, descriptor: int) -> bytes:
@@ -213,14 +222,18 @@ def _read_all(path: Path, descriptor: int) -> bytes:
         parts.append(part)
         length += len(part)
         if length > MAX_BYTES:
-            raise OpsError(f"{path} must have at most {MAX_BYTES} bytes, and grows while it is read.", hint="Nothing was changed. Is it the right file?")
+            raise OpsError(
+                f"{path} must have at most {MAX_BYTES} bytes, and grows while it is read.",
+                hint="Nothing was changed. Is it the right file?",
+            )
 
 
 def require_single(path: Path, status: os.stat_result) -> None:
     """Raises ``OpsError`` for a file with a second name, which may be somebody else's."""
     if status.st_nlink > 1:
         raise OpsError(
-            f"{path} has {status.st_nlink} hard links.", hint="Nothing was changed. Replace it with a copy of its own (cp it, and mv the copy over it)."
+            f"{path} has {status.st_nlink} hard links.",
+            hint="Nothing was changed. Replace it with a copy of its own (cp it, and mv the copy over it).",
         )
 
 
@@ -233,7 +246,14 @@ def new_token() -> str:
     return secrets.token_hex(4)
 
 
-def make_directories(path: Path, *, below: str = "", mode: int = 0o700, owner: t.Optional[t.Tuple[int, int]] = None, ours: t.Collection[Path] = ()) -> None:
+def make_directories(
+    path: Path,
+    *,
+    below: str = "",
+    mode: int = 0o700,
+    owner: t.Optional[t.Tuple[int, int]] = None,
+    ours: t.Collection[Path] = (),
+) -> None:
     """Makes a directory with ``mode``, and those above it that are missing, which everybody may pass. Raises ``OSError`` or ``OpsError``.
 
     ``ours``: directories that get ``owner`` (uid, gid; where we may set it) and ``mode`` whether they are missing or not: a run that was killed
@@ -333,7 +353,9 @@ def _create(directory: int, name: str) -> int:
     """A new file that is locked: whoever finds it knows that its writer lives."""
     while True:
         try:
-            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            descriptor = os.open(
+                name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+            )
         except FileExistsError:
             # Of a run that was killed: nobody else can guess the name.
             if not _sweep_name(directory, name):

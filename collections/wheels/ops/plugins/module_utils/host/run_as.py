@@ -38,7 +38,16 @@ _PASSED = frozenset({"LANG", "LANGUAGE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 #: What an installer needs to reach its index; there may be a password in it.
 _OF_INSTALLERS = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"})
 #: What a service manager says to one process, and to no other.
-_OF_ONE_PROCESS = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM")
+_OF_ONE_PROCESS = (
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+)
 _PREFIX = "wheels-ops-run-"
 _MAX_OUTPUT = 64 * 2**20
 #: How long we read on after a program has ended, where something that it started holds its output open.
@@ -84,7 +93,9 @@ def identity(uid: int, gid: int = -1, *, trusted: t.Collection[int] = ()) -> Ide
     except KeyError:
         group = gid if gid >= 0 else uid
         return Identity(uid, group, (group,), str(uid), "", every)
-    return Identity(uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)), entry.pw_name, entry.pw_dir, every)
+    return Identity(
+        uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)), entry.pw_name, entry.pw_dir, every
+    )
 
 
 def _number_of(user: str) -> int:
@@ -93,7 +104,10 @@ def _number_of(user: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise OpsError(f"There is no user {user} on this host.", hint="Name the user that the backend runs as with wheels_ops_backend_user.") from None
+        raise OpsError(
+            f"There is no user {user} on this host.",
+            hint="Name the user that the backend runs as with wheels_ops_backend_user.",
+        ) from None
 
 
 def owner_of(paths: t.Iterable[t.Union[str, Path]], *, user: str = "", uid: t.Optional[int] = None) -> Identity:
@@ -112,10 +126,13 @@ def owner_of(paths: t.Iterable[t.Union[str, Path]], *, user: str = "", uid: t.Op
     asked = _number_of(user) if user else uid
     if ours:
         if user and asked != ours:
-            raise OpsError(f"Only root may run a program as {user}.", hint=f"Run this task with become: true, or as {user}.")
+            raise OpsError(
+                f"Only root may run a program as {user}.", hint=f"Run this task with become: true, or as {user}."
+            )
         if owner not in (0, ours):
             raise OpsError(
-                f"{first} belongs to {identity(owner).name}: it is not run as {identity(ours).name}.", hint="Run this task as root, or as the owner."
+                f"{first} belongs to {identity(owner).name}: it is not run as {identity(ours).name}.",
+                hint="Run this task as root, or as the owner.",
             )
         return identity(ours)
     chosen = asked or owner
@@ -191,13 +208,19 @@ def _remove_dead(place: Path) -> None:
 
 def installer_environment() -> t.Dict[str, str]:
     """Of our own environment, what pip or uv needs: proxies, the index, certificates."""
-    return {name: value for name, value in os.environ.items() if name.upper() in _OF_INSTALLERS or name.startswith(("PIP_", "UV_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() in _OF_INSTALLERS or name.startswith(("PIP_", "UV_"))
+    }
 
 
 def environment_for(who: Identity, place: Path, extra: t.Mapping[str, str]) -> t.Dict[str, str]:
     """The whole environment of a program: what it needs, ``extra``, and directories of its own."""
     ours = ("PYTHONPATH",) if who.uid == effective_uid() else ()
-    passed = {name: value for name, value in os.environ.items() if name in _PASSED or name in ours or name.startswith("LC_")}
+    passed = {
+        name: value for name, value in os.environ.items() if name in _PASSED or name in ours or name.startswith("LC_")
+    }
     environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", **passed, **extra}
     for name in _OF_ONE_PROCESS:
         environment.pop(name, None)
@@ -206,7 +229,14 @@ def environment_for(who: Identity, place: Path, extra: t.Mapping[str, str]) -> t
         environment.setdefault("PYTHONUSERBASE", os.path.join(who.home, ".local"))
         environment.update(USER=who.name, LOGNAME=who.name)
     temporary = str(place / "tmp")
-    return {**environment, "HOME": str(place / "home"), "TMPDIR": temporary, "TMP": temporary, "TEMP": temporary, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        **environment,
+        "HOME": str(place / "home"),
+        "TMPDIR": temporary,
+        "TMP": temporary,
+        "TEMP": temporary,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def run(
@@ -226,30 +256,55 @@ def run(
     the process group is killed, and ``OpsError`` where the program cannot be started as that user.
     """
     settings = {
-        "action": "exec", "words": list(words), "environment": environment_for(who, place, environment or {}), "cwd": str(cwd), "network": network,
-    }  # fmt: skip
+        "action": "exec",
+        "words": list(words),
+        "environment": environment_for(who, place, environment or {}),
+        "cwd": str(cwd),
+        "network": network,
+    }
     completed, report = _start(settings, who, timeout=timeout, stdin=stdin, what=os.path.basename(words[0]))
     if "error" in report:
         raise OpsError(f"{words[0]} cannot be started as {who.name}: {report['error']}.")
     return completed
 
 
-def require_trusted(who: Identity, *, interpreters: t.Sequence[str] = (), directories: t.Sequence[t.Union[str, Path]] = (), timeout: float = 60) -> None:
+def require_trusted(
+    who: Identity,
+    *,
+    interpreters: t.Sequence[str] = (),
+    directories: t.Sequence[t.Union[str, Path]] = (),
+    timeout: float = 60,
+) -> None:
     """Raises ``OpsError`` where somebody else than root, the owner and ``who`` may write an interpreter, what it imports, or a directory above it."""
     user_site = [os.path.join(who.home, ".local", "lib")] if who.home and who.uid else []
-    settings = {"action": "inspect", "programs": list(interpreters), "directories": [*map(str, directories), *user_site]}
+    settings = {
+        "action": "inspect",
+        "programs": list(interpreters),
+        "directories": [*map(str, directories), *user_site],
+    }
     _refuse(_ask(settings, who, timeout)["problems"], who)
 
 
-def stage(who: Identity, source: str, destination: t.Optional[Path], files: t.Mapping[str, bytes], *, left_out: t.Sequence[str], timeout: float = 180) -> None:
+def stage(
+    who: Identity,
+    source: str,
+    destination: t.Optional[Path],
+    files: t.Mapping[str, bytes],
+    *,
+    left_out: t.Sequence[str],
+    timeout: float = 180,
+) -> None:
     """Copies a tree, with ``files`` in it, into a directory of ``who``, by his own rights. Raises ``OpsError`` where a third user may write its code.
 
     ``destination`` None: the tree is looked at alone.
     """
     settings = {
-        "action": "stage", "source": source, "destination": str(destination) if destination else "", "left_out": list(left_out),
+        "action": "stage",
+        "source": source,
+        "destination": str(destination) if destination else "",
+        "left_out": list(left_out),
         "files": {name: base64.b64encode(content).decode() for name, content in files.items()},
-    }  # fmt: skip
+    }
     _refuse(_ask(settings, who, timeout)["problems"], who)
 
 
@@ -263,17 +318,26 @@ def _refuse(problems: t.Sequence[str], who: Identity) -> None:
         others = f"other than root and {who.name}" if who.uid else "other than root"
         raise OpsError(
             f"Nothing of it is run, as users {others} control it: {'; '.join(problems)}.",
-            hint="Nothing was changed. Take the right to write away (chmod go-w), or give it to the owner of the application (chown).",
+            hint=(
+                "Nothing was changed. Take the right to write away (chmod go-w), or give it to the owner of the"
+                " application (chown)."
+            ),
         )
 
 
 def _ask(settings: t.Mapping[str, t.Any], who: Identity, timeout: float) -> t.Dict[str, t.Any]:
     completed, report = _start(
-        {"cwd": "/", "network": True, "uids": sorted(who.trusted), "gids": _private_groups(who), **settings}, who, timeout=timeout, what=settings["action"]
+        {"cwd": "/", "network": True, "uids": sorted(who.trusted), "gids": _private_groups(who), **settings},
+        who,
+        timeout=timeout,
+        what=settings["action"],
     )
     if "result" not in report:
         reason = report.get("error") or completed.stderr.decode(errors="replace").strip()[-500:]
-        raise OpsError(f"Cannot look at the application as {who.name}: {reason}.", hint="Nothing was changed. May that user read it, and is there room?")
+        raise OpsError(
+            f"Cannot look at the application as {who.name}: {reason}.",
+            hint="Nothing was changed. May that user read it, and is there room?",
+        )
     return t.cast(t.Dict[str, t.Any], report["result"])
 
 
@@ -288,18 +352,24 @@ def _source() -> str:
     loader = getattr(child, "__loader__", None)
     source = loader.get_source(child.__name__) if loader is not None else None
     if not source:
-        raise OpsError("The source of wheels.ops is not there.", hint="This is a defect of wheels.ops; please report it.")
+        raise OpsError(
+            "The source of wheels.ops is not there.", hint="This is a defect of wheels.ops; please report it."
+        )
     return str(source)
 
 
-def _start(settings: t.Mapping[str, t.Any], who: Identity, *, timeout: float, what: str, stdin: bytes = b"") -> t.Tuple[Completed, t.Dict[str, t.Any]]:
+def _start(
+    settings: t.Mapping[str, t.Any], who: Identity, *, timeout: float, what: str, stdin: bytes = b""
+) -> t.Tuple[Completed, t.Dict[str, t.Any]]:
     """Starts the child between us and the program; gives what it did, and what the child reported before."""
     content = json.dumps({**settings, "uid": who.uid, "gid": who.gid, "groups": list(who.groups)}).encode()
     settings_out, settings_in = os.pipe()
     report_out, report_in = os.pipe()
     words = [_python(), "-I", "-S", "-c", _source(), str(settings_out), str(report_in)]
     try:
-        process = programs.start(words, cwd="/", environment={"PATH": PATH, "LC_ALL": "C.UTF-8"}, descriptors=(settings_out, report_in))
+        process = programs.start(
+            words, cwd="/", environment={"PATH": PATH, "LC_ALL": "C.UTF-8"}, descriptors=(settings_out, report_in)
+        )
     except OSError as error:
         for descriptor in (settings_in, report_out):
             os.close(descriptor)
@@ -327,7 +397,9 @@ def _start(settings: t.Mapping[str, t.Any], who: Identity, *, timeout: float, wh
     return Completed(process.returncode, output, errors, who.name, bool(parsed.get("network", True))), parsed
 
 
-def _communicate(process: subprocess.Popen[bytes], report: int, stdin: bytes, timeout: float, what: str) -> t.Tuple[bytes, bytes, bytes]:
+def _communicate(
+    process: subprocess.Popen[bytes], report: int, stdin: bytes, timeout: float, what: str
+) -> t.Tuple[bytes, bytes, bytes]:
     """Feeds and reads a process until it has ended. Something that it started, and that holds a pipe open, is not waited for."""
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise ValueError("the process needs pipes for its input, its output and its errors")

@@ -20,7 +20,20 @@ from . import blocks, leftovers
 from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
 #: What an application's tree holds that its import does not need, and that can be large.
-_NOT_STAGED = ("__pycache__", "*.pyc", ".git", "venv", ".venv", "env", "node_modules", "*.log", "*.wav", "*.mp3", "*.sqlite*", ".cache")
+_NOT_STAGED = (
+    "__pycache__",
+    "*.pyc",
+    ".git",
+    "venv",
+    ".venv",
+    "env",
+    "node_modules",
+    "*.log",
+    "*.wav",
+    "*.mp3",
+    "*.sqlite*",
+    ".cache",
+)
 _VERIFY_SECONDS = 180
 
 
@@ -73,7 +86,15 @@ class _Change:
 
 
 @changes_files
-def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, *, check_mode: bool = False, want_diff: bool = False) -> Result:
+def install(
+    state_dir: str,
+    deployment_id: str,
+    request: Request,
+    proof: Proof,
+    *,
+    check_mode: bool = False,
+    want_diff: bool = False,
+) -> Result:
     """Brings every file and block to what the request says. Interrupted anywhere, the next call finishes it.
 
     Order: the new tree is proved in a copy; every original is kept and the journal written; only then is each file
@@ -83,20 +104,29 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
     try:
         real = files.real_directory(root)
     except OSError:
-        raise OpsError(f"The directory {root} does not exist.", hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.") from None
+        raise OpsError(
+            f"The directory {root} does not exist.",
+            hint="Name the directory that holds the backend's `app` with wheels_ops_backend_dir.",
+        ) from None
     journal = Journal(state_dir)
     swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
     changes = _changes(root, real, request, journal)
     foreign = [change for change in changes if change.foreign]
     if foreign and not request.force:
         raise OpsError(
-            f"{len(foreign)} files were changed by somebody else after wheels.ops installed them: {', '.join(change.relative for change in foreign)}.",
-            hint="Look at them (--diff shows what would be lost). To replace them all the same, keeping a copy: -e wheels_ops_force=true.",
+            f"{len(foreign)} files were changed by somebody else after wheels.ops installed them:"
+            f" {', '.join(change.relative for change in foreign)}.",
+            hint=(
+                "Look at them (--diff shows what would be lost). To replace them all the same, keeping a copy: -e"
+                " wheels_ops_force=true."
+            ),
             foreign=[change.relative for change in foreign],
             diff=[_diff(change) for change in foreign] if want_diff else [],
         )
     _require_writable(changes)
-    verified = _verify(real, changes, proof, execute=proof.in_check_mode or not check_mode) if changes and proof.module else {}
+    verified = (
+        _verify(real, changes, proof, execute=proof.in_check_mode or not check_mode) if changes and proof.module else {}
+    )
     if changes and not check_mode:
         try:
             manifest = _keep_originals(journal, deployment_id, changes)
@@ -104,22 +134,39 @@ def install(state_dir: str, deployment_id: str, request: Request, proof: Proof, 
                 _replace(change, request.mode, manifest)
         except OSError as error:
             raise OpsError(
-                f"Cannot install below {root}: {error.strerror} ({error.filename}).", hint="Is somebody changing the tree? Run it again, or roll back."
+                f"Cannot install below {root}: {error.strerror} ({error.filename}).",
+                hint="Is somebody changing the tree? Run it again, or roll back.",
             ) from error
     if not check_mode:
-        journal.settle(deployment_id, {str(root / PurePosixPath(name)): sha256(content) for name, content in request.files.items()})
+        journal.settle(
+            deployment_id, {str(root / PurePosixPath(name)): sha256(content) for name, content in request.files.items()}
+        )
     return Result(
         changed=bool(changes or swept),
-        before={"files": {change.relative: sha256(change.before) if change.before is not None else None for change in changes}},
+        before={
+            "files": {
+                change.relative: sha256(change.before) if change.before is not None else None for change in changes
+            }
+        },
         after={"files": {change.relative: sha256(change.after) for change in changes}},
         actions=[
             *_tidied(swept),
             *(
-                {"action": change.action, "target": str(change.path), "changed": True, "bytes": len(change.after), "foreign": change.foreign}
+                {
+                    "action": change.action,
+                    "target": str(change.path),
+                    "changed": True,
+                    "bytes": len(change.after),
+                    "foreign": change.foreign,
+                }
                 for change in changes
             ),
         ],
-        msg=f"{len(changes)} files {'would be ' if check_mode else ''}installed below {root}." if changes else f"Every file below {root} is in place.",
+        msg=(
+            f"{len(changes)} files {'would be ' if check_mode else ''}installed below {root}."
+            if changes
+            else f"Every file below {root} is in place."
+        ),
         diff=[_diff(change) for change in changes] if want_diff else [],
         extra={"deployment_id": deployment_id, "proof": verified},
     )
@@ -159,10 +206,28 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
             kept.append(name)
             if target == current:
                 continue
-        actions.append({"action": "remove" if target is None else "restore", "target": name, "changed": True, "bytes": len(target or b"")})
+        actions.append(
+            {
+                "action": "remove" if target is None else "restore",
+                "target": name,
+                "changed": True,
+                "bytes": len(target or b""),
+            }
+        )
         if want_diff:
             diffs.append(_text_diff(name, current, target))
-        steps.append(functools.partial(_put_back, name, entry, real, root, target, there[1] if there and name in kept else None, leftovers.token_of(manifest)))
+        steps.append(
+            functools.partial(
+                _put_back,
+                name,
+                entry,
+                real,
+                root,
+                target,
+                there[1] if there and name in kept else None,
+                leftovers.token_of(manifest),
+            )
+        )
     if not check_mode:
         journal.note_rollback(manifest)
         try:
@@ -170,7 +235,10 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
                 step()
             _restore_directory_times(manifest)
         except OSError as error:
-            raise OpsError(f"Cannot roll back {error.filename or deployment_id}: {error.strerror}.", hint="Remove what is in the way; run it again.") from error
+            raise OpsError(
+                f"Cannot roll back {error.filename or deployment_id}: {error.strerror}.",
+                hint="Remove what is in the way; run it again.",
+            ) from error
     would = "would be " if check_mode else ""
     return Result(
         changed=bool(actions),
@@ -217,7 +285,9 @@ def _put_back(
         return
     files.make_directories(real.parent, below=root, mode=0o755)
     if theirs is not None:
-        write_atomically(real, target, mode=theirs.st_mode & 0o7777, owner=(theirs.st_uid, theirs.st_gid), below=root, token=token)
+        write_atomically(
+            real, target, mode=theirs.st_mode & 0o7777, owner=(theirs.st_uid, theirs.st_gid), below=root, token=token
+        )
         return
     owner = (entry["uid"], entry["gid"])
     write_atomically(real, target, mode=entry["mode"], owner=owner, below=root, token=token, mtime_ns=entry["mtime_ns"])
@@ -264,13 +334,27 @@ def _changes(root: Path, real: str, request: Request, journal: Journal) -> t.Lis
     for relative, content in request.files.items():
         path, before, status = read(relative)
         action = "install" if before is None else "replace"
-        add(_Change(path, relative, real, status, before, content, action, before != content and _foreign(path, before, journal)))
+        add(
+            _Change(
+                path,
+                relative,
+                real,
+                status,
+                before,
+                content,
+                action,
+                before != content and _foreign(path, before, journal),
+            )
+        )
     for relative, lines in {**request.blocks, **request.optional_blocks}.items():
         path, before, status = read(relative)
         if before is None and relative not in request.blocks:
             continue
         if before is None:
-            raise OpsError(f"{path} does not exist.", hint="The block that wires the patched files in goes into it. Is this the backend's directory?")
+            raise OpsError(
+                f"{path} does not exist.",
+                hint="The block that wires the patched files in goes into it. Is this the backend's directory?",
+            )
         try:
             after = blocks.insert(before.decode("utf-8"), lines, path=str(path)).encode("utf-8")
         except UnicodeDecodeError as error:
@@ -357,7 +441,10 @@ def _require_writable(changes: t.Sequence[_Change]) -> None:
         if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
             raise OpsError(
                 f"{directory} cannot be written, so {change.relative} cannot be installed.",
-                hint="Nothing was changed. Give the user of this task the right to write there (become: true), or mount it writable.",
+                hint=(
+                    "Nothing was changed. Give the user of this task the right to write there (become: true), or mount"
+                    " it writable."
+                ),
             )
 
 
@@ -388,13 +475,26 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
         )
     package = proof.module.partition(".")[0]
     who = run_as.owner_of(
-        [root, Path(root, package), Path(root, *proof.module.split(".")).with_suffix(".py"), proof.interpreter, Path(proof.interpreter).parent],
+        [
+            root,
+            Path(root, package),
+            Path(root, *proof.module.split(".")).with_suffix(".py"),
+            proof.interpreter,
+            Path(proof.interpreter).parent,
+        ],
         user=proof.user,
         uid=proof.service_uid,
     )
     run_as.require_trusted(who, interpreters=[proof.interpreter])
     python = [change.relative for change in changes if change.relative.endswith(".py")]
-    result = {"compiled": len(python), "imported": "", "interpreter": proof.interpreter, "user": "", "network": "", "left_out": ""}
+    result = {
+        "compiled": len(python),
+        "imported": "",
+        "interpreter": proof.interpreter,
+        "user": "",
+        "network": "",
+        "left_out": "",
+    }
     if not execute:
         run_as.stage(who, root, None, {}, left_out=_NOT_STAGED)
         _compile_here(changes)
@@ -409,12 +509,23 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
 
         def run(program: str, *words: str, network: bool) -> run_as.Completed:
             return run_as.run(
-                [proof.interpreter, "-c", program, *words], who, place, timeout=_VERIFY_SECONDS, cwd=copy, environment=environment, network=network
+                [proof.interpreter, "-c", program, *words],
+                who,
+                place,
+                timeout=_VERIFY_SECONDS,
+                cwd=copy,
+                environment=environment,
+                network=network,
             )
 
-        compiled = run("import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python, network=False)
+        compiled = run(
+            "import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python, network=False
+        )
         if compiled.returncode:
-            raise OpsError(f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}", hint="Nothing was changed.")
+            raise OpsError(
+                f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}",
+                hint="Nothing was changed.",
+            )
         imported = _import(run, f"import {proof.module}")
     if imported.returncode:
         raise OpsError(
@@ -446,7 +557,9 @@ def _compile_here(changes: t.Sequence[_Change]) -> None:
             try:
                 compile(change.after, change.relative, "exec", dont_inherit=True)
             except (SyntaxError, ValueError) as error:
-                raise OpsError(f"The new files do not compile: {change.relative}: {error}.", hint="Nothing was changed.") from error
+                raise OpsError(
+                    f"The new files do not compile: {change.relative}: {error}.", hint="Nothing was changed."
+                ) from error
 
 
 def _last_lines(completed: run_as.Completed) -> str:

@@ -31,7 +31,10 @@ def remove(text: str) -> str:
     newline = _newline(text)
     found = _BLOCK.search(text)
     if found is None:
-        raise OpsError("The managed block begins but does not end.", hint=f"Put the line {END!r} back, or take the block out by hand.")
+        raise OpsError(
+            "The managed block begins but does not end.",
+            hint=f"Put the line {END!r} back, or take the block out by hand.",
+        )
     head, tail = text[: found.start()], text[found.end() :]
     return head + newline + (newline * 2 + tail if tail else "")
 
@@ -45,7 +48,10 @@ def insert(text: str, lines: t.Sequence[str], *, path: str) -> str:
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise OpsError(f"{path} is not valid Python (line {error.lineno}: {error.msg}).", hint="Repair it before it can be patched.") from error
+        raise OpsError(
+            f"{path} is not valid Python (line {error.lineno}: {error.msg}).",
+            hint="Repair it before it can be patched.",
+        ) from error
     newline = _newline(text)
     block = newline.join([BEGIN, *lines, END]) + newline
     rows = text.splitlines(keepends=True)
@@ -59,4 +65,9 @@ def insert(text: str, lines: t.Sequence[str], *, path: str) -> str:
 
 
 def _is_main_guard(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and isinstance(node.test.left, ast.Name) and node.test.left.id == "__name__"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Compare)
+        and isinstance(node.test.left, ast.Name)
+        and node.test.left.id == "__name__"
+    )

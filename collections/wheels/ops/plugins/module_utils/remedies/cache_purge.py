@@ -15,10 +15,30 @@ from ..services import broker, redis_errors
 
 #: What other parts of the backend and Celery keep in the same database. Named one by one in ``unprotect``, or never touched.
 PROTECTED: t.Tuple[str, ...] = (
-    "_kombu.*", "unacked*", "celery*", "_celery*", "celery-task-meta-*", "celery-taskset-meta-*", "*.reply.celery.pidbox", "*\x06\x16*", "redbeat*",
-    "email", "default", "maintenance", "analytics", "cleanup", "notifications",
-    "rate_limit:*", "security_event:*", "threats:*", "severity_count:*", "blocked_ip:*", "blocked_user:*", "sess:*", "session:*",
-)  # fmt: skip
+    "_kombu.*",
+    "unacked*",
+    "celery*",
+    "_celery*",
+    "celery-task-meta-*",
+    "celery-taskset-meta-*",
+    "*.reply.celery.pidbox",
+    "*\x06\x16*",
+    "redbeat*",
+    "email",
+    "default",
+    "maintenance",
+    "analytics",
+    "cleanup",
+    "notifications",
+    "rate_limit:*",
+    "security_event:*",
+    "threats:*",
+    "severity_count:*",
+    "blocked_ip:*",
+    "blocked_user:*",
+    "sess:*",
+    "session:*",
+)
 TYPES: t.Tuple[str, ...] = ("string", "list", "set", "zset", "hash", "stream")
 #: Looks at each key and removes it in one step, so that a key that was refreshed meanwhile stays. Gives the keys
 #: that were taken, those left as ``_LEFT`` says, and the bytes.
@@ -130,14 +150,18 @@ def _matcher(patterns: t.Sequence[str]) -> t.Pattern[str]:
 def validate(options: Options) -> None:
     """Refuses nonsense; nothing is asked of Redis yet."""
     if not options.prefixes and not options.patterns:
-        raise OpsError("Neither a prefix nor a pattern is named.", hint="Name what may be removed, for example prefixes: ['user_profile:'].")
+        raise OpsError(
+            "Neither a prefix nor a pattern is named.",
+            hint="Name what may be removed, for example prefixes: ['user_profile:'].",
+        )
     for prefix in options.prefixes:
         if not prefix:
             raise OpsError("An empty prefix names every key.", hint="Name the prefixes of the cache.")
     for pattern in options.patterns:
         if not re.match(r"(?:[^*?\[\\]|\\.)", pattern):
             raise OpsError(
-                f"The pattern {pattern!r} does not begin with a letter of its own.", hint="It would reach keys of everyone. Begin it with the cache's prefix."
+                f"The pattern {pattern!r} does not begin with a letter of its own.",
+                hint="It would reach keys of everyone. Begin it with the cache's prefix.",
             )
     strange = [kind for kind in options.types if kind not in TYPES]
     if strange or not options.types:
@@ -146,7 +170,10 @@ def validate(options: Options) -> None:
         raise OpsError("protect holds an empty pattern.", hint="Name the keys that are to stay, for example session:*.")
     unknown = [pattern for pattern in options.unprotect if pattern not in PROTECTED]
     if unknown:
-        raise OpsError(f"unprotect names {', '.join(unknown)}, which is not protected.", hint=f"Name one of these exactly: {', '.join(map(repr, PROTECTED))}.")
+        raise OpsError(
+            f"unprotect names {', '.join(unknown)}, which is not protected.",
+            hint=f"Name one of these exactly: {', '.join(map(repr, PROTECTED))}.",
+        )
     for name, low, high in (
         ("idle_time", 0, 10 * 365 * 86400),
         ("max_keys", 0, 10**9),
@@ -161,8 +188,15 @@ def validate(options: Options) -> None:
     for wanted in (*options.prefixes, *options.patterns):
         literal = re.sub(r"[*?\[].*", "", wanted, flags=re.S) if wanted in options.patterns else wanted
         if shield.fullmatch(literal) or shield.fullmatch(literal + "x"):
-            guard = next(pattern for pattern in PROTECTED if _matcher([pattern]).fullmatch(literal) or _matcher([pattern]).fullmatch(literal + "x"))
-            raise OpsError(f"{wanted!r} lies within the protected {guard!r}.", hint=f"If that is really meant, set unprotect: [{guard!r}].")
+            guard = next(
+                pattern
+                for pattern in PROTECTED
+                if _matcher([pattern]).fullmatch(literal) or _matcher([pattern]).fullmatch(literal + "x")
+            )
+            raise OpsError(
+                f"{wanted!r} lies within the protected {guard!r}.",
+                hint=f"If that is really meant, set unprotect: [{guard!r}].",
+            )
 
 
 def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
@@ -176,9 +210,12 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
     except redis.exceptions.RedisError as error:
         if "LFU" in str(error):
             raise OpsError(
-                "idle_time cannot be used here: the server evicts by frequency (LFU) and keeps no idle times.", hint="Leave idle_time out."
+                "idle_time cannot be used here: the server evicts by frequency (LFU) and keeps no idle times.",
+                hint="Leave idle_time out.",
             ) from None
-        raise redis_errors.explain(error, url, hint="Start it, or correct url. What was removed stays removed; run it again.") from None
+        raise redis_errors.explain(
+            error, url, hint="Start it, or correct url. What was removed stays removed; run it again."
+        ) from None
 
 
 def _facts(client: t.Any) -> t.Dict[str, t.Any]:
@@ -198,15 +235,34 @@ def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
     started = time.monotonic()
     patterns = list(shown.values())
     for index, name in enumerate(shown):
-        _sweep(client, name, patterns[index], _matcher(patterns[:index]), _matcher(guards), options, tally, check_mode, started)
-    after = {"key_count": before["key_count"] - tally.keys, "used_memory_bytes": before["used_memory_bytes"] - tally.bytes}
+        _sweep(
+            client,
+            name,
+            patterns[index],
+            _matcher(patterns[:index]),
+            _matcher(guards),
+            options,
+            tally,
+            check_mode,
+            started,
+        )
+    after = {
+        "key_count": before["key_count"] - tally.keys,
+        "used_memory_bytes": before["used_memory_bytes"] - tally.bytes,
+    }
     if not check_mode and tally.keys:
         _wait_for_lazy_free(client)
         after = _facts(client)
     actions = [
-        {"action": "unlink", "target": name, "changed": bool(count.keys), "key_count": count.keys, "bytes_freed": count.bytes}
+        {
+            "action": "unlink",
+            "target": name,
+            "changed": bool(count.keys),
+            "key_count": count.keys,
+            "bytes_freed": count.bytes,
+        }
         for name, count in tally.taken.items()
-    ]  # fmt: skip
+    ]
     verb = "would be removed" if check_mode else "removed"
     count = before["key_count"]
     rest = "" if tally.complete else " Not all was looked at: the limit was reached."
@@ -215,13 +271,29 @@ def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
         before=before,
         after=after,
         actions=actions,
-        msg=f"{tally.keys} keys ({tally.bytes} bytes) {verb}; {tally.left['protected']} protected keys left alone.{rest}",
-        diff=[{"before_header": "keys", "after_header": "keys", "before": f"{count} keys\n", "after": f"{count - tally.keys} keys\n"}],
+        msg=(
+            f"{tally.keys} keys ({tally.bytes} bytes) {verb}; {tally.left['protected']} protected keys left"
+            f" alone.{rest}"
+        ),
+        diff=[
+            {
+                "before_header": "keys",
+                "after_header": "keys",
+                "before": f"{count} keys\n",
+                "after": f"{count - tally.keys} keys\n",
+            }
+        ],
         extra={
-            "key_count": tally.keys, "bytes_freed": tally.bytes, "left": tally.left, "scanned": tally.scanned, "slices": tally.slices,
-            "complete": tally.complete, "longest_slice_ms": round(tally.longest_ms, 2), "duration_ms": round((time.monotonic() - started) * 1000, 1),
+            "key_count": tally.keys,
+            "bytes_freed": tally.bytes,
+            "left": tally.left,
+            "scanned": tally.scanned,
+            "slices": tally.slices,
+            "complete": tally.complete,
+            "longest_slice_ms": round(tally.longest_ms, 2),
+            "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },
-    )  # fmt: skip
+    )
 
 
 def _sweep(
@@ -265,7 +337,15 @@ def _sweep(
             if not part:
                 break
             begun = time.monotonic()
-            answers = script(keys=part, args=["count" if check_mode else "unlink", kinds, options.idle_time, "1" if options.missing_ttl else "0"])
+            answers = script(
+                keys=part,
+                args=[
+                    "count" if check_mode else "unlink",
+                    kinds,
+                    options.idle_time,
+                    "1" if options.missing_ttl else "0",
+                ],
+            )
             slowest = max(slowest, (time.monotonic() - begun) * 1000)
             tally.taken[name].keys += answers[0]
             tally.taken[name].bytes += answers[4]

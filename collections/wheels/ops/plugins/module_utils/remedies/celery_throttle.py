@@ -33,15 +33,26 @@ def validate(state: str, level: int, classes: t.Sequence[str], expires_s: int, r
     if state not in ("throttled", "normal"):
         raise OpsError(f"The state {state!r} does not exist.", hint="Use throttled or normal.")
     if not 1 <= level < len(FACTORS):
-        raise OpsError(f"level is {level}, which is out of range.", hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.")
+        raise OpsError(
+            f"level is {level}, which is out of range.",
+            hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.",
+        )
     forbidden = sorted(set(classes) & set(NEVER))
     if forbidden:
-        raise OpsError(f"{', '.join(forbidden)} in classes cannot be throttled: users wait for it.", hint=f"Choose from {', '.join(CLASSES)}.")
+        raise OpsError(
+            f"{', '.join(forbidden)} in classes cannot be throttled: users wait for it.",
+            hint=f"Choose from {', '.join(CLASSES)}.",
+        )
     strange = sorted(set(classes) - set(CLASSES))
     if strange or (state == "throttled" and not classes):
-        raise OpsError(f"Unknown classes: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(CLASSES)}.")
+        raise OpsError(
+            f"Unknown classes: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(CLASSES)}."
+        )
     if not MIN_EXPIRES <= expires_s <= MAX_EXPIRES:
-        raise OpsError(f"expires_s is {expires_s}, which is out of range.", hint=f"{MIN_EXPIRES} s to {MAX_EXPIRES} s: a throttle must end by itself.")
+        raise OpsError(
+            f"expires_s is {expires_s}, which is out of range.",
+            hint=f"{MIN_EXPIRES} s to {MAX_EXPIRES} s: a throttle must end by itself.",
+        )
     if len(reason) > 200 or not reason.isprintable():
         raise OpsError("reason is not one line of at most 200 characters.", hint="Shorten it.")
 
@@ -72,45 +83,90 @@ def run(
 
     client = broker.connect(redis_url, timeout=timeout)
     try:
-        return _apply(client, state, level, tuple(name for name in CLASSES if name in classes), expires_s, reason, wait_timeout, check_mode)
+        return _apply(
+            client,
+            state,
+            level,
+            tuple(name for name in CLASSES if name in classes),
+            expires_s,
+            reason,
+            wait_timeout,
+            check_mode,
+        )
     except redis.RedisError as error:
         raise redis_errors.explain(
-            error, redis_url, silent="does not work", hint="Start it, or correct redis_url, then run again; full rate applies meanwhile."
+            error,
+            redis_url,
+            silent="does not work",
+            hint="Start it, or correct redis_url, then run again; full rate applies meanwhile.",
         ) from error
     finally:
         client.close()
 
 
-def _apply(client: t.Any, state: str, level: int, classes: t.Tuple[str, ...], expires_s: int, reason: str, wait_timeout: float, check_mode: bool) -> Result:
+def _apply(
+    client: t.Any,
+    state: str,
+    level: int,
+    classes: t.Tuple[str, ...],
+    expires_s: int,
+    reason: str,
+    wait_timeout: float,
+    check_mode: bool,
+) -> Result:
     kind = client.type(THROTTLE_KEY)
     if kind not in ("hash", "none"):
-        raise OpsError(f"The key {THROTTLE_KEY} is a {kind}, which is not ours.", hint="Look who writes it; wrong database?")
+        raise OpsError(
+            f"The key {THROTTLE_KEY} is a {kind}, which is not ours.", hint="Look who writes it; wrong database?"
+        )
     before = _state(client)
     if state == "normal":
         changed, wanted = before["level"] > 0, _facts({}, -2)
     else:
         same = before["level"] == level and set(before["classes"]) == set(classes) and before["source"] == "operator"
         changed = not same or before["expires_s"] < expires_s / 2
-        wanted = _facts({"level": str(level), "classes": ",".join(classes), "source": "operator", "reason": reason}, expires_s) if changed else before
-    action = {"action": "throttle" if state == "throttled" else "restore", "target": THROTTLE_KEY, "changed": changed, "factor": wanted["factor"]}
+        wanted = (
+            _facts(
+                {"level": str(level), "classes": ",".join(classes), "source": "operator", "reason": reason}, expires_s
+            )
+            if changed
+            else before
+        )
+    action = {
+        "action": "throttle" if state == "throttled" else "restore",
+        "target": THROTTLE_KEY,
+        "changed": changed,
+        "factor": wanted["factor"],
+    }
     after: t.Dict[str, t.Any] = {**wanted, "queued": before["queued"]}
     applied: t.Optional[bool] = None
     if not check_mode:
         if changed and state == "normal":
             client.delete(THROTTLE_KEY)
         elif changed:
-            client.eval(_REPLACE, 1, THROTTLE_KEY, str(level), ",".join(classes), reason, str(int(time.time())), str(expires_s))
+            client.eval(
+                _REPLACE, 1, THROTTLE_KEY, str(level), ",".join(classes), reason, str(int(time.time())), str(expires_s)
+            )
         applied = _obeyed(client, wanted["factor"], wait_timeout)
         after = _state(client)
         if state == "throttled" and changed and (after["level"], after["source"]) != (level, "operator"):
-            raise OpsError("The throttle did not stay as it was written.", hint="Look who else writes it.", last_state=after)
+            raise OpsError(
+                "The throttle did not stay as it was written.", hint="Look who else writes it.", last_state=after
+            )
     return Result(
         changed=changed,
         before=before,
         after=after,
         actions=[action],
         msg=_sentence(state, after, changed, applied, check_mode),
-        diff=[{"before": _text(before), "after": _text(after), "before_header": THROTTLE_KEY, "after_header": THROTTLE_KEY}],
+        diff=[
+            {
+                "before": _text(before),
+                "after": _text(after),
+                "before_header": THROTTLE_KEY,
+                "after_header": THROTTLE_KEY,
+            }
+        ],
         extra={"applied": applied},
     )
 
@@ -122,9 +178,13 @@ def _facts(fields: t.Mapping[str, str], ttl: int) -> t.Dict[str, t.Any]:
         level = 0
     classes = [name for name in fields.get("classes", "").split(",") if name]
     return {
-        "level": level, "factor": FACTORS[level], "classes": classes, "source": fields.get("source", ""), "reason": fields.get("reason", ""),
+        "level": level,
+        "factor": FACTORS[level],
+        "classes": classes,
+        "source": fields.get("source", ""),
+        "reason": fields.get("reason", ""),
         "expires_s": max(0, ttl),
-    }  # fmt: skip
+    }
 
 
 def _state(client: t.Any) -> t.Dict[str, t.Any]:
@@ -155,16 +215,29 @@ def _obeyed(client: t.Any, factor: int, wait_timeout: float) -> t.Optional[bool]
 def _text(facts: t.Mapping[str, t.Any]) -> str:
     if not facts["level"]:
         return "full rate\n"
-    return f"level {facts['level']} ({facts['factor']} times rarer): {', '.join(facts['classes'])}\nby {facts['source']}\n"
+    return (
+        f"level {facts['level']} ({facts['factor']} times rarer): {', '.join(facts['classes'])}\nby {facts['source']}\n"
+    )
 
 
-def _sentence(state: str, after: t.Mapping[str, t.Any], changed: bool, applied: t.Optional[bool], check_mode: bool) -> str:
+def _sentence(
+    state: str, after: t.Mapping[str, t.Any], changed: bool, applied: t.Optional[bool], check_mode: bool
+) -> str:
     if state == "normal":
-        done = "Background work runs at its full rate." if not changed else "Background work would return to its full rate." if check_mode else ""
+        done = (
+            "Background work runs at its full rate."
+            if not changed
+            else "Background work would return to its full rate."
+            if check_mode
+            else ""
+        )
         done = done or "Background work returns to its full rate."
     else:
         verb = "would come" if check_mode and changed else "come"
-        done = f"Periodic tasks of {', '.join(after['classes'])} {verb} {after['factor']} times as rarely, for {after['expires_s']} s at most."
+        done = (
+            f"Periodic tasks of {', '.join(after['classes'])} {verb} {after['factor']} times as rarely, for"
+            f" {after['expires_s']} s at most."
+        )
     if check_mode:
         return done
     if applied is None:

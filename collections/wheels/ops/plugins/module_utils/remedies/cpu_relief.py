@@ -61,13 +61,21 @@ def validate(options: Options) -> None:
         value = getattr(options, name)
         if not low <= value <= high:
             raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
-    for name, expression in [*(("demote", entry) for entry in options.demote), *(("protect", entry) for entry in options.protect)]:
+    for name, expression in [
+        *(("demote", entry) for entry in options.demote),
+        *(("protect", entry) for entry in options.protect),
+    ]:
         if not expression:
-            raise OpsError(f"{name} holds an empty expression, which matches every process.", hint=f"Name a part of the command line, or leave {name} out.")
+            raise OpsError(
+                f"{name} holds an empty expression, which matches every process.",
+                hint=f"Name a part of the command line, or leave {name} out.",
+            )
         try:
             re.compile(expression)
         except re.error as error:
-            raise OpsError(f"{name} holds {expression!r}, which is no regular expression: {error}.", hint="Correct it.") from None
+            raise OpsError(
+                f"{name} holds {expression!r}, which is no regular expression: {error}.", hint="Correct it."
+            ) from None
 
 
 def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:
@@ -76,7 +84,10 @@ def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:
     hertz = os.sysconf("SC_CLK_TCK")
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+            with (
+                contextlib.suppress(OSError, IndexError, ValueError),
+                open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file,
+            ):
                 fields = file.read().rpartition(")")[2].split()
                 found[int(entry)] = ((int(fields[11]) + int(fields[12])) / hertz, float(fields[19]))
     return found
@@ -92,7 +103,14 @@ def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
         earlier = before.get(pid, (0.0, born))
         if earlier[1] == born and seconds > earlier[0]:
             command = " ".join(processes.command_line(pid)) or f"[{pid}]"
-            found.append({"pid": pid, "percent": round(100 * (seconds - earlier[0]) / took, 1), "command": command[:300], "born": born})
+            found.append(
+                {
+                    "pid": pid,
+                    "percent": round(100 * (seconds - earlier[0]) / took, 1),
+                    "command": command[:300],
+                    "born": born,
+                }
+            )
     return sorted(found, key=lambda entry: -t.cast(float, entry["percent"]))
 
 
@@ -103,7 +121,10 @@ def control_group(pid: int) -> str:
             lines = [line.strip().split(":", 2) for line in file]
     except OSError:
         return ""
-    return next((path for _number, names, path in lines if "cpu" in names.split(",")), next((path for number, names, path in lines if not names), ""))
+    return next(
+        (path for _number, names, path in lines if "cpu" in names.split(",")),
+        next((path for number, names, path in lines if not names), ""),
+    )
 
 
 def autogroup(pid: int) -> t.Tuple[str, int]:
@@ -112,7 +133,10 @@ def autogroup(pid: int) -> t.Tuple[str, int]:
     Between two sessions only this nice counts: the hog of a cron job yields to a service of systemd only with both changed.
     """
     try:
-        with open(f"/proc/{pid}/autogroup", encoding="ascii") as file, open("/proc/sys/kernel/sched_autogroup_enabled", encoding="ascii") as switch:
+        with (
+            open(f"/proc/{pid}/autogroup", encoding="ascii") as file,
+            open("/proc/sys/kernel/sched_autogroup_enabled", encoding="ascii") as switch,
+        ):
             found = re.fullmatch(r"(\S+) nice (-?\d+)\s*", file.read())
             return (found[1], int(found[2])) if found and switch.read().strip() == "1" else ("", 0)
     except OSError:
@@ -131,7 +155,10 @@ def scheduling(pid: int) -> t.Dict[int, t.Dict[str, int]]:
         for entry in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
                 thread = int(entry)
-                found[thread] = {"policy": os.sched_getscheduler(thread), "nice": os.getpriority(os.PRIO_PROCESS, thread)}
+                found[thread] = {
+                    "policy": os.sched_getscheduler(thread),
+                    "nice": os.getpriority(os.PRIO_PROCESS, thread),
+                }
     return found
 
 
@@ -152,7 +179,10 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         lock = os.open(directory / "cpu_relief.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     except OSError as error:
-        raise OpsError(f"The state directory {directory} cannot be written: {error.strerror}.", hint="Run as root, or set state_dir.") from None
+        raise OpsError(
+            f"The state directory {directory} cannot be written: {error.strerror}.",
+            hint="Run as root, or set state_dir.",
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _run(options, path, check_mode)
@@ -189,11 +219,15 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
     text = "".join(f"{entry['target']}: {entry['before']} -> {entry['after']}\n" for entry in actions)
     return Result(
         changed=bool(count),
-        before={"held": len(held) + len(due) - sum(entry["action"] == "yield" and entry["changed"] for entry in actions)},
+        before={
+            "held": len(held) + len(due) - sum(entry["action"] == "yield" and entry["changed"] for entry in actions)
+        },
         after={"held": len(held)},
         actions=actions,
         msg=f"{count} processes {would}{verb}." if actions else "Nothing to do.",
-        diff=[{"before": "", "after": text, "before_header": "scheduling", "after_header": "scheduling"}] if text else [],
+        diff=(
+            [{"before": "", "after": text, "before_header": "scheduling", "after_header": "scheduling"}] if text else []
+        ),
         extra={"top": [{key: value for key, value in entry.items() if key != "born"} for entry in top[:10]]},
     )
 
@@ -223,15 +257,25 @@ def _make_yield(
     before = scheduling(pid)
     groups = {control_group(protected) for protected in options.protected_pids} - {""}
     action: t.Dict[str, t.Any] = {
-        "action": "yield", "target": f"process {pid}", "pid": pid, "command": consumer["command"], "percent": consumer["percent"], "changed": True,
-        "before": _shown(before), "after": "SCHED_IDLE" if options.method == "idle" else "nice 19",
+        "action": "yield",
+        "target": f"process {pid}",
+        "pid": pid,
+        "command": consumer["command"],
+        "percent": consumer["percent"],
+        "changed": True,
+        "before": _shown(before),
+        "after": "SCHED_IDLE" if options.method == "idle" else "nice 19",
         # Scheduling compares within one group: a hog in another one yields to its own neighbours only.
         "effective": not groups or control_group(pid) in groups,
-    }  # fmt: skip
-    ordinary = {thread: state for thread, state in before.items() if state["policy"] in (os.SCHED_OTHER, os.SCHED_BATCH)}
+    }
+    ordinary = {
+        thread: state for thread, state in before.items() if state["policy"] in (os.SCHED_OTHER, os.SCHED_BATCH)
+    }
     if not ordinary or (options.method == "nice" and all(state["nice"] >= 19 for state in ordinary.values())):
         return None, {**action, "changed": False, "after": action["before"]}
-    refusal = OpsError(f"Process {pid} may not be changed.", hint="Run as root (become: true): putting it back needs CAP_SYS_NICE.")
+    refusal = OpsError(
+        f"Process {pid} may not be changed.", hint="Run as root (become: true): putting it back needs CAP_SYS_NICE."
+    )
     if not _privileged() and not _may_be_put_back(pid, ordinary):
         raise refusal
     if not check_mode:
@@ -292,17 +336,28 @@ def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]
         except ProcessLookupError:
             continue
         except PermissionError:
-            raise OpsError(f"Process {pid} may not be put back.", hint="Run as root (become: true): it needs CAP_SYS_NICE.") from None
+            raise OpsError(
+                f"Process {pid} may not be put back.", hint="Run as root (become: true): it needs CAP_SYS_NICE."
+            ) from None
     if entry["session"] and autogroup(pid)[0] == entry["session"] and not check_mode:
         with contextlib.suppress(OSError):
             _set_autogroup(pid, entry["session_nice"])
     states = {int(thread): state for thread, state in known.items()}
-    return {"action": "restore", "target": f"process {pid}", "pid": pid, "changed": True, "before": _shown(now), "after": _shown(states)}
+    return {
+        "action": "restore",
+        "target": f"process {pid}",
+        "pid": pid,
+        "changed": True,
+        "before": _shown(now),
+        "after": _shown(states),
+    }
 
 
 def _shown(states: t.Mapping[int, t.Mapping[str, int]]) -> str:
     names = {os.SCHED_OTHER: "normal", os.SCHED_BATCH: "SCHED_BATCH", os.SCHED_IDLE: "SCHED_IDLE"}
-    return ", ".join(sorted({f"{names.get(state['policy'], 'real-time')} nice {state['nice']}" for state in states.values()}))
+    return ", ".join(
+        sorted({f"{names.get(state['policy'], 'real-time')} nice {state['nice']}" for state in states.values()})
+    )
 
 
 def _read(path: Path) -> t.List[t.Dict[str, t.Any]]:
@@ -324,7 +379,9 @@ def _whole(entry: t.Any) -> bool:
     """Whether an entry has what is needed to put its process back."""
 
     def numbers(value: t.Any, *keys: str) -> bool:
-        return isinstance(value, dict) and all(isinstance(value.get(key), int) and not isinstance(value.get(key), bool) for key in keys)
+        return isinstance(value, dict) and all(
+            isinstance(value.get(key), int) and not isinstance(value.get(key), bool) for key in keys
+        )
 
     return (
         numbers(entry, "pid")

@@ -39,7 +39,14 @@ from . import blocks, leftovers
 BEGUN, ROLLING_BACK, FINISHED, ROLLED_BACK = "begun", "rolling_back", "finished", "rolled_back"
 _OPEN = (BEGUN, ROLLING_BACK)
 #: What changes a host. Only a deployment replaces files, so only its journal matters to others.
-DEPLOY, RECOVER, ROLLBACK, MAINTENANCE, MONITOR, PREPARE = KINDS = ("deploy", "recover", "rollback", "maintenance", "monitor", "prepare")
+DEPLOY, RECOVER, ROLLBACK, MAINTENANCE, MONITOR, PREPARE = KINDS = (
+    "deploy",
+    "recover",
+    "rollback",
+    "maintenance",
+    "monitor",
+    "prepare",
+)
 #: These work with an interrupted deployment: the first two end it, the last does not touch the backend.
 _OVER_INTERRUPTED = (DEPLOY, ROLLBACK, PREPARE)
 #: Of the ids of recovery, which the first version had instead of ``kind``.
@@ -82,7 +89,10 @@ class Journal:
         path = self.directory(name) / "manifest.json"
         if self._is_no_directory():
             raise self._no_directory()
-        hint = f"Deployment {name} cannot be rolled back from it: restore the file from a backup, or move {path.parent} away."
+        hint = (
+            f"Deployment {name} cannot be rolled back from it: restore the file from a backup, or move {path.parent}"
+            " away."
+        )
         manifest = documents.load(path, hint=hint)
         if manifest is not None:
             fault = _fault(manifest, name)
@@ -102,7 +112,10 @@ class Journal:
         try:
             write_json(path, manifest)
         except OSError as error:
-            raise OpsError(f"Cannot write {path}: {error.strerror}.", hint=f"Look at {self.deployments}; move away what is no directory.") from error
+            raise OpsError(
+                f"Cannot write {path}: {error.strerror}.",
+                hint=f"Look at {self.deployments}; move away what is no directory.",
+            ) from error
 
     def scan(self) -> t.Tuple[t.List[Manifest], t.List[documents.Damaged]]:
         """Every manifest, oldest first, and those that cannot be used."""
@@ -145,7 +158,8 @@ class Journal:
         for damaged in self.scan()[1]:
             if damaged.path.parent.name > newest and not damaged.path.parent.name.startswith(RECOVER_PREFIX):
                 raise OpsError(
-                    f"It cannot be told whether {damaged.path.parent.name} is the newest deployment in force: {damaged.message}",
+                    f"It cannot be told whether {damaged.path.parent.name} is the newest deployment in force:"
+                    f" {damaged.message}",
                     hint=f"{damaged.hint} Or name the deployment to roll back: -e wheels_ops_deployment_id=ID.",
                 )
         if not newest:
@@ -165,7 +179,11 @@ class Journal:
         manifest = self.find(name)
         if manifest is None or manifest["state"] != BEGUN:
             return
-        late = {path: entry for path, entry in manifest["files"].items() if path in wanted and entry["installed"][-1:] != [wanted[path]]}
+        late = {
+            path: entry
+            for path, entry in manifest["files"].items()
+            if path in wanted and entry["installed"][-1:] != [wanted[path]]
+        }
         for path, entry in late.items():
             entry["installed"] = [*(each for each in entry["installed"] if each != wanted[path]), wanted[path]]
         if late:
@@ -310,7 +328,10 @@ def hold(
         if kind == ROLLBACK and unfinished and deployment_id not in ("", unfinished["id"]):
             raise OpsError(
                 f"{_interrupted(unfinished)}, so {deployment_id} cannot be rolled back before it.",
-                hint="Roll that one back first: ansible-playbook playbooks/rollback.yml, without wheels_ops_deployment_id.",
+                hint=(
+                    "Roll that one back first: ansible-playbook playbooks/rollback.yml, without"
+                    " wheels_ops_deployment_id."
+                ),
             )
         result = Result(
             before={"lock": claim.previous},
@@ -331,7 +352,12 @@ def let_go(state_dir: str, *, holder: str, check_mode: bool = False) -> Result:
     if not check_mode:
         lock.release(root, holder)
     after = "" if before == holder else before
-    return Result(before={"lock": before}, after={"lock": after}, msg=f"{holder} does not hold the lock of this host.", extra={"holder": before})
+    return Result(
+        before={"lock": before},
+        after={"lock": after},
+        msg=f"{holder} does not hold the lock of this host.",
+        extra={"holder": before},
+    )
 
 
 def _kind(kind: str) -> str:
@@ -374,7 +400,10 @@ def _require_new(journal: Journal, name: str) -> None:
     """Raises ``OpsError`` where a journal of that id keeps originals: two controllers, or a clock that was set back, may name two alike."""
     manifest = journal.find(name)
     if manifest is not None and manifest["files"]:
-        raise OpsError(f"There is a deployment {name} on this host already.", hint="Run it again, so that it gets an id of its own.")
+        raise OpsError(
+            f"There is a deployment {name} on this host already.",
+            hint="Run it again, so that it gets an id of its own.",
+        )
 
 
 def _after_all(journal: Journal) -> str:
@@ -383,7 +412,9 @@ def _after_all(journal: Journal) -> str:
     if now() <= newest:
         # Not where the time in a manifest is none, or the last that there is.
         with contextlib.suppress(OverflowError, ValueError):
-            return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(calendar.timegm(time.strptime(newest, "%Y-%m-%dT%H:%M:%SZ")) + 1))
+            return time.strftime(
+                "%Y-%m-%dT%H:%M:%SZ", time.gmtime(calendar.timegm(time.strptime(newest, "%Y-%m-%dT%H:%M:%SZ")) + 1)
+            )
     return now()
 
 
@@ -391,7 +422,10 @@ def _require_none_interrupted(unfinished: t.Optional[Manifest], kind: str) -> No
     if unfinished and kind not in _OVER_INTERRUPTED:
         raise OpsError(
             f"{_interrupted(unfinished)}, so nothing is changed here.",
-            hint="Finish it: ansible-playbook playbooks/deploy.yml; or roll it back: ansible-playbook playbooks/rollback.yml",
+            hint=(
+                "Finish it: ansible-playbook playbooks/deploy.yml; or roll it back: ansible-playbook"
+                " playbooks/rollback.yml"
+            ),
             unfinished=unfinished["id"],
         )
 
@@ -401,7 +435,8 @@ def _make(root: Path) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OpsError(
-            f"The state directory {root} cannot be written: {error.strerror}.", hint="Choose another with wheels_ops_state_dir, or run as root."
+            f"The state directory {root} cannot be written: {error.strerror}.",
+            hint="Choose another with wheels_ops_state_dir, or run as root.",
         ) from error
 
 
@@ -413,7 +448,9 @@ def step(state_dir: str, name: str, what: str) -> None:
     journal.write(manifest)
 
 
-def end(state_dir: str, name: str, *, holder: str, state: str, release: bool = True, check_mode: bool = False) -> Result:
+def end(
+    state_dir: str, name: str, *, holder: str, state: str, release: bool = True, check_mode: bool = False
+) -> Result:
     """Closes the journal with ``finished`` or ``rolled_back``, and with ``release`` gives the lock back.
 
     A deployment that replaced no file leaves no journal behind. Raises ``OpsError``, and changes nothing, where another run holds the lock,
@@ -422,16 +459,25 @@ def end(state_dir: str, name: str, *, holder: str, state: str, release: bool = T
     """
     journal = Journal(state_dir)
     manifest = journal.find(name)
-    result = Result(msg=f"Deployment {name}: {state}.", before={"state": manifest["state"] if manifest else ""}, after={"state": state})
+    result = Result(
+        msg=f"Deployment {name}: {state}.",
+        before={"state": manifest["state"] if manifest else ""},
+        after={"state": state},
+    )
     result.extra = {"failing_before": manifest.get("failing_before", []) if manifest else []}
     if check_mode or not journal.root.is_dir():
         return result
     with lock.guard(journal.root):
         manifest = journal.find(name)
         entry = lock.read(journal.root)
-        if entry.holder != holder if entry else manifest is not None and manifest.get("holder") != holder and manifest["state"] in _OPEN:
+        if (
+            entry.holder != holder
+            if entry
+            else manifest is not None and manifest.get("holder") != holder and manifest["state"] in _OPEN
+        ):
             raise OpsError(
-                f"{f'{entry.title} holds this host: {entry.holder}' if entry else 'Nobody holds this host'}, so {holder} cannot close {name}.",
+                f"{f'{entry.title} holds this host: {entry.holder}' if entry else 'Nobody holds this host'}, so"
+                f" {holder} cannot close {name}.",
                 hint="The lock was taken over meanwhile. Look at this host, then run the playbook again.",
             )
         if manifest is not None and manifest["files"]:
@@ -449,7 +495,9 @@ def _require_on_disk(manifest: Manifest, state: str) -> None:
     if state == FINISHED:
         if manifest["state"] == ROLLING_BACK:
             raise OpsError(f"Deployment {name} is being rolled back.", hint="Run the playbook deploy, or rollback.")
-        other = sorted(path for path, entry in manifest["files"].items() if not _as_installed(path, entry, entry["installed"][-1:]))
+        other = sorted(
+            path for path, entry in manifest["files"].items() if not _as_installed(path, entry, entry["installed"][-1:])
+        )
         if other:
             raise OpsError(
                 f"{len(other)} files are not as deployment {name} installed them: {', '.join(other)}.",
@@ -457,7 +505,11 @@ def _require_on_disk(manifest: Manifest, state: str) -> None:
                 drifted=other,
             )
     else:
-        ours = sorted(path for path, entry in manifest["files"].items() if entry["original"] not in entry["installed"] and _is_ours(path, entry))
+        ours = sorted(
+            path
+            for path, entry in manifest["files"].items()
+            if entry["original"] not in entry["installed"] and _is_ours(path, entry)
+        )
         if ours:
             raise OpsError(
                 f"{len(ours)} files are still as deployment {name} installed them: {', '.join(ours)}.",

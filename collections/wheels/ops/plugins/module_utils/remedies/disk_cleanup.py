@@ -111,7 +111,10 @@ class Target:
 
     def concerns(self, path: str, device: int) -> bool:
         if self.directories:
-            return any(path == entry or path.startswith(entry.rstrip("/") + "/") or entry.startswith(path + "/") for entry in self.directories)
+            return any(
+                path == entry or path.startswith(entry.rstrip("/") + "/") or entry.startswith(path + "/")
+                for entry in self.directories
+            )
         return device == self.device
 
     def as_dict(self) -> t.Dict[str, t.Any]:
@@ -158,11 +161,21 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     if not named:
         raise OpsError("A source of files has no path.", hint="Name its directory.")
     # The programs that own the other kinds clear them; what may not be cleaned as a whole may be cleared so.
-    path = require_safe(named, "path of a source") if kind in ("files", "core_dumps") else absolute(named, "path of a source")
-    names = {key: tuple(given.get(key) or default) for key, default in (("patterns", ("*",)), ("exclude", ()), ("age_by", _AGES))}
+    path = (
+        require_safe(named, "path of a source")
+        if kind in ("files", "core_dumps")
+        else absolute(named, "path of a source")
+    )
+    names = {
+        key: tuple(given.get(key) or default)
+        for key, default in (("patterns", ("*",)), ("exclude", ()), ("age_by", _AGES))
+    }
     for pattern in names["patterns"] + names["exclude"]:
         if not pattern or "/" in pattern or ".." in pattern:
-            raise OpsError(f"The pattern {pattern!r} of {path} is no pattern for a name.", hint="Use *, ? and [a-z]; directories belong into path.")
+            raise OpsError(
+                f"The pattern {pattern!r} of {path} is no pattern for a name.",
+                hint="Use *, ? and [a-z]; directories belong into path.",
+            )
     strange = sorted(set(names["age_by"]) - set(_AGES))
     if strange:
         raise OpsError(f"age_by of {path} names {', '.join(strange)}.", hint=f"Choose of {', '.join(_AGES)}.")
@@ -172,15 +185,24 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     if not 0 <= keep <= 1_000_000:
         raise OpsError(f"keep_newest of {path} is {keep}.", hint="It goes from 0 to 1,000,000.")
     return Source(
-        path=path, age=units.duration(given.get("age") or 0, f"age of {path}"), age_by=names["age_by"], patterns=names["patterns"], exclude=names["exclude"],
-        keep_newest=keep, min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"), recurse=given.get("recurse") is not False,
-        kind=kind, optional=not given.get("path"),
-    )  # fmt: skip
+        path=path,
+        age=units.duration(given.get("age") or 0, f"age of {path}"),
+        age_by=names["age_by"],
+        patterns=names["patterns"],
+        exclude=names["exclude"],
+        keep_newest=keep,
+        min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"),
+        recurse=given.get("recurse") is not False,
+        kind=kind,
+        optional=not given.get("path"),
+    )
 
 
 def parse_target(given: t.Mapping[str, t.Any]) -> Target:
     """A target from a caller's dictionary. Raises ``OpsError`` for nonsense."""
-    directories = tuple(os.path.realpath(absolute(str(path), "directories of a target")) for path in given.get("directories") or ())
+    directories = tuple(
+        os.path.realpath(absolute(str(path), "directories of a target")) for path in given.get("directories") or ()
+    )
     place = str(given.get("filesystem") or "")
     if bool(directories) == bool(place):
         raise OpsError("A target names neither a filesystem nor directories, or both.", hint="Give one of them.")
@@ -196,11 +218,17 @@ def parse_target(given: t.Mapping[str, t.Any]) -> Target:
     if directories:
         target.budget = units.size(given.get("budget") or 0, f"budget of the target {target.name}")
         if not target.budget or target.inodes_percent is not None or target.free_bytes is not None:
-            raise OpsError(f"The target {target.name} needs a budget and takes only percent beside it.", hint="For example budget: 150MB, percent: 75.")
+            raise OpsError(
+                f"The target {target.name} needs a budget and takes only percent beside it.",
+                hint="For example budget: 150MB, percent: 75.",
+            )
         target.percent = 100.0 if target.percent is None else target.percent
-    elif given.get("budget") or (target.percent is None and target.inodes_percent is None and target.free_bytes is None):
+    elif given.get("budget") or (
+        target.percent is None and target.inodes_percent is None and target.free_bytes is None
+    ):
         raise OpsError(
-            f"The target {target.name} does not say what is to be reached.", hint="Give percent, inodes_percent or free_bytes; budget is for directories."
+            f"The target {target.name} does not say what is to be reached.",
+            hint="Give percent, inodes_percent or free_bytes; budget is for directories.",
         )
     return target
 
@@ -262,7 +290,10 @@ class Cleanup:
         """Has the program that owns a source clear it, and measures that."""
         tally = _Tally()
         if not source.optional and not os.path.isdir(source.path):
-            raise OpsError(f"{source.path} is no directory.", hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.")
+            raise OpsError(
+                f"{source.path} is no directory.",
+                hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.",
+            )
         if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
             return tally
         foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)
@@ -286,7 +317,14 @@ class Cleanup:
         moment_of, least, count = source.moment, source.min_size, source.keep_newest
 
         def newest(walk: t.Iterator[Seen]) -> t.List[t.Tuple[int, int]]:
-            return heapq.nlargest(count, ((moment_of(status), status.st_ino) for _directory, _name, status in walk if status.st_blocks * 512 >= least))
+            return heapq.nlargest(
+                count,
+                (
+                    (moment_of(status), status.st_ino)
+                    for _directory, _name, status in walk
+                    if status.st_blocks * 512 >= least
+                ),
+            )
 
         found = tree.gather(newest, named=_name_filter(source), by=source.times)
         return frozenset(heapq.nlargest(count, itertools.chain.from_iterable(found)))
@@ -320,7 +358,9 @@ class Cleanup:
                     heapq.heappushpop(heap, (-moment, -inode, blocks, name, directory))
             return heap, more, spared
 
-        found = tree.gather(oldest, named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times)
+        found = tree.gather(
+            oldest, named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times
+        )
         tally.skipped.update(tree.skipped)
         spared = sum(part[2] for part in found)
         if spared:
@@ -387,7 +427,9 @@ def run(
         try:
             goal.measure()
         except OSError as error:
-            raise OpsError(f"Cannot look at {goal.name}: {error.strerror}.", hint="Name a directory that exists.") from error
+            raise OpsError(
+                f"Cannot look at {goal.name}: {error.strerror}.", hint="Name a directory that exists."
+            ) from error
     started = time.monotonic()
     before = {goal.name: goal.as_dict() for goal in goals}
     places = sorted({source.path for source in wanted if os.path.isdir(source.path)})
@@ -402,25 +444,45 @@ def run(
     for source in wanted:
         tally = cleanup.clean(source)
         names += tally.names
-        actions.append({
-            "action": "delete", "target": source.path, "kind": source.kind, "changed": bool(tally.files), "files": tally.files, "bytes_freed": tally.bytes,
-            "candidates": tally.candidates, "skipped": dict(sorted(tally.skipped.items())),
-        })  # fmt: skip
+        actions.append(
+            {
+                "action": "delete",
+                "target": source.path,
+                "kind": source.kind,
+                "changed": bool(tally.files),
+                "files": tally.files,
+                "bytes_freed": tally.bytes,
+                "candidates": tally.candidates,
+                "skipped": dict(sorted(tally.skipped.items())),
+            }
+        )
     for entry in nameless:
         if needed and disk_sources.releasable(entry, release_deleted) and (check_mode or disk_sources.release(entry)):
-            actions.append({"action": "release", "target": entry["path"], "changed": True, "files": 0, "bytes_freed": entry["bytes"], "pid": entry["pid"]})
+            actions.append(
+                {
+                    "action": "release",
+                    "target": entry["path"],
+                    "changed": True,
+                    "files": 0,
+                    "bytes_freed": entry["bytes"],
+                    "pid": entry["pid"],
+                }
+            )
     if not check_mode:
         for goal in goals:
             goal.measure()
     files, freed = sum(action["files"] for action in actions), sum(action["bytes_freed"] for action in actions)
     missed = [goal.name for goal in goals if not goal.met()]
     verb = "would be removed" if check_mode else "removed"
-    msg = f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
+    msg = (
+        f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
+    )
     if nameless:
         held = sum(entry["bytes"] for entry in nameless)
         first = nameless[0]
         msg += (
-            f" {units.readable(held)} are deleted but still open, most by {first['unit'] or first['command']} ({first['pid']}): have it reopen or restart it."
+            f" {units.readable(held)} are deleted but still open, most by {first['unit'] or first['command']}"
+            f" ({first['pid']}): have it reopen or restart it."
         )
     if missed:
         msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
@@ -429,13 +491,24 @@ def run(
         before={"targets": before, "used_bytes": space_before},
         after={
             "targets": {goal.name: goal.as_dict() for goal in goals},
-            "used_bytes": {place: space_before[place] - freed if check_mode else filesystem(place)["used_bytes"] for place in places},
+            "used_bytes": {
+                place: space_before[place] - freed if check_mode else filesystem(place)["used_bytes"]
+                for place in places
+            },
         },
         actions=actions,
         msg=msg,
-        diff=[{"before_header": "files", "after_header": "files", "before": "\n".join([*names, ""]), "after": ""}] if want_diff and names else [],
+        diff=(
+            [{"before_header": "files", "after_header": "files", "before": "\n".join([*names, ""]), "after": ""}]
+            if want_diff and names
+            else []
+        ),
         extra={
-            "files": files, "bytes_freed": freed, "missed": missed, "deleted_open": nameless, "unreadable_processes": seen.unreadable,
+            "files": files,
+            "bytes_freed": freed,
+            "missed": missed,
+            "deleted_open": nameless,
+            "unreadable_processes": seen.unreadable,
             "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },
-    )  # fmt: skip
+    )

@@ -15,8 +15,17 @@ from ..results import OpsError
 def place_of(name: str, entry: t.Mapping[str, t.Any]) -> t.Tuple[Path, str]:
     """The real path of a file in a manifest, and the directory below which no link is followed to it. Raises ``OpsError`` for a damaged entry."""
     root, relative = entry.get("root", "/"), entry.get("relative", name.lstrip("/"))
-    if not isinstance(root, str) or not isinstance(relative, str) or not root.startswith("/") or relative.startswith("/") or not relative:
-        raise OpsError(f"The journal's entry for {name} is damaged.", hint="Nothing was changed. Restore the state directory from a backup.")
+    if (
+        not isinstance(root, str)
+        or not isinstance(relative, str)
+        or not root.startswith("/")
+        or relative.startswith("/")
+        or not relative
+    ):
+        raise OpsError(
+            f"The journal's entry for {name} is damaged.",
+            hint="Nothing was changed. Restore the state directory from a backup.",
+        )
     return Path(root, relative), root
 
 
@@ -26,7 +35,9 @@ def token_of(manifest: t.Mapping[str, t.Any]) -> str:
     return token if isinstance(token, str) and re.fullmatch(r"[0-9a-f]{8}", token) else ""
 
 
-def sweep(state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.Any]], *, check_mode: bool = False) -> t.List[str]:
+def sweep(
+    state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.Any]], *, check_mode: bool = False
+) -> t.List[str]:
     """Removes the temporary files of writers that are dead, in the trees that the manifests name and in the state directory itself.
 
     In a tree, a file is ours only under the very name that a manifest records; what a living run writes is locked and stays. Gives the paths
@@ -34,7 +45,11 @@ def sweep(state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.
     Directories that a killed installation made are removed by ``backend_patch.restore``.
     """
     if not check_mode:
-        for place in (Path(state_dir), *Path(state_dir).glob("deployments/*"), *Path(state_dir).glob("deployments/*/originals")):
+        for place in (
+            Path(state_dir),
+            *Path(state_dir).glob("deployments/*"),
+            *Path(state_dir).glob("deployments/*/originals"),
+        ):
             files.sweep_directory(place)
     swept = []
     for manifest in manifests:

@@ -88,7 +88,13 @@ def unmatched(patterns: t.Sequence[str]) -> t.List[str]:
             continue
         link = os.path.islink(pattern)
         directory = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
-        why = "it is a link, and links are passed over" if link else "" if os.path.isdir(directory) else f"there is no directory {directory}"
+        why = (
+            "it is a link, and links are passed over"
+            if link
+            else ""
+            if os.path.isdir(directory)
+            else f"there is no directory {directory}"
+        )
         sentences.append(f"{pattern} in paths matches no log" + (f": {why}." if why else "."))
     return sentences
 
@@ -98,9 +104,14 @@ def log_pattern(pattern: str) -> str:
     pattern = absolute(pattern, "paths")
     literal = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
     if literal == "/" or any(literal == top or literal.startswith(top + "/") for top in DANGEROUS_BELOW):
-        raise OpsError(f"paths is {pattern!r}, and {literal} holds no logs.", hint="Name logs in a directory of their own, for example /var/log/app/*.log.")
+        raise OpsError(
+            f"paths is {pattern!r}, and {literal} holds no logs.",
+            hint="Name logs in a directory of their own, for example /var/log/app/*.log.",
+        )
     if os.path.isdir(pattern):
-        raise OpsError(f"paths is {pattern!r}, which is a directory.", hint=f"Name its logs, for example {pattern}/*.log.")
+        raise OpsError(
+            f"paths is {pattern!r}, which is a directory.", hint=f"Name its logs, for example {pattern}/*.log."
+        )
     return pattern
 
 
@@ -111,7 +122,9 @@ def trusted_directory(path: str) -> str:
         step = os.path.join(step, name)
         status = os.lstat(step)
         if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
-            raise OpsError(f"{step} is a link that belongs to somebody else.", hint="Name the directory that it leads to.")
+            raise OpsError(
+                f"{step} is a link that belongs to somebody else.", hint="Name the directory that it leads to."
+            )
     real = os.path.realpath(path)
     if any(real == top or real.startswith(top + "/") for top in DANGEROUS_BELOW):
         raise OpsError(f"{real} holds no logs.", hint="Name a directory of logs.")
@@ -122,7 +135,10 @@ class _OpenedAgain(OpsError):
     """A writer opens the log for every line, so the moment to rename it never came. The log is as it was."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{path} is opened again and again by a writer.", hint="Say with reopen how it is told to reopen, or run it again.")
+        super().__init__(
+            f"{path} is opened again and again by a writer.",
+            hint="Say with reopen how it is told to reopen, or run it again.",
+        )
 
 
 class Log:
@@ -144,7 +160,10 @@ class Log:
                 fcntl.flock(self.directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(self.directory)
-                raise OpsError(f"Another run rotates logs in {self.directory_path}.", hint="Wait for it to end; the lock ends with its process.") from None
+                raise OpsError(
+                    f"Another run rotates logs in {self.directory_path}.",
+                    hint="Wait for it to end; the lock ends with its process.",
+                ) from None
         return self
 
     def __exit__(self, *_ignored: object) -> None:
@@ -179,7 +198,9 @@ class Log:
 
     def begin(self, facts: t.Mapping[str, t.Any]) -> None:
         hidden = f"{self.record}.new"
-        descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+        descriptor = os.open(
+            hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.directory
+        )
         try:
             os.write(descriptor, json.dumps(facts).encode())
             os.fsync(descriptor)
@@ -200,11 +221,16 @@ class Log:
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_uid not in (0, os.geteuid()):
-                raise OpsError(f"{self.directory_path}/{self.record} is not ours.", hint="Somebody planted it. Look at it, and remove it.")
+                raise OpsError(
+                    f"{self.directory_path}/{self.record} is not ours.",
+                    hint="Somebody planted it. Look at it, and remove it.",
+                )
             try:
                 return t.cast(t.Dict[str, t.Any], json.loads(file.read()))
             except ValueError as error:
-                raise OpsError(f"{self.directory_path}/{self.record} cannot be read: {error}.", hint="Look at it, and remove it.") from error
+                raise OpsError(
+                    f"{self.directory_path}/{self.record} cannot be read: {error}.", hint="Look at it, and remove it."
+                ) from error
 
     def finish(self) -> t.Optional[t.Dict[str, t.Any]]:
         """Finishes what an earlier run had begun; gives an action, or None."""
@@ -213,7 +239,13 @@ class Log:
             if not self.check_mode:
                 log_archive.sweep(self.directory, self.name)
             return None
-        action: t.Dict[str, t.Any] = {"action": "finish", "target": self.path, "changed": True, "strategy": facts["strategy"], "rotated_to": facts["part"]}
+        action: t.Dict[str, t.Any] = {
+            "action": "finish",
+            "target": self.path,
+            "changed": True,
+            "strategy": facts["strategy"],
+            "rotated_to": facts["part"],
+        }
         if self.check_mode:
             return action
         names = set(os.listdir(self.directory))
@@ -250,10 +282,16 @@ class Log:
         if not free and not writers:
             if opened_again and not self.unreadable:
                 raise _OpenedAgain(self.path)
-            raise OpsError(f"Somebody writes {self.path} whom this user cannot see.", hint="Run as root, on the host itself and not in a container.")
+            raise OpsError(
+                f"Somebody writes {self.path} whom this user cannot see.",
+                hint="Run as root, on the host itself and not in a container.",
+            )
         if wanted == "rename":
             names = ", ".join(f"{holder.command} ({holder.pid})" for holder in writers)
-            raise OpsError(f"{self.path} is being written by {names}, who would go on writing the renamed file.", hint="Choose strategy auto.")
+            raise OpsError(
+                f"{self.path} is being written by {names}, who would go on writing the renamed file.",
+                hint="Choose strategy auto.",
+            )
         if wanted == "logrotate" or (wanted == "auto" and self.options.reopen and log_policy.installed()):
             log_policy.require()
             return "logrotate"
@@ -264,7 +302,9 @@ class Log:
             return "punch"
         if self.options.allow_loss:
             return "copytruncate"
-        why = "not every writer appends (O_APPEND)" if not append else "its filesystem cannot take a range out of a file"
+        why = (
+            "not every writer appends (O_APPEND)" if not append else "its filesystem cannot take a range out of a file"
+        )
         raise OpsError(
             f"{self.path} cannot be rotated by {wanted} without losing lines: {why}.",
             hint="Say with reopen how its writer is told to reopen it, or accept lost lines with allow_loss: true.",
@@ -284,22 +324,40 @@ class Log:
         started = time.monotonic()
         before = self.status()
         action: t.Dict[str, t.Any] = {
-            "action": "rotate", "target": self.path, "changed": True, "strategy": strategy, "size_before": before.st_size,
-            "disk_before": before.st_blocks * 512, "holders": [holder.as_dict() for holder in self.holders],
-        }  # fmt: skip
+            "action": "rotate",
+            "target": self.path,
+            "changed": True,
+            "strategy": strategy,
+            "size_before": before.st_size,
+            "disk_before": before.st_blocks * 512,
+            "holders": [holder.as_dict() for holder in self.holders],
+        }
         part = log_archive.free_name(self.directory, self.name)
         if self.check_mode:
             packed = ".gz" if self.options.compress else ""
-            return {**action, **self._foreseen(strategy, before), "rotated_to": f"{self.directory_path}/{part}{packed}", "duration_ms": 0.0}
+            return {
+                **action,
+                **self._foreseen(strategy, before),
+                "rotated_to": f"{self.directory_path}/{part}{packed}",
+                "duration_ms": 0.0,
+            }
         ways = {
-            "rename": self._rename, "logrotate": self._logrotate, "collapse": self._in_place, "punch": self._in_place, "copytruncate": self._copytruncate,
-        }  # fmt: skip
+            "rename": self._rename,
+            "logrotate": self._logrotate,
+            "collapse": self._in_place,
+            "punch": self._in_place,
+            "copytruncate": self._copytruncate,
+        }
         more = ways[strategy](strategy, part, before)
         after = self.status()
         return {
-            **action, "size_after": after.st_size, "disk_after": after.st_blocks * 512, **more, "rotated_to": f"{self.directory_path}/{more['rotated_to']}",
+            **action,
+            "size_after": after.st_size,
+            "disk_after": after.st_blocks * 512,
+            **more,
+            "rotated_to": f"{self.directory_path}/{more['rotated_to']}",
             "duration_ms": round((time.monotonic() - started) * 1000, 1),
-        }  # fmt: skip
+        }
 
     def _foreseen(self, strategy: str, before: os.stat_result) -> t.Dict[str, t.Any]:
         if strategy in ("collapse", "punch"):
@@ -310,13 +368,24 @@ class Log:
                 os.close(descriptor)
             rest = before.st_size - cut
             length = rest if strategy == "collapse" else before.st_size
-            return {"size_after": length, "disk_after": rest, "whole_lines": whole, "archived_bytes": cut - start, "stall_ms": 0.0}
+            return {
+                "size_after": length,
+                "disk_after": rest,
+                "whole_lines": whole,
+                "archived_bytes": cut - start,
+                "stall_ms": 0.0,
+            }
         return {"size_after": 0, "disk_after": 0, **({"reopened_ms": 0.0} if strategy == "logrotate" else {})}
 
     def _create(self, owner: Ownership) -> None:
         """A fresh log, unless its writer was quicker."""
         try:
-            descriptor = os.open(self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+            descriptor = os.open(
+                self.name,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+                dir_fd=self.directory,
+            )
         except FileExistsError:
             return
         try:
@@ -349,7 +418,9 @@ class Log:
                 status = os.fstat(descriptor)
                 if (status.st_dev, status.st_ino) != (before.st_dev, before.st_ino):
                     self.end()
-                    raise OpsError(f"Somebody replaced {self.path} just now.", hint="Let only one rotate it, then run it again.")
+                    raise OpsError(
+                        f"Somebody replaced {self.path} just now.", hint="Let only one rotate it, then run it again."
+                    )
                 if free is False:
                     return False
                 os.rename(self.name, part, src_dir_fd=self.directory, dst_dir_fd=self.directory)
@@ -382,13 +453,16 @@ class Log:
             if told == 0 or (told == 1 and waited > self.options.reopen_timeout / 2):
                 log_policy.tell(self.options.reopen)
                 told += 1
-            writers = [holder for holder in holders.open_files({identity}, mappings=False).of(identity) if holder.writes]
+            writers = [
+                holder for holder in holders.open_files({identity}, mappings=False).of(identity) if holder.writes
+            ]
             if not writers:
                 return {"reopened_ms": round((time.monotonic() - begun) * 1000, 1)}
             if waited > self.options.reopen_timeout:
                 names = ", ".join(f"{holder.command} ({holder.pid})" for holder in writers)
                 raise OpsError(
-                    f"{names} still writes the renamed {self.directory_path}/{part}, {self.options.reopen_timeout:g} s after it was told to reopen.",
+                    f"{names} still writes the renamed {self.directory_path}/{part}, {self.options.reopen_timeout:g} s"
+                    " after it was told to reopen.",
                     hint="Nothing is lost. Look whether the command in reopen reaches it; the next run tells it again.",
                 )
             time.sleep(0.05)
@@ -403,7 +477,12 @@ class Log:
     def _cut(self, descriptor: int, size: int) -> t.Tuple[int, int, bool]:
         """From where to where an open log is taken out in place, and whether a line begins there. What stays is half of ``max_size`` at most."""
         start = extents.first_data(descriptor, size)
-        return (start, *log_archive.line_boundary(descriptor, start, size, os.fstatvfs(descriptor).f_bsize, self.options.max_size // 2))
+        return (
+            start,
+            *log_archive.line_boundary(
+                descriptor, start, size, os.fstatvfs(descriptor).f_bsize, self.options.max_size // 2
+            ),
+        )
 
     def _in_place(self, strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
         descriptor = os.open(self.name, _WRITE_FLAGS, dir_fd=self.directory)
@@ -413,16 +492,24 @@ class Log:
             if cut <= start:
                 raise OpsError(f"{self.path} has no whole block to take out.", hint="It is smaller than it seemed.")
             name = f"{part}.gz" if self.options.compress else part
-            log_archive.write_part(self.directory, name, descriptor, start, cut, compress=self.options.compress, owner=self.owner(before))
+            log_archive.write_part(
+                self.directory, name, descriptor, start, cut, compress=self.options.compress, owner=self.owner(before)
+            )
             edges = [*range(start, cut, extents.CHUNK), cut]
             places = [extents.physical(descriptor, edge) for edge in edges]
             facts = {
-                "strategy": strategy, "part": name, "device": before.st_dev, "inode": before.st_ino, "edges": edges,
+                "strategy": strategy,
+                "part": name,
+                "device": before.st_dev,
+                "inode": before.st_ino,
+                "edges": edges,
                 "places": places,
-            }  # fmt: skip
+            }
             if strategy == "collapse" and (start or None in places):
                 os.unlink(log_archive.partial_name(name), dir_fd=self.directory)
-                raise OpsError(f"{self.path} has holes, so nothing can be taken out of it safely.", hint="Choose strategy punch.")
+                raise OpsError(
+                    f"{self.path} has holes, so nothing can be taken out of it safely.", hint="Choose strategy punch."
+                )
             self.begin(facts)
             os.rename(log_archive.partial_name(name), name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
             log_archive.sync(self.directory)
@@ -432,8 +519,18 @@ class Log:
             self.end()
         finally:
             os.close(descriptor)
-        more = {} if strategy == "collapse" else {"note": "The file's length goes on growing; what it takes on the disk does not."}
-        return {"rotated_to": name, "whole_lines": whole, "archived_bytes": cut - start, "stall_ms": round(took * 1000, 1), **more}
+        more = (
+            {}
+            if strategy == "collapse"
+            else {"note": "The file's length goes on growing; what it takes on the disk does not."}
+        )
+        return {
+            "rotated_to": name,
+            "whole_lines": whole,
+            "archived_bytes": cut - start,
+            "stall_ms": round(took * 1000, 1),
+            **more,
+        }
 
     def _take_out(self, facts: t.Mapping[str, t.Any]) -> None:
         """Takes what is archived out of the live file: what is still in it of that, and nothing else."""
@@ -465,7 +562,11 @@ class Log:
             size = os.fstat(descriptor).st_size
             log_archive.write_part(self.directory, part, descriptor, 0, size, compress=False, owner=self.owner(before))
             # What came meanwhile is copied without syncing in between: the shorter this is, the less is lost.
-            target = os.open(log_archive.partial_name(part), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
+            target = os.open(
+                log_archive.partial_name(part),
+                os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+                dir_fd=self.directory,
+            )
             try:
                 block = os.pread(descriptor, 1 << 20, size)
                 while block:
@@ -481,7 +582,10 @@ class Log:
         finally:
             os.close(descriptor)
         packed = log_archive.compress_part(self.directory, part) if self.options.compress else None
-        return {"rotated_to": packed or part, "note": "Lines that were written during the cut may be lost; how many is not known."}
+        return {
+            "rotated_to": packed or part,
+            "note": "Lines that were written during the cut may be lost; how many is not known.",
+        }
 
     def tidy(self, rotated: bool) -> t.List[t.Dict[str, t.Any]]:
         """Compresses parts that an earlier run had to leave plain, and removes the oldest beyond ``keep``."""
@@ -492,10 +596,21 @@ class Log:
                     continue
                 packed = f"{part}.gz" if self.check_mode else log_archive.compress_part(self.directory, part)
                 if packed:
-                    actions.append({"action": "compress", "target": f"{self.directory_path}/{part}", "changed": True, "rotated_to": packed})
+                    actions.append(
+                        {
+                            "action": "compress",
+                            "target": f"{self.directory_path}/{part}",
+                            "changed": True,
+                            "rotated_to": packed,
+                        }
+                    )
         coming = 1 if rotated and self.check_mode else 0
-        for part, size in log_archive.retire(self.directory, self.name, self.options.keep, check_mode=self.check_mode, coming=coming):
-            actions.append({"action": "delete", "target": f"{self.directory_path}/{part}", "changed": True, "bytes_freed": size})
+        for part, size in log_archive.retire(
+            self.directory, self.name, self.options.keep, check_mode=self.check_mode, coming=coming
+        ):
+            actions.append(
+                {"action": "delete", "target": f"{self.directory_path}/{part}", "changed": True, "bytes_freed": size}
+            )
         return actions
 
 
@@ -505,7 +620,9 @@ def options_of(given: t.Mapping[str, t.Any]) -> Options:
     import pwd
 
     taken: t.Dict[str, t.Any] = {
-        key: tuple(given[key]) if isinstance(given[key], list) else given[key] for key in Options.__dataclass_fields__ if given.get(key) is not None
+        key: tuple(given[key]) if isinstance(given[key], list) else given[key]
+        for key in Options.__dataclass_fields__
+        if given.get(key) is not None
     }
     if "max_size" in taken:
         taken["max_size"] = units.size(taken["max_size"], "max_size")
@@ -514,12 +631,17 @@ def options_of(given: t.Mapping[str, t.Any]) -> Options:
             taken["mode"] = int(str(taken["mode"]), 8)
         except ValueError:
             raise OpsError(f"mode is {taken['mode']!r}.", hint="Give an octal mode such as 0640.") from None
-    for option, key, look_up in (("owner", "uid", lambda name: pwd.getpwnam(name).pw_uid), ("group", "gid", lambda name: grp.getgrnam(name).gr_gid)):
+    for option, key, look_up in (
+        ("owner", "uid", lambda name: pwd.getpwnam(name).pw_uid),
+        ("group", "gid", lambda name: grp.getgrnam(name).gr_gid),
+    ):
         if given.get(option):
             try:
                 taken[key] = look_up(given[option])
             except KeyError:
-                raise OpsError(f"There is no {option} {given[option]!r} on this host.", hint="Create it first.") from None
+                raise OpsError(
+                    f"There is no {option} {given[option]!r} on this host.", hint="Create it first."
+                ) from None
     return Options(**taken)
 
 
@@ -528,7 +650,10 @@ def validate(options: Options) -> None:
     if options.strategy not in STRATEGIES:
         raise OpsError(f"strategy is {options.strategy!r}.", hint=f"Choose of {', '.join(STRATEGIES)}.")
     if options.strategy == "copytruncate" and not options.allow_loss:
-        raise OpsError("copytruncate loses lines that are written while it cuts.", hint="Choose strategy auto, or accept that with allow_loss: true.")
+        raise OpsError(
+            "copytruncate loses lines that are written while it cuts.",
+            hint="Choose strategy auto, or accept that with allow_loss: true.",
+        )
     if not 1 <= options.keep <= 1000:
         raise OpsError(f"keep is {options.keep}.", hint="It goes from 1 to 1000.")
     if options.max_size < 4096:
@@ -536,7 +661,9 @@ def validate(options: Options) -> None:
     if not 1 <= options.reopen_timeout <= 600:
         raise OpsError(f"reopen_timeout is {options.reopen_timeout:g}.", hint="It goes from 1 to 600 seconds.")
     if options.strategy == "logrotate" and not options.reopen:
-        raise OpsError("strategy logrotate does not know how the writers are told to reopen.", hint="Give the command in reopen.")
+        raise OpsError(
+            "strategy logrotate does not know how the writers are told to reopen.", hint="Give the command in reopen."
+        )
     if options.mode is not None and not 0 <= options.mode <= 0o777:
         raise OpsError(f"mode is {options.mode:o}.", hint="Give an octal mode such as 0640.")
 
@@ -578,16 +705,27 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
         after={"bytes": after},
         actions=actions,
         msg=f"{len(rotated)} of {len(logs)} logs {verb}; they take {units.readable(freed)} less.",
-        diff=[{"before_header": path, "after_header": path, "before": f"{before[path]} bytes\n", "after": f"{after[path]} bytes\n"} for path in before
-              if want_diff and before[path] != after[path]],
+        diff=[
+            {
+                "before_header": path,
+                "after_header": path,
+                "before": f"{before[path]} bytes\n",
+                "after": f"{after[path]} bytes\n",
+            }
+            for path in before
+            if want_diff and before[path] != after[path]
+        ],
         extra={"rotated": len(rotated), "duration_ms": round((time.monotonic() - started) * 1000, 1)},
         warnings=strange,
-    )  # fmt: skip
+    )
     if refused:
         first = next(iter(refused.values()))
         details = {key: value for key, value in result.as_dict().items() if key != "msg"}
         raise OpsError(
-            " ".join(error.message for error in refused.values()), hint=first.hint, refused={path: str(error) for path, error in refused.items()}, **details
+            " ".join(error.message for error in refused.values()),
+            hint=first.hint,
+            refused={path: str(error) for path, error in refused.items()},
+            **details,
         )
     return result
 
@@ -598,7 +736,10 @@ def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
     rotated = False
     if disk_bytes(status) > log.options.max_size:
         if status.st_nlink != 1:
-            raise OpsError(f"{log.path} has {status.st_nlink} names.", hint="A hard link may lead to a file of somebody else. Remove the other name first.")
+            raise OpsError(
+                f"{log.path} has {status.st_nlink} names.",
+                hint="A hard link may lead to a file of somebody else. Remove the other name first.",
+            )
         try:
             actions.append(log.rotate(log.choose()))
         except _OpenedAgain:
@@ -634,16 +775,30 @@ def manage_policy(
             raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
         named = list(dict.fromkeys(log_pattern(entry) for entry in paths))
         wanted = log_policy.policy_text(
-            named, max_size=options.max_size, keep=options.keep, frequency=frequency, compress=options.compress, reopen=options.reopen, mode=options.mode,
-            owner=owner, group=group, allow_loss=options.allow_loss,
-        )  # fmt: skip
+            named,
+            max_size=options.max_size,
+            keep=options.keep,
+            frequency=frequency,
+            compress=options.compress,
+            reopen=options.reopen,
+            mode=options.mode,
+            owner=owner,
+            group=group,
+            allow_loss=options.allow_loss,
+        )
         others = log_policy.others_with(named, path)
         if others:
-            raise OpsError(f"{', '.join(others)} rotates one of these logs already.", hint="Remove it there: logrotate refuses a log that is named twice.")
+            raise OpsError(
+                f"{', '.join(others)} rotates one of these logs already.",
+                hint="Remove it there: logrotate refuses a log that is named twice.",
+            )
         log_policy.validated(wanted)
     changed = wanted != before
     if changed and not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OpsError(f"Policies in {path.parent} cannot be written: {os.strerror(errno.EACCES)}.", hint="Run as root (become: true).")
+        raise OpsError(
+            f"Policies in {path.parent} cannot be written: {os.strerror(errno.EACCES)}.",
+            hint="Run as root (become: true).",
+        )
     if changed and not check_mode:
         if wanted is not None:
             write_atomically(path, wanted.encode(), mode=0o644)
@@ -657,7 +812,11 @@ def manage_policy(
         after={"policy": wanted},
         actions=[{"action": verb, "target": str(path), "changed": True}] if changed else [],
         msg=f"The policy {path} {done}." if changed else f"The policy {path} is as it should be.",
-        diff=[{"before_header": str(path), "after_header": str(path), "before": before or "", "after": wanted or ""}] if want_diff and changed else [],
+        diff=(
+            [{"before_header": str(path), "after_header": str(path), "before": before or "", "after": wanted or ""}]
+            if want_diff and changed
+            else []
+        ),
         extra={"rotated": 0, "duration_ms": 0.0},
         warnings=unmatched(paths) if wanted is not None else [],
     )
@@ -672,6 +831,13 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False, want_dif
     if given.get("state", "rotated") == "rotated":
         return run(paths, options, check_mode=check_mode, want_diff=want_diff)
     return manage_policy(
-        given["state"], given["name"], paths, options, frequency=given["frequency"], owner=given.get("owner") or "", group=given.get("group") or "",
-        check_mode=check_mode, want_diff=want_diff,
-    )  # fmt: skip
+        given["state"],
+        given["name"],
+        paths,
+        options,
+        frequency=given["frequency"],
+        owner=given.get("owner") or "",
+        group=given.get("group") or "",
+        check_mode=check_mode,
+        want_diff=want_diff,
+    )

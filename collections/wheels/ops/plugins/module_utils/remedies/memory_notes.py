@@ -69,7 +69,13 @@ class Notes:
         try:
             if not documents.number(entry["time"]):
                 return None
-            return Note(float(entry["time"]), int(entry["freed"]), int(entry["used_after"]), tuple(map(int, entry["processes"])), bool(entry["whole"]))
+            return Note(
+                float(entry["time"]),
+                int(entry["freed"]),
+                int(entry["used_after"]),
+                tuple(map(int, entry["processes"])),
+                bool(entry["whole"]),
+            )
         except (KeyError, OverflowError, TypeError, ValueError):
             return None
 
@@ -83,4 +89,7 @@ class Notes:
         try:
             files.write_json(self.path, dict(newest))
         except OSError as error:
-            raise OpsError(f"The state directory {self.path.parent} cannot be written: {error.strerror}.", hint="Run as root, or set state_dir.") from None
+            raise OpsError(
+                f"The state directory {self.path.parent} cannot be written: {error.strerror}.",
+                hint="Run as root, or set state_dir.",
+            ) from None

@@ -147,7 +147,10 @@ class Application(Rung):
         pids = context.pids(target) if target in context.names else set()
         heaps = _heaps(pids)
         if pids and not heaps and any(_hidden(pid) for pid in pids):
-            raise OpsError(f"What a trim of {target} could give back cannot be seen.", hint="Run as root, or as the user of the service.")
+            raise OpsError(
+                f"What a trim of {target} could give back cannot be seen.",
+                hint="Run as root, or as the user of the service.",
+            )
         return sum(found.trim_bound for found in heaps)
 
     def _ask(self, context: Context, method: str, path: str) -> t.Any:
@@ -160,9 +163,14 @@ class Application(Rung):
         try:
             answer = requests.request(method, url, headers={"X-Ops-Token": context.token}, timeout=context.timeout)
         except requests.RequestException as error:
-            raise OpsError(f"The application does not answer at {context.base_url}: {_cause(error)}.", hint="Look whether it runs.") from error
+            raise OpsError(
+                f"The application does not answer at {context.base_url}: {_cause(error)}.", hint="Look whether it runs."
+            ) from error
         if answer.status_code in (401, 403):
-            raise OpsError("The application refuses the ops token.", hint="Give the one that it was deployed with in token or token_file.")
+            raise OpsError(
+                "The application refuses the ops token.",
+                hint="Give the one that it was deployed with in token or token_file.",
+            )
         return answer
 
     def foresee(self, context: Context, target: str) -> None:
@@ -172,11 +180,17 @@ class Application(Rung):
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         answer = self._ask(context, "POST", "memory/optimize" + ("?force_aggressive=true" if emergency else ""))
         if answer.status_code >= 400:
-            raise OpsError(f"The application answers {answer.status_code} to {answer.url}.", hint="Deploy the patched files, or look at its log.")
+            raise OpsError(
+                f"The application answers {answer.status_code} to {answer.url}.",
+                hint="Deploy the patched files, or look at its log.",
+            )
         try:
             body = answer.json()
         except ValueError as error:
-            raise OpsError(f"The application answers no JSON to {answer.url}.", hint="Deploy the patched files, or look at its log.") from error
+            raise OpsError(
+                f"The application answers no JSON to {answer.url}.",
+                hint="Deploy the patched files, or look at its log.",
+            ) from error
         known = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
         return Outcome({"reported": {key: body[key] for key in known if isinstance(body, dict) and key in body}})
 
@@ -226,11 +240,21 @@ class RedisPurge(Rung):
 
 def _at_work(client: t.Any, pids: t.AbstractSet[int], timeout: float) -> t.Set[int]:
     """The children among ``pids`` that have a task now, by the word of their workers."""
-    found = broker.workers(client, timeout=min(3.0, timeout), wanted=lambda answers: any(stats.get("pid") in pids for stats in answers.values()))
+    found = broker.workers(
+        client,
+        timeout=min(3.0, timeout),
+        wanted=lambda answers: any(stats.get("pid") in pids for stats in answers.values()),
+    )
     nodes = [name for name, stats in found.items() if stats.get("pid") in pids]
     if not nodes:
         raise OpsError("No worker of these processes answers.", hint="Look whether it runs.")
-    answers = broker.workers(client, timeout=min(3.0, timeout), wanted=lambda answers: len(answers) == len(nodes), method="active", destination=nodes)
+    answers = broker.workers(
+        client,
+        timeout=min(3.0, timeout),
+        wanted=lambda answers: len(answers) == len(nodes),
+        method="active",
+        destination=nodes,
+    )
     return {task["worker_pid"] for tasks in answers.values() for task in tasks if task.get("worker_pid") in pids}
 
 
@@ -240,7 +264,11 @@ class CeleryPool(Rung):
     replaces = True
 
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
-        return [name for name in context.of_type("celery", among) if not context.protected(name) and len(context.pids(name)) > 1]
+        return [
+            name
+            for name in context.of_type("celery", among)
+            if not context.protected(name) and len(context.pids(name)) > 1
+        ]
 
     def predict(self, context: Context, target: str) -> int:
         """Of the children without a task: those at work stay."""
@@ -262,12 +290,16 @@ class CeleryPool(Rung):
         except redis.exceptions.RedisError as error:
             raise redis_errors.explain(error, self._url(context, target)) from None
         except OpsError:
-            raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.") from None
+            raise OpsError(
+                f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart."
+            ) from None
         return {pid for pid in pids - busy if parents.get(pid) in pids}
 
     def foresee(self, context: Context, target: str) -> None:
         if not self._idle(context, target):
-            raise OpsError(f"No child of {target} could be replaced: all are at work.", hint="Run it again when tasks have ended.")
+            raise OpsError(
+                f"No child of {target} could be replaced: all are at work.", hint="Run it again when tasks have ended."
+            )
 
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
         if note.freed < min_gain or note.whole:
@@ -293,12 +325,18 @@ class CeleryPool(Rung):
         pids = context.pids(target)
 
         def nodes() -> t.Dict[str, t.Dict[str, t.Any]]:
-            answers = broker.workers(client, timeout=min(3.0, context.timeout), wanted=lambda found: any(s.get("pid") in pids for s in found.values()))
+            answers = broker.workers(
+                client,
+                timeout=min(3.0, context.timeout),
+                wanted=lambda found: any(s.get("pid") in pids for s in found.values()),
+            )
             return {name: stats for name, stats in answers.items() if stats.get("pid") in pids}
 
         found = nodes()
         if not found:
-            raise OpsError(f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart.")
+            raise OpsError(
+                f"The worker {target} does not answer to remote control.", hint="Restart it: service_restart."
+            )
         busy = _at_work(client, pids, context.timeout)
         replaced: t.List[int] = []
         children = 0
@@ -311,8 +349,13 @@ class CeleryPool(Rung):
             for _child in before - busy:
                 for method in ("pool_grow", "pool_shrink"):
                     answer = broker.workers(
-                        client, timeout=min(5.0, context.timeout), wanted=bool, method=method, arguments={"n": 1}, destination=[node]
-                    )  # fmt: skip
+                        client,
+                        timeout=min(5.0, context.timeout),
+                        wanted=bool,
+                        method=method,
+                        arguments={"n": 1},
+                        destination=[node],
+                    )
                     said = str(answer.get(node, {}).get("error", "")) or said
                 # The pool would choose the same child again until it has seen it end.
                 known, deadline = len(gone), time.monotonic() + min(10.0, context.timeout)
@@ -324,7 +367,10 @@ class CeleryPool(Rung):
             settle(context.pids(target), min(_SETTLE, context.timeout))
             replaced += sorted(gone)
         if not replaced:
-            raise OpsError(f"No child of {target} could be replaced: {said or 'all are at work'}.", hint="Run it again when tasks have ended.")
+            raise OpsError(
+                f"No child of {target} could be replaced: {said or 'all are at work'}.",
+                hint="Run it again when tasks have ended.",
+            )
         return Outcome({"replaced": replaced}, replaced=True, whole=len(replaced) == children)
 
 
@@ -337,7 +383,9 @@ class Reclaim(Rung):
 
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
         usable = (name for name in among if not context.protected(name))
-        return [name for name in usable if os.path.exists(f"{self._directory(context, name) or '/nowhere'}/memory.reclaim")]
+        return [
+            name for name in usable if os.path.exists(f"{self._directory(context, name) or '/nowhere'}/memory.reclaim")
+        ]
 
     def beside(self, context: Context, target: str) -> int:
         return pressure.file_cache(self._directory(context, target))
@@ -346,7 +394,9 @@ class Reclaim(Rung):
         directory = self._directory(context, target)
         _require_cache(directory)
         if not os.access(f"{directory}/memory.reclaim", os.W_OK):
-            raise OpsError(f"{directory}/memory.reclaim cannot be written: Permission denied.", hint="Run as root (become: true).")
+            raise OpsError(
+                f"{directory}/memory.reclaim cannot be written: Permission denied.", hint="Run as root (become: true)."
+            )
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         return reclaim(self._directory(context, target))
@@ -365,13 +415,17 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
     amount, anonymous = _require_cache(directory), pressure.anonymous(directory)
     wanted = [f"{amount} swappiness=0"]
     if not pressure.swap_total(proc):
-        wanted.append(str(amount))  # without swap nothing else than cache can go, and older kernels do not know swappiness here
+        wanted.append(
+            str(amount)
+        )  # without swap nothing else than cache can go, and older kernels do not know swappiness here
     said = ""
     for text in wanted:
         try:
             descriptor = os.open(f"{directory}/memory.reclaim", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise OpsError(f"{directory}/memory.reclaim cannot be written: {error.strerror}.", hint="Run as root (become: true).") from None
+            raise OpsError(
+                f"{directory}/memory.reclaim cannot be written: {error.strerror}.", hint="Run as root (become: true)."
+            ) from None
         try:
             # A buffered write would swallow the kernel's answer.
             os.write(descriptor, text.encode())
@@ -388,10 +442,13 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
             os.close(descriptor)
     if said:
         raise OpsError(
-            f"The kernel does not reclaim from {directory}: {said}.", hint="Where there is swap, a kernel is needed that takes swappiness in memory.reclaim."
+            f"The kernel does not reclaim from {directory}: {said}.",
+            hint="Where there is swap, a kernel is needed that takes swappiness in memory.reclaim.",
         )
     freed = amount - pressure.file_cache(directory)
-    return Outcome({"cache_bytes_freed": freed, "anonymous_bytes": anonymous - pressure.anonymous(directory)}, given_back=freed)
+    return Outcome(
+        {"cache_bytes_freed": freed, "anonymous_bytes": anonymous - pressure.anonymous(directory)}, given_back=freed
+    )
 
 
 class Recycle(Rung):
@@ -405,8 +462,17 @@ class Recycle(Rung):
     def _workers(self, context: Context, name: str) -> t.List[int]:
         pids = context.pids(name)
         parents = processes.parents()
-        masters = {pid for pid in pids if any(os.path.basename(word) in ("gunicorn", "uvicorn") for word in processes.command_line(pid)[:3])}
-        children = [pid for pid in pids if parents.get(pid) in masters and not any("resource_tracker" in word for word in processes.command_line(pid))]
+        masters = {
+            pid
+            for pid in pids
+            if any(os.path.basename(word) in ("gunicorn", "uvicorn") for word in processes.command_line(pid)[:3])
+        }
+        children = [
+            pid
+            for pid in pids
+            if parents.get(pid) in masters
+            and not any("resource_tracker" in word for word in processes.command_line(pid))
+        ]
         return children if len(children) > 1 else []  # the only one is not ended: nobody would serve meanwhile
 
     def targets(self, context: Context, among: t.Sequence[str]) -> t.List[str]:
@@ -438,14 +504,18 @@ class Recycle(Rung):
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         worst = self._worst(context, target)
         if not worst:
-            raise OpsError(f"{target} has no worker that its server would replace.", hint="Restart it: allow_restart: true.")
+            raise OpsError(
+                f"{target} has no worker that its server would replace.", hint="Restart it: allow_restart: true."
+            )
         before = set(self._workers(context, target))
         size = resident_bytes([worst])
         end_gracefully(worst, context.timeout)
         deadline = time.monotonic() + context.timeout
         while len(self._workers(context, target)) < len(before):
             if time.monotonic() > deadline:
-                raise OpsError(f"{target} did not replace worker {worst} within {context.timeout:g} s.", hint="Look at its log.")
+                raise OpsError(
+                    f"{target} did not replace worker {worst} within {context.timeout:g} s.", hint="Look at its log."
+                )
             time.sleep(0.1)
         new = sorted(set(self._workers(context, target)) - before)
         settle(new, min(_SETTLE, context.timeout))
@@ -478,7 +548,10 @@ def end_gracefully(pid: int, timeout: float) -> None:
     try:
         signal.pidfd_send_signal(handle, signal.SIGTERM)
         if not select.select([handle], [], [], timeout)[0]:
-            raise OpsError(f"Process {pid} did not end within {timeout:g} s of SIGTERM.", hint="It is finishing its work. It is not killed.")
+            raise OpsError(
+                f"Process {pid} did not end within {timeout:g} s of SIGTERM.",
+                hint="It is finishing its work. It is not killed.",
+            )
     except PermissionError as error:
         raise _not_ours(pid) from error
     finally:
@@ -505,7 +578,11 @@ class Restart(Rung):
         if context.control is None:
             raise OpsError("There is no service manager.", hint="Give service_manager.")
         options = service_restart.Options(
-            only=(target,), with_dependents=False, max_restarts=context.max_restarts, reason="memory above the last tier", state_dir=context.state_dir
+            only=(target,),
+            with_dependents=False,
+            max_restarts=context.max_restarts,
+            reason="memory above the last tier",
+            state_dir=context.state_dir,
         )
         return service_restart.run(context.services, context.control, options, check_mode=check_mode)
 
@@ -518,9 +595,16 @@ class Restart(Rung):
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         result = self._restart(context, target, check_mode=False)
-        return Outcome({"restarted": [action["target"] for action in result.actions if action.get("changed")]}, replaced=True)
+        return Outcome(
+            {"restarted": [action["target"] for action in result.actions if action.get("changed")]}, replaced=True
+        )
 
 
 RUNGS: t.Dict[str, Rung] = {
-    "application": Application(), "redis": RedisPurge(), "celery": CeleryPool(), "reclaim": Reclaim(), "recycle": Recycle(), "restart": Restart(),
-}  # fmt: skip
+    "application": Application(),
+    "redis": RedisPurge(),
+    "celery": CeleryPool(),
+    "reclaim": Reclaim(),
+    "recycle": Recycle(),
+    "restart": Restart(),
+}

@@ -35,11 +35,26 @@ _WATCHED = 2.0
 _ENDING = ("recycle", "restart")
 _MACHINE, _CONTAINER = "the host", "the container"
 #: Services and programs that are never recycled, restarted or reclaimed from, whatever they use.
-PROTECTED: t.Tuple[str, ...] = ("redis", "redis-server", "postgres", "postgresql", "sshd", "systemd", "dockerd", "containerd", "supervisord")
+PROTECTED: t.Tuple[str, ...] = (
+    "redis",
+    "redis-server",
+    "postgres",
+    "postgresql",
+    "sshd",
+    "systemd",
+    "dockerd",
+    "containerd",
+    "supervisord",
+)
 #: Every rung with its tier, in the order in which they are tried.
 LADDER: t.Tuple[t.Tuple[str, str], ...] = (
-    ("application", "warning"), ("redis", "warning"), ("celery", "critical"), ("reclaim", "critical"), ("recycle", "emergency"), ("restart", "restart"),
-)  # fmt: skip
+    ("application", "warning"),
+    ("redis", "warning"),
+    ("celery", "critical"),
+    ("reclaim", "critical"),
+    ("recycle", "emergency"),
+    ("restart", "restart"),
+)
 
 
 @dataclass(frozen=True)
@@ -148,9 +163,17 @@ class _Run:
             predicted, unseen = 0, str(error)
         before, percent = subject.used, subject.percent
         entry: t.Dict[str, t.Any] = {
-            "action": name, "target": target, "subject": subject.name, "changed": False, "predicted_bytes": predicted, "bytes_freed": 0,
-            "percent_before": round(percent, 1), "percent_after": round(percent, 1), "effective": False, "duration_ms": 0.0,
-        }  # fmt: skip
+            "action": name,
+            "target": target,
+            "subject": subject.name,
+            "changed": False,
+            "predicted_bytes": predicted,
+            "bytes_freed": 0,
+            "percent_before": round(percent, 1),
+            "percent_after": round(percent, 1),
+            "effective": False,
+            "duration_ms": 0.0,
+        }
         self.actions.append(entry)
         if rung.bounded and predicted < self.options.min_gain and not forced:
             entry["skipped"] = unseen or f"{_NOT_WORTH}: no more than {units.readable(predicted)} could come back"
@@ -164,7 +187,10 @@ class _Run:
                 entry["needed_bytes"] = note.used_after
             return
         if name in _ENDING and subject.scope is not None and not subject.pressed(_WATCHED):
-            entry["skipped"] = f"{subject.name} is at {percent:.1f} %, but the kernel reports no memory pressure, and a percentage alone restarts nothing."
+            entry["skipped"] = (
+                f"{subject.name} is at {percent:.1f} %, but the kernel reports no memory pressure, and a percentage"
+                " alone restarts nothing."
+            )
             return
         started = time.monotonic()
         try:
@@ -182,9 +208,12 @@ class _Run:
         freed = before - subject.used
         entry.update(
             changed=outcome.replaced or freed >= self.options.min_gain or outcome.given_back >= self.options.min_gain,
-            bytes_freed=freed, percent_after=round(subject.percent, 1), effective=freed >= self.options.min_gain,
-            duration_ms=round((time.monotonic() - started) * 1000, 1), **outcome.details,
-        )  # fmt: skip
+            bytes_freed=freed,
+            percent_after=round(subject.percent, 1),
+            effective=freed >= self.options.min_gain,
+            duration_ms=round((time.monotonic() - started) * 1000, 1),
+            **outcome.details,
+        )
         self._remember(subject, name, target, share, outcome)
 
     def _share(self, subject: Subject, target: str) -> int:
@@ -193,7 +222,9 @@ class _Run:
             return resident_bytes(self.context.pids(target))
         return subject.used
 
-    def _in_vain(self, subject: Subject, name: str, target: str, note: t.Optional[Note], share: int, predicted: int) -> str:
+    def _in_vain(
+        self, subject: Subject, name: str, target: str, note: t.Optional[Note], share: int, predicted: int
+    ) -> str:
         """Why ending processes of ``target`` would not help, by what earlier runs measured; empty where it may."""
         if (name, target) in self.replaced:
             return f"this run did so already for another limit of {target}"
@@ -209,11 +240,18 @@ class _Run:
             return f"the limit of {units.readable(subject.limit)} is too low for what {target} needs: {why}"
         return why
 
-    def _foretell(self, subject: Subject, entry: t.Dict[str, t.Any], note: t.Optional[Note], share: int, beside: int) -> None:
+    def _foretell(
+        self, subject: Subject, entry: t.Dict[str, t.Any], note: t.Optional[Note], share: int, beside: int
+    ) -> None:
         """Enters what a rung is expected to do: at best its bound, or what it did to the same processes at the same size."""
         name, target, predicted = entry["action"], entry["target"], entry["predicted_bytes"]
         rung = memory_rungs.RUNGS[name]
-        if note is not None and not rung.replaces and note.processes == self._processes(target) and not note.grown(share, self.options.min_gain):
+        if (
+            note is not None
+            and not rung.replaces
+            and note.processes == self._processes(target)
+            and not note.grown(share, self.options.min_gain)
+        ):
             predicted = min(predicted, max(0, note.freed))
         if note is not None and name == "restart":
             predicted = max(0, share - note.used_after)
@@ -222,9 +260,12 @@ class _Run:
                 other.used = max(0, other.used - predicted)
         enough = self.options.min_gain
         entry.update(
-            changed=rung.replaces or max(predicted, beside) >= enough, predicted_bytes=predicted, bytes_freed=predicted,
-            percent_after=round(subject.percent, 1), effective=predicted >= enough,
-        )  # fmt: skip
+            changed=rung.replaces or max(predicted, beside) >= enough,
+            predicted_bytes=predicted,
+            bytes_freed=predicted,
+            percent_after=round(subject.percent, 1),
+            effective=predicted >= enough,
+        )
         if rung.replaces:
             self.replaced.add((name, target))
 
@@ -250,35 +291,63 @@ def validate(options: Options) -> None:
     """Refuses nonsense before anything is touched."""
     unknown = sorted(set(options.actions) - {name for name, _tier in LADDER})
     if unknown:
-        raise OpsError(f"There is no action {', '.join(unknown)}.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.")
+        raise OpsError(
+            f"There is no action {', '.join(unknown)}.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}."
+        )
     if not options.actions:
-        raise OpsError("actions is empty, so nothing could be done.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.")
+        raise OpsError(
+            "actions is empty, so nothing could be done.",
+            hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.",
+        )
     try:
         parts = urllib.parse.urlsplit(options.base_url)
-        usable = not options.base_url or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        usable = not options.base_url or (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        )
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError(f"base_url is {redact(options.base_url)!r}, which is no http(s) URL.", hint="For example http://127.0.0.1:8000.")
+        raise OpsError(
+            f"base_url is {redact(options.base_url)!r}, which is no http(s) URL.",
+            hint="For example http://127.0.0.1:8000.",
+        )
     if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:PASSWORD@host:6379/0.")
     broker.require_database(options.redis_url)
     if not options.token.isascii() or not options.token.isprintable():
-        raise OpsError("The ops token cannot be sent in a header.", hint="It is one word of letters, digits and signs, without a line break.")
+        raise OpsError(
+            "The ops token cannot be sent in a header.",
+            hint="It is one word of letters, digits and signs, without a line break.",
+        )
     if not all(options.protect):
         raise OpsError("protect holds an empty name.", hint="Name services or programs.")
     if options.scope not in ("host", "services"):
         raise OpsError(f"scope is {options.scope!r}.", hint="Choose host or services.")
-    for name, low, high in (("restart_above", 1, 100), ("target", 0, 100), ("timeout", 1, 600), ("verify_after", 0, 300), ("max_restarts", 0, 1000)):
+    for name, low, high in (
+        ("restart_above", 1, 100),
+        ("target", 0, 100),
+        ("timeout", 1, 600),
+        ("verify_after", 0, 300),
+        ("max_restarts", 0, 1000),
+    ):
         if not low <= getattr(options, name) <= high:
             raise OpsError(f"{name} is {getattr(options, name):g}.", hint=f"It goes from {low} to {high}.")
     if options.thresholds.warning is None:
         raise OpsError("The warning threshold is missing.", hint="Give it in percent, for example 65.")
     if options.goal > options.tier("warning"):
-        raise OpsError(f"The target of {options.goal:g} % lies above the warning at {options.tier('warning'):g} %.", hint="Give a lower target, or none.")
-    highest = max(limit for limit in (options.thresholds.warning, options.thresholds.critical, options.thresholds.emergency) if limit is not None)
+        raise OpsError(
+            f"The target of {options.goal:g} % lies above the warning at {options.tier('warning'):g} %.",
+            hint="Give a lower target, or none.",
+        )
+    highest = max(
+        limit
+        for limit in (options.thresholds.warning, options.thresholds.critical, options.thresholds.emergency)
+        if limit is not None
+    )
     if options.restart_above < highest:
-        raise OpsError(f"restart_above is {options.restart_above:g} %, below another tier at {highest:g} %.", hint="It comes last.")
+        raise OpsError(
+            f"restart_above is {options.restart_above:g} %, below another tier at {highest:g} %.", hint="It comes last."
+        )
     if not 0 <= options.min_gain <= 1 << 50:
         raise OpsError(f"min_gain is {options.min_gain} bytes.", hint="Give bytes, for example 32M.")
 
@@ -289,20 +358,45 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     for name, limit in limits_mb.items():
         if not 0 < limit < 1 << 40 or name not in context.names:
             names = ", ".join(context.names) or "there is none in services"
-            raise OpsError(f"memory_limits_mb gives {limit:g} MiB for {name}.", hint=f"Give positive numbers for services of the list: {names}.")
+            raise OpsError(
+                f"memory_limits_mb gives {limit:g} MiB for {name}.",
+                hint=f"Give positive numbers for services of the list: {names}.",
+            )
     for name in context.names:
         if name in limits_mb:
-            found.append(Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name]))
+            found.append(
+                Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name])
+            )
         around = _around(context, name)
         if around is not None and (options.scope == "services" or around.path != "/"):
             find = functools.partial(_around, context, name)
-            found.append(Subject(f"{name} ({around.path})", around.limit_bytes, functools.partial(_used, find), [name], scope=find))
+            found.append(
+                Subject(
+                    f"{name} ({around.path})", around.limit_bytes, functools.partial(_used, find), [name], scope=find
+                )
+            )
     if options.scope == "host":
         machine = pressure.host()
-        found.append(Subject(_MACHINE, machine.limit_bytes, functools.partial(_used, pressure.host), context.names, scope=pressure.host))
+        found.append(
+            Subject(
+                _MACHINE,
+                machine.limit_bytes,
+                functools.partial(_used, pressure.host),
+                context.names,
+                scope=pressure.host,
+            )
+        )
         own = pressure.cgroup()
         if own is not None and own.path == "/":
-            found.append(Subject(_CONTAINER, own.limit_bytes, functools.partial(_used, pressure.cgroup), context.names, scope=pressure.cgroup))
+            found.append(
+                Subject(
+                    _CONTAINER,
+                    own.limit_bytes,
+                    functools.partial(_used, pressure.cgroup),
+                    context.names,
+                    scope=pressure.cgroup,
+                )
+            )
     if not found:
         raise OpsError("There is no memory to measure.", hint="Give memory_limits_mb for services, or scope: host.")
     return found
@@ -323,14 +417,28 @@ def _used(find: t.Callable[[], t.Optional[pressure.Scope]]) -> int:
     return 0 if scope is None else scope.used_bytes
 
 
-def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: t.Mapping[str, float], options: Options, *, check_mode: bool = False) -> Result:
+def run(
+    services: t.Sequence[Service],
+    control: t.Optional[Manager],
+    limits_mb: t.Mapping[str, float],
+    options: Options,
+    *,
+    check_mode: bool = False,
+) -> Result:
     """Climbs the ladder for every subject that is above the warning; see the module's documentation for the result."""
     validate(options)
     context = Context(
-        services=services, control=control, base_url=options.base_url.rstrip("/"), token=options.token, application=options.application,
-        redis_url=options.redis_url, protect=frozenset(PROTECTED) | set(options.protect), timeout=options.timeout,
-        max_restarts=options.max_restarts, state_dir=options.state_dir,
-    )  # fmt: skip
+        services=services,
+        control=control,
+        base_url=options.base_url.rstrip("/"),
+        token=options.token,
+        application=options.application,
+        redis_url=options.redis_url,
+        protect=frozenset(PROTECTED) | set(options.protect),
+        timeout=options.timeout,
+        max_restarts=options.max_restarts,
+        state_dir=options.state_dir,
+    )
     every = subjects(context, options, limits_mb)
     for subject in every:
         subject.look()
@@ -355,8 +463,16 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
     pressed = {subject.name: why for subject in every for why in [subject.pressed(0.0)] if why}
     worst = max(every, key=lambda subject: after[subject.name]["percent"])
     highest = max(before.values(), key=lambda entry: entry["percent"])["percent"]
-    freed = sum(max(0, before[name]["used_bytes"] - after[name]["used_bytes"]) for name in before if name not in (_MACHINE, _CONTAINER))
-    missed = [name for name, entry in after.items() if entry["percent"] > options.goal and before[name]["percent"] > options.tier("warning")]
+    freed = sum(
+        max(0, before[name]["used_bytes"] - after[name]["used_bytes"])
+        for name in before
+        if name not in (_MACHINE, _CONTAINER)
+    )
+    missed = [
+        name
+        for name, entry in after.items()
+        if entry["percent"] > options.goal and before[name]["percent"] > options.tier("warning")
+    ]
     return Result(
         changed=any(action["changed"] for action in ladder.actions),
         before={"subjects": before, "stalls": stalls, "tier": tier_of(highest, options)},
@@ -364,23 +480,36 @@ def run(services: t.Sequence[Service], control: t.Optional[Manager], limits_mb: 
         actions=ladder.actions,
         msg=_message(ladder.actions, before, after, missed, options, check_mode) + _pressure(pressed, after),
         diff=[
-            {"before_header": name, "after_header": name, "before": f"{before[name]['percent']} %\n", "after": f"{after[name]['percent']} %\n"}
+            {
+                "before_header": name,
+                "after_header": name,
+                "before": f"{before[name]['percent']} %\n",
+                "after": f"{after[name]['percent']} %\n",
+            }
             for name in before
             if before[name]["percent"] != after[name]["percent"] and any(action["changed"] for action in ladder.actions)
         ],
-        extra={"bytes_freed": freed, "missed": missed, "rebound_percent": rebound, "duration_ms": round((time.monotonic() - started) * 1000, 1)},
-    )  # fmt: skip
+        extra={
+            "bytes_freed": freed,
+            "missed": missed,
+            "rebound_percent": rebound,
+            "duration_ms": round((time.monotonic() - started) * 1000, 1),
+        },
+    )
 
 
 def tier_of(percent: float, options: Options) -> str:
     """The highest tier that a percentage is above; ``ok`` below all."""
-    return next((name for name in ("restart", "emergency", "critical", "warning") if percent > options.tier(name)), "ok")
+    return next(
+        (name for name in ("restart", "emergency", "critical", "warning") if percent > options.tier(name)), "ok"
+    )
 
 
 def _pressure(pressed: t.Mapping[str, str], after: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
     """What the kernel still says, also of what uses little: its file cache is what it works with, or its memory.high is too low."""
     return "".join(
-        f" {name}, at {after[name]['percent']} %, is under pressure: {why}. Raise its limit (memory.high too), or find what it loads."
+        f" {name}, at {after[name]['percent']} %, is under pressure: {why}. Raise its limit (memory.high too), or find"
+        " what it loads."
         for name, why in pressed.items()
     )
 
@@ -400,7 +529,11 @@ def _message(
     text = f"{'At best: ' if check_mode else ''}{shown}."
     if missed:
         tried = {action["action"] for action in actions}
-        further = [name for name, _tier in LADDER if name not in tried and name in options.actions and (name != "restart" or options.allow_restart)]
+        further = [
+            name
+            for name, _tier in LADDER
+            if name not in tried and name in options.actions and (name != "restart" or options.allow_restart)
+        ]
         text += f" Not at {options.goal:g} %: {', '.join(missed)}."
         if not options.allow_restart and any(after[name]["percent"] > options.restart_above for name in missed):
             text += " A restart is in order: allow_restart: true."
@@ -408,18 +541,28 @@ def _message(
             text += f" Not tried, as there is nothing of that kind or the tier is not reached: {', '.join(further)}."
         for action in actions:
             if not check_mode and action["action"] == "restart" and action["changed"] and not action["effective"]:
-                text += f" The restart of {action['target']} gave nothing back: it needs that much, so raise its limit or find what it loads."
+                text += (
+                    f" The restart of {action['target']} gave nothing back: it needs that much, so raise its limit or"
+                    " find what it loads."
+                )
             if action.get("needed_bytes"):
-                text += f" {action['target']} was not restarted: {action['skipped'].partition(': ')[2]}. Raise its limit, or find what it loads."
+                text += (
+                    f" {action['target']} was not restarted: {action['skipped'].partition(': ')[2]}. Raise its limit,"
+                    " or find what it loads."
+                )
     # What failed has a reason that somebody can act on; it must not be looked for among the actions.
     failed = [action for action in actions if action.get("skipped") and not action["skipped"].startswith(_NOT_WORTH)]
-    return text + "".join(f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed)
+    return text + "".join(
+        f" {action['action']} on {action['target']} was not done: {action['skipped']}" for action in failed
+    )
 
 
 def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
     """``run`` for a caller's parameters: sizes and thresholds as people write them, the services' manager opened. Raises ``OpsError`` for nonsense."""
     known = parse_services(given["services"]) if given.get("services") else []
-    taken: t.Dict[str, t.Any] = {key: given[key] for key in Options.__dataclass_fields__ if key != "thresholds" and given.get(key) is not None}
+    taken: t.Dict[str, t.Any] = {
+        key: given[key] for key in Options.__dataclass_fields__ if key != "thresholds" and given.get(key) is not None
+    }
     taken.update({key: tuple(value) for key, value in taken.items() if isinstance(value, list)})
     if "min_gain" in taken:
         taken["min_gain"] = units.size(taken["min_gain"], "min_gain")
@@ -430,17 +573,26 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
             raise TypeError("a truth value is no number of MiB")
         limits = {str(name): float(limit) for name, limit in (given.get("memory_limits_mb") or {}).items()}
     except (TypeError, ValueError) as error:
-        raise OpsError("memory_limits_mb is not a number of MiB for every service.", hint="For example {pam-backend: 512}.") from error
+        raise OpsError(
+            "memory_limits_mb is not a number of MiB for every service.", hint="For example {pam-backend: 512}."
+        ) from error
     options = Options(**taken)
     validate(options)
     if options.application and options.application not in [service.name for service in known]:
-        raise OpsError(f"application is {options.application!r}, which is not in services.", hint="Name one of its entries.")
+        raise OpsError(
+            f"application is {options.application!r}, which is not in services.", hint="Name one of its entries."
+        )
     if options.base_url and "application" in options.actions:
         options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
         validate(options)
-    control = open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
+    control = (
+        open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
+    )
     states = control.states([service.unit for service in known]) if control else {}
     strange = [unit for unit, state in states.items() if not state.exists]
     if strange:
-        raise OpsError(f"The service manager does not know {', '.join(strange)} in services.", hint="Install the unit, or name it with unit.")
+        raise OpsError(
+            f"The service manager does not know {', '.join(strange)} in services.",
+            hint="Install the unit, or name it with unit.",
+        )
     return run(known, control, limits, options, check_mode=check_mode)

@@ -31,7 +31,10 @@ def order(services: t.Sequence[Service]) -> t.List[Service]:
 
     def place(name: str, path: t.Tuple[str, ...]) -> None:
         if name in path:
-            raise OpsError(f"The services depend on each other in a circle: {' -> '.join([*path[path.index(name) :], name])}.", hint="Break it in depends_on.")
+            raise OpsError(
+                f"The services depend on each other in a circle: {' -> '.join([*path[path.index(name) :], name])}.",
+                hint="Break it in depends_on.",
+            )
         if name in done:
             return
         for dependency in by_name[name].depends_on:
@@ -76,22 +79,33 @@ def plan(
     ordered = order(services)
     unknown = sorted(set(targets) - {service.name for service in ordered})
     if unknown:
-        raise OpsError(f"{', '.join(unknown)} in only is not among the services.", hint=f"Listed are: {', '.join(service.name for service in ordered)}.")
+        raise OpsError(
+            f"{', '.join(unknown)} in only is not among the services.",
+            hint=f"Listed are: {', '.join(service.name for service in ordered)}.",
+        )
     missing = [service for service in ordered if not states[service.unit].exists]
     if missing:
-        names = ", ".join(f"{service.name} ({service.unit})" if service.unit != service.name else service.name for service in missing)
+        names = ", ".join(
+            f"{service.name} ({service.unit})" if service.unit != service.name else service.name for service in missing
+        )
         raise OpsError(f"The service manager does not know {names}.", hint="Install the unit, or name it with unit.")
     wanted = [service for service in ordered if not targets or service.name in targets]
     reasons: t.Dict[str, str] = {}
     for service in wanted:
-        found = _reason(service, states[service.unit], state=state, only_if=only_if, unhealthy=unhealthy or {}, stale=stale or {})
+        found = _reason(
+            service, states[service.unit], state=state, only_if=only_if, unhealthy=unhealthy or {}, stale=stale or {}
+        )
         if found:
             reasons[service.name] = found
     if with_dependents and state == "restarted":
         for name in sorted(dependents(ordered, list(reasons))):
             service = next(entry for entry in ordered if entry.name == name)
             if states[service.unit].running or name in {target.name for target in wanted}:
-                causes = [entry.name for entry in ordered if entry.name in reasons and name in dependents(ordered, [entry.name])]
+                causes = [
+                    entry.name
+                    for entry in ordered
+                    if entry.name in reasons and name in dependents(ordered, [entry.name])
+                ]
                 reasons[name] = f"depends on {', '.join(causes)}"
     return _steps(ordered, states, reasons)
 
@@ -121,12 +135,18 @@ def _reason(
     return ""
 
 
-def _steps(ordered: t.Sequence[Service], states: t.Mapping[str, ServiceState], reasons: t.Mapping[str, str]) -> t.List[Step]:
+def _steps(
+    ordered: t.Sequence[Service], states: t.Mapping[str, ServiceState], reasons: t.Mapping[str, str]
+) -> t.List[Step]:
     """Who takes tasks or sends them is stopped before the Redis below it, so that what waits there can be counted and kept."""
     chosen = [service for service in ordered if service.name in reasons]
     stores = [service.name for service in chosen if service.gate.type == "redis" and states[service.unit].up]
     below = dependents(ordered, stores)
-    paused = [service for service in chosen if service.gate.type in ("celery", "beat") and service.name in below and states[service.unit].up]
+    paused = [
+        service
+        for service in chosen
+        if service.gate.type in ("celery", "beat") and service.name in below and states[service.unit].up
+    ]
     steps = [Step("pause", service, f"its broker {', '.join(stores)} is restarted") for service in reversed(paused)]
     for service in chosen:
         starts = service in paused or not states[service.unit].up

@@ -78,7 +78,10 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
     with contextlib.nullcontext() if check_mode else book.locked():
         result = _Run(services, control, options, book).carry_out(check_mode)
     if book.damaged:
-        result.warnings.append(f"{book.damaged} lines of {book.path} are damaged and were passed over: a restart in one of them is not counted.")
+        result.warnings.append(
+            f"{book.damaged} lines of {book.path} are damaged and were passed over: a restart in one of them is not"
+            " counted."
+        )
     return result
 
 
@@ -94,7 +97,8 @@ def _validate(options: Options, services: t.Sequence[Service] = ()) -> None:
         within = options.healthy_deadline if service.gate.healthy_deadline is None else service.gate.healthy_deadline
         if within < holds:
             raise OpsError(
-                f"{service.name} has {within:g} s (healthy_deadline) for a gate that has to hold for {holds:g} s (min_healthy_time).",
+                f"{service.name} has {within:g} s (healthy_deadline) for a gate that has to hold for {holds:g} s"
+                " (min_healthy_time).",
                 hint="It could never pass: give it a longer healthy_deadline.",
             )
     if not all(options.queues):
@@ -199,13 +203,20 @@ class _Run:
             self.control.require_right()
         for step in steps:
             if step.action in ("restart", "start"):
-                why = self.book.blocked(step.service.name, max_restarts=self.options.max_restarts, window=self.options.window, cooldown=self.options.cooldown)
+                why = self.book.blocked(
+                    step.service.name,
+                    max_restarts=self.options.max_restarts,
+                    window=self.options.window,
+                    cooldown=self.options.cooldown,
+                )
                 if why and self.options.state == "restarted":
                     raise OpsError(
                         f"{step.service.name} is not restarted: {why}.",
                         hint="Find out why it needs restarts. To go on all the same: max_restarts=0 and cooldown=0.",
-                        service=step.service.name, blocked_reason=why, changed=False,
-                    )  # fmt: skip
+                        service=step.service.name,
+                        blocked_reason=why,
+                        changed=False,
+                    )
                 self.start_delay(step.service)
                 if step.service.gate.type == "beat":
                     self.refuse_second_beat(step.service)
@@ -217,9 +228,14 @@ class _Run:
             names = ", ".join(f"process {pid} ({' '.join(words)[:120]})" for pid, words in others.items())
             raise OpsError(
                 f"A beat runs already outside of {service.name}: {names}.",
-                hint="Stop it, or give app in the gate where it belongs to another application. Two beats send every periodic task twice.",
-                service=service.name, blocked_reason="a second beat", changed=False,
-            )  # fmt: skip
+                hint=(
+                    "Stop it, or give app in the gate where it belongs to another application. Two beats send every"
+                    " periodic task twice."
+                ),
+                service=service.name,
+                blocked_reason="a second beat",
+                changed=False,
+            )
 
     def foresee_loss(self, service: Service, state: ServiceState) -> None:
         """Refuses to restart a Redis that would forget tasks."""
@@ -230,7 +246,9 @@ class _Run:
                 client.ping()  # the gate will ask the same
                 waiting = broker.count_tasks(client)
                 why = broker.why_not_kept(broker.persistence(client))
-                self.outlooks[service.name] = redis_config.outlook(client, self.control.pids(state) if state.pid else set())
+                self.outlooks[service.name] = redis_config.outlook(
+                    client, self.control.pids(state) if state.pid else set()
+                )
         except redis.exceptions.RedisError as error:
             cause = redis_errors.explain(error, service.gate.url)
             if self.options.allow_task_loss:
@@ -238,17 +256,29 @@ class _Run:
                 return
             hint = cause.hint
             if cause.details["redis_error"] not in redis_errors.REFUSALS:
-                hint = "Find out why (its log, the url of its gate). Where it is past saving, allow_task_loss restarts it; what is not on disk is lost then."
+                hint = (
+                    "Find out why (its log, the url of its gate). Where it is past saving, allow_task_loss restarts it;"
+                    " what is not on disk is lost then."
+                )
             raise OpsError(
                 f"{service.name} is not restarted, as what waits in it cannot be counted: {cause.message}",
-                hint=hint, service=service.name, blocked_reason="tasks cannot be counted", changed=False, **cause.details,
-            ) from None  # fmt: skip
+                hint=hint,
+                service=service.name,
+                blocked_reason="tasks cannot be counted",
+                changed=False,
+                **cause.details,
+            ) from None
         self.tasks[service.name] = {"before": waiting, "after": None}
         outlook = self.outlooks[service.name]
         if outlook.unknown and sum(waiting.values()):
-            self.warnings.append(f"What {service.name} runs with could not be compared with what it will start with: {outlook.unknown}.")
+            self.warnings.append(
+                f"What {service.name} runs with could not be compared with what it will start with: {outlook.unknown}."
+            )
         for name, (now, then) in outlook.differences.items():
-            self.warnings.append(f"{service.name} runs with {name} {now!r}; its configuration file says {then!r}, which counts from its restart on.")
+            self.warnings.append(
+                f"{service.name} runs with {name} {now!r}; its configuration file says {then!r}, which counts from its"
+                " restart on."
+            )
         why = why or outlook.why_lost()
         if why and sum(waiting.values()) and not self.options.allow_task_loss:
             raise self.loss(service, waiting, why)
@@ -260,19 +290,29 @@ class _Run:
         names = {processes.program(pid) for pid in self.control.pids(state)} & _SERVERS
         if names:
             self.warnings.append(
-                f"{step.service.name} runs {', '.join(sorted(names))} behind a gate of type {step.service.gate.type}: what waits in it is not counted"
-                " before its restart. Give it a gate of type redis."
+                f"{step.service.name} runs {', '.join(sorted(names))} behind a gate of type {step.service.gate.type}:"
+                " what waits in it is not counted before its restart. Give it a gate of type redis."
             )
 
     def loss(self, service: Service, waiting: t.Mapping[str, int], why: str) -> OpsError:
         """The refusal, with what would be lost: database, key and count, never what is in it."""
-        largest = sorted(((name, count) for name, count in waiting.items() if count), key=lambda entry: (-entry[1], entry[0]))
-        names = ", ".join(f"{name}: {count}" for name, count in largest[:10]) + (f" and {len(largest) - 10} more" if len(largest) > 10 else "")
+        largest = sorted(
+            ((name, count) for name, count in waiting.items() if count), key=lambda entry: (-entry[1], entry[0])
+        )
+        names = ", ".join(f"{name}: {count}" for name, count in largest[:10]) + (
+            f" and {len(largest) - 10} more" if len(largest) > 10 else ""
+        )
         return OpsError(
             f"Restarting {service.name} would lose {sum(waiting.values())} queued tasks ({names}): {why}.",
-            hint="Turn on appendonly or save by CONFIG SET and in its file, let the workers empty the queues, or set allow_task_loss.",
-            service=service.name, blocked_reason=why, queued_tasks=dict(waiting), changed=False,
-        )  # fmt: skip
+            hint=(
+                "Turn on appendonly or save by CONFIG SET and in its file, let the workers empty the queues, or set"
+                " allow_task_loss."
+            ),
+            service=service.name,
+            blocked_reason=why,
+            queued_tasks=dict(waiting),
+            changed=False,
+        )
 
     def describe(self, step: Step, state: ServiceState, *, changed: bool) -> t.Dict[str, t.Any]:
         return {
@@ -325,9 +365,13 @@ class _Run:
                 self.control.start(service.unit, options.wait_timeout)
             self.paused = [other for other in self.paused if other is not service]
             passed = gates.wait_healthy(
-                service, self.control, wait_sleep=options.wait_sleep, log_lines=options.log_lines,
-                min_healthy_time=options.min_healthy_time, healthy_deadline=options.healthy_deadline,
-            )  # fmt: skip
+                service,
+                self.control,
+                wait_sleep=options.wait_sleep,
+                log_lines=options.log_lines,
+                min_healthy_time=options.min_healthy_time,
+                healthy_deadline=options.healthy_deadline,
+            )
         except OpsError as error:
             entry["failed"] = error.message
             with contextlib.suppress(OpsError):  # its manager may be what went away
@@ -346,9 +390,19 @@ class _Run:
             gate_attempts=passed.attempts,
             answer=passed.seen.answer,
         )
-        self.book.add(event="end", service=service.name, outcome="healthy", instance_after=passed.state.instance, ms_to_ready=passed.ms_to_ready)
+        self.book.add(
+            event="end",
+            service=service.name,
+            outcome="healthy",
+            instance_after=passed.state.instance,
+            ms_to_ready=passed.ms_to_ready,
+        )
         if step.action == "restart" and state.instance and passed.state.instance == state.instance:
-            raise OpsError(f"{service.name} still runs as the old instance.", hint="Its manager did not restart it; look at its log.", service=service.name)
+            raise OpsError(
+                f"{service.name} still runs as the old instance.",
+                hint="Its manager did not restart it; look at its log.",
+                service=service.name,
+            )
         if service.name in self.tasks:
             self.count_again(service)
 
@@ -357,7 +411,8 @@ class _Run:
         delay = self.control.start_delay(service.unit)
         if delay > self.options.wait_timeout:
             raise OpsError(
-                f"{service.name} was started so often that its manager would refuse; it is free again in {delay:.0f} s.",
+                f"{service.name} was started so often that its manager would refuse; it is free again in"
+                f" {delay:.0f} s.",
                 hint="Find out why it needs restarts, or raise wait_timeout.",
                 service=service.name,
                 blocked_reason="start limit of systemd",
@@ -381,8 +436,11 @@ class _Run:
             if not self.options.allow_task_loss and (waiting is None or sum(waiting.values())):
                 raise OpsError(
                     f"{service.name} is not restarted, as its data could not be brought to disk first: {cause.message}",
-                    hint=cause.hint, service=service.name, blocked_reason="not persisted", queued_tasks=waiting,
-                ) from None  # fmt: skip
+                    hint=cause.hint,
+                    service=service.name,
+                    blocked_reason="not persisted",
+                    queued_tasks=waiting,
+                ) from None
             done = {"method": "none", "why": cause.message}
         return {**done, **outlook.as_dict(), **self.set_aside(service, outlook, needed="rdb" in done["method"])}
 
@@ -408,19 +466,32 @@ class _Run:
         except redis.exceptions.RedisError as error:
             cause = redis_errors.explain(error, service.gate.url)
             raise OpsError(
-                f"What waits in {service.name} could not be counted after its restart: {cause.message}", hint=cause.hint, service=service.name
+                f"What waits in {service.name} could not be counted after its restart: {cause.message}",
+                hint=cause.hint,
+                service=service.name,
             ) from None
         if known["before"] is None:
             return
         lost = count_lost(known["before"], known["after"], queues)
         if lost > 0 and not self.options.allow_task_loss:
-            copy = next((entry["persisted"].get("dump_copy") for entry in self.actions if entry["target"] == service.name and "persisted" in entry), "")
+            copy = next(
+                (
+                    entry["persisted"].get("dump_copy")
+                    for entry in self.actions
+                    if entry["target"] == service.name and "persisted" in entry
+                ),
+                "",
+            )
             raise OpsError(
                 f"{service.name} came back with {lost} tasks less than it had.",
-                hint="Its data file was not read: look at its dir and dbfilename, and at the dump that was written before the restart"
+                hint=(
+                    "Its data file was not read: look at its dir and dbfilename, and at the dump that was written"
+                    " before the restart"
+                )
                 + (f" ({copy})." if copy else "."),
-                service=service.name, queued_tasks=dict(known),
-            )  # fmt: skip
+                service=service.name,
+                queued_tasks=dict(known),
+            )
 
     def resume(self) -> t.List[str]:
         """After a failure: what was paused and is still down is started again, without its gate. A forgotten beat is worse than a failing one."""
@@ -431,20 +502,42 @@ class _Run:
                     self.refuse_second_beat(service)
                 self.control.start(service.unit, self.options.wait_timeout)
                 started.append(service.name)
-                self.actions.append({"action": "resume", "target": service.name, "unit": service.unit, "changed": True, "reason": "it was paused"})
+                self.actions.append(
+                    {
+                        "action": "resume",
+                        "target": service.name,
+                        "unit": service.unit,
+                        "changed": True,
+                        "reason": "it was paused",
+                    }
+                )
             except OpsError as error:
-                self.actions.append({"action": "resume", "target": service.name, "unit": service.unit, "changed": False, "failed": error.message})
+                self.actions.append(
+                    {
+                        "action": "resume",
+                        "target": service.name,
+                        "unit": service.unit,
+                        "changed": False,
+                        "failed": error.message,
+                    }
+                )
         return started
 
     def predicted(self, before: t.Mapping[str, ServiceState], steps: t.Sequence[Step]) -> t.Dict[str, ServiceState]:
         """The states that a real run would leave: what is acted on runs as a new instance, which has no name yet."""
         units = {step.service.unit for step in steps}
         return {
-            unit: replace(state, running=True, state="running", instance="(new)", pid=0, uptime_s=0.0) if unit in units else state
+            unit: (
+                replace(state, running=True, state="running", instance="(new)", pid=0, uptime_s=0.0)
+                if unit in units
+                else state
+            )
             for unit, state in before.items()
         }
 
-    def result(self, before: t.Mapping[str, ServiceState], after: t.Mapping[str, ServiceState], changed: bool, check_mode: bool) -> Result:
+    def result(
+        self, before: t.Mapping[str, ServiceState], after: t.Mapping[str, ServiceState], changed: bool, check_mode: bool
+    ) -> Result:
         acted = [entry for entry in self.actions if entry["action"] in ("restart", "start")]
         names = ", ".join(f"{entry['target']} ({entry['action']})" for entry in acted)
         would = "would be acted on" if check_mode else "healthy"
@@ -453,9 +546,24 @@ class _Run:
             before={service.name: before[service.unit].as_dict() for service in self.services},
             after={service.name: after[service.unit].as_dict() for service in self.services},
             actions=self.actions,
-            msg=f"{len(acted)} services {would}: {names}." if acted else "Nothing to do: no service needs to be acted on.",
-            diff=[{"before_header": "services", "after_header": "services", "before": _text(self.services, before), "after": _text(self.services, after)}],
-            extra={"manager": self.control.name, "queued_tasks": self.tasks, "order": [entry["target"] for entry in acted]},
+            msg=(
+                f"{len(acted)} services {would}: {names}."
+                if acted
+                else "Nothing to do: no service needs to be acted on."
+            ),
+            diff=[
+                {
+                    "before_header": "services",
+                    "after_header": "services",
+                    "before": _text(self.services, before),
+                    "after": _text(self.services, after),
+                }
+            ],
+            extra={
+                "manager": self.control.name,
+                "queued_tasks": self.tasks,
+                "order": [entry["target"] for entry in acted],
+            },
             warnings=self.warnings,
         )
 
@@ -463,10 +571,15 @@ class _Run:
 def count_lost(before: t.Mapping[str, int], after: t.Mapping[str, int], queues: t.Collection[str]) -> int:
     """Entries that a restart lost. Celery moves tasks between its queues and ``unacked`` by itself, so that their sum counts; another list,
     which its application may have taken from meanwhile, is lost where nothing is left of it."""
-    moving = {name for name in {*before, *after} if name in queues or name.partition(" (database ")[0].endswith("unacked")}
+    moving = {
+        name for name in {*before, *after} if name in queues or name.partition(" (database ")[0].endswith("unacked")
+    }
     lost = sum(before.get(name, 0) for name in moving) - sum(after.get(name, 0) for name in moving)
     return max(0, lost) + sum(count for name, count in before.items() if name not in moving and not after.get(name))
 
 
 def _text(services: t.Sequence[Service], states: t.Mapping[str, ServiceState]) -> str:
-    return "".join(f"{service.name}: {states[service.unit].state} {states[service.unit].instance or '(no instance)'}\n" for service in services)
+    return "".join(
+        f"{service.name}: {states[service.unit].state} {states[service.unit].instance or '(no instance)'}\n"
+        for service in services
+    )

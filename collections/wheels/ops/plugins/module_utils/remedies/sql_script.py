@@ -116,8 +116,9 @@ def split(text: str, *, name: str) -> t.List[Statement]:
             raise OpsError(
                 f"{name}, line {line}: a command of psql ({text[index:].splitlines()[0].strip()}) is not SQL.",
                 hint="Only psql itself understands it. Give further files as further scripts.",
-                script=name, line=line,
-            ) from None  # fmt: skip
+                script=name,
+                line=line,
+            ) from None
         raise OpsError(f"{name}, line {line}: {message}.", hint="Nothing was run.", script=name, line=line) from None
     statements = []
     for raw in parsed:
@@ -128,9 +129,12 @@ def split(text: str, *, name: str) -> t.List[Statement]:
         reason = _refusal(raw.stmt)
         if reason:
             raise OpsError(
-                f"{name}, line {statement.line}: {reason}.", hint="Take the statement out; nothing was run.",
-                script=name, line=statement.line, statement=_excerpt(statement.sql),
-            )  # fmt: skip
+                f"{name}, line {statement.line}: {reason}.",
+                hint="Take the statement out; nothing was run.",
+                script=name,
+                line=statement.line,
+                statement=_excerpt(statement.sql),
+            )
         statements.append(statement)
     if not statements:
         raise OpsError(f"{name} holds no statement.", hint="Check that the right file was given.", script=name)
@@ -172,7 +176,9 @@ def sql_script(
     limits = limits or Limits()
     names = [script.name for script in scripts]
     if len(set(names)) != len(names):
-        raise OpsError("Two scripts have the same name.", hint="Give each a name of its own: the ledger knows them by it.")
+        raise OpsError(
+            "Two scripts have the same name.", hint="Give each a name of its own: the ledger knows them by it."
+        )
     for name in variables or {}:
         if not _VARIABLE.match(name):
             raise OpsError(f"{name!r} cannot be a variable's name.", hint="Use letters, digits and underscores.")
@@ -197,10 +203,16 @@ def sql_script(
 
 
 def rehearse(
-    connection: Connection, scripts: t.Sequence[Script], *, variables: t.Optional[t.Mapping[str, str]] = None, limits: t.Optional[Limits] = None
+    connection: Connection,
+    scripts: t.Sequence[Script],
+    *,
+    variables: t.Optional[t.Mapping[str, str]] = None,
+    limits: t.Optional[Limits] = None,
 ) -> None:
     """Runs those scripts that a real run would apply, and leaves the transaction open: whatever is asked next on the connection sees what they do."""
-    _Run(lambda: connection, "applied", dict(variables or {}), limits or Limits(), "", True, time.sleep).open(connection, scripts)
+    _Run(lambda: connection, "applied", dict(variables or {}), limits or Limits(), "", True, time.sleep).open(
+        connection, scripts
+    )
 
 
 Outcome = t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any], t.Dict[str, t.Any], t.Optional[t.Dict[str, str]]]
@@ -268,7 +280,10 @@ class _Run:
             cursor.execute("select current_setting('transaction_read_only')")
             refuses = cursor.fetchone()[0] == "on"
         if refuses:
-            raise OpsError("The database takes no writes: it is a standby, or its transactions are read-only.", hint="Name the primary server in the DSN.")
+            raise OpsError(
+                "The database takes no writes: it is a standby, or its transactions are read-only.",
+                hint="Name the primary server in the DSN.",
+            )
         outcomes: t.List[Outcome] = []
         for script in scripts:
             was, action, shown = self._due(cursor, script)
@@ -290,22 +305,37 @@ class _Run:
             cursor.execute("reset session authorization; reset all; discard temp; set datestyle = iso")
             self._timeouts(cursor)
 
-    def _due(self, cursor: t.Any, script: Script) -> t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any], t.Dict[str, t.Any]]:
+    def _due(
+        self, cursor: t.Any, script: Script
+    ) -> t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any], t.Dict[str, t.Any]]:
         """The ledger's line on a script, the action that follows from it, and what of the line is shown."""
         was = _last(cursor, script.name)
         undo = self.state == "undone"
-        wanted = was["state"] == "applied" if undo else (script.always_run or was["state"] != "applied" or was["checksum"] != script.checksum)
+        wanted = (
+            was["state"] == "applied"
+            if undo
+            else (script.always_run or was["state"] != "applied" or was["checksum"] != script.checksum)
+        )
         action: t.Dict[str, t.Any] = {
-            "action": ("undo" if undo else "apply") if wanted else "keep", "target": script.name, "changed": wanted,
-            "checksum": script.checksum, "statements": 0, "rows": 0, "duration_ms": 0.0, "catalog": [],
-        }  # fmt: skip
+            "action": ("undo" if undo else "apply") if wanted else "keep",
+            "target": script.name,
+            "changed": wanted,
+            "checksum": script.checksum,
+            "statements": 0,
+            "rows": 0,
+            "duration_ms": 0.0,
+            "catalog": [],
+        }
         return was, action, {key: was[key] for key in ("state", "checksum", "applied_at", "run_id")}
 
     def _text(self, script: Script, was: t.Mapping[str, t.Any]) -> str:
         # The undo script that was current when the script was applied belongs to what is in the database now.
         text = str(was["undo"] or script.undo) if self.state == "undone" else script.text
         if not text:
-            raise OpsError(f"{script.name} has no undo script.", hint=f"Put {Path(script.name).with_suffix('.undo.sql')} beside it, or give undo_path.")
+            raise OpsError(
+                f"{script.name} has no undo script.",
+                hint=f"Put {Path(script.name).with_suffix('.undo.sql')} beside it, or give undo_path.",
+            )
         return text
 
     def _one(self, cursor: t.Any, script: Script) -> Outcome:
@@ -332,7 +362,11 @@ class _Run:
             # It ran again because it always does: that alone changes nothing.
             action["changed"] = bool(action["catalog"] or action["rows"])
         old, new = catalog.as_text(action["catalog"])
-        diff = {"before_header": f"{label}: catalog", "after_header": f"{label}: catalog", "before": old, "after": new} if old or new else None
+        diff = (
+            {"before_header": f"{label}: catalog", "after_header": f"{label}: catalog", "before": old, "after": new}
+            if old or new
+            else None
+        )
         return action, shown, now, diff
 
     def _run(self, cursor: t.Any, label: str, statements: t.Sequence[Statement]) -> int:
@@ -348,9 +382,13 @@ class _Run:
             except psycopg2.Error as error:
                 line = _error_line(statement, error)
                 raise server_error(
-                    f"{label}, line {line}, statement {number} of {len(statements)}", error,
-                    script=label, line=line, statement=_excerpt(statement.sql), context=error.diag.context or "",
-                ) from error  # fmt: skip
+                    f"{label}, line {line}, statement {number} of {len(statements)}",
+                    error,
+                    script=label,
+                    line=line,
+                    statement=_excerpt(statement.sql),
+                    context=error.diag.context or "",
+                ) from error
             if (cursor.statusmessage or "").split(" ")[0] in _WRITING:
                 rows += max(0, cursor.rowcount)
         with translated(f"{label}, at its end"):
@@ -361,20 +399,38 @@ class _Run:
         cursor.execute("select to_regclass(%s)", (LEDGER,))
         if cursor.fetchone()[0] is None:
             cursor.execute(f"create schema if not exists {PRIVATE_SCHEMA}")
-            cursor.execute(f"""
+            cursor.execute(
+                f"""
                 create table {LEDGER} (
                     id bigint generated always as identity primary key, name text not null, state text not null check (state in ('applied', 'undone')),
                     checksum text not null, undo text not null, applied_at timestamptz not null default clock_timestamp(),
-                    applied_by text not null default session_user, run_id text not null, duration_ms numeric not null, statements integer not null)""")
-            cursor.execute(f"comment on table {LEDGER} is 'wheels.ops: which SQL scripts were applied, when, by which run'")
+                    applied_by text not null default session_user, run_id text not null, duration_ms numeric not null, statements integer not null)"""
+            )
+            cursor.execute(
+                f"comment on table {LEDGER} is 'wheels.ops: which SQL scripts were applied, when, by which run'"
+            )
             cursor.execute(f"create index on {LEDGER} (name, id)")
             cursor.execute(f"alter table {LEDGER} enable row level security")
             cursor.execute(f"revoke all on {LEDGER} from public")
         cursor.execute(
-            f"insert into {LEDGER} (name, state, checksum, undo, run_id, duration_ms, statements) values (%s, %s, %s, %s, %s, %s, %s) returning applied_at",
-            (script.name, self.state, script.checksum, script.undo, self.run_id, action["duration_ms"], action["statements"]),
+            f"insert into {LEDGER} (name, state, checksum, undo, run_id, duration_ms, statements) values (%s, %s, %s,"
+            " %s, %s, %s, %s) returning applied_at",
+            (
+                script.name,
+                self.state,
+                script.checksum,
+                script.undo,
+                self.run_id,
+                action["duration_ms"],
+                action["statements"],
+            ),
         )
-        return {"state": self.state, "checksum": script.checksum, "applied_at": cursor.fetchone()[0].isoformat(), "run_id": self.run_id}
+        return {
+            "state": self.state,
+            "checksum": script.checksum,
+            "applied_at": cursor.fetchone()[0].isoformat(),
+            "run_id": self.run_id,
+        }
 
 
 def _last(cursor: t.Any, name: str) -> t.Dict[str, t.Any]:
@@ -382,10 +438,20 @@ def _last(cursor: t.Any, name: str) -> t.Dict[str, t.Any]:
     with translated("Reading the ledger"):
         cursor.execute("select to_regclass(%s)", (LEDGER,))
         if cursor.fetchone()[0] is not None:
-            cursor.execute(f"select state, checksum, applied_at, run_id, undo from {LEDGER} where name = %s order by id desc limit 1", (name,))
+            cursor.execute(
+                f"select state, checksum, applied_at, run_id, undo from {LEDGER} where name = %s order by id desc"
+                " limit 1",
+                (name,),
+            )
             row = cursor.fetchone()
             if row:
-                return {"state": row[0], "checksum": row[1], "applied_at": row[2].isoformat(), "run_id": row[3], "undo": row[4]}
+                return {
+                    "state": row[0],
+                    "checksum": row[1],
+                    "applied_at": row[2].isoformat(),
+                    "run_id": row[3],
+                    "undo": row[4],
+                }
     return {"state": "absent", "checksum": "", "applied_at": "", "run_id": "", "undo": ""}
 
 
@@ -442,7 +508,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise OpsError(f"{path}: {error.strerror}.", hint="Copy the script to the host first; the role wheels.ops.database does.") from None
+        raise OpsError(
+            f"{path}: {error.strerror}.", hint="Copy the script to the host first; the role wheels.ops.database does."
+        ) from None
     except UnicodeDecodeError:
         raise OpsError(f"{path} is not UTF-8.", hint="Save it as UTF-8.") from None
 
@@ -450,22 +518,37 @@ def _read(path: Path) -> str:
 def _message(result: Result, state: str, check_mode: bool) -> str:
     done = [str(action["target"]) for action in result.actions if action["changed"]]
     if not done:
-        return f"All {len(result.actions)} scripts are {state} already." if len(result.actions) != 1 else f"{result.actions[0]['target']} is {state} already."
+        return (
+            f"All {len(result.actions)} scripts are {state} already."
+            if len(result.actions) != 1
+            else f"{result.actions[0]['target']} is {state} already."
+        )
     objects = sum(len(action["catalog"]) for action in result.actions)
-    return f"{'Would be' if check_mode else 'Were'} {state}: {', '.join(done)}; {objects} objects of the catalog {'would differ' if check_mode else 'differ'}."
+    return (
+        f"{'Would be' if check_mode else 'Were'} {state}: {', '.join(done)}; {objects} objects of the catalog"
+        f" {'would differ' if check_mode else 'differ'}."
+    )
 
 
 def from_params(params: t.Mapping[str, t.Any], *, check_mode: bool) -> Result:
     """``sql_script`` with the parameters of the module of that name."""
     scripts = from_entries(params["scripts"])
     limits = Limits(
-        lock_timeout_ms=round(params["lock_timeout"] * 1000), statement_timeout_ms=round(params["statement_timeout"] * 1000),
-        retries=params["retries"], retry_delay=params["retry_delay"],
-    )  # fmt: skip
+        lock_timeout_ms=round(params["lock_timeout"] * 1000),
+        statement_timeout_ms=round(params["statement_timeout"] * 1000),
+        retries=params["retries"],
+        retry_delay=params["retry_delay"],
+    )
     return sql_script(
-        lambda: from_connection_params(params), scripts, state=params["state"], limits=limits, run_id=params["run_id"], check_mode=check_mode,
-        rehearse=params.get("rehearse", True), variables={name: str(value) for name, value in params["variables"].items()},
-    )  # fmt: skip
+        lambda: from_connection_params(params),
+        scripts,
+        state=params["state"],
+        limits=limits,
+        run_id=params["run_id"],
+        check_mode=check_mode,
+        rehearse=params.get("rehearse", True),
+        variables={name: str(value) for name, value in params["variables"].items()},
+    )
 
 
 def from_entries(entries: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Script]:
@@ -476,7 +559,12 @@ def from_entries(entries: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Script]:
 def _script_from_entry(entry: t.Mapping[str, t.Any]) -> Script:
     always = bool(entry.get("always_run"))
     if entry.get("content") is None:
-        return read_script(entry["path"], undo_path=entry.get("undo_path") or "", name=entry.get("name") or "", always_run=always)
+        return read_script(
+            entry["path"], undo_path=entry.get("undo_path") or "", name=entry.get("name") or "", always_run=always
+        )
     if not entry.get("name"):
-        raise OpsError("A script that is given as content has no name.", hint="Give it one: the ledger knows scripts by their names.")
+        raise OpsError(
+            "A script that is given as content has no name.",
+            hint="Give it one: the ledger knows scripts by their names.",
+        )
     return Script(name=entry["name"], text=entry["content"], undo=entry.get("undo_content") or "", always_run=always)

@@ -33,12 +33,17 @@ CHAINS: t.Dict[str, t.Tuple[str, ...]] = {
 ENGINES: t.Tuple[str, ...] = CHAINS["edge"]
 #: What ``apt`` and ``pip`` call them, and the oldest version that works: Edge's service refuses edge-tts before 7.2.3 with 403.
 PACKAGES: t.Dict[str, t.Tuple[str, str, str]] = {
-    "espeak": ("apt", "espeak-ng", ""), "edge": ("pip", "edge-tts", "7.2.3"), "pyttsx3": ("pip", "pyttsx3", ""), "coqui": ("pip", "coqui-tts", ""),
-}  # fmt: skip
+    "espeak": ("apt", "espeak-ng", ""),
+    "edge": ("pip", "edge-tts", "7.2.3"),
+    "pyttsx3": ("pip", "pyttsx3", ""),
+    "coqui": ("pip", "coqui-tts", ""),
+}
 #: The module of each engine in the backend's environment, and the packages that bring it.
 _IMPORTS: t.Dict[str, t.Tuple[str, t.Tuple[str, ...]]] = {
-    "edge": ("edge_tts", ("edge-tts",)), "pyttsx3": ("pyttsx3", ("pyttsx3",)), "coqui": ("TTS", ("coqui-tts", "TTS")),
-}  # fmt: skip
+    "edge": ("edge_tts", ("edge-tts",)),
+    "pyttsx3": ("pyttsx3", ("pyttsx3",)),
+    "coqui": ("TTS", ("coqui-tts", "TTS")),
+}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _SURVEY = """
@@ -107,18 +112,29 @@ class Engine:
     unknown: bool = False
 
     def as_dict(self) -> t.Dict[str, t.Any]:
-        return {"present": self.present, "version": self.version, "program": self.program, "speaks": self.speaks, "why": self.why, "audio": self.audio}
+        return {
+            "present": self.present,
+            "version": self.version,
+            "program": self.program,
+            "speaks": self.speaks,
+            "why": self.why,
+            "audio": self.audio,
+        }
 
 
 def validate(options: Options) -> None:
     """Refuses what makes no sense, before anything is touched."""
     strange = sorted(set(options.engines) - set(ENGINES))
     if strange or not options.engines:
-        raise OpsError(f"Unknown engines: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(ENGINES)}.")
+        raise OpsError(
+            f"Unknown engines: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(ENGINES)}."
+        )
     if options.primary not in CHAINS:
         raise OpsError(f"The primary engine {options.primary!r} is unknown.", hint=f"Choose from {', '.join(CHAINS)}.")
     if not options.text.strip() or len(options.text) > 500 or "\0" in options.text:
-        raise OpsError("The text of the proof is empty, longer than 500 characters or holds a NUL.", hint="Give a short sentence.")
+        raise OpsError(
+            "The text of the proof is empty, longer than 500 characters or holds a NUL.", hint="Give a short sentence."
+        )
     if not re.fullmatch(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural", options.voice):
         raise OpsError(f"{options.voice!r} is no voice of Edge.", hint="Such as en-US-AriaNeural.")
     if not 1 <= options.timeout <= 120 or not 1 <= options.install_timeout <= 7200:
@@ -132,10 +148,16 @@ def validate(options: Options) -> None:
         raise OpsError("The proxy is no http or https URL.", hint="Such as http://proxy:3128.")
     python = options.backend_python
     if python and not (os.path.isabs(python) and os.access(python, os.X_OK) and os.path.isfile(python)):
-        raise OpsError(f"{python} is no program.", hint="Give the absolute path of the Python in the backend's virtual environment.")
+        raise OpsError(
+            f"{python} is no program.",
+            hint="Give the absolute path of the Python in the backend's virtual environment.",
+        )
     needing = sorted(name for name in options.engines if PACKAGES[name][0] == "pip")
     if needing and not python:
-        raise OpsError(f"{', '.join(needing)} live in the backend's environment, which is not known.", hint="Give backend_python, or other engines.")
+        raise OpsError(
+            f"{', '.join(needing)} live in the backend's environment, which is not known.",
+            hint="Give backend_python, or other engines.",
+        )
 
 
 def run(options: Options, *, check_mode: bool = False) -> Result:
@@ -146,7 +168,10 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
     before = survey(options, execute=execute)
     missing = [name for name in options.engines if not before[name].unknown and reason_to_install(before[name])]
     if missing and not options.install and not check_mode:
-        raise OpsError(f"Missing: {', '.join(missing)}.", hint="Run with install: true, or install " + ", ".join(PACKAGES[name][1] for name in missing) + ".")
+        raise OpsError(
+            f"Missing: {', '.join(missing)}.",
+            hint="Run with install: true, or install " + ", ".join(PACKAGES[name][1] for name in missing) + ".",
+        )
     actions: t.List[t.Dict[str, t.Any]] = []
     for name in missing:
         kind, package, oldest = PACKAGES[name]
@@ -155,12 +180,21 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
             install(name, options)
         actions.append(
             {
-                "action": "install", "target": f"{package}>={oldest}" if oldest else package, "changed": True, "engine": name, "via": kind,
-                "why": reason_to_install(before[name]), "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                "action": "install",
+                "target": f"{package}>={oldest}" if oldest else package,
+                "changed": True,
+                "engine": name,
+                "via": kind,
+                "why": reason_to_install(before[name]),
+                "duration_ms": round((time.monotonic() - started) * 1000, 1),
             }
-        )  # fmt: skip
+        )
     left_out: t.List[str] = []
-    after = survey(options) if missing and not check_mode else {name: Engine(**vars(engine)) for name, engine in before.items()}
+    after = (
+        survey(options)
+        if missing and not check_mode
+        else {name: Engine(**vars(engine)) for name, engine in before.items()}
+    )
     for name in CHAINS[options.primary]:
         engine = after[name]
         if check_mode and name in missing:
@@ -179,25 +213,52 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
             )
         prove(engine, options)
         if engine.speaks is not None:
-            actions.append({"action": "speak", "target": name, "changed": False, "speaks": engine.speaks, "why": engine.why, **engine.audio})
+            actions.append(
+                {
+                    "action": "speak",
+                    "target": name,
+                    "changed": False,
+                    "speaks": engine.speaks,
+                    "why": engine.why,
+                    **engine.audio,
+                }
+            )
     chosen, reasons = would_speak(after, options.primary, predicted=[*missing, *left_out] if check_mode else ())
     if chosen == "text_only" and not options.allow_text_only:
         raise OpsError(
-            "No speech engine makes audio.", hint="; ".join(f"{name}: {why}" for name, why in reasons.items()) or "Install espeak-ng.",
-            before=_facts(before), after=_facts(after), actions=actions,
-        )  # fmt: skip
+            "No speech engine makes audio.",
+            hint="; ".join(f"{name}: {why}" for name, why in reasons.items()) or "Install espeak-ng.",
+            before=_facts(before),
+            after=_facts(after),
+            actions=actions,
+        )
     return Result(
         changed=bool(missing),
         before=_facts(before),
         after={**_facts(after), "engine": chosen},
         actions=actions,
-        msg=_sentence(chosen, reasons, missing, check_mode) + (f" Not verified in check mode: {', '.join(left_out)}." if left_out else ""),
-        diff=[{"before": _text(before), "after": _text(after), "before_header": "speech engines", "after_header": "speech engines"}],
-        extra={"engine": chosen, "reasons": reasons, "chain": [*CHAINS[options.primary], "text_only"], "left_out": left_out},
+        msg=_sentence(chosen, reasons, missing, check_mode)
+        + (f" Not verified in check mode: {', '.join(left_out)}." if left_out else ""),
+        diff=[
+            {
+                "before": _text(before),
+                "after": _text(after),
+                "before_header": "speech engines",
+                "after_header": "speech engines",
+            }
+        ],
+        extra={
+            "engine": chosen,
+            "reasons": reasons,
+            "chain": [*CHAINS[options.primary], "text_only"],
+            "left_out": left_out,
+        },
     )
 
 
-def would_speak(engines: t.Mapping[str, Engine], primary: str, *, predicted: t.Collection[str] = ()) -> t.Tuple[str, t.Dict[str, str]]:
+def would_speak(
+    engines: t.Mapping[str, Engine], primary: str, *, predicted: t.Collection[str] = ()
+) -> t.Tuple[str, t.Dict[str, str]]:
     """The first engine of the chain that made audio (or, in check mode, would be installed), and why the better ones did not."""
     reasons: t.Dict[str, str] = {}
     for name in CHAINS[primary]:
@@ -232,7 +293,9 @@ def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
     espeak.present = bool(espeak.program)
     if espeak.present and (execute or not _is_of_backend(espeak, options)):
         with contextlib.suppress(OpsError):
-            version = re.search(r"\d+\.\d+[\d.]*", _run([espeak.program, "--version"], timeout=options.timeout).decode(errors="replace"))
+            version = re.search(
+                r"\d+\.\d+[\d.]*", _run([espeak.program, "--version"], timeout=options.timeout).decode(errors="replace")
+            )
             espeak.version = version[0] if version else "?"
     elif not espeak.present:
         espeak.why = "neither espeak-ng nor espeak is installed"
@@ -245,7 +308,10 @@ def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
         found[name].program = options.backend_python
         if versions is None:
             found[name].unknown = True
-            found[name].why = "not looked for: in check mode nothing of the backend is executed, and its Python belongs to no virtual environment"
+            found[name].why = (
+                "not looked for: in check mode nothing of the backend is executed, and its Python belongs to no virtual"
+                " environment"
+            )
             continue
         found[name].version, found[name].present = versions[name], bool(versions[name])
         found[name].why = "" if versions[name] else f"the package {PACKAGES[name][1]} is not installed"
@@ -253,12 +319,18 @@ def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
 
 
 def _versions(options: Options) -> t.Dict[str, str]:
-    raw = _run([options.backend_python, "-c", _SURVEY, json.dumps(_IMPORTS)], timeout=max(options.timeout, 30), user=options.backend_user)
+    raw = _run(
+        [options.backend_python, "-c", _SURVEY, json.dumps(_IMPORTS)],
+        timeout=max(options.timeout, 30),
+        user=options.backend_user,
+    )
     try:
         versions = json.loads(raw)
         return {name: str(versions[name]) for name in _IMPORTS}
     except (ValueError, KeyError, TypeError) as error:
-        raise OpsError(f"{options.backend_python} does not answer as a Python does.", hint="Give the backend's interpreter.") from error
+        raise OpsError(
+            f"{options.backend_python} does not answer as a Python does.", hint="Give the backend's interpreter."
+        ) from error
 
 
 def _versions_without_running(options: Options) -> t.Optional[t.Dict[str, str]]:
@@ -269,7 +341,11 @@ def _versions_without_running(options: Options) -> t.Optional[t.Dict[str, str]]:
         return _versions(options) if who.uid == run_as.effective_uid() else None
     versions = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in packages["versions"].items()}
     return {
-        engine: next((versions[name.lower()] for name in names if name.lower() in versions), "?") if module in packages["modules"] else ""
+        engine: (
+            next((versions[name.lower()] for name in names if name.lower() in versions), "?")
+            if module in packages["modules"]
+            else ""
+        )
         for engine, (module, names) in _IMPORTS.items()
     }
 
@@ -307,9 +383,15 @@ def install(name: str, options: Options) -> None:
 def _apt(package: str, timeout: float) -> None:
     apt = shutil.which("apt-get", path=f"{os.environ.get('PATH', '')}:{_PATH}")
     if not apt:
-        raise OpsError(f"This host has no apt-get to install {package} with.", hint=f"Install {package} by the means of this system.")
+        raise OpsError(
+            f"This host has no apt-get to install {package} with.",
+            hint=f"Install {package} by the means of this system.",
+        )
     if os.geteuid() != 0:
-        raise OpsError(f"Only root may install {package}.", hint=f"Run this task with become: true, or run apt-get install {package} beforehand.")
+        raise OpsError(
+            f"Only root may install {package}.",
+            hint=f"Run this task with become: true, or run apt-get install {package} beforehand.",
+        )
     if run_as.owner_of([apt]).uid != run_as.effective_uid():
         raise OpsError(f"{apt} is not root's.", hint="Take its directory out of the PATH of this task.")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -317,7 +399,9 @@ def _apt(package: str, timeout: float) -> None:
     try:
         _run_as_we_are([*words, "install", package], timeout=timeout, environment=environment)
     except OpsError as error:
-        if not re.search(r"Unable to locate|no installation candidate|404  Not Found", str(error.details.get("stderr", ""))):
+        if not re.search(
+            r"Unable to locate|no installation candidate|404  Not Found", str(error.details.get("stderr", ""))
+        ):
             raise
         _run_as_we_are([*words, "update"], timeout=timeout, environment=environment)
         _run_as_we_are([*words, "install", package], timeout=timeout, environment=environment)
@@ -328,14 +412,31 @@ def _pip(python: str, requirement: str, timeout: float) -> None:
     environment = run_as.installer_environment()
     try:
         _run([python, "-m", "pip", "--version"], timeout=60)
-        words = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:", requirement]
+        words = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--only-binary=:all:",
+            requirement,
+        ]
     except OpsError:
         uv = shutil.which("uv", path=f"{os.path.dirname(python)}:{os.environ.get('PATH', '')}:{_PATH}")
         if not uv:
-            raise OpsError(f"{python} has no pip to install {requirement} with.", hint=f"Run {python} -m ensurepip, or install {requirement} there.") from None
+            raise OpsError(
+                f"{python} has no pip to install {requirement} with.",
+                hint=f"Run {python} -m ensurepip, or install {requirement} there.",
+            ) from None
         who = _identity(python)
         run_as.require_trusted(who, interpreters=[uv])
-        _run([uv, "pip", "install", "--python", python, "--only-binary", ":all:", requirement], timeout=timeout, environment=environment, who=who)
+        _run(
+            [uv, "pip", "install", "--python", python, "--only-binary", ":all:", requirement],
+            timeout=timeout,
+            environment=environment,
+            who=who,
+        )
         return
     _run(words, timeout=timeout, environment=environment)
 
@@ -351,7 +452,11 @@ def prove(engine: Engine, options: Options) -> None:
     started = time.monotonic()
     try:
         data = _speak(engine, options)
-        engine.audio = {**describe(data), "bytes": len(data), "first_to_last_ms": round((time.monotonic() - started) * 1000, 1)}
+        engine.audio = {
+            **describe(data),
+            "bytes": len(data),
+            "first_to_last_ms": round((time.monotonic() - started) * 1000, 1),
+        }
         engine.speaks = not engine.audio["silent"]
         engine.why = "" if engine.speaks else "the audio is silence"
     except OpsError as error:
@@ -361,12 +466,26 @@ def prove(engine: Engine, options: Options) -> None:
 def _speak(engine: Engine, options: Options) -> bytes:
     text = options.text.encode()
     if engine.name == "espeak":
-        return _true_sizes(_run([engine.program, "--stdin", "--stdout", "-b", "1"], stdin=text, timeout=options.timeout))
+        return _true_sizes(
+            _run([engine.program, "--stdin", "--stdout", "-b", "1"], stdin=text, timeout=options.timeout)
+        )
     if engine.name == "edge":
         # A proxy's password does not belong into an argument list, which everybody on the host can read.
         proxy = {"TTS_EDGE_PROXY": options.proxy}
-        return _run([engine.program, "-c", _EDGE, options.voice], stdin=text, timeout=options.timeout, environment=proxy, user=options.backend_user)
-    return _run([engine.program, "-c", _PYTTSX3], stdin=text, timeout=options.timeout, user=options.backend_user, output="speech.wav")
+        return _run(
+            [engine.program, "-c", _EDGE, options.voice],
+            stdin=text,
+            timeout=options.timeout,
+            environment=proxy,
+            user=options.backend_user,
+        )
+    return _run(
+        [engine.program, "-c", _PYTTSX3],
+        stdin=text,
+        timeout=options.timeout,
+        user=options.backend_user,
+        output="speech.wav",
+    )
 
 
 def _true_sizes(data: bytes) -> bytes:
@@ -375,7 +494,13 @@ def _true_sizes(data: bytes) -> bytes:
     if data[:4] != b"RIFF" or place < 0:
         return data
     body = len(data) - place - 8
-    return data[:4] + (place + body).to_bytes(4, "little") + data[8 : place + 4] + body.to_bytes(4, "little") + data[place + 8 :]
+    return (
+        data[:4]
+        + (place + body).to_bytes(4, "little")
+        + data[8 : place + 4]
+        + body.to_bytes(4, "little")
+        + data[place + 8 :]
+    )
 
 
 def _why(error: OpsError) -> str:
@@ -441,13 +566,20 @@ def _facts(engines: t.Mapping[str, Engine]) -> t.Dict[str, t.Any]:
 
 
 def _text(engines: t.Mapping[str, Engine]) -> str:
-    return "".join(f"{name}: {('version ' + engine.version).strip() if engine.present else 'missing'}\n" for name, engine in engines.items())
+    return "".join(
+        f"{name}: {('version ' + engine.version).strip() if engine.present else 'missing'}\n"
+        for name, engine in engines.items()
+    )
 
 
 def _sentence(chosen: str, reasons: t.Mapping[str, str], missing: t.Sequence[str], check_mode: bool) -> str:
     verb = "would be installed" if check_mode else "installed"
     parts = [f"{', '.join(missing)} {verb}."] if missing else []
-    parts.append("Nothing can speak, the backend shows text." if chosen == "text_only" else f"{chosen} {'would speak' if check_mode else 'speaks'}.")
+    parts.append(
+        "Nothing can speak, the backend shows text."
+        if chosen == "text_only"
+        else f"{chosen} {'would speak' if check_mode else 'speaks'}."
+    )
     if reasons:
         parts.append("Not before it: " + "; ".join(f"{name} ({why})" for name, why in reasons.items()) + ".")
     return " ".join(parts)

@@ -79,7 +79,9 @@ def audit(
     ``absent_schemas``: a misspelt one would look clean.
     """
     for last in (False, True):
-        with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+        with transaction(
+            connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+        ) as cursor:
             if schemas is not None and not absent_schemas:
                 _require_schemas(cursor, schemas)
             try:
@@ -102,7 +104,9 @@ class Disagreement(OpsError):
     """The server and the simulation of its rewriter say different things about an access."""
 
 
-def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Audit:
+def inspect(
+    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+) -> Audit:
     """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
     classes, build = catalog.fetch(cursor, schemas=schemas, roles=roles)
     leading = lints.leading(cursor)
@@ -114,7 +118,11 @@ def inspect(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, role
         review = lints.Review(cursor, read, leading)
         asked = asking.result()
     failing = explain(read, asked, predicted)
-    findings = [*lints.recursion(read, failing), *callgraph.findings(read, accesses(read)), *review.findings(lambda: working(read, failing))]
+    findings = [
+        *lints.recursion(read, failing),
+        *callgraph.findings(read, accesses(read)),
+        *review.findings(lambda: working(read, failing)),
+    ]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
         asked.checked,
@@ -146,10 +154,15 @@ def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Pr
         key = (who.name, relation.qualified, variant)
         failure = told.pop(key, None)
         if failure is None and path and not who.settable:
-            failure = Failure(*key, oracle.RECURSION, "predicted: the session may not become this role", roles=who.members)
+            failure = Failure(
+                *key, oracle.RECURSION, "predicted: the session may not become this role", roles=who.members
+            )
         elif who.settable and not relation.ruled and bool(path) != bool(failure and failure.recursive):
             said = f"{failure.sqlstate} {failure.message}" if failure else "no error"
-            disputed.append(f"{who.name}, {variant} of {relation.qualified}: the server says {said}, the simulation {'recursion' if path else 'no error'}")
+            disputed.append(
+                f"{who.name}, {variant} of {relation.qualified}: the server says {said}, the simulation"
+                f" {'recursion' if path else 'no error'}"
+            )
         if failure:
             failing.append(dataclasses.replace(failure, witness=path or []))
     # What the simulation does not model (a rule's own commands) is the server's word alone.
@@ -157,13 +170,18 @@ def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Pr
     if disputed:
         raise Disagreement(
             f"The server and the simulation disagree about {len(disputed)} accesses, the first: {disputed[0]}.",
-            hint="Nothing was changed. This is a defect of wheels.ops: please report it with the policies of these tables.",
+            hint=(
+                "Nothing was changed. This is a defect of wheels.ops: please report it with the policies of these"
+                " tables."
+            ),
             disagreements=disputed,
         )
     return failing
 
 
-def working(read: catalog.Catalog, failing: t.Sequence[Failure]) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:
+def working(
+    read: catalog.Catalog, failing: t.Sequence[Failure]
+) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:
     """The accesses that do not fail."""
     known = {(failure.role, failure.relation, failure.command) for failure in failing}
     for who, relation, variant in accesses(read):
@@ -177,7 +195,10 @@ def accesses(read: catalog.Catalog) -> t.Iterator[t.Tuple[RoleClass, catalog.Rel
         relation
         for relation in read.relations.values()
         if read.audited(relation)
-        and ((relation.kind in ("r", "p") and (relation.secured or relation.ruled)) or (relation.kind == "v" and not relation.extension))
+        and (
+            (relation.kind in ("r", "p") and (relation.secured or relation.ruled))
+            or (relation.kind == "v" and not relation.extension)
+        )
     ]
     for who in read.classes:
         for relation in subjects:

@@ -88,12 +88,21 @@ class Bodies:
 
     def _collect(self, statement: tree.Node, path: t.Sequence[str], body: Body) -> None:
         named = {cte.ctename for cte in tree.of_type(statement, "CommonTableExpr")}
-        targets = {id(node.relation): _WRITES[tree.kind(node)] for node in tree.walk(statement) if tree.kind(node) in _WRITES}
+        targets = {
+            id(node.relation): _WRITES[tree.kind(node)] for node in tree.walk(statement) if tree.kind(node) in _WRITES
+        }
         for item in tree.of_type(statement, "RangeVar"):
             if item.schemaname is None and item.relname in named:
                 continue
             schemas = [item.schemaname] if item.schemaname else path
-            found = next((self._relations[schema, item.relname] for schema in schemas if (schema, item.relname) in self._relations), None)
+            found = next(
+                (
+                    self._relations[schema, item.relname]
+                    for schema in schemas
+                    if (schema, item.relname) in self._relations
+                ),
+                None,
+            )
             if found is not None:
                 body.relations.add((found, targets.get(id(item), "select")))
         for call in tree.of_type(statement, "FuncCall"):

@@ -143,15 +143,29 @@ class CallGraph:
             expression = use.policy.slot(use.slot)
             if expression is not None:
                 context = Context(node.user or session, use.command)
-                relations = [oid for oid in expression.relations if not self._hidden(Edge(use.policy.oid, use.slot, oid), context)]
-                functions = [oid for oid in expression.functions if not self._hidden(Edge(use.policy.oid, use.slot, -oid), context)]
+                relations = [
+                    oid
+                    for oid in expression.relations
+                    if not self._hidden(Edge(use.policy.oid, use.slot, oid), context)
+                ]
+                functions = [
+                    oid
+                    for oid in expression.functions
+                    if not self._hidden(Edge(use.policy.oid, use.slot, -oid), context)
+                ]
                 yield from self._expression(node, use, relations, functions, node.user, who)
 
     def _hidden(self, edge: Edge, context: Context) -> bool:
         return self.cut is not None and self.cut.hides(edge, context)
 
     def _expression(
-        self, node: Node, use: t.Optional[Use], relations: t.Iterable[int], functions: t.Iterable[int], user: int, who: RoleClass
+        self,
+        node: Node,
+        use: t.Optional[Use],
+        relations: t.Iterable[int],
+        functions: t.Iterable[int],
+        user: int,
+        who: RoleClass,
     ) -> t.Iterator[Hop]:
         for oid in relations:
             yield Hop(node, use, Node(oid, 0, node.session, user, "select"))
@@ -171,7 +185,9 @@ class CallGraph:
 
     def words(self, path: t.Sequence[Hop]) -> t.List[str]:
         """``members (SELECT policy "s") -> my_orgs() -> members``."""
-        return [self._name(hop.source) + (f" ({describe(hop.use)})" if hop.use else "") for hop in path] + [self._name(path[-1].target)]
+        return [self._name(hop.source) + (f" ({describe(hop.use)})" if hop.use else "") for hop in path] + [
+            self._name(path[-1].target)
+        ]
 
     def _name(self, node: Node) -> str:
         if node.function:
@@ -192,7 +208,9 @@ def cycle(path: t.Sequence[Hop]) -> t.List[Hop]:
     return list(path[start:])
 
 
-def runtime(read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, str]], graph: t.Optional[CallGraph] = None) -> t.List[Runtime]:
+def runtime(
+    read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, str]], graph: t.Optional[CallGraph] = None
+) -> t.List[Runtime]:
     """Those of the accesses that can end in 54001."""
     graph = graph or CallGraph(read)
     if not graph.any:
@@ -219,16 +237,25 @@ def findings(read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, st
             Finding(
                 "possible_54001",
                 relation,
-                f"{', '.join(commands)} as {', '.join(roles)} can end in 'stack depth limit exceeded' (SQLSTATE 54001): {' -> '.join(path)}. "
-                "It depends on the data and the plan.",
+                f"{', '.join(commands)} as {', '.join(roles)} can end in 'stack depth limit exceeded' (SQLSTATE 54001):"
+                f" {' -> '.join(path)}. It depends on the data and the plan.",
                 "-- python3 -m wheels_ops rls repair, or the module rls_repair",
-                details={"table": relation, "commands": commands, "roles": roles, "path": list(path), "sqlstate": "54001"},
+                details={
+                    "table": relation,
+                    "commands": commands,
+                    "roles": roles,
+                    "path": list(path),
+                    "sqlstate": "54001",
+                },
             )
         )
     for oid in sorted(graph.called):
         function = read.functions[oid]
         reasons = graph.bodies.of(function).unknown
         if reasons and not function.extension:
-            why = f"What it reads cannot be told: {'; '.join(dict.fromkeys(reasons))}. A recursion through it would go unseen."
+            why = (
+                f"What it reads cannot be told: {'; '.join(dict.fromkeys(reasons))}. A recursion through it would go"
+                " unseen."
+            )
             found.append(Finding("unknown_function", function.signature, why, details={"function": function.signature}))
     return found

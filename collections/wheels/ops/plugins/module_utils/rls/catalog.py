@@ -23,7 +23,8 @@ COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "AL
 
 # A backslash escapes the character behind it in names, so that every other brace is structure.
 _NODE = re.compile(
-    r"\\.|(?P<sublink>\{SUBLINK :subLinkType (?P<linktype>\d))|(?P<query>\{QUERY)|(?P<open>\{)|(?P<close>\})|(?P<fromless>:rtable <>)"
+    r"\\.|(?P<sublink>\{SUBLINK :subLinkType"
+    r" (?P<linktype>\d))|(?P<query>\{QUERY)|(?P<open>\{)|(?P<close>\})|(?P<fromless>:rtable <>)"
     r"|:rtekind 0 :relid (?P<relid>\d+)|:(?P<fkind>funcid|opfuncid|aggfnoid|winfnoid) (?P<funcid>\d+)"
 )
 _FUNCTION = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)")
@@ -153,7 +154,10 @@ class Relation:
 
     def references(self) -> t.Set[int]:
         """The relations that its policies or its query name."""
-        expressions = [self.query, *(expression for policy in self.policies for expression in (policy.using, policy.check))]
+        expressions = [
+            self.query,
+            *(expression for policy in self.policies for expression in (policy.using, policy.check)),
+        ]
         return {oid for expression in expressions if expression is not None for oid in expression.relations}
 
     @property
@@ -308,7 +312,9 @@ select u.oid::bigint as "user", array_agg(n.oid::bigint) filter (where pg_has_ro
 """
 
 
-def read(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None) -> Catalog:
+def read(
+    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+) -> Catalog:
     """Reads the catalogs inside the caller's transaction, whose ``search_path`` must be empty."""
     _classes, build = fetch(cursor, schemas=schemas, roles=roles)
     return build()
@@ -326,7 +332,10 @@ def fetch(
     body = "p.prosqlbody::text" if server >= 140000 else "null::text"
     called = rows(cursor, _FUNCTIONS % body)
     all_roles = {
-        row["oid"]: Role(**row) for row in rows(cursor, "select oid::bigint, rolname as name, rolsuper as superuser, rolbypassrls as bypass from pg_roles")
+        row["oid"]: Role(**row)
+        for row in rows(
+            cursor, "select oid::bigint, rolname as name, rolsuper as superuser, rolbypassrls as bypass from pg_roles"
+        )
     }
     classes = role_classes(cursor, roles)
     named = {oid for row in policies if row["relation"] in relations for oid in row["roles"] if oid}
@@ -335,7 +344,9 @@ def fetch(
     users |= {row["owner"] for row in called if row["definer"]} | set(named)
     held = {
         row["user"]: frozenset(row["held"] or ())
-        for row in rows(cursor, _HELD, {"users": sorted(users & set(all_roles)), "named": sorted(named & set(all_roles))})
+        for row in rows(
+            cursor, _HELD, {"users": sorted(users & set(all_roles)), "named": sorted(named & set(all_roles))}
+        )
     }
     identity = {row["oid"]: row["name"] for row in rows(cursor, _IDENTITY, {"names": list(AUTH_FUNCTIONS)})}
     search_path = _default_search_path(cursor)
@@ -343,19 +354,36 @@ def fetch(
     def build() -> Catalog:
         functions = _built(relations, policies, views, called)
         return Catalog(
-            server, database, current_user, session_user, search_path, relations, functions, all_roles, classes, held, identity,
-            None if schemas is None else frozenset(schemas), None if roles is None else tuple(roles),
-        )  # fmt: skip
+            server,
+            database,
+            current_user,
+            session_user,
+            search_path,
+            relations,
+            functions,
+            all_roles,
+            classes,
+            held,
+            identity,
+            None if schemas is None else frozenset(schemas),
+            None if roles is None else tuple(roles),
+        )
 
     return classes, build
 
 
-def _built(relations: t.Dict[int, Relation], policies: t.List[Row], views: t.List[Row], called: t.List[Row]) -> t.Dict[int, Function]:
+def _built(
+    relations: t.Dict[int, Relation], policies: t.List[Row], views: t.List[Row], called: t.List[Row]
+) -> t.Dict[int, Function]:
     """Gives every relation its policies or its query, with their node trees read, and makes the functions."""
     for row in policies:
         texts = {name: row.pop(name) for name in ("using_text", "using_tree", "check_text", "check_tree")}
         row["roles"], row["role_names"] = tuple(row["roles"]), tuple(row["role_names"])
-        policy = Policy(**row, using=expression(texts["using_text"], texts["using_tree"]), check=expression(texts["check_text"], texts["check_tree"]))
+        policy = Policy(
+            **row,
+            using=expression(texts["using_text"], texts["using_tree"]),
+            check=expression(texts["check_text"], texts["check_tree"]),
+        )
         if policy.relation in relations:
             relations[policy.relation].policies.append(policy)
     for row in views:
@@ -363,7 +391,9 @@ def _built(relations: t.Dict[int, Relation], policies: t.List[Row], views: t.Lis
         if found and row["relation"] in relations:
             # A view's own rule names the view itself as OLD and NEW, which are never read.
             mine = tuple(oid for oid in found.relations if oid != row["relation"])
-            relations[row["relation"]].query = Expression("", found.tree, mine, found.functions, found.has_sublink, found.locks_rows)
+            relations[row["relation"]].query = Expression(
+                "", found.tree, mine, found.functions, found.has_sublink, found.locks_rows
+            )
     functions = {}
     for row in called:
         row["body"] = expression("", row["body"])
@@ -393,14 +423,17 @@ def _circular(references: t.Mapping[int, t.Set[int]]) -> t.FrozenSet[int]:
 def _default_search_path(cursor: Cursor) -> t.Tuple[str, ...]:
     """The schemas that a session of this database looks through unless a role or a function says otherwise."""
     cursor.execute(
-        "select coalesce((select substr(s, 13) from pg_db_role_setting d, unnest(d.setconfig) s"
-        " where d.setdatabase = (select oid from pg_database where datname = current_database()) and d.setrole = 0 and s like 'search\\_path=%'),"
-        " (select boot_val from pg_settings where name = 'search_path'))"
+        "select coalesce((select substr(s, 13) from pg_db_role_setting d, unnest(d.setconfig) s where d.setdatabase ="
+        " (select oid from pg_database where datname = current_database()) and d.setrole = 0 and s like"
+        " 'search\\_path=%'), (select boot_val from pg_settings where name = 'search_path'))"
     )
     return split_search_path(cursor.fetchone()[0])
 
 
 def split_search_path(value: str) -> t.Tuple[str, ...]:
     """The schemas of a ``search_path`` setting, unquoted; ``"$user"`` and empty names are left out."""
-    names = [quoted.replace('""', '"') if quoted else bare.lower() for quoted, bare in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', value)]
+    names = [
+        quoted.replace('""', '"') if quoted else bare.lower()
+        for quoted, bare in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', value)
+    ]
     return tuple(name for name in names if name and name not in ("$user", "''"))

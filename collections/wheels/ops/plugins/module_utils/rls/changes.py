@@ -53,7 +53,11 @@ def apply(
     result = Result(diff=t.cast(t.List[t.Dict[str, t.Any]], plan.diff()))
     result.before = {"failing": None}
     if plan.empty:
-        result.msg = "Nothing to repair." if not plan.needs_review else f"{len(plan.needs_review)} need a person; nothing was changed."
+        result.msg = (
+            "Nothing to repair."
+            if not plan.needs_review
+            else f"{len(plan.needs_review)} need a person; nothing was changed."
+        )
         result.after = {"failing": len(plan.left)}
         result.before = dict(result.after)
         result.extra = {"needs_review": plan.needs_review, "undo": ""}
@@ -84,18 +88,31 @@ def apply(
         _build_indexes(connection, plan)
     result.changed = True
     result.before = {"failing": proof.get("failing_before", len(plan.left)), "possible_54001": plan.runtime_before}
-    result.after = {"failing": proof.get("failing_after", len(plan.left)), **{k: v for k, v in proof.items() if not k.startswith("failing_")}}
+    result.after = {
+        "failing": proof.get("failing_after", len(plan.left)),
+        **{k: v for k, v in proof.items() if not k.startswith("failing_")},
+    }
     result.actions = [
-        {"action": "change policy", "target": f"{change.relation.qualified}: {', '.join(policy.name for policy in change.before)}", "changed": True}
+        {
+            "action": "change policy",
+            "target": f"{change.relation.qualified}: {', '.join(policy.name for policy in change.before)}",
+            "changed": True,
+        }
         for change in plan.changes
     ]
-    result.actions += [{"action": "create function", "target": function["signature"], "changed": True} for function in plan.functions]
+    result.actions += [
+        {"action": "create function", "target": function["signature"], "changed": True} for function in plan.functions
+    ]
     result.actions += [{"action": "create index", "target": statement, "changed": True} for statement in plan.indexes]
     verb = "would be changed" if check_mode else "changed"
-    compared = f"{proof['comparisons']} comparisons without a difference" if proof.get("comparisons") else "there were no rows to compare"
+    compared = (
+        f"{proof['comparisons']} comparisons without a difference"
+        if proof.get("comparisons")
+        else "there were no rows to compare"
+    )
     result.msg = (
-        f"{len(plan.changes)} policies {verb}, {len(plan.functions)} functions: failing accesses {result.before['failing']} -> {result.after['failing']}, "
-        f"{compared}."
+        f"{len(plan.changes)} policies {verb}, {len(plan.functions)} functions: failing accesses"
+        f" {result.before['failing']} -> {result.after['failing']}, {compared}."
     )
     if review:
         result.msg += f" {len(review)} need a person."
@@ -107,10 +124,14 @@ def apply(
     return result.as_dict()
 
 
-def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeout_ms: int, lock_timeout_ms: int) -> t.Dict[str, t.Any]:
+def _once(
+    connection: Connection, plan: Plan, check_mode: bool, statement_timeout_ms: int, lock_timeout_ms: int
+) -> t.Dict[str, t.Any]:
     import psycopg2
 
-    with transaction(connection, read_only=False, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+    with transaction(
+        connection, read_only=False, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+    ) as cursor:
         try:
             cursor.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK,))
             before = catalog.read(cursor, schemas=plan.schemas, roles=plan.roles)
@@ -119,7 +140,11 @@ def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeou
             subjects, texts = _subjects(cursor, plan, before, old)
             seen = compare.measure(cursor, before, subjects, texts)
             relations = {relation.qualified: relation for relation in before.relations.values()}
-            recursive = [(who, user, relations[name]) for who, user, name in subjects if seen[who.name, user, name].state == oracle.RECURSION]
+            recursive = [
+                (who, user, relations[name])
+                for who, user, name in subjects
+                if seen[who.name, user, name].state == oracle.RECURSION
+            ]
             due = strict.read(cursor, before, recursive)
             for statement in plan.statements[: len(plan.statements) - plan.locking]:
                 cursor.execute(statement)
@@ -139,18 +164,25 @@ def _once(connection: Connection, plan: Plan, check_mode: bool, statement_timeou
                 return proof
         except psycopg2.errors.QueryCanceled as error:
             raise Broken(
-                f"The repair and its proof take longer than lock_timeout ({lock_timeout_ms} ms), for which writers may be made to wait.",
+                f"The repair and its proof take longer than lock_timeout ({lock_timeout_ms} ms), for which writers may"
+                " be made to wait.",
                 hint="Nothing was changed. Raise lock_timeout, or run it at a quieter time.",
                 sqlstate=error.pgcode,
             ) from error
         except psycopg2.errors.DeadlockDetected as error:
-            raise OpsError("PostgreSQL resolved a deadlock against us.", hint="Nothing was changed. Run again.", sqlstate=error.pgcode) from error
+            raise OpsError(
+                "PostgreSQL resolved a deadlock against us.",
+                hint="Nothing was changed. Run again.",
+                sqlstate=error.pgcode,
+            ) from error
         except (psycopg2.errors.LockNotAvailable, psycopg2.OperationalError):
             raise
         except psycopg2.Error as error:
             raise Broken(
-                f"PostgreSQL refuses a statement of the repair: {error.pgcode} {(error.diag.message_primary or str(error)).strip()}",
-                hint="Nothing was changed. " + ("Connect as the tables' owner or a superuser." if error.pgcode == "42501" else "Please report it."),
+                f"PostgreSQL refuses a statement of the repair: {error.pgcode}"
+                f" {(error.diag.message_primary or str(error)).strip()}",
+                hint="Nothing was changed. "
+                + ("Connect as the tables' owner or a superuser." if error.pgcode == "42501" else "Please report it."),
                 sqlstate=error.pgcode,
                 statement=_text(cursor),
             ) from error
@@ -192,7 +224,9 @@ def _touched(plan: Plan) -> t.Set[str]:
     return {change.relation.qualified for change in plan.changes}
 
 
-def _subjects(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator) -> t.Tuple[t.List[t.Tuple[t.Any, compare.User, str]], t.Dict[str, str]]:
+def _subjects(
+    cursor: Cursor, plan: Plan, before: Catalog, old: Simulator
+) -> t.Tuple[t.List[t.Tuple[t.Any, compare.User, str]], t.Dict[str, str]]:
     """Who is looked through and at what: every relation whose rows depend on a policy that changes."""
     touched = {relation.oid for relation in before.relations.values() if relation.qualified in _touched(plan)}
     sample = compare.users(cursor, before, touched)
@@ -204,7 +238,9 @@ def _subjects(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator) -> t.
         for relation in before.relations.values():
             if relation.schema not in who.schemas or not (relation.secured or relation.kind == "v"):
                 continue
-            reached = relation.oid in touched or any(use.policy.relation in touched for use, _ignored in old.reached(who, relation, "select", set()))
+            reached = relation.oid in touched or any(
+                use.policy.relation in touched for use, _ignored in old.reached(who, relation, "select", set())
+            )
             if reached:
                 pairs.append((who, relation))
                 depending.add(relation.oid)
@@ -218,7 +254,11 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
     _bounded(cursor, deadline)
     asked = oracle.ask(cursor, now.classes, schemas=plan.schemas)
     failing = audits.explain(now, asked, audits.predict(now))
-    failed_before = [(who, relation, variant) for who, relation, variant in audits.accesses(before) if old.check(who, relation, variant)]
+    failed_before = [
+        (who, relation, variant)
+        for who, relation, variant in audits.accesses(before)
+        if old.check(who, relation, variant)
+    ]
     known = {(who.name, relation.qualified, variant) for who, relation, variant in failed_before}
     # A policy that was split names roles that no policy named before, so that a class of then may be several now: compare in the names of then.
     then = {member: who.name for who in before.classes for member in who.members}
@@ -293,12 +333,15 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
     if different:
         tables = sorted({entry[0] for name in different for entry in was.get(name, set()) ^ is_now.get(name, set())})
         raise Broken(
-            f"The repair would change policies that working accesses of {', '.join(sorted(different))} draw in: {', '.join(tables)}.",
+            f"The repair would change policies that working accesses of {', '.join(sorted(different))} draw in:"
+            f" {', '.join(tables)}.",
             hint="Nothing was changed. Please report it.",
         )
 
 
-def _compare(plan: Plan, before: Catalog, was: t.Dict[compare.Key, compare.Seen], now: t.Dict[compare.Key, compare.Seen]) -> t.Dict[str, t.Any]:
+def _compare(
+    plan: Plan, before: Catalog, was: t.Dict[compare.Key, compare.Seen], now: t.Dict[compare.Key, compare.Seen]
+) -> t.Dict[str, t.Any]:
     """D1, by the data: whoever saw rows before sees the same rows."""
     compared = 0
     differences = []
@@ -315,20 +358,39 @@ def _compare(plan: Plan, before: Catalog, was: t.Dict[compare.Key, compare.Seen]
             differences.append(f"{key[0]} ({key[1].words}) saw {_told(seen)} in {key[2]}, now {_told(after)}")
     if differences:
         raise Broken(
-            f"The repair would change what is visible in {len(differences)} of {compared} comparisons, the first: {differences[0]}.",
+            f"The repair would change what is visible in {len(differences)} of {compared} comparisons, the first:"
+            f" {differences[0]}.",
             hint="Nothing was changed. Please report it.",
             differences=differences[:50],
         )
     # Class 22 is about the data: the condition came from the policy, and would fail there for the same value.
-    ours = [seen.context for seen in now.values() if seen.state[:2] != "22" and any(function["name"] in seen.context for function in plan.functions)]
+    ours = [
+        seen.context
+        for seen in now.values()
+        if seen.state[:2] != "22" and any(function["name"] in seen.context for function in plan.functions)
+    ]
     if ours:
-        raise Broken(f"A function of the repair fails: {ours[0].splitlines()[0]}", hint="Nothing was changed. Please report it.", contexts=ours[:20])
-    errors = sorted({f"{key[2]} as {key[0]}: {seen.state}" for key, seen in now.items() if seen.state and was[key].state != seen.state})
+        raise Broken(
+            f"A function of the repair fails: {ours[0].splitlines()[0]}",
+            hint="Nothing was changed. Please report it.",
+            contexts=ours[:20],
+        )
+    errors = sorted(
+        {
+            f"{key[2]} as {key[0]}: {seen.state}"
+            for key, seen in now.items()
+            if seen.state and was[key].state != seen.state
+        }
+    )
     return {"comparisons": compared, "now_visible": opened, "unmasked": errors}
 
 
 def _told(seen: compare.Seen) -> str:
-    return f"the error {seen.state}" if seen.state else f"{seen.rows} rows (digest {hashlib.sha256(seen.digest.encode()).hexdigest()[:8]})"
+    return (
+        f"the error {seen.state}"
+        if seen.state
+        else f"{seen.rows} rows (digest {hashlib.sha256(seen.digest.encode()).hexdigest()[:8]})"
+    )
 
 
 def _list(accesses: t.Collection[t.Tuple[str, str, str]]) -> str:
@@ -386,11 +448,18 @@ def undo_script(plan: Plan, run_id: str = "", after: t.Optional[t.Dict[str, str]
     }
     lines = [_MARK + json.dumps(head, sort_keys=True)]
     lines += [
-        f"-- Restores the policies of {', '.join(sorted(_touched(plan)))} exactly as they were. psql -X -v ON_ERROR_STOP=1 -f THIS_FILE".replace("\n", " ")
+        f"-- Restores the policies of {', '.join(sorted(_touched(plan)))} exactly as they were. psql -X -v"
+        " ON_ERROR_STOP=1 -f THIS_FILE".replace("\n", " ")
     ]
     lines += [statement + ";" for statement in plan.drop_indexes]
     if plan.undo:
-        lines += ["BEGIN;", "SET LOCAL search_path = '';", "SET LOCAL lock_timeout = '5s';", *[statement + ";" for statement in plan.undo], "COMMIT;"]
+        lines += [
+            "BEGIN;",
+            "SET LOCAL search_path = '';",
+            "SET LOCAL lock_timeout = '5s';",
+            *[statement + ";" for statement in plan.undo],
+            "COMMIT;",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -409,7 +478,9 @@ def undo(
     try:
         script = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise OpsError(f"Cannot read the undo script: {error}.", hint="rls_repair keeps them in undo_dir, one for each run.") from error
+        raise OpsError(
+            f"Cannot read the undo script: {error}.", hint="rls_repair keeps them in undo_dir, one for each run."
+        ) from error
     first, _ignored, body = script.partition("\n")
     if not first.startswith(_MARK):
         raise OpsError(f"{path} is not an undo script of ours.", hint="Name one that rls_repair wrote.")
@@ -425,23 +496,37 @@ def undo(
 
 
 def _undo_once(
-    connection: Connection, head: t.Dict[str, t.Any], body: str, check_mode: bool, force: bool, statement_timeout_ms: int, lock_timeout_ms: int
+    connection: Connection,
+    head: t.Dict[str, t.Any],
+    body: str,
+    check_mode: bool,
+    force: bool,
+    statement_timeout_ms: int,
+    lock_timeout_ms: int,
 ) -> t.Dict[str, t.Any]:
     import psycopg2
 
     begin = "BEGIN;\n"
     before, _ignored, inside = body.partition(begin)
-    with transaction(connection, read_only=False, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+    with transaction(
+        connection, read_only=False, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+    ) as cursor:
         cursor.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK,))
         read = catalog.read(cursor)
         if read.database != head["database"]:
-            raise OpsError(f"The undo script belongs to the database {head['database']}, this is {read.database}.", hint="Connect to that one.")
+            raise OpsError(
+                f"The undo script belongs to the database {head['database']}, this is {read.database}.",
+                hint="Connect to that one.",
+            )
         now = fingerprint(read, head["tables"])
         changed = sorted(name for name in set(now) | set(head["after"]) if now.get(name) != head["after"].get(name))
         if head["after"] and changed and not force:
             raise OpsError(
                 f"Policies are not as the repair left them: {', '.join(changed)}.",
-                hint="It was taken back already, or someone changed them since. Look at them; force takes the repair back all the same.",
+                hint=(
+                    "It was taken back already, or someone changed them since. Look at them; force takes the repair"
+                    " back all the same."
+                ),
                 changed_since=changed,
             )
         statements = inside.rpartition("COMMIT;")[0]
@@ -470,7 +555,10 @@ def _undo_once(
                     cursor.execute(line)
         finally:
             connection.autocommit = was
-    result = Result(changed=restored or bool(drops), msg=f"Policies of {', '.join(head['tables'])} are as they were." if head["tables"] else "Indexes dropped.")
+    result = Result(
+        changed=restored or bool(drops),
+        msg=f"Policies of {', '.join(head['tables'])} are as they were." if head["tables"] else "Indexes dropped.",
+    )
     result.before, result.after = {"policies": now}, {"policies": fingerprint(after, head["tables"])}
     result.actions = [{"action": "restore policies", "target": table, "changed": restored} for table in head["tables"]]
     return result.as_dict()
@@ -483,4 +571,6 @@ def _write(path: Path, text: str) -> None:
         make_directories(path.parent)
         write_atomically(path, text.encode())
     except (OSError, OpsError) as error:
-        raise OpsError(f"Cannot keep the undo script: {error}", hint="Nothing was changed. Give an undo_dir that can be written.") from error
+        raise OpsError(
+            f"Cannot keep the undo script: {error}", hint="Nothing was changed. Give an undo_dir that can be written."
+        ) from error

@@ -31,31 +31,56 @@ def register(commands: t.Any) -> None:
     look = actions.add_parser("audit", help="find what fails, leaks or is slow; changes nothing")
     _common(look)
     look.add_argument("--format", choices=sorted(formats.WRITERS), default="text")
-    look.add_argument("--output", type=Path, metavar="FILE", help="write the report there instead of to standard output")
+    look.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the report there instead of to standard output"
+    )
     look.add_argument(
         "--fail-on",
         default="error",
         metavar="WHAT",
-        help="exit with 1 for findings of these severities (error, warning, info: and all worse) or kinds, comma separated; 'never' for none "
-        "(default: error). Kinds: " + ", ".join(KINDS),
+        help=(
+            "exit with 1 for findings of these severities (error, warning, info: and all worse) or kinds, comma"
+            " separated; 'never' for none (default: error). Kinds: "
+        )
+        + ", ".join(KINDS),
     )
     look.add_argument(
-        "--sql", nargs="+", type=Path, metavar="FILE", help="load these migrations, in this order, into a scratch database of the server and audit that"
+        "--sql",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="load these migrations, in this order, into a scratch database of the server and audit that",
     )
-    look.add_argument("--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has")
-    look.add_argument("--keep-going", action="store_true", help="with --sql: report statements that fail and go on (default: exit with 2)")
+    look.add_argument(
+        "--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has"
+    )
+    look.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="with --sql: report statements that fail and go on (default: exit with 2)",
+    )
     look.set_defaults(run=run_audit)
 
-    mend = actions.add_parser("repair", help="repair in one transaction with its proof; exits with 1 where a person is needed")
+    mend = actions.add_parser(
+        "repair", help="repair in one transaction with its proof; exits with 1 where a person is needed"
+    )
     _common(mend)
     mend.add_argument("--check", action="store_true", help="do everything, prove it, and roll it back")
     mend.add_argument("--diff", action="store_true", help="show policies before and after, and the functions")
-    mend.add_argument("--fix", default="recursion", help="comma separated: " + ", ".join(FIXES) + " (default: recursion)")
-    mend.add_argument("--allow-unbounded", action="store_true", help="allow functions that give back all rows of a table")
-    mend.add_argument("--accept-captured-columns", action="store_true", help="repair policies that compare a column with itself")
+    mend.add_argument(
+        "--fix", default="recursion", help="comma separated: " + ", ".join(FIXES) + " (default: recursion)"
+    )
+    mend.add_argument(
+        "--allow-unbounded", action="store_true", help="allow functions that give back all rows of a table"
+    )
+    mend.add_argument(
+        "--accept-captured-columns", action="store_true", help="repair policies that compare a column with itself"
+    )
     mend.add_argument("--helper-schema", default=HELPER_SCHEMA, metavar="NAME")
     mend.add_argument("--owner", metavar="ROLE", help="role with BYPASSRLS to own the functions")
-    mend.add_argument("--undo-dir", type=Path, default=Path(), metavar="DIR", help="where the undo script is kept (default: here)")
+    mend.add_argument(
+        "--undo-dir", type=Path, default=Path(), metavar="DIR", help="where the undo script is kept (default: here)"
+    )
     mend.add_argument("--format", choices=("text", "json"), default="text")
     mend.set_defaults(run=run_repair)
 
@@ -69,7 +94,11 @@ def register(commands: t.Any) -> None:
 
 
 def _connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dsn", default="", help="postgresql://USER@HOST/DATABASE or key=value; what it leaves out comes from PGHOST, PGUSER, ...")
+    parser.add_argument(
+        "--dsn",
+        default="",
+        help="postgresql://USER@HOST/DATABASE or key=value; what it leaves out comes from PGHOST, PGUSER, ...",
+    )
     parser.add_argument("--lock-timeout", type=float, default=5, metavar="SECONDS")
     parser.add_argument("--statement-timeout", type=float, default=60, metavar="SECONDS")
 
@@ -81,19 +110,32 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _timeouts(options: argparse.Namespace) -> t.Dict[str, t.Any]:
-    return {"lock_timeout_ms": max(1, int(options.lock_timeout * 1000)), "statement_timeout_ms": max(1, int(options.statement_timeout * 1000))}
+    return {
+        "lock_timeout_ms": max(1, int(options.lock_timeout * 1000)),
+        "statement_timeout_ms": max(1, int(options.statement_timeout * 1000)),
+    }
 
 
 def run_audit(options: argparse.Namespace) -> int:
     fails = _judge(options.fail_on)
     if options.sql:
         loaded = scratch.load(
-            options.dsn, options.sql, schemas=options.schema, roles=options.role, supabase=options.supabase, keep_going=options.keep_going, **_timeouts(options)
+            options.dsn,
+            options.sql,
+            schemas=options.schema,
+            roles=options.role,
+            supabase=options.supabase,
+            keep_going=options.keep_going,
+            **_timeouts(options),
         )
         found, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
     else:
         with contextlib.closing(postgres.connect(options.dsn)) as connection:
-            found, introduced, errors = audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options)), {}, []
+            found, introduced, errors = (
+                audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options)),
+                {},
+                [],
+            )
     report = formats.WRITERS[options.format](formats.Report(found, introduced, errors, sentence(found)))
     if options.output:
         options.output.write_text(report, encoding="utf-8")
@@ -106,7 +148,10 @@ def _judge(words: str) -> t.Callable[[Finding], bool]:
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [name for name in names if name not in (*SEVERITIES, *KINDS, "never")]
     if unknown:
-        raise OpsError(f"--fail-on does not know {', '.join(unknown)}.", hint=f"It knows {', '.join((*SEVERITIES, 'never'))} and {', '.join(KINDS)}.")
+        raise OpsError(
+            f"--fail-on does not know {', '.join(unknown)}.",
+            hint=f"It knows {', '.join((*SEVERITIES, 'never'))} and {', '.join(KINDS)}.",
+        )
     worst = max((SEVERITIES.index(name) for name in names if name in SEVERITIES), default=-1)
     return lambda finding: finding.kind in names or SEVERITIES.index(finding.severity) <= worst
 

@@ -44,7 +44,16 @@ class Clone:
 
     @property
     def name(self) -> str:
-        content = "\0".join((self.relation_name, self.shown.arguments, self.shown.result, self.source, *self.search_path, *self.settings))
+        content = "\0".join(
+            (
+                self.relation_name,
+                self.shown.arguments,
+                self.shown.result,
+                self.source,
+                *self.search_path,
+                *self.settings,
+            )
+        )
         ending = f"_fn_{hashlib.sha256(content.encode()).hexdigest()[:10]}"
         return self.stem.encode()[: 63 - len(ending)].decode(errors="ignore") + ending
 
@@ -79,9 +88,19 @@ def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies
             f"{short(function)} is VOLATILE: it may change data or see the statement's own changes. "
             f"If it only reads, ALTER FUNCTION {function.signature} STABLE"
         )
-    others = [one for one in catalog.functions.values() if (one.schema, one.name) == (function.schema, function.name) and one.oid != function.oid]
-    if any(one.accepts(given) and function.accepts(given) for one in others for given in range(max(one.arguments, function.arguments) + 1)):
-        raise CannotRewrite(f"there are several functions called {short(function)} that take the same number of arguments")
+    others = [
+        one
+        for one in catalog.functions.values()
+        if (one.schema, one.name) == (function.schema, function.name) and one.oid != function.oid
+    ]
+    if any(
+        one.accepts(given) and function.accepts(given)
+        for one in others
+        for given in range(max(one.arguments, function.arguments) + 1)
+    ):
+        raise CannotRewrite(
+            f"there are several functions called {short(function)} that take the same number of arguments"
+        )
     inner = _inside(function, catalog, bodies)
     relations: t.Set[int] = set()
     for one in inner:
@@ -100,15 +119,23 @@ def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies
     if unsafe and function.body is None:
         who = ", ".join(sorted({role for name in unsafe for role in details.open_schemas[name]}))
         raise CannotRewrite(
-            f"{short(function)} looks names up in {', '.join(unsafe)}, where {who} may create objects that it would then use with its owner's rights. "
-            f"REVOKE CREATE ON SCHEMA {', '.join(tree.quote(name) for name in unsafe)} FROM PUBLIC, {who}"
+            f"{short(function)} looks names up in {', '.join(unsafe)}, where {who} may create objects that it would"
+            " then use with its owner's rights. REVOKE CREATE ON SCHEMA"
+            f" {', '.join(tree.quote(name) for name in unsafe)} FROM PUBLIC, {who}"
         )
     settings = tuple(setting for setting in function.settings if not setting.startswith("search_path="))
     return Clone(
-        function=function.oid, relation_name=function.qualified, stem=function.name, shown=shown, language=function.language, search_path=path,
-        settings=settings, source=function.source or shown.sqlbody or "", relations=tuple(sorted(relations)),
+        function=function.oid,
+        relation_name=function.qualified,
+        stem=function.name,
+        shown=shown,
+        language=function.language,
+        search_path=path,
+        settings=settings,
+        source=function.source or shown.sqlbody or "",
+        relations=tuple(sorted(relations)),
         calls=tuple(sorted(one.oid for one in inner if one.oid != function.oid)),
-    )  # fmt: skip
+    )
 
 
 def _inside(function: Function, catalog: Catalog, bodies: Bodies) -> t.List[Function]:

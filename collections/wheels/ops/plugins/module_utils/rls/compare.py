@@ -26,8 +26,12 @@ _IS_UUID = " and {column}::text ~* '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]
 #: Identities in a policy's text: a column compared with auth.uid(), a claim, or a setting. Wrapped or not, cast or not.
 _WRAPPED = r"(?:\( SELECT )?\(*"
 _UID = re.compile(rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}auth\.(?P<what>uid|email)\(\)")
-_UID_LEFT = re.compile(r"auth\.(?P<what>uid|email)\(\)(?: AS \w+)?\)?(?:\)*::\w+)? = \(?(?:[\w\"]+\.)?(?P<column>\w+|\"[^\"]+\")")
-_CLAIM = re.compile(rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}auth\.jwt\(\)(?: AS jwt\))? ->> '(?P<what>\w+)'")
+_UID_LEFT = re.compile(
+    r"auth\.(?P<what>uid|email)\(\)(?: AS \w+)?\)?(?:\)*::\w+)? = \(?(?:[\w\"]+\.)?(?P<column>\w+|\"[^\"]+\")"
+)
+_CLAIM = re.compile(
+    rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}auth\.jwt\(\)(?: AS jwt\))? ->> '(?P<what>\w+)'"
+)
 _SETTING = re.compile(rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}current_setting\('(?P<what>[\w.]+)'")
 
 
@@ -99,7 +103,11 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
                 accounts = accounts or bool(expression and "auth.uid()" in expression.text)
                 for kind, pattern in (("claim", _UID), ("claim", _UID_LEFT), ("claim", _CLAIM), ("setting", _SETTING)):
                     for found in pattern.finditer(expression.text if expression else ""):
-                        what = {"uid": "sub"}.get(found["what"], found["what"]) if pattern in (_UID, _UID_LEFT) else found["what"]
+                        what = (
+                            {"uid": "sub"}.get(found["what"], found["what"])
+                            if pattern in (_UID, _UID_LEFT)
+                            else found["what"]
+                        )
                         bindings.setdefault((kind, what), set()).add(found["column"].strip('"'))
     values = {
         # auth.uid() fails for a subject that is no uuid, so that a user of that name would see nothing but the error.
@@ -116,17 +124,24 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
         if claims or settings:
             found_users.append(User(tuple(claims), tuple(settings)))
     outsider = str(uuid.UUID(int=0x0DD))
-    return [*found_users, User((("sub", outsider),), tuple((what, outsider) for (kind, what) in values if kind == "setting")), User()]
+    return [
+        *found_users,
+        User((("sub", outsider),), tuple((what, outsider) for (kind, what) in values if kind == "setting")),
+        User(),
+    ]
 
 
-def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[str], count: int, *, uuids: bool) -> t.List[str]:
+def _values(
+    cursor: Cursor, relations: t.Collection[int], columns: t.Collection[str], count: int, *, uuids: bool
+) -> t.List[str]:
     """Values of those columns, those first that occur in most tables; ``uuids``: no others."""
     places = rows(
         cursor,
-        "select format('%%I.%%I', n.nspname, c.relname) as relation, quote_ident(a.attname) as column from pg_catalog.pg_attribute a"
-        " join pg_catalog.pg_class c on c.oid = a.attrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
-        " where c.oid = any(%(relations)s::oid[]) and c.relkind in ('r', 'p') and a.attname = any(%(columns)s) and a.attnum > 0 and not a.attisdropped"
-        " and has_table_privilege(c.oid, 'SELECT') order by 1, 2",
+        "select format('%%I.%%I', n.nspname, c.relname) as relation, quote_ident(a.attname) as column from"
+        " pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid join pg_catalog.pg_namespace n on"
+        " n.oid = c.relnamespace where c.oid = any(%(relations)s::oid[]) and c.relkind in ('r', 'p') and a.attname ="
+        " any(%(columns)s) and a.attnum > 0 and not a.attisdropped and has_table_privilege(c.oid, 'SELECT') order by"
+        " 1, 2",
         {"relations": sorted(relations), "columns": sorted(columns)},
     )
     seen: t.Dict[str, int] = {}
@@ -135,8 +150,9 @@ def _values(cursor: Cursor, relations: t.Collection[int], columns: t.Collection[
         cursor.execute("savepoint wheels_ops_values")
         try:
             cursor.execute(
-                f"select distinct v from (select {place['column']}::text as v from {place['relation']} where {place['column']} is not null"
-                f"{_IS_UUID.format(column=place['column']) if uuids else ''} limit 500) s order by v limit {4 * count}"
+                f"select distinct v from (select {place['column']}::text as v from {place['relation']} where"
+                f" {place['column']} is not null{_IS_UUID.format(column=place['column']) if uuids else ''} limit 500) s"
+                f" order by v limit {4 * count}"
             )
             for (value,) in cursor.fetchall():
                 seen[value] = seen.get(value, 0) + 1
@@ -154,7 +170,8 @@ def queries(cursor: Cursor, catalog: Catalog, relations: t.Collection[int]) -> t
         row["oid"]: row["size"]
         for row in rows(
             cursor,
-            "select oid::bigint, pg_relation_size(oid) as size from pg_catalog.pg_class where oid = any(%(oids)s::oid[]) and relkind = 'r'",
+            "select oid::bigint, pg_relation_size(oid) as size from pg_catalog.pg_class where oid ="
+            " any(%(oids)s::oid[]) and relkind = 'r'",
             {"oids": sorted(relations)},
         )
     }
@@ -164,7 +181,9 @@ def queries(cursor: Cursor, catalog: Catalog, relations: t.Collection[int]) -> t
         if relation.kind == "v":
             made[relation.qualified] = _counted(f"{relation.qualified} v", "v::text")
         elif sizes.get(oid, 0) > LARGE_BYTES:
-            made[relation.qualified] = _counted(f"{relation.qualified} v where v.ctid = any ({_sample(cursor, relation)})", "v.ctid::text")
+            made[relation.qualified] = _counted(
+                f"{relation.qualified} v where v.ctid = any ({_sample(cursor, relation)})", "v.ctid::text"
+            )
         else:
             made[relation.qualified] = _counted(f"{relation.qualified} v", "v.tableoid::text || v.ctid::text")
     return made
@@ -176,8 +195,8 @@ def _counted(source: str, identity: str) -> str:
 
 def _sample(cursor: Cursor, relation: Relation) -> str:
     cursor.execute(
-        f"select coalesce(array_agg(s.ctid), '{{}}')::text from (select ctid from only {relation.qualified} tablesample system (5) repeatable (1)"
-        f" limit {SAMPLE_ROWS}) s"
+        f"select coalesce(array_agg(s.ctid), '{{}}')::text from (select ctid from only {relation.qualified} tablesample"
+        f" system (5) repeatable (1) limit {SAMPLE_ROWS}) s"
     )
     return f"'{cursor.fetchone()[0]}'::tid[]"
 
@@ -192,7 +211,9 @@ def identify(who: RoleClass, user: User) -> t.Dict[str, str]:
     return settings
 
 
-def measure(cursor: Cursor, catalog: Catalog, subjects: t.Sequence[t.Tuple[RoleClass, User, str]], texts: t.Mapping[str, str]) -> t.Dict[Key, Seen]:
+def measure(
+    cursor: Cursor, catalog: Catalog, subjects: t.Sequence[t.Tuple[RoleClass, User, str]], texts: t.Mapping[str, str]
+) -> t.Dict[Key, Seen]:
     """Runs the queries as those roles and users, in one round trip; nothing that they do stays."""
     if not subjects:
         return {}

@@ -62,7 +62,9 @@ def _solve(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) ->
                 total += min(cost(one) for one in constraint)
         return total
 
-    def descend(open_constraints: t.List[t.FrozenSet[T]], taken: t.Set[T], spent: float, banned: t.FrozenSet[T]) -> None:
+    def descend(
+        open_constraints: t.List[t.FrozenSet[T]], taken: t.Set[T], spent: float, banned: t.FrozenSet[T]
+    ) -> None:
         nonlocal best, best_cost, branches
         branches += 1
         if not open_constraints:
@@ -74,7 +76,12 @@ def _solve(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) ->
         tightest = min(open_constraints, key=lambda one: (len(one - banned), sorted(map(repr, one))))
         refused = banned
         for element in sorted(tightest - banned, key=lambda one: (cost(one), repr(one))):
-            descend([one for one in open_constraints if element not in one], taken | {element}, spent + cost(element), refused)
+            descend(
+                [one for one in open_constraints if element not in one],
+                taken | {element},
+                spent + cost(element),
+                refused,
+            )
             refused |= {element}
 
     descend(constraints, set(), 0.0, frozenset())

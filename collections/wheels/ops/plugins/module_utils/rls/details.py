@@ -100,9 +100,15 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     for row in rows(cursor, _COLUMNS, values):
         details.columns.setdefault(row["relation"], {})[row["name"]] = Column(row["name"], row["number"], row["type"])
     details.leading = {row["relation"]: frozenset(row["names"]) for row in rows(cursor, _LEADING, values)}
-    cursor.execute("select n.nspname, t.typname from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.typtype = 'e'")
+    cursor.execute(
+        "select n.nspname, t.typname from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace"
+        " where t.typtype = 'e'"
+    )
     details.plain_types = frozenset((schema, name) for schema, name in cursor.fetchall())
-    cursor.execute("select distinct proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and provolatile = 'v'")
+    cursor.execute(
+        "select distinct proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and"
+        " provolatile = 'v'"
+    )
     details.volatile = frozenset(name for (name,) in cursor.fetchall())
     called: t.Set[int] = set()
     for policy in catalog.policies():

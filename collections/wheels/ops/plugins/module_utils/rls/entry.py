@@ -33,7 +33,10 @@ def _timeouts(params: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     timeouts = {f"{name}_ms": int(params[name] * 1000) for name in ("lock_timeout", "statement_timeout")}
     for name, value in timeouts.items():
         if value <= 0:
-            raise OpsError(f"{name[:-3]} must be more than 0 seconds.", hint="Without a limit a busy table would hold everything up.")
+            raise OpsError(
+                f"{name[:-3]} must be more than 0 seconds.",
+                hint="Without a limit a busy table would hold everything up.",
+            )
     return timeouts
 
 
@@ -57,11 +60,22 @@ def repair(params: t.Mapping[str, t.Any], *, check_mode: bool) -> t.Dict[str, t.
         made = _plan(asked, params, timeouts)
         if check_mode and params["after_scripts"] and not made.empty:
             variables = {name: str(value) for name, value in params["after_variables"].items()}
-            limits = sql_script.Limits(lock_timeout_ms=timeouts["lock_timeout_ms"], statement_timeout_ms=timeouts["statement_timeout_ms"])
-            sql_script.rehearse(connection, sql_script.from_entries(params["after_scripts"]), variables=variables, limits=limits)
+            limits = sql_script.Limits(
+                lock_timeout_ms=timeouts["lock_timeout_ms"], statement_timeout_ms=timeouts["statement_timeout_ms"]
+            )
+            sql_script.rehearse(
+                connection, sql_script.from_entries(params["after_scripts"]), variables=variables, limits=limits
+            )
             asked = Rehearsal(connection)
             made = _plan(asked, params, timeouts)
-        path = None if made.empty else Path(params["undo_path"] or Path(params["undo_dir"]) / undo_name(made.catalog.database if made.catalog else ""))
+        path = (
+            None
+            if made.empty
+            else Path(
+                params["undo_path"]
+                or Path(params["undo_dir"]) / undo_name(made.catalog.database if made.catalog else "")
+            )
+        )
         result = apply(asked, made, check_mode=check_mode, undo_path=path, run_id=params["run_id"], **timeouts)
     result["plan"] = made.as_dict()
     return result
@@ -91,12 +105,22 @@ def summary(found: Audit) -> t.Dict[str, t.Any]:
     kinds: t.Dict[str, int] = {}
     for finding in found.findings:
         kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
-    return {"checked": found.checked, "failing": len(found.failing), "tables": found.tables, "policies": found.policies, "findings": kinds}
+    return {
+        "checked": found.checked,
+        "failing": len(found.failing),
+        "tables": found.tables,
+        "policies": found.policies,
+        "findings": kinds,
+    }
 
 
 def sentence(found: Audit) -> str:
     """The audit in one sentence."""
     tables = sorted({failure.relation for failure in found.failing})
-    failing = f"{len(found.failing)} of {found.checked} accesses fail ({', '.join(tables)})" if tables else f"all {found.checked} accesses are accepted"
+    failing = (
+        f"{len(found.failing)} of {found.checked} accesses fail ({', '.join(tables)})"
+        if tables
+        else f"all {found.checked} accesses are accepted"
+    )
     unasked = f" The session may not become {', '.join(found.unasked)}: predicted only." if found.unasked else ""
     return f"{found.tables} tables, {found.policies} policies: {failing}; {len(found.findings)} findings.{unasked}"

@@ -32,7 +32,10 @@ def text(report: Report) -> str:
     lines = []
     for finding in report.audit.findings:
         source = report.source(finding)
-        lines.append(f"{finding.severity.upper():7} {finding.title}: {finding.object}" + (f"  [since {source}]" if source else ""))
+        lines.append(
+            f"{finding.severity.upper():7} {finding.title}: {finding.object}"
+            + (f"  [since {source}]" if source else "")
+        )
         lines.append(f"        {finding.why}")
         lines += [f"        {line}" for line in finding.statement.splitlines()]
     lines += [f"could not load: {error}" for error in report.errors]
@@ -43,14 +46,18 @@ def as_json(report: Report) -> str:
     found = report.audit.as_dict()
     for entry, finding in zip(found["findings"], report.audit.findings):
         entry["introduced_by"] = report.source(finding)
-    return json.dumps({"msg": report.sentence, **found, "load_errors": list(report.errors)}, indent=1, default=str) + "\n"
+    return (
+        json.dumps({"msg": report.sentence, **found, "load_errors": list(report.errors)}, indent=1, default=str) + "\n"
+    )
 
 
 def sarif(report: Report) -> str:
     used = sorted({finding.kind for finding in report.audit.findings})
     results = []
     for finding in report.audit.findings:
-        location: t.Dict[str, t.Any] = {"logicalLocations": [{"fullyQualifiedName": finding.object, "kind": "resource"}]}
+        location: t.Dict[str, t.Any] = {
+            "logicalLocations": [{"fullyQualifiedName": finding.object, "kind": "resource"}]
+        }
         source = report.source(finding)
         if source:
             location["physicalLocation"] = {"artifactLocation": {"uri": source}, "region": {"startLine": 1}}
@@ -64,9 +71,21 @@ def sarif(report: Report) -> str:
                 "partialFingerprints": {"finding/v1": f"{finding.kind}|{finding.object}"},
             }
         )
-    rules = [{"id": kind, "shortDescription": {"text": KINDS[kind][1]}, "defaultConfiguration": {"level": _LEVELS[KINDS[kind][0]]}} for kind in used]
+    rules = [
+        {
+            "id": kind,
+            "shortDescription": {"text": KINDS[kind][1]},
+            "defaultConfiguration": {"level": _LEVELS[KINDS[kind][0]]},
+        }
+        for kind in used
+    ]
     run = {"tool": {"driver": {"name": "wheels.ops rls", "rules": rules}}, "results": results}
-    return json.dumps({"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}, indent=1
+        )
+        + "\n"
+    )
 
 
 def junit(report: Report) -> str:
@@ -82,9 +101,13 @@ def junit(report: Report) -> str:
         else:
             failures += 1
             inner = f"<failure type={quoteattr(finding.severity)} message={quoteattr(finding.title)}>{body}</failure>"
-        cases.append(f"  <testcase classname={quoteattr('rls.' + finding.kind)} name={quoteattr(name)}>{inner}</testcase>")
+        cases.append(
+            f"  <testcase classname={quoteattr('rls.' + finding.kind)} name={quoteattr(name)}>{inner}</testcase>"
+        )
     for error in report.errors:
-        cases.append(f'  <testcase classname="rls.load" name={quoteattr(error)}><error message="could not load"/></testcase>')
+        cases.append(
+            f'  <testcase classname="rls.load" name={quoteattr(error)}><error message="could not load"/></testcase>'
+        )
     present = {finding.kind for finding in report.audit.findings}
     cases += [f'  <testcase classname="rls.{kind}" name="none"/>' for kind in KINDS if kind not in present]
     head = f'<testsuite name="wheels.ops rls" tests="{len(cases)}" failures="{failures}" errors="{len(report.errors)}">'

@@ -20,7 +20,8 @@ _NAME = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _IDENTITY = r"(?:auth\.(?:uid|role|email|jwt)\(\)|current_setting\()"
 #: Strings and quoted names are skipped; a call is taken with what stands before it.
 _CALL = re.compile(
-    r"E?'(?:[^'\\]|''|\\.)*'|\"(?:[^\"]|\"\")*\"|(?P<wrapped>\( SELECT )?(?P<call>auth\.(?P<name>uid|role|email|jwt)\(\)"
+    r"E?'(?:[^'\\]|''|\\.)*'|\"(?:[^\"]|\"\")*\"|(?P<wrapped>\( SELECT"
+    r" )?(?P<call>auth\.(?P<name>uid|role|email|jwt)\(\)"
     r"|current_setting\('(?:[^']|'')*'::text(?:, (?:true|false))?\))(?P<alias> AS \w+\))?"
 )
 #: ``alias.column = <identity>``, ``column IN (SELECT``, ``column = ANY (ARRAY(SELECT`` and the other way round.
@@ -29,7 +30,8 @@ _LOOKUP = re.compile(
     rf"(?:= (?:\( ?SELECT )?\(*{_IDENTITY}|IN \( ?SELECT|= ANY ?\(\(? ?ARRAY\( ?SELECT)"
 )
 _LOOKUP_LEFT = re.compile(
-    rf"(?:auth\.(?:uid|role|email)\(\)|current_setting\([^()]*\))(?: AS \w+\))?\)*(?:::\w+)? = \(?(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})(?![\w\".(])"
+    r"(?:auth\.(?:uid|role|email)\(\)|current_setting\([^()]*\))(?: AS \w+\))?\)*(?:::\w+)? ="
+    rf" \(?(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})(?![\w\".(])"
 )
 _SOURCE = re.compile(rf"(?:FROM|JOIN|,) \(*(?:ONLY )?(?P<schema>{_NAME})\.(?P<table>{_NAME})(?: (?P<alias>{_NAME}))?")
 _NOT_ALIAS = frozenset("where on join left right inner full cross group order limit union having natural".split(" "))  # noqa: SIM905 - words
@@ -46,8 +48,19 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
         roles = sorted({role for member in members for role in member.roles})
         details = {"table": relation, "commands": commands, "roles": roles, "path": list(path), "sqlstate": state}
         if members[0].recursive:
-            why = f"{', '.join(commands)} as {', '.join(roles)} fail with {members[0].message!r}: {' -> '.join(path) or 'through a rule'}."
-            found.append(Finding("recursion", relation, why, "-- python3 -m wheels_ops rls repair, or the module rls_repair", details=details))
+            why = (
+                f"{', '.join(commands)} as {', '.join(roles)} fail with {members[0].message!r}:"
+                f" {' -> '.join(path) or 'through a rule'}."
+            )
+            found.append(
+                Finding(
+                    "recursion",
+                    relation,
+                    why,
+                    "-- python3 -m wheels_ops rls repair, or the module rls_repair",
+                    details=details,
+                )
+            )
         else:
             why = f"{', '.join(commands)} as {', '.join(roles)} fail with {state}: {members[0].message}"
             found.append(Finding("rewrite_error", relation, why, details=details))
@@ -78,12 +91,21 @@ class Review:
             if not read.audited(relation):
                 continue
             if relation.policies and not relation.secured and relation.kind in ("r", "p"):
-                why = f"{len(relation.policies)} policies have no effect: row-level security is off, and everybody with a grant sees every row."
+                why = (
+                    f"{len(relation.policies)} policies have no effect: row-level security is off, and everybody with a"
+                    " grant sees every row."
+                )
                 statement = f"ALTER TABLE {relation.qualified} ENABLE ROW LEVEL SECURITY;"
-                found.append(Finding("policy_without_rls", relation.qualified, why, statement, details={"table": relation.qualified}))
+                found.append(
+                    Finding(
+                        "policy_without_rls", relation.qualified, why, statement, details={"table": relation.qualified}
+                    )
+                )
             if relation.secured and not relation.policies and not relation.extension:
                 why = "Nobody but the owner and roles with BYPASSRLS sees a row. If that is meant, nothing is wrong."
-                found.append(Finding("rls_without_policy", relation.qualified, why, details={"table": relation.qualified}))
+                found.append(
+                    Finding("rls_without_policy", relation.qualified, why, details={"table": relation.qualified})
+                )
             for policy in relation.policies:
                 found += _policy(read, relation, policy, self._bare, self._users)
             _unindexed(read, relation, self._leading, self._wanted)
@@ -92,7 +114,13 @@ class Review:
     def findings(self, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
         """All of them. ``working`` gives the accesses that PostgreSQL accepts."""
         read, cursor = self._read, self._cursor
-        found = [*self._found, *(_index_finding(read.relations[oid], column, sorted(names)) for (oid, column), names in _columns(cursor, self._wanted).items())]
+        found = [
+            *self._found,
+            *(
+                _index_finding(read.relations[oid], column, sorted(names))
+                for (oid, column), names in _columns(cursor, self._wanted).items()
+            ),
+        ]
         latent = _latent(read, self._bare, working)
         found = latent + [_cautious(finding, latent) for finding in found]
         found += _denied(cursor, read, self._reading)
@@ -105,10 +133,18 @@ def _about(relation: Relation, policy: Policy) -> str:
 
 
 def _details(relation: Relation, policy: Policy, **more: t.Any) -> t.Dict[str, t.Any]:
-    return {"table": relation.qualified, "policy": policy.name, "command": COMMANDS[policy.command], "roles": list(policy.role_names), **more}
+    return {
+        "table": relation.qualified,
+        "policy": policy.name,
+        "command": COMMANDS[policy.command],
+        "roles": list(policy.role_names),
+        **more,
+    }
 
 
-def _policy(read: Catalog, relation: Relation, policy: Policy, bare: t.Set[int], users: t.Optional[Relation]) -> t.List[Finding]:
+def _policy(
+    read: Catalog, relation: Relation, policy: Policy, bare: t.Set[int], users: t.Optional[Relation]
+) -> t.List[Finding]:
     found = []
     name = _about(relation, policy)
     calls: t.Dict[str, int] = {}
@@ -130,23 +166,39 @@ def _policy(read: Catalog, relation: Relation, policy: Policy, bare: t.Set[int],
         bare.add(policy.oid)
         told = ", ".join(f"{called.replace('pg_catalog.', '')}() x {count}" for called, count in sorted(calls.items()))
         why = f"{told} runs for every row that is looked at. In a sub-select it runs once for a query."
-        found.append(Finding("unwrapped_auth", name, why, _wrapped(relation, policy), details=_details(relation, policy, calls=calls)))
+        found.append(
+            Finding(
+                "unwrapped_auth", name, why, _wrapped(relation, policy), details=_details(relation, policy, calls=calls)
+            )
+        )
     if nested:
-        why = f"{nested} sub-selects hold nothing but another one, as repeated search-and-replace leaves them. They are useless and hide the policy's meaning."
-        found.append(Finding("nested_wraps", name, why, _wrapped(relation, policy, parse=True), details=_details(relation, policy)))
+        why = (
+            f"{nested} sub-selects hold nothing but another one, as repeated search-and-replace leaves them. They are"
+            " useless and hide the policy's meaning."
+        )
+        found.append(
+            Finding(
+                "nested_wraps", name, why, _wrapped(relation, policy, parse=True), details=_details(relation, policy)
+            )
+        )
     if compared:
         why = (
-            f"{compared[0]} is true for every row that is not NULL: an unqualified column inside the sub-select is that of the inner table. "
-            "The policy lets through what its author meant to compare with the outer row."
+            f"{compared[0]} is true for every row that is not NULL: an unqualified column inside the sub-select is that"
+            " of the inner table. The policy lets through what its author meant to compare with the outer row."
         )
         advice = "-- Qualify the column with the table that was meant; which one only its author knows."
-        found.append(Finding("captured_column", name, why, advice, details=_details(relation, policy, comparisons=compared)))
+        found.append(
+            Finding("captured_column", name, why, advice, details=_details(relation, policy, comparisons=compared))
+        )
     if reads_users:
         why = (
-            "Roles of the API may not read auth.users, so that the policy fails with 42501 for them (often only once another error is out of the way), "
-            "and must not be granted it."
+            "Roles of the API may not read auth.users, so that the policy fails with 42501 for them (often only once"
+            " another error is out of the way), and must not be granted it."
         )
-        advice = "-- Use the token: (SELECT auth.jwt() ->> 'email'), or a SECURITY DEFINER function in a schema that is not exposed."
+        advice = (
+            "-- Use the token: (SELECT auth.jwt() ->> 'email'), or a SECURITY DEFINER function in a schema that is not"
+            " exposed."
+        )
         found.append(Finding("reads_auth_users", name, why, advice, details=_details(relation, policy)))
     found += _always_true(relation, policy)
     return found
@@ -158,10 +210,25 @@ def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
     check = policy.check is not None and policy.check.text in ("true", "(1 = 1)")
     if not policy.permissive or not (using or check) or set(policy.role_names) <= {"service_role"}:
         return []
-    what = "every row may be read" if not writes else "every row may be written" if check or policy.check is None else "every row may be reached"
+    what = (
+        "every row may be read"
+        if not writes
+        else "every row may be written"
+        if check or policy.check is None
+        else "every row may be reached"
+    )
     why = f"{what} by {', '.join(policy.role_names)}, whatever the other permissive policies say."
     advice = f"-- If it is not meant: DROP POLICY {policy.quoted} ON {relation.qualified};"
-    return [Finding("always_true", _about(relation, policy), why, advice, "warning" if writes else "info", _details(relation, policy))]
+    return [
+        Finding(
+            "always_true",
+            _about(relation, policy),
+            why,
+            advice,
+            "warning" if writes else "info",
+            _details(relation, policy),
+        )
+    ]
 
 
 def _wrapped(relation: Relation, policy: Policy, *, parse: bool = False) -> str:
@@ -171,12 +238,22 @@ def _wrapped(relation: Relation, policy: Policy, *, parse: bool = False) -> str:
         expression = policy.slot(slot)
         texts[slot] = None if expression is None else _wrap_text(expression, parse)
     old = policies.original(policy)
-    return policies.Piece(old.name, old.command, old.permissive, old.roles, texts["using"], texts["check"]).alter(relation.qualified) + ";"
+    return (
+        policies.Piece(old.name, old.command, old.permissive, old.roles, texts["using"], texts["check"]).alter(
+            relation.qualified
+        )
+        + ";"
+    )
 
 
 def _wrap_text(expression: Expression, parse: bool) -> str:
     text = expression.text
-    if parse or "SELECT (" in text or "SELECT current_setting" in text or ("( SELECT auth." in text and " AS " not in text):
+    if (
+        parse
+        or "SELECT (" in text
+        or "SELECT current_setting" in text
+        or ("( SELECT auth." in text and " AS " not in text)
+    ):
         holder = tree.parse(text)
         return tree.show(holder.val) if wrap.wrap(holder) else text
 
@@ -205,11 +282,18 @@ def _multiple(read: Catalog, relation: Relation) -> t.List[Finding]:
     found = []
     for names, commands in groups.items():
         roles = sorted({role for members in commands.values() for role in members})
-        why = f"{', '.join(commands)} as {', '.join(roles)} evaluate {len(names)} permissive policies for each row: {', '.join(names)}."
+        why = (
+            f"{', '.join(commands)} as {', '.join(roles)} evaluate {len(names)} permissive policies for each row:"
+            f" {', '.join(names)}."
+        )
         alike = _alike(relation, names)
-        statement = merged(relation, alike) if alike else "-- Write them as one policy per role and command, joined by OR."
+        statement = (
+            merged(relation, alike) if alike else "-- Write them as one policy per role and command, joined by OR."
+        )
         details = {"table": relation.qualified, "policies": list(names), "commands": list(commands), "roles": roles}
-        found.append(Finding("multiple_permissive", f"{relation.qualified}: {', '.join(names)}", why, statement, details=details))
+        found.append(
+            Finding("multiple_permissive", f"{relation.qualified}: {', '.join(names)}", why, statement, details=details)
+        )
     return found
 
 
@@ -233,7 +317,9 @@ def merge(members: t.Sequence[policies.Piece]) -> policies.Piece:
     using = [piece.using for piece in members]
     check = [piece.using if piece.check is None else piece.check for piece in members]
     checked = any(piece.check is not None for piece in members)
-    return policies.Piece(first.name, first.command, True, first.roles, either(using), either(check) if checked else None)
+    return policies.Piece(
+        first.name, first.command, True, first.roles, either(using), either(check) if checked else None
+    )
 
 
 def merged(relation: Relation, members: t.Sequence[Policy]) -> str:
@@ -249,8 +335,9 @@ def leading(cursor: Cursor) -> t.Dict[int, t.Set[str]]:
     """The first columns of every usable index, quoted as PostgreSQL prints them."""
     found: t.Dict[int, t.Set[str]] = {}
     query = (
-        "select i.indrelid::bigint as relation, quote_ident(a.attname) as name from pg_catalog.pg_index i"
-        " join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] where i.indisvalid and i.indpred is null"
+        "select i.indrelid::bigint as relation, quote_ident(a.attname) as name from pg_catalog.pg_index i join"
+        " pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] where i.indisvalid and"
+        " i.indpred is null"
     )
     for row in rows(cursor, query):
         found.setdefault(row["relation"], set()).add(row["name"])
@@ -267,13 +354,21 @@ def _unindexed(
     for policy in relation.policies:
         for expression in (policy.using, policy.check):
             if expression is not None:
-                _look(read, relation, expression.text, expression.has_sublink, _about(relation, policy), leading, wanted)
+                _look(
+                    read, relation, expression.text, expression.has_sublink, _about(relation, policy), leading, wanted
+                )
     for name, text in later:
         _look(read, relation, text, True, f"{relation.qualified}: {name}", leading, wanted)
 
 
 def _look(
-    read: Catalog, relation: Relation, text: str, has_sublink: bool, about: str, leading: t.Dict[int, t.Set[str]], wanted: t.Dict[t.Tuple[int, str], t.Set[str]]
+    read: Catalog,
+    relation: Relation,
+    text: str,
+    has_sublink: bool,
+    about: str,
+    leading: t.Dict[int, t.Set[str]],
+    wanted: t.Dict[t.Tuple[int, str], t.Set[str]],
 ) -> None:
     sources = _sources(read, relation, text, has_sublink)
     for pattern in (_LOOKUP, _LOOKUP_LEFT):
@@ -288,15 +383,18 @@ def _columns(cursor: Cursor, wanted: t.Dict[t.Tuple[int, str], t.Set[str]]) -> t
     if not wanted:
         return wanted
     cursor.execute(
-        "select w.relation::bigint, w.name from unnest(%s::oid[], %s::text[]) as w(relation, name)"
-        " join pg_catalog.pg_attribute a on a.attrelid = w.relation and quote_ident(a.attname) = w.name and a.attnum > 0 and not a.attisdropped",
+        "select w.relation::bigint, w.name from unnest(%s::oid[], %s::text[]) as w(relation, name) join"
+        " pg_catalog.pg_attribute a on a.attrelid = w.relation and quote_ident(a.attname) = w.name and a.attnum > 0 and"
+        " not a.attisdropped",
         ([oid for oid, _name in wanted], [name for _oid, name in wanted]),
     )
     there = set(cursor.fetchall())
     return {key: names for key, names in wanted.items() if key in there}
 
 
-def unindexed(cursor: Cursor, read: Catalog, later: t.Mapping[int, t.Sequence[t.Tuple[str, str]]]) -> t.List[t.Tuple[Relation, str]]:
+def unindexed(
+    cursor: Cursor, read: Catalog, later: t.Mapping[int, t.Sequence[t.Tuple[str, str]]]
+) -> t.List[t.Tuple[Relation, str]]:
     """(table, column quoted) of every column by which policies look rows up and with which no index begins.
 
     ``later``: for a table's oid (policy, expression) as they will be.
@@ -309,7 +407,10 @@ def unindexed(cursor: Cursor, read: Catalog, later: t.Mapping[int, t.Sequence[t.
 
 
 def _index_finding(table: Relation, column: str, names: t.List[str]) -> Finding:
-    why = f"Policies look rows up by it ({', '.join(names)}), and no index begins with it: every query reads the whole table."
+    why = (
+        f"Policies look rows up by it ({', '.join(names)}), and no index begins with it: every query reads the whole"
+        " table."
+    )
     statement = f"CREATE INDEX CONCURRENTLY ON {table.qualified} ({column});"
     details = {"table": table.qualified, "column": column, "policies": names}
     return Finding("unindexed_column", f"{table.qualified}.{column}", why, statement, details=details)
@@ -333,7 +434,9 @@ def _bare(name: str) -> str:
 # -- what is hidden ----------------------------------------------------------------------------------------------------
 
 
-def _latent(read: Catalog, bare: t.Set[int], working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
+def _latent(
+    read: Catalog, bare: t.Set[int], working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]
+) -> t.List[Finding]:
     """What would break if every identity call were wrapped, as linters advise."""
     mine = {policy.oid for policy in read.policies() if policy.oid in bare and not policy.has_sublink}
     if not mine:
@@ -349,8 +452,9 @@ def _latent(read: Catalog, bare: t.Set[int], working: t.Callable[[], t.Iterable[
     found = []
     for (table, words), (commands, roles) in groups.items():
         why = (
-            f"{', '.join(sorted(commands))} work today, but fail with 42P17 for {', '.join(sorted(roles))} as soon as the identity calls below are wrapped "
-            f"in a sub-select, as performance linters advise: {' -> '.join(words)}."
+            f"{', '.join(sorted(commands))} work today, but fail with 42P17 for {', '.join(sorted(roles))} as soon as"
+            " the identity calls below are wrapped in a sub-select, as performance linters advise:"
+            f" {' -> '.join(words)}."
         )
         details = {"table": table, "commands": sorted(commands), "roles": sorted(roles), "path": list(words)}
         advice = "-- Leave auth.uid() as it is there, or let rls_repair wrap it: fix: [recursion, initplan]"
@@ -364,7 +468,10 @@ def _cautious(finding: Finding, latent: t.Sequence[Finding]) -> Finding:
     short = str(finding.details.get("table", "")).replace("public.", "", 1)
     if finding.kind not in ("unwrapped_auth", "nested_wraps") or not {short, finding.details.get("table")} & tables:
         return finding
-    advice = "-- Not by hand: it would make accesses fail with 42P17 (see latent_recursion). rls_repair with fix: [recursion, initplan] does what is safe."
+    advice = (
+        "-- Not by hand: it would make accesses fail with 42P17 (see latent_recursion). rls_repair with fix:"
+        " [recursion, initplan] does what is safe."
+    )
     return dataclasses.replace(finding, statement=advice)
 
 
@@ -377,13 +484,20 @@ def _reading(read: Catalog, users: t.Optional[Relation]) -> Reading:
     pairs: Reading = {}
     for who in read.classes:
         for relation in read.relations.values():
-            if not relation.secured or not relation.references() or not read.audited(relation) or relation.schema not in who.schemas:
+            if (
+                not relation.secured
+                or not relation.references()
+                or not read.audited(relation)
+                or relation.schema not in who.schemas
+            ):
                 continue
             held = who.held | {who.oid, 0}
             for policy in relation.policies:
                 if held.isdisjoint(policy.roles) or simulator.exempt(relation, who.oid):
                     continue
-                for target in {oid for expression in (policy.using, policy.check) if expression for oid in expression.relations}:
+                for target in {
+                    oid for expression in (policy.using, policy.check) if expression for oid in expression.relations
+                }:
                     if target != relation.oid and target in read.relations and (users is None or target != users.oid):
                         told = f'{COMMANDS[policy.command]} policy "{policy.name}"'
                         pairs.setdefault((who.oid, target), set()).add((relation.oid, policy.oid, told))
@@ -399,7 +513,9 @@ def _denied(cursor: Cursor, read: Catalog, pairs: Reading) -> t.List[Finding]:
       from unnest(%(roles)s::oid[], %(inners)s::oid[], %(outers)s::oid[]) as p(role, "inner", "outer")
      where not has_any_column_privilege(p.role, p.inner, 'SELECT') and has_any_column_privilege(p.role, p.outer, 'SELECT, INSERT, UPDATE')
     """
-    flat = sorted({(role, inner, outer) for (role, inner), places in pairs.items() for outer, _first, _second in places})
+    flat = sorted(
+        {(role, inner, outer) for (role, inner), places in pairs.items() for outer, _first, _second in places}
+    )
     values = {"roles": [one[0] for one in flat], "inners": [one[1] for one in flat], "outers": [one[2] for one in flat]}
     names = {who.oid: who for who in read.classes}
     groups: t.Dict[t.Tuple[int, int, int, str], t.Set[str]] = {}
@@ -411,7 +527,10 @@ def _denied(cursor: Cursor, read: Catalog, pairs: Reading) -> t.List[Finding]:
     for (outer, inner, _ignored, told), roles in sorted(groups.items()):
         table, below = read.relations[outer], read.relations[inner]
         listed = sorted(roles)
-        why = f"{told} reads {below.short}, which {', '.join(listed)} may not: the access fails with 42501, perhaps only once another error is out of the way."
+        why = (
+            f"{told} reads {below.short}, which {', '.join(listed)} may not: the access fails with 42501, perhaps only"
+            " once another error is out of the way."
+        )
         grant = f"GRANT SELECT ON {below.qualified} TO {', '.join(tree.quote(role) for role in listed)};"
         details = {"table": table.qualified, "reads": below.qualified, "roles": listed}
         found.append(Finding("inner_table_denied", f"{table.qualified}: {told}", why, grant, details=details))
@@ -437,25 +556,49 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
      where has_function_privilege(u.oid, f.oid, 'EXECUTE') and has_schema_privilege(u.oid, p.pronamespace, 'USAGE')
      order by 1, 2
     """
-    for row in rows(cursor, query, {"functions": [one.oid for one in mine], "roles": [who.oid for who in read.classes]}):
+    for row in rows(
+        cursor, query, {"functions": [one.oid for one in mine], "roles": [who.oid for who in read.classes]}
+    ):
         callers.setdefault(row["function"], []).append(row["role"])
-    in_policies = {oid for policy in read.policies() for expression in (policy.using, policy.check) for oid in (expression.functions if expression else ())}
+    in_policies = {
+        oid
+        for policy in read.policies()
+        for expression in (policy.using, policy.check)
+        for oid in (expression.functions if expression else ())
+    }
     found = []
     for function in mine:
         details = {"function": function.signature, "schema": function.schema}
         who = callers.get(function.oid)
         if who and not function.returns_trigger:
-            oracle = " It takes a uuid: whoever calls it can ask about anybody." if "uuid" in function.signature.partition("(")[2] else ""
-            why = f"{', '.join(who)} can call it over the API, with the rights of {read.role_name(function.owner)}.{oracle}"
+            oracle = (
+                " It takes a uuid: whoever calls it can ask about anybody."
+                if "uuid" in function.signature.partition("(")[2]
+                else ""
+            )
+            why = (
+                f"{', '.join(who)} can call it over the API, with the rights of"
+                f" {read.role_name(function.owner)}.{oracle}"
+            )
             roles = ", ".join(tree.quote(role) for role in who)
             if function.oid in in_policies:
-                statement = f"-- Policies call it. Move it where the API does not look: ALTER FUNCTION {function.signature} SET SCHEMA private;"
+                statement = (
+                    f"-- Policies call it. Move it where the API does not look: ALTER FUNCTION {function.signature} SET"
+                    " SCHEMA private;"
+                )
             else:
                 statement = f"REVOKE EXECUTE ON FUNCTION {function.signature} FROM PUBLIC, {roles};"
-            found.append(Finding("definer_exposed", function.signature, why, statement, details={**details, "roles": who}))
+            found.append(
+                Finding("definer_exposed", function.signature, why, statement, details={**details, "roles": who})
+            )
         if function.search_path is None and function.body is None:
-            why = "It looks names up in the caller's search_path: whoever may create objects in a schema listed there decides what it runs."
-            statement = f"ALTER FUNCTION {function.signature} SET search_path = '';  -- after qualifying the names in its body"
+            why = (
+                "It looks names up in the caller's search_path: whoever may create objects in a schema listed there"
+                " decides what it runs."
+            )
+            statement = (
+                f"ALTER FUNCTION {function.signature} SET search_path = '';  -- after qualifying the names in its body"
+            )
             found.append(Finding("definer_search_path", function.signature, why, statement, details=details))
         found += _still_bound(read, function, function.oid in in_policies, details)
     return found
@@ -477,5 +620,16 @@ def _still_bound(read: Catalog, function: Function, in_policy: bool, details: t.
         return []
     owner = read.role_name(function.owner)
     tables = ", ".join(relation.short for relation in bound)
-    why = f"Policies call it, but row-level security of {tables} binds its owner {owner} as well (FORCE, or another owner without BYPASSRLS)."
-    return [Finding("definer_not_bypassing", function.signature, why, f"ALTER ROLE {tree.quote(owner)} BYPASSRLS;", details={**details, "tables": tables})]
+    why = (
+        f"Policies call it, but row-level security of {tables} binds its owner {owner} as well (FORCE, or another owner"
+        " without BYPASSRLS)."
+    )
+    return [
+        Finding(
+            "definer_not_bypassing",
+            function.signature,
+            why,
+            f"ALTER ROLE {tree.quote(owner)} BYPASSRLS;",
+            details={**details, "tables": tables},
+        )
+    ]

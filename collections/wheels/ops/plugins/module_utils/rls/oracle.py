@@ -71,7 +71,11 @@ class Probe:
     unasked: t.List[str] = field(default_factory=list)
 
     def as_dict(self) -> t.Dict[str, t.Any]:
-        return {"checked": self.checked, "failing": [failure.as_dict() for failure in self.failing], "unasked": self.unasked}
+        return {
+            "checked": self.checked,
+            "failing": [failure.as_dict() for failure in self.failing],
+            "unasked": self.unasked,
+        }
 
 
 RELATIONS = """
@@ -145,7 +149,9 @@ def probe(
     ``connection`` is a psycopg2 connection outside of a transaction. Without ``schemas`` every schema but the system's is
     looked at, without ``roles`` one role of every class. Raises ``OpsError`` when a timeout strikes.
     """
-    with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
+    with transaction(
+        connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+    ) as cursor:
         return ask(cursor, role_classes(cursor, roles), schemas=schemas)
 
 
@@ -165,14 +171,26 @@ def ask(
     if not asked or not found:
         return Probe(0, [], unasked)
     # A role that may not look into a schema cannot name a relation there.
-    without = {schema: [number for number, one in enumerate(asked) if schema not in one.schemas] for schema in {row["schema"] for row in found}}
+    without = {
+        schema: [number for number, one in enumerate(asked) if schema not in one.schemas]
+        for schema in {row["schema"] for row in found}
+    }
     question = {
         "roles": [{"name": one.name, "number": number} for number, one in enumerate(asked)],
         "relations": [
-            {"relation": row["relation"], "column": row["column"], "kind": row["kind"], "number": number, "without": without[row["schema"]]}
+            {
+                "relation": row["relation"],
+                "column": row["column"],
+                "kind": row["kind"],
+                "number": number,
+                "without": without[row["schema"]],
+            }
             for number, row in enumerate(found)
         ],
-        "variants": [{"name": name, "statement": statement, "number": number} for number, (name, statement) in enumerate(VARIANTS.items())],
+        "variants": [
+            {"name": name, "statement": statement, "number": number}
+            for number, (name, statement) in enumerate(VARIANTS.items())
+        ],
     }
     cursor.execute("select pg_catalog.set_config('wheels_ops.ask', %s, true)", (json.dumps(question),))
     cursor.execute(_ASK)

@@ -39,17 +39,23 @@ class Owners:
         bound = [below.short for below in self.below(relation) if not self._exempt(below, relation.owner)]
         if bound:
             raise CannotRewrite(
-                f"row-level security of {', '.join(bound)} would bind a function owned by {name}: connect as a role with BYPASSRLS, or name one as owner"
+                f"row-level security of {', '.join(bound)} would bind a function owned by {name}: connect as a role"
+                " with BYPASSRLS, or name one as owner"
             )
         if name not in self.memberships:
-            raise CannotRewrite(f"{self.catalog.current_user} may not make functions that belong to {name}, who owns {relation.short}")
+            raise CannotRewrite(
+                f"{self.catalog.current_user} may not make functions that belong to {name}, who owns {relation.short}"
+            )
         return name
 
     def of_helper(self, helper: Creatable) -> str:
         """The owner of a helper, which must be exempt from the row-level security of everything that it reads."""
         owners = {self.of(self.catalog.relations[oid]) for oid in _relations(helper)}
         if len(owners) > 1:
-            raise CannotRewrite(f"{helper.relation_name} reads tables of {', '.join(sorted(owners))}: no one of them is exempt from the others' policies")
+            raise CannotRewrite(
+                f"{helper.relation_name} reads tables of {', '.join(sorted(owners))}: no one of them is exempt from the"
+                " others' policies"
+            )
         return owners.pop() if owners else self.single or self.catalog.current_user
 
     def below(self, relation: Relation) -> t.List[Relation]:
@@ -61,7 +67,9 @@ class Owners:
                 continue
             found.append(current)
             if current.kind == "v" and current.invoker and current.query:
-                todo += [self.catalog.relations[oid] for oid in current.query.relations if oid in self.catalog.relations]
+                todo += [
+                    self.catalog.relations[oid] for oid in current.query.relations if oid in self.catalog.relations
+                ]
         return found
 
     def _exempt(self, relation: Relation, owner: int) -> bool:
@@ -82,7 +90,11 @@ class Owners:
         for helper in helpers:
             for oid in _relations(helper):
                 for relation in self.below(self.catalog.relations[oid]):
-                    columns = set(helper.reads) if isinstance(helper, Helper) and relation.oid == oid and helper.reads else None
+                    columns = (
+                        set(helper.reads)
+                        if isinstance(helper, Helper) and relation.oid == oid and helper.reads
+                        else None
+                    )
                     known = needed.get(relation.oid, set())
                     needed[relation.oid] = None if columns is None or known is None else known | columns
         pairs: t.List[t.Tuple[str, str]] = []
@@ -103,15 +115,30 @@ class Owners:
                     if not names:
                         continue
             part = "" if names is None else " (" + ", ".join(tree.quote(name) for name in sorted(names)) + ")"
-            pairs.append((f"GRANT SELECT{part} ON TABLE {relation.qualified} TO {role}", f"REVOKE SELECT{part} ON TABLE {relation.qualified} FROM {role}"))
+            pairs.append(
+                (
+                    f"GRANT SELECT{part} ON TABLE {relation.qualified} TO {role}",
+                    f"REVOKE SELECT{part} ON TABLE {relation.qualified} FROM {role}",
+                )
+            )
         for schema in sorted(self._schemas(helpers)):
             if not self.created:
                 cursor.execute("select has_schema_privilege(%s::name, %s, 'USAGE')", (self.single, schema))
                 if cursor.fetchone()[0]:
                     continue
-            pairs.append((f"GRANT USAGE ON SCHEMA {tree.quote(schema)} TO {role}", f"REVOKE USAGE ON SCHEMA {tree.quote(schema)} FROM {role}"))
+            pairs.append(
+                (
+                    f"GRANT USAGE ON SCHEMA {tree.quote(schema)} TO {role}",
+                    f"REVOKE USAGE ON SCHEMA {tree.quote(schema)} FROM {role}",
+                )
+            )
         for function in self._private_functions(helpers):
-            pairs.append((f"GRANT EXECUTE ON FUNCTION {function.signature} TO {role}", f"REVOKE EXECUTE ON FUNCTION {function.signature} FROM {role}"))
+            pairs.append(
+                (
+                    f"GRANT EXECUTE ON FUNCTION {function.signature} TO {role}",
+                    f"REVOKE EXECUTE ON FUNCTION {function.signature} FROM {role}",
+                )
+            )
         return pairs
 
     def _schemas(self, helpers: t.Sequence[Creatable]) -> t.Set[str]:
@@ -132,7 +159,11 @@ class Owners:
             if isinstance(helper, Clone):
                 called |= set(helper.calls)
             elif isinstance(helper, Helper):
-                called |= {one.oid for one in self.catalog.functions.values() if one.schema == "auth" and f"auth.{one.name}" in helper.identity}
+                called |= {
+                    one.oid
+                    for one in self.catalog.functions.values()
+                    if one.schema == "auth" and f"auth.{one.name}" in helper.identity
+                }
         return [self.catalog.functions[oid] for oid in sorted(called) if not self.catalog.functions[oid].public_execute]
 
 
@@ -150,7 +181,9 @@ def choose(cursor: Cursor, catalog: Catalog, requested: t.Optional[str] = None) 
     memberships = frozenset(name for (name,) in cursor.fetchall())
     if requested is not None:
         if requested not in roles:
-            raise OpsError(f"There is no role {requested} to own the functions.", hint="Create it: NOLOGIN, with BYPASSRLS.")
+            raise OpsError(
+                f"There is no role {requested} to own the functions.", hint="Create it: NOLOGIN, with BYPASSRLS."
+            )
         role = roles[requested]
         if not (role.superuser or role.bypass):
             raise OpsError(
@@ -158,7 +191,10 @@ def choose(cursor: Cursor, catalog: Catalog, requested: t.Optional[str] = None) 
                 hint=f"ALTER ROLE {tree.quote(requested)} BYPASSRLS, or name another owner.",
             )
         if requested not in memberships and not me.superuser:
-            raise OpsError(f"{me.name} may not make functions that belong to {requested}.", hint=f"GRANT {tree.quote(requested)} TO {tree.quote(me.name)}.")
+            raise OpsError(
+                f"{me.name} may not make functions that belong to {requested}.",
+                hint=f"GRANT {tree.quote(requested)} TO {tree.quote(me.name)}.",
+            )
         return Owners(catalog, requested, False, not role.superuser, "as requested", memberships)
     existing = roles.get(DEDICATED)
     usable = existing is not None and existing.bypass and not existing.superuser and not _logs_in(cursor, DEDICATED)
@@ -170,4 +206,8 @@ def choose(cursor: Cursor, catalog: Catalog, requested: t.Optional[str] = None) 
 
 
 def _logs_in(cursor: Cursor, name: str) -> bool:
-    return bool(rows(cursor, "select rolcanlogin as can from pg_catalog.pg_roles where rolname = %(name)s", {"name": name})[0]["can"])
+    return bool(
+        rows(cursor, "select rolcanlogin as can from pg_catalog.pg_roles where rolname = %(name)s", {"name": name})[0][
+            "can"
+        ]
+    )

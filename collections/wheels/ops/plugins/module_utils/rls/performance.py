@@ -18,7 +18,9 @@ from .session import Cursor
 from .simulate import Simulator
 
 
-def extend(cursor: Cursor, decision: Decision, catalog: Catalog, known: Details, fix: t.Sequence[str]) -> t.Tuple[t.List[str], t.List[str], t.List[str]]:
+def extend(
+    cursor: Cursor, decision: Decision, catalog: Catalog, known: Details, fix: t.Sequence[str]
+) -> t.Tuple[t.List[str], t.List[str], t.List[str]]:
     """Adds the rewordings asked for to a decision; gives (statements that build indexes, those that drop them again, warnings)."""
     warnings: t.List[str] = []
     if "multiple_permissive" in fix:
@@ -44,10 +46,15 @@ def _merge(decision: Decision, catalog: Catalog) -> None:
         for members in groups.values():
             if len(members) > 1:
                 earlier = [repaired[policy.oid] for policy in members if policy.oid in repaired]
-                pieces = [repaired[policy.oid].after[0] if policy.oid in repaired else policies.original(policy) for policy in members]
+                pieces = [
+                    repaired[policy.oid].after[0] if policy.oid in repaired else policies.original(policy)
+                    for policy in members
+                ]
                 reasons = list(dict.fromkeys(reason for change in earlier for reason in change.reasons))
                 decision.changes = [change for change in decision.changes if change not in earlier]
-                decision.changes.append(policies.Change(relation, members, [lints.merge(pieces)], [*reasons, "multiple_permissive"]))
+                decision.changes.append(
+                    policies.Change(relation, members, [lints.merge(pieces)], [*reasons, "multiple_permissive"])
+                )
 
 
 def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
@@ -62,11 +69,18 @@ def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
     failing = _failing(catalog, decision, set())
     # All at once first: it is safe nearly always, and one simulation instead of one for each policy.
     todo = [(relation, policy) for relation, policy in candidates if policy.oid not in decision.unwrapped]
-    safe = {policy.oid for _ignored, policy in todo} if _failing(catalog, decision, {policy.oid for _ignored, policy in todo}) <= failing else None
+    safe = (
+        {policy.oid for _ignored, policy in todo}
+        if _failing(catalog, decision, {policy.oid for _ignored, policy in todo}) <= failing
+        else None
+    )
     for relation, policy in todo:
         together = {one.oid for one in changed[policy.oid].before} if policy.oid in changed else {policy.oid}
         if safe is None and _failing(catalog, decision, wrapped | together) - failing:
-            warnings.append(f"{relation.qualified}: {policy.name} keeps its bare identity calls: wrapped, accesses would fail with 42P17.")
+            warnings.append(
+                f"{relation.qualified}: {policy.name} keeps its bare identity calls: wrapped, accesses would fail with"
+                " 42P17."
+            )
             continue
         change = changed.get(policy.oid) or policies.Change(relation, [policy], [policies.original(policy)])
         pieces = [_wrapped_piece(piece) for piece in change.after]
@@ -103,7 +117,11 @@ def _wrapped_piece(piece: policies.Piece) -> policies.Piece:
 
 def _failing(catalog: Catalog, decision: Decision, wrapped: t.Set[int]) -> t.Set[t.Tuple[str, int, str]]:
     simulator = Simulator(catalog, cut=decision.cut, unwrapped=decision.unwrapped, sublinks=wrapped)
-    return {(who.name, relation.oid, variant) for who, relation, variant in audits.accesses(catalog) if simulator.check(who, relation, variant)}
+    return {
+        (who.name, relation.oid, variant)
+        for who, relation, variant in audits.accesses(catalog)
+        if simulator.check(who, relation, variant)
+    }
 
 
 def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.List[str], t.List[str]]:
@@ -115,7 +133,9 @@ def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.
     for change in decision.changes:
         texts = [(piece.name, text) for piece in change.after for text in (piece.using, piece.check) if text]
         later.setdefault(change.relation.oid, []).extend(texts)
-    for relation, column in sorted(lints.unindexed(cursor, catalog, later), key=lambda item: (item[0].qualified, item[1])):
+    for relation, column in sorted(
+        lints.unindexed(cursor, catalog, later), key=lambda item: (item[0].qualified, item[1])
+    ):
         if relation.kind != "r" or not catalog.audited(relation) or not relation.owned:
             continue
         plain = column[1:-1].replace('""', '"') if column.startswith('"') else column
@@ -127,7 +147,10 @@ def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.
 
 
 def _index_names(cursor: Cursor) -> t.Dict[str, t.Set[str]]:
-    cursor.execute("select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace")
+    cursor.execute(
+        "select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid ="
+        " c.relnamespace"
+    )
     found: t.Dict[str, t.Set[str]] = {}
     for schema, name in cursor.fetchall():
         found.setdefault(schema, set()).add(name)

@@ -60,7 +60,14 @@ class Plan:
             name = f"policies of {change.relation.qualified}"
             found.append({"before": before, "after": after, "before_header": name, "after_header": name})
         for function in self.functions:
-            found.append({"before": "", "after": function["definition"] + ";\n", "before_header": function["signature"], "after_header": function["signature"]})
+            found.append(
+                {
+                    "before": "",
+                    "after": function["definition"] + ";\n",
+                    "before_header": function["signature"],
+                    "after_header": function["signature"],
+                }
+            )
         return found
 
     def as_dict(self) -> t.Dict[str, t.Any]:
@@ -100,8 +107,12 @@ def plan(
     unknown = sorted(set(fix) - set(FIXES))
     if unknown:
         raise OpsError(f"There is no fix called {', '.join(unknown)}.", hint=f"There are {', '.join(FIXES)}.")
-    with transaction(connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms) as cursor:
-        return _plan(cursor, audit.catalog, fix, Options(allow_unbounded, accept_captured_columns, helper_schema), owner)
+    with transaction(
+        connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
+    ) as cursor:
+        return _plan(
+            cursor, audit.catalog, fix, Options(allow_unbounded, accept_captured_columns, helper_schema), owner
+        )
 
 
 def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Options, requested: t.Optional[str]) -> Plan:
@@ -116,7 +127,10 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     made.needs_review = [refusal.as_dict() for refusal in decision.refusals]
     if "recursion" not in fix:
         planner.survey()
-        made.left = {(access.who.name, access.relation.qualified, access.variant) for access in [*planner.failing, *planner.runtime]}
+        made.left = {
+            (access.who.name, access.relation.qualified, access.variant)
+            for access in [*planner.failing, *planner.runtime]
+        }
     made.indexes, made.drop_indexes, slow = performance.extend(cursor, decision, catalog, known, fix)
     made.warnings = [*decision.warnings, *slow]
     made.changes = decision.changes
@@ -125,7 +139,9 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     return made
 
 
-def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog, owners: owner.Owners, options: Options) -> None:
+def _functions(
+    cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog, owners: owner.Owners, options: Options
+) -> None:
     """The helpers with their schema, owner and grants."""
     schema = options.helper_schema
     wanted = sorted(decision.helpers.items())
@@ -139,7 +155,9 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
     made.statements += owners.role_statements() if new else []
     if not exists and new:
         made.statements.append(f"CREATE SCHEMA {tree.quote(schema)}")
-        made.statements.append(f"REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM {', '.join(['PUBLIC', *strangers['n']])}")
+        made.statements.append(
+            f"REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM {', '.join(['PUBLIC', *strangers['n']])}"
+        )
     grants = owners.grants(cursor, [helper for _text, helper, _roles in new]) if new else []
     made.statements += [grant for grant, _ignored in grants]
     dropped: t.List[str] = []
@@ -160,7 +178,8 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
                 made.statements.append(f"ALTER FUNCTION {signature} OWNER TO {tree.quote(belongs)}")
             made.statements.append(f"REVOKE ALL ON FUNCTION {signature} FROM {', '.join(['PUBLIC', *strangers['f']])}")
             made.statements.append(
-                f"COMMENT ON FUNCTION {signature} IS {tree.literal('wheels.ops: reads ' + helper.relation_name + ' for its policies, without their recursion')}"
+                f"COMMENT ON FUNCTION {signature} IS"
+                f" {tree.literal('wheels.ops: reads ' + helper.relation_name + ' for its policies, without their recursion')}"
             )
             dropped.append(_guarded(f"DROP FUNCTION IF EXISTS {signature}"))
         callers = ["PUBLIC"] if "public" in roles else sorted(roles)
@@ -170,10 +189,14 @@ def _functions(cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog,
     if not exists and new:
         made.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
     if owners.created and new:
-        made.undo.append(_guarded(*(revoke for _ignored, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
+        made.undo.append(
+            _guarded(*(revoke for _ignored, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}")
+        )
 
 
-def _described(helper: Creatable, signature: str, definition: str, belongs: str, roles: t.Collection[str]) -> t.Dict[str, t.Any]:
+def _described(
+    helper: Creatable, signature: str, definition: str, belongs: str, roles: t.Collection[str]
+) -> t.Dict[str, t.Any]:
     return {
         "signature": signature,
         "name": helper.name,
@@ -196,7 +219,10 @@ def _policies(made: Plan, decision: Decision) -> None:
 def _guarded(*statements: str) -> str:
     """Statements of an undo that give way where someone else has come to depend on what they take back."""
     body = "\n".join(f"  EXECUTE {tree.literal(statement)};" for statement in statements)
-    return f"DO $wheels_ops$\nBEGIN\n{body}\nEXCEPTION WHEN dependent_objects_still_exist OR undefined_object THEN NULL;\nEND\n$wheels_ops$"
+    return (
+        f"DO $wheels_ops$\nBEGIN\n{body}\nEXCEPTION WHEN dependent_objects_still_exist OR undefined_object THEN"
+        " NULL;\nEND\n$wheels_ops$"
+    )
 
 
 def _present(cursor: Cursor, schema: str) -> t.Tuple[t.Dict[str, str], bool]:
@@ -216,16 +242,19 @@ def _check_schema(cursor: Cursor, schema: str, exists: bool) -> None:
         return
     found = rows(
         cursor,
-        "select r.rolname as name from pg_catalog.pg_roles r, pg_catalog.pg_namespace n where n.nspname = %(schema)s and not r.rolsuper"
-        " and not r.rolbypassrls and r.rolname !~ '^pg_' and not pg_has_role(r.oid, n.nspowner, 'USAGE')"
-        " and has_schema_privilege(r.oid, n.oid, 'USAGE, CREATE') order by 1",
+        "select r.rolname as name from pg_catalog.pg_roles r, pg_catalog.pg_namespace n where n.nspname = %(schema)s"
+        " and not r.rolsuper and not r.rolbypassrls and r.rolname !~ '^pg_' and not pg_has_role(r.oid, n.nspowner,"
+        " 'USAGE') and has_schema_privilege(r.oid, n.oid, 'USAGE, CREATE') order by 1",
         {"schema": schema},
     )
     if found:
         names = ", ".join(row["name"] for row in found)
         raise OpsError(
             f"The schema {schema} is open to {names}: functions in it could be called from outside.",
-            hint=f"Name a helper_schema that nobody uses, or REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM PUBLIC, {names}.",
+            hint=(
+                f"Name a helper_schema that nobody uses, or REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM PUBLIC,"
+                f" {names}."
+            ),
         )
 
 

@@ -24,7 +24,10 @@ class Piece:
 
     def create(self, table: str) -> str:
         kind = "" if self.permissive else "\n  AS RESTRICTIVE"
-        return f"CREATE POLICY {tree.quote(self.name)} ON {table}{kind}\n  FOR {COMMANDS[self.command]} TO {', '.join(self.roles)}{self._conditions()}"
+        return (
+            f"CREATE POLICY {tree.quote(self.name)} ON {table}{kind}\n  FOR {COMMANDS[self.command]} TO"
+            f" {', '.join(self.roles)}{self._conditions()}"
+        )
 
     def alter(self, table: str) -> str:
         return f"ALTER POLICY {tree.quote(self.name)} ON {table}{self._conditions()}"

@@ -139,15 +139,18 @@ class Planner:
                 if captured:
                     review[access] = Refusal(
                         access.relation.qualified,
-                        f"The recursion hides a column that is compared with itself ({'; '.join(captured)}): without the error the policy would let "
-                        "through what its author did not mean.",
-                        "Qualify the column with the table that was meant. Only if it is meant so: accept_captured_columns.",
+                        f"The recursion hides a column that is compared with itself ({'; '.join(captured)}): without"
+                        " the error the policy would let through what its author did not mean.",
+                        "Qualify the column with the table that was meant. Only if it is meant so:"
+                        " accept_captured_columns.",
                         {"captured": captured},
                     )
         while True:
             cut, unwrapped, members = self._solve(review)
             simulator = Simulator(self.catalog, cut=Cut(cut), unwrapped=unwrapped)
-            unmasked = [access for access in review if review[access].details.get("captured") and not simulator.check(*access)]
+            unmasked = [
+                access for access in review if review[access].details.get("captured") and not simulator.check(*access)
+            ]
             if not unmasked:
                 break
             # A cut for others would take the error, and with it the protection, away: those others must wait for a person as well.
@@ -165,7 +168,9 @@ class Planner:
                 decision.refusals.append(refusal)
         return decision
 
-    def _solve(self, review: t.Dict[Access, Refusal]) -> t.Tuple[t.Dict[Edge, t.FrozenSet[Context]], t.Set[int], t.Dict[Access, t.FrozenSet[Edge]]]:
+    def _solve(
+        self, review: t.Dict[Access, Refusal]
+    ) -> t.Tuple[t.Dict[Edge, t.FrozenSet[Context]], t.Set[int], t.Dict[Access, t.FrozenSet[Edge]]]:
         constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]] = {}
         cut: t.Dict[Edge, t.FrozenSet[Context]] = {}
         unwrapped: t.Set[int] = set()
@@ -195,11 +200,17 @@ class Planner:
                         members.setdefault(access, set()).update(edges)
                 return cut, unwrapped, {access: frozenset(edges) for access, edges in members.items()}
             # What only an access asks for that is left to a person would be a change that mends nothing.
-            constraints = {edges: accesses - review.keys() for edges, accesses in constraints.items() if not accesses <= review.keys()}
+            constraints = {
+                edges: accesses - review.keys()
+                for edges, accesses in constraints.items()
+                if not accesses <= review.keys()
+            }
             chosen = hitting_set(set(constraints), lambda edge: self._option(edge).weight)
             cut = {edge: frozenset(self.kept.get((edge.policy, edge.slot), ())) for edge in chosen}
 
-    def _solve_runtime(self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]]) -> bool:
+    def _solve_runtime(
+        self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]]
+    ) -> bool:
         """Adds what breaks the cycles through functions that a cut leaves; whether there were any."""
         if not self.graph.any:
             return False
@@ -221,7 +232,10 @@ class Planner:
                     candidates.add(edge)
                 else:
                     table = self.catalog.relations[hop.source.relation].short
-                    reasons[f"{table} ({describe(hop.use)}): {option.reason or 'an access that works draws in the same expression'}"] = option.advice
+                    reasons[
+                        f"{table} ({describe(hop.use)}):"
+                        f" {option.reason or 'an access that works draws in the same expression'}"
+                    ] = option.advice
             if candidates:
                 constraints.setdefault(frozenset(candidates), set()).add(access)
             else:
@@ -229,7 +243,8 @@ class Planner:
                 review[access] = Refusal(
                     access.relation.qualified,
                     f"{words} can end in 54001 and cannot be cut: " + "; ".join(reasons),
-                    " ".join(dict.fromkeys(advice for advice in reasons.values() if advice)) or "Make the function SECURITY DEFINER by hand.",
+                    " ".join(dict.fromkeys(advice for advice in reasons.values() if advice))
+                    or "Make the function SECURITY DEFINER by hand.",
                     {"path": words},
                 )
         return found
@@ -258,7 +273,10 @@ class Planner:
         table = self.catalog.relations[policy.relation]
         if not table.owned:
             return _Option(
-                reason=f"{table.short} belongs to {self.catalog.role_name(table.owner)}, and {self.catalog.current_user} may not change its policies",
+                reason=(
+                    f"{table.short} belongs to {self.catalog.role_name(table.owner)}, and {self.catalog.current_user}"
+                    " may not change its policies"
+                ),
                 advice="Connect as the table's owner or as a superuser.",
             )
         try:
@@ -271,16 +289,23 @@ class Planner:
             target = self.catalog.relations[edge.target]
         if done.unbounded and not self.options.allow_unbounded:
             return _Option(
-                reason=f"the function would give back every row of {target.short}: the policy neither ties it to the caller nor to its own row",
-                advice="Tie the sub-select to the caller (user_id = auth.uid()), or allow_unbounded: only roles with EXECUTE can read it, "
-                "and none of them can name it without USAGE of its schema.",
+                reason=(
+                    f"the function would give back every row of {target.short}: the policy neither ties it to the"
+                    " caller nor to its own row"
+                ),
+                advice=(
+                    "Tie the sub-select to the caller (user_id = auth.uid()), or allow_unbounded: only roles with"
+                    " EXECUTE can read it, and none of them can name it without USAGE of its schema."
+                ),
             )
         weight = float(done.weight) + (100 if expression.self_comparisons() else 0)
         kept = self.kept.get((edge.policy, edge.slot))
         if kept:
             reason = self._inseparable(policy)
             if reason:
-                return _Option(reason=reason, advice="Split the policy by hand, so that what works has a policy of its own.")
+                return _Option(
+                    reason=reason, advice="Split the policy by hand, so that what works has a policy of its own."
+                )
             weight += SPLIT_COST
         return _Option(weight, bool(kept))
 
@@ -289,10 +314,16 @@ class Planner:
         expression = policy.slot(slot)
         if expression is None:
             raise AssertionError("a defect: expression is missing")
-        copies = {-target: clone.clone(self.catalog.functions[-target], self.catalog, self.details, self.bodies) for target in targets if target < 0}
+        copies = {
+            -target: clone.clone(self.catalog.functions[-target], self.catalog, self.details, self.bodies)
+            for target in targets
+            if target < 0
+        }
         tables = [target for target in targets if target > 0]
         owner = self.catalog.relations[policy.relation]
-        return rewrite.rewrite(expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies)
+        return rewrite.rewrite(
+            expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies
+        )
 
     def _unwrappable(self, access: Access, path: t.Sequence[Step], simulator: Simulator) -> t.Set[int]:
         """The policies whose FROM-less sub-selects make a harmless second visit an error: without them it is none (and the same rows)."""
@@ -309,7 +340,11 @@ class Planner:
                 if expression is None or not expression.has_sublink:
                     continue
                 holder = tree.parse(expression.text)
-                if not tree.faithful(expression.text) or not wrap.unwrap(holder) or any(True for _ignored in tree.of_type(holder, "SubLink")):
+                if (
+                    not tree.faithful(expression.text)
+                    or not wrap.unwrap(holder)
+                    or any(True for _ignored in tree.of_type(holder, "SubLink"))
+                ):
                     return set()
         return {policy.oid for policy in guilty}
 
@@ -321,12 +356,24 @@ class Planner:
                 continue
             option = self._option(edge)
             table = self.catalog.relations[step.relation].short
-            why = option.reason or "an access that works today draws in the same expression for the same role and command"
-            reasons.setdefault(f"{table} ({describe(step.use)}): {why}", option.advice or "Give the working access a policy of its own.")
+            why = (
+                option.reason or "an access that works today draws in the same expression for the same role and command"
+            )
+            reasons.setdefault(
+                f"{table} ({describe(step.use)}): {why}",
+                option.advice or "Give the working access a policy of its own.",
+            )
         words = " -> ".join(simulator.words(path))
         if not reasons:
-            reasons["views that read each other can only be defined anew"] = "Define one of the views without the other."
-        return Refusal(access.relation.qualified, f"{words} cannot be cut: " + "; ".join(reasons), " ".join(dict.fromkeys(reasons.values())), {"path": words})
+            reasons["views that read each other can only be defined anew"] = (
+                "Define one of the views without the other."
+            )
+        return Refusal(
+            access.relation.qualified,
+            f"{words} cannot be cut: " + "; ".join(reasons),
+            " ".join(dict.fromkeys(reasons.values())),
+            {"path": words},
+        )
 
     # -- splitting -----------------------------------------------------------------------------------------------------
 
@@ -339,7 +386,9 @@ class Planner:
             return str(error)
         return ""
 
-    def _versions(self, policy: Policy, command: str, slots: t.Collection[str]) -> t.Dict[t.Tuple[str, ...], t.FrozenSet[str]]:
+    def _versions(
+        self, policy: Policy, command: str, slots: t.Collection[str]
+    ) -> t.Dict[t.Tuple[str, ...], t.FrozenSet[str]]:
         """For one command: which roles (quoted names) get which slots cut. One entry with the policy's own roles where all are alike."""
         relevant = [slot for slot in slots if policy.slot(slot) is not None and slot in _slots_of(policy, command)]
         wanted: t.Dict[int, t.FrozenSet[str]] = {}
@@ -359,16 +408,24 @@ class Planner:
         by_class = {member: version for user, version in wanted.items() for member in self._members(user)}
         names = {role.oid: role.name for role in self.catalog.roles.values()}
         if 0 in policy.roles:
-            candidates = [role.oid for role in self.catalog.roles.values() if not role.superuser and not role.bypass and not role.name.startswith("pg_")]
+            candidates = [
+                role.oid
+                for role in self.catalog.roles.values()
+                if not role.superuser and not role.bypass and not role.name.startswith("pg_")
+            ]
         else:
             candidates = list(policy.roles)
         groups: t.Dict[t.FrozenSet[str], t.List[str]] = {}
         for candidate in candidates:
-            versions = {version for member, version in by_class.items() if candidate in self.held.get(member, ()) or candidate == member}
+            versions = {
+                version
+                for member, version in by_class.items()
+                if candidate in self.held.get(member, ()) or candidate == member
+            }
             if len(versions) > 1:
                 raise rewrite.CannotRewrite(
-                    f'policy "{policy.name}" serves roles for which {COMMANDS[command]} works and others for which it fails through {names[candidate]}, '
-                    "so that it cannot be split by role"
+                    f'policy "{policy.name}" serves roles for which {COMMANDS[command]} works and others for which it'
+                    f" fails through {names[candidate]}, so that it cannot be split by role"
                 )
             groups.setdefault(next(iter(versions), everything), []).append(tree.quote(names[candidate]))
         return {tuple(sorted(roles)): version for version, roles in groups.items()}
@@ -396,7 +453,15 @@ class Planner:
                         holder = tree.parse(texts.get(slot, expression.text))
                         wrap.unwrap(holder)
                         texts[slot] = tree.show(holder.val)
-                        decision.cuts.append({"table": relation.qualified, "policy": policy.name, "expression": slot, "form": "unwrapped", "weight": 0})
+                        decision.cuts.append(
+                            {
+                                "table": relation.qualified,
+                                "policy": policy.name,
+                                "expression": slot,
+                                "form": "unwrapped",
+                                "weight": 0,
+                            }
+                        )
             change = policies.Change(relation, [policy], self._pieces(policy, relation, texts, cut), ["recursion"])
             if oid in decision.unwrapped:
                 change.reasons.append("unwrapped")
@@ -404,7 +469,8 @@ class Planner:
             self._grant(decision, change)
             if 0 in policy.roles and any(piece.roles != policy.role_names for piece in change.after):
                 decision.warnings.append(
-                    f"{relation.qualified}: {policy.name} was for PUBLIC and is now for each role by name: a role made later needs to be added to it."
+                    f"{relation.qualified}: {policy.name} was for PUBLIC and is now for each role by name: a role made"
+                    " later needs to be added to it."
                 )
 
     def _new_text(self, decision: Decision, policy: Policy, relation: Relation, slot: str, targets: t.List[int]) -> str:
@@ -416,7 +482,10 @@ class Planner:
                 "table": relation.qualified,
                 "policy": policy.name,
                 "expression": slot,
-                "reads": [(self.catalog.relations[target] if target > 0 else self.catalog.functions[-target]).qualified for target in targets],
+                "reads": [
+                    (self.catalog.relations[target] if target > 0 else self.catalog.functions[-target]).qualified
+                    for target in targets
+                ],
                 "form": ", ".join(dict.fromkeys(done.forms)),
                 "helpers": [helper.name for helper in done.helpers],
                 "bound": [helper.bound or "unbounded" for helper in done.helpers],
@@ -426,7 +495,9 @@ class Planner:
         )
         return done.text
 
-    def _pieces(self, policy: Policy, relation: Relation, texts: t.Dict[str, str], cut: t.Dict[str, t.List[int]]) -> t.List[policies.Piece]:
+    def _pieces(
+        self, policy: Policy, relation: Relation, texts: t.Dict[str, str], cut: t.Dict[str, t.List[int]]
+    ) -> t.List[policies.Piece]:
         old = policies.original(policy)
 
         def text(slot: str, version: t.Collection[str]) -> t.Optional[str]:
@@ -436,15 +507,26 @@ class Planner:
             return texts[slot] if slot in texts and (slot in version or slot not in cut) else expression.text
 
         if not any(self.kept.get((policy.oid, slot)) for slot in cut):
-            return [policies.Piece(old.name, old.command, old.permissive, old.roles, text("using", cut), text("check", cut))]
+            return [
+                policies.Piece(old.name, old.command, old.permissive, old.roles, text("using", cut), text("check", cut))
+            ]
         plan = {command: self._versions(policy, command, cut) for command in _commands(policy)}
         taken = {other.name for other in relation.policies}
         pieces: t.List[policies.Piece] = []
         for command, versions in plan.items():
             for roles, version in sorted(versions.items(), key=lambda item: (len(item[1]), item[0])):
                 using = text("using", version) if command != "a" else None
-                check = {"r": None, "d": None, "w": text("check", version), "a": text("check", version) or text("using", version)}[command]
-                name = policy.name if not pieces else policies.unused_name(f"{policy.name} ({COMMANDS[command].lower()})", taken)
+                check = {
+                    "r": None,
+                    "d": None,
+                    "w": text("check", version),
+                    "a": text("check", version) or text("using", version),
+                }[command]
+                name = (
+                    policy.name
+                    if not pieces
+                    else policies.unused_name(f"{policy.name} ({COMMANDS[command].lower()})", taken)
+                )
                 taken.add(name)
                 pieces.append(policies.Piece(name, command, policy.permissive, roles, using, check))
         return pieces

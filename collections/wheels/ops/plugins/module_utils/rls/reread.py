@@ -34,7 +34,9 @@ class _Group:
         return _Group(self.items[start:end], self.gaps[start:end])
 
     def text(self) -> str:
-        return "".join(gap + (item if isinstance(item, str) else f"({item.text()})") for gap, item in zip(self.gaps, self.items))
+        return "".join(
+            gap + (item if isinstance(item, str) else f"({item.text()})") for gap, item in zip(self.gaps, self.items)
+        )
 
 
 class _Comparison(t.NamedTuple):
@@ -84,7 +86,9 @@ def _restore(group: _Group) -> bool:
         return True
     first = group.items[0]
     if isinstance(first, _Group):
-        made = _membership(word, _spine(first, word)) or _construct(word, [_comparison(item) for item in _joined(first, word)])
+        made = _membership(word, _spine(first, word)) or _construct(
+            word, [_comparison(item) for item in _joined(first, word)]
+        )
         if made:
             group.items[0] = f"({made})"
             return True
@@ -134,7 +138,12 @@ def _membership(word: str, members: t.Sequence[Item]) -> str:
         if part.right.items[0] in ("ANY", "ALL"):
             # The constants of the list, where there are several, come first, as an array.
             array = part.right.items[1] if len(part.right.items) == 2 else None
-            if part is not parts[0] or not isinstance(array, _Group) or array.items[:2] != ["ARRAY", "["] or array.items.index("]") != len(array.items) - 1:
+            if (
+                part is not parts[0]
+                or not isinstance(array, _Group)
+                or array.items[:2] != ["ARRAY", "["]
+                or array.items.index("]") != len(array.items) - 1
+            ):
                 return ""
             elements.append(array.part(2, len(array.items) - 1).text())
         else:
@@ -147,7 +156,11 @@ def _construct(word: str, parts: t.Sequence[t.Optional[_Comparison]]) -> str:
     known = [part for part in parts if part is not None and part.right.items[0] not in ("ANY", "ALL")]
     if len(known) != len(parts) or not known:
         return ""
-    lefts, operators, rights = [part.left for part in known], [part.operator for part in known], [part.right.text().strip() for part in known]
+    lefts, operators, rights = (
+        [part.left for part in known],
+        [part.operator for part in known],
+        [part.right.text().strip() for part in known],
+    )
     if len(set(lefts)) == 1 and (word, operators) in (("AND", [">=", "<="]), ("OR", ["<", ">"])):
         return f"{lefts[0]} {'BETWEEN' if word == 'AND' else 'NOT BETWEEN'} ({rights[0]}) AND ({rights[1]})"
     if (word, set(operators)) in (("AND", {"="}), ("OR", {"<>"})):

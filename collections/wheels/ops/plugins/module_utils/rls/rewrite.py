@@ -23,10 +23,17 @@ _ALIAS = "r"
 _TIME = frozenset(
     f"SVFOP_{name}"
     for name in (
-        "CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIME_N", "CURRENT_TIMESTAMP", "CURRENT_TIMESTAMP_N",
-        "LOCALTIME", "LOCALTIME_N", "LOCALTIMESTAMP", "LOCALTIMESTAMP_N",
+        "CURRENT_DATE",
+        "CURRENT_TIME",
+        "CURRENT_TIME_N",
+        "CURRENT_TIMESTAMP",
+        "CURRENT_TIMESTAMP_N",
+        "LOCALTIME",
+        "LOCALTIME_N",
+        "LOCALTIMESTAMP",
+        "LOCALTIMESTAMP_N",
     )
-)  # fmt: skip
+)
 
 
 class CannotRewrite(Exception):
@@ -63,7 +70,10 @@ class Helper:
 
     def create(self, schema: str, *, atomic: bool) -> str:
         """``BEGIN ATOMIC`` binds the names when the function is made, as a policy does; PostgreSQL 13 knows only a string."""
-        head = f"CREATE FUNCTION {self.signature(schema)}\n  RETURNS {self.returns}\n  LANGUAGE sql STABLE SECURITY DEFINER\n  SET search_path = ''\n"
+        head = (
+            f"CREATE FUNCTION {self.signature(schema)}\n  RETURNS {self.returns}\n  LANGUAGE sql STABLE SECURITY"
+            " DEFINER\n  SET search_path = ''\n"
+        )
         if atomic:
             return f"{head}BEGIN ATOMIC\n  {self.body};\nEND"
         return f"{head}AS {tree.literal(self.body)}"
@@ -93,7 +103,9 @@ class Rewritten:
     @property
     def weight(self) -> int:
         """The smaller, the less a cut gives away and costs: 1 bound to the caller, 3 to the row, 10 not at all; for each occurrence."""
-        return sum({"caller": 1, "arguments": 3, "boolean": 3, "function": 4}.get(helper.bound, 10) for helper in self.helpers)
+        return sum(
+            {"caller": 1, "arguments": 3, "boolean": 3, "function": 4}.get(helper.bound, 10) for helper in self.helpers
+        )
 
     @property
     def unbounded(self) -> bool:
@@ -141,7 +153,9 @@ def rewrite(
 
 
 class _Rewriter:
-    def __init__(self, holder: Node, owner: Relation, catalog: Catalog, details: Details, schema: str, result: Rewritten) -> None:
+    def __init__(
+        self, holder: Node, owner: Relation, catalog: Catalog, details: Details, schema: str, result: Rewritten
+    ) -> None:
         self.holder = holder
         self.owner = owner
         self.catalog = catalog
@@ -155,7 +169,9 @@ class _Rewriter:
         outermost: t.Dict[str, t.Optional[int]] = {self.owner.name: self.owner.oid}
         yield from self._visit(self.holder.val, outermost, frozenset(targets))
 
-    def _visit(self, node: Node, outer: t.Dict[str, t.Optional[int]], targets: t.FrozenSet[int]) -> t.Iterator[t.Tuple[_Place, Relation]]:
+    def _visit(
+        self, node: Node, outer: t.Dict[str, t.Optional[int]], targets: t.FrozenSet[int]
+    ) -> t.Iterator[t.Tuple[_Place, Relation]]:
         if tree.kind(node) == "SelectStmt":
             items = list(_from_items(node.fromClause or ()))
             own = {_alias(item): self._oid(item) for item in items if _alias(item)}
@@ -184,7 +200,11 @@ class _Rewriter:
         found = False
         for oid, copy in copies.items():
             function = self.catalog.functions[oid]
-            named = [call for call in tree.of_type(self.holder, "FuncCall") if tree.function_name(call) == (function.schema, function.name)]
+            named = [
+                call
+                for call in tree.of_type(self.holder, "FuncCall")
+                if tree.function_name(call) == (function.schema, function.name)
+            ]
             calls = [call for call in named if function.accepts(len(call.args or ()))]
             if not calls:
                 raise CannotRewrite(f"the call of {function.qualified} is not in the expression's text")
@@ -209,7 +229,12 @@ class _Rewriter:
         bound = ""
         if not renamed:
             sites = list(_sites(query, item))
-            movable = [(holder, name, part) for holder, name in sites for part in tree.conjuncts(getattr(holder, name)) if self._movable(part, alias)]
+            movable = [
+                (holder, name, part)
+                for holder, name in sites
+                for part in tree.conjuncts(getattr(holder, name))
+                if self._movable(part, alias)
+            ]
             if any(self._caller_bound(part, alias) for _ignored, _ignored, part in movable):
                 bound = "caller"
             else:
@@ -235,11 +260,20 @@ class _Rewriter:
             returns, select = f"SETOF {target.qualified}", f"SELECT {_ALIAS}.* FROM {source}{where}"
         elif used:
             returns = "TABLE (" + ", ".join(f"{tree.quote(column.name)} {column.type}" for column in used) + ")"
-            select = "SELECT " + ", ".join(f"{_ALIAS}.{tree.quote(column.name)}" for column in used) + f" FROM {source}{where}"
+            select = (
+                "SELECT "
+                + ", ".join(f"{_ALIAS}.{tree.quote(column.name)}" for column in used)
+                + f" FROM {source}{where}"
+            )
         else:
             returns, select = "TABLE (hit boolean)", f"SELECT true FROM {source}{where}"
         names = {column.name for column in used} | inside
-        identity = frozenset(".".join(tree.function_name(call)) for part in pushed for call in tree.of_type(part, "FuncCall") if wrap.is_identity(call))
+        identity = frozenset(
+            ".".join(tree.function_name(call))
+            for part in pushed
+            for call in tree.of_type(part, "FuncCall")
+            if wrap.is_identity(call)
+        )
         helper = Helper(
             relation=target.oid,
             relation_name=target.qualified,
@@ -286,14 +320,20 @@ class _Rewriter:
             return False
         if any(tree.kind(node) in ("FuncCall", "GroupingFunc") for node in tree.walk(query.targetList or ())):
             return False  # an aggregate gives a row even where there is none
-        return any(int(node.subLinkType) == 0 and node.subselect is query for node in tree.of_type(self.holder, "SubLink"))
+        return any(
+            int(node.subLinkType) == 0 and node.subselect is query for node in tree.of_type(self.holder, "SubLink")
+        )
 
     # -- conditions ----------------------------------------------------------------------------------------------------
 
     def _movable(self, part: Node, alias: str) -> bool:
         """Whether a condition says something about ``alias`` alone and means the same inside the function."""
         about = list(_columns(part))
-        return bool(about) and all(len(name) == 2 and name[0] == alias and name[1] not in SYSTEM_COLUMNS | {"*"} for name in about) and self._portable(part)
+        return (
+            bool(about)
+            and all(len(name) == 2 and name[0] == alias and name[1] not in SYSTEM_COLUMNS | {"*"} for name in about)
+            and self._portable(part)
+        )
 
     def _portable(self, part: Node) -> bool:
         """Only what ``pg_catalog`` offers to everybody, and the identity functions: functions of users would run with the owner's rights."""
@@ -306,7 +346,9 @@ class _Rewriter:
             if name == "FuncCall":
                 called = tree.function_name(node)
                 auth = len(called) == 2 and called[0] == "auth" and called[1] in AUTH_FUNCTIONS
-                builtin = called[:-1] in ((), ("pg_catalog",)) and called[-1] not in IDENTITY_BOUND | self.details.volatile
+                builtin = (
+                    called[:-1] in ((), ("pg_catalog",)) and called[-1] not in IDENTITY_BOUND | self.details.volatile
+                )
                 if not auth and not builtin:
                     return False
             if name == "A_Expr" and len(node.name or ()) != 1:
@@ -344,7 +386,12 @@ class _Rewriter:
             mine, other = tree.uncast(mine), tree.uncast(other)
             if tree.kind(mine) == tree.kind(other) == "ColumnRef":
                 left, right = tree.names(mine), tree.names(other)
-                if len(left) == len(right) == 2 and left[0] == alias and left[1] not in SYSTEM_COLUMNS and self._outer_type(right, outer):
+                if (
+                    len(left) == len(right) == 2
+                    and left[0] == alias
+                    and left[1] not in SYSTEM_COLUMNS
+                    and self._outer_type(right, outer)
+                ):
                     return True
         return False
 
@@ -353,7 +400,9 @@ class _Rewriter:
         column = self.details.columns.get(relation, {}).get(name[1]) if relation else None
         return column.type if column else None
 
-    def _inside(self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]], arguments: t.List[t.Tuple[Node, str]]) -> str:
+    def _inside(
+        self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]], arguments: t.List[t.Tuple[Node, str]]
+    ) -> str:
         """The text of a condition inside the function; outer columns become parameters."""
         from pglast import ast
 
@@ -373,7 +422,9 @@ class _Rewriter:
         wrap.wrap(holder)
         return "(" + tree.show(holder.val) + ")"
 
-    def _used(self, query: Node, alias: str, columns: t.Dict[str, Column], *, renamed: bool) -> t.Tuple[bool, t.List[Column]]:
+    def _used(
+        self, query: Node, alias: str, columns: t.Dict[str, Column], *, renamed: bool
+    ) -> t.Tuple[bool, t.List[Column]]:
         """(is the whole row used, which columns are still used) by what is left of the query; ``renamed``: the columns have other names in it."""
         used: t.Set[str] = set()
         whole = renamed
@@ -409,7 +460,9 @@ class _Rewriter:
             if found is None:
                 continue
             outside, query = found
-            indexed = tree.kind(outside) == "ColumnRef" and tree.names(outside)[-1] in self.details.leading.get(self.owner.oid, frozenset())
+            indexed = tree.kind(outside) == "ColumnRef" and tree.names(outside)[-1] in self.details.leading.get(
+                self.owner.oid, frozenset()
+            )
             template = "x = ANY (ARRAY(SELECT 1))" if indexed else "x IN (SELECT 1)"
             new = tree.parse(template).val
             if indexed:
@@ -428,31 +481,57 @@ class _Rewriter:
     def _membership(self, node: Node) -> t.Optional[t.Tuple[Node, Node]]:
         """(outer expression, uncorrelated one-column query) of a sub-select that asks whether a value is in a set."""
         query = node.subselect
-        inner = {_alias(item) for select in tree.of_type(query, "SelectStmt") for item in _from_items(select.fromClause or ())}
+        inner = {
+            _alias(item)
+            for select in tree.of_type(query, "SelectStmt")
+            for item in _from_items(select.fromClause or ())
+        }
 
         def inside(part: Node) -> bool:
             return all(len(name) >= 2 and name[0] in inner for name in _columns(part))
 
         if int(node.subLinkType) == 2:
             operator = [word.sval for word in node.operName or ()]
-            if operator in ([], ["="]) and tree.kind(node.testexpr) != "RowExpr" and len(query.targetList or ()) == 1 and inside(query):
+            if (
+                operator in ([], ["="])
+                and tree.kind(node.testexpr) != "RowExpr"
+                and len(query.targetList or ()) == 1
+                and inside(query)
+            ):
                 return node.testexpr, query
             return None
         single = len(query.fromClause or ()) == 1 and tree.kind(query.fromClause[0]) == "RangeFunction"
-        rest = ("groupClause", "havingClause", "withClause", "limitCount", "limitOffset", "windowClause", "distinctClause")
+        rest = (
+            "groupClause",
+            "havingClause",
+            "withClause",
+            "limitCount",
+            "limitOffset",
+            "windowClause",
+            "distinctClause",
+        )
         if int(node.subLinkType) != 0 or not single or int(query.op) != 0 or any(getattr(query, name) for name in rest):
             return None
         if any(tree.kind(part) in ("FuncCall", "GroupingFunc") for part in tree.walk(query.targetList or ())):
             return None
         parts = tree.conjuncts(query.whereClause)
         crossing = [part for part in parts if not inside(part)]
-        if len(crossing) != 1 or any(tree.kind(part) == "SubLink" for part in tree.walk(query.whereClause)) or not inside(query.fromClause):
+        if (
+            len(crossing) != 1
+            or any(tree.kind(part) == "SubLink" for part in tree.walk(query.whereClause))
+            or not inside(query.fromClause)
+        ):
             return None
         sides = tree.equality(crossing[0])
         if sides is None:
             return None
         for mine, other in (sides, sides[::-1]):
-            if list(_columns(mine)) and inside(mine) and list(_columns(other)) and not any(name[0] in inner for name in _columns(other)):
+            if (
+                list(_columns(mine))
+                and inside(mine)
+                and list(_columns(other))
+                and not any(name[0] in inner for name in _columns(other))
+            ):
                 query.whereClause = tree.conjunction([part for part in parts if part is not crossing[0]])
                 target = tree.parse("1")
                 target.val = mine

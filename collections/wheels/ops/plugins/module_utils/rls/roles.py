@@ -68,7 +68,11 @@ def role_classes(cursor: Cursor, only: t.Optional[t.Sequence[str]] = None) -> t.
 
 def _class(group: t.List[t.Dict[str, t.Any]]) -> RoleClass:
     def rank(row: t.Dict[str, t.Any]) -> t.Tuple[bool, int, str]:
-        return (not row["settable"], WELL_KNOWN.index(row["name"]) if row["name"] in WELL_KNOWN else len(WELL_KNOWN), row["name"])
+        return (
+            not row["settable"],
+            WELL_KNOWN.index(row["name"]) if row["name"] in WELL_KNOWN else len(WELL_KNOWN),
+            row["name"],
+        )
 
     spokesman = min(group, key=rank)
     return RoleClass(

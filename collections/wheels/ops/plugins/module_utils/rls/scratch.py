@@ -70,7 +70,9 @@ def load(
         for path, text in texts:
             failed = [f"{path}:{line}: {message}" for line, message in _execute(connection, text)]
             if failed and not keep_going:
-                raise OpsError(f"{failed[0]}", hint="Give every migration that it needs, in order, or --keep-going.", errors=failed)
+                raise OpsError(
+                    f"{failed[0]}", hint="Give every migration that it needs, in order, or --keep-going.", errors=failed
+                )
             errors += failed
             last = path == texts[-1][0]  # a later file may make the schema
             found = audit(connection, schemas=schemas, roles=roles, absent_schemas=not last, **timeouts)
@@ -103,7 +105,9 @@ def _database(dsn: str, supabase: bool) -> t.Iterator[Connection]:
                     for role in SUPABASE_ROLES:
                         cursor.execute("select true from pg_catalog.pg_roles where rolname = %s", (role,))
                         if cursor.fetchone() is None:
-                            cursor.execute(f"create role {role} nologin" + (" bypassrls" if role == "service_role" else ""))
+                            cursor.execute(
+                                f"create role {role} nologin" + (" bypassrls" if role == "service_role" else "")
+                            )
                             made.append(role)
             with contextlib.closing(postgres.connect(dsn, dbname=name)) as connection:
                 connection.autocommit = True

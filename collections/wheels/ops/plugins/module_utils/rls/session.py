@@ -75,7 +75,10 @@ def transaction(
 
     rehearsal = isinstance(connection, Rehearsal)
     if not rehearsal and connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
-        raise OpsError("The connection is inside a transaction.", hint="Commit or roll it back first, or give a connection of its own.")
+        raise OpsError(
+            "The connection is inside a transaction.",
+            hint="Commit or roll it back first, or give a connection of its own.",
+        )
     if rehearsal:
         with _translated(), connection.savepoint(read_only=read_only) as cursor:
             set_local(cursor, statement_timeout=statement_timeout_ms, lock_timeout=lock_timeout_ms, search_path="")
@@ -116,7 +119,9 @@ def _translated() -> t.Iterator[None]:
             sqlstate=error.pgcode,
         ) from error
     except psycopg2.OperationalError as error:
-        raise OpsError(f"The connection to PostgreSQL was lost: {_first_line(error)}", hint="Nothing was changed. Run again.") from error
+        raise OpsError(
+            f"The connection to PostgreSQL was lost: {_first_line(error)}", hint="Nothing was changed. Run again."
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

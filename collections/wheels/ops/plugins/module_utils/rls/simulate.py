@@ -80,7 +80,14 @@ class Simulator:
     """Decides accesses of one catalog; ``cut`` removes references, ``sublinks`` and ``unwrapped`` (policy oids) add sub-selects that are not
     there, or take those away that read no table."""
 
-    def __init__(self, catalog: Catalog, *, cut: t.Optional[Cut] = None, sublinks: t.Collection[int] = (), unwrapped: t.Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        cut: t.Optional[Cut] = None,
+        sublinks: t.Collection[int] = (),
+        unwrapped: t.Collection[int] = (),
+    ) -> None:
         self.catalog = catalog
         self.cut = cut
         self.sublinks = frozenset(sublinks)
@@ -126,7 +133,11 @@ class Simulator:
             step = self.catalog.uses.get(key)
             if step is None:
                 held = self.catalog.held.get(user, frozenset()) | {user, 0}
-                mine = [policy for policy in relation.policies if policy.command in ("*", command) and not held.isdisjoint(policy.roles)]
+                mine = [
+                    policy
+                    for policy in relation.policies
+                    if policy.command in ("*", command) and not held.isdisjoint(policy.roles)
+                ]
                 step = [use for use in (_use(policy, command, manner) for policy in mine) if use]
                 # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the restrictive ones out.
                 step = step if any(use.policy.permissive for use in step) else []
@@ -154,7 +165,9 @@ class Simulator:
         for use in self.applied(relation, effective, variant)[0]:
             found = use.policy.slot(use.slot)
             for target in found.relations if found else ():
-                if not (self.cut and self.cut.hides(Edge(use.policy.oid, use.slot, target), Context(effective, use.command))):
+                if not (
+                    self.cut and self.cut.hides(Edge(use.policy.oid, use.slot, target), Context(effective, use.command))
+                ):
                     yield Step(relation.oid, use, user, target)
 
     def _raises(self, relation: Relation, user: int, role: int, variant: str) -> bool:
@@ -215,7 +228,9 @@ class Simulator:
         below |= mine
         return None
 
-    def reached(self, who: RoleClass, relation: Relation, variant: str, seen: t.Set[t.Tuple[int, int, str]]) -> t.Iterator[t.Tuple[Use, Context]]:
+    def reached(
+        self, who: RoleClass, relation: Relation, variant: str, seen: t.Set[t.Tuple[int, int, str]]
+    ) -> t.Iterator[t.Tuple[Use, Context]]:
         """Every expression that an access draws in, directly or below, with its context; ``seen`` is shared between accesses of a role."""
         todo = [(relation.oid, INVOKER, variant)]
         while todo:

@@ -64,7 +64,9 @@ class StrictReading:
             for policy in self._policies(who, current):
                 if policy.using is None:
                     continue
-                if any(oid in self.catalog.functions and oid not in self.catalog.identity for oid in policy.using.functions):
+                if any(
+                    oid in self.catalog.functions and oid not in self.catalog.identity for oid in policy.using.functions
+                ):
                     raise NotComputed("a policy calls a function")
                 for oid in policy.using.relations:
                     target = self.catalog.relations.get(oid)
@@ -76,7 +78,9 @@ class StrictReading:
 
     def _fits(self, relation: Relation) -> bool:
         if relation.oid not in self._small:
-            self.cursor.execute(f"select count(*) <= {MAX_ROWS} from (select from {relation.qualified} limit {MAX_ROWS + 1}) s")
+            self.cursor.execute(
+                f"select count(*) <= {MAX_ROWS} from (select from {relation.qualified} limit {MAX_ROWS + 1}) s"
+            )
             self._small[relation.oid] = bool(self.cursor.fetchone()[0])
         return self._small[relation.oid]
 
@@ -87,7 +91,9 @@ class StrictReading:
         for table in tables:
             for policy in self._policies(who, table):
                 if policy.using is not None and policy.using.has_sublink and not monotone(policy.using.text):
-                    raise NotComputed("a policy denies something (NOT, an aggregate, an outer join): there is no least fixpoint")
+                    raise NotComputed(
+                        "a policy denies something (NOT, an aggregate, an outer join): there is no least fixpoint"
+                    )
         queries = {table.oid: self._query(who, table, {one.oid for one in tables}) for table in tables}
         seen: t.Dict[int, t.Set[str]] = {table.oid: set() for table in tables}
         set_local(self.cursor, **identify(who, user))
@@ -127,7 +133,8 @@ class StrictReading:
             mark = f"wheels_ops_mark_{len(marks)}_"
             only = "" if item.inh else "ONLY "
             inner = tree.parse_statement(
-                f"SELECT FROM (SELECT * FROM {only}{relation.qualified} AS wheels_ops_row WHERE wheels_ops_row.ctid = ANY ({mark})) AS a"
+                f"SELECT FROM (SELECT * FROM {only}{relation.qualified} AS wheels_ops_row WHERE wheels_ops_row.ctid ="
+                f" ANY ({mark})) AS a"
             ).fromClause[0]
             inner.alias.aliasname = item.alias.aliasname if item.alias is not None else item.relname
             inner.alias.colnames = item.alias.colnames if item.alias is not None else None
@@ -137,7 +144,7 @@ class StrictReading:
             printed = tree.show(holder.val).replace("%", "%%")
         except OpsError as error:  # what TABLESAMPLE can be applied to is not what stands there now
             raise NotComputed("a policy's expression cannot be printed") from error
-        for _ignored, (mark, oid) in sorted(((printed.index(mark), (mark, oid)) for mark, oid in marks)):
+        for _ignored, (mark, oid) in sorted((printed.index(mark), (mark, oid)) for mark, oid in marks):
             printed = printed.replace(mark, "%s::tid[]")
             order.append(oid)
         return printed
@@ -159,7 +166,9 @@ def monotone(text: str) -> bool:
                 return False
         if kind == "JoinExpr" and int(node.jointype) != 0:
             return False
-        if kind == "SelectStmt" and (node.groupClause or node.havingClause or node.limitCount or node.limitOffset or int(node.op) in (2, 3)):
+        if kind == "SelectStmt" and (
+            node.groupClause or node.havingClause or node.limitCount or node.limitOffset or int(node.op) in (2, 3)
+        ):
             return False
     return True
 
@@ -202,9 +211,15 @@ def report(strict: Strict, visible: t.Mapping[t.Tuple[str, User, str], int]) -> 
             entry["strict"] += due
     for entry in tables.values():
         if entry["reason"]:
-            entry.update(strict=None, extra=None, message=f"{entry['table']}: not compared with the strict reading: {entry['reason']}.")
+            entry.update(
+                strict=None,
+                extra=None,
+                message=f"{entry['table']}: not compared with the strict reading: {entry['reason']}.",
+            )
         else:
             entry["extra"] = entry["visible"] - entry["strict"]
             more = f"{entry['extra']} of {entry['visible']} visible rows go beyond the strict reading"
-            entry["message"] = f"{entry['table']}: {more if entry['extra'] else 'grants nothing beyond the strict reading'}."
+            entry["message"] = (
+                f"{entry['table']}: {more if entry['extra'] else 'grants nothing beyond the strict reading'}."
+            )
     return [tables[name] for name in sorted(tables)]

@@ -19,7 +19,11 @@ def is_identity(node: Node) -> bool:
     args = node.args or ()
     if len(name) == 2 and name[0] == "auth" and name[1] in AUTH_FUNCTIONS:
         return not args
-    return name[-1] == "current_setting" and name[:-1] in ((), ("pg_catalog",)) and all(tree.kind(tree.uncast(arg)) == "A_Const" for arg in args)
+    return (
+        name[-1] == "current_setting"
+        and name[:-1] in ((), ("pg_catalog",))
+        and all(tree.kind(tree.uncast(arg)) == "A_Const" for arg in args)
+    )
 
 
 def fromless(node: Node) -> t.Optional[Node]:
@@ -29,7 +33,17 @@ def fromless(node: Node) -> t.Optional[Node]:
     query = node.subselect
     plain = not any(
         getattr(query, name, None)
-        for name in ("fromClause", "whereClause", "groupClause", "havingClause", "withClause", "distinctClause", "limitCount", "limitOffset", "valuesLists")
+        for name in (
+            "fromClause",
+            "whereClause",
+            "groupClause",
+            "havingClause",
+            "withClause",
+            "distinctClause",
+            "limitCount",
+            "limitOffset",
+            "valuesLists",
+        )
     )
     if tree.kind(query) != "SelectStmt" or int(query.op) != 0 or not plain or len(query.targetList or ()) != 1:
         return None
@@ -58,7 +72,9 @@ def wrap(holder: Node) -> bool:
             changed = True
     covered = {id(inner) for node in tree.walk(holder.val) for inner in [fromless(node)] if inner is not None}
     # Inside (SELECT auth.jwt() ->> 'x') the call already runs once.
-    covered |= {id(below) for node in tree.walk(holder.val) if fromless(node) is not None for below in tree.walk(fromless(node))}
+    covered |= {
+        id(below) for node in tree.walk(holder.val) if fromless(node) is not None for below in tree.walk(fromless(node))
+    }
     for node in list(tree.walk(holder.val)):
         if is_identity(node) and id(node) not in covered:
             new = wrapped(node)

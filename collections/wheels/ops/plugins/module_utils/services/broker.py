@@ -33,15 +33,26 @@ def require_database(url: str) -> None:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise OpsError(f"The Redis URL cannot be read: {url_problem(error)}.", hint="It looks like redis://user:PASSWORD@host:6379/0.") from None
+        raise OpsError(
+            f"The Redis URL cannot be read: {url_problem(error)}.",
+            hint="It looks like redis://user:PASSWORD@host:6379/0.",
+        ) from None
     database = parts.path.strip("/")
     if parts.scheme in ("redis", "rediss") and database and not (database.isascii() and database.isdigit()):
-        raise OpsError(f"The Redis URL {redact_url(url)} names a database that is no number.", hint="It looks like redis://user:PASSWORD@host:6379/0.")
+        raise OpsError(
+            f"The Redis URL {redact_url(url)} names a database that is no number.",
+            hint="It looks like redis://user:PASSWORD@host:6379/0.",
+        )
 
 
 def readable(url: str) -> str:
     """The URL as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the URL that both read, redis-py ``none``."""
-    return re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)", lambda found: found[1].lower(), url, flags=re.IGNORECASE)
+    return re.sub(
+        r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)",
+        lambda found: found[1].lower(),
+        url,
+        flags=re.IGNORECASE,
+    )
 
 
 def port(url: str) -> int:
@@ -57,15 +68,24 @@ def connect(url: str, *, timeout: float = 5.0) -> t.Any:
     require_database(url)
     try:
         return redis.Redis.from_url(
-            readable(url), socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, encoding_errors="surrogateescape"
+            readable(url),
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            decode_responses=True,
+            encoding_errors="surrogateescape",
         )
     except ValueError as error:
-        raise OpsError(f"The Redis URL cannot be read: {url_problem(error)}.", hint="It looks like redis://user:PASSWORD@host:6379/0.") from None
+        raise OpsError(
+            f"The Redis URL cannot be read: {url_problem(error)}.",
+            hint="It looks like redis://user:PASSWORD@host:6379/0.",
+        ) from None
 
 
 def prefixes(client: t.Any) -> t.List[str]:
     """What stands before every key of an application (Celery's ``global_keyprefix``): empty, and those under which bindings lie in this database."""
-    return sorted({"", *(key.partition(_BINDING)[0] for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"))})
+    return sorted(
+        {"", *(key.partition(_BINDING)[0] for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"))}
+    )
 
 
 def queues(client: t.Any, named: t.Sequence[str] = QUEUES) -> t.List[str]:
@@ -136,7 +156,9 @@ class Stock:
 
 
 #: Sorted sets that hold jobs of other queues on Redis (arq, rq, Sidekiq, huey). Any other sorted set may be a ranking or a rate limit.
-_JOB_SETS = re.compile(r"(?:^|:)(?:arq:queue(?::.*)?|rq:(?:scheduled|deferred|wip):.*|schedule|retry|huey\.schedule\..*)$")
+_JOB_SETS = re.compile(
+    r"(?:^|:)(?:arq:queue(?::.*)?|rq:(?:scheduled|deferred|wip):.*|schedule|retry|huey\.schedule\..*)$"
+)
 #: Hashes that are looked into for deliveries of kombu under a name of their own (``unacked_key``), in each database.
 _HASHES_LOOKED_INTO = 10_000
 
@@ -160,7 +182,11 @@ def inventory(client: t.Any) -> t.List[Stock]:
             found += _stock(client, number)
             continue
         pool = client.connection_pool
-        other = type(client)(connection_pool=type(pool)(connection_class=pool.connection_class, **{**pool.connection_kwargs, "db": number}))
+        other = type(client)(
+            connection_pool=type(pool)(
+                connection_class=pool.connection_class, **{**pool.connection_kwargs, "db": number}
+            )
+        )
         with contextlib.closing(other):
             found += _stock(other, number)
             other.connection_pool.disconnect()
@@ -181,7 +207,11 @@ def _stock(client: t.Any, number: int) -> t.List[Stock]:
     messages = [key for key in hashes if key.endswith(".msgs")]
     # Dramatiq's lists name the messages that wait, its hash holds these and those that are being worked on.
     lists = [key for key in lists if f"{key}.msgs" not in set(messages)]
-    wanted = [("list", key) for key in lists] + [("stream", key) for key in keys("stream")] + [("hash", key) for key in messages]
+    wanted = (
+        [("list", key) for key in lists]
+        + [("stream", key) for key in keys("stream")]
+        + [("hash", key) for key in messages]
+    )
     wanted += [("zset", key) for key in keys("zset") if _JOB_SETS.search(key)]
     wanted += [("hash", key) for key in _deliveries(client, hashes)]
     length = {"list": "llen", "stream": "xlen", "zset": "zcard", "hash": "hlen"}
@@ -260,9 +290,14 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bo
     if problem:
         raise OpsError(f"Redis would not keep its data: {problem}.", hint="Turn on appendonly or save, then run again.")
     if kept["aof"]:
-        while any(int(client.info("persistence").get(f"aof_rewrite_{word}", 0)) for word in ("in_progress", "scheduled")):
+        while any(
+            int(client.info("persistence").get(f"aof_rewrite_{word}", 0)) for word in ("in_progress", "scheduled")
+        ):
             if time.monotonic() > started + timeout:
-                raise OpsError(f"Redis did not finish to rewrite its append-only file within {timeout:g} s.", hint="Raise wait_timeout for a large dataset.")
+                raise OpsError(
+                    f"Redis did not finish to rewrite its append-only file within {timeout:g} s.",
+                    hint="Raise wait_timeout for a large dataset.",
+                )
             time.sleep(wait_sleep)
         if not dump:
             return {"method": "aof", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
@@ -279,18 +314,32 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bo
         raise
     except redis.exceptions.ResponseError as error:
         if "in progress" not in str(error):
-            raise OpsError(f"Redis cannot save its data: {error}.", hint="Look at its log and at the space and rights of its directory.") from None
+            raise OpsError(
+                f"Redis cannot save its data: {error}.",
+                hint="Look at its log and at the space and rights of its directory.",
+            ) from None
     while True:
         info = client.info("persistence")
         if not int(info["rdb_bgsave_in_progress"]):
             if info["rdb_last_bgsave_status"] != "ok":
-                raise OpsError("Redis could not save its data.", hint="Look at its log and at the space and rights of its directory.", last_state=info)
+                raise OpsError(
+                    "Redis could not save its data.",
+                    hint="Look at its log and at the space and rights of its directory.",
+                    last_state=info,
+                )
             if info["rdb_last_save_time"] > before:
-                return {"method": "aof and rdb" if kept["aof"] else "rdb", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
+                return {
+                    "method": "aof and rdb" if kept["aof"] else "rdb",
+                    "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                }
             with contextlib.suppress(redis.exceptions.ResponseError):
                 client.bgsave()  # a rewrite of the append-only file was in its way
         if time.monotonic() > deadline:
-            raise OpsError(f"Redis did not save its data within {timeout:g} s.", hint="Raise wait_timeout for a large dataset.", last_state=info)
+            raise OpsError(
+                f"Redis did not save its data within {timeout:g} s.",
+                hint="Raise wait_timeout for a large dataset.",
+                last_state=info,
+            )
         time.sleep(wait_sleep)
 
 
@@ -312,17 +361,27 @@ def workers(
     reply_queue = f"{oid}.reply.{_CONTROL}"
     binding, member = f"_kombu.binding.reply.{_CONTROL}", SEPARATOR.join([oid, "", reply_queue])
     body = {
-        "method": method, "arguments": dict(arguments or {}), "destination": None if destination is None else list(destination), "pattern": None,
-        "matcher": None, "ticket": ticket, "reply_to": {"exchange": f"reply.{_CONTROL}", "routing_key": oid},
-    }  # fmt: skip
+        "method": method,
+        "arguments": dict(arguments or {}),
+        "destination": None if destination is None else list(destination),
+        "pattern": None,
+        "matcher": None,
+        "ticket": ticket,
+        "reply_to": {"exchange": f"reply.{_CONTROL}", "routing_key": oid},
+    }
     message = {
-        "body": base64.b64encode(json.dumps(body).encode()).decode(), "content-encoding": "utf-8", "content-type": "application/json",
+        "body": base64.b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
         "headers": {"clock": 1, "expires": time.time() + timeout},
         "properties": {
-            "delivery_mode": 2, "delivery_info": {"exchange": _CONTROL, "routing_key": ""}, "priority": 0, "body_encoding": "base64",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": _CONTROL, "routing_key": ""},
+            "priority": 0,
+            "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
         },
-    }  # fmt: skip
+    }
     channel = f"/{database(client)}.{_CONTROL}"
     found: t.Dict[str, t.Any] = {}
     started = time.monotonic()
@@ -346,13 +405,17 @@ def workers(
             if not listeners:
                 break
             left = deadline - time.monotonic()
-            popped = client.blpop([f"{prefix}{reply_queue}" for prefix in asked], timeout=max(0.05, min(1.0 if every else 0.1, left)))
+            popped = client.blpop(
+                [f"{prefix}{reply_queue}" for prefix in asked], timeout=max(0.05, min(1.0 if every else 0.1, left))
+            )
             if popped:
                 envelope = json.loads(popped[1])
                 text = envelope["body"]
                 if envelope.get("properties", {}).get("body_encoding") == "base64":
                     text = base64.b64decode(text).decode()
-                found.update({str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, (dict, list))})
+                found.update(
+                    {str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, (dict, list))}
+                )
         return found
     finally:
         for prefix in asked:

@@ -28,7 +28,8 @@ CONSUMING, BUSY, STOPPED, HUNG, UNCLEAR = "consuming", "busy", "stopped", "hung"
 @dataclass(frozen=True)
 class Silence:
     """One worker that did not answer. ``verdict``: ``consuming`` (it takes tasks: remote control is off), ``busy`` (it works on a delivery),
-    ``unclear`` (it may be at work, which cannot be seen), ``stopped`` (by a signal) or ``hung``. ``begun``: it has asked for tasks before."""
+    ``unclear`` (it may be at work, which cannot be seen), ``stopped`` (by a signal) or ``hung``. ``begun``: it has asked for tasks before.
+    """
 
     verdict: str
     why: str
@@ -92,7 +93,12 @@ class Watch:
         except redis.exceptions.NoPermissionError as error:
             evidence = self._evidence(share, unacked)
             right = redis_errors.missing_right(error)
-            return [Silence(BUSY if evidence else UNCLEAR, evidence or f"whether it is at work cannot be seen without the right {right}")]
+            return [
+                Silence(
+                    BUSY if evidence else UNCLEAR,
+                    evidence or f"whether it is at work cannot be seen without the right {right}",
+                )
+            ]
         for entry in polls:
             pid = owners.get(_port(entry), 0)
             if self.members is not None and not pid and not hidden:
@@ -110,7 +116,11 @@ class Watch:
         blocked: t.Set[str] = set()
         for attempt in range(_MOMENTS):
             time.sleep(_BETWEEN if attempt else 0.0)
-            entries = [entry for entry in self.client.client_list() if entry.get("cmd") == "brpop" and entry.get("db") == database]
+            entries = [
+                entry
+                for entry in self.client.client_list()
+                if entry.get("cmd") == "brpop" and entry.get("db") == database
+            ]
             blocked |= {entry["addr"] for entry in entries if "b" in entry.get("flags", "")}
             if blocked >= {entry["addr"] for entry in entries}:
                 break
@@ -120,14 +130,23 @@ class Watch:
         if pid and processes.all_stopped([pid]):
             return Silence(STOPPED, f"process {pid} is stopped (by SIGSTOP or a debugger)", pid)
         if "b" in entry.get("flags", ""):
-            return Silence(CONSUMING, "it takes tasks, but its remote control is off (worker_enable_remote_control)", pid, True)
+            return Silence(
+                CONSUMING, "it takes tasks, but its remote control is off (worker_enable_remote_control)", pid, True
+            )
         if pid and not unacked and _in_process(pid):
-            return Silence(BUSY, "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task", pid, True)
+            return Silence(
+                BUSY,
+                "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task",
+                pid,
+                True,
+            )
         evidence = self._evidence(share, unacked)
         if evidence:
             return Silence(BUSY, evidence, pid, True)
         if not pid:
-            return Silence(UNCLEAR, "it has turned from the queue; whether it is at work or hung cannot be seen from here", 0, True)
+            return Silence(
+                UNCLEAR, "it has turned from the queue; whether it is at work or hung cannot be seen from here", 0, True
+            )
         return Silence(HUNG, "its main process asks for no tasks, and nothing of it is at work", pid, True)
 
     def _share(self) -> float:

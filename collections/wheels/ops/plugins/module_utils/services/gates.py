@@ -61,13 +61,18 @@ def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manag
     foreign = [listener for listener in found if not held[listener.inode]]
     if not foreign:
         return None
-    others = sorted({pid for pids in processes.holders([listener.inode for listener in foreign]).values() for pid in pids} - members)
+    others = sorted(
+        {pid for pids in processes.holders([listener.inode for listener in foreign]).values() for pid in pids} - members
+    )
     names = [{"pid": pid, "command": " ".join(processes.command_line(pid))[:200]} for pid in others]
     return _not_ready(f"{host}:{port} belongs to {_who(names)}, not to the service", owners=names)
 
 
 def _who(names: t.Sequence[t.Mapping[str, t.Any]]) -> str:
-    return ", ".join(f"process {entry['pid']} ({entry['command'] or 'unnamed'})" for entry in names) or "a process that is not visible"
+    return (
+        ", ".join(f"process {entry['pid']} ({entry['command'] or 'unnamed'})" for entry in names)
+        or "a process that is not visible"
+    )
 
 
 def _tcp(service: Service, state: ServiceState, manager: Manager) -> Seen:
@@ -90,7 +95,14 @@ def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
     try:
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment must not answer for the service
-            reply = session.get(gate.url, headers=dict(gate.headers), timeout=gate.timeout, verify=gate.validate_certs, allow_redirects=False, stream=True)
+            reply = session.get(
+                gate.url,
+                headers=dict(gate.headers),
+                timeout=gate.timeout,
+                verify=gate.validate_certs,
+                allow_redirects=False,
+                stream=True,
+            )
             body = _body(reply, gate.timeout)
     except requests.exceptions.Timeout:
         return _not_ready(f"{shown} gives no answer within {gate.timeout:g} s")
@@ -98,7 +110,9 @@ def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
         return _not_ready(f"{shown} cannot be reached: {type(error).__name__}")
     answer = {"status": reply.status_code, "body": body[:500]}
     if reply.status_code not in gate.status:
-        return _not_ready(f"{shown} answers {reply.status_code}, expected {' or '.join(map(str, gate.status))}", **answer)
+        return _not_ready(
+            f"{shown} answers {reply.status_code}, expected {' or '.join(map(str, gate.status))}", **answer
+        )
     if gate.body_regex and not re.search(gate.body_regex, body):
         return _not_ready(f"the body of {shown} does not match {gate.body_regex!r}", **answer)
     wrong = _json_mismatch(body, gate.body_json)
@@ -164,8 +178,12 @@ def _redis(service: Service, state: ServiceState, manager: Manager) -> Seen:
         if parts.scheme == "unix" or parts.hostname is None:
             if "missing_right" in answer:
                 raise OpsError(
-                    f"Which process answers at the socket of {service.name} cannot be told: the right {answer['missing_right']} is missing.",
-                    hint=f"Grant it (ACL SETUSER USER {answer['missing_right']}), or set verify_owner to false in the gate.",
+                    f"Which process answers at the socket of {service.name} cannot be told: the right"
+                    f" {answer['missing_right']} is missing.",
+                    hint=(
+                        f"Grant it (ACL SETUSER USER {answer['missing_right']}), or set verify_owner to false in the"
+                        " gate."
+                    ),
                 )
             return _not_ready(f"process {answer['pid']} answered, which is not of the service", **answer)
         wrong = _owner(gate, parts.hostname, parts.port or 6379, state, manager)
@@ -182,7 +200,11 @@ def _redis_facts(client: t.Any) -> t.Dict[str, t.Any]:
         info, server = client.info("persistence"), client.info("server")
     except redis.exceptions.NoPermissionError as error:
         return {"missing_right": redis_errors.missing_right(error)}
-    return {"loading": int(info.get("loading", 0)), "pid": int(server.get("process_id", 0)), "uptime_s": int(server.get("uptime_in_seconds", 0))}
+    return {
+        "loading": int(info.get("loading", 0)),
+        "pid": int(server.get("process_id", 0)),
+        "uptime_s": int(server.get("uptime_in_seconds", 0)),
+    }
 
 
 def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
@@ -194,7 +216,8 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
         return [
             node
             for node, stats in found.items()
-            if (not gate.node or re.search(gate.node, node)) and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
+            if (not gate.node or re.search(gate.node, node))
+            and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
         ]
 
     silent: t.List[celery_workers.Silence] = []
@@ -211,13 +234,19 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
         if cause.details["redis_error"] in ("permission", "password"):
             raise cause from None
         # A worker connects anew by itself. Whether it is at work cannot be asked: that is no reason to end it.
-        return Seen(False, f"the broker does not work: {cause.message.rstrip('.')}", unfinished=not processes.all_stopped(members))
+        return Seen(
+            False,
+            f"the broker does not work: {cause.message.rstrip('.')}",
+            unfinished=not processes.all_stopped(members),
+        )
     if nodes:
         return Seen(True, answer={"nodes": nodes})
     why = "no worker answered a ping"
     if found:
         why = "only workers that are not of the service answered"
-    answer: t.Dict[str, t.Any] = {"silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent]}
+    answer: t.Dict[str, t.Any] = {
+        "silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent]
+    }
     if found:
         answer["nodes"] = {node: stats.get("pid") for node, stats in found.items()}
     why += f": {'; '.join(entry.why for entry in silent)}" if silent else ""
@@ -304,15 +333,21 @@ def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
     others = foreign_beats(service, members)
     if len(own) > 1 or others:
         pids = sorted([*own, *others])
-        return _not_ready(f"beat runs {len(pids)} times (processes {pids}): every periodic task is sent as often", pids=pids)
+        return _not_ready(
+            f"beat runs {len(pids)} times (processes {pids}): every periodic task is sent as often", pids=pids
+        )
     if gate.schedule_file:
         pid = next(iter(own))
         written = schedule_written(gate.schedule_file)
         begun = processes.start_time(pid)
         fresh = written is not None and (begun is None or written >= begun - 1)
         # Berkeley DB, which Debian's Python takes, and SQLite, which 3.13 takes, hold the file open and write it when beat ends.
-        if written is None or not (fresh or processes.has_open(pid, [gate.schedule_file + suffix for suffix in _SCHEDULE_SUFFIXES])):
-            return _not_ready(f"it has neither written nor opened its schedule {gate.schedule_file} since it was started")
+        if written is None or not (
+            fresh or processes.has_open(pid, [gate.schedule_file + suffix for suffix in _SCHEDULE_SUFFIXES])
+        ):
+            return _not_ready(
+                f"it has neither written nor opened its schedule {gate.schedule_file} since it was started"
+            )
         return Seen(True, answer={"pid": next(iter(own)), "schedule_age_s": round(time.time() - written, 1)})
     return Seen(True, answer={"pid": next(iter(own))})
 
@@ -330,7 +365,13 @@ def schedule_written(path: str) -> t.Optional[float]:
     return max(times) if times else None
 
 
-_PROBES: t.Dict[str, t.Callable[[Service, ServiceState, Manager], Seen]] = {"tcp": _tcp, "http": _http, "redis": _redis, "celery": _celery, "beat": _beat}
+_PROBES: t.Dict[str, t.Callable[[Service, ServiceState, Manager], Seen]] = {
+    "tcp": _tcp,
+    "http": _http,
+    "redis": _redis,
+    "celery": _celery,
+    "beat": _beat,
+}
 
 
 @dataclass(frozen=True)
@@ -349,7 +390,14 @@ class NotHealthy(OpsError):
 
 
 def wait_healthy(
-    service: Service, manager: Manager, *, min_healthy_time: float, healthy_deadline: float, wait_sleep: float, read_log: bool = True, log_lines: int = 20
+    service: Service,
+    manager: Manager,
+    *,
+    min_healthy_time: float,
+    healthy_deadline: float,
+    wait_sleep: float,
+    read_log: bool = True,
+    log_lines: int = 20,
 ) -> Passed:
     """Probes until the service was healthy for ``min_healthy_time`` without a break, and the same instance all along.
 
@@ -378,14 +426,26 @@ def wait_healthy(
                 seen = _not_ready("it was restarted while it was probed")
         healthy_since = (healthy_since or now) if seen.ready else None
         if healthy_since is not None and now - healthy_since >= stable_for:
-            return Passed(state, seen, attempts, round((healthy_since - started) * 1000, 1), round((now - healthy_since) * 1000, 1))
+            return Passed(
+                state,
+                seen,
+                attempts,
+                round((healthy_since - started) * 1000, 1),
+                round((now - healthy_since) * 1000, 1),
+            )
         why = ""
         if state.failed or (not state.running and state.settled):
-            why = f"{service.name} ended: {state.state}{f', result {state.result}' if state.result and state.result != 'success' else ''}"
+            why = (
+                f"{service.name} ended:"
+                f" {state.state}{f', result {state.result}' if state.result and state.result != 'success' else ''}"
+            )
         elif len(instances) > 2:
             why = f"{service.name} crashes again and again: {len(instances)} instances within {now - started:.0f} s"
         elif now - started >= allowed:
-            why = f"{service.name} was not healthy within {allowed:g} s: {seen.why or f'it did not stay healthy for {stable_for:g} s'}"
+            why = (
+                f"{service.name} was not healthy within {allowed:g} s:"
+                f" {seen.why or f'it did not stay healthy for {stable_for:g} s'}"
+            )
         if why:
             raise NotHealthy(
                 f"{why}.",

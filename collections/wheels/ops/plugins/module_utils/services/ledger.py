@@ -38,7 +38,10 @@ def require_writable(directory: Path) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not os.access(place, os.W_OK | os.X_OK):
-        raise OpsError(f"The state directory {directory} cannot be written: {os.strerror(errno.EACCES)}.", hint="Run as root, or set state_dir.")
+        raise OpsError(
+            f"The state directory {directory} cannot be written: {os.strerror(errno.EACCES)}.",
+            hint="Run as root, or set state_dir.",
+        )
 
 
 class Ledger:
@@ -55,21 +58,32 @@ class Ledger:
         """Holds the lock of restarts. It ends with the process, even with one that is killed. Raises ``OpsError`` where another run has it."""
         try:
             self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            descriptor = os.open(self._directory / "restarts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            descriptor = os.open(
+                self._directory / "restarts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640
+            )
         except OSError as error:
-            raise OpsError(f"The state directory {self._directory} cannot be written: {error.strerror}.", hint="Run as root, or set state_dir.") from None
+            raise OpsError(
+                f"The state directory {self._directory} cannot be written: {error.strerror}.",
+                hint="Run as root, or set state_dir.",
+            ) from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise OpsError("Another run restarts services on this host.", hint="Wait for it to end; the lock ends with its process.") from None
+                raise OpsError(
+                    "Another run restarts services on this host.",
+                    hint="Wait for it to end; the lock ends with its process.",
+                ) from None
             yield
         finally:
             os.close(descriptor)
 
     def read(self) -> t.List[t.Dict[str, t.Any]]:
         """All entries, oldest first. A line that is none, as one that was cut by a crash, is passed over and counted in ``damaged``."""
-        content = documents.content(self.path, hint="Look at the file; move it away, or run as root. Without it no restart is counted against the budget.")
+        content = documents.content(
+            self.path,
+            hint="Look at the file; move it away, or run as root. Without it no restart is counted against the budget.",
+        )
         found, self.damaged = documents.objects(content or b"")
         entries = [entry for entry in found if documents.number(entry.get("time"))]
         self.damaged += len(found) - len(entries)
@@ -92,7 +106,9 @@ class Ledger:
             if size > _MAX_BYTES:
                 self._shorten()
         except OSError as error:
-            raise OpsError(f"{self.path} cannot be written: {error.strerror}.", hint="Give the state directory room and rights.") from None
+            raise OpsError(
+                f"{self.path} cannot be written: {error.strerror}.", hint="Give the state directory room and rights."
+            ) from None
 
     def _shorten(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -125,8 +141,14 @@ class Ledger:
         starts = self.starts(service, max(window, cooldown))
         if starts and cooldown and time.time() - starts[-1] < cooldown:
             left = cooldown - (time.time() - starts[-1])
-            return f"it was restarted {time.time() - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts {left:.0f} s more"
+            return (
+                f"it was restarted {time.time() - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts"
+                f" {left:.0f} s more"
+            )
         inside = [start for start in starts if start > time.time() - window]
         if max_restarts and len(inside) >= max_restarts:
-            return f"its budget of {max_restarts} restarts in {window:g} s is spent; one is free again in {inside[-max_restarts] + window - time.time():.0f} s"
+            return (
+                f"its budget of {max_restarts} restarts in {window:g} s is spent; one is free again in"
+                f" {inside[-max_restarts] + window - time.time():.0f} s"
+            )
         return ""

@@ -17,5 +17,8 @@ def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", pa
     if kind == "systemd" or (kind == "auto" and not socket and available()):
         return Systemd()
     if kind == "auto" and not socket and not find_socket():
-        raise OpsError("Neither systemd nor supervisord runs on this host.", hint="Set manager, and supervisor_socket where it is not in /run.")
+        raise OpsError(
+            "Neither systemd nor supervisord runs on this host.",
+            hint="Set manager, and supervisor_socket where it is not in /run.",
+        )
     return Supervisor(socket, username=username, password=password)

@@ -50,7 +50,11 @@ class ServiceState:
     @property
     def failed(self) -> bool:
         """Whether it ended in a way that its manager calls a failure, or does not try to start it any more."""
-        return not self.running and self.settled and (self.state.startswith("failed") or self.state in ("FATAL", "BACKOFF", "UNKNOWN"))
+        return (
+            not self.running
+            and self.settled
+            and (self.state.startswith("failed") or self.state in ("FATAL", "BACKOFF", "UNKNOWN"))
+        )
 
     def as_dict(self) -> t.Dict[str, t.Any]:
         return asdict(self)
@@ -132,12 +136,17 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
     for entry in raw:
         strange = sorted(map(str, set(entry) - _KEYS))
         if strange:
-            raise OpsError(f"An entry in services has unknown keys: {', '.join(strange)}.", hint=f"Known are: {', '.join(sorted(_KEYS))}.")
+            raise OpsError(
+                f"An entry in services has unknown keys: {', '.join(strange)}.",
+                hint=f"Known are: {', '.join(sorted(_KEYS))}.",
+            )
         name = str(entry.get("name") or "")
         unit = str(entry.get("unit") or name)
         for word in (name, unit):
             if not _NAME.fullmatch(word):
-                raise OpsError(f"{word!r} is not a name of a service.", hint="Use letters, digits and @ _ . : - (not first).")
+                raise OpsError(
+                    f"{word!r} is not a name of a service.", hint="Use letters, digits and @ _ . : - (not first)."
+                )
         services.append(
             Service(
                 name=name,
@@ -152,15 +161,24 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
     for service in services:
         for path in (*service.watch_files, service.gate.schedule_file):
             if path and not path.startswith("/"):
-                raise OpsError(f"The file {path!r} of {service.name} is not absolute.", hint="Give its full path in watch_files or schedule_file.")
+                raise OpsError(
+                    f"The file {path!r} of {service.name} is not absolute.",
+                    hint="Give its full path in watch_files or schedule_file.",
+                )
     names = [service.name for service in services]
     for name in names:
         if names.count(name) > 1:
-            raise OpsError(f"The service {name} is listed twice.", hint="Name each service once; what depends on it goes into depends_on.")
+            raise OpsError(
+                f"The service {name} is listed twice.",
+                hint="Name each service once; what depends on it goes into depends_on.",
+            )
     for service in services:
         for dependency in service.depends_on:
             if dependency not in names:
-                raise OpsError(f"{service.name} depends on {dependency}, which is not listed.", hint=f"Listed are: {', '.join(names)}.")
+                raise OpsError(
+                    f"{service.name} depends on {dependency}, which is not listed.",
+                    hint=f"Listed are: {', '.join(names)}.",
+                )
     return [_with_broker(service, services) for service in services]
 
 
@@ -185,7 +203,10 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
     given = {key: value for key, value in raw.items() if value is not None}
     unknown = sorted(set(given) - set(Gate.__dataclass_fields__))
     if unknown:
-        raise OpsError(f"The gate of {service} has unknown keys: {', '.join(unknown)}.", hint=f"Known are: {', '.join(Gate.__dataclass_fields__)}.")
+        raise OpsError(
+            f"The gate of {service} has unknown keys: {', '.join(unknown)}.",
+            hint=f"Known are: {', '.join(Gate.__dataclass_fields__)}.",
+        )
     if "status" in given:
         codes = given["status"] if isinstance(given["status"], (list, tuple)) else [given["status"]]
         given["status"] = tuple(_number(service, "status", code, int) for code in codes)
@@ -195,16 +216,30 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
             given[key] = _number(service, key, given[key], kind)
     for key in ("headers", "body_json"):
         if not isinstance(given.get(key, {}), dict):
-            raise OpsError(f"{key} in the gate of {service} is no dictionary.", hint=f"For example {key}: {{NAME: VALUE}}.")
+            raise OpsError(
+                f"{key} in the gate of {service} is no dictionary.", hint=f"For example {key}: {{NAME: VALUE}}."
+            )
     gate = Gate(**given)
     if gate.type not in GATES:
-        raise OpsError(f"The gate of {service} has the unknown type {gate.type!r}.", hint=f"Choose one of {', '.join(GATES)}.")
+        raise OpsError(
+            f"The gate of {service} has the unknown type {gate.type!r}.", hint=f"Choose one of {', '.join(GATES)}."
+        )
     if gate.type in ("http", "redis", "celery") and not gate.url:
-        raise OpsError(f"The {gate.type} gate of {service} needs a url.", hint="For example http://127.0.0.1:8000/readyz or redis://127.0.0.1:6379/0.")
-    schemes = {"http": ("http", "https"), "redis": ("redis", "rediss", "unix"), "celery": ("redis", "rediss", "unix")}.get(gate.type)
+        raise OpsError(
+            f"The {gate.type} gate of {service} needs a url.",
+            hint="For example http://127.0.0.1:8000/readyz or redis://127.0.0.1:6379/0.",
+        )
+    schemes = {
+        "http": ("http", "https"),
+        "redis": ("redis", "rediss", "unix"),
+        "celery": ("redis", "rediss", "unix"),
+    }.get(gate.type)
     if schemes and urllib.parse.urlsplit(gate.url).scheme not in schemes:
         # The URL itself may hold a password: it is not repeated.
-        raise OpsError(f"The url in the {gate.type} gate of {service} has the wrong scheme.", hint=f"It begins with one of {', '.join(schemes)}.")
+        raise OpsError(
+            f"The url in the {gate.type} gate of {service} has the wrong scheme.",
+            hint=f"It begins with one of {', '.join(schemes)}.",
+        )
     if gate.type == "tcp" and not 0 < gate.port < 65536:
         raise OpsError(f"The tcp gate of {service} needs a port from 1 to 65535.")
     if gate.type == "tcp" and not gate.host:
@@ -214,10 +249,14 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
     for name, header in gate.headers.items():
         if not _HEADER.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(header)):
             raise OpsError(
-                f"The gate of {service} has a header that cannot be sent: {str(name)!r}.", hint="A name of letters, digits and -, a value of one line."
+                f"The gate of {service} has a header that cannot be sent: {str(name)!r}.",
+                hint="A name of letters, digits and -, a value of one line.",
             )
     if not all(100 <= code <= 599 for code in gate.status) or not gate.status:
-        raise OpsError(f"The gate of {service} expects the impossible status {list(gate.status)}.", hint="HTTP codes go from 100 to 599.")
+        raise OpsError(
+            f"The gate of {service} expects the impossible status {list(gate.status)}.",
+            hint="HTTP codes go from 100 to 599.",
+        )
     try:
         re.compile(gate.body_regex)
         re.compile(gate.node)
@@ -229,9 +268,18 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
             raise OpsError(f"{key} in the gate of {service} is {value:g} s.", hint="It goes from 0 to 3600.")
     for key in ("timeout", "healthy_deadline"):
         if getattr(gate, key) == 0:
-            raise OpsError(f"{key} in the gate of {service} is 0 s.", hint="It goes from above 0 to 3600: nothing answers in no time.")
-    if gate.healthy_deadline is not None and gate.min_healthy_time is not None and gate.healthy_deadline < gate.min_healthy_time:
-        raise OpsError(f"healthy_deadline in the gate of {service} is shorter than min_healthy_time.", hint="It could never pass.")
+            raise OpsError(
+                f"{key} in the gate of {service} is 0 s.",
+                hint="It goes from above 0 to 3600: nothing answers in no time.",
+            )
+    if (
+        gate.healthy_deadline is not None
+        and gate.min_healthy_time is not None
+        and gate.healthy_deadline < gate.min_healthy_time
+    ):
+        raise OpsError(
+            f"healthy_deadline in the gate of {service} is shorter than min_healthy_time.", hint="It could never pass."
+        )
     return gate
 
 
@@ -241,7 +289,9 @@ def _number(service: str, key: str, value: t.Any, kind: t.Callable[[t.Any], t.An
             raise TypeError("a truth value is no number")
         return kind(value)
     except (TypeError, ValueError):
-        raise OpsError(f"{key} in the gate of {service} is {value!r}, which is no number.", hint="Give a number.") from None
+        raise OpsError(
+            f"{key} in the gate of {service} is {value!r}, which is no number.", hint="Give a number."
+        ) from None
 
 
 def _require_address(service: str, gate: Gate) -> None:
@@ -252,6 +302,9 @@ def _require_address(service: str, gate: Gate) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise OpsError(f"The url in the gate of {service} has no host, or no port from 1 to 65535.", hint="For example http://127.0.0.1:8000/readyz.")
+        raise OpsError(
+            f"The url in the gate of {service} has no host, or no port from 1 to 65535.",
+            hint="For example http://127.0.0.1:8000/readyz.",
+        )
     if parts.scheme in ("redis", "rediss"):
         require_database(gate.url)

@@ -220,10 +220,14 @@ def answering(port: int, host: str, *, pid: t.Optional[int] = None) -> t.List[Li
     """The listening sockets that a connection to ``host`` may reach: an exact address goes before a wildcard."""
     every = listeners(port, pid=pid)
     try:
-        targets = {str(ipaddress.ip_address(entry[4][0])) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        targets = {
+            str(ipaddress.ip_address(entry[4][0])) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        }
     except (OSError, ValueError):
         targets = set()
-    mapped = {f"::ffff:{target}" for target in targets} | {str(ipaddress.ip_address(f"::ffff:{target}")) for target in targets if ":" not in target}
+    mapped = {f"::ffff:{target}" for target in targets} | {
+        str(ipaddress.ip_address(f"::ffff:{target}")) for target in targets if ":" not in target
+    }
     exact = [listener for listener in every if listener.address in targets | mapped]
     return exact or [listener for listener in every if listener.address in ("0.0.0.0", "::")]
 

@@ -23,8 +23,12 @@ from . import processes
 #: Settings that decide from where Redis reads its data when it starts. ``save`` decides only what it keeps from then on.
 DECISIVE: t.Tuple[str, ...] = ("appendonly", "dir", "dbfilename", "appenddirname", "appendfilename")
 _DEFAULTS: t.Mapping[str, str] = {
-    "appendonly": "no", "dbfilename": "dump.rdb", "appenddirname": "appendonlydir", "appendfilename": "appendonly.aof", "save": "3600 1 300 100 60 10000",
-}  # fmt: skip
+    "appendonly": "no",
+    "dbfilename": "dump.rdb",
+    "appenddirname": "appendonlydir",
+    "appendfilename": "appendonly.aof",
+    "save": "3600 1 300 100 60 10000",
+}
 _LARGEST = 1 << 20
 #: Dumps that stay beside the one in use; older ones of ours are removed.
 KEPT = 3
@@ -91,13 +95,24 @@ class Outlook:
         reasons = []
         for name, (now, then) in self.differences.items():
             if name == "appendonly" and then == "yes":
-                reasons.append("its configuration file turns appendonly on, which is off now: it would start from an append-only file that holds none of this")
-            elif name in ("dir", "dbfilename") or (name in DECISIVE and name != "appendonly" and self.running.get("appendonly") == "yes"):
-                reasons.append(f"its configuration file says {name} {then}, it runs with {now}: it would read another file than it wrote")
+                reasons.append(
+                    "its configuration file turns appendonly on, which is off now: it would start from an append-only"
+                    " file that holds none of this"
+                )
+            elif name in ("dir", "dbfilename") or (
+                name in DECISIVE and name != "appendonly" and self.running.get("appendonly") == "yes"
+            ):
+                reasons.append(
+                    f"its configuration file says {name} {then}, it runs with {now}: it would read another file than it"
+                    " wrote"
+                )
         return "; ".join(reasons)
 
     def as_dict(self) -> t.Dict[str, t.Any]:
-        return {"differences": {name: {"running": now, "file": then} for name, (now, then) in self.differences.items()}, "not_compared": self.unknown}
+        return {
+            "differences": {name: {"running": now, "file": then} for name, (now, then) in self.differences.items()},
+            "not_compared": self.unknown,
+        }
 
 
 def outlook(client: t.Any, members: t.Collection[int]) -> Outlook:
@@ -108,19 +123,33 @@ def outlook(client: t.Any, members: t.Collection[int]) -> Outlook:
     path, pid = str(server.get("config_file") or ""), int(server.get("process_id") or 0)
     begun = processes.start_time(pid) if pid in members else None
     if begun is None:
-        return Outlook(running, unknown="it runs where its files cannot be seen (a container, or another user's process)")
+        return Outlook(
+            running, unknown="it runs where its files cannot be seen (a container, or another user's process)"
+        )
     root = f"/proc/{pid}/root" if os.access(f"/proc/{pid}/root", os.X_OK) else ""
     touched = _reconfigured(client)
     if not path:
-        return Outlook(running, unknown="it was reconfigured while it ran (CONFIG SET), and has no configuration file" if touched else "", root=root)
+        return Outlook(
+            running,
+            unknown="it was reconfigured while it ran (CONFIG SET), and has no configuration file" if touched else "",
+            root=root,
+        )
     try:
         files: t.List[str] = []
         written = {**_DEFAULTS, **read(path, root=root, files=files)}
         if not touched and all(max(os.stat(file).st_mtime, os.stat(file).st_ctime) < begun for file in files):
             return Outlook(running, root=root)  # what differs was said on the command line, and will be said again
     except (OSError, ValueError) as error:
-        return Outlook(running, unknown=f"its configuration file {path} cannot be read: {getattr(error, 'strerror', None) or error}", root=root)
-    different = {name: (running[name], written[name]) for name in running if name in written and _differ(name, running[name], written[name])}
+        return Outlook(
+            running,
+            unknown=f"its configuration file {path} cannot be read: {getattr(error, 'strerror', None) or error}",
+            root=root,
+        )
+    different = {
+        name: (running[name], written[name])
+        for name in running
+        if name in written and _differ(name, running[name], written[name])
+    }
     return Outlook(running, different, root=root)
 
 
@@ -158,5 +187,8 @@ def set_aside(directory: str, name: str, *, root: str = "", now: t.Optional[floa
         finally:
             os.close(where)
     except OSError as error:
-        raise OpsError(f"{directory}/{name} could not be set aside: {error.strerror}.", hint="Run as root, or as the user of Redis.") from error
+        raise OpsError(
+            f"{directory}/{name} could not be set aside: {error.strerror}.",
+            hint="Run as root, or as the user of Redis.",
+        ) from error
     return os.path.join(directory, wanted)

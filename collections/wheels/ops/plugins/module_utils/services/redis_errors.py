@@ -11,7 +11,9 @@ from ..core.redaction import redact_url
 from ..results import OpsError
 
 #: Kinds after which it is certain that the server lives: it answered, and only refused.
-REFUSALS: t.FrozenSet[str] = frozenset({"permission", "password", "loading", "busy", "refused", "replica", "clients", "error"})
+REFUSALS: t.FrozenSet[str] = frozenset(
+    {"permission", "password", "loading", "busy", "refused", "replica", "clients", "error"}
+)
 
 
 def missing_right(error: BaseException) -> str:
@@ -72,22 +74,47 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
     where, what, text = redact_url(url), kind(error), str(error).rstrip(".")
     if what == "permission":
         right = missing_right(error)
-        run = f"run {right[1:].replace('|', ' ').upper()}" if right[0] == "+" else "use this key" if right == "~*" else "use this channel"
+        run = (
+            f"run {right[1:].replace('|', ' ').upper()}"
+            if right[0] == "+"
+            else "use this key"
+            if right == "~*"
+            else "use this channel"
+        )
         return OpsError(
             f"Redis at {where} does not allow its user to {run} (NOPERM): the right {right} is missing.",
-            hint=f"Grant it (ACL SETUSER USER {right}), or give a URL with a user that has it.", redis_error=what, missing_right=right,
-        )  # fmt: skip
+            hint=f"Grant it (ACL SETUSER USER {right}), or give a URL with a user that has it.",
+            redis_error=what,
+            missing_right=right,
+        )
     if what == "password":
         asks = "asks for a password" if "required" in text.lower() else "refuses the password"
-        return OpsError(f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=what)
+        return OpsError(
+            f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=what
+        )
     messages = {
-        "loading": (f"Redis at {where} still loads its data.", "Wait until it has: INFO persistence shows how far it is."),
-        "busy": (f"Redis at {where} is busy with a script: {text}.", "Wait for the script, or end it with SCRIPT KILL."),
+        "loading": (
+            f"Redis at {where} still loads its data.",
+            "Wait until it has: INFO persistence shows how far it is.",
+        ),
+        "busy": (
+            f"Redis at {where} is busy with a script: {text}.",
+            "Wait for the script, or end it with SCRIPT KILL.",
+        ),
         "replica": (f"Redis at {where} is a read-only replica.", "Give the URL of the primary."),
-        "refused": (f"Redis at {where} refuses to write: {text}.", "Look at its memory (maxmemory), its disk and its log."),
-        "clients": (f"Redis at {where} has no connection free: {text}.", "Close connections that nobody needs, or raise maxclients."),
+        "refused": (
+            f"Redis at {where} refuses to write: {text}.",
+            "Look at its memory (maxmemory), its disk and its log.",
+        ),
+        "clients": (
+            f"Redis at {where} has no connection free: {text}.",
+            "Close connections that nobody needs, or raise maxclients.",
+        ),
         "error": (f"Redis at {where} answers with an error: {text}.", "Look at the user and the database in the URL."),
-        "silent": (f"Redis at {where} {silent}: {text}.", hint or "Look whether it runs, and whether the URL is right."),
+        "silent": (
+            f"Redis at {where} {silent}: {text}.",
+            hint or "Look whether it runs, and whether the URL is right.",
+        ),
     }
     message, advice = messages[what]
     return OpsError(message, hint=advice, redis_error=what)

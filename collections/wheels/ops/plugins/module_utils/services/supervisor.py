@@ -20,10 +20,21 @@ from .model import ServiceState
 
 SOCKETS: t.Tuple[str, ...] = ("/run/supervisor.sock", "/var/run/supervisor.sock", "/run/supervisor/supervisor.sock")
 #: Fault codes of supervisor/xmlrpc.py.
-SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING = 6, 10, 20, 40, 50, 60, 70
+SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING = (
+    6,
+    10,
+    20,
+    40,
+    50,
+    60,
+    70,
+)
 _FAULTS = {
     SHUTDOWN_STATE: "supervisord itself is shutting down. Start it again first.",
-    BAD_NAME: "supervisord has no such program. Look at supervisorctl status; after a new configuration: supervisorctl update.",
+    BAD_NAME: (
+        "supervisord has no such program. Look at supervisorctl status; after a new configuration: supervisorctl"
+        " update."
+    ),
     NO_FILE: "The command of the program does not exist on this host.",
     ABNORMAL_TERMINATION: "It ended sooner than startsecs. Its log says why.",
     SPAWN_ERROR: "It could not be spawned: look at its command, user and directory.",
@@ -89,7 +100,12 @@ def state_of(unit: str, info: t.Mapping[str, t.Any]) -> ServiceState:
         uptime_s=float(max(0, info["now"] - info["start"])) if running else None,
         result=str(info.get("spawnerr") or ""),
         exit_status=int(info["exitstatus"]),
-        details={"group": info["group"], "program": info["name"], "logfile": info.get("stdout_logfile", ""), "description": info.get("description", "")},
+        details={
+            "group": info["group"],
+            "program": info["name"],
+            "logfile": info.get("stdout_logfile", ""),
+            "description": info.get("description", ""),
+        },
     )
 
 
@@ -98,15 +114,21 @@ class Supervisor:
 
     name = "supervisor"
 
-    def __init__(self, path: str = "", *, username: str = "", password: str = "", wait_sleep: float = 0.1, timeout: float = 10.0) -> None:
+    def __init__(
+        self, path: str = "", *, username: str = "", password: str = "", wait_sleep: float = 0.1, timeout: float = 10.0
+    ) -> None:
         self._path = path or find_socket()
         if not self._path:
-            raise OpsError("No socket of supervisord was found.", hint=f"Set supervisor_socket; looked for {', '.join(SOCKETS)}.")
+            raise OpsError(
+                "No socket of supervisord was found.", hint=f"Set supervisor_socket; looked for {', '.join(SOCKETS)}."
+            )
         self._wait_sleep = wait_sleep
         word = base64.b64encode(f"{username}:{password}".encode()).decode()
         headers = [("Authorization", f"Basic {word}")] if username else []
         self._lock = threading.Lock()  # one connection, and checks ask from several threads
-        self._rpc = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(self._path, timeout, headers), allow_none=True)
+        self._rpc = xmlrpc.client.ServerProxy(
+            "http://localhost", transport=_UnixTransport(self._path, timeout, headers), allow_none=True
+        )
 
     def _call(self, method: str, *words: t.Any) -> t.Any:
         try:
@@ -116,7 +138,11 @@ class Supervisor:
             if error.faultCode in (ALREADY_STARTED, NOT_RUNNING):
                 raise
             hint = _FAULTS.get(error.faultCode, "Look at supervisorctl status and at supervisord's own log.")
-            raise OpsError(f"supervisord refuses {method}({', '.join(map(str, words))}): {error.faultString}.", hint=hint, fault=error.faultCode) from None
+            raise OpsError(
+                f"supervisord refuses {method}({', '.join(map(str, words))}): {error.faultString}.",
+                hint=hint,
+                fault=error.faultCode,
+            ) from None
         except xmlrpc.client.ProtocolError as error:
             hint = "Set supervisor_username and supervisor_password." if error.errcode == 401 else ""
             raise OpsError(f"supervisord answers {error.errcode} {error.errmsg}.", hint=hint) from None
@@ -132,17 +158,28 @@ class Supervisor:
             exact = [info for info in match if info["group"] == info["name"]] or match
             if len(exact) > 1:
                 names = ", ".join(f"{info['group']}:{info['name']}" for info in exact)
-                raise OpsError(f"{unit} names several programs of supervisord: {names}.", hint="Give unit as group:program.")
+                raise OpsError(
+                    f"{unit} names several programs of supervisord: {names}.", hint="Give unit as group:program."
+                )
             found[unit] = state_of(unit, exact[0]) if exact else ServiceState(unit=unit, state="not-found")
         return found
 
     def _name(self, unit: str) -> str:
         state = self.states([unit])[unit]
         if not state.exists:
-            raise OpsError(f"supervisord has no program {unit}.", hint=_FAULTS[BAD_NAME], service=unit, last_state=state.as_dict())
+            raise OpsError(
+                f"supervisord has no program {unit}.", hint=_FAULTS[BAD_NAME], service=unit, last_state=state.as_dict()
+            )
         return f"{state.details['group']}:{state.details['program']}"
 
-    def _wait(self, unit: str, verb: str, deadline: float, done: t.Callable[[ServiceState], bool], failed: t.Callable[[ServiceState], bool]) -> ServiceState:
+    def _wait(
+        self,
+        unit: str,
+        verb: str,
+        deadline: float,
+        done: t.Callable[[ServiceState], bool],
+        failed: t.Callable[[ServiceState], bool],
+    ) -> ServiceState:
         while True:
             state = self.states([unit])[unit]
             if done(state):
@@ -151,14 +188,20 @@ class Supervisor:
                 what = f"exit status {state.exit_status}{', ' + state.result if state.result else ''}"
                 raise OpsError(
                     f"{unit} did not {verb}: supervisord gave up, {state.state} ({what}).",
-                    hint="Its log says why.", service=unit, last_state=state.as_dict(),
-                )  # fmt: skip
+                    hint="Its log says why.",
+                    service=unit,
+                    last_state=state.as_dict(),
+                )
             if time.monotonic() > deadline:
                 raise OpsError(
                     f"{unit} did not {verb} in time; it is {state.state}.",
-                    hint="Raise wait_timeout if it is only slow; it must be more than the program's startsecs or stopwaitsecs.",
-                    service=unit, last_state=state.as_dict(),
-                )  # fmt: skip
+                    hint=(
+                        "Raise wait_timeout if it is only slow; it must be more than the program's startsecs or"
+                        " stopwaitsecs."
+                    ),
+                    service=unit,
+                    last_state=state.as_dict(),
+                )
             time.sleep(self._wait_sleep)
 
     def start(self, unit: str, timeout: float) -> ServiceState:
@@ -176,7 +219,13 @@ class Supervisor:
             # is begun again (startretries). Whether it gives up is to be waited for, as where the program ends a moment later.
             if error.details.get("fault") != SPAWN_ERROR or self.states([unit])[unit].result not in ("", _TOO_QUICKLY):
                 raise
-        return self._wait(unit, "start", deadline, lambda state: state.running, lambda state: state.state in ("FATAL", "EXITED", "STOPPED"))
+        return self._wait(
+            unit,
+            "start",
+            deadline,
+            lambda state: state.running,
+            lambda state: state.state in ("FATAL", "EXITED", "STOPPED"),
+        )
 
     def stop(self, unit: str, timeout: float) -> ServiceState:
         deadline = time.monotonic() + timeout
@@ -188,7 +237,9 @@ class Supervisor:
         except xmlrpc.client.Fault as error:
             if error.faultCode != NOT_RUNNING:
                 raise
-        state = self._wait(unit, "stop", deadline, lambda now: now.state in ("STOPPED", "EXITED", "FATAL"), lambda now: False)
+        state = self._wait(
+            unit, "stop", deadline, lambda now: now.state in ("STOPPED", "EXITED", "FATAL"), lambda now: False
+        )
         # supervisord signals and watches the first process only: what it had started may live on and hold the port.
         while members & set(processes.parents()) and time.monotonic() < deadline:
             time.sleep(self._wait_sleep)
@@ -197,8 +248,9 @@ class Supervisor:
             raise OpsError(
                 f"{unit} was stopped, but its processes {sorted(left)} live on.",
                 hint="Set stopasgroup=true and killasgroup=true in its program section.",
-                service=unit, last_state=state.as_dict(),
-            )  # fmt: skip
+                service=unit,
+                last_state=state.as_dict(),
+            )
         return state
 
     def restart(self, unit: str, timeout: float) -> ServiceState:
@@ -217,7 +269,11 @@ class Supervisor:
                 text, _offset, _overflow = self._call(method, name, 0, 200 * lines)
             except OpsError:
                 continue  # it has no such log
-            found = text.splitlines()[-lines:] + found if method.endswith("StderrLog") else text.splitlines()[-lines:] + found
+            found = (
+                text.splitlines()[-lines:] + found
+                if method.endswith("StderrLog")
+                else text.splitlines()[-lines:] + found
+            )
             if len(found) >= lines:
                 break
         return found[-lines:]

@@ -18,9 +18,24 @@ from . import processes
 from .model import ServiceState
 
 _PROPERTIES = (
-    "Id", "Names", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "InvocationID", "NRestarts", "ExecMainStatus", "Job",
-    "ControlGroup", "ActiveEnterTimestampMonotonic", "StartLimitIntervalUSec", "StartLimitBurst", "Type", "TriggeredBy",
-)  # fmt: skip
+    "Id",
+    "Names",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Result",
+    "MainPID",
+    "InvocationID",
+    "NRestarts",
+    "ExecMainStatus",
+    "Job",
+    "ControlGroup",
+    "ActiveEnterTimestampMonotonic",
+    "StartLimitIntervalUSec",
+    "StartLimitBurst",
+    "Type",
+    "TriggeredBy",
+)
 #: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
 STARTED = "39f53479d3a045ac8e11786248231fbf"
 #: "Automatic restarting of a unit has been scheduled".
@@ -42,9 +57,16 @@ def parse_show(output: str, units: t.Sequence[str], *, uptime: float) -> t.Dict[
 
     The blocks come in the order of the arguments, so an alias (``redis`` for ``redis-server``) is found although its Id differs.
     """
-    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.strip("\n").split("\n\n")]
+    blocks = [
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        for block in output.strip("\n").split("\n\n")
+    ]
     if len(blocks) != len(units):
-        raise OpsError(f"systemctl show gave {len(blocks)} answers for {len(units)} units.", hint="Run it by hand to see what it says.", output=output[:2000])
+        raise OpsError(
+            f"systemctl show gave {len(blocks)} answers for {len(units)} units.",
+            hint="Run it by hand to see what it says.",
+            output=output[:2000],
+        )
     return {unit: _state(unit, block, uptime) for unit, block in zip(units, blocks)}
 
 
@@ -96,7 +118,10 @@ class Systemd:
         if not available():
             raise OpsError(
                 "systemd does not run on this host.",
-                hint="Set manager to supervisor and supervisor_socket to its socket, or run this on a host whose init is systemd.",
+                hint=(
+                    "Set manager to supervisor and supervisor_socket to its socket, or run this on a host whose init is"
+                    " systemd."
+                ),
             )
         found = shutil.which("systemctl")
         if not found:
@@ -106,9 +131,14 @@ class Systemd:
     def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
         try:
             command = [self._systemctl, "--no-pager", "--no-ask-password", *words]
-            done = programs.run(command, timeout=timeout, environment={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"})
+            done = programs.run(
+                command, timeout=timeout, environment={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
+            )
         except subprocess.TimeoutExpired:
-            raise OpsError(f"systemctl {words[0]} did not answer within {timeout:g} s.", hint="See whether systemd is alive: systemctl status.") from None
+            raise OpsError(
+                f"systemctl {words[0]} did not answer within {timeout:g} s.",
+                hint="See whether systemd is alive: systemctl status.",
+            ) from None
         if done.returncode:
             error = (done.stderr or done.stdout).strip()
             denied = os.geteuid() and re.search(r"denied|authenticat|Permission", error, re.I)
@@ -136,14 +166,18 @@ class Systemd:
                 return state
             if state.settled and not state.running and verb != "stop":
                 raise OpsError(
-                    f"{unit} did not {verb}: {state.state}, result {state.result}.", hint=self._advice(state, unit), service=unit, last_state=state.as_dict()
+                    f"{unit} did not {verb}: {state.state}, result {state.result}.",
+                    hint=self._advice(state, unit),
+                    service=unit,
+                    last_state=state.as_dict(),
                 )
             if time.monotonic() > deadline:
                 raise OpsError(
                     f"{unit} did not {verb} within {timeout:g} s; it is {state.state}.",
                     hint=f"See systemctl status {name}; raise wait_timeout if it is only slow.",
-                    service=unit, last_state=state.as_dict(),
-                )  # fmt: skip
+                    service=unit,
+                    last_state=state.as_dict(),
+                )
             time.sleep(self._wait_sleep)
 
     def _advice(self, state: ServiceState, unit: str) -> str:
@@ -176,7 +210,10 @@ class Systemd:
         return processes.tree(state.pid) if state.pid else set()
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
-        return [str(entry.get("MESSAGE", "")) for entry in self._journal([f"--lines={lines}", f"--unit={self.states([unit])[unit].details['id']}"])]
+        return [
+            str(entry.get("MESSAGE", ""))
+            for entry in self._journal([f"--lines={lines}", f"--unit={self.states([unit])[unit].details['id']}"])
+        ]
 
     def _journal(self, words: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
         program = shutil.which("journalctl")
@@ -202,7 +239,10 @@ class Systemd:
         name = self.states([unit])[unit].details["id"]
         entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", f"UNIT={name}"])
         since = time.time() - seconds
-        found = [{"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")} for entry in entries]
+        found = [
+            {"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")}
+            for entry in entries
+        ]
         return [event for event in found if event["time"] >= since]
 
     def automatic_restarts(self, unit: str, seconds: float) -> int:
@@ -223,6 +263,10 @@ class Systemd:
     def require_right(self) -> None:
         if os.geteuid() and not os.path.exists(_POLKIT):
             raise OpsError(
-                "systemd starts and stops services for root alone on this host: polkit, which could let others, is not installed.",
-                hint="Run as root (become: true), or install the package polkitd and allow this user org.freedesktop.systemd1.manage-units.",
+                "systemd starts and stops services for root alone on this host: polkit, which could let others, is not"
+                " installed.",
+                hint=(
+                    "Run as root (become: true), or install the package polkitd and allow this user"
+                    " org.freedesktop.systemd1.manage-units."
+                ),
             )

@@ -48,16 +48,24 @@ def library() -> t.Dict[str, bytes]:
 
 
 def run(
-    path: str, *, state: str = "present", links: t.Optional[t.Mapping[str, str]] = None, link_dir: str = "", check_mode: bool = False,
+    path: str,
+    *,
+    state: str = "present",
+    links: t.Optional[t.Mapping[str, str]] = None,
+    link_dir: str = "",
+    check_mode: bool = False,
     want_diff: bool = False,
-) -> Result:  # fmt: skip
+) -> Result:
     """Makes the directory hold the library and nothing else, or takes it away. One that is not ours is refused.
 
     ``links``, ``link_dir``: the links of the programs, as ``program_links.run`` takes them.
     """
     target = Path(path)
     if not target.is_absolute() or ".." in target.parts or len(target.parts) < 3:
-        raise OpsError(f"path is {path!r}.", hint="Give the absolute path of a directory of its own, such as /opt/wheels-ops/lib/wheels_ops.")
+        raise OpsError(
+            f"path is {path!r}.",
+            hint="Give the absolute path of a directory of its own, such as /opt/wheels-ops/lib/wheels_ops.",
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OpsError(f"{path} is no directory.", hint="Move it away, or name another path.")
     if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
@@ -72,7 +80,10 @@ def run(
         if (changed or left) and not check_mode:
             _change(target, wanted if changed else None)
     except OSError as error:
-        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Give the user of this task the right, or room, and run it again.") from error
+        raise OpsError(
+            f"Cannot write {path}: {error.strerror}.",
+            hint="Give the user of this task the right, or room, and run it again.",
+        ) from error
     action = "remove" if state == "absent" else "update" if there else "install"
     would = "would be " if check_mode else ""
     actions: t.List[t.Dict[str, t.Any]] = [{"action": "tidy", "target": name, "changed": True} for name in left]
@@ -82,15 +93,29 @@ def run(
         said.append(f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}.")
     linked, left_alone = program_links.run(links or {}, link_dir, state=state, check_mode=check_mode)
     actions += linked
-    said += [f"{each['target']} {would or 'was '}{'linked' if each['action'] == 'link' else 'removed'}." for each in linked]
+    said += [
+        f"{each['target']} {would or 'was '}{'linked' if each['action'] == 'link' else 'removed'}." for each in linked
+    ]
     return Result(
-        changed=bool(actions), before={"files": len(there), "content": _digest(there)}, after={"files": len(wanted), "content": _digest(wanted)},
-        actions=actions, msg=" ".join(said) or "The library is as it is to be.",
-        diff=[{"before_header": path, "after_header": path, "before": _listing(there, changed), "after": _listing(wanted, changed)}]
-        if want_diff and changed
-        else [],
+        changed=bool(actions),
+        before={"files": len(there), "content": _digest(there)},
+        after={"files": len(wanted), "content": _digest(wanted)},
+        actions=actions,
+        msg=" ".join(said) or "The library is as it is to be.",
+        diff=(
+            [
+                {
+                    "before_header": path,
+                    "after_header": path,
+                    "before": _listing(there, changed),
+                    "after": _listing(wanted, changed),
+                }
+            ]
+            if want_diff and changed
+            else []
+        ),
         extra={"left_alone": left_alone},
-    )  # fmt: skip
+    )
 
 
 def _content(target: Path) -> t.Dict[str, bytes]:
@@ -130,7 +155,9 @@ def _change(target: Path, files: t.Optional[t.Mapping[str, bytes]]) -> None:
 
 def _leftovers(target: Path) -> t.List[Path]:
     """What an interrupted run left beside the target: our mark, or nothing at all, is in it."""
-    beside = (entry for entry in sorted(target.parent.glob(f".{target.name}.*")) if entry.is_dir() and not entry.is_symlink())
+    beside = (
+        entry for entry in sorted(target.parent.glob(f".{target.name}.*")) if entry.is_dir() and not entry.is_symlink()
+    )
     return [entry for entry in beside if (entry / MARK).is_file() or not any(entry.iterdir())]
 
 

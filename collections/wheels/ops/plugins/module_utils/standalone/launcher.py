@@ -43,8 +43,15 @@ def interpreters(program: Path) -> t.List[Path]:
     chosen = []
     with contextlib.suppress(OSError):
         # Beside an installed library the role notes the Python of its tasks.
-        chosen.append(Path(Path(__file__).resolve().parents[2].joinpath("interpreter").read_text(encoding="utf-8").strip()))
-    above = [directory / name / "bin/python" for directory in program.parents for name in ("venv", ".venv") if (directory / name / "pyvenv.cfg").is_file()]
+        chosen.append(
+            Path(Path(__file__).resolve().parents[2].joinpath("interpreter").read_text(encoding="utf-8").strip())
+        )
+    above = [
+        directory / name / "bin/python"
+        for directory in program.parents
+        for name in ("venv", ".venv")
+        if (directory / name / "pyvenv.cfg").is_file()
+    ]
     return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
 
 
@@ -89,6 +96,6 @@ def ensure(program: Path, words: t.Sequence[str]) -> str:
                 sys.stdout.flush()
                 os.execv(str(python), [str(python), str(program), *words])
     return (
-        f"{program.name}: {sys.executable} lacks {', '.join(lacking)}. Run the playbook prepare, which makes {_DEFAULT_VENV}, "
-        f"or: {sys.executable} -m pip install {' '.join(lacking)}"
+        f"{program.name}: {sys.executable} lacks {', '.join(lacking)}. Run the playbook prepare, which makes"
+        f" {_DEFAULT_VENV}, or: {sys.executable} -m pip install {' '.join(lacking)}"
     )

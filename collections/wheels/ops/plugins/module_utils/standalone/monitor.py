@@ -35,10 +35,19 @@ class ProductionHealthMonitor:
     def __init__(self, settings: t.Optional[Settings] = None) -> None:
         self.settings = settings if settings is not None else load()
         self.checks: t.Dict[str, t.Callable[[], t.Coroutine[t.Any, t.Any, t.Dict[str, t.Any]]]] = {
-            "memory": self.check_memory_usage, "disk": self.check_disk_usage, "cpu": self.check_cpu_usage, "database": self.check_database_health,
-            "redis": self.check_redis_health, "tts": self.check_tts_services, "websocket": self.check_websocket_health, "cors": self.check_cors_configuration,
-            "rls": self.check_rls_policies, "http": self.check_http_answers, "celery": self.check_celery_health, "services": self.check_services,
-        }  # fmt: skip
+            "memory": self.check_memory_usage,
+            "disk": self.check_disk_usage,
+            "cpu": self.check_cpu_usage,
+            "database": self.check_database_health,
+            "redis": self.check_redis_health,
+            "tts": self.check_tts_services,
+            "websocket": self.check_websocket_health,
+            "cors": self.check_cors_configuration,
+            "rls": self.check_rls_policies,
+            "http": self.check_http_answers,
+            "celery": self.check_celery_health,
+            "services": self.check_services,
+        }
         self.issues_found: t.List[t.Dict[str, t.Any]] = []
         self.recommendations: t.List[str] = []
 
@@ -51,19 +60,31 @@ class ProductionHealthMonitor:
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
         found = {check["name"]: results.detailed(check) for check in health["checks"]}
-        self.issues_found = self.settings.scrubbed([results.issue(check) for check in health["checks"] if not results.is_quiet(check)])
+        self.issues_found = self.settings.scrubbed(
+            [results.issue(check) for check in health["checks"] if not results.is_quiet(check)]
+        )
         self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
         seconds = health["duration_ms"] / 1000
         return t.cast(
             Report,
-            self.settings.scrubbed({
-                "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "duration_seconds": round(seconds, 2),
-                "summary": self.generate_summary(found, seconds), "detailed_results": found, "issues_found": self.issues_found,
-                "recommendations": self.recommendations, **health, "settings": self.settings.source, "notes": list(self.settings.notes),
-            }),
-        )  # fmt: skip
+            self.settings.scrubbed(
+                {
+                    "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                    "duration_seconds": round(seconds, 2),
+                    "summary": self.generate_summary(found, seconds),
+                    "detailed_results": found,
+                    "issues_found": self.issues_found,
+                    "recommendations": self.recommendations,
+                    **health,
+                    "settings": self.settings.source,
+                    "notes": list(self.settings.notes),
+                }
+            ),
+        )
 
-    def generate_summary(self, results_by_check: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> t.Dict[str, t.Any]:
+    def generate_summary(
+        self, results_by_check: t.Mapping[str, t.Mapping[str, t.Any]], duration: float
+    ) -> t.Dict[str, t.Any]:
         return results.summary(results_by_check, duration)
 
     async def _alone(self, subject: str) -> t.Dict[str, t.Any]:
@@ -113,7 +134,13 @@ def note(settings: Settings, report: Report) -> None:
     checked = {name: result["status"] for name, result in report["detailed_results"].items() if not result["skipped"]}
     history.append(
         path,
-        {"status": report["status"], "failing": report["failing"], "checks": checked, "scores": report["scores"], "duration_ms": report["duration_ms"]},
+        {
+            "status": report["status"],
+            "failing": report["failing"],
+            "checks": checked,
+            "scores": report["scores"],
+            "duration_ms": report["duration_ms"],
+        },
         max_bytes=HISTORY_BYTES,
     )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY))
@@ -129,7 +156,9 @@ def text(report: Report) -> str:
     summary = report["summary"]
     head = f"{report['status'].upper()}: {summary['healthy_checks']} of {summary['total_checks']} checks are healthy"
     head += f"; not healthy: {', '.join(report['failing'])}" if report["failing"] else ""
-    head += "".join(f"; skipped: {', '.join(names)}: {reason}" for reason, names in reports.not_measured(report).items())
+    head += "".join(
+        f"; skipped: {', '.join(names)}: {reason}" for reason, names in reports.not_measured(report).items()
+    )
     lines = [f"{head} ({report['duration_seconds']:.1f} s)", "", reports.listing(report)]
     shown = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
     if shown:
@@ -158,15 +187,26 @@ async def main(settings: t.Optional[Settings] = None) -> Report:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="production_health_monitor.py",
-        description="Measures memory, CPU, disk, database, policies, Redis, HTTP, CORS, WebSocket, speech, Celery and services of this host, from outside. "
-        "Changes nothing.",
-        epilog="Exit status: 0 everything is healthy, 1 warning, 2 critical, 3 could not tell. Secrets belong into the configuration "
-        "(/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and DATABASE_URL, never onto a command line.",
+        description=(
+            "Measures memory, CPU, disk, database, policies, Redis, HTTP, CORS, WebSocket, speech, Celery and services"
+            " of this host, from outside. Changes nothing."
+        ),
+        epilog=(
+            "Exit status: 0 everything is healthy, 1 warning, 2 critical, 3 could not tell. Secrets belong into the"
+            " configuration (/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and DATABASE_URL, never onto a"
+            " command line."
+        ),
     )
-    made.add_argument("--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json")
+    made.add_argument(
+        "--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json"
+    )
     made.add_argument("--json", action="store_true", help="the whole report as JSON")
-    made.add_argument("--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only")
-    made.add_argument("--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(suite.SUBJECTS)}")
+    made.add_argument(
+        "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
+    )
+    made.add_argument(
+        "--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(suite.SUBJECTS)}"
+    )
     return made
 
 
@@ -178,7 +218,10 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     try:
         settings = load(options.config)
         if options.only:
-            settings = replace(settings, checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))))
+            settings = replace(
+                settings,
+                checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))),
+            )
         with results.deadline(settings.deadline):
             report = _looked(settings, started)
     except (OpsError, results.DeadlineExceeded) as error:
@@ -186,7 +229,9 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return results.could_not_tell("Interrupted.", settings, as_json=options.json)
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return results.could_not_tell(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json)
+        return results.could_not_tell(
+            f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
+        )
     written = results.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
     return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)
@@ -202,9 +247,14 @@ def _looked(settings: Settings, started: float) -> Report:
             lock.touch(0o600)
         except OSError as error:
             kept = False
-            settings = replace(settings, notes=(*settings.notes, f"Nothing is kept of this run: cannot write {lock}: {error.strerror}."))
+            settings = replace(
+                settings,
+                notes=(*settings.notes, f"Nothing is kept of this run: cannot write {lock}: {error.strerror}."),
+            )
         if kept:
             stack.enter_context(results.exclusive(lock, settings.deadline / 2))
         left = settings.deadline - (time.monotonic() - started) - 1.0
-        settings = replace(settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, left))))
+        settings = replace(
+            settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, left)))
+        )
         return asyncio.run(main(settings))

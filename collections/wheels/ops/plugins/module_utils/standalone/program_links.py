@@ -15,7 +15,9 @@ from ..results import OpsError
 _HINT = "Nothing is put behind it: name the directory itself with monitoring_link_dir, or set that to the empty string."
 
 
-def run(links: t.Mapping[str, str], directory: str, *, state: str, check_mode: bool) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
+def run(
+    links: t.Mapping[str, str], directory: str, *, state: str, check_mode: bool
+) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
     """Makes (``present``) or removes (``absent``) each link of ``links`` (path below ``directory``: target). What is not ours is left alone.
 
     Gives the actions, and what there is to say. Without the directory there is nothing to do. Raises ``OpsError`` where another user's link is in
@@ -38,9 +40,15 @@ def run(links: t.Mapping[str, str], directory: str, *, state: str, check_mode: b
                 if not check_mode:
                     _remove(place, target)
             elif state == "present" and now != target:
-                said.append(f"{place} is not ours and was left alone; ours is {target}. Move the old one away and run this again.")
+                said.append(
+                    f"{place} is not ours and was left alone; ours is {target}. Move the old one away and run this"
+                    " again."
+                )
         except OSError as error:
-            raise OpsError(f"Cannot link {place}: {error.strerror}.", hint="Give the user of this task the right, or set monitoring_link_dir.") from error
+            raise OpsError(
+                f"Cannot link {place}: {error.strerror}.",
+                hint="Give the user of this task the right, or set monitoring_link_dir.",
+            ) from error
     return actions, said
 
 
@@ -48,7 +56,14 @@ def _open(path: Path) -> int:
     try:
         return files.open_real_directory(path)
     except OpsError as error:
-        link = next((each for each in (path, *path.parents) if each.is_symlink() and each.lstat().st_uid not in (0, os.geteuid())), path)
+        link = next(
+            (
+                each
+                for each in (path, *path.parents)
+                if each.is_symlink() and each.lstat().st_uid not in (0, os.geteuid())
+            ),
+            path,
+        )
         raise OpsError(f"{link} is a link that belongs to another user.", hint=_HINT) from error
 
 

@@ -24,7 +24,16 @@ from enum import Enum
 from .. import history, recovery_requests, report
 from ..checks import suite
 from ..ops_token import token_of
-from ..remedies import cache_purge, celery_throttle, deployment, disk_cleanup, log_rotate, memory_trim, service_restart, sql_script
+from ..remedies import (
+    cache_purge,
+    celery_throttle,
+    deployment,
+    disk_cleanup,
+    log_rotate,
+    memory_trim,
+    service_restart,
+    sql_script,
+)
 from ..results import OpsError, Result
 from ..rls import entry as rls_entry
 from ..services.manager import open_manager
@@ -130,9 +139,11 @@ class AutomatedRecovery:
     def _thresholds(self) -> t.Dict[str, t.Any]:
         limits = {name: self.settings.checks.thresholds.get(name, DEFAULTS[name]) for name in ("memory", "disk")}
         return {
-            "memory_critical": limits["memory"].critical, "disk_critical": limits["disk"].critical, "service_restart_memory": MEMORY_RESTART,
+            "memory_critical": limits["memory"].critical,
+            "disk_critical": limits["disk"].critical,
+            "service_restart_memory": MEMORY_RESTART,
             "max_log_size_mb": LOG_MAX_BYTES // 1_000_000,
-        }  # fmt: skip
+        }
 
     async def check_and_recover(self) -> Report:
         """The loop; gives the report without any secret. Raises ``OpsError`` where another run or an interrupted deployment holds the host."""
@@ -166,21 +177,35 @@ class AutomatedRecovery:
         checks = [newer.get(check["name"], check) for check in health["checks"]]
         statuses = [check["status"] for check in checks if check["status"] != "skipped"]
         return {
-            **health, "checks": checks, "failing": again["failing"], "status": report.worst(statuses), "measured_at": again["measured_at"],
+            **health,
+            "checks": checks,
+            "failing": again["failing"],
+            "status": report.worst(statuses),
+            "measured_at": again["measured_at"],
             "duration_ms": round(health["duration_ms"] + again["duration_ms"], 1),
-        }  # fmt: skip
+        }
 
     @contextlib.contextmanager
     def _held(self, run_id: str, failing: t.Sequence[str]) -> t.Iterator[None]:
         """The lock and the journal of what changes this host, which the playbooks take as well."""
         state, holder = str(self.settings.state_dir), holders.name_of(os.getpid())
-        begun = deployment.begin(state, run_id, kind=deployment.RECOVER, holder=holder, failing=failing, force=self.lock_force, check_mode=self.dry_run)
+        begun = deployment.begin(
+            state,
+            run_id,
+            kind=deployment.RECOVER,
+            holder=holder,
+            failing=failing,
+            force=self.lock_force,
+            check_mode=self.dry_run,
+        )
         self.notes += begun.warnings
         try:
             with contextlib.nullcontext() if self.dry_run else lock.heartbeat(self.settings.state_dir, holder):
                 yield
         finally:
-            deployment.end(state, begun.extra["deployment_id"], holder=holder, state=deployment.FINISHED, check_mode=self.dry_run)
+            deployment.end(
+                state, begun.extra["deployment_id"], holder=holder, state=deployment.FINISHED, check_mode=self.dry_run
+            )
 
     def _remedies(self, before: Health) -> t.List[RecoveryResult]:
         done = []
@@ -189,7 +214,9 @@ class AutomatedRecovery:
             asking = [name for name in subjects if name in before["failing"]]
             if not asking or (self.only and action.value not in self.only) or not self._wanted(action, before):
                 continue
-            result = RecoveryResult(action=action.value, success=None, message="", timestamp=deployment.now(), checks=asking)
+            result = RecoveryResult(
+                action=action.value, success=None, message="", timestamp=deployment.now(), checks=asking
+            )
             done.append(result)
             try:
                 if self.stopping:
@@ -197,7 +224,10 @@ class AutomatedRecovery:
                 waits = recent.get(action.value, 0.0)
                 if waits > 0:
                     ago = self.options.cooldown - waits
-                    raise Refused(f"It was tried {ago:.0f} s ago; the cool-down of {self.options.cooldown:g} s lasts {waits:.0f} s more (--now).")
+                    raise Refused(
+                        f"It was tried {ago:.0f} s ago; the cool-down of {self.options.cooldown:g} s lasts {waits:.0f}"
+                        " s more (--now)."
+                    )
                 made = self.recovery_actions[action](before)
             except Refused as why:
                 result.refused = result.message = str(why)
@@ -206,7 +236,9 @@ class AutomatedRecovery:
                 # What was done before the error is among its details.
                 result.changed = bool(error.details.get("changed"))
                 result.message, result.success, result.outcome = str(error), False, "failed"
-                result.details = {key: error.details[key] for key in ("before", "after", "actions", "refused") if key in error.details}
+                result.details = {
+                    key: error.details[key] for key in ("before", "after", "actions", "refused") if key in error.details
+                }
             except Exception as error:  # one remedy that breaks must not keep the others from being tried
                 result.message, result.success, result.outcome = f"{type(error).__name__}: {error}", False, "failed"
             else:
@@ -237,7 +269,10 @@ class AutomatedRecovery:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 ago = max(0.0, time.time() - calendar.timegm(time.strptime(record["time"], "%Y-%m-%dT%H:%M:%SZ")))
                 for each in _list(record.get("results")):
-                    if each["outcome"] in ("done", "partly", "failed") and each["action"] != RecoveryAction.SERVICE_RESTART.value:
+                    if (
+                        each["outcome"] in ("done", "partly", "failed")
+                        and each["action"] != RecoveryAction.SERVICE_RESTART.value
+                    ):
                         left.setdefault(each["action"], self.options.cooldown - ago)
         return left
 
@@ -254,76 +289,117 @@ class AutomatedRecovery:
                 result.success = not left
                 result.outcome = ("partly" if left else "done") if result.changed else "nothing"
                 if left:
-                    result.message += " Still: " + "; ".join(f"{name}: {states[name]['status']}: {states[name]['message']}" for name in left)
+                    result.message += " Still: " + "; ".join(
+                        f"{name}: {states[name]['status']}: {states[name]['message']}" for name in left
+                    )
 
     def _rotate_logs(self, _before: Health) -> Result:
         if not self.options.log_directories:
             raise Refused("No directory of logs is configured (recovery.log_directories).")
         return log_rotate.run_with(
             {
-                "paths": [f"{directory.rstrip('/')}/*.log" for directory in self.options.log_directories], "max_size": self.options.log_max_size,
-                "keep": self.options.log_keep, "allow_loss": self.options.log_allow_loss, "reopen": list(self.options.log_reopen),
+                "paths": [f"{directory.rstrip('/')}/*.log" for directory in self.options.log_directories],
+                "max_size": self.options.log_max_size,
+                "keep": self.options.log_keep,
+                "allow_loss": self.options.log_allow_loss,
+                "reopen": list(self.options.log_reopen),
             },
             check_mode=self.dry_run,
-        )  # fmt: skip
+        )
 
     def _clean_disk(self, _before: Health) -> Result:
         if not self.options.disk_sources:
             raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
-        return disk_cleanup.run(self.options.disk_sources, self.options.disk_targets, protect=self.options.disk_protect, check_mode=self.dry_run)
+        return disk_cleanup.run(
+            self.options.disk_sources,
+            self.options.disk_targets,
+            protect=self.options.disk_protect,
+            check_mode=self.dry_run,
+        )
 
     def _restart_services(self, before: Health) -> Result:
         checks = self.settings.checks
         if not checks.services:
             raise Refused("No service is configured (checks.services).")
         options = service_restart.Options(
-            only_if=("failed", "stopped", "unhealthy"), max_restarts=self.options.max_restarts, min_healthy_time=self.options.min_healthy_time,
-            healthy_deadline=self.options.healthy_deadline, wait_timeout=self.options.wait_timeout, allow_task_loss=self.options.allow_task_loss,
-            reason="automated recovery", state_dir=str(self.settings.state_dir),
-        )  # fmt: skip
+            only_if=("failed", "stopped", "unhealthy"),
+            max_restarts=self.options.max_restarts,
+            min_healthy_time=self.options.min_healthy_time,
+            healthy_deadline=self.options.healthy_deadline,
+            wait_timeout=self.options.wait_timeout,
+            allow_task_loss=self.options.allow_task_loss,
+            reason="automated recovery",
+            state_dir=str(self.settings.state_dir),
+        )
         services: t.Sequence[t.Mapping[str, t.Any]] = checks.services
-        refusal = next((check["details"].get("writes", "") for check in before["checks"] if check["name"] == "redis"), "")
+        refusal = next(
+            (check["details"].get("writes", "") for check in before["checks"] if check["name"] == "redis"), ""
+        )
         if refusal.startswith("refused"):
             # Nothing that needs Redis comes up while it takes no writes, and Redis itself might lose what it cannot save.
             services = without_broker(services)
             if not services:
-                raise Refused(f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse.")
+                raise Refused(
+                    f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse."
+                )
         manager = open_manager(checks.service_manager, checks.supervisor_socket)
         return service_restart.run(parse_services(services), manager, options, check_mode=self.dry_run)
 
     def _repair_database(self, before: Health) -> Result:
         if not self.options.repair_database:
             raise Refused(
-                "The database is not changed without being asked. Foretell: python3 scripts/automated_recovery.py --repair-database --dry-run; "
-                "then without --dry-run; or the playbook recover. For good: recovery.repair_database."
+                "The database is not changed without being asked. Foretell: python3 scripts/automated_recovery.py"
+                " --repair-database --dry-run; then without --dry-run; or the playbook recover. For good:"
+                " recovery.repair_database."
             )
         dsn = self.settings.checks.database_dsn
         scripts = [
-            {"path": path, "undo_path": undo if os.path.exists(undo := path[: -len(".sql")] + ".undo.sql") else "", "always_run": True}
+            {
+                "path": path,
+                "undo_path": undo if os.path.exists(undo := path[: -len(".sql")] + ".undo.sql") else "",
+                "always_run": True,
+            }
             for path in self.options.database_scripts
             if path.endswith(".sql")
         ]
         limits = {"lock_timeout": 5.0, "statement_timeout": 300.0, "retries": 5, "retry_delay": 0.5, "run_id": ""}
         total = Result()
         if scripts:
-            total = sql_script.from_params({"dsn": dsn, "scripts": scripts, "state": "applied", "variables": {}, **limits}, check_mode=self.dry_run)
+            total = sql_script.from_params(
+                {"dsn": dsn, "scripts": scripts, "state": "applied", "variables": {}, **limits}, check_mode=self.dry_run
+            )
         repaired = rls_entry.repair(
             {
-                "dsn": dsn, "schemas": None, "roles": None, "state": "repaired", "fix": ["recursion"], "helper_schema": "rls_ops", "owner": None,
-                "allow_unbounded": self.options.rls_allow_unbounded, "accept_captured_columns": self.options.rls_accept_captured_columns,
-                "after_scripts": scripts if self.dry_run else [], "after_variables": {}, "undo_dir": str(self.settings.state_dir / "undo"),
-                "undo_path": None, "force": False, **limits,
+                "dsn": dsn,
+                "schemas": None,
+                "roles": None,
+                "state": "repaired",
+                "fix": ["recursion"],
+                "helper_schema": "rls_ops",
+                "owner": None,
+                "allow_unbounded": self.options.rls_allow_unbounded,
+                "accept_captured_columns": self.options.rls_accept_captured_columns,
+                "after_scripts": scripts if self.dry_run else [],
+                "after_variables": {},
+                "undo_dir": str(self.settings.state_dir / "undo"),
+                "undo_path": None,
+                "force": False,
+                **limits,
             },
             check_mode=self.dry_run,
-        )  # fmt: skip
+        )
         found = {check["name"]: check["details"] for check in before["checks"]}
-        if not scripts and (found.get("database", {}).get("missing_tables") or found.get("database", {}).get("missing_columns")):
+        if not scripts and (
+            found.get("database", {}).get("missing_tables") or found.get("database", {}).get("missing_columns")
+        ):
             total.msg = "Missing tables are made by scripts, and none is configured (recovery.database_scripts)."
         return Result(
-            changed=total.changed or repaired["changed"], before={"scripts": total.before, "policies": repaired["before"]},
-            after={"scripts": total.after, "policies": repaired["after"]}, actions=[*total.actions, *repaired["actions"]],
+            changed=total.changed or repaired["changed"],
+            before={"scripts": total.before, "policies": repaired["before"]},
+            after={"scripts": total.after, "policies": repaired["after"]},
+            actions=[*total.actions, *repaired["actions"]],
             msg=f"{total.msg} {repaired['msg']}".strip(),
-        )  # fmt: skip
+        )
 
     def _clear_cache(self, before: Health) -> Result:
         """The repaired ``clear_expired()`` itself, by the health API; without one, the prefixes that the configuration gives away."""
@@ -334,34 +410,61 @@ class AutomatedRecovery:
             return cache_purge.run(checks.redis_url, options, check_mode=self.dry_run)
         if not os.path.exists(self.options.token_file):
             raise Refused(
-                f"There is no ops token in {self.options.token_file}, so this backend has no health API that clears the cache: the playbook deploy brings it. "
-                "Or name the prefixes that may be purged (recovery.cache_prefixes)."
+                f"There is no ops token in {self.options.token_file}, so this backend has no health API that clears the"
+                " cache: the playbook deploy brings it. Or name the prefixes that may be purged"
+                " (recovery.cache_prefixes)."
             )
         token = token_of("", self.options.token_file)
-        action = {"action": "clear", "target": "/api/v1/system/cache/clear", "changed": True, "keys_without_expiry": eternal}
+        action = {
+            "action": "clear",
+            "target": "/api/v1/system/cache/clear",
+            "changed": True,
+            "keys_without_expiry": eternal,
+        }
         if self.dry_run:
-            return Result(changed=True, before={"keys_without_expiry": eternal}, actions=[action], msg=f"{eternal} keys without an expiry would get one.")
+            return Result(
+                changed=True,
+                before={"keys_without_expiry": eternal},
+                actions=[action],
+                msg=f"{eternal} keys without an expiry would get one.",
+            )
         import requests
 
         try:
-            answer = requests.post(f"{checks.base_url}/api/v1/system/cache/clear?cache_type=redis", headers={"X-Ops-Token": token}, timeout=60)
+            answer = requests.post(
+                f"{checks.base_url}/api/v1/system/cache/clear?cache_type=redis",
+                headers={"X-Ops-Token": token},
+                timeout=60,
+            )
         except requests.RequestException as error:
-            raise OpsError(f"The health API of {checks.base_url} does not answer: {type(error).__name__}.", hint="The http check says more.") from None
+            raise OpsError(
+                f"The health API of {checks.base_url} does not answer: {type(error).__name__}.",
+                hint="The http check says more.",
+            ) from None
         if answer.status_code != 200:
-            raise OpsError(f"The health API refuses to clear the cache ({answer.status_code}).", hint=f"Compare the token in {self.options.token_file}.")
+            raise OpsError(
+                f"The health API refuses to clear the cache ({answer.status_code}).",
+                hint=f"Compare the token in {self.options.token_file}.",
+            )
         left = suite.run(replace(checks, subjects=("redis",)))["checks"][0]["value"]
         return Result(
-            changed=left != eternal, before={"keys_without_expiry": eternal}, after={"keys_without_expiry": left}, actions=[action],
+            changed=left != eternal,
+            before={"keys_without_expiry": eternal},
+            after={"keys_without_expiry": left},
+            actions=[action],
             msg=f"Keys without an expiry: {eternal} before, {left} now.",
-        )  # fmt: skip
+        )
 
     def _throttle(self, _before: Health) -> Result:
         if not self.settings.checks.redis_url:
             raise Refused("No Redis is configured (checks.redis_url).")
         return celery_throttle.run(
-            self.settings.checks.redis_url, level=self.options.throttle_level, expires_s=self.options.throttle_seconds, reason="automated recovery",
+            self.settings.checks.redis_url,
+            level=self.options.throttle_level,
+            expires_s=self.options.throttle_seconds,
+            reason="automated recovery",
             check_mode=self.dry_run,
-        )  # fmt: skip
+        )
 
     def _trim_memory(self, _before: Health) -> Result:
         checks = self.settings.checks
@@ -369,14 +472,23 @@ class AutomatedRecovery:
         limits = checks.thresholds.get("memory")
         return memory_trim.run_with(
             {
-                "services": list(checks.services), "service_manager": checks.service_manager, "supervisor_socket": checks.supervisor_socket,
-                "scope": checks.scope, "memory_limits_mb": dict(checks.memory_limits_mb), "thresholds": limits.as_dict() if limits else {},
-                "target": self.options.memory_target or None, "base_url": checks.base_url if token else "", "token_file": token,
-                "redis_url": checks.redis_url, "allow_restart": self.options.allow_restart, "protect": list(self.options.memory_protect),
-                "max_restarts": self.options.max_restarts, "state_dir": str(self.settings.state_dir),
+                "services": list(checks.services),
+                "service_manager": checks.service_manager,
+                "supervisor_socket": checks.supervisor_socket,
+                "scope": checks.scope,
+                "memory_limits_mb": dict(checks.memory_limits_mb),
+                "thresholds": limits.as_dict() if limits else {},
+                "target": self.options.memory_target or None,
+                "base_url": checks.base_url if token else "",
+                "token_file": token,
+                "redis_url": checks.redis_url,
+                "allow_restart": self.options.allow_restart,
+                "protect": list(self.options.memory_protect),
+                "max_restarts": self.options.max_restarts,
+                "state_dir": str(self.settings.state_dir),
             },
             check_mode=self.dry_run,
-        )  # fmt: skip
+        )
 
     def _report(self, before: Health, after: Health, done: t.Sequence[RecoveryResult], run_id: str) -> Report:
         taken = [result for result in done if result.changed]
@@ -384,7 +496,9 @@ class AutomatedRecovery:
         tried = {name for result in done for name in result.checks}
         left = [check for check in after["checks"] if not results.is_quiet(check)]
         return {
-            "timestamp": deployment.now(), "run_id": run_id, "dry_run": self.dry_run,
+            "timestamp": deployment.now(),
+            "run_id": run_id,
+            "dry_run": self.dry_run,
             "issues_detected": [results.issue(check) for check in before["checks"] if not results.is_quiet(check)],
             "recovery_actions_taken": 0 if self.dry_run else len(taken),
             "recovery_actions_planned": len(taken) if self.dry_run else 0,
@@ -394,24 +508,38 @@ class AutomatedRecovery:
             "recovery_results": [result.as_dict() for result in done],
             "remaining": [{**results.issue(check), "tried": check["name"] in tried} for check in left],
             "system_health_summary": _summary(after),
-            "status": after["status"], "before": _outcome(before), "after": _outcome(after),
-            "notes": [*self.settings.notes, *self.notes], "settings": self.settings.source,
-        }  # fmt: skip
+            "status": after["status"],
+            "before": _outcome(before),
+            "after": _outcome(after),
+            "notes": [*self.settings.notes, *self.notes],
+            "settings": self.settings.source,
+        }
 
     def _note(self, made: Report, asked: t.Mapping[str, t.Any]) -> None:
         """The record of the playbook recover, with what became of each remedy; then the requests that led to it are taken away."""
         state = self.settings.state_dir
         kinds = [request["kind"] for request in asked["requests"]]
-        brief = [{key: each[key] for key in ("action", "success", "outcome", "message", "timestamp", "changed")} for each in made["recovery_results"]]
+        brief = [
+            {key: each[key] for key in ("action", "success", "outcome", "message", "timestamp", "changed")}
+            for each in made["recovery_results"]
+        ]
         history.append(
             state / HISTORY,
             {
-                "run_id": made["run_id"], "trigger": "api" if "recover" in kinds else "backend" if kinds else _trigger(), "requests": asked["requests"],
-                "host": socket.gethostname(), "action": "recover", "before": made["before"]["failing"], "after": made["after"]["failing"],
+                "run_id": made["run_id"],
+                "trigger": "api" if "recover" in kinds else "backend" if kinds else _trigger(),
+                "requests": asked["requests"],
+                "host": socket.gethostname(),
+                "action": "recover",
+                "before": made["before"]["failing"],
+                "after": made["after"]["failing"],
                 "outcome": "not healthy" if made["after"]["failing"] else "healthy",
-                "errors": [f"{each['action']}: {each['message']}" for each in brief if each["outcome"] in ("failed", "partly")], "results": brief,
+                "errors": [
+                    f"{each['action']}: {each['message']}" for each in brief if each["outcome"] in ("failed", "partly")
+                ],
+                "results": brief,
             },
-        )  # fmt: skip
+        )
         ids = [entry["id"] for entry in (*asked["requests"], *asked["refused"])]
         if ids:
             recovery_requests.handle(state / "requests", ids)
@@ -421,14 +549,20 @@ class AutomatedRecovery:
         found = []
         for record in history.read(self.settings.state_dir / HISTORY, self.max_history):
             for each in _list(record.get("results")):
-                if isinstance(each, dict) and all(isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")):
+                if isinstance(each, dict) and all(
+                    isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")
+                ):
                     found.append({"details": None, **each})
         return found[:limit]
 
 
 def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict[str, t.Any]]:
     """The services that are neither the broker nor live from it; the playbook recover has the same rule (``recover_services``)."""
-    kept = [each for each in services if (each.get("gate") or {}).get("type") not in ("redis", "celery", "beat") and "celery" not in str(each["name"])]
+    kept = [
+        each
+        for each in services
+        if (each.get("gate") or {}).get("type") not in ("redis", "celery", "beat") and "celery" not in str(each["name"])
+    ]
     return [{**each, "depends_on": []} for each in kept]
 
 
@@ -455,23 +589,51 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
 
     memory, disk, cpu = (detailed.get(name, {}) for name in ("memory", "disk", "cpu"))
     large = (disk.get("details") or {}).get("large_logs")
-    pids = {name: entry["pid"] for name, entry in ((detailed.get("services", {}).get("details") or {}).get("services") or {}).items()}
-    bad = [detailed[name]["message"] for name in ("database", "rls") if name in detailed and detailed[name]["healthy"] is False]
+    pids = {
+        name: entry["pid"]
+        for name, entry in ((detailed.get("services", {}).get("details") or {}).get("services") or {}).items()
+    }
+    bad = [
+        detailed[name]["message"]
+        for name in ("database", "rls")
+        if name in detailed and detailed[name]["healthy"] is False
+    ]
     skipped = not any(name in detailed and not detailed[name]["skipped"] for name in ("database", "rls"))
     summary = {
         "memory": part(
-            ["memory"], current_percent=memory.get("memory_percent"), available_gb=memory.get("available_memory_gb"),
+            ["memory"],
+            current_percent=memory.get("memory_percent"),
+            available_gb=memory.get("available_memory_gb"),
             threshold=(memory.get("thresholds") or {}).get("warning"),
         ),
         "disk": part(
-            ["disk"], current_percent=disk.get("disk_percent"), free_gb=disk.get("free_space_gb"), threshold=(disk.get("thresholds") or {}).get("warning")
+            ["disk"],
+            current_percent=disk.get("disk_percent"),
+            free_gb=disk.get("free_space_gb"),
+            threshold=(disk.get("thresholds") or {}).get("warning"),
         ),
-        "logs": {"healthy": not large, "needs_recovery": bool(large), "large_log_files": len(large), "large_logs": large} if large is not None else part([]),
+        "logs": (
+            {
+                "healthy": not large,
+                "needs_recovery": bool(large),
+                "large_log_files": len(large),
+                "large_logs": large,
+            }
+            if large is not None
+            else part([])
+        ),
         "services": part(
-            ["services", "http", "celery"], process_memory_percent=memory.get("value"), process_cpu_percent=cpu.get("process_cpu_percent"), pids=pids or None
+            ["services", "http", "celery"],
+            process_memory_percent=memory.get("value"),
+            process_cpu_percent=cpu.get("process_cpu_percent"),
+            pids=pids or None,
         ),
-        "database": part(["database", "rls"], detected_issues=bad, note="" if bad else "Not measured." if skipped else "No issue was found."),
-    }  # fmt: skip
+        "database": part(
+            ["database", "rls"],
+            detected_issues=bad,
+            note="" if bad else "Not measured." if skipped else "No issue was found.",
+        ),
+    }
     summary["logs"]["threshold_mb"] = LOG_MAX_BYTES // 1_000_000
     return summary
 
@@ -486,7 +648,9 @@ def text(made: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
     was, now = made["before"], made["after"]
     if not was["failing"]:
-        return "\n".join([f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])])
+        return "\n".join(
+            [f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])]
+        )
     lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
     lines.append("What would be done" if made["dry_run"] else "What was done")
     for each in made["recovery_results"]:
@@ -497,7 +661,10 @@ def text(made: Report) -> str:
         return "\n".join([*lines, "", "Nothing was changed.", *(f"note: {each}" for each in made["notes"])])
     lines.append("")
     if now["failing"]:
-        lines += ["What is left", *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"])]
+        lines += [
+            "What is left",
+            *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"]),
+        ]
     else:
         lines.append(f"Now: {report.summary(now)}" if now["not_measured"] else "Everything is healthy now.")
         if now["left_out"] and not now["not_measured"]:
@@ -512,20 +679,54 @@ async def main(settings: t.Optional[Settings] = None) -> Report:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="automated_recovery.py",
-        description="Looks at this host, tries one remedy for every failing check, and proves what became of it; as the playbook recover does.",
-        epilog="Exit status: 0 everything is healthy (now), 1 a warning is left or a remedy failed, 2 something critical is left, 3 could not tell or "
-        "another run holds the host; with --dry-run that of the present state. Secrets belong into the configuration (/etc/wheels-ops/monitor.json, "
-        "mode 0600) or into REDIS_URL and DATABASE_URL, never onto a command line.",
+        description=(
+            "Looks at this host, tries one remedy for every failing check, and proves what became of it; as the"
+            " playbook recover does."
+        ),
+        epilog=(
+            "Exit status: 0 everything is healthy (now), 1 a warning is left or a remedy failed, 2 something critical"
+            " is left, 3 could not tell or another run holds the host; with --dry-run that of the present state."
+            " Secrets belong into the configuration (/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and"
+            " DATABASE_URL, never onto a command line."
+        ),
     )
-    made.add_argument("--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json")
-    made.add_argument("--dry-run", "--check", action="store_true", dest="dry_run", help="foretell what would be done, and change nothing")
+    made.add_argument(
+        "--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json"
+    )
+    made.add_argument(
+        "--dry-run",
+        "--check",
+        action="store_true",
+        dest="dry_run",
+        help="foretell what would be done, and change nothing",
+    )
     made.add_argument("--json", action="store_true", help="the whole report as JSON")
-    made.add_argument("--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only")
-    made.add_argument("--only", default="", metavar="ACTION,...", help=f"try only these of: {', '.join(action.value for action in RecoveryAction)}")
-    made.add_argument("--now", action="store_true", help="do not wait for the cool-down of a remedy that was just tried; the budget of restarts holds")
-    made.add_argument("--repair-database", action="store_true", help="allow this run to repair the database's tables and policies")
-    made.add_argument("--lock-force", default="", metavar="HOLDER", help="take the lock of this host from the holder of this id, which a refused run names")
-    made.add_argument("--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else")
+    made.add_argument(
+        "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
+    )
+    made.add_argument(
+        "--only",
+        default="",
+        metavar="ACTION,...",
+        help=f"try only these of: {', '.join(action.value for action in RecoveryAction)}",
+    )
+    made.add_argument(
+        "--now",
+        action="store_true",
+        help="do not wait for the cool-down of a remedy that was just tried; the budget of restarts holds",
+    )
+    made.add_argument(
+        "--repair-database", action="store_true", help="allow this run to repair the database's tables and policies"
+    )
+    made.add_argument(
+        "--lock-force",
+        default="",
+        metavar="HOLDER",
+        help="take the lock of this host from the holder of this id, which a refused run names",
+    )
+    made.add_argument(
+        "--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else"
+    )
     return made
 
 
@@ -540,26 +741,39 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         only = [word for word in options.only.replace(" ", "").split(",") if word]
         strange = sorted(set(only) - {action.value for action in RecoveryAction})
         if strange:
-            raise OpsError(f"There is no action {', '.join(strange)}.", hint=f"Choose of {', '.join(action.value for action in RecoveryAction)}.")
-        recovery = AutomatedRecovery(settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only, lock_force=options.lock_force)
+            raise OpsError(
+                f"There is no action {', '.join(strange)}.",
+                hint=f"Choose of {', '.join(action.value for action in RecoveryAction)}.",
+            )
+        recovery = AutomatedRecovery(
+            settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only, lock_force=options.lock_force
+        )
         if options.history is not None:
             found = recovery.get_recovery_history(max(0, options.history))
             rows = [f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in found]
-            sys.stdout.write((json.dumps(found, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.") + "\n")
+            sys.stdout.write(
+                (json.dumps(found, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.") + "\n"
+            )
             return 0
         _end_in_order(recovery)
         # Begun beside another run, this one would act on what that one has mended meanwhile. A dry run writes nothing, not even a lock.
-        with contextlib.nullcontext() if options.dry_run else results.exclusive(settings.state_dir / "recovery.lock", 0):
+        with (
+            contextlib.nullcontext() if options.dry_run else results.exclusive(settings.state_dir / "recovery.lock", 0)
+        ):
             made = recovery.run()
     except OpsError as error:
         return results.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
         return results.could_not_tell("Interrupted; what was begun is not proved.", settings, as_json=options.json)
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return results.could_not_tell(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json)
+        return results.could_not_tell(
+            f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
+        )
     written = results.write_report(options.output, made)
     sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
-    return results.exit_status(made["status"]) or (1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN)
+    return results.exit_status(made["status"]) or (
+        1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN
+    )
 
 
 def _end_in_order(one: AutomatedRecovery) -> None:

@@ -24,7 +24,14 @@ from .settings import Settings
 #: Nagios' exit status.
 EXIT: t.Dict[str, int] = {"ok": 0, "warning": 1, "critical": 2, "emergency": 2, "unknown": UNKNOWN}
 #: What the first version called the status of one check.
-SEVERITY: t.Dict[str, str] = {"ok": "low", "skipped": "low", "unknown": "medium", "warning": "medium", "critical": "high", "emergency": "critical"}
+SEVERITY: t.Dict[str, str] = {
+    "ok": "low",
+    "skipped": "low",
+    "unknown": "medium",
+    "warning": "medium",
+    "critical": "high",
+    "emergency": "critical",
+}
 #: What the first version called the whole, by its worst severity.
 OVERALL: t.Dict[str, t.Tuple[str, str]] = {
     "critical": ("critical", "At least one check is in an emergency: act now."),
@@ -57,13 +64,22 @@ def recommendation(check: t.Mapping[str, t.Any]) -> str:
         return "Install the repaired files: the playbook deploy."
     if remedy:
         return f"Run python3 scripts/automated_recovery.py ({remedy})."
-    return "Find out why it could not be measured; the message says more." if check["status"] == "unknown" else "Look at the message; no remedy is known."
+    return (
+        "Find out why it could not be measured; the message says more."
+        if check["status"] == "unknown"
+        else "Look at the message; no remedy is known."
+    )
 
 
 def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     """One check with the keys of the first version beside ours. What was not measured is not there; ``healthy`` is None for a skipped check."""
     skipped = check["status"] == "skipped"
-    found = {**check, "healthy": None if skipped else check["status"] == "ok", "severity": SEVERITY[check["status"]], "skipped": skipped}
+    found = {
+        **check,
+        "healthy": None if skipped else check["status"] == "ok",
+        "severity": SEVERITY[check["status"]],
+        "skipped": skipped,
+    }
     if found["healthy"] is False:
         found.update(issue=check["message"], recommendation=recommendation(check))
     found.update({key: value for key, value in _measures(check).items() if value is not None})
@@ -77,9 +93,10 @@ def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
         host = details.get("host") or {}
         resident = [service["resident_bytes"] for service in (details.get("services") or {}).values()]
         return {
-            "memory_percent": host.get("percent", check["value"]), "process_memory_mb": round(sum(resident) / 1024**2, 1) if resident else None,
+            "memory_percent": host.get("percent", check["value"]),
+            "process_memory_mb": round(sum(resident) / 1024**2, 1) if resident else None,
             "available_memory_gb": round(host["available_bytes"] / GIGABYTE, 2) if "available_bytes" in host else None,
-        }  # fmt: skip
+        }
     if name == "disk":
         systems = list((details.get("filesystems") or {}).values())
         fullest = max(systems, key=lambda use: use["percent"]) if systems else {}
@@ -87,30 +104,46 @@ def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
             "disk_percent": fullest.get("percent", check["value"]),
             "free_space_gb": round(fullest["available_bytes"] / GIGABYTE, 2) if "available_bytes" in fullest else None,
             "total_space_gb": round(fullest["total_bytes"] / GIGABYTE, 2) if "total_bytes" in fullest else None,
-        }  # fmt: skip
+        }
     if name == "cpu":
         return {
-            "system_cpu_percent": details.get("host_percent"), "process_cpu_percent": details.get("services_percent"), "cpu_count": details.get("cores"),
+            "system_cpu_percent": details.get("host_percent"),
+            "process_cpu_percent": details.get("services_percent"),
+            "cpu_count": details.get("cores"),
             "load_average": list(details["load"]) if "load" in details else None,
-        }  # fmt: skip
+        }
     if name == "redis":
         return {
             "connected": "version" in details if check["status"] != "skipped" else None,
-            "memory_usage_mb": round(details["used_memory_bytes"] / 1024**2, 1) if "used_memory_bytes" in details else None,
-            "connected_clients": details.get("connected_clients"), "redis_version": details.get("version"),
-            "error": check["message"] if check["status"] not in ("ok", "skipped") and "version" not in details else None,
-        }  # fmt: skip
+            "memory_usage_mb": (
+                round(details["used_memory_bytes"] / 1024**2, 1) if "used_memory_bytes" in details else None
+            ),
+            "connected_clients": details.get("connected_clients"),
+            "redis_version": details.get("version"),
+            "error": (
+                check["message"] if check["status"] not in ("ok", "skipped") and "version" not in details else None
+            ),
+        }
     if name == "tts" and check["status"] in ("ok", "critical"):
         engine = details.get("engine", "none")
         works = check["status"] == "ok"
-        return {"working_engines": [engine] if works else [], "failed_engines": [] if works else [engine], "engine_status": {engine: works}}
+        return {
+            "working_engines": [engine] if works else [],
+            "failed_engines": [] if works else [engine],
+            "engine_status": {engine: works},
+        }
     if name in ("websocket", "cors"):
         return {"issues": [] if is_quiet(check) else [check["message"]]}
     return {}
 
 
 def issue(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
-    return {"check": check["name"], "issue": check["message"], "severity": SEVERITY[check["status"]], "recommendation": recommendation(check)}
+    return {
+        "check": check["name"],
+        "issue": check["message"],
+        "severity": SEVERITY[check["status"]],
+        "recommendation": recommendation(check),
+    }
 
 
 def summary(results: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> t.Dict[str, t.Any]:
@@ -127,11 +160,17 @@ def summary(results: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> 
         message = report.summary({"checks": list(results.values())})
     good = len(measured) - len(bad)
     return {
-        "overall_status": status, "overall_message": message, "total_checks": len(measured), "healthy_checks": good, "unhealthy_checks": len(bad),
+        "overall_status": status,
+        "overall_message": message,
+        "total_checks": len(measured),
+        "healthy_checks": good,
+        "unhealthy_checks": len(bad),
         "skipped_checks": len(results) - len(measured),
-        "health_percentage": round(100.0 * good / len(measured), 1) if measured else 0.0, "issues_by_severity": counts, "total_issues": len(bad),
+        "health_percentage": round(100.0 * good / len(measured), 1) if measured else 0.0,
+        "issues_by_severity": counts,
+        "total_issues": len(bad),
         "check_duration_seconds": round(duration, 2),
-    }  # fmt: skip
+    }
 
 
 def exit_status(status: str) -> int:
@@ -145,7 +184,10 @@ def exclusive(path: Path, wait: float) -> t.Iterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Run as root, or name a directory of yours with WHEELS_OPS_STATE_DIR.") from None
+        raise OpsError(
+            f"Cannot write {path}: {error.strerror}.",
+            hint="Run as root, or name a directory of yours with WHEELS_OPS_STATE_DIR.",
+        ) from None
     try:
         until = time.monotonic() + wait
         while True:
@@ -155,7 +197,10 @@ def exclusive(path: Path, wait: float) -> t.Iterator[None]:
             except OSError:
                 if time.monotonic() >= until:
                     who = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-                    raise OpsError(f"Another run (process {who or 'unknown'}) holds {path}.", hint="Wait for it; the lock ends with its process.") from None
+                    raise OpsError(
+                        f"Another run (process {who or 'unknown'}) holds {path}.",
+                        hint="Wait for it; the lock ends with its process.",
+                    ) from None
                 time.sleep(0.1)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

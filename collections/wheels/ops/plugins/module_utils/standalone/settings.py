@@ -122,11 +122,18 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", given.get("state_dir", ""), "") or _state_dir(env)
     checks["thresholds"] = parse(checks.get("thresholds") or {})
     options = suite.Options(**checks)
-    options = _within(replace(options, timeout=min(options.timeout, deadline - MARGIN) if "timeout" in checks else deadline - MARGIN), notes)
+    options = _within(
+        replace(options, timeout=min(options.timeout, deadline - MARGIN) if "timeout" in checks else deadline - MARGIN),
+        notes,
+    )
     return Settings(
-        checks=options, recovery=Recovery(**_section(given, "recovery", Recovery())), state_dir=ledger.state_dir(str(state)), deadline=deadline,
-        source=source, notes=tuple(notes),
-    )  # fmt: skip
+        checks=options,
+        recovery=Recovery(**_section(given, "recovery", Recovery())),
+        state_dir=ledger.state_dir(str(state)),
+        deadline=deadline,
+        source=source,
+        notes=tuple(notes),
+    )
 
 
 def _noted() -> str:
@@ -143,18 +150,22 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
         with os.fdopen(descriptor, encoding="utf-8") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise OpsError(f"{path} is no regular file.", hint="Name the configuration that the role monitoring writes.")
+                raise OpsError(
+                    f"{path} is no regular file.", hint="Name the configuration that the role monitoring writes."
+                )
             if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
                 # What it names is done with the rights of this user.
                 raise OpsError(
-                    f"{path} can be changed by others.", hint=f"It has to belong to root or to you, and be writable by nobody else: chmod 600 {path}"
+                    f"{path} can be changed by others.",
+                    hint=f"It has to belong to root or to you, and be writable by nobody else: chmod 600 {path}",
                 )
             if status.st_mode & 0o044:
                 notes.append(f"{path} can be read by others and may hold passwords: chmod 600 {path}")
             found = json.loads(file.read())
     except OSError as error:
         raise OpsError(
-            f"Cannot read {path}: {error.strerror}.", hint="Run as the user that it belongs to (root), or name another file with --config."
+            f"Cannot read {path}: {error.strerror}.",
+            hint="Run as the user that it belongs to (root), or name another file with --config.",
         ) from None
     except ValueError as error:
         # The text of the error names a position, never the content.
@@ -163,7 +174,9 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
         raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
     strange = sorted(set(found) - {"checks", "recovery", "state_dir", "deadline"})
     if strange:
-        raise OpsError(f"{path} has unknown keys: {', '.join(strange)}.", hint="Known are: checks, recovery, state_dir, deadline.")
+        raise OpsError(
+            f"{path} has unknown keys: {', '.join(strange)}.", hint="Known are: checks, recovery, state_dir, deadline."
+        )
     return found
 
 
@@ -174,7 +187,10 @@ def _section(given: t.Mapping[str, t.Any], name: str, default: t.Any) -> t.Dict[
         raise OpsError(f"{name} in the configuration is no object.", hint=f"Its keys are: {', '.join(known)}.")
     strange = sorted(set(section) - set(known))
     if strange:
-        raise OpsError(f"{name} in the configuration has unknown keys: {', '.join(strange)}.", hint=f"Known are: {', '.join(known)}.")
+        raise OpsError(
+            f"{name} in the configuration has unknown keys: {', '.join(strange)}.",
+            hint=f"Known are: {', '.join(known)}.",
+        )
     return {key: _typed(f"{name}.{key}", value, known[key]) for key, value in section.items()}
 
 
@@ -191,7 +207,9 @@ def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
     }
     kind, fits = kinds[type(default)]
     if not fits():
-        raise OpsError(f"{name} in the configuration is not {kind}.", hint="Let the role monitoring write it again, or correct it.")
+        raise OpsError(
+            f"{name} in the configuration is not {kind}.", hint="Let the role monitoring write it again, or correct it."
+        )
     return float(value) if isinstance(default, float) else tuple(value) if isinstance(default, tuple) else value
 
 
@@ -204,10 +222,15 @@ def _within(options: suite.Options, notes: t.List[str]) -> suite.Options:
         kept[name] = wait if wait <= left else 0.0
         left -= kept[name]
         if wait and not kept[name]:
-            notes.append(f"{name} is {wait:g} s, more than the deadline leaves: that is not waited for here. The playbook verify does.")
+            notes.append(
+                f"{name} is {wait:g} s, more than the deadline leaves: that is not waited for here. The playbook verify"
+                " does."
+            )
     return replace(
-        options, websocket_heartbeat_within=kept["websocket_heartbeat_within"], websocket_dead_peer_within=kept["websocket_dead_peer_within"]
-    )  # fmt: skip
+        options,
+        websocket_heartbeat_within=kept["websocket_heartbeat_within"],
+        websocket_dead_peer_within=kept["websocket_dead_peer_within"],
+    )
 
 
 def _state_dir(env: t.Mapping[str, str]) -> str:
@@ -247,8 +270,14 @@ def _dotenv() -> t.Dict[str, str]:
                 lines = file.read(DOTENV_BYTES).decode("utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        pairs = [line.strip().removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#")]
-        return {VARIABLES[key.strip()]: value.strip().strip("'\"") for key, _sign, value in pairs if key.strip() in VARIABLES and value.strip()}
+        pairs = [
+            line.strip().removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#")
+        ]
+        return {
+            VARIABLES[key.strip()]: value.strip().strip("'\"")
+            for key, _sign, value in pairs
+            if key.strip() in VARIABLES and value.strip()
+        }
     return {}
 
 
@@ -263,7 +292,13 @@ def _listens(url: str) -> bool:
 
 def _services() -> t.List[t.Dict[str, str]]:
     """The services of the report that this host's manager knows, in the report's order."""
-    units = {"redis-server": "redis", "redis": "redis", "pam-backend": "pam-backend", "celery-worker": "celery-worker", "celery-beat": "celery-beat"}
+    units = {
+        "redis-server": "redis",
+        "redis": "redis",
+        "pam-backend": "pam-backend",
+        "celery-worker": "celery-worker",
+        "celery-beat": "celery-beat",
+    }
     try:
         states = open_manager().states(list(units))
     except OpsError:
@@ -285,4 +320,11 @@ def _with_gates(found: t.Sequence[t.Mapping[str, str]], asked: t.Mapping[str, st
         "celery-beat": {"type": "beat", "url": redis},
     }
     here = any(service["name"] == "redis" for service in found)
-    return [{**service, "depends_on": ["redis"] if here and service["name"] != "redis" else [], "gate": gates[service["name"]]} for service in found]
+    return [
+        {
+            **service,
+            "depends_on": ["redis"] if here and service["name"] != "redis" else [],
+            "gate": gates[service["name"]],
+        }
+        for service in found
+    ]

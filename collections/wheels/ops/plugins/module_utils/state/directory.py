@@ -16,7 +16,9 @@ from ..results import OpsError
 _MAX_LINKS = 40
 
 
-def require(directory: t.Union[str, Path], *, name: str = "state directory", setting: str = "wheels_ops_state_dir") -> Path:
+def require(
+    directory: t.Union[str, Path], *, name: str = "state directory", setting: str = "wheels_ops_state_dir"
+) -> Path:
     """The directory, which need not exist yet. Raises ``OpsError`` where somebody else could put his own in its place.
 
     It, and every directory above it, has to belong to root or to the user of this process, and may be writable by nobody else.
@@ -28,7 +30,9 @@ def require(directory: t.Union[str, Path], *, name: str = "state directory", set
     """
     path = Path(directory)
     if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise OpsError(f"{setting.replace('wheels_ops_', '')} is {str(directory)!r}.", hint="Give an absolute path without '..'.")
+        raise OpsError(
+            f"{setting.replace('wheels_ops_', '')} is {str(directory)!r}.", hint="Give an absolute path without '..'."
+        )
     links = 0
     place, left = Path("/"), list(path.parts[1:])
     _check(place, path, last=False, words=(name, setting))
@@ -61,11 +65,14 @@ def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) ->
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OpsError(f"The {name} {whole} cannot be reached: {place}: {error.strerror}.", hint="Run as root, or name another.") from error
+        raise OpsError(
+            f"The {name} {whole} cannot be reached: {place}: {error.strerror}.", hint="Run as root, or name another."
+        ) from error
     where = "it" if place == whole else f"{place} above it"
     if status.st_uid not in (0, os.geteuid()):
         raise OpsError(
-            f"The {name} {whole} is refused: {where} belongs to {_user(status.st_uid)}, who can change what is kept there.",
+            f"The {name} {whole} is refused: {where} belongs to {_user(status.st_uid)}, who can change what is kept"
+            " there.",
             hint=f"Give it to root (chown root: {place}), or name another directory with {setting}.",
         )
     if stat.S_ISLNK(status.st_mode):
@@ -75,7 +82,8 @@ def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) ->
     sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
     if others and not sticky_of_root:
         raise OpsError(
-            f"The {name} {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept there.",
+            f"The {name} {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept"
+            " there.",
             hint=f"Take the right from them (chmod go-w {place}), or name another directory with {setting}.",
         )
     return status

@@ -97,10 +97,20 @@ def objects(content: bytes) -> t.Tuple[t.List[t.Dict[str, t.Any]], int]:
 
 def kind(value: t.Any) -> str:
     """What a JSON value is, for a message."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object", type(None): "null"}
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)
 
 
 def number(value: t.Any) -> bool:
     """Whether a JSON value is a finite number that a time can be."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
+    )

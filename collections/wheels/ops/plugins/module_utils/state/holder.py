@@ -19,7 +19,9 @@ import typing as t
 from pathlib import Path
 
 ALIVE, DEAD, UNKNOWN = "alive", "dead", "unknown"
-_ID = re.compile(r"(?P<host>[^:]+):(?P<pid>[0-9]{1,10}):(?P<start>[0-9]*)(?::(?P<machine>[^:-]*)-(?P<boot>[^:-]*)-(?P<namespace>[^:-]*))?")
+_ID = re.compile(
+    r"(?P<host>[^:]+):(?P<pid>[0-9]{1,10}):(?P<start>[0-9]*)(?::(?P<machine>[^:-]*)-(?P<boot>[^:-]*)-(?P<namespace>[^:-]*))?"
+)
 
 
 def started(pid: int) -> str:

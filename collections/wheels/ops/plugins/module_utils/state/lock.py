@@ -80,7 +80,12 @@ def read(root: Path) -> t.Optional[Entry]:
     if not documents.number(since):
         raise documents.Damaged(path, f"since is {documents.kind(since)}, not a time in seconds", _HINT)
     at, purpose = value.get("at"), value.get("purpose", "")
-    return Entry(holder, float(t.cast(float, since)), at if isinstance(at, str) else "an unknown time", purpose if isinstance(purpose, str) else "")
+    return Entry(
+        holder,
+        float(t.cast(float, since)),
+        at if isinstance(at, str) else "an unknown time",
+        purpose if isinstance(purpose, str) else "",
+    )
 
 
 def holder_of(root: Path) -> str:
@@ -119,7 +124,9 @@ def exclusive(path: Path, what: str) -> t.Iterator[None]:
             if time.monotonic() >= until:
                 who = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(descriptor)
-                raise OpsError(f"Another process ({who}) {what} in {path.parent}.", hint="Wait for it to end.") from None
+                raise OpsError(
+                    f"Another process ({who}) {what} in {path.parent}.", hint="Wait for it to end."
+                ) from None
             time.sleep(0.02)
         os.close(descriptor)
     try:
@@ -168,7 +175,9 @@ class Claim:
     at: str = ""
 
 
-def claim(root: Path, holder: str, *, living: t.Collection[str] = (), dead: t.Collection[str] = (), force: str = "") -> Claim:
+def claim(
+    root: Path, holder: str, *, living: t.Collection[str] = (), dead: t.Collection[str] = (), force: str = ""
+) -> Claim:
     """Looks whether a run may take the lock; changes nothing. Raises ``OpsError`` that names the holder where it may not.
 
     ``living`` and ``dead`` are ids of which the caller knows it; ``force`` is the id of the holder from whom to take the lock.
@@ -188,7 +197,8 @@ def claim(root: Path, holder: str, *, living: t.Collection[str] = (), dead: t.Co
         return Claim(entry.holder, f"The lock was taken from {entry.holder}, as was asked for.")
     if force:
         raise OpsError(
-            f"{entry.title} holds this host: {entry.holder}, since {entry.at}. wheels_ops_lock_force must be the id of that holder, got {force!r}.",
+            f"{entry.title} holds this host: {entry.holder}, since {entry.at}. wheels_ops_lock_force must be the id of"
+            f" that holder, got {force!r}.",
             hint=f"To take the lock from it: {escape}.",
             lock={"holder": entry.holder, "at": entry.at},
         )
@@ -213,10 +223,20 @@ def _standing(entry: Entry, living: t.Collection[str], dead: t.Collection[str]) 
     if age > EXPIRES:
         return True, f"It cannot be asked from here, and last renewed the lock {age / 60:.0f} minutes ago.", ""
     if age < -EXPIRES:
-        return True, f"It cannot be asked from here, and its time stamp lies {-age / 60:.0f} minutes in the future: the clock was set back.", ""
+        return (
+            True,
+            (
+                f"It cannot be asked from here, and its time stamp lies {-age / 60:.0f} minutes in the future: the"
+                " clock was set back."
+            ),
+            "",
+        )
     reason = f"It cannot be asked from here whether it is alive; it last renewed the lock {age:.0f} s ago."
     if age < 0:
-        reason = f"It cannot be asked from here whether it is alive; its time stamp lies {-age:.0f} s in the future, as the clock was set back."
+        reason = (
+            f"It cannot be asked from here whether it is alive; its time stamp lies {-age:.0f} s in the future, as the"
+            " clock was set back."
+        )
     return False, reason, f"Wait for it to end. If it is dead, its lock expires in {(EXPIRES - age) / 60:.0f} minutes."
 
 
@@ -233,7 +253,13 @@ def _claim_damaged(damaged: documents.Damaged) -> Claim:
 
 def write(root: Path, holder: str, purpose: str, *, at: str = "") -> None:
     """Puts a lock there, under the guard, after a ``claim``. ``at``: when it was taken, for a renewal."""
-    entry = {"holder": holder, "since": time.time(), "at": at or now(), "host": socket.gethostname(), "purpose": purpose}
+    entry = {
+        "holder": holder,
+        "since": time.time(),
+        "at": at or now(),
+        "host": socket.gethostname(),
+        "purpose": purpose,
+    }
     write_json(root / NAME, entry)
 
 
@@ -257,8 +283,12 @@ def renew(root: Path, holder: str) -> None:
 def _require_held(entry: t.Optional[Entry], holder: str) -> None:
     if entry is None or entry.holder != holder:
         raise OpsError(
-            f"This run ({holder}) does not hold the lock of this host any more; {f'{entry.holder} does' if entry else 'nobody does'}.",
-            hint="Nothing more is changed. Somebody took the lock over, or removed it; look at this host, then run the playbook again.",
+            f"This run ({holder}) does not hold the lock of this host any more;"
+            f" {f'{entry.holder} does' if entry else 'nobody does'}.",
+            hint=(
+                "Nothing more is changed. Somebody took the lock over, or removed it; look at this host, then run the"
+                " playbook again."
+            ),
         )
 
 

@@ -116,7 +116,10 @@ def main() -> None:
     words = sys.argv[1:]
     if "--timeout-graceful-shutdown" not in words:
         words += ["--timeout-graceful-shutdown", str(GRACEFUL_SECONDS)]
-    if any(word.split("=")[0] in ("--workers", "--reload") for word in words) or os.environ.get("WEB_CONCURRENCY", "1") != "1":
+    if (
+        any(word.split("=")[0] in ("--workers", "--reload") for word in words)
+        or os.environ.get("WEB_CONCURRENCY", "1") != "1"
+    ):
         sys.exit("drain.py runs one process: for more, start more instances on the same socket.")
     # uvicorn puts --app-dir on the path, by default the directory it is called in; ours is where this file lies.
     if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):

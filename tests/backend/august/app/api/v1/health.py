@@ -29,9 +29,12 @@ def _environment() -> str:
 @router.get("/health")
 async def health() -> t.Dict[str, t.Any]:
     return {
-        "status": "healthy", "service": "wheels-wins-pam-api", "version": VERSION, "environment": _environment(),
+        "status": "healthy",
+        "service": "wheels-wins-pam-api",
+        "version": VERSION,
+        "environment": _environment(),
         "timestamp": datetime.utcnow().isoformat(),
-    }  # fmt: skip
+    }
 
 
 @router.get("/health/detailed")
@@ -49,7 +52,10 @@ async def detailed() -> t.Dict[str, t.Any]:
             "cache": {"status": "healthy" if cache_service.redis else "unhealthy"},
             "websocket": {"status": "healthy", "connections": len(manager.active_connections)},
             "tts": {"enabled": settings.TTS_ENABLED, "primary_engine": settings.TTS_PRIMARY_ENGINE},
-            "system": {"memory_percent": memory.percent, "process_rss_mb": psutil.Process().memory_info().rss / 1_048_576},
+            "system": {
+                "memory_percent": memory.percent,
+                "process_rss_mb": psutil.Process().memory_info().rss / 1_048_576,
+            },
         },
     }
 
@@ -68,7 +74,9 @@ async def redis() -> JSONResponse:
         info = await cache_service.redis.info()
     except Exception as error:
         return JSONResponse({"status": "unhealthy", "error": str(error)}, status_code=503)
-    return JSONResponse({"status": "healthy", "redis_version": info.get("redis_version"), "used_memory": info.get("used_memory_human")})
+    return JSONResponse(
+        {"status": "healthy", "redis_version": info.get("redis_version"), "used_memory": info.get("used_memory_human")}
+    )
 
 
 @router.get("/health/ready")

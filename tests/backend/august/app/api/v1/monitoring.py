@@ -24,18 +24,24 @@ async def memory() -> Answer:
     return {
         "timestamp": datetime.utcnow().isoformat(),
         "system": {
-            "total_mb": found.total / 1_048_576, "used_mb": found.used / 1_048_576, "available_mb": found.available / 1_048_576,
+            "total_mb": found.total / 1_048_576,
+            "used_mb": found.used / 1_048_576,
+            "available_mb": found.available / 1_048_576,
             "percent": found.percent,
         },
         "process": {"rss_mb": process.memory_info().rss / 1_048_576, "percent": process.memory_percent()},
         "note": "The memory optimizer was removed",
-    }  # fmt: skip
+    }
 
 
 @router.post("/memory/optimize")
 async def optimize() -> Answer:
     collected = gc.collect()
-    return {"message": f"{collected} objects collected", "timestamp": datetime.utcnow().isoformat(), "memory_stats": await memory()}
+    return {
+        "message": f"{collected} objects collected",
+        "timestamp": datetime.utcnow().isoformat(),
+        "memory_stats": await memory(),
+    }
 
 
 # -- the same in every release --

@@ -38,8 +38,15 @@ class CoquiTTS(BaseTTSEngine):
         if not self.is_initialized:
             return TTSResponse(request=request, error="Coqui TTS is not initialized", success=False)
         samples = self._model.tts(self.prepare_text(request.text))
-        audio = b"".join(int(max(-1.0, min(1.0, sample)) * 32767).to_bytes(2, "little", signed=True) for sample in samples)
-        return TTSResponse(request=request, audio_data=audio, duration_ms=self.estimate_duration(request.text), engine_used=TTSEngine.COQUI)
+        audio = b"".join(
+            int(max(-1.0, min(1.0, sample)) * 32767).to_bytes(2, "little", signed=True) for sample in samples
+        )
+        return TTSResponse(
+            request=request,
+            audio_data=audio,
+            duration_ms=self.estimate_duration(request.text),
+            engine_used=TTSEngine.COQUI,
+        )
 
     async def synthesize_stream(self, request: TTSRequest) -> t.AsyncGenerator[AudioChunk, None]:
         response = await self.synthesize(request)

@@ -46,7 +46,9 @@ async def trips(claims: Signed) -> Answer:
 
 @router.get("/trips/{trip_id}/participants")
 async def participants(trip_id: uuid.UUID, claims: Signed) -> Answer:
-    return await _answer("Loading participants", "participants", database_service.get_trip_participants(claims, str(trip_id)))
+    return await _answer(
+        "Loading participants", "participants", database_service.get_trip_participants(claims, str(trip_id))
+    )
 
 
 @router.get("/wishlist")

@@ -27,7 +27,11 @@ async def memory(optimizer: Optimizer) -> Answer:
 async def optimize(optimizer: Optimizer) -> Answer:
     await optimizer._optimize_memory()
     stats = await optimizer.get_memory_stats()
-    return {"message": "Memory optimization completed", "timestamp": datetime.utcnow().isoformat(), "memory_stats": stats}
+    return {
+        "message": "Memory optimization completed",
+        "timestamp": datetime.utcnow().isoformat(),
+        "memory_stats": stats,
+    }
 
 
 # -- the same in every release --

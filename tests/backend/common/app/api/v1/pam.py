@@ -75,7 +75,11 @@ async def conversation_history(
 @router.get("/voice/health")
 async def voice_health() -> t.Dict[str, t.Any]:
     status = await enhanced_tts_service.get_health_status()
-    return {**status, "primary_engine": get_settings().TTS_PRIMARY_ENGINE, "fallback_enabled": get_settings().TTS_FALLBACK_ENABLED}
+    return {
+        **status,
+        "primary_engine": get_settings().TTS_PRIMARY_ENGINE,
+        "fallback_enabled": get_settings().TTS_FALLBACK_ENABLED,
+    }
 
 
 def _ip_blocked(websocket: WebSocket) -> bool:
@@ -101,7 +105,9 @@ async def socket(websocket: WebSocket, user_id: str, token: t.Optional[str] = No
     await manager.connect(websocket, user_id, connection_id)
     websocket_keepalive.start(connection_id, websocket)
     try:
-        await manager.send_personal_message({"type": "connection", "status": "connected", "connection_id": connection_id}, websocket)
+        await manager.send_personal_message(
+            {"type": "connection", "status": "connected", "connection_id": connection_id}, websocket
+        )
         await _converse(websocket, connection_id)
     except WebSocketDisconnect:
         logger.info("WebSocket disconnected", user_id=user_id)

@@ -93,7 +93,9 @@ async def voices(user: User) -> Answer:
 @router.post("/voices/preference")
 async def preference(body: VoicePreference, user: User) -> Answer:
     _initialised()
-    done = await tts_service.set_user_voice_preference(user.user_id, body.voice_data, context=body.context, is_default=body.is_default)
+    done = await tts_service.set_user_voice_preference(
+        user.user_id, body.voice_data, context=body.context, is_default=body.is_default
+    )
     if not done:
         raise HTTPException(500, "Failed to set voice preference")
     return {"message": "Voice preference set", "is_default": body.is_default}
@@ -119,8 +121,9 @@ async def health() -> Answer:
     engines = found.get("engines") or {}
     return {
         "status": "healthy" if found.get("initialized") and engines.get("healthy_engines") else "unhealthy",
-        "engines": engines, "timestamp": datetime.utcnow().isoformat(),
-    }  # fmt: skip
+        "engines": engines,
+        "timestamp": datetime.utcnow().isoformat(),
+    }
 
 
 @router.post("/recovery/trigger")
@@ -158,12 +161,17 @@ async def test() -> Answer:
     if not tts_service.is_initialized:
         return {"status": "not_available", "message": "TTS service is not initialized"}
     try:
-        answer = await tts_service.synthesize_for_pam(text="Hello from PAM.", user_id="test", context="general_conversation", stream=False)
+        answer = await tts_service.synthesize_for_pam(
+            text="Hello from PAM.", user_id="test", context="general_conversation", stream=False
+        )
     except Exception as error:
         return {"status": "error", "message": str(error)}
     if answer is None or not answer.success or not answer.audio_data:
         return {"status": "unhealthy", "message": getattr(answer, "error", None) or "no audio was made"}
     return {
-        "status": "healthy", "message": "TTS works", "generation_time_ms": answer.generation_time_ms,
-        "engine_used": answer.engine_used.value if answer.engine_used else None, "audio_size_bytes": len(answer.audio_data),
-    }  # fmt: skip
+        "status": "healthy",
+        "message": "TTS works",
+        "generation_time_ms": answer.generation_time_ms,
+        "engine_used": answer.engine_used.value if answer.engine_used else None,
+        "audio_size_bytes": len(answer.audio_data),
+    }

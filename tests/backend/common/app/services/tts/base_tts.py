@@ -197,7 +197,12 @@ class TTSEngineManager:
     async def health_check_all(self) -> t.Dict[str, t.Any]:
         engines = {kind.value: await engine.health_check() for kind, engine in self.engines.items()}
         healthy = sum(1 for state in engines.values() if state.get("status") == "healthy")
-        return {"overall_status": "healthy" if healthy else "unhealthy", "engines": engines, "healthy_engines": healthy, "total_engines": len(engines)}
+        return {
+            "overall_status": "healthy" if healthy else "unhealthy",
+            "engines": engines,
+            "healthy_engines": healthy,
+            "total_engines": len(engines),
+        }
 
     async def close_all(self) -> None:
         for engine in self.engines.values():

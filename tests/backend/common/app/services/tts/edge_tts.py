@@ -25,7 +25,15 @@ class EdgeTTS(BaseTTSEngine):
 
             found = await asyncio.wait_for(edge_tts.list_voices(), _START_TIMEOUT)
             self.available_voices = [
-                VoiceProfile(voice["ShortName"], voice["FriendlyName"], voice["Gender"].lower(), "adult", voice["Locale"], voice["Locale"][:2], TTSEngine.EDGE)
+                VoiceProfile(
+                    voice["ShortName"],
+                    voice["FriendlyName"],
+                    voice["Gender"].lower(),
+                    "adult",
+                    voice["Locale"],
+                    voice["Locale"][:2],
+                    TTSEngine.EDGE,
+                )
                 for voice in found
                 if voice["Locale"].startswith("en")
             ]
@@ -46,11 +54,19 @@ class EdgeTTS(BaseTTSEngine):
 
     def _ssml(self, request: TTSRequest) -> str:
         voice = request.voice_profile.voice_id
-        return f'<speak version="1.0" xml:lang="en-US"><voice name="{voice}"><prosody rate="+0%">{self.prepare_text(request.text)}</prosody></voice></speak>'
+        return (
+            f'<speak version="1.0" xml:lang="en-US"><voice name="{voice}"><prosody'
+            f' rate="+0%">{self.prepare_text(request.text)}</prosody></voice></speak>'
+        )
 
     async def synthesize(self, request: TTSRequest) -> TTSResponse:
         audio = b"".join([chunk.data async for chunk in self.synthesize_stream(request)])
-        return TTSResponse(request=request, audio_data=audio, duration_ms=self.estimate_duration(request.text), engine_used=TTSEngine.EDGE)
+        return TTSResponse(
+            request=request,
+            audio_data=audio,
+            duration_ms=self.estimate_duration(request.text),
+            engine_used=TTSEngine.EDGE,
+        )
 
     async def synthesize_stream(self, request: TTSRequest) -> t.AsyncGenerator[AudioChunk, None]:
         import edge_tts

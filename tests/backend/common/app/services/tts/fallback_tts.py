@@ -42,11 +42,22 @@ class FallbackTTSService:
             done = subprocess.run(["espeak", "-w", name, text], capture_output=True, timeout=30, check=False)
             if done.returncode == 0:
                 with open(name, "rb") as audio:
-                    return {"audio_data": audio.read(), "format": "wav", "duration": len(text.split()) / 2.5, "engine": "espeak", "success": True}
+                    return {
+                        "audio_data": audio.read(),
+                        "format": "wav",
+                        "duration": len(text.split()) / 2.5,
+                        "engine": "espeak",
+                        "success": True,
+                    }
         return {
-            "audio_data": None, "format": "text", "duration": 0, "engine": "text_only", "success": True,
-            "text_response": text, "message": "Speech is not available",
-        }  # fmt: skip
+            "audio_data": None,
+            "format": "text",
+            "duration": 0,
+            "engine": "text_only",
+            "success": True,
+            "text_response": text,
+            "message": "Speech is not available",
+        }
 
     async def shutdown(self) -> None:
         self.is_initialized = False
@@ -64,13 +75,21 @@ class SystemTTS(BaseTTSEngine):
 
     async def initialize(self) -> bool:
         self.is_initialized = await self.fallback_service.initialize()
-        self.available_voices = [VoiceProfile("system", "System voice", "neutral", "adult", "en", "en", TTSEngine.AZURE)]
+        self.available_voices = [
+            VoiceProfile("system", "System voice", "neutral", "adult", "en", "en", TTSEngine.AZURE)
+        ]
         return self.is_initialized
 
     async def synthesize(self, request: TTSRequest) -> TTSResponse:
         made = await self.fallback_service.synthesize_speech(request.text, request.user_id)
         duration = int(1000 * float(made["duration"]))
-        return TTSResponse(request=request, audio_data=made["audio_data"], duration_ms=duration, engine_used=self.engine_type, success=made["success"])
+        return TTSResponse(
+            request=request,
+            audio_data=made["audio_data"],
+            duration_ms=duration,
+            engine_used=self.engine_type,
+            success=made["success"],
+        )
 
     async def synthesize_stream(self, request: TTSRequest) -> t.AsyncGenerator[AudioChunk, None]:
         response = await self.synthesize(request)
@@ -79,9 +98,12 @@ class SystemTTS(BaseTTSEngine):
     async def health_check(self) -> t.Dict[str, t.Any]:
         engines = self.fallback_service.available_engines
         return {
-            "status": "healthy" if self.is_initialized else "unhealthy", "engine_available": bool(engines), "available_engines": engines,
-            "available_voices": len(self.available_voices), "supports_streaming": True,
-        }  # fmt: skip
+            "status": "healthy" if self.is_initialized else "unhealthy",
+            "engine_available": bool(engines),
+            "available_engines": engines,
+            "available_voices": len(self.available_voices),
+            "supports_streaming": True,
+        }
 
     def supports_streaming(self) -> bool:
         return True

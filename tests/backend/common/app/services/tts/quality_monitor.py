@@ -30,7 +30,12 @@ class QualityMonitor:
     def performance(self) -> t.Dict[str, t.Any]:
         average = sum(self.generation_ms) / len(self.generation_ms) if self.generation_ms else 0
         rate = 100 * (self.total - self.failed) / self.total if self.total else 0
-        return {"total_requests": self.total, "success_rate_percent": rate, "avg_generation_time_ms": average, "engine_usage": self.engines}
+        return {
+            "total_requests": self.total,
+            "success_rate_percent": rate,
+            "avg_generation_time_ms": average,
+            "engine_usage": self.engines,
+        }
 
     async def get_quality_report(self, hours: int = 24) -> t.Dict[str, t.Any]:
         return {"monitoring": self.is_monitoring, "hours": hours, **self.performance()}

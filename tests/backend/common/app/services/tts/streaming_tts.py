@@ -52,9 +52,13 @@ class StreamingTTSService:
         if use_cache:
             audio = await self.cache.get(text, voice.voice_id, format.value)
             if audio:
-                return TTSResponse(request=request, audio_data=audio, cache_hit=True, generation_time_ms=0, engine_used=voice.engine)
+                return TTSResponse(
+                    request=request, audio_data=audio, cache_hit=True, generation_time_ms=0, engine_used=voice.engine
+                )
         response = await self.tts_manager.synthesize_with_fallback(request)
-        quality_monitor.record(response.success, response.engine_used.value if response.engine_used else None, response.generation_time_ms)
+        quality_monitor.record(
+            response.success, response.engine_used.value if response.engine_used else None, response.generation_time_ms
+        )
         if response.success and response.audio_data and use_cache:
             await self.cache.put(text, voice.voice_id, format.value, response.audio_data)
         return response
@@ -67,29 +71,41 @@ class StreamingTTSService:
         async for chunk in engine.synthesize_stream(request):
             yield chunk
 
-    async def get_recommended_voices(self, user_id: t.Optional[str] = None, context: str = "general_conversation", limit: int = 5) -> t.List[VoiceProfile]:
+    async def get_recommended_voices(
+        self, user_id: t.Optional[str] = None, context: str = "general_conversation", limit: int = 5
+    ) -> t.List[VoiceProfile]:
         found: t.List[VoiceProfile] = []
         for engine in self.tts_manager.engines.values():
             found.extend(await engine.get_available_voices())
         return found[:limit]
 
-    async def set_user_voice_preference(self, user_id: str, voice: VoiceProfile, context: t.Optional[str] = None, is_default: bool = False) -> bool:
+    async def set_user_voice_preference(
+        self, user_id: str, voice: VoiceProfile, context: t.Optional[str] = None, is_default: bool = False
+    ) -> bool:
         self.voice_manager.set_preference(user_id, voice, context, is_default)
         return True
 
-    async def rate_voice_interaction(self, user_id: str, voice: VoiceProfile, rating: float, feedback: t.Optional[str] = None) -> bool:
+    async def rate_voice_interaction(
+        self, user_id: str, voice: VoiceProfile, rating: float, feedback: t.Optional[str] = None
+    ) -> bool:
         self.voice_manager.rate(user_id, voice, rating, feedback)
         return True
 
     async def get_service_health(self) -> t.Dict[str, t.Any]:
         engines = await self.tts_manager.health_check_all()
         return {
-            "service_status": engines["overall_status"], "engines": engines, "cache": self.cache.get_cache_stats(),
-            "performance": quality_monitor.performance(), "quality": await quality_monitor.get_quality_report(),
-        }  # fmt: skip
+            "service_status": engines["overall_status"],
+            "engines": engines,
+            "cache": self.cache.get_cache_stats(),
+            "performance": quality_monitor.performance(),
+            "quality": await quality_monitor.get_quality_report(),
+        }
 
     async def get_user_analytics(self, user_id: str) -> t.Dict[str, t.Any]:
-        return {"user_id": user_id, "ratings": [entry for entry in self.voice_manager.ratings if entry["user_id"] == user_id]}
+        return {
+            "user_id": user_id,
+            "ratings": [entry for entry in self.voice_manager.ratings if entry["user_id"] == user_id],
+        }
 
     async def shutdown(self) -> None:
         await self.tts_manager.close_all()

@@ -32,7 +32,12 @@ class TTSCache:
 
     def get_cache_stats(self) -> t.Dict[str, t.Any]:
         files = list(self.directory.glob("*.audio"))
-        return {"entries": len(files), "size_bytes": sum(path.stat().st_size for path in files), "hits": self.hits, "misses": self.misses}
+        return {
+            "entries": len(files),
+            "size_bytes": sum(path.stat().st_size for path in files),
+            "hits": self.hits,
+            "misses": self.misses,
+        }
 
     async def clear_cache(self, older_than_hours: t.Optional[int] = None) -> int:
         limit = time.time() - 3600 * older_than_hours if older_than_hours is not None else None

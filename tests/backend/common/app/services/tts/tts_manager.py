@@ -34,7 +34,9 @@ class TTSManager:
                 logger.error("TTS engine failed to register", engine=kind.__name__, error=str(error))
         return self.is_initialized
 
-    async def synthesize_for_pam(self, text: str, user_id: t.Optional[str] = None, context: str = "general", stream: bool = False) -> t.Optional[TTSResponse]:
+    async def synthesize_for_pam(
+        self, text: str, user_id: t.Optional[str] = None, context: str = "general", stream: bool = False
+    ) -> t.Optional[TTSResponse]:
         request = TTSRequest(text, voice_manager.voice_for(user_id, context), AudioFormat.WAV, user_id=user_id)
         for engine in self.engines:
             response = await engine.synthesize(request)

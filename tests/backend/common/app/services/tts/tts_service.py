@@ -47,9 +47,14 @@ class TTSService:
 
     def _voice(self, data: t.Dict[str, t.Any]) -> VoiceProfile:
         return VoiceProfile(
-            str(data.get("voice_id", "")), str(data.get("name", "")), str(data.get("gender", "neutral")), str(data.get("age", "adult")),
-            str(data.get("accent", "")), str(data.get("language", "en")), TTSEngine(data.get("engine", "edge")),
-        )  # fmt: skip
+            str(data.get("voice_id", "")),
+            str(data.get("name", "")),
+            str(data.get("gender", "neutral")),
+            str(data.get("age", "adult")),
+            str(data.get("accent", "")),
+            str(data.get("language", "en")),
+            TTSEngine(data.get("engine", "edge")),
+        )
 
     async def get_available_voices(self, user_id: t.Optional[str] = None) -> t.List[t.Dict[str, t.Any]]:
         voices = await self.streaming_service.get_recommended_voices(user_id, limit=50)
@@ -59,18 +64,33 @@ class TTSService:
         settings = voice.settings or VoiceSettings()
         style = settings.style.value if isinstance(settings.style, VoiceStyle) else settings.style
         return {
-            "voice_id": voice.voice_id, "name": voice.name, "gender": voice.gender, "age": voice.age, "accent": voice.accent,
-            "language": voice.language, "engine": voice.engine.value,
+            "voice_id": voice.voice_id,
+            "name": voice.name,
+            "gender": voice.gender,
+            "age": voice.age,
+            "accent": voice.accent,
+            "language": voice.language,
+            "engine": voice.engine.value,
             "settings": {
-                "stability": settings.stability, "similarity_boost": settings.similarity_boost, "speed": settings.speed, "pitch": settings.pitch,
-                "volume": settings.volume, "style": style,
+                "stability": settings.stability,
+                "similarity_boost": settings.similarity_boost,
+                "speed": settings.speed,
+                "pitch": settings.pitch,
+                "volume": settings.volume,
+                "style": style,
             },
-        }  # fmt: skip
+        }
 
-    async def set_user_voice_preference(self, user_id: str, voice_data: t.Dict[str, t.Any], context: t.Optional[str] = None, is_default: bool = False) -> bool:
-        return await self.streaming_service.set_user_voice_preference(user_id, self._voice(voice_data), context, is_default)
+    async def set_user_voice_preference(
+        self, user_id: str, voice_data: t.Dict[str, t.Any], context: t.Optional[str] = None, is_default: bool = False
+    ) -> bool:
+        return await self.streaming_service.set_user_voice_preference(
+            user_id, self._voice(voice_data), context, is_default
+        )
 
-    async def rate_voice(self, user_id: str, voice_data: t.Dict[str, t.Any], rating: float, feedback: t.Optional[str] = None) -> bool:
+    async def rate_voice(
+        self, user_id: str, voice_data: t.Dict[str, t.Any], rating: float, feedback: t.Optional[str] = None
+    ) -> bool:
         return await self.streaming_service.rate_voice_interaction(user_id, self._voice(voice_data), rating, feedback)
 
     async def get_service_status(self) -> t.Dict[str, t.Any]:

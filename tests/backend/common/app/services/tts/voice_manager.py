@@ -16,7 +16,9 @@ class VoiceManager:
         self.ratings: t.List[t.Dict[str, t.Any]] = []
 
     def default_voice(self) -> VoiceProfile:
-        return VoiceProfile(get_settings().TTS_VOICE_DEFAULT, "Aria", "female", "adult", "american", "en", TTSEngine.EDGE)
+        return VoiceProfile(
+            get_settings().TTS_VOICE_DEFAULT, "Aria", "female", "adult", "american", "en", TTSEngine.EDGE
+        )
 
     def voice_for(self, user_id: t.Optional[str], context: str) -> VoiceProfile:
         for name in (context, "default"):

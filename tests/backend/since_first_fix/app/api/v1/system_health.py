@@ -34,7 +34,7 @@ async def _memory() -> Answer:
     return {
         "system": {"total_mb": memory.total / 1_048_576, "used_mb": memory.used / 1_048_576, "percent": memory.percent},
         "process": {"rss_mb": process.memory_info().rss / 1_048_576, "percent": process.memory_percent()},
-    }  # fmt: skip
+    }
 
 
 @router.get("/health")
@@ -45,12 +45,21 @@ async def health() -> Answer:
         critical = [alert for alert in alerts if alert["level"] == "critical"]
         overall = "critical" if critical else "warning" if alerts else "healthy"
         return {
-            "timestamp": _now(), "overall_status": overall, "status_message": f"System is {overall}",
-            "system_metrics": {"performance": status, "memory": await _memory(), "cache": await cache_service.get_cache_stats()},
-            "alerts_summary": {
-                "total_alerts": len(alerts), "critical_alerts": len(critical), "warning_alerts": len(alerts) - len(critical), "active_alerts": alerts,
+            "timestamp": _now(),
+            "overall_status": overall,
+            "status_message": f"System is {overall}",
+            "system_metrics": {
+                "performance": status,
+                "memory": await _memory(),
+                "cache": await cache_service.get_cache_stats(),
             },
-        }  # fmt: skip
+            "alerts_summary": {
+                "total_alerts": len(alerts),
+                "critical_alerts": len(critical),
+                "warning_alerts": len(alerts) - len(critical),
+                "active_alerts": alerts,
+            },
+        }
     except Exception as error:
         raise HTTPException(500, f"Health check failed: {error}") from error
 
@@ -74,7 +83,11 @@ async def _cleanup(aggressive: bool) -> None:
 @router.post("/memory/optimize")
 async def optimize(tasks: BackgroundTasks, force_aggressive: bool = False) -> Answer:
     tasks.add_task(_cleanup, force_aggressive)
-    return {"message": "Memory optimization started", "type": "aggressive" if force_aggressive else "standard", "started_at": _now()}
+    return {
+        "message": "Memory optimization started",
+        "type": "aggressive" if force_aggressive else "standard",
+        "started_at": _now(),
+    }
 
 
 @router.post("/cache/clear")
@@ -90,18 +103,20 @@ async def clear_cache(tasks: BackgroundTasks, cache_type: t.Optional[str] = None
 async def monitoring_status() -> Answer:
     services: Answer = {
         "performance_monitor": {
-            "active": performance_monitor.is_running, "check_interval": performance_monitor.check_interval,
+            "active": performance_monitor.is_running,
+            "check_interval": performance_monitor.check_interval,
             "active_alerts": len(performance_monitor.active_alerts),
         },
         "cache_service": {"initialized": cache_service.redis is not None},
-    }  # fmt: skip
+    }
     if memory_optimizer is None:
         services["memory_management"] = {"type": "gc", "note": "The memory optimizer was removed"}
     else:
         services["memory_optimizer"] = {
-            "active": memory_optimizer.is_running, "optimization_interval": memory_optimizer.optimization_interval,
+            "active": memory_optimizer.is_running,
+            "optimization_interval": memory_optimizer.optimization_interval,
             "optimization_count": memory_optimizer.optimization_count,
-        }  # fmt: skip
+        }
     return {"timestamp": _now(), "services": services}
 
 
@@ -148,9 +163,12 @@ async def recovery_trigger(tasks: BackgroundTasks) -> Answer:
 @router.get("/logs/health")
 async def logs() -> Answer:
     return {
-        "timestamp": _now(), "healthy": True, "issues": [],
-        "log_info": {"log_files": [], "total_size_mb": 0, "large_files": [], "old_files": []}, "recommendations": [None, None, None],
-    }  # fmt: skip
+        "timestamp": _now(),
+        "healthy": True,
+        "issues": [],
+        "log_info": {"log_files": [], "total_size_mb": 0, "large_files": [], "old_files": []},
+        "recommendations": [None, None, None],
+    }
 
 
 @router.get("/admin/debug")
@@ -159,13 +177,22 @@ async def debug() -> Answer:
     return {
         "timestamp": _now(),
         "system": {
-            "platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count(),
-            "memory_total_gb": psutil.virtual_memory().total / 1_073_741_824, "disk_total_gb": psutil.disk_usage("/").total / 1_073_741_824,
+            "platform": platform.platform(),
+            "python_version": platform.python_version(),
+            "cpu_count": os.cpu_count(),
+            "memory_total_gb": psutil.virtual_memory().total / 1_073_741_824,
+            "disk_total_gb": psutil.disk_usage("/").total / 1_073_741_824,
             "boot_time": psutil.boot_time(),
         },
         "process": {
-            "pid": process.pid, "parent_pid": process.ppid(), "name": process.name(), "status": process.status(), "create_time": process.create_time(),
-            "cpu_percent": process.cpu_percent(), "memory_percent": process.memory_percent(), "num_threads": process.num_threads(),
+            "pid": process.pid,
+            "parent_pid": process.ppid(),
+            "name": process.name(),
+            "status": process.status(),
+            "create_time": process.create_time(),
+            "cpu_percent": process.cpu_percent(),
+            "memory_percent": process.memory_percent(),
+            "num_threads": process.num_threads(),
             "num_fds": process.num_fds(),
         },
         "network": {"connections": len(process.net_connections()), "listening_ports": []},
@@ -174,4 +201,4 @@ async def debug() -> Answer:
             "memory_optimizer_running": bool(memory_optimizer and memory_optimizer.is_running),
             "cache_service_connected": cache_service.redis is not None,
         },
-    }  # fmt: skip
+    }

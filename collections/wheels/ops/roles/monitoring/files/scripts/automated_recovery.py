@@ -22,7 +22,10 @@ def find_library() -> Path:
     for place in [Path(named)] if named else places:
         if (place / "standalone/launcher.py").is_file():
             return place
-    sys.stdout.write(f"UNKNOWN: {PROGRAM.name} finds no library of wheels.ops. Let the role monitoring install it, or name it with WHEELS_OPS_LIBRARY.\n")
+    sys.stdout.write(
+        f"UNKNOWN: {PROGRAM.name} finds no library of wheels.ops. Let the role monitoring install it, or name it with"
+        " WHEELS_OPS_LIBRARY.\n"
+    )
     raise SystemExit(3)
 
 
@@ -31,7 +34,9 @@ def load_library() -> None:
     if "wheels_ops" in sys.modules:
         return
     place = find_library()
-    spec = importlib.util.spec_from_file_location("wheels_ops", place / "__init__.py", submodule_search_locations=[str(place)])
+    spec = importlib.util.spec_from_file_location(
+        "wheels_ops", place / "__init__.py", submodule_search_locations=[str(place)]
+    )
     if spec is None or spec.loader is None:
         raise ImportError(f"{place} is no package")
     library = importlib.util.module_from_spec(spec)

@@ -109,20 +109,87 @@ _FORBIDDEN_METHODS = {"CONNECT", "TRACE", "TRACK"}
 # "Forbidden request-header" of the Fetch standard, without the three that the backend's own list has always named:
 # a page can set none of them, so listing one is a misunderstanding.
 _FORBIDDEN_REQUEST_HEADERS = {
-    "accept-charset", "accept-encoding", "connection", "content-length", "cookie", "cookie2", "date", "dnt", "expect", "host",
-    "keep-alive", "referer", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "via",
-}  # fmt: skip
+    "accept-charset",
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "cookie",
+    "cookie2",
+    "date",
+    "dnt",
+    "expect",
+    "host",
+    "keep-alive",
+    "referer",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+}
 _FORBIDDEN_RESPONSE_HEADERS = {"set-cookie", "set-cookie2"}
 # Domains under which anybody gets a name: a pattern must fix the name directly below them.
 _SHARED_SUFFIXES = (
-    "netlify.app", "netlify.com", "lovable.app", "lovableproject.com", "lovable.dev", "vercel.app", "now.sh", "onrender.com", "herokuapp.com",
-    "github.io", "gitlab.io", "pages.dev", "workers.dev", "web.app", "firebaseapp.com", "azurewebsites.net", "azurestaticapps.net",
-    "cloudfront.net", "amazonaws.com", "s3.amazonaws.com", "fly.dev", "railway.app", "surge.sh", "glitch.me", "repl.co", "replit.app",
-    "replit.dev", "ngrok.io", "ngrok.app", "ngrok-free.app", "trycloudflare.com", "loca.lt", "supabase.co", "blogspot.com", "appspot.com",
-    "run.app", "deno.dev", "stackblitz.io", "webcontainer.io", "codesandbox.io", "csb.app", "gitpod.io", "github.dev",
-)  # fmt: skip
+    "netlify.app",
+    "netlify.com",
+    "lovable.app",
+    "lovableproject.com",
+    "lovable.dev",
+    "vercel.app",
+    "now.sh",
+    "onrender.com",
+    "herokuapp.com",
+    "github.io",
+    "gitlab.io",
+    "pages.dev",
+    "workers.dev",
+    "web.app",
+    "firebaseapp.com",
+    "azurewebsites.net",
+    "azurestaticapps.net",
+    "cloudfront.net",
+    "amazonaws.com",
+    "s3.amazonaws.com",
+    "fly.dev",
+    "railway.app",
+    "surge.sh",
+    "glitch.me",
+    "repl.co",
+    "replit.app",
+    "replit.dev",
+    "ngrok.io",
+    "ngrok.app",
+    "ngrok-free.app",
+    "trycloudflare.com",
+    "loca.lt",
+    "supabase.co",
+    "blogspot.com",
+    "appspot.com",
+    "run.app",
+    "deno.dev",
+    "stackblitz.io",
+    "webcontainer.io",
+    "codesandbox.io",
+    "csb.app",
+    "gitpod.io",
+    "github.dev",
+)
 # The same, sold by registries: there "--" is part of the name that somebody bought, and no border.
-_REGISTRY_SUFFIXES = ("co.uk", "org.uk", "com.au", "net.au", "org.au", "co.nz", "co.jp", "com.br", "co.za", "co.in", "com.mx", "com.sg")
+_REGISTRY_SUFFIXES = (
+    "co.uk",
+    "org.uk",
+    "com.au",
+    "net.au",
+    "org.au",
+    "co.nz",
+    "co.jp",
+    "com.br",
+    "co.za",
+    "co.in",
+    "com.mx",
+    "com.sg",
+)
 _MAX_AGE_LIMIT = 86_400  # Firefox's cap, the longest of any browser
 _LONGEST_ORIGIN = 8 + 253 + 6  # scheme, the longest DNS name, port
 _LONGEST_HEADER_LIST = 4096
@@ -140,7 +207,12 @@ class CORSPolicyError(ValueError):
 
 
 def _loopback(host: str) -> bool:
-    return host == "localhost" or host.endswith(".localhost") or host == "[::1]" or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+    return (
+        host == "localhost"
+        or host.endswith(".localhost")
+        or host == "[::1]"
+        or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+    )
 
 
 def _shown(text: object, limit: int = 120) -> str:
@@ -231,7 +303,11 @@ def pattern_problem(pattern: object, environment: str = "production") -> t.Optio
     if re.search(r"\\[DSWsnrtvfxuU0AZbB1-9]", body) or re.search(r"\[[^\]]*[\^/@:?#]", body):
         return f"{name} has a class that matches nearly everything: name the characters that may vary"
     if re.match(r"https?://(?:localhost|127\\\.0\\\.0\\\.1):(?:\[0-9\]|\\d)(?:\+|\{\d(?:,\d)?\})?$", body):
-        return None if environment in ("development", "staging") else f"{name} is for loopback hosts, which {environment} does not trust"
+        return (
+            None
+            if environment in ("development", "staging")
+            else f"{name} is for loopback hosts, which {environment} does not trust"
+        )
     if not body.startswith("https://"):
         return f'{name} does not begin with "https://"'
     tail = re.search(r"(?:\\[.\-]|[a-z0-9-])*$", body[len("https://") :])
@@ -289,7 +365,9 @@ class CORSPolicy:
             raise CORSPolicyError([f"unknown setting {_shown(name)}" for name in unknown])
         patterns = values.get("allow_origin_patterns", ())
         if isinstance(patterns, t.Iterable) and not isinstance(patterns, str):
-            values["allow_origin_patterns"] = [entry.get("regex") if isinstance(entry, t.Mapping) else entry for entry in patterns]
+            values["allow_origin_patterns"] = [
+                entry.get("regex") if isinstance(entry, t.Mapping) else entry for entry in patterns
+            ]
         return cls(**values)
 
     @property
@@ -324,14 +402,22 @@ class CORSPolicy:
                     yield problem
         if not self.allow_methods:
             yield "no method is allowed"
-        if isinstance(self.max_age, bool) or not isinstance(self.max_age, int) or not 0 <= self.max_age <= _MAX_AGE_LIMIT:
+        if (
+            isinstance(self.max_age, bool)
+            or not isinstance(self.max_age, int)
+            or not 0 <= self.max_age <= _MAX_AGE_LIMIT
+        ):
             yield f"max_age {_shown(self.max_age)} is not a whole number of seconds between 0 and {_MAX_AGE_LIMIT}"
 
     def _name_problem(self, kind: str, value: object) -> t.Optional[str]:
         if not isinstance(value, str) or not _TOKEN.fullmatch(value):
             return f"{kind}: {_shown(value)!r} is not a token"
         if value == "*":
-            return f'{kind}: "*" is an ordinary name when credentials are allowed, not a wildcard' if self.allow_credentials else None
+            return (
+                f'{kind}: "*" is an ordinary name when credentials are allowed, not a wildcard'
+                if self.allow_credentials
+                else None
+            )
         lowered = value.lower()
         if kind == "allow_methods":
             if value.upper() in _FORBIDDEN_METHODS:
@@ -356,7 +442,9 @@ class CORSPolicy:
             "max_age": self.max_age,
         }
         if self.allow_origin_patterns:
-            arguments["allow_origin_regex"] = "|".join(f"(?:{pattern.removeprefix('^').removesuffix('$')})" for pattern in self.allow_origin_patterns)
+            arguments["allow_origin_regex"] = "|".join(
+                f"(?:{pattern.removeprefix('^').removesuffix('$')})" for pattern in self.allow_origin_patterns
+            )
         return arguments
 
 
@@ -370,10 +458,18 @@ _ONLY_VARY: t.Tuple[HeaderPair, ...] = (_VARY_PAIR,)
 _OURS = frozenset(
     b"access-control-" + name
     for name in (
-        b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers", b"max-age",
-        b"allow-private-network", b"request-method", b"request-headers", b"request-private-network",
+        b"allow-origin",
+        b"allow-credentials",
+        b"allow-methods",
+        b"allow-headers",
+        b"expose-headers",
+        b"max-age",
+        b"allow-private-network",
+        b"request-method",
+        b"request-headers",
+        b"request-private-network",
     )
-)  # fmt: skip
+)
 _REPLACED = _OURS | {b"vary"}
 
 
@@ -421,7 +517,11 @@ class CORSDecider:
     def _matched(self, raw: bytes) -> t.Optional[t.Tuple[HeaderPair, ...]]:
         origin = raw.strip(b" \t")  # optional whitespace around a field value is not part of it
         found = self.shared.get(origin)
-        if found is None and len(origin) <= _LONGEST_ORIGIN and any(pattern.fullmatch(origin) for pattern in self._patterns):
+        if (
+            found is None
+            and len(origin) <= _LONGEST_ORIGIN
+            and any(pattern.fullmatch(origin) for pattern in self._patterns)
+        ):
             found = self._actual_headers(origin)
             if len(self._from_pattern) < 256:  # bounded: an attacker can invent numbers of previews
                 self._from_pattern[origin] = found
@@ -456,7 +556,11 @@ class CORSDecider:
 
     def _covered_by_star(self, name: bytes) -> bool:
         # Fetch: "*" never covers Authorization, and is no wildcard beside credentials (refused at start).
-        return self._any_header and name not in (b"*", b"authorization") and _TOKEN.fullmatch(name.decode("latin-1")) is not None
+        return (
+            self._any_header
+            and name not in (b"*", b"authorization")
+            and _TOKEN.fullmatch(name.decode("latin-1")) is not None
+        )
 
     def preflight_headers(self, granted: t.Tuple[HeaderPair, ...], private_network: bool) -> t.List[HeaderPair]:
         """The complete headers of the answer to an allowed preflight."""
@@ -481,7 +585,9 @@ class CORSDecider:
             return [(b"access-control-allow-private-network", b"true"), *found]
         return found
 
-    def preflight_refusal(self, granted: object, method: t.Optional[bytes], lists: t.Sequence[bytes]) -> t.Optional[str]:
+    def preflight_refusal(
+        self, granted: object, method: t.Optional[bytes], lists: t.Sequence[bytes]
+    ) -> t.Optional[str]:
         """``origin``, ``method`` or ``header``: the first thing that is not allowed; None when all is."""
         if granted is None:
             return "origin"
@@ -511,7 +617,9 @@ class CORSDecider:
         if not found:
             return "not an origin"
         scheme, host, port = found["scheme"], found["host"], found["port"]
-        listed = {t.cast("re.Match[str]", _ORIGIN.fullmatch(o))["host"]: o for o in self.policy.allow_origins if o != "*"}
+        listed = {
+            t.cast("re.Match[str]", _ORIGIN.fullmatch(o))["host"]: o for o in self.policy.allow_origins if o != "*"
+        }
         if host in listed:
             if port and port == _DEFAULT_PORTS.get(scheme):
                 return "names the default port; no browser sends this"
@@ -556,7 +664,9 @@ class CORSActivity:
         self._lines = 0
         self._suppressed = 0
 
-    def refused(self, event: str, origin: bytes, reason: str, path: str, asked: t.Optional[t.Mapping[str, object]] = None) -> None:
+    def refused(
+        self, event: str, origin: bytes, reason: str, path: str, asked: t.Optional[t.Mapping[str, object]] = None
+    ) -> None:
         """Remembers a refusal and logs it, a bounded number of lines a minute. Runs for every refused request of an attack."""
         now = time.monotonic()
         key = origin[: _LONGEST_ORIGIN + 1]
@@ -685,7 +795,10 @@ def build_policy(environment: str) -> t.Tuple[CORSPolicy, t.List[str]]:
         origins += LOVABLE_ORIGINS
     tolerated: t.List[str] = []
     refused: t.List[str] = []
-    for name, strict in (("ADDITIONAL_CORS_ORIGINS", not _flag("CORS_FAIL_OPEN_START", False)), ("CORS_ALLOWED_ORIGINS", False)):
+    for name, strict in (
+        ("ADDITIONAL_CORS_ORIGINS", not _flag("CORS_FAIL_OPEN_START", False)),
+        ("CORS_ALLOWED_ORIGINS", False),
+    ):
         for origin in _listed(os.environ.get(name, "")):
             problem = origin_problem(origin, environment)
             if problem is None:
@@ -877,26 +990,41 @@ class CORSMiddleware:
         self._decider = config.decider
         self._shared = config.decider.shared
         self._debug = config.debug
-        self._refusals = {reason: self._refusal(reason, explain=config.environment == "development") for reason in ("origin", "method", "header")}
+        self._refusals = {
+            reason: self._refusal(reason, explain=config.environment == "development")
+            for reason in ("origin", "method", "header")
+        }
         self.app = app
         self._plain = not config.enhanced
         if self._plain:
             from starlette.middleware.cors import CORSMiddleware as StarletteCORSMiddleware
 
-            self.app = t.cast(ASGIApp, StarletteCORSMiddleware(t.cast(t.Any, app), **config.policy.starlette_arguments()))
+            self.app = t.cast(
+                ASGIApp, StarletteCORSMiddleware(t.cast(t.Any, app), **config.policy.starlette_arguments())
+            )
             logger.warning("CORS enhanced handling is off, Starlette's middleware applies the policy")
 
     @staticmethod
     def _refusal(reason: str, explain: bool) -> t.Tuple[int, bytes, t.List[HeaderPair]]:
         """A refused preflight's answer. Only a developer is told which of the three it was."""
         body = b"CORS preflight denied" + (f": this {reason} is not allowed".encode() if explain else b"")
-        return 403, body, [(b"vary", VARY_PREFLIGHT), (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        return (
+            403,
+            body,
+            [
+                (b"vary", VARY_PREFLIGHT),
+                (b"content-type", b"text/plain; charset=utf-8"),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http":
             if kind == "websocket" and not self._websocket_allowed(scope):
-                scope["query_string"] = b""  # the server logs what it refuses out of this object, and the token is in there
+                scope["query_string"] = (
+                    b""  # the server logs what it refuses out of this object, and the token is in there
+                )
                 await receive()  # websocket.connect
                 await send({"type": "websocket.close", "code": 1008, "reason": "Origin not allowed"})
                 return
@@ -948,7 +1076,9 @@ class CORSMiddleware:
                 await send({"type": "http.response.body", "body": body})
             raise
 
-    async def _answered(self, scope: Scope, send: Send, origin: bytes, granted: t.Optional[t.Tuple[HeaderPair, ...]]) -> bool:
+    async def _answered(
+        self, scope: Scope, send: Send, origin: bytes, granted: t.Optional[t.Tuple[HeaderPair, ...]]
+    ) -> bool:
         """Answers a preflight and says so; any other OPTIONS request belongs to the application."""
         method: t.Optional[bytes] = None
         lists: t.List[bytes] = []
@@ -986,7 +1116,9 @@ class CORSMiddleware:
         if not origins or (len(origins) == 1 and self._decider.headers_for(origins[0]) is not None):
             return True
         self.activity.websocket_denied += 1
-        self.activity.refused("CORS origin denied for a WebSocket", b"" if len(origins) > 1 else origins[0], "origin", scope["path"])
+        self.activity.refused(
+            "CORS origin denied for a WebSocket", b"" if len(origins) > 1 else origins[0], "origin", scope["path"]
+        )
         return False
 
 
@@ -1005,7 +1137,9 @@ def _configured() -> CORSConfig:
     except CORSPolicyError as error:
         logger.error("CORS policy refused, the backend does not start", problems=error.problems)
         # One line on stderr instead of a traceback through every import.
-        raise SystemExit(f"{error}. Correct the variable, or set CORS_FAIL_OPEN_START=true to start without it.") from None
+        raise SystemExit(
+            f"{error}. Correct the variable, or set CORS_FAIL_OPEN_START=true to start without it."
+        ) from None
 
 
 cors_config = _configured()

@@ -32,7 +32,15 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Deque, Dict, FrozenSet, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import MemoryReader, MemoryReading, end_tasks, env_flag, env_number, memory_optimizer, orphaned
+from app.monitoring.memory_optimizer import (
+    MemoryReader,
+    MemoryReading,
+    end_tasks,
+    env_flag,
+    env_number,
+    memory_optimizer,
+    orphaned,
+)
 
 logger = get_logger(__name__)
 
@@ -96,9 +104,13 @@ class PerformanceAlert:
 
     def as_dict(self) -> Dict[str, Any]:
         return {
-            "metric": self.metric, "level": self.level.value, "message": self.message, "timestamp": self.timestamp.isoformat(),
-            "auto_remediation_attempted": self.auto_remediation_attempted, "remediation_result": self.remediation_result,
-        }  # fmt: skip
+            "metric": self.metric,
+            "level": self.level.value,
+            "message": self.message,
+            "timestamp": self.timestamp.isoformat(),
+            "auto_remediation_attempted": self.auto_remediation_attempted,
+            "remediation_result": self.remediation_result,
+        }
 
 
 class Hysteresis:
@@ -236,12 +248,16 @@ class RequestStats:
         """The busiest routes first, times in milliseconds."""
         return [
             {
-                "route": name, "requests": one.count, "errors": one.errors, "avg_ms": round(1000 * one.seconds / one.count, 2),
-                "p95_ms": round(1000 * quantile(one.buckets, 0.95, one.worst), 2), "max_ms": round(1000 * one.worst, 2),
+                "route": name,
+                "requests": one.count,
+                "errors": one.errors,
+                "avg_ms": round(1000 * one.seconds / one.count, 2),
+                "p95_ms": round(1000 * quantile(one.buckets, 0.95, one.worst), 2),
+                "max_ms": round(1000 * one.worst, 2),
             }
             for name, one in sorted(self.routes.items(), key=lambda item: -item[1].count)
             if one.count
-        ]  # fmt: skip
+        ]
 
 
 request_stats = RequestStats()
@@ -350,7 +366,9 @@ class CpuReader:
         last, self._last = self._last, (total, idle)
         if last is None or total < last[0]:
             return None
-        if total == last[0]:  # asked again within one tick of the kernel's clock: what is known is the mean since it started
+        if (
+            total == last[0]
+        ):  # asked again within one tick of the kernel's clock: what is known is the mean since it started
             last = (0, 0)
         return max(0.0, min(100.0, 100.0 * (1 - (idle - last[1]) / (total - last[0]))))
 
@@ -393,17 +411,35 @@ def _limits(name: str, warning: float, critical: float, *between: float) -> Dict
 
 #: unit of each metric; ``percent`` metrics clear five points below their limit, others 5 % of the limit below.
 UNITS = {
-    "memory_percent": "%", "cpu_percent": "%", "disk_percent": "%", "disk_inodes_percent": "%", "process_memory_mb": "MB",
-    "process_cpu_percent": "%", "load_1m": "", "loop_lag_ms": "ms", "response_time_ms": "ms", "response_p95_ms": "ms", "error_rate": "%",
-    "requests_per_second": "1/s", "active_connections": "", "cache_hit_rate": "%", "db_query_ms": "ms", "db_pool_in_use": "",
-    "celery_queue_depth": "", "celery_queue_age_s": "s", "psi_memory": "%",
-}  # fmt: skip
+    "memory_percent": "%",
+    "cpu_percent": "%",
+    "disk_percent": "%",
+    "disk_inodes_percent": "%",
+    "process_memory_mb": "MB",
+    "process_cpu_percent": "%",
+    "load_1m": "",
+    "loop_lag_ms": "ms",
+    "response_time_ms": "ms",
+    "response_p95_ms": "ms",
+    "error_rate": "%",
+    "requests_per_second": "1/s",
+    "active_connections": "",
+    "cache_hit_rate": "%",
+    "db_query_ms": "ms",
+    "db_pool_in_use": "",
+    "celery_queue_depth": "",
+    "celery_queue_age_s": "s",
+    "psi_memory": "%",
+}
 
 #: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes two half intervals.
 _CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
 
 _ADVICE = {
-    "memory_percent": "Memory is the bottleneck: look at the routes with the largest answers, lower the number of workers, or add memory.",
+    "memory_percent": (
+        "Memory is the bottleneck: look at the routes with the largest answers, lower the number of workers, or add"
+        " memory."
+    ),
     "cpu_percent": "The CPU is the bottleneck: move work to the background queues, or add cores.",
     "disk_percent": "The disk fills up: the playbook recover cleans up and rotates logs; or enlarge the file system.",
     "disk_inodes_percent": "The file system runs out of inodes: look for directories with very many small files.",
@@ -501,7 +537,9 @@ class PerformanceMonitor:
             from app.wheels_ops.metrics_store import MetricsStore
         except ImportError:
             return
-        directory = os.environ.get("WHEELS_OPS_METRICS_DIR") or os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
+        directory = (
+            os.environ.get("WHEELS_OPS_METRICS_DIR") or os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
+        )
         store = MetricsStore(Path(directory) / "metrics.sqlite")
         if await store.start():
             self.store = store
@@ -593,9 +631,14 @@ class PerformanceMonitor:
             self._request_window.popleft()
         count = sum(one[1] for one in self._request_window)
         errors, seconds = sum(one[2] for one in self._request_window), sum(one[3] for one in self._request_window)
-        judged = {"response_time_ms": count >= REQUESTS_TO_JUDGE, "error_rate": count >= REQUESTS_TO_JUDGE or errors >= SEVERAL_ERRORS}
+        judged = {
+            "response_time_ms": count >= REQUESTS_TO_JUDGE,
+            "error_rate": count >= REQUESTS_TO_JUDGE or errors >= SEVERAL_ERRORS,
+        }
         self._too_few = frozenset(name for name, enough in judged.items() if not enough)
-        values["requests_per_second"] = count / max(self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval))
+        values["requests_per_second"] = count / max(
+            self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval)
+        )
         if count:
             buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window))]
             values["response_time_ms"] = 1000 * seconds / count
@@ -603,7 +646,10 @@ class PerformanceMonitor:
             values["error_rate"] = 100 * errors / count
         if not window.count:
             return {"response_time_ms": (0.0, 0), "error_rate": (0.0, 0), "response_p95_ms": (0.0, 0)}
-        return {"response_time_ms": (1000 * window.seconds, window.count), "error_rate": (100.0 * window.errors, window.count)}
+        return {
+            "response_time_ms": (1000 * window.seconds, window.count),
+            "error_rate": (100.0 * window.errors, window.count),
+        }
 
     async def _measure_disks(self) -> None:
         """statvfs can hang on a network file system: there it never runs on the loop."""
@@ -615,12 +661,21 @@ class PerformanceMonitor:
         self._note_disks(found)
 
     def _note_disks(self, found: List[Tuple[float, float, int]]) -> None:
-        self._disk = {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)} if found else {}
+        self._disk = (
+            {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)}
+            if found
+            else {}
+        )
 
     def _note(self, name: str, value: float, stamp: datetime, now: float) -> None:
         limits = self.thresholds.get(name)
         metric = PerformanceMetric(
-            name, value, limits["warning"] if limits else float("inf"), limits["critical"] if limits else float("inf"), stamp, UNITS.get(name, "")
+            name,
+            value,
+            limits["warning"] if limits else float("inf"),
+            limits["critical"] if limits else float("inf"),
+            stamp,
+            UNITS.get(name, ""),
         )
         self.current[name] = metric
         ring = self.rings.get(name)
@@ -635,10 +690,17 @@ class PerformanceMonitor:
     def _judge(self, metric: PerformanceMetric, limits: Mapping[str, float]) -> None:
         name = metric.name
         state = self._states.setdefault(name, Hysteresis())
-        steps: List[Tuple[AlertLevel, float]] = [(AlertLevel.WARNING, limits["warning"]), (AlertLevel.CRITICAL, limits["critical"])]
+        steps: List[Tuple[AlertLevel, float]] = [
+            (AlertLevel.WARNING, limits["warning"]),
+            (AlertLevel.CRITICAL, limits["critical"]),
+        ]
         if name == "memory_percent":
             steps.append((AlertLevel.EMERGENCY, max(limits["critical"], memory_optimizer.memory_emergency_threshold)))
-        margin = _CLEAR_BELOW_POINTS if metric.unit == "%" and limits["warning"] > 2 * _CLEAR_BELOW_POINTS else 0.05 * limits["warning"]
+        margin = (
+            _CLEAR_BELOW_POINTS
+            if metric.unit == "%" and limits["warning"] > 2 * _CLEAR_BELOW_POINTS
+            else 0.05 * limits["warning"]
+        )
         before = state.level
         level = state.update(metric.value, tuple(steps), margin)
         if level is AlertLevel.INFO:
@@ -647,7 +709,10 @@ class PerformanceMonitor:
                 logger.info(f"📊 Alert cleared: {name} is at {metric.value:.1f} {metric.unit}")
             return
         limit = dict(steps)[level]
-        told = f"{name} is {metric.value:.1f} {metric.unit}".rstrip() + f", {'above' if metric.value > limit else 'was above'} {limit:g} {metric.unit}".rstrip()
+        told = (
+            f"{name} is {metric.value:.1f} {metric.unit}".rstrip()
+            + f", {'above' if metric.value > limit else 'was above'} {limit:g} {metric.unit}".rstrip()
+        )
         if level is not before:
             self.active_alerts[name] = PerformanceAlert(name, level, told, metric.timestamp)
             self._note_alert(name, level, told)
@@ -683,7 +748,10 @@ class PerformanceMonitor:
             last = memory_optimizer.results[-1] if memory_optimizer.results else None
             if last and datetime.fromisoformat(last["timestamp"]) >= alert.timestamp:
                 alert.auto_remediation_attempted = True
-                alert.remediation_result = f"freed {last['freed_bytes'] / (1 << 20):.0f} of {last['predicted_bytes'] / (1 << 20):.0f} MB predicted"
+                alert.remediation_result = (
+                    f"freed {last['freed_bytes'] / (1 << 20):.0f} of {last['predicted_bytes'] / (1 << 20):.0f} MB"
+                    " predicted"
+                )
             return
         if time.monotonic() < self._remedies.get(name, 0.0):
             return
@@ -706,7 +774,14 @@ class PerformanceMonitor:
         for name, ring in self.rings.items():
             limits = self.thresholds.get(name, {"warning": float("inf"), "critical": float("inf")})
             found[name] = [
-                PerformanceMetric(name, value, limits["warning"], limits["critical"], datetime.fromtimestamp(at, timezone.utc), UNITS.get(name, ""))
+                PerformanceMetric(
+                    name,
+                    value,
+                    limits["warning"],
+                    limits["critical"],
+                    datetime.fromtimestamp(at, timezone.utc),
+                    UNITS.get(name, ""),
+                )
                 for at, value in ring.since(0.0)
             ]
         return found
@@ -716,7 +791,12 @@ class PerformanceMonitor:
         return {
             "monitoring_active": self.is_running,
             "current_metrics": {
-                name: {"value": round(one.value, 3), "unit": one.unit, "alert_level": self._level(name).value, "timestamp": one.timestamp.isoformat()}
+                name: {
+                    "value": round(one.value, 3),
+                    "unit": one.unit,
+                    "alert_level": self._level(name).value,
+                    "timestamp": one.timestamp.isoformat(),
+                }
                 for name, one in self.current.items()
             },
             "active_alerts": [one.as_dict() for one in list(self.active_alerts.values())],
@@ -753,8 +833,12 @@ class PerformanceMonitor:
                 values = [value for _ignored, value in ring.since(now - 3600 * hours)]
                 if values:
                     summary[name] = {
-                        "min": min(values), "max": max(values), "avg": sum(values) / len(values), "unit": UNITS.get(name, ""), "data_points": len(values),
-                    }  # fmt: skip
+                        "min": min(values),
+                        "max": max(values),
+                        "avg": sum(values) / len(values),
+                        "unit": UNITS.get(name, ""),
+                        "data_points": len(values),
+                    }
         for name, entry in summary.items():
             current = self.current.get(name)
             entry["current"] = current.value if current else None
@@ -777,8 +861,17 @@ class PerformanceMonitor:
         found = []
         for name, advice in _ADVICE.items():
             limits, row = self.thresholds.get(name), summary.get(name)
-            if limits and row and row.get("avg") is not None and (row["avg"] > limits["warning"] or row["max"] > limits["critical"]):
-                found.append(f"{advice} (average {row['avg']:g}, highest {row['max']:g} {UNITS.get(name, '')})".replace(" )", ")"))
+            if (
+                limits
+                and row
+                and row.get("avg") is not None
+                and (row["avg"] > limits["warning"] or row["max"] > limits["critical"])
+            ):
+                found.append(
+                    f"{advice} (average {row['avg']:g}, highest {row['max']:g} {UNITS.get(name, '')})".replace(
+                        " )", ")"
+                    )
+                )
         return found or ["Nothing to do: every average is below its warning threshold."]
 
 

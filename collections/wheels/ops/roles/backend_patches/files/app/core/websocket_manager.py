@@ -323,13 +323,57 @@ class Connection:
     """One socket: its outbox and writer, its inbox and reader, its heartbeat. Times are ``ConnectionManager.now()``."""
 
     __slots__ = (
-        "accepted", "blocked_since", "close_code", "closed", "closing", "connected_at", "context", "first_unanswered", "id", "id_json", "inbox",
-        "inbox_bytes", "jitter", "last_inbound", "last_latency", "last_ping", "last_pong", "manager", "missed", "outbox", "outbox_bytes",
-        "outstanding", "ping_seq", "pings", "pongs", "pump", "reader", "receive", "room", "rtt_max", "rtt_min", "rttvar", "scope", "seen_pongs",
-        "send", "sending", "session", "slot", "srtt", "total_missed", "transport", "user_id", "virtual", "wanted", "websocket", "writable",
-    )  # fmt: skip
+        "accepted",
+        "blocked_since",
+        "close_code",
+        "closed",
+        "closing",
+        "connected_at",
+        "context",
+        "first_unanswered",
+        "id",
+        "id_json",
+        "inbox",
+        "inbox_bytes",
+        "jitter",
+        "last_inbound",
+        "last_latency",
+        "last_ping",
+        "last_pong",
+        "manager",
+        "missed",
+        "outbox",
+        "outbox_bytes",
+        "outstanding",
+        "ping_seq",
+        "pings",
+        "pongs",
+        "pump",
+        "reader",
+        "receive",
+        "room",
+        "rtt_max",
+        "rtt_min",
+        "rttvar",
+        "scope",
+        "seen_pongs",
+        "send",
+        "sending",
+        "session",
+        "slot",
+        "srtt",
+        "total_missed",
+        "transport",
+        "user_id",
+        "virtual",
+        "wanted",
+        "websocket",
+        "writable",
+    )
 
-    def __init__(self, manager: ConnectionManager, send: Send, receive: t.Optional[Receive], scope: t.Mapping[str, t.Any]) -> None:
+    def __init__(
+        self, manager: ConnectionManager, send: Send, receive: t.Optional[Receive], scope: t.Mapping[str, t.Any]
+    ) -> None:
         now = manager.now()
         self.manager, self.send, self.receive, self.scope = manager, send, receive, scope
         self.websocket: t.Any = None
@@ -495,7 +539,11 @@ class Connection:
                 delivered = self.push(text) if heartbeat else self.deliver(text)
             if not delivered:
                 raise OSError("the WebSocket is closed")
-            while self.sending and (self.outbox_bytes > RESUME_WRITING or len(self.outbox) > RESUME_MESSAGES) and not self.closed:
+            while (
+                self.sending
+                and (self.outbox_bytes > RESUME_WRITING or len(self.outbox) > RESUME_MESSAGES)
+                and not self.closed
+            ):
                 await self._until_writable()
             if self.session is not None and self.closed and not self.manager.resumable(self.session):
                 raise OSError("the WebSocket is closed")
@@ -723,12 +771,20 @@ class Connection:
     def metadata(self) -> t.Dict[str, t.Any]:
         now, epoch = self.manager.now(), time.time()
         return {
-            "user_id": self.user_id, "connected_at": epoch - (now - self.connected_at), "last_ping": epoch - (now - self.last_ping),
-            "last_pong": epoch - (now - self.last_pong), "is_alive": not self.closed and not self.closing, "missed_pings": self.missed,
-            "total_pings_sent": self.pings, "total_pongs_received": self.pongs, "last_latency_ms": round(self.last_latency, 3),
-            "smoothed_latency_ms": round(self.srtt, 3), "jitter_ms": round(self.jitter, 3), "stability_score": self.stability(),
+            "user_id": self.user_id,
+            "connected_at": epoch - (now - self.connected_at),
+            "last_ping": epoch - (now - self.last_ping),
+            "last_pong": epoch - (now - self.last_pong),
+            "is_alive": not self.closed and not self.closing,
+            "missed_pings": self.missed,
+            "total_pings_sent": self.pings,
+            "total_pongs_received": self.pongs,
+            "last_latency_ms": round(self.last_latency, 3),
+            "smoothed_latency_ms": round(self.srtt, 3),
+            "jitter_ms": round(self.jitter, 3),
+            "stability_score": self.stability(),
             "context": self.context,
-        }  # fmt: skip
+        }
 
 
 def _size(message: Message) -> int:
@@ -784,7 +840,9 @@ class ConnectionManager:
         self.max_connections = int(_setting("WEBSOCKET_MAX_CONNECTIONS", 10_000, 1, 1_000_000))
         self.max_per_user = int(_setting("WEBSOCKET_MAX_PER_USER", 5, 0, 100_000))
         self.max_per_address = int(_setting("WEBSOCKET_MAX_PER_ADDRESS", 50, 0, 1_000_000))
-        self.address_limit_chosen = bool(os.environ.get("WEBSOCKET_MAX_PER_ADDRESS"))  # by an operator, who knows what is in front
+        self.address_limit_chosen = bool(
+            os.environ.get("WEBSOCKET_MAX_PER_ADDRESS")
+        )  # by an operator, who knows what is in front
         self.accept_rate = _setting("WEBSOCKET_ACCEPT_RATE", 500.0, 0, 1_000_000)
         self.stall_seconds = _setting("WEBSOCKET_STALL_SECONDS", STALL_SECONDS, 0.05, 3600)
         self.session_seconds = _setting("WEBSOCKET_SESSION_SECONDS", SESSION_SECONDS, 0, 86400)
@@ -803,7 +861,21 @@ class ConnectionManager:
         self.user_sessions: t.Dict[str, t.Dict[str, Session]] = {}
         self.rooms: t.Dict[str, t.Dict[str, None]] = {}
         self.latencies = Histogram()
-        self.totals = dict.fromkeys(("connected", "closed", "timed_out", "slow", "dropped", "replaced", "resumed", "resynced", "refused", "polls"), 0)
+        self.totals = dict.fromkeys(
+            (
+                "connected",
+                "closed",
+                "timed_out",
+                "slow",
+                "dropped",
+                "replaced",
+                "resumed",
+                "resynced",
+                "refused",
+                "polls",
+            ),
+            0,
+        )
         self.draining = False
         self.heartbeat_task: t.Optional[asyncio.Task[None]] = None
         self.epoch = secrets.token_hex(4)
@@ -947,18 +1019,30 @@ class ConnectionManager:
         now = self.now()
         details = []
         for connection in list(self.connections.values())[:DETAILS]:
-            details.append({
-                "connection_id": connection.id, "user_id": connection.user_id, "age_seconds": round(now - connection.connected_at, 1),
-                "time_since_ping": round(now - connection.last_ping, 1), "time_since_pong": round(now - connection.last_pong, 1),
-                "is_alive": not connection.closed, "missed_pings": connection.missed, "total_pings_sent": connection.pings,
-                "total_pongs_received": connection.pongs, "last_latency_ms": round(connection.last_latency, 3),
-                "smoothed_latency_ms": round(connection.srtt, 3), "jitter_ms": round(connection.jitter, 3),
-                "stability_score": connection.stability(), "queued_bytes": connection.outbox_bytes,
-            })  # fmt: skip
+            details.append(
+                {
+                    "connection_id": connection.id,
+                    "user_id": connection.user_id,
+                    "age_seconds": round(now - connection.connected_at, 1),
+                    "time_since_ping": round(now - connection.last_ping, 1),
+                    "time_since_pong": round(now - connection.last_pong, 1),
+                    "is_alive": not connection.closed,
+                    "missed_pings": connection.missed,
+                    "total_pings_sent": connection.pings,
+                    "total_pongs_received": connection.pongs,
+                    "last_latency_ms": round(connection.last_latency, 3),
+                    "smoothed_latency_ms": round(connection.srtt, 3),
+                    "jitter_ms": round(connection.jitter, 3),
+                    "stability_score": connection.stability(),
+                    "queued_bytes": connection.outbox_bytes,
+                }
+            )
         return {
-            **self.get_public_stats(), "unique_users": len(self.user_connections),
-            "connections_by_user": {user: len(mine) for user, mine in self.user_connections.items()}, "connection_details": details,
-        }  # fmt: skip
+            **self.get_public_stats(),
+            "unique_users": len(self.user_connections),
+            "connections_by_user": {user: len(mine) for user, mine in self.user_connections.items()},
+            "connection_details": details,
+        }
 
     def get_public_stats(self) -> t.Dict[str, t.Any]:
         """Counts and latencies without any user, connection or address in them; latencies and score are at most one second old."""
@@ -966,18 +1050,34 @@ class ConnectionManager:
         if now - self._public[0] > 1:
             sample = list(self.connections.values())[:DETAILS]
             jitters = sorted(connection.jitter for connection in sample if connection.pongs)
-            self._public = (now, {
-                "latency_ms": {
-                    "p50": self.latencies.quantile(0.5), "p95": self.latencies.quantile(0.95), "p99": self.latencies.quantile(0.99),
-                    "samples": self.latencies.total, "jitter_p50": round(jitters[len(jitters) // 2], 3) if jitters else None,
+            self._public = (
+                now,
+                {
+                    "latency_ms": {
+                        "p50": self.latencies.quantile(0.5),
+                        "p95": self.latencies.quantile(0.95),
+                        "p99": self.latencies.quantile(0.99),
+                        "samples": self.latencies.total,
+                        "jitter_p50": round(jitters[len(jitters) // 2], 3) if jitters else None,
+                    },
+                    "stability_score": (
+                        round(sum(connection.stability() for connection in sample) / len(sample), 1)
+                        if sample
+                        else 100.0
+                    ),
                 },
-                "stability_score": round(sum(connection.stability() for connection in sample) / len(sample), 1) if sample else 100.0,
-            })  # fmt: skip
+            )
         return {
-            "total_connections": len(self.connections), "unique_users": len(self.user_connections), "sessions": len(self.sessions),
-            "heartbeat_interval_seconds": self.heartbeat_interval, "connection_timeout_seconds": self.connection_timeout, **self._public[1],
-            "slow_connections": len(self.blocked), "draining": self.draining, "totals": dict(self.totals),
-        }  # fmt: skip
+            "total_connections": len(self.connections),
+            "unique_users": len(self.user_connections),
+            "sessions": len(self.sessions),
+            "heartbeat_interval_seconds": self.heartbeat_interval,
+            "connection_timeout_seconds": self.connection_timeout,
+            **self._public[1],
+            "slow_connections": len(self.blocked),
+            "draining": self.draining,
+            "totals": dict(self.totals),
+        }
 
     async def update_connection_context(self, connection_id: str, context: t.Dict[str, t.Any]) -> None:
         connection = self.connections.get(connection_id)
@@ -1056,9 +1156,13 @@ class ConnectionManager:
             connection.slot = -1
             self.totals["closed"] += 1
             _log(
-                "info", "🔌 WebSocket disconnected", connection=connection.id[:8], code=connection.close_code,
-                seconds=round(self.now() - connection.connected_at, 1), connections=len(self.connections) - 1,
-            )  # fmt: skip
+                "info",
+                "🔌 WebSocket disconnected",
+                connection=connection.id[:8],
+                code=connection.close_code,
+                seconds=round(self.now() - connection.connected_at, 1),
+                connections=len(self.connections) - 1,
+            )
         self.sockets.pop(id(connection.websocket), None)
         if self.connections.get(connection.id) is connection:
             del self.connections[connection.id]
@@ -1087,9 +1191,17 @@ class ConnectionManager:
 
     def _send_to_user(self, text: str, user_id: str) -> int:
         # Both lists first: a connection that breaks while it is written to leaves its session detached, with the message in it.
-        connections = [self.connections[name] for name in self.user_connections.get(user_id, ()) if name in self.connections]
-        waiting = [session for session in self.user_sessions.get(user_id, {}).values() if session.connection is None and self.resumable(session)]
-        return sum(connection.deliver(text) for connection in connections) + sum(session.add(text) for session in waiting)
+        connections = [
+            self.connections[name] for name in self.user_connections.get(user_id, ()) if name in self.connections
+        ]
+        waiting = [
+            session
+            for session in self.user_sessions.get(user_id, {}).values()
+            if session.connection is None and self.resumable(session)
+        ]
+        return sum(connection.deliver(text) for connection in connections) + sum(
+            session.add(text) for session in waiting
+        )
 
     # --- heartbeat -----------------------------------------------------------------------------------------------------------
 
@@ -1133,7 +1245,12 @@ class ConnectionManager:
         for connection in [slow for slow in self.blocked if now - slow.blocked_since > self.stall_seconds]:
             self.totals["slow"] += 1
             self.blocked.pop(connection, None)
-            _log("warning", "🔌 WebSocket client does not read", connection=connection.id[:8], queued_bytes=connection.outbox_bytes)
+            _log(
+                "warning",
+                "🔌 WebSocket client does not read",
+                connection=connection.id[:8],
+                queued_bytes=connection.outbox_bytes,
+            )
             connection.shut(1013, "client does not read", flush=False)
         if now - self._swept > 1:
             self._swept = now
@@ -1141,9 +1258,14 @@ class ConnectionManager:
         if now - self._reported > 60:
             self._reported = now
             _log(
-                "info", "💓 WebSocket heartbeat", connections=len(self.connections), users=len(self.user_connections),
-                latency_p50_ms=self.latencies.quantile(0.5), latency_p95_ms=self.latencies.quantile(0.95), timed_out=self.totals["timed_out"],
-            )  # fmt: skip
+                "info",
+                "💓 WebSocket heartbeat",
+                connections=len(self.connections),
+                users=len(self.user_connections),
+                latency_p50_ms=self.latencies.quantile(0.5),
+                latency_p95_ms=self.latencies.quantile(0.95),
+                timed_out=self.totals["timed_out"],
+            )
 
     def _visit(self, slot: int, now: float, epoch: float, step: float) -> None:
         due, self._due[slot] = self._due[slot], []
@@ -1168,7 +1290,12 @@ class ConnectionManager:
             if connection.room is not None and not connection.room.done() and left > -4 * self.connection_timeout:
                 return  # its frames wait here for the endpoint: we are the silent side
             self.totals["timed_out"] += 1
-            _log("warning", "🔌 WebSocket peer is silent", connection=connection.id[:8], seconds=round(now - connection.last_inbound, 1))
+            _log(
+                "warning",
+                "🔌 WebSocket peer is silent",
+                connection=connection.id[:8],
+                seconds=round(now - connection.last_inbound, 1),
+            )
             connection.shut(1001, "no sign of life", flush=False)
             self.forget(connection)
         elif left < self.heartbeat_interval:
@@ -1226,9 +1353,13 @@ class ConnectionManager:
         connection.session, session.connection, session.detached_at = session, connection, None
         kind = "resync" if session_id and missed is None else "session"
         notice = {
-            "type": kind, "session": session.id, "epoch": session.epoch, "seq": session.seq,
-            "heartbeat_ms": int(self.heartbeat_interval * 1000), "timeout_ms": int(self.connection_timeout * 1000),
-        }  # fmt: skip
+            "type": kind,
+            "session": session.id,
+            "epoch": session.epoch,
+            "seq": session.seq,
+            "heartbeat_ms": int(self.heartbeat_interval * 1000),
+            "timeout_ms": int(self.connection_timeout * 1000),
+        }
         connection.push(json.dumps(notice, separators=(",", ":")))
         if missed is not None:
             session.reconnects += 1
@@ -1246,7 +1377,10 @@ class ConnectionManager:
         for old in [known for known in mine.values() if known.connection is None][: max(0, len(mine) + 1 - limit)]:
             self._end_session(old)
         while len(self.sessions) >= MAX_SESSIONS:
-            oldest = next((known for known in self.sessions.values() if known.connection is None), next(iter(self.sessions.values())))
+            oldest = next(
+                (known for known in self.sessions.values() if known.connection is None),
+                next(iter(self.sessions.values())),
+            )
             self._end_session(oldest)
         session = Session(user_id, self.epoch)
         self.sessions[session.id] = session
@@ -1344,11 +1478,18 @@ class WebSocketGuard:
             inner = dict(scope)
             _hide_secrets(scope)
             await self.websocket(inner, receive, send)
-        elif scope["type"] == "http" and scope.get("path") in (POLL_PATH, SCRIPT_PATH) and scope.get("method") in ("GET", "POST"):
+        elif (
+            scope["type"] == "http"
+            and scope.get("path") in (POLL_PATH, SCRIPT_PATH)
+            and scope.get("method") in ("GET", "POST")
+        ):
             try:
                 from app.wheels_ops import ws_poll
             except ImportError:
-                _log("error", "🔌 No long poll: copy app/wheels_ops/ws_poll.py of the same release next to the patched files")
+                _log(
+                    "error",
+                    "🔌 No long poll: copy app/wheels_ops/ws_poll.py of the same release next to the patched files",
+                )
                 await respond(send, 501, {"error": "the long poll is not installed"})
                 return
             if scope["path"] == POLL_PATH:
@@ -1360,7 +1501,9 @@ class WebSocketGuard:
         else:
             await self.app(scope, receive, send)
 
-    async def websocket(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send, virtual: t.Optional[Virtual] = None) -> None:
+    async def websocket(
+        self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send, virtual: t.Optional[Virtual] = None
+    ) -> None:
         address = _counted_as(_client_address(scope, self.proxies))
         refusal = self.refuse(scope, address)
         if refusal is not None:
@@ -1397,7 +1540,11 @@ class WebSocketGuard:
             return _Refusal(503, "server restarts", random.randint(1, RECONNECT_SPREAD_MS // 1000), 1012)
         if self.open >= here.max_connections:
             return _Refusal(503, "too many connections", random.randint(5, 15), 1013)
-        if here.max_per_address and self.by_address.get(address, 0) >= here.max_per_address and not self._nameless_proxy(scope):
+        if (
+            here.max_per_address
+            and self.by_address.get(address, 0) >= here.max_per_address
+            and not self._nameless_proxy(scope)
+        ):
             return _Refusal(429, "too many connections from this address", 10)
         if here.max_per_user:
             key = (address, scope.get("path", ""))
@@ -1430,7 +1577,11 @@ class WebSocketGuard:
                 return False
         if not self.told_of_nameless_proxy:
             self.told_of_nameless_proxy = True
-            _log("warning", "🔌 The proxy in front names no client, so connections are not limited by address: let it send X-Forwarded-For")
+            _log(
+                "warning",
+                "🔌 The proxy in front names no client, so connections are not limited by address: let it send"
+                " X-Forwarded-For",
+            )
         return True
 
 
@@ -1472,7 +1623,11 @@ def _trusted_proxies(text: str) -> t.Tuple[Network, ...]:
             found.append(ipaddress.ip_network(entry.strip(), strict=False))
         except ValueError:
             if entry.strip():
-                _log("error", f"🔌 WEBSOCKET_TRUSTED_PROXIES: {entry.strip()[:60]!a} is neither an address nor a network; left out")
+                _log(
+                    "error",
+                    f"🔌 WEBSOCKET_TRUSTED_PROXIES: {entry.strip()[:60]!a} is neither an address nor a network;"
+                    " left out",
+                )
     return tuple(found)
 
 
@@ -1505,11 +1660,18 @@ def _client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] =
     """
     peer = (scope.get("client") or ("unknown", 0))[0]
     known = _address(peer)
-    if known is not None and not _within(known, proxies):  # a Unix socket has no address: whoever listens there is trusted
+    if known is not None and not _within(
+        known, proxies
+    ):  # a Unix socket has no address: whoever listens there is trusted
         return str(known)
     if not proxies:
         return str(peer)
-    forwarded = [part for key, value in scope.get("headers", ()) if key.lower() == b"x-forwarded-for" for part in value.decode("latin-1").split(",")]
+    forwarded = [
+        part
+        for key, value in scope.get("headers", ())
+        if key.lower() == b"x-forwarded-for"
+        for part in value.decode("latin-1").split(",")
+    ]
     nearest = known
     for entry in reversed(forwarded):
         address = _address(entry)
@@ -1528,7 +1690,11 @@ def _client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] =
 def _counted_as(address: str) -> str:
     """An IPv6 client has a whole /64 to choose its address from."""
     known = _address(address)
-    return address if known is None or known.version == 4 or known.is_loopback else str(ipaddress.ip_network((known, 64), strict=False))
+    return (
+        address
+        if known is None or known.version == 4 or known.is_loopback
+        else str(ipaddress.ip_network((known, 64), strict=False))
+    )
 
 
 _SECRET_IN_QUERY = re.compile(rb"(^|&)((?:access_|refresh_)?token|session|apikey)=[^&]*", re.IGNORECASE)
@@ -1536,13 +1702,16 @@ _SECRET_IN_QUERY = re.compile(rb"(^|&)((?:access_|refresh_)?token|session|apikey
 
 def _hide_secrets(scope: t.MutableMapping[str, t.Any]) -> None:
     """A browser can send its token in the address only, and servers log addresses: uvicorn writes the path out of this very object,
-    with the query in it, when it accepts a WebSocket or answers a request. The application has got a copy of its own."""
+    with the query in it, when it accepts a WebSocket or answers a request. The application has got a copy of its own.
+    """
     query = scope.get("query_string", b"")
     if b"=" in query:
         scope["query_string"] = _SECRET_IN_QUERY.sub(rb"\1\2=***", query)
 
 
-async def respond(send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0, length: bool = True) -> None:
+async def respond(
+    send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0, length: bool = True
+) -> None:
     """One JSON answer to an HTTP request."""
     payload = encode(body).encode()
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

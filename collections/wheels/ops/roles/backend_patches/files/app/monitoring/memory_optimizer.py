@@ -182,7 +182,9 @@ class MemoryReader:
         if self._pid != os.getpid():  # a forked worker: /proc/self of the parent stays open under the old number
             self.close()
             self._pid = os.getpid()
-        info = _fields(self._read(f"{self._proc}/meminfo"), b"MemTotal:", b"MemAvailable:", b"Hugetlb:", b"AnonPages:", b"Shmem:")
+        info = _fields(
+            self._read(f"{self._proc}/meminfo"), b"MemTotal:", b"MemAvailable:", b"Hugetlb:", b"AnonPages:", b"Shmem:"
+        )
         total = info.get(b"MemTotal:", 0) * 1024
         pool = info.get(b"Hugetlb:", 0) * 1024
         total -= pool if pool < total else 0
@@ -200,7 +202,9 @@ class MemoryReader:
                 best = (share, "cgroup", used, limit)
         if self._budget and 100.0 * rss / self._budget > best[0]:
             best = (100.0 * rss / self._budget, "process", rss, self._budget)
-        return MemoryReading(round(best[0], 2), best[1], best[2], best[3], round(host, 2), total, available, rss, vms, self._pressure())
+        return MemoryReading(
+            round(best[0], 2), best[1], best[2], best[3], round(host, 2), total, available, rss, vms, self._pressure()
+        )
 
     def _arc(self, used: int) -> int:
         """Bytes of ZFS' cache that go on demand; 0 without ZFS, and where it is larger than all that is in use here."""
@@ -236,7 +240,9 @@ class MemoryReader:
             if usage is None:
                 continue
             clean = [prefix + name for name in (b"inactive_file", b"active_file")]
-            dirty = [prefix + name for name in ((b"dirty", b"writeback") if prefix else (b"file_dirty", b"file_writeback"))]
+            dirty = [
+                prefix + name for name in ((b"dirty", b"writeback") if prefix else (b"file_dirty", b"file_writeback"))
+            ]
             known = _fields(self._read(stat_file, 8192), *clean, *dirty)
             cache = sum(known.get(name, 0) for name in clean) - sum(known.get(name, 0) for name in dirty)
             found.append((max(0, usage - max(0, cache)), limit))
@@ -259,12 +265,23 @@ class MemoryReader:
             if kind == "cgroup2" and "" in own:
                 limits, usage, prefix, path = ("memory.max", "memory.high"), "memory.current", b"", own[""]
             elif kind == "cgroup" and "memory" in options and "memory" in own:
-                limits, usage, prefix, path = ("memory.limit_in_bytes",), "memory.usage_in_bytes", b"total_", own["memory"]
+                limits, usage, prefix, path = (
+                    ("memory.limit_in_bytes",),
+                    "memory.usage_in_bytes",
+                    b"total_",
+                    own["memory"],
+                )
             else:
                 continue
             mount_root, mount_point = left[3], self._root + left[4]
             # Inside a cgroup namespace the path is relative to the mount already; outside, the mount's root comes off.
-            inside = path[len(mount_root) :] if mount_root != "/" and path.startswith(mount_root) else "" if mount_root != "/" else path
+            inside = (
+                path[len(mount_root) :]
+                if mount_root != "/" and path.startswith(mount_root)
+                else ""
+                if mount_root != "/"
+                else path
+            )
             parts = [part for part in inside.split("/") if part and part != ".."]
             for depth in range(len(parts), -1, -1):
                 directory = "/".join([mount_point, *parts[:depth]])
@@ -352,7 +369,9 @@ class Heap:
         except (AttributeError, OSError):
             self.why_not = "this C library has no malloc_trim"
             return
-        if any(name in line for line in _lines("/proc/self/maps") for name in ("libjemalloc", "libmimalloc", "libtcmalloc")):
+        if any(
+            name in line for line in _lines("/proc/self/maps") for name in ("libjemalloc", "libmimalloc", "libtcmalloc")
+        ):
             self._trim, self.why_not = None, "another allocator is preloaded and returns memory by itself"
             return
         with contextlib.suppress(AttributeError):
@@ -410,8 +429,12 @@ class MemoryOptimizer:
         self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 2.0, low=0.05)
         self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 0, 100)
         # The tiers rise, also where only the first one has been set higher.
-        self.memory_critical_threshold = max(self.memory_warning_threshold, env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 0, 100))
-        self.memory_emergency_threshold = max(self.memory_critical_threshold, env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 0, 100))
+        self.memory_critical_threshold = max(
+            self.memory_warning_threshold, env_number("MEMORY_CRITICAL_THRESHOLD", 75.0, 0, 100)
+        )
+        self.memory_emergency_threshold = max(
+            self.memory_critical_threshold, env_number("MEMORY_EMERGENCY_THRESHOLD", 85.0, 0, 100)
+        )
         self.is_running = False
         self.optimization_count = 0
         self.last_emergency_cleanup: float = 0
@@ -452,8 +475,9 @@ class MemoryOptimizer:
         self._configure_gc()
         self._optimization_task = asyncio.create_task(self._optimization_loop(), name="memory-optimizer")
         logger.info(
-            f"🧹 Memory optimizer started: {self.memory_warning_threshold:g}/{self.memory_critical_threshold:g}/{self.memory_emergency_threshold:g} %, "
-            f"every {self.check_interval:g} s"
+            "🧹 Memory optimizer started:"
+            f" {self.memory_warning_threshold:g}/{self.memory_critical_threshold:g}/{self.memory_emergency_threshold:g}"
+            f" %, every {self.check_interval:g} s"
         )
 
     async def stop(self) -> None:
@@ -505,7 +529,9 @@ class MemoryOptimizer:
             return None
         if tier == "routine":
             return await self._routine_cleanup()
-        outcome = await self.optimize("aggressive" if tier in ("critical", "emergency") else "standard", reason=f"{tier} tier", automatic=True)
+        outcome = await self.optimize(
+            "aggressive" if tier in ("critical", "emergency") else "standard", reason=f"{tier} tier", automatic=True
+        )
         if outcome["freed_bytes"] >= MIN_GAIN_BYTES:
             self._follow_ups = FOLLOW_UPS
         return outcome
@@ -541,9 +567,13 @@ class MemoryOptimizer:
         if self.request_restart is None or time.monotonic() < self._next_restart_request:
             return
         self._next_restart_request = time.monotonic() + 600
-        logger.error(f"🧹 Memory still at {reading.percent:.0f} % after the emergency clean-up: asking the host for a restart")
+        logger.error(
+            f"🧹 Memory still at {reading.percent:.0f} % after the emergency clean-up: asking the host for a restart"
+        )
         try:
-            self.request_restart("memory", {"percent": reading.percent, "rss_bytes": reading.rss_bytes, "scope": reading.scope})
+            self.request_restart(
+                "memory", {"percent": reading.percent, "rss_bytes": reading.rss_bytes, "scope": reading.scope}
+            )
         except Exception as error:
             logger.error(f"🧹 The restart request could not be written: {type(error).__name__}")
 
@@ -551,7 +581,10 @@ class MemoryOptimizer:
 
     def register_shrinker(self, name: str, call: Callable[[], Any], cost: float = 1.0) -> None:
         """Registers a cache that may be emptied under pressure; the cheapest to refill (``cost``) goes first."""
-        self._shrinkers = sorted([one for one in self._shrinkers if one.name != name] + [Shrinker(name, call, cost)], key=lambda one: one.cost)
+        self._shrinkers = sorted(
+            [one for one in self._shrinkers if one.name != name] + [Shrinker(name, call, cost)],
+            key=lambda one: one.cost,
+        )
 
     async def optimize(self, level: str = "standard", *, reason: str = "", automatic: bool = False) -> Dict[str, Any]:
         """One measured clean-up: ``standard`` trims, ``aggressive`` empties the cheap half of the caches first,
@@ -564,10 +597,21 @@ class MemoryOptimizer:
         started = time.monotonic()
         before = self._reader.read()
         outcome: Dict[str, Any] = {
-            "level": level, "reason": reason, "rss_before": before.rss_bytes, "rss_after": before.rss_bytes, "freed_bytes": 0,
-            "predicted_bytes": 0, "percent_before": before.percent, "percent_after": before.percent, "pause_ms": 0.0,
-            "duration_ms": 0.0, "trimmed": False, "collected": 0, "shrunk": [], "skipped": "",
-        }  # fmt: skip
+            "level": level,
+            "reason": reason,
+            "rss_before": before.rss_bytes,
+            "rss_after": before.rss_bytes,
+            "freed_bytes": 0,
+            "predicted_bytes": 0,
+            "percent_before": before.percent,
+            "percent_after": before.percent,
+            "pause_ms": 0.0,
+            "duration_ms": 0.0,
+            "trimmed": False,
+            "collected": 0,
+            "shrunk": [],
+            "skipped": "",
+        }
         off = kill_switch()
         if off:
             outcome["skipped"] = f"switched off by {off}"
@@ -585,7 +629,11 @@ class MemoryOptimizer:
                 self._floor = self._floor or before.rss_bytes
                 # The memory is in use now; the same pages are waste once it is not, and RSS does not tell. Ask again, ever less often.
                 grown = before.rss_bytes - self._asked_at_rss >= MIN_GAIN_BYTES
-                self._ask_again = self.check_interval if grown else min(MAX_ASK_AGAIN_SECONDS, max(self.check_interval, 2 * self._ask_again))
+                self._ask_again = (
+                    self.check_interval
+                    if grown
+                    else min(MAX_ASK_AGAIN_SECONDS, max(self.check_interval, 2 * self._ask_again))
+                )
                 self._asked_at_rss = before.rss_bytes
                 self._next_allowed = time.monotonic() + max(self._ask_again, 100 * used)
                 return outcome
@@ -594,7 +642,9 @@ class MemoryOptimizer:
             lag.start()
             try:
                 if level in ("aggressive", "emergency"):
-                    outcome["shrunk"] = await self._shrink(self._shrinkers if level == "emergency" else self._shrinkers[: (len(self._shrinkers) + 1) // 2])
+                    outcome["shrunk"] = await self._shrink(
+                        self._shrinkers if level == "emergency" else self._shrinkers[: (len(self._shrinkers) + 1) // 2]
+                    )
                 if level == "emergency":
                     outcome["collected"] = gc.collect()
                 if not heap.usable:
@@ -609,7 +659,12 @@ class MemoryOptimizer:
             after = self._reader.read()
             freed = max(0, before.rss_bytes - after.rss_bytes)
             seconds = time.monotonic() - started
-            outcome.update(rss_after=after.rss_bytes, freed_bytes=freed, percent_after=after.percent, duration_ms=round(seconds * 1000, 1))
+            outcome.update(
+                rss_after=after.rss_bytes,
+                freed_bytes=freed,
+                percent_after=after.percent,
+                duration_ms=round(seconds * 1000, 1),
+            )
             self.optimization_count += 1
             self._floor = after.rss_bytes
             # At most one percent of a core goes into trimming, whatever the load does.
@@ -617,11 +672,14 @@ class MemoryOptimizer:
             if automatic:
                 paid = freed >= PAYS_FROM * max(predicted, MIN_GAIN_BYTES)
                 self._note_payment(paid)
-                self._pending = (time.monotonic() + self.check_interval * 0.9, before.rss_bytes, freed) if paid else None
+                self._pending = (
+                    (time.monotonic() + self.check_interval * 0.9, before.rss_bytes, freed) if paid else None
+                )
             self.results.append({"timestamp": _now(), **outcome})
             logger.info(
-                f"🧹 Memory {level} clean-up ({reason or 'asked for'}): predicted {predicted / MIB:.0f} MB, freed {freed / MIB:.0f} MB, "
-                f"RSS {before.rss_bytes / MIB:.0f} -> {after.rss_bytes / MIB:.0f} MB, loop held {outcome['pause_ms']:.0f} ms"
+                f"🧹 Memory {level} clean-up ({reason or 'asked for'}): predicted {predicted / MIB:.0f} MB, freed"
+                f" {freed / MIB:.0f} MB, RSS {before.rss_bytes / MIB:.0f} -> {after.rss_bytes / MIB:.0f} MB, loop held"
+                f" {outcome['pause_ms']:.0f} ms"
             )
             return outcome
         finally:
@@ -733,39 +791,59 @@ class MemoryOptimizer:
         process = self._process
         try:
             network: Dict[str, Any] = {
-                key: value for key, value in psutil.net_io_counters()._asdict().items() if key in ("bytes_sent", "bytes_recv", "packets_sent", "packets_recv")
+                key: value
+                for key, value in psutil.net_io_counters()._asdict().items()
+                if key in ("bytes_sent", "bytes_recv", "packets_sent", "packets_recv")
             }
         except Exception as error:  # containers without /proc/net
             network = {"error": type(error).__name__}
         with process.oneshot():
             own = {
-                "rss_mb": reading.rss_bytes / MIB, "vms_mb": reading.vms_bytes / MIB,
+                "rss_mb": reading.rss_bytes / MIB,
+                "vms_mb": reading.vms_bytes / MIB,
                 "percent": 100.0 * reading.rss_bytes / reading.host_total_bytes if reading.host_total_bytes else 0.0,
-                "num_threads": process.num_threads(), "cpu_percent": process.cpu_percent(interval=None), "num_fds": process.num_fds(),
-            }  # fmt: skip
+                "num_threads": process.num_threads(),
+                "cpu_percent": process.cpu_percent(interval=None),
+                "num_fds": process.num_fds(),
+            }
         return {
             "timestamp": _now(),
             "system": {
-                "total_mb": reading.host_total_bytes / MIB, "available_mb": reading.host_available_bytes / MIB,
-                "used_mb": (reading.host_total_bytes - reading.host_available_bytes) / MIB, "percent": reading.percent,
-                "host_percent": reading.host_percent, "scope": reading.scope, "limit_mb": reading.limit_bytes / MIB,
-                "psi_some_avg10": reading.psi_some_avg10, "swap_total_mb": swap.total / MIB, "swap_used_mb": swap.used / MIB,
-                "swap_percent": swap.percent, "cpu_percent": psutil.cpu_percent(interval=None), "disk_total_gb": total / 1024**3,
-                "disk_used_gb": used / 1024**3, "disk_percent": disk_percent,
+                "total_mb": reading.host_total_bytes / MIB,
+                "available_mb": reading.host_available_bytes / MIB,
+                "used_mb": (reading.host_total_bytes - reading.host_available_bytes) / MIB,
+                "percent": reading.percent,
+                "host_percent": reading.host_percent,
+                "scope": reading.scope,
+                "limit_mb": reading.limit_bytes / MIB,
+                "psi_some_avg10": reading.psi_some_avg10,
+                "swap_total_mb": swap.total / MIB,
+                "swap_used_mb": swap.used / MIB,
+                "swap_percent": swap.percent,
+                "cpu_percent": psutil.cpu_percent(interval=None),
+                "disk_total_gb": total / 1024**3,
+                "disk_used_gb": used / 1024**3,
+                "disk_percent": disk_percent,
             },
             "process": own,
             "garbage_collection": {
-                "collections": [one["collections"] for one in gc.get_stats()], "counts": gc.get_count(), "thresholds": gc.get_threshold(),
+                "collections": [one["collections"] for one in gc.get_stats()],
+                "counts": gc.get_count(),
+                "thresholds": gc.get_threshold(),
                 "frozen": gc.get_freeze_count(),
             },
             "network": network,
             "optimization": {
-                "service_running": self.is_running, "warning_threshold": self.memory_warning_threshold,
-                "critical_threshold": self.memory_critical_threshold, "emergency_threshold": self.memory_emergency_threshold,
-                "optimization_interval": self.optimization_interval, "optimization_count": self.optimization_count,
-                "last_emergency_cleanup": self.last_emergency_cleanup, "last_results": list(self.results)[-5:],
+                "service_running": self.is_running,
+                "warning_threshold": self.memory_warning_threshold,
+                "critical_threshold": self.memory_critical_threshold,
+                "emergency_threshold": self.memory_emergency_threshold,
+                "optimization_interval": self.optimization_interval,
+                "optimization_count": self.optimization_count,
+                "last_emergency_cleanup": self.last_emergency_cleanup,
+                "last_results": list(self.results)[-5:],
             },
-        }  # fmt: skip
+        }
 
 
 class _LagProbe:

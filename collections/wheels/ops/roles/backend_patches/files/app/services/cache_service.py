@@ -111,23 +111,79 @@ _INTERNAL = PREFIX + "!"  # locks, the sweep's cursor, probes; all of them expir
 
 # What earlier releases of this service wrote, without a common prefix.
 _LEGACY_WORDS = (
-    "user_profile", "user_trips", "trip_details", "user_social_groups", "user_social_posts", "marketplace_listings",
-    "user_purchase_history", "user_wishlists", "personalized_recommendations", "financial_travel_insights",
-    "social_travel_connections", "comprehensive_user_context", "user_calendar_events", "user_settings", "expenses",
-    "budget_summary", "fuel_stations", "user_analytics", "response", "conversation_history", "user_context",
-    "recent_conversation", "recent_conversations", "context", "calendar_events", "travel_events", "user_preferences",
-    "user_insights", "web_search", "web_search_ctx", "script_analysis",
-)  # fmt: skip
+    "user_profile",
+    "user_trips",
+    "trip_details",
+    "user_social_groups",
+    "user_social_posts",
+    "marketplace_listings",
+    "user_purchase_history",
+    "user_wishlists",
+    "personalized_recommendations",
+    "financial_travel_insights",
+    "social_travel_connections",
+    "comprehensive_user_context",
+    "user_calendar_events",
+    "user_settings",
+    "expenses",
+    "budget_summary",
+    "fuel_stations",
+    "user_analytics",
+    "response",
+    "conversation_history",
+    "user_context",
+    "recent_conversation",
+    "recent_conversations",
+    "context",
+    "calendar_events",
+    "travel_events",
+    "user_preferences",
+    "user_insights",
+    "web_search",
+    "web_search_ctx",
+    "script_analysis",
+)
 # ``pam:<table>:...``, written by the database service. Not ``pam:`` as a whole: ``pam:response:`` is another module's.
 TABLES = (
-    "profiles", "admin_users", "user_active_sessions", "pam_analytics_logs", "pam_conversation_memory",
-    "pam_conversation_sessions", "pam_memory", "pam_user_context", "pam_learning_events", "pam_feedback", "expenses", "budgets",
-    "budget_categories", "income_entries", "maintenance_records", "fuel_log", "fuel_stations", "local_events",
-    "camping_locations", "calendar_events", "offroad_routes", "manual_waypoints", "youtube_hustles", "hustle_ideas",
-    "user_hustle_attempts", "shop_products", "shop_orders", "affiliate_sales", "social_groups", "group_memberships",
-    "social_posts", "marketplace_listings", "facebook_groups", "analytics_summary", "analytics_daily",
-    "active_recommendations", "chat_sessions", "audio_cache",
-)  # fmt: skip
+    "profiles",
+    "admin_users",
+    "user_active_sessions",
+    "pam_analytics_logs",
+    "pam_conversation_memory",
+    "pam_conversation_sessions",
+    "pam_memory",
+    "pam_user_context",
+    "pam_learning_events",
+    "pam_feedback",
+    "expenses",
+    "budgets",
+    "budget_categories",
+    "income_entries",
+    "maintenance_records",
+    "fuel_log",
+    "fuel_stations",
+    "local_events",
+    "camping_locations",
+    "calendar_events",
+    "offroad_routes",
+    "manual_waypoints",
+    "youtube_hustles",
+    "hustle_ideas",
+    "user_hustle_attempts",
+    "shop_products",
+    "shop_orders",
+    "affiliate_sales",
+    "social_groups",
+    "group_memberships",
+    "social_posts",
+    "marketplace_listings",
+    "facebook_groups",
+    "analytics_summary",
+    "analytics_daily",
+    "active_recommendations",
+    "chat_sessions",
+    "audio_cache",
+)
 # Others in the same database, whatever anybody configures.
 _FOREIGN = re.compile(
     r"(?:rate_limit|security_event|threats|severity_count|blocked_ip|blocked_user|_kombu.*|unacked.*|celery.*|pam:(?:response|cache|throttle)):"
@@ -260,7 +316,14 @@ def redacted(url: object) -> str:
     path, mark, query = rest[end:].partition("?")
     if scheme.lower() in ("redis", "rediss") and not re.fullmatch(r"(?:/\d*)?", path):
         path = "/***"
-    words = [re.sub(r"=.+", "=***", word) if re.search(r"password|passwd|token|secret", unquote(word.partition("=")[0])) else word for word in query.split("&")]
+    words = [
+        (
+            re.sub(r"=.+", "=***", word)
+            if re.search(r"password|passwd|token|secret", unquote(word.partition("=")[0]))
+            else word
+        )
+        for word in query.split("&")
+    ]
     shown = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
     try:
         port = urlsplit(shown).port
@@ -393,7 +456,7 @@ def _digest(text: str) -> str:
 
 # Each runs for well under a millisecond on one slice, and looks at the prefix before anything else.
 _SWEEP = """
-local own, old = '%(prefix)s', {%(legacy)s}
+local own, old = '@prefix@', {@legacy@}
 local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local mine, legacy, adopted, ttl = 0, 0, 0, tonumber(ARGV[3])
 for _, key in ipairs(page[2]) do
@@ -411,7 +474,7 @@ for _, key in ipairs(page[2]) do
   end
 end
 return {page[1], #page[2], mine, legacy, adopted}
-""" % {"prefix": PREFIX, "legacy": ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES))}  # noqa: UP031 - braces are Lua's
+""".replace("@prefix@", PREFIX).replace("@legacy@", ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES)))
 # ARGV[4] and on: beginnings of which a key must have one, each after 1 (ours: any type) or 0 (an earlier release's: strings only).
 _UNLINK = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
@@ -459,10 +522,24 @@ class SweepResult(int):
 
     @classmethod
     def of(
-        cls, *, scanned: int = 0, own: int = 0, legacy: int = 0, adopted: int = 0, expired: int = 0, finished: bool = True, seconds: float = 0.0
+        cls,
+        *,
+        scanned: int = 0,
+        own: int = 0,
+        legacy: int = 0,
+        adopted: int = 0,
+        expired: int = 0,
+        finished: bool = True,
+        seconds: float = 0.0,
     ) -> SweepResult:
         result = cls(adopted + expired)
-        result.scanned, result.own, result.legacy, result.adopted, result.expired = scanned, own, legacy, adopted, expired
+        result.scanned, result.own, result.legacy, result.adopted, result.expired = (
+            scanned,
+            own,
+            legacy,
+            adopted,
+            expired,
+        )
         result.finished, result.seconds = finished, seconds
         return result
 
@@ -624,8 +701,15 @@ class LocalStore:
         self.limit = int(_number("CACHE_L1_MB", 16.0) * 1_048_576)
         self.entries: t.Dict[str, t.Tuple[str, float, float, float]] = {}
         self.bytes = 0
-        self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in ("0", "false", "no", "off")
-        self.version = 0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
+        self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in (
+            "0",
+            "false",
+            "no",
+            "off",
+        )
+        self.version = (
+            0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
+        )
         self.loading: t.Dict[str, object] = {}  # the load whose result may be cached: none from before the last write
         self.pending = Invalidations()
 
@@ -659,7 +743,12 @@ class LocalStore:
             end = before[3]  # Redis counts from when it got the entry, a little later than this process
         else:
             end = math.inf
-        self.entries[key] = (text, min(now + self.fresh_for, end) if fresh else 0.0, min(now + self.usable_for, end + 60.0), end)
+        self.entries[key] = (
+            text,
+            min(now + self.fresh_for, end) if fresh else 0.0,
+            min(now + self.usable_for, end + 60.0),
+            end,
+        )
         self.bytes += size
         while self.bytes > self.limit:
             try:
@@ -749,7 +838,9 @@ class Link:
         if "path" not in arguments:
             arguments["socket_keepalive"] = True
         checked = str(arguments.get("ssl_cert_reqs", ""))
-        if checked.upper().startswith("CERT_"):  # Celery insists on this spelling in the address that both read, redis-py on the other
+        if checked.upper().startswith(
+            "CERT_"
+        ):  # Celery insists on this spelling in the address that both read, redis-py on the other
             arguments["ssl_cert_reqs"] = checked[len("CERT_") :].lower()
         # A pool and its connections print their arguments; a provider prints only its address.
         username, password = arguments.pop("username", None), arguments.pop("password", None)
@@ -1164,9 +1255,13 @@ async def _give_back(client: t.Any, key: str, token: str) -> int:
 
 
 _WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
-    _SWEEP: _sweep_slice, _UNLINK: _unlink_slice, _MOVE: _move, _DROP: _drop, _DROP_UNLESS: _drop_unless,
+    _SWEEP: _sweep_slice,
+    _UNLINK: _unlink_slice,
+    _MOVE: _move,
+    _DROP: _drop,
+    _DROP_UNLESS: _drop_unless,
     _RELEASE: _give_back,
-}  # fmt: skip
+}
 
 
 async def _unlink_keys(
@@ -1313,7 +1408,9 @@ class CacheService:
     @redis.setter
     def redis(self, client: t.Optional[t.Any]) -> None:
         self._override = None
-        if client is not self.redis:  # what is put back after a test was the shared client, which must not outlive its event loop here
+        if (
+            client is not self.redis
+        ):  # what is put back after a test was the shared client, which must not outlive its event loop here
             self._override = client
 
     @redis.deleter
@@ -1466,7 +1563,9 @@ class CacheService:
             self.counters.hits += 1
             return self._value(text)[1]
         if text is not None:
-            text = _text(text) if isinstance(text, bytes) else text  # a client that somebody put in, without decode_responses
+            text = (
+                _text(text) if isinstance(text, bytes) else text
+            )  # a client that somebody put in, without decode_responses
             good, value = self._value(text)
             if good:
                 self.counters.hits += 1
@@ -1477,7 +1576,9 @@ class CacheService:
         self.counters.misses += 1
         return None
 
-    async def set(self, key: str, value: t.Any, ttl: t.Union[int, float, dt.timedelta, None] = None, use_pickle: bool = False) -> None:
+    async def set(
+        self, key: str, value: t.Any, ttl: t.Union[int, float, dt.timedelta, None] = None, use_pickle: bool = False
+    ) -> None:
         """Caches ``value`` for ``ttl`` seconds (0 or None: the default). Up to a tenth less, so that what was written
         together does not expire together. What cannot be written as JSON is not cached."""
         try:
@@ -1701,7 +1802,9 @@ class CacheService:
         deadline = time.monotonic() + lease
         pause = 0.02
         with contextlib.suppress(CacheUnavailableError):
-            while not (leased := bool(await self._call(lambda client: client.set(name, token, nx=True, px=int(lease * 1000))))):
+            while not (
+                leased := bool(await self._call(lambda client: client.set(name, token, nx=True, px=int(lease * 1000))))
+            ):
                 if time.monotonic() >= deadline:
                     break
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -1733,7 +1836,9 @@ class CacheService:
             if stale is None or not current():
                 raise
             self.counters.stale_hits += 1
-            logger.warning("Cache: loading failed, the last known value stands in", prefix=_head(key), error=type(error).__name__)
+            logger.warning(
+                "Cache: loading failed, the last known value stands in", prefix=_head(key), error=type(error).__name__
+            )
             return None, stale
         finally:
             if leased:
@@ -1786,7 +1891,9 @@ class CacheService:
         started = time.monotonic()
         token = uuid.uuid4().hex
         try:
-            if not await self._call(lambda client: client.set(_INTERNAL + "sweep:lock", token, nx=True, px=int((max_seconds + 10) * 1000))):
+            if not await self._call(
+                lambda client: client.set(_INTERNAL + "sweep:lock", token, nx=True, px=int((max_seconds + 10) * 1000))
+            ):
                 return SweepResult.of(finished=False)
         except CacheUnavailableError:
             return SweepResult.of(finished=False)
@@ -1803,7 +1910,9 @@ class CacheService:
             while True:
                 at = time.monotonic()
                 slice_of = (cursor, size, self.default_ttl * 1000)
-                reply = await self._call(functools.partial(_run, script=_SWEEP, keys=(), arguments=slice_of), timeout=SWEEP_TIMEOUT)
+                reply = await self._call(
+                    functools.partial(_run, script=_SWEEP, keys=(), arguments=slice_of), timeout=SWEEP_TIMEOUT
+                )
                 cursor = _cursor(reply[0])
                 totals = [total + int(more) for total, more in zip(totals, reply[1:])]
                 if cursor == "0":
@@ -1824,9 +1933,24 @@ class CacheService:
         if finished and whole and not legacy and self._store.legacy_reads and "CACHE_LEGACY_READS" not in os.environ:
             self._store.legacy_reads = False
         result = SweepResult.of(
-            scanned=scanned, own=own, legacy=legacy, adopted=adopted, expired=expired, finished=finished, seconds=round(time.monotonic() - started, 3)
+            scanned=scanned,
+            own=own,
+            legacy=legacy,
+            adopted=adopted,
+            expired=expired,
+            finished=finished,
+            seconds=round(time.monotonic() - started, 3),
         )
-        logger.info("Cache: swept", scanned=scanned, own=own, legacy=legacy, adopted=adopted, expired=expired, finished=finished, seconds=result.seconds)
+        logger.info(
+            "Cache: swept",
+            scanned=scanned,
+            own=own,
+            legacy=legacy,
+            adopted=adopted,
+            expired=expired,
+            finished=finished,
+            seconds=result.seconds,
+        )
         return result
 
     @staticmethod
@@ -1904,7 +2028,12 @@ class CacheService:
 
         if not await self._call(probe):
             raise CacheUnavailableError("Redis does not give back what was written")
-        return {"status": "healthy", "connected": True, "latency_ms": round((time.monotonic() - started) * 1000, 2), "hit_rate": self.counters.hit_rate}
+        return {
+            "status": "healthy",
+            "connected": True,
+            "latency_ms": round((time.monotonic() - started) * 1000, 2),
+            "hit_rate": self.counters.hit_rate,
+        }
 
 
 cache_service = CacheService()

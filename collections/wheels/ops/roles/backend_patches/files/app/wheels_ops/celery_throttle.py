@@ -45,9 +45,21 @@ from .load import (
 )
 
 __all__ = [
-    "EXPIRES", "LoadAwareScheduler", "LoadPublisher", "Reader", "Throttle", "ThrottleStep", "class_of", "client_for", "default_url", "install",
-    "period_of", "publish", "publish_level", "queue_of",
-]  # fmt: skip
+    "EXPIRES",
+    "LoadAwareScheduler",
+    "LoadPublisher",
+    "Reader",
+    "Throttle",
+    "ThrottleStep",
+    "class_of",
+    "client_for",
+    "default_url",
+    "install",
+    "period_of",
+    "publish",
+    "publish_level",
+    "queue_of",
+]
 logger = get_logger("app.wheels_ops.celery_throttle")
 
 BEAT_KEY = "pam:beat:heartbeat"
@@ -82,7 +94,11 @@ class Throttle:
         except ValueError:
             level = 0
         classes = frozenset(name for name in fields.get("classes", "").split(",") if name in MAX_DELAY)
-        return Throttle(level, classes, fields.get("source", ""), fields.get("reason", "")) if level and classes else Throttle()
+        return (
+            Throttle(level, classes, fields.get("source", ""), fields.get("reason", ""))
+            if level and classes
+            else Throttle()
+        )
 
     def factor(self, kind: str) -> int:
         return FACTORS[self.level] if kind in self.classes else 1
@@ -210,7 +226,9 @@ class LoadAwareScheduler(PersistentScheduler):
         overdue = -entry.schedule.remaining_estimate(entry.last_run_at).total_seconds()
         return (True, wait + late) if overdue >= late else (False, max(0.05, late - max(0.0, overdue)))
 
-    def populate_heap(self, event_t: t.Any = event_t, heapify: t.Callable[[t.List[t.Any]], None] = heapq.heapify) -> None:
+    def populate_heap(
+        self, event_t: t.Any = event_t, heapify: t.Callable[[t.List[t.Any]], None] = heapq.heapify
+    ) -> None:
         self._heap = []
         for entry in self.schedule.values():
             due, wait = self.is_due(entry)
@@ -247,9 +265,13 @@ class LoadAwareScheduler(PersistentScheduler):
         self._next_heartbeat = now + HEARTBEAT
         throttle = self._reader.throttle
         facts = {
-            "at": round(time.time(), 1), "pid": os.getpid(), "host": socket.gethostname(), "factor": FACTORS[throttle.level],
-            "classes": sorted(throttle.classes), "last_sent": self._last_sent,
-        }  # fmt: skip
+            "at": round(time.time(), 1),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "factor": FACTORS[throttle.level],
+            "classes": sorted(throttle.classes),
+            "last_sent": self._last_sent,
+        }
         try:
             self._reader.show(BEAT_KEY, facts)
         except Exception as error:  # a heartbeat that cannot be given is seen by whoever looks for it
@@ -404,7 +426,13 @@ def _expire(app: t.Any, done: Installed) -> None:
         route = options.get("queue") or ""
         kind = class_of(name, str(entry.get("task", "")), str(getattr(route, "name", route)))
         every = entry.get("schedule")
-        seconds = every.total_seconds() if isinstance(every, timedelta) else every if isinstance(every, (int, float)) else period_of(every)
+        seconds = (
+            every.total_seconds()
+            if isinstance(every, timedelta)
+            else every
+            if isinstance(every, (int, float))
+            else period_of(every)
+        )
         if kind not in QUEUES or "expires" in options or not seconds:
             continue
         schedule[name] = {**entry, "options": {**options, "expires": EXPIRES_SHARE * float(seconds)}}

@@ -83,7 +83,10 @@ def _cookie(headers: Mapping[str, str]) -> str:
 
 
 def _set_cookie(value: str, age: int, secure: bool) -> str:
-    return f"{COOKIE}={value}; Path=/api/v1/system/dashboard; Max-Age={age}; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+    return (
+        f"{COOKIE}={value}; Path=/api/v1/system/dashboard; Max-Age={age}; HttpOnly;"
+        f" SameSite=Strict{'; Secure' if secure else ''}"
+    )
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:
@@ -101,7 +104,11 @@ def same_origin(headers: Mapping[str, str]) -> bool:
 async def show(ask: Any, api: Any) -> Any:
     if not api.tokens.all():
         return _page(
-            api, 403, "Refused", "<p>No ops token is configured on this server. Set <code>WHEELS_OPS_TOKEN</code> or <code>WHEELS_OPS_TOKEN_FILE</code>.</p>"
+            api,
+            403,
+            "Refused",
+            "<p>No ops token is configured on this server. Set <code>WHEELS_OPS_TOKEN</code> or"
+            " <code>WHEELS_OPS_TOKEN_FILE</code>.</p>",
         )
     if not ask.caller and not opens(_cookie(ask.headers), api.tokens.all(), time.time()):
         return _page(api, 200, "Sign in", _form())
@@ -130,7 +137,9 @@ async def login(ask: Any, api: Any) -> Any:
 async def logout(ask: Any, api: Any) -> Any:
     if not same_origin(ask.headers):
         return api.refuse(403, "The form was not sent by this page")
-    return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, ask.secure)}, "text/plain")
+    return api.Answer(
+        303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, ask.secure)}, "text/plain"
+    )
 
 
 async def _series(api: Any) -> Dict[str, List[Point]]:
@@ -191,24 +200,31 @@ def _page(api: Any, status: int, title: str, body: str, *, refresh: bool = False
     tools = ""
     if refresh:
         tools = (
-            '<div class="tools"><label><input type="checkbox" id="auto" checked> Refresh every 15 seconds</label>'
-            '<form method="post" action="/api/v1/system/dashboard/logout"><button class="plain">Sign out</button></form></div>'
+            '<div class="tools"><label><input type="checkbox" id="auto" checked> Refresh every 15 seconds</label><form'
+            ' method="post" action="/api/v1/system/dashboard/logout"><button class="plain">Sign'
+            " out</button></form></div>"
         )
     content = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<title>{html.escape(title)}</title><link rel="icon" href="data:,"><style nonce="{nonce}">{_STYLE}</style></head><body>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width,initial-scale=1">'
+        f'<title>{html.escape(title)}</title><link rel="icon" href="data:,"><style'
+        f' nonce="{nonce}">{_STYLE}</style></head><body>'
         f"<header><h1>{html.escape(title)}</h1>{tools}</header><main>{body}</main>"
         + (f'<script nonce="{nonce}">{_SCRIPT}</script>' if refresh else "")
         + "</body></html>"
     )
     policy = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:;"
+        " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     headers = {
-        "Content-Security-Policy": policy, "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
-        "Cross-Origin-Opener-Policy": "same-origin", "Vary": "Cookie",
-    }  # fmt: skip
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Vary": "Cookie",
+    }
     return api.Answer(status, content, headers, "text/html; charset=utf-8")
 
 
@@ -216,17 +232,22 @@ def _form(problem: str = "") -> str:
     said = f'<p class="bad" role="alert" id="problem">{html.escape(problem)}</p>' if problem else ""
     described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
     return (
-        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}'
-        '<input type="text" name="username" value="ops" autocomplete="username" hidden><label for="token">Ops token</label>'
-        f'<input id="token" name="token" type="password" autocomplete="current-password" required autofocus{described}><button>Sign in</button></form>'
+        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}<input type="text"'
+        ' name="username" value="ops" autocomplete="username" hidden><label for="token">Ops token</label><input'
+        ' id="token" name="token" type="password" autocomplete="current-password" required'
+        f" autofocus{described}><button>Sign in</button></form>"
     )
 
 
 def _word(level: str) -> Tuple[str, str]:
     """(class, word) for a status; the word carries the meaning, the colour only helps."""
-    return {"pass": ("ok", "Healthy"), "healthy": ("ok", "Healthy"), "info": ("ok", "OK"), "warn": ("warn", "Warning"), "warning": ("warn", "Warning")}.get(
-        level, ("bad", "Critical" if level in ("fail", "critical") else level.capitalize())
-    )
+    return {
+        "pass": ("ok", "Healthy"),
+        "healthy": ("ok", "Healthy"),
+        "info": ("ok", "OK"),
+        "warn": ("warn", "Warning"),
+        "warning": ("warn", "Warning"),
+    }.get(level, ("bad", "Critical" if level in ("fail", "critical") else level.capitalize()))
 
 
 def _number(value: Optional[float], unit: str = "") -> str:
@@ -248,9 +269,18 @@ def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str
             _alerts(states, notes),
             _not_checked(notes),
             _values(monitor),
-            '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted line: critical.</p><div class="charts">',
+            (
+                '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted'
+                ' line: critical.</p><div class="charts">'
+            ),
             *(
-                _chart(title, unit, series.get(name, []), monitor.thresholds.get(_THRESHOLDS_OF.get(name, name)), monitor.current.get(name))
+                _chart(
+                    title,
+                    unit,
+                    series.get(name, []),
+                    monitor.thresholds.get(_THRESHOLDS_OF.get(name, name)),
+                    monitor.current.get(name),
+                )
                 for name, title, unit in CHARTS
             ),
             "</div>",
@@ -263,12 +293,19 @@ def _scores(scores: Mapping[str, Any], not_checked: int) -> str:
     css, word = _word(str(scores["overall"]))
     missing = f'<span class="soft">{not_checked} not checked</span>' if not_checked else ""
     cards = [f'<li class="card"><span class="soft">Overall health</span><b class="{css}">{word}</b>{missing}</li>']
-    for key, title in (("performance", "Performance"), ("stability", "Stability"), ("user_experience", "User experience")):
+    for key, title in (
+        ("performance", "Performance"),
+        ("stability", "Stability"),
+        ("user_experience", "User experience"),
+    ):
         value = scores[key]
         css = "soft" if value is None else "ok" if value >= 80 else "warn" if value >= 50 else "bad"
         text = "–" if value is None else f"{value:.0f}"
         note = "not measured yet" if value is None else "of 100"
-        cards.append(f'<li class="card"><span class="soft">{title}</span><b class="{css}">{text}</b><span class="soft">{note}</span></li>')
+        cards.append(
+            f'<li class="card"><span class="soft">{title}</span><b class="{css}">{text}</b><span'
+            f' class="soft">{note}</span></li>'
+        )
     return f'<h2>Scores</h2><ul class="cards">{"".join(cards)}</ul>'
 
 
@@ -279,7 +316,8 @@ def _alerts(states: Mapping[str, Tuple[str, Any]], notes: Mapping[str, str]) -> 
             continue
         css, word = _word(status)
         rows.append(
-            f'<tr><td class="{css}">{word}</td><td>{html.escape(name)}</td><td>{html.escape(check.output or "the sample is old")}</td>'
+            "<tr><td"
+            f' class="{css}">{word}</td><td>{html.escape(name)}</td><td>{html.escape(check.output or "the sample is old")}</td>'
             f"<td>{html.escape(check.time[:19].replace('T', ' '))}</td></tr>"
         )
     if not rows and not states:
@@ -287,15 +325,24 @@ def _alerts(states: Mapping[str, Tuple[str, Any]], notes: Mapping[str, str]) -> 
     if not rows:
         said = f"None. Healthy, {len(notes)} not checked." if notes else "None: every check passes."
         return f'<h2>Active alerts</h2><p class="box ok">{said}</p>'
-    head = '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last sample</th></tr>'
-    return f'<h2>Active alerts</h2><div class="box wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+    head = (
+        '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last'
+        " sample</th></tr>"
+    )
+    return (
+        '<h2>Active alerts</h2><div class="box'
+        f' wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _not_checked(notes: Mapping[str, str]) -> str:
     """What nothing is known of, and why: neither healthy nor ill."""
     if not notes:
         return ""
-    rows = "".join(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(why)}</td></tr>' for name, why in sorted(notes.items()))
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(why)}</td></tr>'
+        for name, why in sorted(notes.items())
+    )
     head = '<tr><th scope="col">Check</th><th scope="col">Why not</th></tr>'
     return f'<h2>Not checked</h2><div class="box wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
@@ -311,12 +358,17 @@ def _values(monitor: Any) -> str:
         css, word = _word(alert.level.value if alert else "info")
         shown = f'<td class="{css}">{word}</td>' if limits else '<td class="soft">no threshold</td>'
         rows.append(
-            f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td class="n">{_number(metric.value, metric.unit)}</td>'
-            f'<td class="n">{_number(limits.get("warning"), metric.unit)}</td><td class="n">{_number(limits.get("critical"), metric.unit)}</td>{shown}</tr>'
+            f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td'
+            f' class="n">{_number(metric.value, metric.unit)}</td><td'
+            f' class="n">{_number(limits.get("warning"), metric.unit)}</td><td'
+            f' class="n">{_number(limits.get("critical"), metric.unit)}</td>{shown}</tr>'
         )
     head = '<th scope="col">Metric</th><th scope="col" class="n">Now</th><th scope="col" class="n">Warning above</th>'
     head += '<th scope="col" class="n">Critical above</th><th scope="col">State</th>'
-    return f'<h2>Values and thresholds</h2><div class="box wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return (
+        '<h2>Values and thresholds</h2><div class="box'
+        f' wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[str, float]], current: Any) -> str:
@@ -350,7 +402,9 @@ def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[
     for share in (0.0, 0.5, 1.0):
         level = y(top * share)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 6}" y1="{level:.1f}" y2="{level:.1f}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{level + 4:.1f}" text-anchor="end">{_number(top * share)}</text>')
+        parts.append(
+            f'<text class="axis" x="{LEFT - 6}" y="{level + 4:.1f}" text-anchor="end">{_number(top * share)}</text>'
+        )
     for hours in (24, 18, 12, 6, 0):
         at = end - hours * 3600
         anchor = "start" if hours == 24 else "end" if hours == 0 else "middle"
@@ -367,7 +421,10 @@ def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[
     if len(points) == 1:
         path.append("h1.5")
     parts.append(f'<path class="curve" d="{"".join(path)}"/>')
-    told = f"now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest {_number(highest, unit)} in the last 24 hours"
+    told = (
+        f"now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest"
+        f" {_number(highest, unit)} in the last 24 hours"
+    )
     label = html.escape(f"{title}: {told}")
     return (
         f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
@@ -389,13 +446,25 @@ def _recovery(history: List[Mapping[str, Any]]) -> str:
     rows = []
     for entry in history:
         outcome = str(entry.get("outcome", ""))
-        css = "ok" if outcome in ("ok", "success", "fixed", "relieved", "changed") else "bad" if outcome in ("failed", "error") else ""
-        cells = "".join(f"<td>{html.escape(str(entry.get(key, ''))[:200])}</td>" for key in ("action", "subject", "trigger"))
+        css = (
+            "ok"
+            if outcome in ("ok", "success", "fixed", "relieved", "changed")
+            else "bad"
+            if outcome in ("failed", "error")
+            else ""
+        )
+        cells = "".join(
+            f"<td>{html.escape(str(entry.get(key, ''))[:200])}</td>" for key in ("action", "subject", "trigger")
+        )
         duration = entry.get("duration_s")
         rows.append(
-            f'<tr><td>{html.escape(str(entry.get("time", ""))[:19].replace("T", " "))}</td>{cells}<td class="{css}">{html.escape(outcome)}</td>'
-            f'<td class="n">{_number(duration, "s") if isinstance(duration, (int, float)) else ""}</td></tr>'
+            f"<tr><td>{html.escape(str(entry.get('time', ''))[:19].replace('T', ' '))}</td>{cells}<td"
+            f' class="{css}">{html.escape(outcome)}</td><td'
+            f' class="n">{_number(duration, "s") if isinstance(duration, (int, float)) else ""}</td></tr>'
         )
     titles = ("Time", "Action", "Subject", "Trigger", "Outcome", "Duration")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    return f'<h2>Last recovery actions</h2><div class="box wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return (
+        '<h2>Last recovery actions</h2><div class="box'
+        f' wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )

@@ -29,9 +29,25 @@ RESTART_EVERY_SECONDS = 600.0
 
 #: asyncpg's own parameters and two settings of the server; it would hand any other one to the server, which refuses it.
 _PARAMETERS = (
-    "host", "port", "dbname", "database", "user", "password", "passfile", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword",
-    "ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "application_name", "options",
-)  # fmt: skip
+    "host",
+    "port",
+    "dbname",
+    "database",
+    "user",
+    "password",
+    "passfile",
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslrootcert",
+    "sslcrl",
+    "sslpassword",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "target_session_attrs",
+    "application_name",
+    "options",
+)
 
 
 def dsn_of(name: str) -> str:
@@ -118,9 +134,11 @@ class DatabaseGuard:
 
     def describe(self) -> Dict[str, Any]:
         return {
-            "state": self.state, "seconds_in_state": round(time.monotonic() - self.since, 1), "attempts": self.attempts,
+            "state": self.state,
+            "seconds_in_state": round(time.monotonic() - self.since, 1),
+            "attempts": self.attempts,
             "replica_configured": bool(self.replica),
-        }  # fmt: skip
+        }
 
     # -- the procedure ----------------------------------------------------------------------------------------------
 
@@ -130,7 +148,10 @@ class DatabaseGuard:
 
         if self.connection is None or self.connection.is_closed():
             self.connection = await within(
-                asyncpg.connect(self.primary, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
+                asyncpg.connect(
+                    self.primary, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0
+                ),
+                self.timeout,
             )
         return self.connection
 
@@ -160,7 +181,11 @@ class DatabaseGuard:
         except ImportError:  # then a round is one attempt: the primary must be found again in any case
             self.attempts += 1
             return await self.attempt(ask)
-        async for attempt in AsyncRetrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.1, max=2, jitter=0.2), reraise=True):
+        async for attempt in AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential_jitter(initial=0.1, max=2, jitter=0.2),
+            reraise=True,
+        ):
             with attempt:
                 self.attempts += 1
                 return await self.attempt(ask)
@@ -196,7 +221,9 @@ class DatabaseGuard:
     async def recovered(self) -> None:
         if self.state == "ok" and self._down_since is None:
             return
-        logger.info(f"🛢️ The database answers again after {time.monotonic() - (self._down_since or time.monotonic()):.1f} s")
+        logger.info(
+            f"🛢️ The database answers again after {time.monotonic() - (self._down_since or time.monotonic()):.1f} s"
+        )
         self._down_since, self._alerted, self.attempts = None, False, 0
         self._to("ok")
         self._clear()
@@ -217,7 +244,10 @@ class DatabaseGuard:
         try:
             if self._replica_connection is None or self._replica_connection.is_closed():
                 self._replica_connection = await within(
-                    asyncpg.connect(self.replica, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0), self.timeout
+                    asyncpg.connect(
+                        self.replica, timeout=self.timeout, command_timeout=self.timeout, statement_cache_size=0
+                    ),
+                    self.timeout,
                 )
             return bool(await within(self._replica_connection.fetchval("select 1"), self.timeout))
         except Exception as error:  # a replica that is down too is an answer
@@ -235,7 +265,10 @@ class DatabaseGuard:
         """Later connections of the pools go there; those that exist are replaced as they come back."""
         self._switched = []
         for pool, arguments in self.pools():
-            settings = {**arguments.get("server_settings", {}), **({"default_transaction_read_only": "on"} if read_only else {})}
+            settings = {
+                **arguments.get("server_settings", {}),
+                **({"default_transaction_read_only": "on"} if read_only else {}),
+            }
             try:
                 pool.set_connect_args(dsn, **{**arguments, **({"server_settings": settings} if settings else {})})
                 await within(pool.expire_connections(), self.timeout)

@@ -21,7 +21,9 @@ def _line(name: str, labels: Mapping[str, str], value: float) -> str:
     return f"{name}{{{inside}}} {number}" if inside else f"{name} {number}"
 
 
-def _family(lines: List[str], name: str, kind: str, text: str, samples: Iterable[Tuple[str, Mapping[str, str], float]]) -> None:
+def _family(
+    lines: List[str], name: str, kind: str, text: str, samples: Iterable[Tuple[str, Mapping[str, str], float]]
+) -> None:
     lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     lines += [_line(name + suffix, labels, value) for suffix, labels, value in samples]
 
@@ -32,21 +34,56 @@ def render(monitor: Any, requests: Any, board: Any, optimizer: Any) -> str:
 
     lines: List[str] = []
     for name, metric in sorted(monitor.current.items()):
-        _family(lines, f"pam_{name}", "gauge", f"{name.replace('_', ' ')}{f' ({metric.unit})' if metric.unit else ''}", [("", {}, metric.value)])
+        _family(
+            lines,
+            f"pam_{name}",
+            "gauge",
+            f"{name.replace('_', ' ')}{f' ({metric.unit})' if metric.unit else ''}",
+            [("", {}, metric.value)],
+        )
     states = board.states()
     _family(
-        lines, "pam_health_check", "gauge", "0 pass, 1 warn, 2 fail",
+        lines,
+        "pam_health_check",
+        "gauge",
+        "0 pass, 1 warn, 2 fail",
         [("", {"check": name}, _STATES[status]) for name, (status, _ignored) in sorted(states.items())],
-    )  # fmt: skip
-    _family(lines, "pam_health_check_skipped", "gauge", "1 where a check is not made", [("", {"check": name}, 1) for name in sorted(dict(board.notes))])
-    scores = board.scores()
-    _family(lines, "pam_health_score", "gauge", "0 to 100, see docs/scores.md", [("", {"score": n}, scores[n]) for n in _SCORES if scores[n] is not None])
+    )
     _family(
-        lines, "pam_alerts_active", "gauge", "Alerts that are raised now",
-        [("", {"metric": name, "level": alert.level.value}, 1) for name, alert in sorted(monitor.active_alerts.items())],
-    )  # fmt: skip
-    routes = [(dict(zip(("method", "route"), name.split(" ", 1))), stats) for name, stats in sorted(requests.routes.items())]
-    _family(lines, "pam_request_errors_total", "counter", "Requests answered 5xx", [("", labels, stats.errors) for labels, stats in routes])
+        lines,
+        "pam_health_check_skipped",
+        "gauge",
+        "1 where a check is not made",
+        [("", {"check": name}, 1) for name in sorted(dict(board.notes))],
+    )
+    scores = board.scores()
+    _family(
+        lines,
+        "pam_health_score",
+        "gauge",
+        "0 to 100, see docs/scores.md",
+        [("", {"score": n}, scores[n]) for n in _SCORES if scores[n] is not None],
+    )
+    _family(
+        lines,
+        "pam_alerts_active",
+        "gauge",
+        "Alerts that are raised now",
+        [
+            ("", {"metric": name, "level": alert.level.value}, 1)
+            for name, alert in sorted(monitor.active_alerts.items())
+        ],
+    )
+    routes = [
+        (dict(zip(("method", "route"), name.split(" ", 1))), stats) for name, stats in sorted(requests.routes.items())
+    ]
+    _family(
+        lines,
+        "pam_request_errors_total",
+        "counter",
+        "Requests answered 5xx",
+        [("", labels, stats.errors) for labels, stats in routes],
+    )
     histogram: List[Tuple[str, Mapping[str, str], float]] = []
     for labels, stats in routes:
         seen = 0
@@ -56,6 +93,14 @@ def render(monitor: Any, requests: Any, board: Any, optimizer: Any) -> str:
         histogram += [("_sum", labels, stats.seconds), ("_count", labels, stats.count)]
     _family(lines, "pam_request_duration_seconds", "histogram", "Time to the first byte of the answer", histogram)
     _family(lines, "pam_requests_in_flight", "gauge", "Requests being served", [("", {}, requests.in_flight)])
-    _family(lines, "pam_memory_cleanups_total", "counter", "Memory clean-ups done", [("", {}, optimizer.optimization_count)])
-    _family(lines, "pam_memory_freed_bytes", "gauge", "What the last clean-ups gave back", [("", {}, sum(one["freed_bytes"] for one in optimizer.results))])
+    _family(
+        lines, "pam_memory_cleanups_total", "counter", "Memory clean-ups done", [("", {}, optimizer.optimization_count)]
+    )
+    _family(
+        lines,
+        "pam_memory_freed_bytes",
+        "gauge",
+        "What the last clean-ups gave back",
+        [("", {}, sum(one["freed_bytes"] for one in optimizer.results))],
+    )
     return "\n".join(lines) + "\n"

@@ -66,7 +66,9 @@ class Check:
         return None
 
     def post(self, status: str, output: str = "", *, name: str = "", value: Any = None, unit: str = "") -> None:
-        self.board.post(name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.period)
+        self.board.post(
+            name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.period
+        )
 
     def skip(self, why: str, name: str = "") -> None:
         self.board.note(name or self.name, why)
@@ -88,7 +90,14 @@ class HealthChecks:
         self.stopping = False
         self.publisher: Optional[LoadPublisher] = None
         self.processor = ProcessorSampler()
-        self.checks: List[Check] = [DatabaseCheck(self), RedisCheck(self), CorsCheck(self), SpeechCheck(self), WebSocketCheck(self), StabilityCheck(self)]
+        self.checks: List[Check] = [
+            DatabaseCheck(self),
+            RedisCheck(self),
+            CorsCheck(self),
+            SpeechCheck(self),
+            WebSocketCheck(self),
+            StabilityCheck(self),
+        ]
 
     async def start(self) -> None:
         monitor = self.api.performance_monitor
@@ -172,13 +181,21 @@ class DatabaseCheck(Check):
             ask_host=self._ask_host,
             restart_after=env_number("DATABASE_RESTART_AFTER", 60.0),
         )
-        self.tables = [name.strip() for name in os.environ.get("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES).split(",") if name.strip()]
+        self.tables = [
+            name.strip()
+            for name in os.environ.get("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES).split(",")
+            if name.strip()
+        ]
         self._policies: Tuple[str, float, List[str]] = ("", 0.0, [])
         self._rounds: Optional[asyncio.Task[None]] = None
 
     async def _ask_host(self, kind: str, details: Dict[str, Any]) -> None:
         await asyncio.to_thread(
-            self.checks.api.write_request, kind, f"database {details.get('state') or 'does not come back'}", requested_by="database guard", details=details
+            self.checks.api.write_request,
+            kind,
+            f"database {details.get('state') or 'does not come back'}",
+            requested_by="database guard",
+            details=details,
         )
 
     async def run(self) -> None:
@@ -210,7 +227,12 @@ class DatabaseCheck(Check):
         if recursive is None:
             self.skip("the role authenticated does not exist, or this user may not become it", name="database:policies")
         elif recursive:
-            self.post("fail", f"infinite recursion in the policies of {', '.join(recursive)}", name="database:policies", value=len(recursive))
+            self.post(
+                "fail",
+                f"infinite recursion in the policies of {', '.join(recursive)}",
+                name="database:policies",
+                value=len(recursive),
+            )
         else:
             self.post("pass", name="database:policies", value=0)
 
@@ -256,22 +278,25 @@ class DatabaseCheck(Check):
 
     async def _recursive(self, connection: Any) -> Optional[List[str]]:
         if not await connection.fetchval(
-            "select count(*) > 0 from pg_catalog.pg_roles where rolname = 'authenticated' and pg_catalog.pg_has_role(oid, 'member')"
+            "select count(*) > 0 from pg_catalog.pg_roles where rolname = 'authenticated' and"
+            " pg_catalog.pg_has_role(oid, 'member')"
         ):
             return None
         seen = await connection.fetchval(
-            "select md5(coalesce((select string_agg(p.oid::text || ':' || p.xmin::text, ',' order by p.oid) from pg_catalog.pg_policy p), '') || '/' ||"
-            " coalesce((select string_agg(c.oid::text || ':' || c.xmin::text, ',' order by c.oid) from pg_catalog.pg_class c where c.relrowsecurity), ''))"
+            "select md5(coalesce((select string_agg(p.oid::text || ':' || p.xmin::text, ',' order by p.oid) from"
+            " pg_catalog.pg_policy p), '') || '/' || coalesce((select string_agg(c.oid::text || ':' || c.xmin::text,"
+            " ',' order by c.oid) from pg_catalog.pg_class c where c.relrowsecurity), ''))"
         )
         fingerprint, probed, known = self._policies
         if seen == fingerprint and time.monotonic() - probed < POLICY_PROBE_SECONDS:
             return known
         found: List[str] = []
         tables = await connection.fetch(
-            "select c.relname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, (select pg_catalog.quote_ident(a.attname)"
-            " from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''"
-            " and a.attidentity = '' order by a.attnum limit 1) as field from pg_catalog.pg_class c"
-            " join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relrowsecurity and n.nspname = 'public' order by c.relname limit 200"
+            "select c.relname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, (select"
+            " pg_catalog.quote_ident(a.attname) from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum >"
+            " 0 and not a.attisdropped and a.attgenerated = '' and a.attidentity = '' order by a.attnum limit 1) as"
+            " field from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where"
+            " c.relrowsecurity and n.nspname = 'public' order by c.relname limit 200"
         )
         transaction = connection.transaction()
         await transaction.start()
@@ -390,7 +415,9 @@ class RedisCheck(Check):
             self.post("fail", f"Redis refuses writes ({code[1] if code else type(error).__name__})", name="redis:write")
             return
         wrong = (read.decode() if isinstance(read, bytes) else read) != token
-        self.post("fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write")
+        self.post(
+            "fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write"
+        )
 
     async def _exchange(self, token: str) -> Any:
         async with self._client.pipeline(transaction=False) as pipe:
@@ -456,7 +483,9 @@ class RedisCheck(Check):
         with contextlib.suppress(Exception):
             answer = ask()
             stats = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
-            self.board.sections["cache"] = {key: value for key, value in stats.items() if isinstance(value, (str, int, float, bool, type(None)))}
+            self.board.sections["cache"] = {
+                key: value for key, value in stats.items() if isinstance(value, (str, int, float, bool, type(None)))
+            }
             rate = stats.get("hit_rate")  # 0 to 1, of this process
             if isinstance(rate, (int, float)) and stats.get("hits", 1) + stats.get("misses", 1):
                 self.checks.numbers["cache_hit_rate"] = 100.0 * rate
@@ -514,13 +543,25 @@ async def _preflight(application: Any, origin: str) -> Tuple[int, Dict[str, str]
     status = 0
     headers: Dict[str, str] = {}
     scope: MutableMapping[str, Any] = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "OPTIONS", "scheme": "http", "path": PREFLIGHT_PATH,
-        "raw_path": PREFLIGHT_PATH.encode(), "query_string": b"", "root_path": "", "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 80),
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "OPTIONS",
+        "scheme": "http",
+        "path": PREFLIGHT_PATH,
+        "raw_path": PREFLIGHT_PATH.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 80),
         "headers": [
-            (b"host", b"127.0.0.1"), (b"origin", origin.encode()), (b"access-control-request-method", b"POST"),
-            (b"access-control-request-headers", b"authorization,content-type"), (b"user-agent", b"wheels-ops-self-check"),
+            (b"host", b"127.0.0.1"),
+            (b"origin", origin.encode()),
+            (b"access-control-request-method", b"POST"),
+            (b"access-control-request-headers", b"authorization,content-type"),
+            (b"user-agent", b"wheels-ops-self-check"),
         ],
-    }  # fmt: skip
+    }
 
     async def receive() -> MutableMapping[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -529,7 +570,9 @@ async def _preflight(application: Any, origin: str) -> Tuple[int, Dict[str, str]
         nonlocal status
         if message["type"] == "http.response.start":
             status = message["status"]
-            headers.update({name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message.get("headers", ())})
+            headers.update(
+                {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message.get("headers", ())}
+            )
 
     await application(scope, receive, send)
     return status, headers
@@ -633,7 +676,11 @@ class StabilityCheck(Check):
             self._next = time.monotonic() + 60
         found = self.board.sections.get("stability", {})
         loops = found.get("crash_loops") or 0
-        self.post("warn" if loops else "pass", f"{loops} crash loops in the last 24 hours" if loops else "", value=found.get("restarts"))
+        self.post(
+            "warn" if loops else "pass",
+            f"{loops} crash loops in the last 24 hours" if loops else "",
+            value=found.get("restarts"),
+        )
 
     async def failed(self, why: str) -> None:
         self.skip(f"the history does not answer: {why}")
@@ -644,7 +691,9 @@ _running: Optional[HealthChecks] = None
 
 def guard() -> Optional[DatabaseGuard]:
     """The database guard of this process, where the checks run."""
-    return next((check.guard for check in _running.checks if isinstance(check, DatabaseCheck)), None) if _running else None
+    return (
+        next((check.guard for check in _running.checks if isinstance(check, DatabaseCheck)), None) if _running else None
+    )
 
 
 async def start(api: Any) -> None:

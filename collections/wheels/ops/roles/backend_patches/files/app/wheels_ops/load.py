@@ -79,14 +79,25 @@ WRITER = f"{socket.gethostname()}:{os.getpid()}"
 
 def redis_address(url: object) -> str:
     """The address as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the one that both read, redis-py ``none``."""
-    return re.sub(r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)", lambda found: found[1].lower(), str(url), flags=re.IGNORECASE)
+    return re.sub(
+        r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)",
+        lambda found: found[1].lower(),
+        str(url),
+        flags=re.IGNORECASE,
+    )
 
 
 def client_for(url: str) -> t.Any:
     """A client that never keeps its caller waiting for long: a slow Redis means full rate."""
     import redis
 
-    return redis.Redis.from_url(redis_address(url), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, health_check_interval=30)
+    return redis.Redis.from_url(
+        redis_address(url),
+        socket_timeout=0.5,
+        socket_connect_timeout=0.5,
+        decode_responses=True,
+        health_check_interval=30,
+    )
 
 
 def demoted(error: BaseException) -> bool:
@@ -128,7 +139,14 @@ class Load:
     _last: t.Optional[float] = None
     _below_since: t.Optional[float] = None
 
-    def observe(self, cpu_percent: float, psi: t.Optional[float] = None, loop_lag_ms: t.Optional[float] = None, *, now: t.Optional[float] = None) -> int:
+    def observe(
+        self,
+        cpu_percent: float,
+        psi: t.Optional[float] = None,
+        loop_lag_ms: t.Optional[float] = None,
+        *,
+        now: t.Optional[float] = None,
+    ) -> int:
         """One measurement at any interval; ``psi`` is cpu ``some avg10`` in percent. Gives the level."""
         now = time.monotonic() if now is None else now
         # The first measurement is taken as it is, a later one counts by the time since the one before.
@@ -150,7 +168,11 @@ class Load:
                 self.level, self._below_since = sum(score >= limit - BELOW for limit in RAISE[: self.level - 1]), None
         else:
             self._below_since = None
-        shown = {"cpu": f"cpu {self.average:.0f} %", "psi": f"cpu pressure {psi or 0:.0f} %", "lag": f"event loop {loop_lag_ms or 0:.0f} ms late"}
+        shown = {
+            "cpu": f"cpu {self.average:.0f} %",
+            "psi": f"cpu pressure {psi or 0:.0f} %",
+            "lag": f"event loop {loop_lag_ms or 0:.0f} ms late",
+        }
         self.reason = shown[worst]
         return self.level
 
@@ -217,14 +239,38 @@ class LoadPublisher:
                 failing = True
 
 
-def publish(client: t.Any, level: int, classes: t.Sequence[str], source: str, reason: str, *, since: str = "", expires: int = EXPIRES) -> bool:
+def publish(
+    client: t.Any,
+    level: int,
+    classes: t.Sequence[str],
+    source: str,
+    reason: str,
+    *,
+    since: str = "",
+    expires: int = EXPIRES,
+) -> bool:
     """Writes the hash, unless an operator's is in force; whether it was written."""
     if source == "monitor":
         client.set(observer_key(), source, ex=2 * RENEW)
-    return bool(client.eval(_WRITE, 1, KEY, str(level), ",".join(classes), source, reason, since or str(int(time.time())), str(expires), WRITER))
+    return bool(
+        client.eval(
+            _WRITE,
+            1,
+            KEY,
+            str(level),
+            ",".join(classes),
+            source,
+            reason,
+            since or str(int(time.time())),
+            str(expires),
+            WRITER,
+        )
+    )
 
 
-async def publish_level(level: int, *, reason: str = "", redis_url: t.Optional[str] = None, source: str = "monitor") -> bool:
+async def publish_level(
+    level: int, *, reason: str = "", redis_url: t.Optional[str] = None, source: str = "monitor"
+) -> bool:
     """Writes a level once, without stopping the event loop; for callers that have their own way of judging the load."""
     import asyncio
 

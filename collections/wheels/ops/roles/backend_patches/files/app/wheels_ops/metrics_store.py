@@ -56,7 +56,9 @@ Row = List[float]
 class MetricsStore:
     """Collects samples in memory and merges them into the file every ``flush_seconds`` from a thread of its own."""
 
-    def __init__(self, path: Path, *, flush_seconds: float = FLUSH_SECONDS, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, flush_seconds: float = FLUSH_SECONDS, clock: Callable[[], float] = time.time
+    ) -> None:
         self.path = path
         self.usable = False
         self._flush_seconds = flush_seconds
@@ -64,7 +66,13 @@ class MetricsStore:
         self._worker = _process(os.getpid())
         self._started = 0.0
         self._open_slots: Dict[Tuple[int, str], Row] = {}
-        self._jobs: queue.Queue[Optional[Tuple[Callable[[sqlite3.Connection], Any], Optional[Tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]]]]]
+        self._jobs: queue.Queue[
+            Optional[
+                Tuple[
+                    Callable[[sqlite3.Connection], Any], Optional[Tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]]
+                ]
+            ]
+        ]
         self._jobs = queue.Queue(maxsize=1000)
         self._thread: Optional[threading.Thread] = None
         self._next_flush = 0.0
@@ -77,11 +85,15 @@ class MetricsStore:
         """Opens the file and notes the start of this worker. False where it cannot be written."""
         ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._started = self._clock()
-        self._thread = threading.Thread(target=self._work, args=(asyncio.get_running_loop(), ready), name="metrics-store", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(asyncio.get_running_loop(), ready), name="metrics-store", daemon=True
+        )
         self._thread.start()
         self.usable = await ready
         if not self.usable:
-            logger.warning(f"📊 The metrics history cannot be written to {self.path}: it lives in memory until the next restart")
+            logger.warning(
+                f"📊 The metrics history cannot be written to {self.path}: it lives in memory until the next restart"
+            )
             self._thread = None
         self._next_flush = self._clock() + self._flush_seconds
         return self.usable
@@ -94,7 +106,11 @@ class MetricsStore:
         now = self._clock()
         started, worker = self._started, self._worker
         try:
-            await self._ask(lambda db: db.execute("update life set stopped = ?, clean = 1 where started = ? and worker = ?", (now, started, worker)))
+            await self._ask(
+                lambda db: db.execute(
+                    "update life set stopped = ?, clean = 1 where started = ? and worker = ?", (now, started, worker)
+                )
+            )
         except (queue.Full, asyncio.TimeoutError, sqlite3.Error) as error:
             logger.warning(f"📊 The orderly stop was not noted in the history: {type(error).__name__}")
         self.usable = False
@@ -107,7 +123,12 @@ class MetricsStore:
     def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[bool]) -> None:
         """The only code that touches the file; runs in the store's own thread."""
 
-        def tell(caller: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: Any, error: Optional[BaseException] = None) -> None:
+        def tell(
+            caller: asyncio.AbstractEventLoop,
+            future: asyncio.Future[Any],
+            value: Any,
+            error: Optional[BaseException] = None,
+        ) -> None:
             def deliver() -> None:
                 if not future.done():
                     if error is None:
@@ -154,7 +175,9 @@ class MetricsStore:
                 with database:
                     database.executescript(_SCHEMA)
                     # A worker whose process is gone without a stop crashed; its last sign of life is its last flush.
-                    database.execute("insert or ignore into life (started, worker) values (?, ?)", (self._started, self._worker))
+                    database.execute(
+                        "insert or ignore into life (started, worker) values (?, ?)", (self._started, self._worker)
+                    )
                 return database
             except sqlite3.DatabaseError as error:
                 database.close()
@@ -196,7 +219,9 @@ class MetricsStore:
     def add_alert(self, metric: str, level: str, message: str) -> None:
         if self.usable:
             now = self._clock()
-            self._put(lambda db: db.execute("insert into alert values (?, ?, ?, ?)", (now, metric, level, message[:500])))
+            self._put(
+                lambda db: db.execute("insert into alert values (?, ?, ?, ?)", (now, metric, level, message[:500]))
+            )
 
     def flush(self) -> None:
         """Hands everything collected so far to the thread; gives it up where the thread does not keep up."""
@@ -216,7 +241,9 @@ class MetricsStore:
                 rows.append((FINE, metric, slot, *row))
                 rows.append((COARSE, metric, slot * FINE // COARSE, *row))
         database.executemany(_MERGE, rows)
-        database.execute("update life set stopped = ? where started = ? and worker = ?", (now, self._started, self._worker))
+        database.execute(
+            "update life set stopped = ? where started = ? and worker = ?", (now, self._started, self._worker)
+        )
         if now >= self._next_prune:
             self._next_prune = now + 3600
             for step, kept in ((FINE, FINE_KEPT), (COARSE, COARSE_KEPT)):
@@ -248,12 +275,15 @@ class MetricsStore:
         since = int((self._clock() - 3600 * hours) // step)
         rows = await self._ask(
             lambda db: db.execute(
-                "select m.name, min(s.low), max(s.high), sum(s.total), sum(s.count) from sample s join metric m on m.id = s.metric"
-                " where s.step = ? and s.slot > ? group by m.name",
+                "select m.name, min(s.low), max(s.high), sum(s.total), sum(s.count) from sample s join metric m on m.id"
+                " = s.metric where s.step = ? and s.slot > ? group by m.name",
                 (step, since),
             )
         )
-        return {name: {"min": low, "max": high, "avg": total / count if count else 0.0, "data_points": count} for name, low, high, total, count in rows}
+        return {
+            name: {"min": low, "max": high, "avg": total / count if count else 0.0, "data_points": count}
+            for name, low, high, total, count in rows
+        }
 
     async def series(self, metrics: List[str], hours: float) -> Dict[str, List[Tuple[float, float, float, float]]]:
         """metric -> [(time of the slot, mean, lowest, highest)] over the last ``hours``; empty without the store."""
@@ -265,8 +295,8 @@ class MetricsStore:
         marks = ",".join("?" * len(metrics))
         rows = await self._ask(
             lambda db: db.execute(
-                "select m.name, s.slot * s.step, s.total / s.count, s.low, s.high from sample s join metric m on m.id = s.metric"
-                f" where s.step = ? and s.slot > ? and m.name in ({marks}) order by s.slot",
+                "select m.name, s.slot * s.step, s.total / s.count, s.low, s.high from sample s join metric m on m.id"
+                f" = s.metric where s.step = ? and s.slot > ? and m.name in ({marks}) order by s.slot",
                 (step, since, *metrics),
             )
         )
@@ -280,7 +310,11 @@ class MetricsStore:
         if not self.usable:
             return {}
         since = self._clock() - 3600 * hours
-        return dict(await self._ask(lambda db: db.execute("select level, count(*) from alert where at >= ? group by level", (since,))))
+        return dict(
+            await self._ask(
+                lambda db: db.execute("select level, count(*) from alert where at >= ? group by level", (since,))
+            )
+        )
 
     async def stability(self, hours: float = 24) -> Dict[str, Any]:
         """``restarts`` (starts that no orderly stop came before), ``crash_loops`` and ``uptime_percent`` of the last ``hours``."""
@@ -292,7 +326,9 @@ class MetricsStore:
             lambda db: [
                 (float(started), now if not clean and _is_alive(worker) else float(seen), bool(clean))
                 for started, seen, clean, worker in db.execute(
-                    "select started, coalesce(stopped, started), clean, worker from life where coalesce(stopped, started) >= ?", (since,)
+                    "select started, coalesce(stopped, started), clean, worker from life where coalesce(stopped,"
+                    " started) >= ?",
+                    (since,),
                 ).fetchall()
             ]
         )

@@ -67,7 +67,9 @@ class Poll:
     endpoint one frame. The id of a session is a secret of 144 bits that only its owner was told.
     """
 
-    def __init__(self, guard: WebSocketGuard, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
+    def __init__(
+        self, guard: WebSocketGuard, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send
+    ) -> None:
         self.guard, self.manager = guard, guard.manager
         self.scope, self.receive, self.send = scope, receive, send
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
@@ -79,7 +81,9 @@ class Poll:
     async def answer(self) -> None:
         self.manager.totals["polls"] += 1
         if self.manager.draining:
-            await respond(self.send, 503, {"type": "reconnect", "after_ms": random.randint(0, RECONNECT_SPREAD_MS)}, retry_after=2)
+            await respond(
+                self.send, 503, {"type": "reconnect", "after_ms": random.randint(0, RECONNECT_SPREAD_MS)}, retry_after=2
+            )
         elif self.scope["method"] == "POST":
             await self.post()
         else:
@@ -114,7 +118,9 @@ class Poll:
         if session is not None and not self.manager.resumable(session):
             session = None
         if session is None or session.connection is None or self.looks_dead(session.connection):
-            credentials = self.query.get("token") or (header(self.scope, b"authorization") or "").removeprefix("Bearer ").strip()
+            credentials = (
+                self.query.get("token") or (header(self.scope, b"authorization") or "").removeprefix("Bearer ").strip()
+            )
             if self.query.get("user_id") and credentials:
                 opened, problem = await self.open(self.query["user_id"], credentials)
                 if opened is None:
@@ -126,7 +132,11 @@ class Poll:
                 await respond(self.send, 401, {"error": "poll with user_id and token"})
                 return
             elif session is None:
-                await respond(self.send, 404, {"type": "resync", "error": "unknown session; connect again, or poll with user_id and token"})
+                await respond(
+                    self.send,
+                    404,
+                    {"type": "resync", "error": "unknown session; connect again, or poll with user_id and token"},
+                )
                 return
         missed = session.since(self.last_seq)
         if missed is None:
@@ -144,7 +154,13 @@ class Poll:
         etag = f"{session.epoch}-{session.seq}"
         known = [tag.strip().removeprefix("W/") for tag in (header(self.scope, b"if-none-match") or "").split(",")]
         if not missed and not self.resync and self.hold and f'"{etag}"' in known:
-            await self.send({"type": "http.response.start", "status": 304, "headers": [(b"etag", f'"{etag}"'.encode()), (b"cache-control", b"no-store")]})
+            await self.send(
+                {
+                    "type": "http.response.start",
+                    "status": 304,
+                    "headers": [(b"etag", f'"{etag}"'.encode()), (b"cache-control", b"no-store")],
+                }
+            )
             await self.send({"type": "http.response.body", "body": b""})
             return
         await respond(self.send, 200, self.page(session, missed), etag=etag)
@@ -153,7 +169,9 @@ class Poll:
         """Whether it is a WebSocket whose client has answered no ping for a while. If that client polls, its path was lost without the
         server noticing yet, and what it posts must not have to wait for that."""
         silence = self.manager.now() - connection.last_inbound
-        return connection.virtual is None and silence > max(1.5 * self.manager.heartbeat_interval, self.manager.connection_timeout / 2)
+        return connection.virtual is None and silence > max(
+            1.5 * self.manager.heartbeat_interval, self.manager.connection_timeout / 2
+        )
 
     async def open(self, user_id: str, token: str) -> t.Tuple[t.Optional[Session], t.Tuple[int, t.Dict[str, t.Any]]]:
         """Runs the application's own WebSocket endpoint for this client; it authenticates as always."""
@@ -164,10 +182,15 @@ class Poll:
         path = SOCKET_PATH.format(user_id=user_id)
         scope = {
             **{key: value for key, value in self.scope.items() if key not in ("method", "state")},
-            "state": dict(self.scope.get("state") or {}), "type": "websocket", "scheme": "ws", "path": path,
-            "raw_path": SOCKET_PATH.format(user_id=quote(user_id, safe="")).encode(), "query_string": urlencode(wanted).encode(), "subprotocols": [],
+            "state": dict(self.scope.get("state") or {}),
+            "type": "websocket",
+            "scheme": "ws",
+            "path": path,
+            "raw_path": SOCKET_PATH.format(user_id=quote(user_id, safe="")).encode(),
+            "query_string": urlencode(wanted).encode(),
+            "subprotocols": [],
             "extensions": {"websocket.http.response": {}},
-        }  # fmt: skip
+        }
         task = self.manager.spawn(self.guard.websocket(scope, virtual.receive, virtual.send, virtual))
         await asyncio.wait({task, virtual.opened}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
         if not virtual.opened.done():
@@ -214,7 +237,12 @@ class Poll:
             except ValueError:  # the application sent something that only looked like JSON
                 seq, _ignored, rest = text.removeprefix('{"_seq":').partition(",")
                 parsed.append({"_seq": int(seq), "type": "message", "data": "{" + rest})
-        page: t.Dict[str, t.Any] = {"session": session.id, "epoch": session.epoch, "seq": session.seq, "messages": parsed}
+        page: t.Dict[str, t.Any] = {
+            "session": session.id,
+            "epoch": session.epoch,
+            "seq": session.seq,
+            "messages": parsed,
+        }
         if self.resync:
             page["resync"] = True
         if self.manager.draining:

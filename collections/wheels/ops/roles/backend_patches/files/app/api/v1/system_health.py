@@ -31,7 +31,19 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Iterable, List, Mapping, MutableMapping, Optional, Tuple
+from typing import (
+    Any,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    MutableMapping,
+    Optional,
+    Tuple,
+)
 from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
@@ -116,7 +128,17 @@ class HealthBoard:
         self.stopping = False
         self._public: Tuple[float, int, bytes] = (0.0, 0, b"")
 
-    def post(self, name: str, status: str, output: str = "", *, value: Any = None, unit: str = "", kind: str = "component", period: float = 0.0) -> None:
+    def post(
+        self,
+        name: str,
+        status: str,
+        output: str = "",
+        *,
+        value: Any = None,
+        unit: str = "",
+        kind: str = "component",
+        period: float = 0.0,
+    ) -> None:
         """Stores a sample under a health+json name such as ``redis:connection``."""
         before = self.checks.get(name)
         self.notes.pop(name, None)
@@ -146,17 +168,38 @@ class HealthBoard:
             yield "monitoring:samples", ("warn", CheckState("warn", "monitoring is not running", kind="system"))
             return
         age = time.monotonic() - monitor.last_sample_at
-        stale = "fail" if age > STALE_FAIL * monitor.check_interval + 5 else "warn" if age > STALE_WARN * monitor.check_interval + 5 else "pass"
+        stale = (
+            "fail"
+            if age > STALE_FAIL * monitor.check_interval + 5
+            else "warn"
+            if age > STALE_WARN * monitor.check_interval + 5
+            else "pass"
+        )
         for metric, name in MONITOR_CHECKS.items():
             sample = monitor.current.get(metric)
             alert = monitor.active_alerts.get(metric)
             if sample is None and alert is None:
                 continue
-            status = "pass" if alert is None else "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
+            status = (
+                "pass" if alert is None else "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
+            )
             status = max(status, stale, key=_SEVERITY.index)
             value = None if sample is None else round(sample.value, 2)
             taken = sample.timestamp.isoformat() if sample is not None else _now()
-            yield name, (status, CheckState(status, alert.message if alert else "", value, sample.unit if sample else "", "system", time=taken))
+            yield (
+                name,
+                (
+                    status,
+                    CheckState(
+                        status,
+                        alert.message if alert else "",
+                        value,
+                        sample.unit if sample else "",
+                        "system",
+                        time=taken,
+                    ),
+                ),
+            )
         for metric, alert in list(monitor.active_alerts.items()):
             if metric not in MONITOR_CHECKS:
                 status = "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
@@ -167,7 +210,9 @@ class HealthBoard:
 
     def ready(self) -> bool:
         """Whether this process should get traffic: it is not stopping, and reads from a database are possible."""
-        return not self.stopping and all(check.current() != "fail" for name, check in list(self.checks.items()) if name in READINESS_CHECKS)
+        return not self.stopping and all(
+            check.current() != "fail" for name, check in list(self.checks.items()) if name in READINESS_CHECKS
+        )
 
     def forget(self) -> None:
         """Has the next answer made anew."""
@@ -206,15 +251,19 @@ class HealthBoard:
             "timestamp": _now(),
             "overall_status": _WORDS[status],
             "status_message": {
-                "pass": "All systems operational", "warn": "Some checks need attention", "fail": "Something that users need is broken",
+                "pass": "All systems operational",
+                "warn": "Some checks need attention",
+                "fail": "Something that users need is broken",
             }[status],
             "system_metrics": {"performance": {}, "memory": {}, "cache": {}},
             "alerts_summary": {
-                "total_alerts": counts["warn"] + counts["fail"], "critical_alerts": counts["fail"], "warning_alerts": counts["warn"],
+                "total_alerts": counts["warn"] + counts["fail"],
+                "critical_alerts": counts["fail"],
+                "warning_alerts": counts["warn"],
                 "active_alerts": alerts,
             },
             "checks": checks,
-        }  # fmt: skip
+        }
         if details:
             document["notes"] = [f"{name}: {text}" for name, text in sorted(self.notes.items())]
             document["sections"] = dict(self.sections)
@@ -230,20 +279,30 @@ class HealthBoard:
         return {
             "overall": formulas.overall(one for one, _ignored in self.states().values()),
             "performance": formulas.performance(
-                memory_percent=value.get("memory_percent"), cpu_percent=value.get("cpu_percent"), disk_percent=value.get("disk_percent"),
+                memory_percent=value.get("memory_percent"),
+                cpu_percent=value.get("cpu_percent"),
+                disk_percent=value.get("disk_percent"),
                 loop_lag_ms=value.get("loop_lag_ms"),
             ),
             "stability": formulas.stability(**self.sections.get("stability", {})),
-            "user_experience": formulas.user_experience(response_time_ms=value.get("response_p95_ms"), error_rate=value.get("error_rate")),
-        }  # fmt: skip
+            "user_experience": formulas.user_experience(
+                response_time_ms=value.get("response_p95_ms"), error_rate=value.get("error_rate")
+            ),
+        }
 
 
 #: metric of the monitor -> name in health+json (``component:measurement``).
 MONITOR_CHECKS = {
-    "memory_percent": "memory:utilization", "cpu_percent": "cpu:utilization", "disk_percent": "disk:utilization",
-    "disk_inodes_percent": "disk:inodes", "process_memory_mb": "process:memory", "response_time_ms": "http:responseTime",
-    "error_rate": "http:errorRate", "active_connections": "websocket:connections", "loop_lag_ms": "eventloop:lag",
-}  # fmt: skip
+    "memory_percent": "memory:utilization",
+    "cpu_percent": "cpu:utilization",
+    "disk_percent": "disk:utilization",
+    "disk_inodes_percent": "disk:inodes",
+    "process_memory_mb": "process:memory",
+    "response_time_ms": "http:responseTime",
+    "error_rate": "http:errorRate",
+    "active_connections": "websocket:connections",
+    "loop_lag_ms": "eventloop:lag",
+}
 READINESS_CHECKS = ("database:connection",)
 board = HealthBoard()
 
@@ -294,7 +353,11 @@ class OpsTokens:
                 if len(text) > self.MAX_BYTES:
                     raise OSError("too large")
                 lines = (line.strip() for line in text.decode("utf-8").lstrip("\ufeff").splitlines())
-                self._file = (path, changed, self._long_enough((line for line in lines if not line.startswith("#")), path))
+                self._file = (
+                    path,
+                    changed,
+                    self._long_enough((line for line in lines if not line.startswith("#")), path),
+                )
         except (OSError, UnicodeError):
             self._file = (path, 0.0, ())
         return self._file[2]
@@ -358,7 +421,11 @@ class Answer:
     def encoded(self) -> bytes:
         if isinstance(self.body, bytes):
             return self.body
-        return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body, default=str, separators=(",", ":")).encode()
+        return (
+            self.body.encode()
+            if isinstance(self.body, str)
+            else json.dumps(self.body, default=str, separators=(",", ":")).encode()
+        )
 
 
 def refuse(status: int, detail: str, **headers: str) -> Answer:
@@ -383,7 +450,9 @@ class Route:
 ROUTES: Dict[Tuple[str, str], Route] = {}
 
 
-def route(method: str, path: str, *, token: bool = True, audited: bool = False, burst: int = 0, every: float = 10.0) -> Callable[[Handler], Handler]:
+def route(
+    method: str, path: str, *, token: bool = True, audited: bool = False, burst: int = 0, every: float = 10.0
+) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         ROUTES[method, path] = Route(method, path, handler, token, audited, Bucket(burst, every) if burst else None)
         return handler
@@ -463,7 +532,11 @@ class HealthApi:
 
     def _refused(self, ask: Ask, presented: str) -> Answer:
         if not tokens.all():
-            return refuse(403, "No ops token is configured on this server: set WHEELS_OPS_TOKEN or WHEELS_OPS_TOKEN_FILE. Until then this is refused.")
+            return refuse(
+                403,
+                "No ops token is configured on this server: set WHEELS_OPS_TOKEN or WHEELS_OPS_TOKEN_FILE. Until then"
+                " this is refused.",
+            )
         if self.limited(ask.client):
             return _too_many(60)
         if presented:
@@ -503,7 +576,11 @@ async def livez(ask: Ask) -> Answer:
 @route("GET", "/readyz", token=False)
 async def readyz(ask: Ask) -> Answer:
     ready = board.ready()
-    return Answer(200 if ready else 503, b'{"status":"pass"}' if ready else b'{"status":"fail"}', content_type="application/health+json")
+    return Answer(
+        200 if ready else 503,
+        b'{"status":"pass"}' if ready else b'{"status":"fail"}',
+        content_type="application/health+json",
+    )
 
 
 @route("GET", f"{PREFIX}/health", token=False)
@@ -557,10 +634,19 @@ async def memory_optimize(ask: Ask) -> Answer:
     started = _now()
     result = await memory_optimizer.optimize(level, reason="asked for over the API")
     freed = result["freed_bytes"] / (1 << 20)
-    message = f"Memory optimization done: {freed:.1f} MB given back" if not result["skipped"] else f"Memory optimization: nothing done, {result['skipped']}"
+    message = (
+        f"Memory optimization done: {freed:.1f} MB given back"
+        if not result["skipped"]
+        else f"Memory optimization: nothing done, {result['skipped']}"
+    )
     return Answer(
         409 if result["skipped"] and not result["trimmed"] and not result["shrunk"] else 200,
-        {"message": message, "type": level, "started_at": started, **{key: value for key, value in result.items() if key != "level"}},
+        {
+            "message": message,
+            "type": level,
+            "started_at": started,
+            **{key: value for key, value in result.items() if key != "level"},
+        },
     )
 
 
@@ -589,14 +675,19 @@ async def cache_clear(ask: Ask) -> Answer:
     if kind in ("memory", "all"):
         removed["memory"] = await memory_optimizer._clear_all_caches()
         cleared.append("memory")
-    logger.info(f"🗑️ Cache clear asked for: {', '.join(cleared) or 'nothing'} cleared, {', '.join(failed) or 'nothing'} failed")
+    logger.info(
+        f"🗑️ Cache clear asked for: {', '.join(cleared) or 'nothing'} cleared, {', '.join(failed) or 'nothing'} failed"
+    )
     return Answer(
         200 if cleared else 503,
         {
-            "message": f"Cleared: {', '.join(cleared) or 'nothing'}", "cleared_caches": cleared, "failed_caches": failed, "removed": removed,
+            "message": f"Cleared: {', '.join(cleared) or 'nothing'}",
+            "cleared_caches": cleared,
+            "failed_caches": failed,
+            "removed": removed,
             "started_at": started,
         },
-    )  # fmt: skip
+    )
 
 
 @route("GET", f"{PREFIX}/monitoring/status", burst=20, every=0.5)
@@ -607,18 +698,20 @@ async def monitoring_status(ask: Ask) -> Answer:
             "timestamp": _now(),
             "services": {
                 "performance_monitor": {
-                    "active": performance_monitor.is_running, "check_interval": performance_monitor.check_interval,
+                    "active": performance_monitor.is_running,
+                    "check_interval": performance_monitor.check_interval,
                     "active_alerts": len(performance_monitor.active_alerts),
                 },
                 "memory_optimizer": {
-                    "active": memory_optimizer.is_running, "optimization_interval": memory_optimizer.optimization_interval,
+                    "active": memory_optimizer.is_running,
+                    "optimization_interval": memory_optimizer.optimization_interval,
                     "optimization_count": memory_optimizer.optimization_count,
                 },
                 "memory_management": {"type": "memory_optimizer", "note": "trims where a prediction says that it pays"},
                 "cache_service": {"initialized": _cache_initialized()},
             },
         },
-    )  # fmt: skip
+    )
 
 
 def _cache_initialized() -> bool:
@@ -668,10 +761,16 @@ async def recovery_history(ask: Ask) -> Answer:
     if limit is None:
         return refuse(400, "limit must be a number between 1 and 500")
     entries = await asyncio.to_thread(read_history, limit)
-    note = "Newest first, as the host's recovery wrote them." if entries else "The host's recovery has not written anything yet."
+    note = (
+        "Newest first, as the host's recovery wrote them."
+        if entries
+        else "The host's recovery has not written anything yet."
+    )
     if not entries and not await asyncio.to_thread(_can_read_history):
         note = "This process cannot read the host's history; its user is the deployment's wheels_ops_backend_user."
-    return Answer(200, {"message": "Recovery history", "note": note, "limit": limit, "timestamp": _now(), "history": entries})
+    return Answer(
+        200, {"message": "Recovery history", "note": note, "limit": limit, "timestamp": _now(), "history": entries}
+    )
 
 
 def read_history(limit: int) -> List[Dict[str, Any]]:
@@ -710,16 +809,24 @@ def _can_read_history() -> bool:
 @route("POST", f"{PREFIX}/recovery/trigger", audited=True, burst=2, every=30.0)
 async def recovery_trigger(ask: Ask) -> Answer:
     started = _now()
-    identifier = await asyncio.to_thread(write_request, "recover", "asked for over the API", requested_by=f"token {ask.caller}")
+    identifier = await asyncio.to_thread(
+        write_request, "recover", "asked for over the API", requested_by=f"token {ask.caller}"
+    )
     if not identifier:
-        return refuse(503, "The request could not be handed to the host: its directory is missing, full of pending requests, or not writable")
+        return refuse(
+            503,
+            "The request could not be handed to the host: its directory is missing, full of pending requests, or not"
+            " writable",
+        )
     return Answer(
         200,
         {
-            "message": "Recovery requested", "started_at": started, "request_id": identifier,
+            "message": "Recovery requested",
+            "started_at": started,
+            "request_id": identifier,
             "note": "The host's recovery picks it up; see recovery/history for what it did.",
         },
-    )  # fmt: skip
+    )
 
 
 def write_request(kind: str, reason: str, *, requested_by: str, details: Optional[Mapping[str, Any]] = None) -> str:
@@ -730,14 +837,23 @@ def write_request(kind: str, reason: str, *, requested_by: str, details: Optiona
     directory = state_directory() / "requests"
     identifier = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
     entry = {
-        "id": identifier, "time": _now(), "kind": kind, "reason": reason, "requested_by": requested_by, "service": "pam-backend",
-        "host": socket.gethostname(), "pid": os.getpid(), "details": dict(details or {}),
-    }  # fmt: skip
+        "id": identifier,
+        "time": _now(),
+        "kind": kind,
+        "reason": reason,
+        "requested_by": requested_by,
+        "service": "pam-backend",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "details": dict(details or {}),
+    }
     temporary = directory / f".{identifier}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if sum(name.endswith(".json") for name in os.listdir(directory)) >= MAX_PENDING_REQUESTS:
-            logger.error(f"🛡️ {MAX_PENDING_REQUESTS} requests wait for the host's recovery already: is its timer running?")
+            logger.error(
+                f"🛡️ {MAX_PENDING_REQUESTS} requests wait for the host's recovery already: is its timer running?"
+            )
             return ""
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
         with os.fdopen(descriptor, "w", encoding="utf-8") as target:
@@ -760,18 +876,27 @@ async def logs_health(ask: Ask) -> Answer:
     large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
     old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
     issues = [f"{path} cannot be read" for path in unread]
-    issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(old)
+    issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(
+        old
+    )
     advice = ["Rotate the large log files: the playbook recover does it, so does the module log_rotate"] * bool(large)
     advice += ["Remove or archive the old log files"] * bool(old)
     advice += ["Let the backend's user read the directories of LOG_DIRS"] * bool(unread)
     return Answer(
         200,
         {
-            "timestamp": _now(), "healthy": not large and not unread, "issues": issues,
-            "log_info": {"log_files": files, "total_size_mb": round(sum(one["size_mb"] for one in files), 2), "large_files": large, "old_files": old},
+            "timestamp": _now(),
+            "healthy": not large and not unread,
+            "issues": issues,
+            "log_info": {
+                "log_files": files,
+                "total_size_mb": round(sum(one["size_mb"] for one in files), 2),
+                "large_files": large,
+                "old_files": old,
+            },
             "recommendations": advice or ["Nothing to do"],
         },
-    )  # fmt: skip
+    )
 
 
 def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
@@ -789,10 +914,12 @@ def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
                     info = entry.stat(follow_symlinks=False)
                     found.append(
                         {
-                            "path": entry.path, "size_mb": round(info.st_size / 1e6, 3), "age_days": round((time.time() - info.st_mtime) / 86400, 2),
+                            "path": entry.path,
+                            "size_mb": round(info.st_size / 1e6, 3),
+                            "age_days": round((time.time() - info.st_mtime) / 86400, 2),
                             "modified": datetime.fromtimestamp(info.st_mtime, timezone.utc).isoformat(),
                         }
-                    )  # fmt: skip
+                    )
         except OSError:
             if named:
                 unread.append(directory)
@@ -841,34 +968,56 @@ def _debug_facts() -> Dict[str, Any]:
         import psutil
     except ImportError:
         why = {"error": "psutil is not installed"}
-        known = {"platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count()}
-        return {"system": {**known, **why}, "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **why}, "network": why}
+        known = {
+            "platform": platform.platform(),
+            "python_version": platform.python_version(),
+            "cpu_count": os.cpu_count(),
+        }
+        return {
+            "system": {**known, **why},
+            "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **why},
+            "network": why,
+        }
 
     if _own_process is None or _own_process.pid != os.getpid():
         _own_process = psutil.Process()  # kept: it measures the CPU since it was asked last
     process = _own_process
     with process.oneshot():
         own = {
-            "pid": process.pid, "parent_pid": process.ppid(), "name": process.name(), "status": process.status(), "create_time": process.create_time(),
-            "cpu_percent": process.cpu_percent(interval=None), "memory_percent": process.memory_percent(), "num_threads": process.num_threads(),
+            "pid": process.pid,
+            "parent_pid": process.ppid(),
+            "name": process.name(),
+            "status": process.status(),
+            "create_time": process.create_time(),
+            "cpu_percent": process.cpu_percent(interval=None),
+            "memory_percent": process.memory_percent(),
+            "num_threads": process.num_threads(),
             "num_fds": process.num_fds(),
-        }  # fmt: skip
+        }
     try:
-        connections = process.net_connections(kind="inet") if hasattr(process, "net_connections") else process.connections(kind="inet")
+        connections = (
+            process.net_connections(kind="inet")
+            if hasattr(process, "net_connections")
+            else process.connections(kind="inet")
+        )
         network: Dict[str, Any] = {
-            "connections": len(connections), "listening_ports": sorted({one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}),
-        }  # fmt: skip
+            "connections": len(connections),
+            "listening_ports": sorted({one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}),
+        }
     except (psutil.Error, OSError) as error:
         network = {"error": type(error).__name__}
     return {
         "system": {
-            "platform": platform.platform(), "python_version": platform.python_version(), "cpu_count": os.cpu_count(),
-            "memory_total_gb": psutil.virtual_memory().total / 1024**3, "disk_total_gb": psutil.disk_usage("/").total / 1024**3,
+            "platform": platform.platform(),
+            "python_version": platform.python_version(),
+            "cpu_count": os.cpu_count(),
+            "memory_total_gb": psutil.virtual_memory().total / 1024**3,
+            "disk_total_gb": psutil.disk_usage("/").total / 1024**3,
             "boot_time": datetime.fromtimestamp(psutil.boot_time(), timezone.utc).isoformat(),
         },
         "process": own,
         "network": network,
-    }  # fmt: skip
+    }
 
 
 @route("GET", "/metrics", burst=20, every=0.5)
@@ -877,7 +1026,11 @@ async def metrics(ask: Ask) -> Answer:
     exposition = helper("exposition")
     if exposition is None:
         return refuse(503, "The metrics renderer is not installed (app/wheels_ops)")
-    return Answer(200, exposition.render(performance_monitor, request_stats, board, memory_optimizer), content_type=exposition.CONTENT_TYPE)
+    return Answer(
+        200,
+        exposition.render(performance_monitor, request_stats, board, memory_optimizer),
+        content_type=exposition.CONTENT_TYPE,
+    )
 
 
 # -- the dashboard -----------------------------------------------------------------------------------------------------
@@ -910,7 +1063,12 @@ async def dashboard_logout(ask: Ask) -> Answer:
 # -- the two ways in ---------------------------------------------------------------------------------------------------
 
 _BASE_HEADERS = ((b"x-content-type-options", b"nosniff"),)
-_LIVE = [(b"content-type", b"application/health+json"), (b"content-length", b"17"), (b"cache-control", b"no-store"), *_BASE_HEADERS]
+_LIVE = [
+    (b"content-type", b"application/health+json"),
+    (b"content-length", b"17"),
+    (b"cache-control", b"no-store"),
+    *_BASE_HEADERS,
+]
 
 
 class SystemHealthMiddleware:
@@ -932,7 +1090,9 @@ class SystemHealthMiddleware:
             return
         if path.startswith("/api/v1/system/") and path.endswith("/"):
             path = path.rstrip("/")
-        preflight = scope["method"] == "OPTIONS" and any(name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"])
+        preflight = scope["method"] == "OPTIONS" and any(
+            name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"]
+        )
         if preflight or not api.knows(path):  # preflights are for whoever holds the CORS policy
             await self.app(scope, receive, send)
             return
@@ -943,23 +1103,36 @@ class SystemHealthMiddleware:
 
         client = scope.get("client")
         try:
-            query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=20))
+            query = dict(
+                parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+            )
         except ValueError:
             answer = refuse(400, "Too many query parameters")
         else:
             answer = await api.respond(
                 Ask(
-                    scope["method"], path, query, headers, str(client[0]) if client else "",
-                    scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https", body,
+                    scope["method"],
+                    path,
+                    query,
+                    headers,
+                    str(client[0]) if client else "",
+                    scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https",
+                    body,
                 )
-            )  # fmt: skip
+            )
         content = answer.encoded()
-        await send({"type": "http.response.start", "status": answer.status, "headers": _raw_headers(answer, len(content))})
+        await send(
+            {"type": "http.response.start", "status": answer.status, "headers": _raw_headers(answer, len(content))}
+        )
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
 def _raw_headers(answer: Answer, length: int) -> List[Tuple[bytes, bytes]]:
-    headers = [(b"content-type", answer.content_type.encode()), (b"content-length", str(length).encode()), *_BASE_HEADERS]
+    headers = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", str(length).encode()),
+        *_BASE_HEADERS,
+    ]
     if not any(name.lower() == "cache-control" for name in answer.headers):
         headers.append((b"cache-control", b"no-store"))
     return headers + [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
@@ -1006,10 +1179,15 @@ async def _through_router(request: Request) -> Response:
 
     answer = await api.respond(
         Ask(
-            request.method, path, dict(request.query_params), headers, request.client.host if request.client else "",
-            request.url.scheme == "https" or headers.get("x-forwarded-proto") == "https", body,
+            request.method,
+            path,
+            dict(request.query_params),
+            headers,
+            request.client.host if request.client else "",
+            request.url.scheme == "https" or headers.get("x-forwarded-proto") == "https",
+            body,
         )
-    )  # fmt: skip
+    )
     content = answer.encoded()
     response = Response(b"" if request.method == "HEAD" else content, status_code=answer.status)
     response.raw_headers = _raw_headers(answer, len(content))
@@ -1019,7 +1197,12 @@ async def _through_router(request: Request) -> Response:
 for _method, _path in ROUTES:
     if _path.startswith(PREFIX):
         router.add_api_route(
-            _path[len(PREFIX) :], _through_router, methods=[_method], name=ROUTES[_method, _path].handler.__name__, include_in_schema=False, response_model=None
+            _path[len(PREFIX) :],
+            _through_router,
+            methods=[_method],
+            name=ROUTES[_method, _path].handler.__name__,
+            include_in_schema=False,
+            response_model=None,
         )
 
 
@@ -1038,7 +1221,9 @@ async def startup() -> None:
 
 
 def _restart_request(reason: str, details: Dict[str, Any]) -> None:
-    asyncio.get_running_loop().run_in_executor(None, lambda: write_request("restart", reason, requested_by="memory optimizer", details=details))
+    asyncio.get_running_loop().run_in_executor(
+        None, lambda: write_request("restart", reason, requested_by="memory optimizer", details=details)
+    )
 
 
 async def shutdown() -> None:

@@ -96,7 +96,12 @@ def wav_with_sizes(data: bytes) -> bytes:
         if name == b"data":
             body = data[position + 8 : position + 8 + min(size, len(data) - position - 8)]
             body = body[: len(body) // 2 * 2]
-            head = data[:4] + struct.pack("<I", position + len(body)) + data[8 : position + 4] + struct.pack("<I", len(body))
+            head = (
+                data[:4]
+                + struct.pack("<I", position + len(body))
+                + data[8 : position + 4]
+                + struct.pack("<I", len(body))
+            )
             return head + body
         position += 8 + size + size % 2
     raise SpeechError("no_audio", "the WAV file has no data")
@@ -138,7 +143,10 @@ def speakable(text: t.Optional[str]) -> str:
 
     Raises ``SpeechError`` (empty, too_long).
     """
-    clean = "".join(" " if (ord(character) < 32 and character not in "\n\t") or 127 <= ord(character) < 160 else character for character in text or "")
+    clean = "".join(
+        " " if (ord(character) < 32 and character not in "\n\t") or 127 <= ord(character) < 160 else character
+        for character in text or ""
+    )
     clean = clean.encode("utf-8", "ignore").decode("utf-8").replace("[[", "[ [").replace("[[", "[ [").strip()
     if not clean:
         raise SpeechError("empty", "there is nothing to say")
@@ -191,11 +199,43 @@ class Program:
         """The argument list. It holds numbers, a voice of our own making and a path of our own making: never text."""
         if self.name == "espeak":
             pitch, volume = int(min(99, max(0, 50 * voice.pitch))), int(min(200, max(0, 100 * voice.volume)))
-            return [self.path, "--stdin", "--stdout", "-b", "1", "-v", espeak_voice(voice), "-s", str(voice.wpm()), "-p", str(pitch), "-a", str(volume)]
+            return [
+                self.path,
+                "--stdin",
+                "--stdout",
+                "-b",
+                "1",
+                "-v",
+                espeak_voice(voice),
+                "-s",
+                str(voice.wpm()),
+                "-p",
+                str(pitch),
+                "-a",
+                str(volume),
+            ]
         if self.name == "pyttsx3":
-            return [self.path, "-I", "-c", _PYTTSX3, target, str(voice.wpm()), f"{min(1.0, max(0.0, voice.volume)):.2f}"]
+            return [
+                self.path,
+                "-I",
+                "-c",
+                _PYTTSX3,
+                target,
+                str(voice.wpm()),
+                f"{min(1.0, max(0.0, voice.volume)):.2f}",
+            ]
         if self.name == "macos_say":
-            return [self.path, "-r", str(voice.wpm()), "--file-format=WAVE", "--data-format=LEI16@22050", "-o", target, "-f", "-"]
+            return [
+                self.path,
+                "-r",
+                str(voice.wpm()),
+                "--file-format=WAVE",
+                "--data-format=LEI16@22050",
+                "-o",
+                target,
+                "-f",
+                "-",
+            ]
         return [self.path, "-NoProfile", "-NonInteractive", "-Command", _POWERSHELL]
 
 
@@ -248,12 +288,18 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def run_program(words: t.Sequence[str], text: str, *, limit: float, environment: t.Optional[t.Dict[str, str]] = None) -> bytes:
+async def run_program(
+    words: t.Sequence[str], text: str, *, limit: float, environment: t.Optional[t.Dict[str, str]] = None
+) -> bytes:
     """Starts a program, writes the text to it, gives what it printed. Kills its group on time-out and on cancellation."""
     process = await asyncio.create_subprocess_exec(
-        *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env=environment, start_new_session=True,
-    )  # fmt: skip
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
     _limit(process.pid)
     try:
         output, _ignored = await asyncio.wait_for(process.communicate(text.encode("utf-8")), limit)
@@ -281,7 +327,9 @@ async def speak_with(program: Program, text: str, voice: Voice, *, limit: float)
             directory = tempfile.mkdtemp(prefix="pam-tts-")
             try:
                 target = os.path.join(directory, "speech.wav")
-                await run_program(program.words(voice, target), clean, limit=limit, environment={**os.environ, "TTS_TARGET": target})
+                await run_program(
+                    program.words(voice, target), clean, limit=limit, environment={**os.environ, "TTS_TARGET": target}
+                )
                 with open(target, "rb") as file:
                     raw = file.read(MAX_AUDIO + 1)
             finally:
@@ -314,7 +362,9 @@ class FallbackTTSService:
         if self.programs:
             logger.info("Fallback TTS initialized", engines=self.available_engines)
         else:
-            logger.warning("Fallback TTS has no local engine, text only. Install espeak-ng.", engines=self.available_engines)
+            logger.warning(
+                "Fallback TTS has no local engine, text only. Install espeak-ng.", engines=self.available_engines
+            )
         return True
 
     def _semaphore(self) -> asyncio.Semaphore:
@@ -356,13 +406,25 @@ class FallbackTTSService:
             audio = await self.speak(text)
         except SpeechError as error:
             return {
-                "audio_data": None, "format": "text", "duration": 0.0, "engine": "text_only", "success": True, "degraded": True,
-                "text_response": text, "message": f"Audio is not available, showing text: {error}", "error_kind": error.kind,
-            }  # fmt: skip
+                "audio_data": None,
+                "format": "text",
+                "duration": 0.0,
+                "engine": "text_only",
+                "success": True,
+                "degraded": True,
+                "text_response": text,
+                "message": f"Audio is not available, showing text: {error}",
+                "error_kind": error.kind,
+            }
         return {
-            "audio_data": audio.data, "format": audio.format.value, "duration": audio.duration_ms / 1000, "engine": audio.engine,
-            "success": True, "degraded": False, "sample_rate": audio.sample_rate,
-        }  # fmt: skip
+            "audio_data": audio.data,
+            "format": audio.format.value,
+            "duration": audio.duration_ms / 1000,
+            "engine": audio.engine,
+            "success": True,
+            "degraded": False,
+            "sample_rate": audio.sample_rate,
+        }
 
     async def shutdown(self) -> None:
         """Nothing runs between two requests; a request that is under way ends its own process."""
@@ -400,7 +462,9 @@ class SystemTTS(BaseTTSEngine):
         await self.fallback_service.initialize()
         self.is_initialized = bool(self.fallback_service.programs)
         self.available_voices = [
-            VoiceProfile(f"system-{gender}", f"System voice ({gender})", gender, "adult", "American", "en-US", TTSEngine.AZURE)
+            VoiceProfile(
+                f"system-{gender}", f"System voice ({gender})", gender, "adult", "American", "en-US", TTSEngine.AZURE
+            )
             for gender in (("female", "male") if self.is_initialized else ())
         ]
         return self.is_initialized
@@ -414,7 +478,12 @@ class SystemTTS(BaseTTSEngine):
         try:
             audio = await self.fallback_service.speak(request.text, voice_of(request.voice_profile))
         except SpeechError as error:
-            return TTSResponse(request=request, error=str(error), success=False, generation_time_ms=int(1000 * (time.monotonic() - started)))
+            return TTSResponse(
+                request=request,
+                error=str(error),
+                success=False,
+                generation_time_ms=int(1000 * (time.monotonic() - started)),
+            )
         request.format, request.sample_rate = audio.format, audio.sample_rate
         return TTSResponse(
             request=request,
@@ -457,7 +526,9 @@ class SystemTTS(BaseTTSEngine):
         return 5000
 
 
-def pieces(audio: Audio, *, first_index: int = 0, final: bool = True, metadata: t.Optional[t.Dict[str, t.Any]] = None) -> t.Iterator[AudioChunk]:
+def pieces(
+    audio: Audio, *, first_index: int = 0, final: bool = True, metadata: t.Optional[t.Dict[str, t.Any]] = None
+) -> t.Iterator[AudioChunk]:
     """Complete audio as chunks; the last one says so when ``final``."""
     count = max(1, -(-len(audio.data) // STREAM_PIECE))
     for index in range(count):

@@ -31,7 +31,16 @@ from pathlib import Path
 
 from app.core.logging import get_logger
 
-from .base_tts import AudioChunk, AudioFormat, TTSEngine, TTSRequest, TTSResponse, VoiceProfile, VoiceSettings, VoiceStyle
+from .base_tts import (
+    AudioChunk,
+    AudioFormat,
+    TTSEngine,
+    TTSRequest,
+    TTSResponse,
+    VoiceProfile,
+    VoiceSettings,
+    VoiceStyle,
+)
 from .fallback_tts import (
     STREAM_PIECE,
     Audio,
@@ -70,7 +79,12 @@ PROBE_BUSY, PROBE_IDLE, DEMAND, PROBE_BUDGET = 14.0, 600.0, 600.0, 2.5
 PROBE_TEXT = "OK."
 #: The user under whom ``GET /api/v1/tts/test`` asks. A test that is answered from the cache would prove nothing.
 TEST_USER = "test"
-_ENGINE_NAMES = {"edge": TTSEngine.EDGE, "coqui": TTSEngine.COQUI, "system": LocalEngine.SYSTEM, "text_only": LocalEngine.TEXT_ONLY}
+_ENGINE_NAMES = {
+    "edge": TTSEngine.EDGE,
+    "coqui": TTSEngine.COQUI,
+    "system": LocalEngine.SYSTEM,
+    "text_only": LocalEngine.TEXT_ONLY,
+}
 #: Failures in a row that open the breaker: what is refused at once will be refused again, a time-out may be an accident.
 TOLERATED = {"refused": 1, "missing": 1, "timeout": 2}
 TOLERATED_OTHER = 3
@@ -80,21 +94,55 @@ PROBE_FIRST = 5.0
 PROBE_SILENT = 1.0
 EDGE_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural")
 EDGE_VOICES = {
-    ("en-US", "female"): "en-US-AriaNeural", ("en-US", "male"): "en-US-GuyNeural",
-    ("en-GB", "female"): "en-GB-SoniaNeural", ("en-GB", "male"): "en-GB-RyanNeural",
-    ("en-AU", "female"): "en-AU-NatashaNeural", ("en-AU", "male"): "en-AU-WilliamNeural",
-    ("de-DE", "female"): "de-DE-KatjaNeural", ("de-DE", "male"): "de-DE-ConradNeural",
-    ("fr-FR", "female"): "fr-FR-DeniseNeural", ("fr-FR", "male"): "fr-FR-HenriNeural",
-    ("es-ES", "female"): "es-ES-ElviraNeural", ("es-ES", "male"): "es-ES-AlvaroNeural",
-    ("es-MX", "female"): "es-MX-DaliaNeural", ("es-MX", "male"): "es-MX-JorgeNeural",
-}  # fmt: skip
+    ("en-US", "female"): "en-US-AriaNeural",
+    ("en-US", "male"): "en-US-GuyNeural",
+    ("en-GB", "female"): "en-GB-SoniaNeural",
+    ("en-GB", "male"): "en-GB-RyanNeural",
+    ("en-AU", "female"): "en-AU-NatashaNeural",
+    ("en-AU", "male"): "en-AU-WilliamNeural",
+    ("de-DE", "female"): "de-DE-KatjaNeural",
+    ("de-DE", "male"): "de-DE-ConradNeural",
+    ("fr-FR", "female"): "fr-FR-DeniseNeural",
+    ("fr-FR", "male"): "fr-FR-HenriNeural",
+    ("es-ES", "female"): "es-ES-ElviraNeural",
+    ("es-ES", "male"): "es-ES-AlvaroNeural",
+    ("es-MX", "female"): "es-MX-DaliaNeural",
+    ("es-MX", "male"): "es-MX-JorgeNeural",
+}
 _MALE_NAMES = frozenset(
     (
-        "Alvaro", "Andrew", "AndrewMultilingual", "Brandon", "Brian", "BrianMultilingual", "Christopher", "Connor", "Conrad", "Davis", "Diego",
-        "Eric", "FlorianMultilingual", "Guy", "Henri", "Jacob", "Jason", "Jorge", "Killian", "Liam", "Luke", "Mitchell", "Prabhat", "Roger",
-        "Ryan", "Steffan", "Thomas", "Tony", "Wayne", "William",
+        "Alvaro",
+        "Andrew",
+        "AndrewMultilingual",
+        "Brandon",
+        "Brian",
+        "BrianMultilingual",
+        "Christopher",
+        "Connor",
+        "Conrad",
+        "Davis",
+        "Diego",
+        "Eric",
+        "FlorianMultilingual",
+        "Guy",
+        "Henri",
+        "Jacob",
+        "Jason",
+        "Jorge",
+        "Killian",
+        "Liam",
+        "Luke",
+        "Mitchell",
+        "Prabhat",
+        "Roger",
+        "Ryan",
+        "Steffan",
+        "Thomas",
+        "Tony",
+        "Wayne",
+        "William",
     )
-)  # fmt: skip
+)
 
 
 # The engines, what is known of each, and one judged attempt at speaking -----------------------------------------------
@@ -163,7 +211,15 @@ def classify(error: BaseException) -> str:
         return "garbage"
     if names & {"ServerDisconnectedError", "ConnectionResetError", "WebSocketError", "ClientPayloadError"}:
         return "dropped"
-    if names & {"ClientConnectorError", "ClientResponseError", "SkewAdjustmentError", "ConnectionRefusedError", "ClientHttpProxyError", "gaierror", "SSLError"}:
+    if names & {
+        "ClientConnectorError",
+        "ClientResponseError",
+        "SkewAdjustmentError",
+        "ConnectionRefusedError",
+        "ClientHttpProxyError",
+        "gaierror",
+        "SSLError",
+    }:
         return "refused"
     return "failed"
 
@@ -196,11 +252,17 @@ class EdgeEngine:
             # 0.25 s of importing, which must not stop the event loop.
             self.module = await asyncio.to_thread(importlib.import_module, "edge_tts")
         spoken = self.module.Communicate(
-            text, edge_voice(voice, wanted), rate=f"{round(100 * voice.speed) - 100:+d}%", volume=f"{round(100 * voice.volume) - 100:+d}%",
-            pitch=f"{round(50 * voice.pitch) - 50:+d}Hz", proxy=self.proxy(),
-        )  # fmt: skip
+            text,
+            edge_voice(voice, wanted),
+            rate=f"{round(100 * voice.speed) - 100:+d}%",
+            volume=f"{round(100 * voice.volume) - 100:+d}%",
+            pitch=f"{round(50 * voice.pitch) - 50:+d}Hz",
+            proxy=self.proxy(),
+        )
         async for item in spoken.stream():
-            if item["type"] == "audio" and item["data"]:  # one release of the library hands on messages without sound, too
+            if (
+                item["type"] == "audio" and item["data"]
+            ):  # one release of the library hands on messages without sound, too
                 yield item["data"]
 
 
@@ -243,7 +305,11 @@ class SystemEngine:
         self.service = FallbackTTSService()
 
     def unavailable(self) -> str:
-        return "" if self.service.programs or find_programs() else "no espeak-ng, espeak, pyttsx3, say or PowerShell on this machine"
+        return (
+            ""
+            if self.service.programs or find_programs()
+            else "no espeak-ng, espeak, pyttsx3, say or PowerShell on this machine"
+        )
 
     async def stream(self, text: str, voice: Voice, wanted: str) -> t.AsyncIterator[bytes]:
         if not self.service.programs:
@@ -295,11 +361,24 @@ class Breaker:
         times = sorted(self.first_audio)
         return {
             "status": "unhealthy" if self.state != "closed" else "healthy" if self.proven is not None else "unproven",
-            "breaker": self.state, "last_error": self.last_error, "successes": self.successes, "failures": dict(self.failures),
+            "breaker": self.state,
+            "last_error": self.last_error,
+            "successes": self.successes,
+            "failures": dict(self.failures),
             "last_audio_age_seconds": None if self.proven is None else round(time.monotonic() - self.proven, 1),
-            "retry_in_seconds": round(max(0.0, self.retry_at - time.monotonic()), 1) if self.state != "closed" else None,
-            "first_audio_ms": {"p50": round(times[len(times) // 2], 1), "p95": round(times[int(len(times) * 0.95)], 1), "count": len(times)} if times else None,
-        }  # fmt: skip
+            "retry_in_seconds": (
+                round(max(0.0, self.retry_at - time.monotonic()), 1) if self.state != "closed" else None
+            ),
+            "first_audio_ms": (
+                {
+                    "p50": round(times[len(times) // 2], 1),
+                    "p95": round(times[int(len(times) * 0.95)], 1),
+                    "count": len(times),
+                }
+                if times
+                else None
+            ),
+        }
 
 
 def observe(task: asyncio.Task[t.Any]) -> None:
@@ -317,7 +396,18 @@ class Attempt:
     ten seconds (the closing handshake of a web socket), which nobody should have to wait for.
     """
 
-    def __init__(self, engine: Engine, breaker: Breaker, text: str, voice: Voice, wanted: str, *, first: float, gap: float, total: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        breaker: Breaker,
+        text: str,
+        voice: Voice,
+        wanted: str,
+        *,
+        first: float,
+        gap: float,
+        total: float,
+    ) -> None:
         self.engine, self.breaker = engine, breaker
         self.chunks: t.List[bytes] = []
         self.error: t.Optional[SpeechError] = None
@@ -330,7 +420,9 @@ class Attempt:
         self._sounds = any(character.isalnum() for character in text)
         self._budgets = (first, gap, self.started + total)
         self._reader = asyncio.ensure_future(self._read(text, voice, wanted))
-        self._reader.add_done_callback(observe)  # an error that comes together with a cancellation is nobody's to retrieve
+        self._reader.add_done_callback(
+            observe
+        )  # an error that comes together with a cancellation is nobody's to retrieve
         self._judge = asyncio.ensure_future(self._watch())
         self._judge.add_done_callback(self._ended)
         ATTEMPTS.add(self)  # the event loop itself keeps only weak references to tasks
@@ -375,7 +467,11 @@ class Attempt:
                 if kind not in ("empty", "too_long", "busy") and (kind != "no_audio" or self._sounds):
                     self.breaker.failure(kind, str(error) or type(error).__name__)
             if error is not None:
-                self.error = error if isinstance(error, SpeechError) else SpeechError(classify(error), f"{type(error).__name__}: {error}"[:300])
+                self.error = (
+                    error
+                    if isinstance(error, SpeechError)
+                    else SpeechError(classify(error), f"{type(error).__name__}: {error}"[:300])
+                )
             self.done = True
             self._signal.set()
 
@@ -503,7 +599,11 @@ class Cache:
 
     def _files(self) -> t.List[Path]:
         with contextlib.suppress(OSError):
-            return [path for path in self.directory.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.(mp3|wav)", path.name)] if self.directory else []
+            return (
+                [path for path in self.directory.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.(mp3|wav)", path.name)]
+                if self.directory
+                else []
+            )
         return []
 
     def load(self, key: str, engine: str) -> t.Optional[Audio]:
@@ -544,9 +644,14 @@ class Cache:
     def stats(self) -> t.Dict[str, t.Any]:
         asked = self.hits + self.misses
         return {
-            "entries": len(self.entries), "bytes": self.bytes, "max_bytes": CACHE_BYTES, "hits": self.hits, "misses": self.misses,
-            "hit_rate_percent": round(100 * self.hits / asked, 1) if asked else 0.0, "disk": str(self.directory or ""),
-        }  # fmt: skip
+            "entries": len(self.entries),
+            "bytes": self.bytes,
+            "max_bytes": CACHE_BYTES,
+            "hits": self.hits,
+            "misses": self.misses,
+            "hit_rate_percent": round(100 * self.hits / asked, 1) if asked else 0.0,
+            "disk": str(self.directory or ""),
+        }
 
 
 # The service ----------------------------------------------------------------------------------------------------------
@@ -629,7 +734,10 @@ class TTSService:
             self.engines.setdefault(name, kind())
             self.breakers.setdefault(name, Breaker(name))
         self.chain = order
-        self.hedge, self.first_audio = _seconds("TTS_HEDGE_SECONDS", HEDGE), _seconds("TTS_FIRST_AUDIO_SECONDS", FIRST_AUDIO)
+        self.hedge, self.first_audio = (
+            _seconds("TTS_HEDGE_SECONDS", HEDGE),
+            _seconds("TTS_FIRST_AUDIO_SECONDS", FIRST_AUDIO),
+        )
         self.cache.configure()
         self.is_initialized = True
         for name in order:
@@ -643,7 +751,11 @@ class TTSService:
         self.is_initialized = False
         # Those of an event loop that has ended before, as that of a test, can neither be cancelled nor waited for.
         here = asyncio.get_running_loop()
-        tasks = [task for task in (*self._probes.values(), *self._background, *self._flights.values()) if task.get_loop() is here]
+        tasks = [
+            task
+            for task in (*self._probes.values(), *self._background, *self._flights.values())
+            if task.get_loop() is here
+        ]
         for attempt in list(ATTEMPTS):
             attempt.drop()
         for task in tasks:
@@ -690,7 +802,9 @@ class TTSService:
                 continue
             if breaker.state == "open":
                 breaker.state = "half_open"
-            attempt = Attempt(engine, breaker, PROBE_TEXT, Voice(), "", first=PROBE_BUDGET, gap=GAP_STREAM, total=2 * PROBE_BUDGET)
+            attempt = Attempt(
+                engine, breaker, PROBE_TEXT, Voice(), "", first=PROBE_BUDGET, gap=GAP_STREAM, total=2 * PROBE_BUDGET
+            )
             try:
                 while not attempt.done:
                     await attempt.progress(None)
@@ -744,7 +858,16 @@ class TTSService:
         remote = self.engines[name].remote
         # The machine's own engine bounds itself by the length of the text.
         total = self._allowed(TOTAL, text) if remote and gap == GAP_COMPLETE else 600.0
-        return Attempt(self.engines[name], self.breakers[name], text, voice, wanted, first=self.first_audio if remote else 60.0, gap=gap, total=total)
+        return Attempt(
+            self.engines[name],
+            self.breakers[name],
+            text,
+            voice,
+            wanted,
+            first=self.first_audio if remote else 60.0,
+            gap=gap,
+            total=total,
+        )
 
     def _fell(self, name: str, cause: str) -> None:
         key = f"{name}:{cause}"
@@ -794,7 +917,9 @@ class TTSService:
                 backup.add_done_callback(observe)
                 backup.cancel()
 
-    async def _first_speaker(self, text: str, voice: Voice, wanted: str, order: t.Sequence[str], until: float) -> Attempt:
+    async def _first_speaker(
+        self, text: str, voice: Voice, wanted: str, order: t.Sequence[str], until: float
+    ) -> Attempt:
         """The attempt that has audio first; the others are dropped before anything is sent. ``until`` (monotonic) at the latest."""
         if not order:
             raise SpeechError("missing", "no speech engine works at the moment")
@@ -925,15 +1050,26 @@ class TTSService:
         settings = VoiceSettings()
         for key in ("stability", "similarity_boost", "speed", "pitch", "volume"):
             with contextlib.suppress(TypeError, ValueError):
-                setattr(settings, key, min(2.0, max(0.25, float(t.cast(t.Any, given).get(key, getattr(settings, key))))))
+                setattr(
+                    settings, key, min(2.0, max(0.25, float(t.cast(t.Any, given).get(key, getattr(settings, key)))))
+                )
         try:
             engine = TTSEngine(data.get("engine") or "edge")
         except ValueError:
             engine = TTSEngine.EDGE
-        gender = str(data.get("gender") or (gender_of(name) if edge else "male" if name.endswith("-male") else "female"))
+        gender = str(
+            data.get("gender") or (gender_of(name) if edge else "male" if name.endswith("-male") else "female")
+        )
         language = str(data.get("language") or ("-".join(name.split("-")[:2]) if edge else "en-US"))
         return VoiceProfile(
-            name, str(data.get("name") or name), gender, str(data.get("age") or "adult"), str(data.get("accent") or ""), language, engine, settings
+            name,
+            str(data.get("name") or name),
+            gender,
+            str(data.get("age") or "adult"),
+            str(data.get("accent") or ""),
+            language,
+            engine,
+            settings,
         )
 
     async def synthesize_for_pam(
@@ -1002,9 +1138,12 @@ class TTSService:
         honest = error.kind not in ("empty", "too_long") and flag("TTS_FALLBACK_ENABLED", True)
         self._usage["text_only"] = self._usage.get("text_only", 0) + honest
         answer = TTSResponse(
-            request=request, success=honest, error=f"Audio is not available: {error}", generation_time_ms=int(1000 * (time.monotonic() - started)),
+            request=request,
+            success=honest,
+            error=f"Audio is not available: {error}",
+            generation_time_ms=int(1000 * (time.monotonic() - started)),
             engine_used=t.cast(TTSEngine, LocalEngine.TEXT_ONLY) if honest else None,
-        )  # fmt: skip
+        )
         answer.__dict__.update(degraded=True, text_response=request.text, mime_type="text/plain")
         return answer
 
@@ -1030,10 +1169,16 @@ class TTSService:
             # The machine's own engine is fast enough for everything in one file with one header.
             part, parts = (" ".join(parts), []) if order[:1] == ["system"] else (parts[0], parts[1:])
             restarted = False
-            known = None if request.user_id == TEST_USER or not self.cache.enabled else self._cached(part, voice, wanted, order)
+            known = (
+                None
+                if request.user_id == TEST_USER or not self.cache.enabled
+                else self._cached(part, voice, wanted, order)
+            )
             if known is not None:
                 self.cache.hits += 1
-                for chunk in pieces(known, first_index=index, final=False, metadata={"segment": number, "cached": True}):
+                for chunk in pieces(
+                    known, first_index=index, final=False, metadata={"segment": number, "cached": True}
+                ):
                     index, engine, format_, rate = index + 1, known.engine, known.format, known.sample_rate
                     yield chunk
                     heard = time.monotonic()
@@ -1060,7 +1205,14 @@ class TTSService:
                             for start in range(0, len(data), STREAM_PIECE):
                                 index += 1
                                 piece = data[start : start + STREAM_PIECE]
-                                yield AudioChunk(piece, rate, format_, index - 1, False, {"engine": engine, "segment": number, "restarted": restarted})
+                                yield AudioChunk(
+                                    piece,
+                                    rate,
+                                    format_,
+                                    index - 1,
+                                    False,
+                                    {"engine": engine, "segment": number, "restarted": restarted},
+                                )
                                 heard = time.monotonic()
                         if attempt.done:
                             break
@@ -1096,21 +1248,36 @@ class TTSService:
                 found.append(VoiceProfile(name, person, gender, "adult", region, language, TTSEngine.EDGE))
         if "system" in self.chain:
             for gender in ("female", "male"):
-                found.append(VoiceProfile(f"system-{gender}", f"System voice ({gender})", gender, "adult", "US", "en-US", TTSEngine.AZURE))
+                found.append(
+                    VoiceProfile(
+                        f"system-{gender}", f"System voice ({gender})", gender, "adult", "US", "en-US", TTSEngine.AZURE
+                    )
+                )
         return [self._describe(voice) for voice in found]
 
     def _describe(self, voice: VoiceProfile) -> t.Dict[str, t.Any]:
         settings = voice.settings or VoiceSettings()
         return {
-            "voice_id": voice.voice_id, "name": voice.name, "gender": voice.gender, "age": voice.age, "accent": voice.accent, "language": voice.language,
+            "voice_id": voice.voice_id,
+            "name": voice.name,
+            "gender": voice.gender,
+            "age": voice.age,
+            "accent": voice.accent,
+            "language": voice.language,
             "engine": "system" if voice.voice_id.startswith("system-") else voice.engine.value,
             "settings": {
-                "stability": settings.stability, "similarity_boost": settings.similarity_boost, "speed": settings.speed, "pitch": settings.pitch,
-                "volume": settings.volume, "style": settings.style.value if isinstance(settings.style, VoiceStyle) else settings.style,
+                "stability": settings.stability,
+                "similarity_boost": settings.similarity_boost,
+                "speed": settings.speed,
+                "pitch": settings.pitch,
+                "volume": settings.volume,
+                "style": settings.style.value if isinstance(settings.style, VoiceStyle) else settings.style,
             },
-        }  # fmt: skip
+        }
 
-    async def set_user_voice_preference(self, user_id: str, voice_data: t.Dict[str, t.Any], context: t.Optional[str] = None, is_default: bool = False) -> bool:
+    async def set_user_voice_preference(
+        self, user_id: str, voice_data: t.Dict[str, t.Any], context: t.Optional[str] = None, is_default: bool = False
+    ) -> bool:
         profile = self._profile(voice_data)
         self._voices[user_id, "" if is_default or not context else context] = profile
         while len(self._voices) > 10_000:
@@ -1123,14 +1290,24 @@ class TTSService:
                 logger.warning("Voice preference was not passed on", error=type(error).__name__)
         return True
 
-    async def rate_voice(self, user_id: str, voice_data: t.Dict[str, t.Any], rating: float, feedback: t.Optional[str] = None) -> bool:
+    async def rate_voice(
+        self, user_id: str, voice_data: t.Dict[str, t.Any], rating: float, feedback: t.Optional[str] = None
+    ) -> bool:
         self._ratings.append(
-            {"user_id": user_id, "voice_id": self._profile(voice_data).voice_id, "rating": float(rating), "feedback": feedback, "at": time.time()}
+            {
+                "user_id": user_id,
+                "voice_id": self._profile(voice_data).voice_id,
+                "rating": float(rating),
+                "feedback": feedback,
+                "at": time.time(),
+            }
         )
         service = self.streaming_service
         if service is not None:
             try:
-                await asyncio.wait_for(service.rate_voice_interaction(user_id, self._profile(voice_data), rating, feedback), 5)
+                await asyncio.wait_for(
+                    service.rate_voice_interaction(user_id, self._profile(voice_data), rating, feedback), 5
+                )
             except Exception as error:  # as above
                 logger.warning("Voice rating was not passed on", error=type(error).__name__)
         return True
@@ -1148,7 +1325,13 @@ class TTSService:
     async def get_service_status(self) -> t.Dict[str, t.Any]:
         """From what happened, without any synthesis. ``status``: healthy, degraded (a fallback speaks), unhealthy (text only)."""
         if not self.is_initialized:
-            return {"status": "not_initialized", "service_status": "not_initialized", "initialized": False, "is_initialized": False, "engines": {}}
+            return {
+                "status": "not_initialized",
+                "service_status": "not_initialized",
+                "initialized": False,
+                "is_initialized": False,
+                "engines": {},
+            }
         engines = {}
         for name in self.chain:
             why = self.engines[name].unavailable()
@@ -1159,8 +1342,16 @@ class TTSService:
         status = "unhealthy" if not healthy else "healthy" if healthy[0] == self.chain[0] else "degraded"
         times = sorted(self._generation_ms)
         return {
-            "status": status, "service_status": status, "initialized": True, "is_initialized": True,
-            "engines": {"overall_status": status, "engines": engines, "healthy_engines": len(healthy), "total_engines": len(self.chain)},
+            "status": status,
+            "service_status": status,
+            "initialized": True,
+            "is_initialized": True,
+            "engines": {
+                "overall_status": status,
+                "engines": engines,
+                "healthy_engines": len(healthy),
+                "total_engines": len(self.chain),
+            },
             "cache": self.cache.stats(),
             "performance": {
                 "total_requests": self._requests,
@@ -1170,10 +1361,16 @@ class TTSService:
             },
             "quality": {
                 "ratings": len(self._ratings),
-                "average": round(sum(entry["rating"] for entry in self._ratings) / len(self._ratings), 2) if self._ratings else None,
+                "average": (
+                    round(sum(entry["rating"] for entry in self._ratings) / len(self._ratings), 2)
+                    if self._ratings
+                    else None
+                ),
             },
-            "speaks_now": self.speaks_now(), "fallbacks": dict(self.fallbacks), "chain": [*self.chain, "text_only"],
-        }  # fmt: skip
+            "speaks_now": self.speaks_now(),
+            "fallbacks": dict(self.fallbacks),
+            "chain": [*self.chain, "text_only"],
+        }
 
     async def get_user_analytics(self, user_id: str) -> t.Dict[str, t.Any]:
         own = [entry for entry in self._ratings if entry["user_id"] == user_id]
