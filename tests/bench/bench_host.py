@@ -22,7 +22,9 @@ from tests.bench.harness import REPOSITORY, Measure, Pair, Unavailable, benchmar
 from tests.support import log_writer, memory_shapes
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
-from wheels_ops.remedies import disk_cleanup, log_rotate, memory_trim
+from wheels_ops.remedies.disk import cleanup as disk_cleanup
+from wheels_ops.remedies.logs import rotate as log_rotate
+from wheels_ops.remedies.memory import trim
 
 MEBIBYTE = 1024 * 1024
 WASTE_MB = 80
@@ -51,7 +53,7 @@ def shaped(shape: str, directory: Path) -> t.Iterator[t.Tuple[Supervisord, str, 
     fresh = subprocess.Popen([sys.executable, memory_shapes.__file__, str(port), shape, "0"])
     try:
         wait_until(lambda: urllib.request.urlopen(f"{address}/health", timeout=2).status == 200)
-        least = memory_trim.resident_bytes([fresh.pid])
+        least = trim.resident_bytes([fresh.pid])
     finally:
         fresh.kill()
         fresh.wait()
@@ -63,12 +65,12 @@ def shaped(shape: str, directory: Path) -> t.Iterator[t.Tuple[Supervisord, str, 
 def given_back(shape: str, how: str) -> float:
     """The percentage of a shape's waste that is given back; the waste is what the process has above a fresh one."""
     with tempfile.TemporaryDirectory() as place, shaped(shape, Path(place)) as (daemon, address, least):
-        before = memory_trim.resident_bytes([daemon.pid("web")])
+        before = trim.resident_bytes([daemon.pid("web")])
         if how == "gc":
             request = urllib.request.Request(f"{address}/gc", data=b"", headers={"X-Ops-Token": memory_shapes.TOKEN})
             urllib.request.urlopen(request, timeout=60).read()
         else:
-            memory_trim.run_with(
+            trim.run_with(
                 {
                     "services": [{"name": "web", "gate": {"type": "http", "url": f"{address}/health"}}],
                     "service_manager": "supervisor",
@@ -85,7 +87,7 @@ def given_back(shape: str, how: str) -> float:
                     "thresholds": {"warning": 30, "critical": 40, "emergency": 50},
                 }
             )
-        after = memory_trim.resident_bytes([daemon.pid("web")])
+        after = trim.resident_bytes([daemon.pid("web")])
     return 100.0 * (before - after) / max(1, before - least)
 
 
@@ -278,7 +280,7 @@ def bind_mounts() -> t.Iterator[Pair]:
             return 50.0 - len(os.listdir(victim))
 
     call = (
-        "import sys; from wheels_ops.remedies import disk_cleanup as d; d.run([{'path': sys.argv[1], 'age': '1d',"
+        "import sys; from wheels_ops.remedies.disk import cleanup as d; d.run([{'path': sys.argv[1], 'age': '1d',"
         " 'age_by': ['mtime']}])"
     )
     yield (

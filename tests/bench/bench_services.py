@@ -20,9 +20,9 @@ from tests.support.backend_env import BACKEND_PYTHON, REPOSITORY
 from tests.support.faulty_app import MODES
 from tests.support.supervised import FAULTY_APP, Program, Supervisord, supervisord
 from tests.support.waiting import free_port, port_open, wait_until
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cpu_relief, service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import OpsError
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 

@@ -18,12 +18,22 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = Path("collections/wheels/ops/plugins/module_utils")
 #: What grades, locks and remembers; ``make mutants`` goes over these.
-SCOPE = ("checks/*.py", "thresholds.py", "scores.py", "health.py", "remedies/deployment.py", "state/*.py")
+SCOPE = (
+    "checks/*.py",
+    "health/thresholds.py",
+    "health/scores.py",
+    "health/check.py",
+    "state/deployments.py",
+    "state/directory.py",
+    "state/documents.py",
+    "state/holder.py",
+    "state/lock.py",
+)
 #: The unit tests of a file where they are not to be told from names and imports: every test of a remedy imports the lock
 #: and the journal for its own sake.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {
     "checks/dead_peer.py": ("tests/unit/checks/test_websocket.py",),
-    "remedies/deployment.py": ("tests/unit/core/test_deployment.py",),
+    "state/deployments.py": ("tests/unit/core/test_deployment.py",),
     "state/directory.py": ("tests/unit/state/test_directory.py",),
     "state/documents.py": ("tests/unit/state/test_documents.py",),
     "state/holder.py": ("tests/unit/state/test_holder.py", "tests/unit/state/test_lock.py"),

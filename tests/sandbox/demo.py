@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.sandbox import lifecycle
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Sandbox
-from wheels_ops import report
+from wheels_ops.report import report
 
 
 def heading(text: str) -> None:

@@ -160,12 +160,12 @@ def overlay(directory: Path, patched: t.Sequence[str]) -> None:
 
 def install_blocks(directory: Path) -> None:
     """Writes the marked blocks of the role's defaults into ``main.py`` and the worker, as a deployment does."""
-    from wheels_ops.remedies import blocks
+    from wheels_ops.host import marked_blocks
 
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     for name, lines in {**defaults["backend_patches_blocks"], **defaults["backend_patches_optional_blocks"]}.items():
         path = directory / name
-        path.write_text(blocks.insert(path.read_text(), lines, path=name))
+        path.write_text(marked_blocks.insert(path.read_text(), lines, path=name))
 
 
 def environment(

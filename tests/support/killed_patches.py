@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from tests.support.kill_points import killed_at
-from wheels_ops.remedies import backend_patch, deployment
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments
 
 DEPLOYMENT = "one"
 FILES = {
@@ -56,7 +57,7 @@ def main(places: Path, action: str) -> None:
     while True:
         place = places / str(number)
         make_tree(place / "production")
-        deployment.begin(str(place / "state"), DEPLOYMENT, holder="me")
+        deployments.begin(str(place / "state"), DEPLOYMENT, holder="me")
         if action == "restore":
             install(place)
         run = install if action == "install" else restore

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg2
 
 from tests.support import servers
-from wheels_ops import catalog
+from wheels_ops.database import schema_snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATABASE = REPOSITORY / "tests/backend/database"
@@ -54,10 +54,10 @@ def run_file(server: servers.Postgres, dsn: str, file: Path, *words: str) -> sub
     )
 
 
-def snapshot(dsn: str) -> catalog.Snapshot:
+def snapshot(dsn: str) -> schema_snapshot.Snapshot:
     connection = psycopg2.connect(dsn)
     with connection.cursor() as cursor:
-        found = catalog.snapshot(cursor)
+        found = schema_snapshot.snapshot(cursor)
     connection.close()
     return found
 

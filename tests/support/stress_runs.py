@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from wheels_ops.checks import suite
-from wheels_ops.remedies import backend_patch, deployment
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.remedies import backend_patch
 from wheels_ops.standalone import recovery
 from wheels_ops.standalone.settings import Settings
-from wheels_ops.state import holder, lock
+from wheels_ops.state import deployments, holder, lock
 
 KINDS = ("deploy", "rollback", "recover", "maintenance", "standalone")
 FILES = (
@@ -150,12 +150,12 @@ class _Work:
 
     @contextlib.contextmanager
     def held(self, kind: str) -> t.Iterator[None]:
-        deployment.hold(self.state, kind=kind, holder=self.name)
+        deployments.hold(self.state, kind=kind, holder=self.name)
         try:
             with self.witnessed():
                 yield
         finally:
-            deployment.let_go(self.state, holder=self.name)
+            deployments.let_go(self.state, holder=self.name)
 
     @contextlib.contextmanager
     def witnessed(self) -> t.Iterator[None]:
@@ -185,27 +185,27 @@ class _Work:
 
     def deploy(self) -> None:
         with self.held("deploy"):
-            begun = deployment.begin(self.state, f"2025073{self.number:05d}", holder=self.name)
+            begun = deployments.begin(self.state, f"2025073{self.number:05d}", holder=self.name)
             name = begun.extra["deployment_id"]
             try:
                 backend_patch.install(self.state, name, self.host.request(self.version), backend_patch.Proof())
-                deployment.end(self.state, name, holder=self.name, state=deployment.FINISHED, release=False)
+                deployments.end(self.state, name, holder=self.name, state=deployments.FINISHED, release=False)
             except OpsError:
                 backend_patch.restore(self.state, name)
-                deployment.end(self.state, name, holder=self.name, state=deployment.ROLLED_BACK, release=False)
+                deployments.end(self.state, name, holder=self.name, state=deployments.ROLLED_BACK, release=False)
                 raise
 
     def rollback(self) -> None:
         with self.held("rollback"):
             name = backend_patch.latest(self.state)
             backend_patch.restore(self.state, name)
-            deployment.end(self.state, name, holder=self.name, state=deployment.ROLLED_BACK, release=False)
+            deployments.end(self.state, name, holder=self.name, state=deployments.ROLLED_BACK, release=False)
 
     def recover(self) -> None:
         with self.held("recover"), self.untouched():
-            begun = deployment.begin(self.state, f"recover-{self.number}", kind="recover", holder=self.name)
-            deployment.end(
-                self.state, begun.extra["deployment_id"], holder=self.name, state=deployment.FINISHED, release=False
+            begun = deployments.begin(self.state, f"recover-{self.number}", kind="recover", holder=self.name)
+            deployments.end(
+                self.state, begun.extra["deployment_id"], holder=self.name, state=deployments.FINISHED, release=False
             )
 
     def maintenance(self) -> None:

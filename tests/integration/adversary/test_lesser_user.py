@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.collection import COLLECTION
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.standalone import program_links
 
 pytestmark = [

@@ -11,9 +11,9 @@ import pytest
 import redis as redis_client
 
 from tests.support.servers import Redis
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cache_purge
 from wheels_ops.remedies.cache_purge import Options
-from wheels_ops.results import OpsError
 
 FOREIGN = {
     "_kombu.binding.email": ("SADD", "email\x06\x16\x06\x16email"),

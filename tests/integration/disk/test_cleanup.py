@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import safe_tree
-from wheels_ops.remedies import disk_cleanup
-from wheels_ops.remedies.deployment import Journal
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import safe_tree
+from wheels_ops.remedies.disk import cleanup as disk_cleanup
+from wheels_ops.state.deployments import Journal
 
 DAY = 86400
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -268,7 +268,7 @@ def test_a_bind_mount_of_the_same_filesystem_is_not_crossed(tmp_path: Path) -> N
     (tmp_path / "root" / "d" / "mounted").mkdir()
     done = in_namespace(
         "import os, subprocess, sys\n"
-        "from wheels_ops.remedies import disk_cleanup\n"
+        "from wheels_ops.remedies.disk import cleanup as disk_cleanup\n"
         f"base = {str(tmp_path)!r}\n"
         "subprocess.run(['mount', '--bind', base + '/victim', base + '/root/d/mounted'], check=True)\n"
         "assert len(os.listdir(base + '/root/d/mounted')) == 50\n"
@@ -283,7 +283,7 @@ def test_a_bind_mount_of_the_same_filesystem_is_not_crossed(tmp_path: Path) -> N
 def test_a_filesystem_that_fills_while_it_is_cleaned_is_brought_under_its_target(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     done = in_namespace(
-        "import os, subprocess, threading, time\nfrom wheels_ops.remedies import disk_cleanup\nplace ="
+        "import os, subprocess, threading, time\nfrom wheels_ops.remedies.disk import cleanup as disk_cleanup\nplace ="
         f" {str(tmp_path / 'disk')!r}\nsubprocess.run(['mount', '-t', 'tmpfs', '-o',"
         " 'size=64M,nr_inodes=20000,mode=755', 'none', place], check=True)\nos.mkdir(place + '/old'); os.mkdir(place +"
         " '/new')\nfor number in range(5000):\n    with open(f'{place}/old/{number}', 'wb') as file:"
@@ -374,7 +374,7 @@ def test_killed_in_the_middle_the_next_run_goes_on(tmp_path: Path) -> None:
     for number in range(3000):
         make(tmp_path / f"d{number % 10}" / f"f{number}", size=1, days=5 + number / 1000)
     program = (
-        "import sys\nfrom wheels_ops.remedies import disk_cleanup\ndisk_cleanup.run([{'path': sys.argv[1], 'age':"
+        "import sys\nfrom wheels_ops.remedies.disk import cleanup as disk_cleanup\ndisk_cleanup.run([{'path': sys.argv[1], 'age':"
         " '24h', 'age_by': ['mtime']}])\n"
     )
     root = Path(__file__).resolve().parents[3]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.waiting import wait_until
-from wheels_ops import safe_tree
+from wheels_ops.host import safe_tree
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 
@@ -119,7 +119,7 @@ def test_the_second_process_ends_with_the_first(tree: Path) -> None:
     """The program is not told to share: it does so by itself, once its walk takes long."""
     program = (
         "import os, sys, time\n"
-        "from wheels_ops import safe_tree\n"
+        "from wheels_ops.host import safe_tree\n"
         "def consume(walk):\n"
         "    for _ in walk: time.sleep(0.002)\n"
         "with safe_tree.Tree(sys.argv[1]) as tree: tree.gather(consume)\n"

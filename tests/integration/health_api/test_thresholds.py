@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.health_app import TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
-from wheels_ops.backend_settings import threshold_variables
+from wheels_ops.health.backend_settings import threshold_variables
 
 #: Nothing that is measured is below the one limit, and nothing above the other.
 LOW = {

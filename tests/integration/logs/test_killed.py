@@ -14,8 +14,8 @@ import pytest
 
 from tests.support import log_writer
 from tests.support.waiting import wait_until
-from wheels_ops import extents
-from wheels_ops.remedies import log_rotate
+from wheels_ops.host import extents
+from wheels_ops.remedies.logs import rotate
 
 SIZE = 250_000
 #: What a rotation changes the disk with. Each call is a step before which it may be killed.
@@ -80,7 +80,7 @@ def test_killed_at_every_step(
         context = log_writer.writer(log, how)
         process, stop = context.__enter__()
         pid = process.pid
-    options = log_rotate.Options(
+    options = rotate.Options(
         max_size=SIZE // 2,
         strategy=strategy,
         keep=1000,
@@ -101,10 +101,10 @@ def test_killed_at_every_step(
                 wait_until(
                     lambda: (
                         (tmp_path / ".access.log.rotation").exists()
-                        or (log.exists() and log_rotate.disk_bytes(log.stat()) > SIZE)
+                        or (log.exists() and rotate.disk_bytes(log.stat()) > SIZE)
                     )
                 )
-            if not killed_before(step, lambda: log_rotate.run([str(log)], options)):
+            if not killed_before(step, lambda: rotate.run([str(log)], options)):
                 break
             rounds += 1
             step += 1
@@ -114,8 +114,8 @@ def test_killed_at_every_step(
     finally:
         if stop is not None:
             context.__exit__(None, None, None)
-    final = log_rotate.run([str(log)], options)
-    again = log_rotate.run([str(log)], options)
+    final = rotate.run([str(log)], options)
+    again = rotate.run([str(log)], options)
     assert not again.changed, again.actions
     counts = log_writer.account(log_writer.read(tmp_path, log.name), written)
     if how == "plain":

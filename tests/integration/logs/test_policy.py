@@ -12,18 +12,17 @@ import pytest
 
 from tests.support import log_writer
 from tests.support.waiting import wait_until
-from wheels_ops import log_policy
-from wheels_ops.remedies import log_rotate
-from wheels_ops.results import OpsError, Result
+from wheels_ops.core.results import OpsError, Result
+from wheels_ops.remedies.logs import logrotate, rotate
 
-pytestmark = pytest.mark.skipif(not log_policy.installed(), reason="this machine has no logrotate")
+pytestmark = pytest.mark.skipif(not logrotate.installed(), reason="this machine has no logrotate")
 
 
 def manage(
     directory: Path, paths: t.Sequence[str], state: str = "present", check_mode: bool = False, **options: t.Any
 ) -> Result:
-    rotation = log_rotate.Options(**{"reopen": ("true",), **options})
-    return log_rotate.manage_policy(
+    rotation = rotate.Options(**{"reopen": ("true",), **options})
+    return rotate.manage_policy(
         state, "pam-backend", paths, rotation, directory=str(directory), check_mode=check_mode, want_diff=True
     )
 
@@ -59,7 +58,7 @@ def test_logrotate_carries_it_out_without_losing_a_line(tmp_path: Path) -> None:
             wait_until(lambda: log.exists() and log.stat().st_size > 1_000_000)
             # Parts of one second would have one name: logrotate then leaves the log as it is.
             subprocess.run(
-                [log_policy.installed(), "--state", str(tmp_path / "state"), "--force", str(policies / "pam-backend")],
+                [logrotate.installed(), "--state", str(tmp_path / "state"), "--force", str(policies / "pam-backend")],
                 check=False,
             )
             parts = len(os.listdir(logs)) - 1
@@ -74,7 +73,7 @@ def test_logrotate_carries_it_out_without_losing_a_line(tmp_path: Path) -> None:
 
 
 def test_what_logrotate_does_not_understand_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_policy, "policy_text", lambda *_args, **_more: '"/var/log/x" {\n  rotate often\n}\n')
+    monkeypatch.setattr(logrotate, "policy_text", lambda *_args, **_more: '"/var/log/x" {\n  rotate often\n}\n')
     with pytest.raises(OpsError, match="logrotate refuses the policy"):
         manage(tmp_path, ["/var/log/x"])
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +105,7 @@ def test_what_is_no_log_gets_no_policy_and_is_not_rotated(tmp_path: Path, path: 
     with pytest.raises(OpsError, match="paths is"):
         manage(tmp_path, [path])
     with pytest.raises(OpsError, match="paths is"):
-        log_rotate.run([path], log_rotate.Options())
+        rotate.run([path], rotate.Options())
     assert not list(tmp_path.iterdir())
 
 
@@ -128,7 +127,7 @@ def test_a_command_that_does_not_exist_is_refused_before_a_log_is_renamed(tmp_pa
         "reopen": ["no-such-program"],
     }
     with pytest.raises(OpsError, match="no-such-program"):
-        log_rotate.run_with(given)
+        rotate.run_with(given)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.log"]
 
 
@@ -141,7 +140,7 @@ def test_a_policy_that_would_lose_lines_needs_consent(tmp_path: Path) -> None:
 
 
 def test_without_logrotate_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_policy, "installed", lambda: "")
+    monkeypatch.setattr(logrotate, "installed", lambda: "")
     with pytest.raises(OpsError, match="apt-get install logrotate"):
         manage(tmp_path, ["/var/log/x.log"])
 
@@ -150,7 +149,7 @@ def test_a_path_that_matches_no_log_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "app.log").write_bytes(b"line\n" * 2000)
     (tmp_path / "link.log").symlink_to(tmp_path / "app.log")
     paths = [str(tmp_path / name) for name in ("app.log", "ap*.log", "mistyped-*.log", "link.log", "nowhere/*.log")]
-    result = log_rotate.run(paths, log_rotate.Options(max_size=4096))
+    result = rotate.run(paths, rotate.Options(max_size=4096))
     assert [action["target"] for action in result.actions if action["action"] == "rotate"] == [
         str(tmp_path / "app.log")
     ]
@@ -159,5 +158,5 @@ def test_a_path_that_matches_no_log_is_warned_of(tmp_path: Path) -> None:
         f"{tmp_path}/link.log in paths matches no log: it is a link, and links are passed over.",
         f"{tmp_path}/nowhere/*.log in paths matches no log: there is no directory {tmp_path}/nowhere.",
     ]
-    again = log_rotate.run(paths[:2], log_rotate.Options(max_size=4096), check_mode=True)
+    again = rotate.run(paths[:2], rotate.Options(max_size=4096), check_mode=True)
     assert not again.changed and not again.warnings

@@ -11,10 +11,10 @@ import pytest
 
 from tests.support import log_writer
 from tests.support.waiting import wait_until
-from wheels_ops import extents
-from wheels_ops.remedies import log_rotate
-from wheels_ops.results import OpsError
-from wheels_ops.safe_tree import open_directory
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import extents
+from wheels_ops.host.safe_tree import open_directory
+from wheels_ops.remedies.logs import rotate
 
 MEGABYTE = 1_000_000
 #: Bytes that a round waits for; three rounds each.
@@ -51,13 +51,13 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path, how: str, strategy: str, com
     start = log_writer.fill(log, 4 * MEGABYTE)
     with log_writer.writer(log, how, start=start) as (process, stop):
         reopen = ("kill", "-HUP", str(process.pid)) if how == "reopen" else ()
-        options = log_rotate.Options(max_size=ROUND, strategy=strategy, keep=100, compress=compress, reopen=reopen)
+        options = rotate.Options(max_size=ROUND, strategy=strategy, keep=100, compress=compress, reopen=reopen)
         done = []
         for _round in range(3):
-            wait_until(lambda: log_rotate.disk_bytes(log.stat()) > ROUND + 4096, what="a full log")
-            done.append(log_rotate.run([str(log)], options))
+            wait_until(lambda: rotate.disk_bytes(log.stat()) > ROUND + 4096, what="a full log")
+            done.append(rotate.run([str(log)], options))
         written = stop()
-    log_rotate.run([str(log)], options)
+    rotate.run([str(log)], options)
     counts = log_writer.account(log_writer.read(tmp_path, log.name), written)
     expected_nuls = 0 if how != "plain" else counts["nuls"]  # the holes that were punched read as zeros
     assert counts == {"lost": 0, "doubled": 0, "torn": 0, "nuls": expected_nuls}
@@ -65,7 +65,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path, how: str, strategy: str, com
     used = [next(action["strategy"] for action in result.actions if action["action"] == "rotate") for result in done]
     # A writer that opens its log for every line is met with it open, or not.
     assert set(used) <= {"each": {"rename", "collapse"}, "append": {"collapse"}}.get(how, {strategy})
-    assert log_rotate.disk_bytes(log.stat()) < 2 * ROUND
+    assert rotate.disk_bytes(log.stat()) < 2 * ROUND
 
 
 def test_several_writers_at_once(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_several_writers_at_once(tmp_path: Path) -> None:
         log_writer.writer(log, rate=5000, start=10_000_000) as (_other, stop_other),
     ):
         wait_until(lambda: log.stat().st_size > MEGABYTE)
-        result = log_rotate.run([str(log)], log_rotate.Options(max_size=MEGABYTE // 2, keep=10))
+        result = rotate.run([str(log)], rotate.Options(max_size=MEGABYTE // 2, keep=10))
         written, other = stop(), stop_other()
     assert {holder["append"] for holder in result.actions[0]["holders"]} == {True}
     content = log_writer.read(tmp_path, log.name)
@@ -95,10 +95,10 @@ def test_a_log_with_a_hole_is_under_its_size_after_one_run(tmp_path: Path) -> No
     with log.open("wb") as file:
         file.seek(hole)
         file.write(lines)
-    options = log_rotate.Options(max_size=125_000, strategy="punch", keep=10, compress=False)
-    foretold = log_rotate.run([str(log)], options, check_mode=True)
+    options = rotate.Options(max_size=125_000, strategy="punch", keep=10, compress=False)
+    foretold = rotate.run([str(log)], options, check_mode=True)
     assert log_writer.read(tmp_path, log.name).lstrip(b"\0") == lines
-    done = log_rotate.run([str(log)], options)
+    done = rotate.run([str(log)], options)
     assert [(action["archived_bytes"], action["whole_lines"]) for action in foretold.actions] == [
         (action["archived_bytes"], action["whole_lines"]) for action in done.actions
     ]
@@ -106,7 +106,7 @@ def test_a_log_with_a_hole_is_under_its_size_after_one_run(tmp_path: Path) -> No
     assert log.stat().st_size == hole + len(lines)
     [part] = tmp_path.glob("access.log.*")
     assert part.read_bytes() + log.read_bytes().lstrip(b"\0") == lines
-    assert not log_rotate.run([str(log)], options).changed
+    assert not rotate.run([str(log)], options).changed
 
 
 def test_a_writer_that_does_not_append_is_not_collapsed(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_writer_that_does_not_append_is_not_collapsed(tmp_path: Path) -> None:
     with log_writer.writer(log, "plain") as (_process, _stop):
         wait_until(lambda: log.stat().st_size > MEGABYTE)
         with pytest.raises(OpsError, match="without losing lines: not every writer appends"):
-            log_rotate.run([str(log)], log_rotate.Options(max_size=MEGABYTE // 2, strategy="collapse"))
+            rotate.run([str(log)], rotate.Options(max_size=MEGABYTE // 2, strategy="collapse"))
     assert [path.name for path in tmp_path.iterdir()] == ["access.log"]
 
 
@@ -124,12 +124,12 @@ def test_a_writer_that_does_not_reopen_is_named_and_nothing_is_lost(tmp_path: Pa
     with log_writer.writer(log, rate=2000) as (process, stop):
         wait_until(lambda: log.stat().st_size > MEGABYTE // 2 + 4096)
         with pytest.raises(OpsError, match=rf"\({process.pid}\) still writes the renamed"):
-            log_rotate.run([str(log)], log_rotate.Options(reopen=("true",), **options))
+            rotate.run([str(log)], rotate.Options(reopen=("true",), **options))
         # The next run tells it again; it still does not hear.
         with pytest.raises(OpsError, match="still writes"):
-            log_rotate.run([str(log)], log_rotate.Options(reopen=("true",), **options))
+            rotate.run([str(log)], rotate.Options(reopen=("true",), **options))
         written = stop()
-    result = log_rotate.run([str(log)], log_rotate.Options(reopen=("true",), **options))
+    result = rotate.run([str(log)], rotate.Options(reopen=("true",), **options))
     assert [action["action"] for action in result.actions] == ["finish", "compress"]
     assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {
         "lost": 0,
@@ -144,9 +144,7 @@ def test_a_reopen_command_that_fails_says_so(tmp_path: Path) -> None:
     with log_writer.writer(log, rate=2000) as (_process, stop):
         wait_until(lambda: log.stat().st_size > MEGABYTE // 2)
         with pytest.raises(OpsError, match="false ended with 1"):
-            log_rotate.run(
-                [str(log)], log_rotate.Options(max_size=MEGABYTE // 4, strategy="logrotate", reopen=("false",))
-            )
+            rotate.run([str(log)], rotate.Options(max_size=MEGABYTE // 4, strategy="logrotate", reopen=("false",)))
         written = stop()
     assert log_writer.account(log_writer.read(tmp_path, log.name), written)["lost"] == 0
 
@@ -155,8 +153,8 @@ def test_copytruncate_needs_consent(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     count = log_writer.fill(log, MEGABYTE)
     with pytest.raises(OpsError, match="copytruncate loses lines"):
-        log_rotate.run([str(log)], log_rotate.Options(strategy="copytruncate", max_size=4096))
-    result = log_rotate.run([str(log)], log_rotate.Options(strategy="copytruncate", max_size=4096, allow_loss=True))
+        rotate.run([str(log)], rotate.Options(strategy="copytruncate", max_size=4096))
+    result = rotate.run([str(log)], rotate.Options(strategy="copytruncate", max_size=4096, allow_loss=True))
     assert "may be lost" in result.actions[0]["note"]
     assert log_writer.account(log_writer.read(tmp_path, log.name), count) == {
         "lost": 0,
@@ -177,15 +175,15 @@ def test_a_writer_that_comes_back_before_the_rename_is_met_in_another_way(
         )
     log = tmp_path / "access.log"
     start = log_writer.fill(log, 4 * MEGABYTE)
-    options = log_rotate.Options(max_size=ROUND, strategy=strategy, keep=100)
+    options = rotate.Options(max_size=ROUND, strategy=strategy, keep=100)
     with log_writer.writer(log, "append", start=start) as (_process, stop):
-        monkeypatch.setattr(log_rotate.Log, "_unwritten", lambda _log, _writers: True)
+        monkeypatch.setattr(rotate.Log, "_unwritten", lambda _log, _writers: True)
         if expected:
-            actions = log_rotate.run([str(log)], options).actions
+            actions = rotate.run([str(log)], options).actions
             assert [action["strategy"] for action in actions if action["action"] == "rotate"] == [expected]
         else:
             with pytest.raises(OpsError, match="opened again and again"):
-                log_rotate.run([str(log)], options)
+                rotate.run([str(log)], options)
         written = stop()
     assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {
         "lost": 0,

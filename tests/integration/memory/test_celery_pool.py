@@ -13,7 +13,7 @@ from tests.support import servers
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.supervised import Program, supervisord
 from tests.support.waiting import wait_until
-from wheels_ops.remedies import memory_rungs, memory_trim
+from wheels_ops.remedies.memory import steps, trim
 from wheels_ops.services import broker
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
@@ -64,7 +64,7 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
         services = parse_services([{"name": "worker", "gate": {"type": "celery", "url": redis.url}}])
         with broker.connect(redis.url) as asked:
             wait_until(lambda: broker.workers(asked, timeout=2, wanted=bool), timeout=60, what="a worker")
-        context = memory_rungs.Context(services=services, control=control, redis_url=redis.url)
+        context = steps.Context(services=services, control=control, redis_url=redis.url)
         for _ in range(3):
             send("waste")
         wait_until(lambda: int(client.get("ended") or 0) == 3)
@@ -72,27 +72,27 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
         wait_until(lambda: client.llen("begun") == 1)
         busy = int(client.lindex("begun", 0))
         before = context.pids("worker")
-        used = memory_trim.resident_bytes(before)
+        used = trim.resident_bytes(before)
         given = {
             "services": [{"name": "worker", "gate": {"type": "celery", "url": redis.url}}],
             "service_manager": "supervisor",
             "supervisor_socket": daemon.socket,
             "scope": "services",
-            "memory_limits_mb": {"worker": used / 0.8 / memory_trim.MEBIBYTE},
+            "memory_limits_mb": {"worker": used / 0.8 / trim.MEBIBYTE},
             "redis_url": redis.url,
             "actions": ["celery"],
             "min_gain": "1M",
             "state_dir": str(tmp_path / "state"),
         }
-        foreseen = memory_trim.run_with(given, check_mode=True)
-        assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * memory_trim.MEBIBYTE
-        result = memory_trim.run_with(given)
+        foreseen = trim.run_with(given, check_mode=True)
+        assert context.pids("worker") == before and foreseen.actions[0]["predicted_bytes"] > 20 * trim.MEBIBYTE
+        result = trim.run_with(given)
         after = context.pids("worker")
         assert result.changed and result.actions[0]["action"] == "celery", result.actions
         assert result.actions[0]["predicted_bytes"] == pytest.approx(foreseen.actions[0]["predicted_bytes"], rel=0.1)
         replaced = set(result.actions[0]["replaced"])
         assert replaced and busy not in replaced and busy in after and not replaced & after
-        assert result.actions[0]["bytes_freed"] > 10 * memory_trim.MEBIBYTE
+        assert result.actions[0]["bytes_freed"] > 10 * trim.MEBIBYTE
         assert len(after) == len(before)
         client.set("go", 1)
         for number in range(2, 8):
@@ -104,20 +104,18 @@ def test_idle_children_are_replaced_and_no_task_is_lost(redis: servers.Redis, tm
             """With a limit that it is above, whatever it gave back."""
             return {
                 **given,
-                "memory_limits_mb": {
-                    "worker": memory_trim.resident_bytes(context.pids("worker")) / 0.95 / memory_trim.MEBIBYTE
-                },
+                "memory_limits_mb": {"worker": trim.resident_bytes(context.pids("worker")) / 0.95 / trim.MEBIBYTE},
             }
 
         # What was at work is replaced by the next run. Then nothing is replaced in vain, as check mode says.
         before = context.pids("worker")
-        second = memory_trim.run_with(above())
+        second = trim.run_with(above())
         assert (
             second.changed and len(second.actions[0]["replaced"]) == 3 and len(context.pids("worker") & before) == 1
         ), "all but the parent"
         children = context.pids("worker")
         assert busy not in children
         for check_mode in (True, False):
-            last = memory_trim.run_with(above(), check_mode=check_mode)
+            last = trim.run_with(above(), check_mode=check_mode)
             assert not last.changed and "its idle children were replaced at" in last.actions[0]["skipped"], last.actions
         assert context.pids("worker") == children

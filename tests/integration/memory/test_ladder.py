@@ -16,9 +16,9 @@ import pytest
 from tests.support import memory_shapes, servers
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
-from wheels_ops import heap
-from wheels_ops.remedies import memory_trim
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import heap
+from wheels_ops.remedies.memory import trim
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 
@@ -44,7 +44,7 @@ def settled(pid: int) -> int:
     seen = [0, -1]
 
     def steady() -> bool:
-        seen.append(round(memory_trim.resident_bytes([pid]) / MEBIBYTE))
+        seen.append(round(trim.resident_bytes([pid]) / MEBIBYTE))
         return seen[-1] == seen[-2] == seen[-3]
 
     wait_until(steady, every=0.1)
@@ -80,10 +80,10 @@ def test_the_application_gives_back_and_the_prediction_holds() -> None:
     with service("medium") as (daemon, given, _size):
         pid = daemon.pid("web")
         before = heap.look(pid).rss
-        foreseen = memory_trim.run_with(given, check_mode=True)
+        foreseen = trim.run_with(given, check_mode=True)
         assert heap.look(pid).rss == pytest.approx(before, rel=0.01), "check mode changed something"
-        done = memory_trim.run_with(given)
-        again = memory_trim.run_with(given)
+        done = trim.run_with(given)
+        again = trim.run_with(given)
         after = heap.look(pid).rss
     assert foreseen.changed and done.changed and not again.changed
     assert (
@@ -106,15 +106,15 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
         optimize(given["base_url"])  # what is left now is small objects
         size = settled(pid)
         warm = {**given, "memory_limits_mb": {"web": size / 0.7}}  # between warning and critical
-        skipped = memory_trim.run_with(warm)
+        skipped = trim.run_with(warm)
         assert not skipped.changed and "not worth it" in skipped.actions[0].get("skipped", ""), (skipped.actions, size)
         assert skipped.extra["missed"] == ["web"]
         full = {**given, "memory_limits_mb": {"web": size / 0.97}}
-        unallowed = memory_trim.run_with(full)
+        unallowed = trim.run_with(full)
         assert "A restart is in order" in unallowed.msg and daemon.pid("web") == pid
-        protected = memory_trim.run_with({**full, "allow_restart": True, "protect": ["web"]})
+        protected = trim.run_with({**full, "allow_restart": True, "protect": ["web"]})
         assert daemon.pid("web") == pid and not any(action["action"] == "restart" for action in protected.actions)
-        done = memory_trim.run_with({**full, "allow_restart": True})
+        done = trim.run_with({**full, "allow_restart": True})
         assert done.changed and done.actions[-1]["action"] == "restart" and daemon.pid("web") != pid
 
 
@@ -123,11 +123,11 @@ def test_the_share_does_not_depend_on_what_else_runs() -> None:
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
     with service("live") as (daemon, _given, _size):
         pid = daemon.pid("web")
-        alone = memory_trim.resident_bytes([pid])
+        alone = trim.resident_bytes([pid])
         others = [subprocess.Popen(program) for _ in range(6)]
         try:
-            wait_until(lambda: all(memory_trim.resident_bytes([other.pid]) > 4 * MEBIBYTE for other in others))
-            beside = memory_trim.resident_bytes([pid])
+            wait_until(lambda: all(trim.resident_bytes([other.pid]) > 4 * MEBIBYTE for other in others))
+            beside = trim.resident_bytes([pid])
         finally:
             for other in others:
                 other.kill()
@@ -141,12 +141,12 @@ def test_a_limit_below_what_a_service_needs_restarts_it_once() -> None:
     with service("live") as (daemon, given, size):
         tight = {**given, "memory_limits_mb": {"web": size / 0.97}, "allow_restart": True}
 
-        def both(parameters: t.Dict[str, t.Any]) -> memory_trim.Result:
+        def both(parameters: t.Dict[str, t.Any]) -> trim.Result:
             """The run, after check mode foretold the same of it."""
             pid = daemon.pid("web")
-            foreseen = memory_trim.run_with(parameters, check_mode=True)
+            foreseen = trim.run_with(parameters, check_mode=True)
             assert daemon.pid("web") == pid
-            done = memory_trim.run_with(parameters)
+            done = trim.run_with(parameters)
             seen = [
                 [(action["action"], action["changed"], "skipped" in action) for action in result.actions]
                 for result in (foreseen, done)
@@ -196,14 +196,14 @@ def test_one_run_restarts_a_service_once_for_all_of_its_limits() -> None:
         tight = {**given, **low, "memory_limits_mb": {"web": size / 0.97}, "allow_restart": True}
         pid = daemon.pid("web")
         for check_mode in (True, False):
-            result = memory_trim.run_with(tight, check_mode=check_mode)
+            result = trim.run_with(tight, check_mode=check_mode)
             taken = [(action["subject"], action["changed"]) for action in result.actions]
             assert taken[:2] == [("web", True), ("the host", False)], taken
             assert "did so already" in result.actions[1]["skipped"]
         new = daemon.pid("web")
         assert new != pid
         for check_mode in (True, False):
-            assert not memory_trim.run_with(tight, check_mode=check_mode).changed
+            assert not trim.run_with(tight, check_mode=check_mode).changed
         assert daemon.pid("web") == new
 
 
@@ -219,9 +219,7 @@ def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Pa
                 file.write_text(content)
             for check_mode in (True, False):
                 try:
-                    result = memory_trim.run_with(
-                        {**given, "token": "", "token_file": str(file)}, check_mode=check_mode
-                    )
+                    result = trim.run_with({**given, "token": "", "token_file": str(file)}, check_mode=check_mode)
                 except OpsError as error:
                     assert said in str(error) and content != "wrong-but-long-enough\n"
                 else:
@@ -231,13 +229,13 @@ def test_a_token_that_is_missing_or_wrong_is_told_in_check_mode_too(tmp_path: Pa
 @pytest.mark.parametrize("token", ["two\nlines-of-a-token", "wort-mit-\u00e4-und-mehr", "a\0b-and-so-much-more"])
 def test_a_token_that_cannot_be_sent_is_refused_before_it_is_needed(token: str) -> None:
     with pytest.raises(OpsError, match="cannot be sent in a header") as caught:
-        memory_trim.run_with({"base_url": "http://127.0.0.1:1", "token": token}, check_mode=True)
+        trim.run_with({"base_url": "http://127.0.0.1:1", "token": token}, check_mode=True)
     assert token not in str(caught.value)
 
 
 def test_a_wrong_token_is_said_and_the_next_rung_is_tried() -> None:
     with service("medium") as (_daemon, given, _size):
-        result = memory_trim.run_with({**given, "token": "wrong-but-long-enough"})
+        result = trim.run_with({**given, "token": "wrong-but-long-enough"})
     assert not result.changed and "refuses the ops token" in result.actions[0]["skipped"]
 
 
@@ -289,10 +287,10 @@ def test_the_largest_worker_of_gunicorn_like_servers_is_replaced(tmp_path: Path)
         wait_until(lambda: urllib.request.urlopen(f"{address}/", timeout=2).status == 200)
         control = open_manager("supervisor", daemon.socket)
         services = parse_services([{"name": "web", "gate": {"type": "http", "url": f"{address}/"}}])
-        context = memory_trim.Context(services=services, control=control)
-        worker = memory_trim.memory_rungs.RUNGS["recycle"]
+        context = trim.Context(services=services, control=control)
+        worker = trim.steps.RUNGS["recycle"]
         wait_until(lambda: worker.predict(context, "web") > 50 * MEBIBYTE)
-        before = memory_trim.resident_bytes(context.pids("web")) // MEBIBYTE
+        before = trim.resident_bytes(context.pids("web")) // MEBIBYTE
         given = {
             **parameters(daemon, "", 1),
             "services": [{"name": "web"}],
@@ -300,16 +298,16 @@ def test_the_largest_worker_of_gunicorn_like_servers_is_replaced(tmp_path: Path)
             "base_url": "",
         }
         master = daemon.pid("web")
-        result = memory_trim.run_with(given)
+        result = trim.run_with(given)
         assert result.changed and result.actions[-1]["action"] == "recycle", result.actions
         assert result.actions[-1]["bytes_freed"] > 40 * MEBIBYTE and len(result.actions[-1]["new"]) == 1
         assert daemon.pid("web") == master
         wait_until(lambda: urllib.request.urlopen(f"{address}/", timeout=2).status == 200)
         # All workers are as small as a fresh one: above its limit for good, none is ended in vain, as check mode says.
         workers = context.pids("web")
-        tight = {**given, "memory_limits_mb": {"web": memory_trim.resident_bytes(workers) / MEBIBYTE / 0.95}}
+        tight = {**given, "memory_limits_mb": {"web": trim.resident_bytes(workers) / MEBIBYTE / 0.95}}
         for check_mode in (True, False):
-            again = memory_trim.run_with(tight, check_mode=check_mode)
+            again = trim.run_with(tight, check_mode=check_mode)
             assert not again.changed and "was replaced at" in again.actions[-1]["skipped"], again.actions
         assert context.pids("web") == workers
 
@@ -327,8 +325,8 @@ def test_redis_gives_back_what_its_allocator_kept(redis: servers.Redis) -> None:
         if number % 10:
             pipe.delete(f"cache:{number}")
     pipe.execute()
-    rung = memory_trim.memory_rungs.RUNGS["redis"]
-    context = memory_trim.Context(services=[], control=None, redis_url=redis.url)
+    rung = trim.steps.RUNGS["redis"]
+    context = trim.Context(services=[], control=None, redis_url=redis.url)
     predicted = rung.predict(context, "redis")
     outcome = rung.act(context, "redis", False)
     assert outcome.given_back <= predicted
@@ -337,7 +335,7 @@ def test_redis_gives_back_what_its_allocator_kept(redis: servers.Redis) -> None:
 
 def test_no_debugger_and_no_drop_caches_anywhere() -> None:
     """What must never be done is not there to be called."""
-    root = Path(memory_trim.__file__).parents[1]
+    root = Path(trim.__file__).parents[1]
     found = subprocess.run(
         ["grep", "-rlE", "drop_caches|gdb |ptrace\\(|SIGKILL", str(root), "--include=*.py"],
         capture_output=True,

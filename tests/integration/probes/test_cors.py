@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cors_server import Policy, serve
 from wheels_ops.checks import cors
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 
 SITE = "https://wheelsandwins.com"
 OTHER = "https://www.wheelsandwins.com"

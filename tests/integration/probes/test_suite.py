@@ -10,7 +10,7 @@ import pytest
 from tests.support import servers
 from tests.support.answers import Backend, serve
 from wheels_ops.checks import celery, cpu, suite, websocket
-from wheels_ops.thresholds import DEFAULTS, Thresholds
+from wheels_ops.health.thresholds import DEFAULTS, Thresholds
 
 #: Which checks grade a measure by each threshold: nothing may be added to the thresholds that no check takes.
 CONSUMERS: t.Dict[str, t.Tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from wheels_ops.checks import websocket
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 
 SITE = "https://wheelsandwins.com"
 

@@ -21,7 +21,7 @@ from tests.support import rls_database as db
 from tests.support import servers
 from tests.support.waiting import wait_until
 from wheels_ops import rls
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CASE = next(case for case in db.CASES if case.stem.startswith("08_")).read_text()

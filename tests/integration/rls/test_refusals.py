@@ -11,7 +11,7 @@ import pytest
 from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 
 #: A second, harmless recursion, which must be repaired whatever becomes of the first.
 OTHER = """

@@ -12,7 +12,7 @@ import pytest
 from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
-from wheels_ops.rls.reread import same_tree
+from wheels_ops.rls.model.deparse_roundtrip import same_tree
 
 TABLE = (
     'create table m (id int primary key, a uuid, b uuid, c int, d int, "É x" text, f boolean, ts timestamptz);'

@@ -199,7 +199,7 @@ def test_tables_of_others_wait_and_the_rest_is_repaired(server: servers.Postgres
         owner = psycopg2.connect(admin.dsn.replace("user=postgres", "user=rls_owner"))
         owner.autocommit = True
         try:
-            plan = rls.plan(owner, rls.audit(owner), fix=list(rls.plans.FIXES))
+            plan = rls.plan(owner, rls.audit(owner), fix=list(rls.repair.plans.FIXES))
             assert [(one["object"], "may not change its policies" in one["reason"]) for one in plan.needs_review] == [
                 ("public.others", True)
             ]

@@ -13,8 +13,9 @@ import psycopg2
 from tests.integration.rls_fuzz import evaluator
 from tests.integration.rls_fuzz.evaluator import Endless, Evaluator, Name, Original, show
 from tests.integration.rls_fuzz.generator import PEOPLE, ROLES, Schema, quote
-from wheels_ops import catalog, rls
-from wheels_ops.results import OpsError
+from wheels_ops import rls
+from wheels_ops.core.results import OpsError
+from wheels_ops.database import schema_snapshot
 
 RECURSION = "42P17"
 DENIED = "42501"
@@ -137,7 +138,7 @@ class Checker:
         tables = [(schema.name, table.name) for table in schema.tables]
         views = [(schema.name, view.name) for view in schema.views]
         before = self._everything(cursor, tables, views)
-        written = catalog.snapshot(cursor)
+        written = schema_snapshot.snapshot(cursor)
         connection.commit()
         failing = {access.path for access, said in before.items() if said == RECURSION}
         outcome.failing = len(failing)
@@ -184,9 +185,9 @@ class Checker:
             undo.unlink(missing_ok=True)
         return outcome
 
-    def _written(self, connection: t.Any) -> catalog.Snapshot:
+    def _written(self, connection: t.Any) -> schema_snapshot.Snapshot:
         with connection, connection.cursor() as cursor:
-            return catalog.snapshot(cursor)
+            return schema_snapshot.snapshot(cursor)
 
     # -- what everyone can do ---------------------------------------------------------------------------------------
 

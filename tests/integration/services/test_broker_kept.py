@@ -19,12 +19,13 @@ from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.checks import services as services_check
+from wheels_ops.core.results import OpsError, Result
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import OpsError, Result
-from wheels_ops.services import gates, ledger
+from wheels_ops.services import gates
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
+from wheels_ops.state import restarts
 
 APP = """
 import os
@@ -250,7 +251,7 @@ def test_what_was_paused_runs_again_after_a_failure(host: Host) -> None:
     manifest = host.directory / "appendonlydir" / "appendonly.aof.manifest"
     good = manifest.read_text()
     manifest.write_text("broken\n")
-    begun = len(ledger.Ledger(host.directory / "state").read())
+    begun = len(restarts.Ledger(host.directory / "state").read())
     with pytest.raises(OpsError) as caught:
         host.run()
     manifest.write_text(good)
@@ -261,7 +262,7 @@ def test_what_was_paused_runs_again_after_a_failure(host: Host) -> None:
     assert details["actions"][0]["action"] == "pause"
     assert host.daemon.pid("worker") not in (0, before[1])
     assert host.daemon.pid("beat") not in (0, before[2])
-    assert [entry["event"] for entry in ledger.Ledger(host.directory / "state").read()[begun:]] == ["begin", "end"]
+    assert [entry["event"] for entry in restarts.Ledger(host.directory / "state").read()[begun:]] == ["begin", "end"]
     assert host.run(only_if=("stopped", "failed")).changed
     assert 0 not in host.pids()
 

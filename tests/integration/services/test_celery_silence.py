@@ -17,9 +17,9 @@ from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.checks import celery as celery_check
 from wheels_ops.checks import services as services_check
+from wheels_ops.core.results import Result
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import Result
 from wheels_ops.services import broker, celery_workers
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services

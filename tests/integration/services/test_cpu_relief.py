@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.container_host import REPOSITORY
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cpu_relief
 from wheels_ops.remedies.cpu_relief import Options
-from wheels_ops.results import OpsError
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="putting a process back needs root (CAP_SYS_NICE)")
 

@@ -19,9 +19,9 @@ from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.checks import services as services_check
+from wheels_ops.core.results import OpsError, Result
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import OpsError, Result
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 

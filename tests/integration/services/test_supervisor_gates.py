@@ -19,11 +19,11 @@ from tests.support.faulty_app import MODES
 from tests.support.supervised import FAULTY_APP, Program, Supervisord, supervisord
 from tests.support.waiting import free_port, port_open, wait_until
 from wheels_ops.checks import services as services_check
-from wheels_ops.health import Check
+from wheels_ops.core.results import OpsError, Result
+from wheels_ops.health.check import Check
+from wheels_ops.host import processes
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import OpsError, Result
-from wheels_ops.services import processes
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support import pam_database as pam
 from tests.support import servers
 from tests.support.pam_database import ADMIN, ANNA, BEN, CARLA, CENTRE, DAN, OCEAN, TASMANIA, ask, query
-from wheels_ops import catalog
+from wheels_ops.database import schema_snapshot
 
 LAYOUTS = sorted((Path(__file__).parent / "layouts").glob("*.sql"))
 RECURSIVE = ("seed", "20250722", "20250729", "20250805")
@@ -371,7 +371,7 @@ def test_competing_tables_of_the_shop_keep_their_rows(server: servers.Postgres, 
     assert as_written(pam.snapshot(dsn)) == as_written(before)
 
 
-def as_written(found: catalog.Snapshot) -> catalog.Snapshot:
+def as_written(found: schema_snapshot.Snapshot) -> schema_snapshot.Snapshot:
     """The server reads its own text of ``varchar in (...)`` as the same condition with the casts in other places."""
     return {
         key: re.sub(r"::(character varying|text)(\[\])?|[()]", "", text) if key[0] == "constraint" else text

@@ -19,9 +19,9 @@ from tests.support import pam_database as pam
 from tests.support import servers
 from tests.support.pam_database import ANNA, OCEAN, ask, query
 from tests.support.waiting import wait_until
-from wheels_ops import postgres as connections
-from wheels_ops.remedies.sql_script import ADVISORY_LOCK, Limits, Script, read_script, sql_script
-from wheels_ops.results import OpsError, Result
+from wheels_ops.core.results import OpsError, Result
+from wheels_ops.database import connect as connections
+from wheels_ops.database.scripts import ADVISORY_LOCK, Limits, Script, read_script, sql_script
 
 LEDGER = "wheels_private.sql_scripts"
 MODULE = pam.REPOSITORY / "collections/wheels/ops/plugins/modules/sql_script.py"
@@ -289,8 +289,8 @@ def test_killed_in_the_middle_leaves_the_old_state_or_the_new(
     gate.cursor().execute("select pg_advisory_lock(77)")
     program = f"""
 import sys; sys.path.insert(0, {str(pam.REPOSITORY / "src")!r})
-from wheels_ops import postgres
-from wheels_ops.remedies.sql_script import Limits, read_script, sql_script
+from wheels_ops.database import connect as postgres
+from wheels_ops.database.scripts import Limits, read_script, sql_script
 sql_script(lambda: postgres.connect({dsn!r}), [read_script({str(script)!r})], limits=Limits(lock_timeout_ms=0))
 """
     runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)

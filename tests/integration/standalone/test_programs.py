@@ -22,8 +22,8 @@ from tests.sandbox.binaries import REPOSITORY
 from tests.support.servers import Postgres
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
-from wheels_ops.remedies import deployment
 from wheels_ops.standalone import recovery
+from wheels_ops.state import deployments
 from wheels_ops.state import holder as holders
 
 MONITOR = REPOSITORY / "production_health_monitor.py"
@@ -251,7 +251,7 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
             assert done.returncode == 3 and "4711" in done.stdout and done.stdout.count("\n") == 1, done.stdout
     assert place.client.exists("user_profile:1")
     # A playbook that deploys: its lock is the same.
-    deployment.begin(str(place.state), "20250730T0211", holder=holders.name_of(os.getpid()))
+    deployments.begin(str(place.state), "20250730T0211", holder=holders.name_of(os.getpid()))
     for words in ((), ("--dry-run",)):
         done = place.run(RECOVERY, *words)
         assert done.returncode == 3 and "Another deployment holds this host" in done.stdout
@@ -266,7 +266,7 @@ def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:
 def test_the_lock_of_a_living_run_is_taken_only_by_its_id(place: Place) -> None:
     place.client.set("user_profile:1", "x")
     name = holders.name_of(os.getpid())
-    deployment.hold(str(place.state), kind="maintenance", holder=name)
+    deployments.hold(str(place.state), kind="maintenance", holder=name)
     for words in ((), ("--lock-force", "true")):
         done = place.run(RECOVERY, *words)
         assert done.returncode == 3 and f"Another run (maintenance) holds this host: {name}" in done.stdout
@@ -308,7 +308,7 @@ def test_a_recovery_that_was_killed_is_gone_on_with(place: Place) -> None:
     with subprocess.Popen(["sleep", "60"]) as ended:
         holder = holders.name_of(ended.pid)
         ended.kill()
-    deployment.begin(str(place.state), f"{recovery.PREFIX}20250730T0211", holder=holder)
+    deployments.begin(str(place.state), f"{recovery.PREFIX}20250730T0211", holder=holder)
     assert place.report(RECOVERY)[0] == 0
     assert not (place.state / "deploy.lock").exists() and list((place.state / "deployments").iterdir()) == []
 

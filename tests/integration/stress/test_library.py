@@ -12,8 +12,7 @@ import typing as t
 from pathlib import Path
 
 from tests.support.stress_runs import BROKEN, DONE, FILES, KINDS, REFUSED, Host, Run
-from wheels_ops.remedies import deployment
-from wheels_ops.state import holder, lock
+from wheels_ops.state import deployments, holder, lock
 
 #: ``make stress`` makes it long. A seed of an earlier run gives its order and its kills again, though not the kernel's scheduling.
 RUNS = int(os.environ.get("WHEELS_OPS_STRESS_RUNS") or 90)
@@ -23,7 +22,7 @@ SEED = int(os.environ.get("WHEELS_OPS_STRESS_SEED") or random.randrange(1 << 32)
 def require_order(host: Host, said: str) -> None:
     """After every process has ended: the journal says what is on the disk, and nobody complained."""
     assert not host.complaints.exists(), f"{said}: {host.complaints.read_text()}"
-    journal = deployment.Journal(str(host.state))
+    journal = deployments.Journal(str(host.state))
     manifests, damaged = journal.scan()
     assert not damaged, f"{said}: {damaged}"
     versions = host.versions()
@@ -34,7 +33,7 @@ def require_order(host: Host, said: str) -> None:
         in_force = journal.in_force()
         expected = {entry["installed"][-1] for entry in in_force[0]["files"].values()} if in_force else set()
         on_disk = {
-            path: deployment.sha256((host.root / path).read_bytes()) for path in FILES if (host.root / path).exists()
+            path: deployments.sha256((host.root / path).read_bytes()) for path in FILES if (host.root / path).exists()
         }
         assert set(on_disk.values()) <= expected if in_force else versions == {0}, (
             f"{said}: the journal says another version than {versions}"
@@ -74,7 +73,7 @@ def test_one_holder_and_a_whole_tree_whatever_is_killed(tmp_path: Path) -> None:
     require_order(host, said)
     assert host.versions() == {4}, said
     assert alone(host, "recover", number + 2) == DONE
-    while deployment.Journal(str(host.state)).in_force():
+    while deployments.Journal(str(host.state)).in_force():
         assert alone(host, "rollback", number + 3) == DONE
         require_order(host, said)
     assert host.versions() == {0}, said

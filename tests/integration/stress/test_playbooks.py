@@ -24,8 +24,7 @@ from tests.sandbox import lifecycle
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Sandbox
 from tests.support.waiting import wait_until
-from wheels_ops.remedies import deployment
-from wheels_ops.state import holder, lock
+from wheels_ops.state import deployments, holder, lock
 
 pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("WHEELS_OPS_STRESS_PLAYBOOKS") or 0)
@@ -100,11 +99,11 @@ def holders(stage: Stage) -> t.Set[str]:
 
 def require_order(stage: Stage, old: t.Dict[str, str], said: str) -> None:
     """What is on the disk is what the journal says; a deployment that was interrupted may have left anything, as long as it is open."""
-    journal = deployment.Journal(str(stage.sandbox.state))
+    journal = deployments.Journal(str(stage.sandbox.state))
     manifests, damaged = journal.scan()
     assert not damaged, said
     if journal.open_one() is None:
-        assert deployment.drifted(journal) == [], said
+        assert deployments.drifted(journal) == [], said
         if not journal.in_force():
             assert tree(stage.sandbox.backend) == old, said
 
@@ -140,7 +139,7 @@ def test_playbooks_against_each_other(stage: Stage, tmp_path: Path) -> None:
     done = stage.playbook("deploy", *LOOK)
     assert done.status == 0, f"{said}: {done.output[-3000:]}"
     require_order(stage, old, said)
-    while deployment.Journal(str(stage.sandbox.state)).in_force():
+    while deployments.Journal(str(stage.sandbox.state)).in_force():
         done = stage.playbook("rollback", *LOOK)
         assert "No deployment is in force" not in done.text, f"{said}: {done.output[-3000:]}"
     require_order(stage, old, said)

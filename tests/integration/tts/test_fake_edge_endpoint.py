@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_edge_tts import FAULTS, LATE_FAULTS
 from tests.support.tts_backend import FakeEdge, Tree
-from wheels_ops.audio import describe
+from wheels_ops.host.audio import describe
 
 
 def mpg123_decodes(data: bytes) -> bool:

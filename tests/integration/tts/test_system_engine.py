@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tts_backend import Tree, path_with
-from wheels_ops.audio import describe
+from wheels_ops.host.audio import describe
 
 #: Options of espeak, paths, shells, substitutions, control characters, markup, phoneme input, and texts that are merely long or strange.
 CORPUS = [

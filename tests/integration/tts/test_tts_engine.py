@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.tts_backend import FakeEdge
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import tts_engine
 from wheels_ops.remedies.tts_engine import Options, run
-from wheels_ops.results import OpsError
 
 PYTHON = str(BACKEND_PYTHON)
 

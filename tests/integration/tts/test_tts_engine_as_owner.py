@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies.tts_engine import Options, run
-from wheels_ops.results import OpsError
 
 OWNER, THIRD = 54321, 54322
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or ""

@@ -8,9 +8,9 @@ import typing as t
 
 import pytest
 
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cache_purge
 from wheels_ops.remedies.cache_purge import Options
-from wheels_ops.results import OpsError
 
 
 @pytest.mark.parametrize(

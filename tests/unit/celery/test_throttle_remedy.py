@@ -8,8 +8,8 @@ import typing as t
 import pytest
 
 from tests.support import servers
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies.celery_throttle import run
-from wheels_ops.results import OpsError
 
 
 def independent(redis: servers.Redis) -> t.Dict[str, str]:

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from wheels_ops.checks import celery
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.thresholds import Thresholds
 from wheels_ops.services.celery_workers import BUSY, CONSUMING, HUNG, STOPPED, UNCLEAR, Silence
-from wheels_ops.thresholds import Thresholds
 
 STATS = {"pid": 7, "uptime": 60, "pool": {"max-concurrency": 4}, "total": {"demo": 9}, "rusage": {"maxrss": 51200}}
 

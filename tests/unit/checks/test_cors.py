@@ -12,7 +12,7 @@ import requests
 from tests.support.waiting import free_port
 from wheels_ops.checks import cors
 from wheels_ops.checks.cors import Exchange
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 
 SITE, EVIL = "https://wheelsandwins.com", "https://evil.example"
 GOOD = {

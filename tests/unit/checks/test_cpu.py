@@ -15,9 +15,9 @@ import requests
 
 from tests.support import transport
 from wheels_ops.checks import cpu
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import Thresholds
 
 URL = "http://backend:8000"
 CPU, RESPONSE = Thresholds(70, 85), Thresholds(500, 1000)

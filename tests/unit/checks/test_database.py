@@ -9,9 +9,10 @@ import psycopg2
 import pytest
 
 from tests.support.answers import Clock
-from wheels_ops import health, postgres
 from wheels_ops.checks import database, rls
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.database import connect as postgres
+from wheels_ops.health import check as health
 
 TABLES = {"wanted": ["id", "name"], "other": ["id"]}
 
@@ -76,7 +77,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, session: Session, **options: t.Any) -
         opened.append((dsn, settings))
         return session
 
-    monkeypatch.setattr(database.postgres, "connect", connect)
+    monkeypatch.setattr(database.connect, "connect", connect)
     check = database.check("host=h", **options)
     assert opened == [("host=h", {"connect_timeout": options.get("timeout", 10)})]
     assert session.closed and session.options == {"readonly": True}, "the check cannot change anything"
@@ -261,7 +262,7 @@ def test_a_server_that_goes_away_in_between_is_critical(monkeypatch: pytest.Monk
             self.closed = True
 
     gone = Gone()
-    monkeypatch.setattr(database.postgres, "connect", lambda *_words, **_options: gone)
+    monkeypatch.setattr(database.connect, "connect", lambda *_words, **_options: gone)
     check = database.check("host=h")
     assert (check.status, check.remedy) == ("critical", "") and gone.closed
     assert check.message.startswith("The database does not answer: server closed the connection")

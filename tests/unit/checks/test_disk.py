@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from wheels_ops.checks import disk
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import Thresholds
 
 LIMITS = Thresholds(70, 90)
 

@@ -13,8 +13,8 @@ import requests
 from tests.support.answers import Clock, serve
 from tests.support.waiting import free_port
 from wheels_ops.checks import http
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.thresholds import Thresholds
 
 OWN = http.HEALTH_PATH
 Step = t.Union[t.Tuple[float, int], Exception]

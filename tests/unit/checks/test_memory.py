@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from wheels_ops.checks import memory
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.thresholds import Thresholds
 
 MIB = 1 << 20
 #: Above any number that the kernel gives a process here, so that no real one is measured.

@@ -10,8 +10,8 @@ import pytest
 import redis as library
 
 from wheels_ops.checks import redis as redis_check
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.thresholds import Thresholds
 
 INFO: t.Dict[str, t.Any] = {
     "redis_version": "7.0.15",

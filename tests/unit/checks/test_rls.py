@@ -7,11 +7,11 @@ import typing as t
 
 import pytest
 
-from wheels_ops import postgres
 from wheels_ops.checks import rls
-from wheels_ops.results import OpsError
-from wheels_ops.rls import oracle
-from wheels_ops.rls.oracle import Failure, Probe
+from wheels_ops.core.results import OpsError
+from wheels_ops.database import connect as postgres
+from wheels_ops.rls.audit import oracle
+from wheels_ops.rls.audit.oracle import Failure, Probe
 
 DSN = "postgresql://owner@db/app"
 

@@ -8,7 +8,7 @@ import typing as t
 import pytest
 
 from wheels_ops.checks import services
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.services.gates import Seen
 from wheels_ops.services.model import Service, ServiceState
 

@@ -8,11 +8,13 @@ import typing as t
 
 import pytest
 
-from wheels_ops import health, report, thresholds
 from wheels_ops.checks import celery, dead_peer, http, suite, websocket
-from wheels_ops.results import OpsError
-from wheels_ops.standalone import results
-from wheels_ops.thresholds import DEFAULTS, STATUSES, Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health import check as health
+from wheels_ops.health import thresholds
+from wheels_ops.health.thresholds import DEFAULTS, STATUSES, Thresholds
+from wheels_ops.report import report
+from wheels_ops.standalone import program_output
 
 
 def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
@@ -157,12 +159,12 @@ def test_the_order_of_severity_is_the_same_everywhere(milder: str, worse: str) -
     assert numbers == sorted(numbers) and numbers[0] < numbers[1]
     assert health.conclude("x", [health.Finding(milder, "one"), health.Finding(worse, "two")], fine="").status == worse
     levels = ("low", "medium", "high", "critical")
-    assert levels.index(results.SEVERITY[milder]) <= levels.index(results.SEVERITY[worse])
+    assert levels.index(program_output.SEVERITY[milder]) <= levels.index(program_output.SEVERITY[worse])
 
 
 def test_every_status_has_an_exit_status_and_a_severity() -> None:
-    assert set(results.SEVERITY) == set(STATUSES) == {*results.EXIT, "skipped"}
-    assert [results.exit_status(status) for status in ("ok", "warning", "unknown", "critical", "emergency")] == [
+    assert set(program_output.SEVERITY) == set(STATUSES) == {*program_output.EXIT, "skipped"}
+    assert [program_output.exit_status(status) for status in ("ok", "warning", "unknown", "critical", "emergency")] == [
         0,
         1,
         3,

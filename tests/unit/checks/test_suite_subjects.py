@@ -26,9 +26,9 @@ from wheels_ops.checks import (
     websocket,
 )
 from wheels_ops.checks import services as services_check
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import DEFAULTS, Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import DEFAULTS, Thresholds
 
 SUBJECTS = [
     "memory",

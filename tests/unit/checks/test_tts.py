@@ -14,8 +14,8 @@ import requests
 
 from tests.support import transport
 from wheels_ops.checks import tts
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
 
 URL = "http://backend:8000"
 HEALTHY: t.Dict[str, t.Any] = {

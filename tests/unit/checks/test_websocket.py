@@ -20,9 +20,9 @@ from websockets.sync.server import ServerConnection, serve
 from tests.support.answers import Clock
 from tests.support.waiting import free_port
 from wheels_ops.checks import dead_peer, websocket
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import Thresholds
 
 SITE = "https://wheelsandwins.com"
 PATH = "/api/v1/pam/ws"

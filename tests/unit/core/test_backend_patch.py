@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.remedies import backend_patch, deployment
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments
 
 NO_PROOF = backend_patch.Proof()
 
@@ -34,7 +35,7 @@ class Host:
         cors.write_text("ORIGINS = []\n")
         cors.chmod(0o640)
         os.utime(cors, ns=(1_000_000_000_123_456_789, 1_000_000_000_123_456_789))
-        deployment.begin(self.state, "one", holder="me")
+        deployments.begin(self.state, "one", holder="me")
 
     def request(self, **changes: t.Any) -> backend_patch.Request:
         files = {
@@ -127,7 +128,7 @@ def test_interrupted_after_any_write_it_is_finished_or_taken_back(
     with pytest.raises(KeyboardInterrupt) if stop_after < 6 else contextlib.nullcontext():
         host.install()
     monkeypatch.setattr(backend_patch, "write_atomically", real)
-    assert deployment.begin(host.state, "two", holder="me").extra == {
+    assert deployments.begin(host.state, "two", holder="me").extra == {
         "deployment_id": "one",
         "resumed": True,
         "holder": "me",
@@ -141,9 +142,9 @@ def test_interrupted_after_any_write_it_is_finished_or_taken_back(
 
 def test_a_file_that_somebody_changed_is_refused_then_kept(host: Host) -> None:
     host.install()
-    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
     (host.root / "app/core/cors_config.py").write_text("SOMEBODY = 'else'\n")
-    deployment.begin(host.state, "two", holder="me")
+    deployments.begin(host.state, "two", holder="me")
     request = host.request(files={"app/core/cors_config.py": b"NEW = 1\n"}, blocks={})
     with pytest.raises(OpsError, match="changed by somebody else.*cors_config"):
         host.install(request, name="two")
@@ -235,24 +236,24 @@ def test_a_file_that_is_read_only_is_replaced_also_in_the_proof() -> None:
 
 
 def test_a_file_that_is_no_longer_as_it_was_deployed_is_named(host: Host) -> None:
-    assert deployment.query(host.state).extra["drifted"] == []
+    assert deployments.query(host.state).extra["drifted"] == []
     host.install()
-    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
     main, cors, extra = (
         str(host.root / name) for name in ("app/main.py", "app/core/cors_config.py", "app/ours/deep/extra.py")
     )
-    assert deployment.query(host.state).extra["drifted"] == []
+    assert deployments.query(host.state).extra["drifted"] == []
     # Its owner may change main.py, as long as our block stays.
     Path(main).write_text("import os\n" + Path(main).read_text())
-    assert deployment.query(host.state).extra["drifted"] == []
+    assert deployments.query(host.state).extra["drifted"] == []
     Path(cors).write_text("ORIGINS = ['*']\n")
     Path(extra).unlink()
-    assert deployment.query(host.state).extra["drifted"] == [cors, extra]
+    assert deployments.query(host.state).extra["drifted"] == [cors, extra]
     Path(main).write_text("app = []\n")
-    assert deployment.query(host.state).extra["drifted"] == [cors, main, extra]
+    assert deployments.query(host.state).extra["drifted"] == [cors, main, extra]
     backend_patch.restore(host.state, "one")
-    deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
-    assert deployment.query(host.state).extra["drifted"] == []
+    deployments.end(host.state, "one", holder="me", state=deployments.ROLLED_BACK)
+    assert deployments.query(host.state).extra["drifted"] == []
 
 
 def test_a_deployment_that_somebody_changed_meanwhile_is_not_closed_and_can_be_rolled_back(host: Host) -> None:
@@ -261,32 +262,32 @@ def test_a_deployment_that_somebody_changed_meanwhile_is_not_closed_and_can_be_r
     cors.write_text("THEIRS = 1\n")
     extra.unlink()
     with pytest.raises(OpsError, match=f"2 files are not as deployment one installed them: {cors}, {extra}") as caught:
-        deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+        deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
     assert caught.value.details["drifted"] == [str(cors), str(extra)]
-    assert deployment.query(host.state).extra["unfinished"] == "one"
+    assert deployments.query(host.state).extra["unfinished"] == "one"
     assert backend_patch.restore(host.state, "one").extra["kept"] == [str(cors)]
-    deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
+    deployments.end(host.state, "one", holder="me", state=deployments.ROLLED_BACK)
     assert "wheels.ops" not in (host.root / "app/main.py").read_text()
 
 
 def test_a_deployment_is_rolled_back_only_where_its_files_are_gone(host: Host) -> None:
     host.install()
     with pytest.raises(OpsError, match="4 files are still as deployment one installed them"):
-        deployment.end(host.state, "one", holder="me", state=deployment.ROLLED_BACK)
+        deployments.end(host.state, "one", holder="me", state=deployments.ROLLED_BACK)
     backend_patch.restore(host.state, "one")
     with pytest.raises(OpsError, match="is being rolled back"):
-        deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
+        deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
 
 
 def test_a_task_of_a_run_that_lost_its_deployment_installs_nothing_more(host: Host) -> None:
     """A rollback by another run takes the deployment from a task that still works."""
     host.install()
-    deployment.hold(host.state, kind="rollback", holder="other", force="me")
+    deployments.hold(host.state, kind="rollback", holder="other", force="me")
     backend_patch.restore(host.state, "one")
     original = host.tree()
     with pytest.raises(OpsError, match="one is rolling_back"):
         host.install()
-    deployment.end(host.state, "one", holder="other", state=deployment.ROLLED_BACK)
+    deployments.end(host.state, "one", holder="other", state=deployments.ROLLED_BACK)
     with pytest.raises(OpsError, match="one is rolled_back"):
         host.install()
     assert host.tree() == original
@@ -294,13 +295,13 @@ def test_a_task_of_a_run_that_lost_its_deployment_installs_nothing_more(host: Ho
 
 def test_an_interrupted_deployment_is_finished_by_another_version_also_by_that_of_the_originals(host: Host) -> None:
     host.install()
-    deployment.end(host.state, "one", holder="me", state=deployment.FINISHED)
-    deployment.begin(host.state, "two", holder="me")
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
+    deployments.begin(host.state, "two", holder="me")
     host.install(host.request(files={**host.request().files, "app/core/cors_config.py": b"NEWER = 1\n"}), name="two")
     (host.root / "app/core/cors_config.py").write_bytes(
         host.request().files["app/core/cors_config.py"]
     )  # it was killed before this one
-    assert deployment.begin(host.state, "three", holder="me").extra["deployment_id"] == "two"
+    assert deployments.begin(host.state, "three", holder="me").extra["deployment_id"] == "two"
     host.install(name="two")
-    deployment.end(host.state, "two", holder="me", state=deployment.FINISHED)
-    assert deployment.query(host.state).extra["drifted"] == []
+    deployments.end(host.state, "two", holder="me", state=deployments.FINISHED)
+    assert deployments.query(host.state).extra["drifted"] == []

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops.core.results import OpsError
 from wheels_ops.host import run_as
-from wheels_ops.remedies import backend_patch, deployment
-from wheels_ops.results import OpsError
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments
 
 #: Users without an entry in the user database.
 OWNER, THIRD = 54321, 54322
@@ -67,7 +68,7 @@ class Host:
         (self.root / "app/secret.py").write_text("root's")
         (self.root / "app/secret.py").chmod(0o600)
         self.interpreter = PYTHON
-        deployment.begin(self.state, "one", holder="me")
+        deployments.begin(self.state, "one", holder="me")
 
     def main(self, code: str) -> None:
         (self.root / "app/main.py").write_text(f"{WITNESS}\n{code}\n")

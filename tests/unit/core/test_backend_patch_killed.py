@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import killed_patches
-from wheels_ops.remedies import backend_patch, deployment, leftovers
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments, leftovers
 
 Tree = t.Dict[str, t.Tuple[t.Any, ...]]
 
@@ -54,7 +55,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 def new(tmp_path_factory: pytest.TempPathFactory) -> t.Dict[str, t.Any]:
     place = tmp_path_factory.mktemp("new")
     killed_patches.make_tree(place / "production")
-    deployment.begin(str(place / "state"), killed_patches.DEPLOYMENT, holder="me")
+    deployments.begin(str(place / "state"), killed_patches.DEPLOYMENT, holder="me")
     killed_patches.install(place)
     return contents(place / "production")
 
@@ -87,7 +88,7 @@ def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(
         if number % 2:
             # As every deployment does: it takes one whose rollback was interrupted back into hand.
             assert (
-                deployment.begin(str(place / "state"), "another", holder="me").extra["deployment_id"]
+                deployments.begin(str(place / "state"), "another", holder="me").extra["deployment_id"]
                 == killed_patches.DEPLOYMENT
             )
             foretold = backend_patch.install(
@@ -115,7 +116,7 @@ def test_killed_anywhere_the_next_run_ends_it_and_nothing_of_ours_is_left(
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     killed_patches.make_tree(tmp_path / "production")
-    deployment.begin(str(tmp_path / "state"), killed_patches.DEPLOYMENT, holder="me")
+    deployments.begin(str(tmp_path / "state"), killed_patches.DEPLOYMENT, holder="me")
     return tmp_path
 
 
@@ -128,7 +129,7 @@ def test_git_sees_no_change_after_a_killed_installation_is_rolled_back(place: Pa
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*words, *command], check=True, capture_output=True)
     killed_patches.install(place)
-    token = deployment.Journal(str(place / "state")).read(killed_patches.DEPLOYMENT)["token"]
+    token = deployments.Journal(str(place / "state")).read(killed_patches.DEPLOYMENT)["token"]
     left = root / f"app/ours/deep/.extra.py.{token}.wheels-ops"
     left.write_bytes(b"X =")
     assert (
@@ -142,7 +143,7 @@ def test_git_sees_no_change_after_a_killed_installation_is_rolled_back(place: Pa
 
 def test_what_a_living_run_writes_and_what_is_not_ours_stays(place: Path) -> None:
     killed_patches.install(place)
-    journal = deployment.Journal(str(place / "state"))
+    journal = deployments.Journal(str(place / "state"))
     token = journal.read(killed_patches.DEPLOYMENT)["token"]
     core = place / "production/app/core"
     dead = place / f"production/app/.main.py.{token}.wheels-ops"
@@ -171,12 +172,12 @@ def test_what_a_living_run_writes_and_what_is_not_ours_stays(place: Path) -> Non
 def test_any_run_that_takes_the_lock_removes_what_a_dead_one_left(place: Path) -> None:
     killed_patches.install(place)
     state = str(place / "state")
-    token = deployment.Journal(state).read(killed_patches.DEPLOYMENT)["token"]
+    token = deployments.Journal(state).read(killed_patches.DEPLOYMENT)["token"]
     left = place / f"production/app/.main.py.{token}.wheels-ops"
     left.write_bytes(b"half")
-    deployment.hold(state, kind=deployment.PREPARE, holder="me", check_mode=True)
+    deployments.hold(state, kind=deployments.PREPARE, holder="me", check_mode=True)
     assert left.exists()
-    deployment.hold(state, kind=deployment.PREPARE, holder="me")
+    deployments.hold(state, kind=deployments.PREPARE, holder="me")
     assert not left.exists()
 
 
@@ -206,7 +207,7 @@ def test_what_is_damaged_in_the_journal_beside_the_files_stops_no_rollback(
     place: Path, old: Tree, change: t.Dict[str, t.Any]
 ) -> None:
     killed_patches.install(place)
-    journal = deployment.Journal(str(place / "state"))
+    journal = deployments.Journal(str(place / "state"))
     journal.write({**journal.read(killed_patches.DEPLOYMENT), **change})
     backend_patch.restore(str(place / "state"), killed_patches.DEPLOYMENT)
     assert contents(place / "production") == {name: entry[0] for name, entry in old.items() if entry[0] is not None}
@@ -219,7 +220,7 @@ def test_a_damaged_entry_of_a_file_is_named_and_nothing_is_changed(
     place: Path, new: t.Dict[str, t.Any], change: t.Dict[str, t.Any]
 ) -> None:
     killed_patches.install(place)
-    journal = deployment.Journal(str(place / "state"))
+    journal = deployments.Journal(str(place / "state"))
     manifest = journal.read(killed_patches.DEPLOYMENT)
     manifest["files"][str(place / "production/app/main.py")].update(change)
     journal.write(manifest)

@@ -12,58 +12,58 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import files
-from wheels_ops.remedies import backend_patch, blocks, deployment, leftovers
-from wheels_ops.results import OpsError
-from wheels_ops.state import documents
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import json_files, marked_blocks
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments, documents, leftovers
 
 
 def test_two_at_once_then_one_after_the_other(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    assert deployment.begin(state, "a", holder="one").extra["resumed"] is False
+    assert deployments.begin(state, "a", holder="one").extra["resumed"] is False
     with pytest.raises(OpsError, match="Another deployment holds this host: one"):
-        deployment.begin(state, "b", holder="two")
-    deployment.end(state, "a", holder="one", state=deployment.FINISHED)
+        deployments.begin(state, "b", holder="two")
+    deployments.end(state, "a", holder="one", state=deployments.FINISHED)
     assert not (tmp_path / "state/deploy.lock").exists()
-    assert deployment.begin(state, "b", holder="two").extra["deployment_id"] == "b"
+    assert deployments.begin(state, "b", holder="two").extra["deployment_id"] == "b"
 
 
 @pytest.mark.parametrize("how", ["dead", "forced", "old"])
 def test_a_lock_is_taken_over_from_the_dead(tmp_path: Path, how: str) -> None:
     state = str(tmp_path)
-    deployment.begin(state, "a", holder="one")
+    deployments.begin(state, "a", holder="one")
     if how == "old":
         lock = tmp_path / "deploy.lock"
         entry = json.loads(lock.read_text())
-        lock.write_text(json.dumps({**entry, "since": entry["since"] - deployment.LOCK_EXPIRES - 1}))
+        lock.write_text(json.dumps({**entry, "since": entry["since"] - deployments.LOCK_EXPIRES - 1}))
     force = "one" if how == "forced" else ""
-    result = deployment.begin(state, "b", holder="two", dead_holders=["one"] if how == "dead" else [], force=force)
+    result = deployments.begin(state, "b", holder="two", dead_holders=["one"] if how == "dead" else [], force=force)
     assert result.extra == {"deployment_id": "a", "resumed": True, "holder": "one"}
     assert json.loads((tmp_path / "deploy.lock").read_text())["holder"] == "two"
 
 
 def test_check_mode_leaves_nothing(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    assert deployment.begin(str(state), "a", holder="one", check_mode=True).extra["deployment_id"] == "a"
+    assert deployments.begin(str(state), "a", holder="one", check_mode=True).extra["deployment_id"] == "a"
     assert not state.exists()
 
 
 def test_a_deployment_without_files_leaves_no_journal(tmp_path: Path) -> None:
     state = str(tmp_path)
-    deployment.begin(state, "a", holder="one")
-    deployment.end(state, "a", holder="one", state=deployment.FINISHED)
-    assert deployment.query(state).extra["in_force"] == []
+    deployments.begin(state, "a", holder="one")
+    deployments.end(state, "a", holder="one", state=deployments.FINISHED)
+    assert deployments.query(state).extra["in_force"] == []
     with pytest.raises(OpsError, match="There is no deployment a"):
-        deployment.Journal(state).read("a")
+        deployments.Journal(state).read("a")
 
 
 def _deploy(place: Path, name: str, content: bytes) -> None:
     (place / "tree").mkdir(exist_ok=True)
     state = str(place / "state")
-    deployment.begin(state, name, holder="one")
+    deployments.begin(state, name, holder="one")
     request = backend_patch.Request(root=str(place / "tree"), files={"one.py": content})
     backend_patch.install(state, name, request, backend_patch.Proof())
-    deployment.end(state, name, holder="one", state=deployment.FINISHED)
+    deployments.end(state, name, holder="one", state=deployments.FINISHED)
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
@@ -73,7 +73,7 @@ def test_an_id_that_is_in_use_keeps_its_originals(tmp_path: Path, check_mode: bo
     _deploy(tmp_path, "a", b"new = 1\n")
     state = str(tmp_path / "state")
     with pytest.raises(OpsError, match="There is a deployment a on this host already"):
-        deployment.begin(state, "a", holder="two", check_mode=check_mode)
+        deployments.begin(state, "a", holder="two", check_mode=check_mode)
     assert not (tmp_path / "state/deploy.lock").exists()
     backend_patch.restore(state, "a")
     assert (tmp_path / "tree/one.py").read_text() == "old = 1\n"
@@ -85,7 +85,7 @@ def test_the_newest_is_rolled_back_although_the_clock_was_set_back(
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/one.py").write_text("old = 1\n")
     with monkeypatch.context() as ahead:
-        ahead.setattr(deployment, "now", lambda: "2099-12-31T23:59:59Z")
+        ahead.setattr(deployments, "now", lambda: "2099-12-31T23:59:59Z")
         _deploy(tmp_path, "20991231T235959Z", b"new = 1\n")
     _deploy(tmp_path, "20250801T021100Z", b"newer = 1\n")
     state = str(tmp_path / "state")
@@ -101,12 +101,12 @@ def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(
     (tmp_path / "tree/one.py").write_text("old = 1\n")
     state = str(tmp_path / "state")
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        deployment.begin(state, "a", holder="one")
+        deployments.begin(state, "a", holder="one")
 
         def kill(_journal: t.Any, _manifest: t.Any) -> t.NoReturn:
             raise KeyboardInterrupt
 
-        killed.setattr(deployment.Journal, "write", kill)
+        killed.setattr(deployments.Journal, "write", kill)
         backend_patch.install(
             state,
             "a",
@@ -114,15 +114,15 @@ def test_a_deployment_that_was_killed_before_its_first_file_leaves_no_originals(
             backend_patch.Proof(),
         )
     assert list((tmp_path / "state/deployments/a/originals").iterdir())
-    deployment.hold(state, kind="rollback", holder="two", dead_holders=["one"])
-    deployment.end(state, "a", holder="two", state=deployment.ROLLED_BACK)
+    deployments.hold(state, kind="rollback", holder="two", dead_holders=["one"])
+    deployments.end(state, "a", holder="two", state=deployments.ROLLED_BACK)
     assert not (tmp_path / "state/deployments/a").exists()
 
 
 @pytest.mark.parametrize("name", ["../x", ".hidden", "a/b", ""])
 def test_ids_are_no_paths(tmp_path: Path, name: str) -> None:
     with pytest.raises(OpsError, match="no deployment id"):
-        deployment.begin(str(tmp_path), name, holder="one")
+        deployments.begin(str(tmp_path), name, holder="one")
 
 
 @pytest.mark.parametrize("nth", [0, 1])
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The lock is the first file that is written, the journal the second."""
     state = tmp_path / "state"
     writes: t.List[Path] = []
-    real = files.write_atomically
+    real = json_files.write_atomically
 
     def full(path: Path, content: bytes, **options: t.Any) -> None:
         writes.append(path)
@@ -138,17 +138,17 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise OpsError(f"Cannot write {path}: No space left on device.")
         real(path, content, **options)
 
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr(json_files, "write_atomically", full)
     with pytest.raises(OpsError, match="No space left"):
-        deployment.begin(str(state), "a", holder="one")
+        deployments.begin(str(state), "a", holder="one")
     assert [path for path in state.rglob("*") if path.is_file()] == []
-    assert deployment.begin(str(state), "b", holder="two").extra["resumed"] is False
+    assert deployments.begin(str(state), "b", holder="two").extra["resumed"] is False
 
 
 def test_of_many_at_once_one_gets_the_lock(tmp_path: Path) -> None:
     def begin(number: int) -> bool:
         try:
-            deployment.begin(str(tmp_path), f"d{number}", holder=f"run {number}")
+            deployments.begin(str(tmp_path), f"d{number}", holder=f"run {number}")
         except OpsError:
             return False
         return True
@@ -159,10 +159,10 @@ def test_of_many_at_once_one_gets_the_lock(tmp_path: Path) -> None:
 
 def test_what_failed_before_is_told_to_whoever_takes_it_back(tmp_path: Path) -> None:
     state = str(tmp_path)
-    deployment.begin(state, "a", holder="one", failing=["http"])
+    deployments.begin(state, "a", holder="one", failing=["http"])
     # The run that goes on after an interruption measures a half-changed host.
-    deployment.begin(state, "b", holder="one", failing=["http", "tts"])
-    assert deployment.end(state, "a", holder="one", state=deployment.ROLLED_BACK).extra["failing_before"] == ["http"]
+    deployments.begin(state, "b", holder="one", failing=["http", "tts"])
+    assert deployments.end(state, "a", holder="one", state=deployments.ROLLED_BACK).extra["failing_before"] == ["http"]
 
 
 @pytest.mark.root
@@ -179,11 +179,11 @@ def test_an_interpreter_of_a_lesser_user_is_refused_and_not_run(tmp_path: Path, 
     python.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
     python.chmod(0o755)
     state = str(tmp_path / "state")
-    assert deployment.query(state, interpreter=str(python)).extra["holder"] == ""
-    assert deployment.query(state, interpreter=str(prefix / "bin/absent")).extra["holder"] == ""
+    assert deployments.query(state, interpreter=str(python)).extra["holder"] == ""
+    assert deployments.query(state, interpreter=str(prefix / "bin/absent")).extra["holder"] == ""
     os.chown(prefix / name, 65534, 65534)
     with pytest.raises(OpsError, match="other than root control it: .* belongs to user 65534"):
-        deployment.query(state, interpreter=str(python))
+        deployments.query(state, interpreter=str(python))
     assert not (tmp_path / "run").exists()
 
 
@@ -210,12 +210,12 @@ MANIFEST: t.Dict[str, t.Any] = {
 }
 
 
-def keep(state: Path, manifest: t.Mapping[str, t.Any], name: str = "") -> deployment.Journal:
+def keep(state: Path, manifest: t.Mapping[str, t.Any], name: str = "") -> deployments.Journal:
     """A manifest as another run left it."""
     place = state / "deployments" / (name or str(manifest["id"]))
     place.mkdir(parents=True, exist_ok=True)
     (place / "manifest.json").write_text(json.dumps(manifest))
-    return deployment.Journal(str(state))
+    return deployments.Journal(str(state))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def keep(state: Path, manifest: t.Mapping[str, t.Any], name: str = "") -> deploy
     [
         {},
         *({"state": state} for state in ("begun", "rolling_back", "rolled_back")),
-        *({"kind": kind} for kind in deployment.KINDS),
+        *({"kind": kind} for kind in deployments.KINDS),
         {"failing_before": []},
         {"files": {}},
         *(
@@ -333,26 +333,26 @@ def test_manifests_are_given_oldest_first_and_damage_apart(tmp_path: Path) -> No
     keep(tmp_path, {}, "bad")
     keep(tmp_path, entry(".hidden"))
     (tmp_path / "deployments/empty").mkdir()
-    manifests, damaged = deployment.Journal(str(tmp_path)).scan()
+    manifests, damaged = deployments.Journal(str(tmp_path)).scan()
     assert [manifest["id"] for manifest in manifests] == ["c", "d", "b", "a"]
     assert [each.path for each in damaged] == [tmp_path / "deployments/bad/manifest.json"]
-    assert deployment.Journal(str(tmp_path)).all() == manifests
+    assert deployments.Journal(str(tmp_path)).all() == manifests
 
 
 def test_the_kind_of_an_old_manifest_is_in_its_id() -> None:
     assert [
-        deployment.kind_of(each) for each in ({"id": "recover-1"}, {"id": "a"}, {"id": "recover-1", "kind": "deploy"})
+        deployments.kind_of(each) for each in ({"id": "recover-1"}, {"id": "a"}, {"id": "recover-1", "kind": "deploy"})
     ] == ["recover", "deploy", "deploy"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "..", "."])
 def test_more_ids_that_are_no_paths(tmp_path: Path, name: str) -> None:
     with pytest.raises(OpsError, match="no deployment id"):
-        deployment.Journal(str(tmp_path)).directory(name)
+        deployments.Journal(str(tmp_path)).directory(name)
 
 
 def test_an_unknown_deployment_is_refused_with_the_last_five(tmp_path: Path) -> None:
-    journal = deployment.Journal(str(tmp_path))
+    journal = deployments.Journal(str(tmp_path))
     with pytest.raises(OpsError) as caught:
         journal.read("x")
     assert caught.value.hint == "Known: none."
@@ -375,12 +375,12 @@ def test_in_force_is_what_was_not_rolled_back_newest_first(tmp_path: Path) -> No
     )
     for name, state, changes in cases:
         keep(tmp_path, entry(name, state, **changes))
-    journal = deployment.Journal(str(tmp_path))
+    journal = deployments.Journal(str(tmp_path))
     assert [manifest["id"] for manifest in journal.in_force()] == ["e", "d", "c", "a"]
     unfinished = journal.open_one()
     assert unfinished is not None and unfinished["id"] == "d"
     assert journal.latest() == "d", "what was interrupted is rolled back first"
-    answer = deployment.query(str(tmp_path)).extra
+    answer = deployments.query(str(tmp_path)).extra
     assert (answer["in_force"], answer["unfinished"], answer["deployment_id"], answer["holder"]) == (
         ["e", "d", "c", "a"],
         "d",
@@ -391,7 +391,7 @@ def test_in_force_is_what_was_not_rolled_back_newest_first(tmp_path: Path) -> No
 
 
 def test_the_newest_in_force_is_rolled_back_where_none_is_named(tmp_path: Path) -> None:
-    journal = deployment.Journal(str(tmp_path))
+    journal = deployments.Journal(str(tmp_path))
     with pytest.raises(OpsError, match="No deployment is in force"):
         journal.latest()
     keep(tmp_path, entry("20250730T0211"))
@@ -401,7 +401,7 @@ def test_the_newest_in_force_is_rolled_back_where_none_is_named(tmp_path: Path) 
     keep(tmp_path, {}, "20250730T0300")
     keep(tmp_path, {}, "recover-20250901T0211")
     assert journal.latest() == "20250731T0211", "an older one, or that of a recovery, does not matter"
-    answer = deployment.query(str(tmp_path))
+    answer = deployments.query(str(tmp_path))
     assert answer.extra["deployment_id"] == "20250731T0211" and answer.extra["unfinished"] == ""
     assert answer.msg == "In force: 20250731T0211, 20250730T0211."
     assert [(each["path"], each["reason"]) for each in answer.extra["damaged"]] == [
@@ -419,7 +419,7 @@ def test_the_newest_in_force_is_rolled_back_where_none_is_named(tmp_path: Path) 
 
 
 def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) -> None:
-    answer = deployment.query(str(tmp_path))
+    answer = deployments.query(str(tmp_path))
     assert (answer.changed, answer.msg, answer.warnings) == (False, "In force: no deployment.", [])
     assert answer.extra == {
         "holder": "",
@@ -430,10 +430,10 @@ def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) ->
         "drifted": [],
         "damaged": [],
     }
-    deployment.hold(str(tmp_path), kind="monitor", holder="one")
-    assert deployment.query(str(tmp_path)).extra["holder"] == "one"
+    deployments.hold(str(tmp_path), kind="monitor", holder="one")
+    assert deployments.query(str(tmp_path)).extra["holder"] == "one"
     (tmp_path / "deploy.lock").write_text("[]")
-    answer = deployment.query(str(tmp_path))
+    answer = deployments.query(str(tmp_path))
     assert answer.extra["holder"] == "" and [each["path"] for each in answer.extra["damaged"]] == [
         str(tmp_path / "deploy.lock")
     ]
@@ -506,13 +506,13 @@ def test_a_journal_is_dropped_with_what_was_kept_for_it(tmp_path: Path) -> None:
 
 def test_a_step_is_noted(tmp_path: Path) -> None:
     journal = keep(tmp_path, entry("a", "begun"))
-    deployment.step(str(tmp_path), "a", "files")
+    deployments.step(str(tmp_path), "a", "files")
     assert journal.read("a") == entry("a", "begun", step="files")
     with pytest.raises(OpsError, match=r"a was interrupted at step 'files', so nothing is changed here"):
-        deployment.hold(str(tmp_path), kind="recover", holder="one")
+        deployments.hold(str(tmp_path), kind="recover", holder="one")
     keep(tmp_path, {name: value for name, value in entry("a", "begun").items() if name != "step"})
     with pytest.raises(OpsError, match=r"a was interrupted at step 'unknown'"):
-        deployment.hold(str(tmp_path), kind="recover", holder="one")
+        deployments.hold(str(tmp_path), kind="recover", holder="one")
 
 
 # -- the beginning ---------------------------------------------------------------------------------------------------------
@@ -520,8 +520,8 @@ def test_a_step_is_noted(tmp_path: Path) -> None:
 
 def test_what_a_beginning_says_and_writes(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    predicted = deployment.begin(state, "a", holder="one", failing=["http"], check_mode=True)
-    result = deployment.begin(state, "a", holder="one", failing=["http"])
+    predicted = deployments.begin(state, "a", holder="one", failing=["http"], check_mode=True)
+    result = deployments.begin(state, "a", holder="one", failing=["http"])
     assert result == predicted
     assert (result.changed, result.before, result.after) == (
         False,
@@ -530,7 +530,7 @@ def test_what_a_beginning_says_and_writes(tmp_path: Path) -> None:
     )
     assert (result.msg, result.warnings) == ("Deployment a begins.", [])
     assert result.extra == {"deployment_id": "a", "resumed": False, "holder": ""}
-    manifest = deployment.Journal(state).read("a")
+    manifest = deployments.Journal(state).read("a")
     began_at = manifest.pop("began_at")
     assert began_at.startswith("20") and manifest == {
         "id": "a",
@@ -542,15 +542,15 @@ def test_what_a_beginning_says_and_writes(tmp_path: Path) -> None:
         "files": {},
     }
     assert os.stat(state).st_mode & 0o777 == 0o700
-    result = deployment.begin(state, "b", holder="one")
+    result = deployments.begin(state, "b", holder="one")
     assert (result.before, result.after) == ({"lock": "one", "unfinished": "a"}, {"lock": "one", "unfinished": ""})
     assert result.msg == "Deployment a was interrupted at step 'begun'; this run finishes it."
-    assert [each["id"] for each in deployment.Journal(state).all()] == ["a"]
+    assert [each["id"] for each in deployments.Journal(state).all()] == ["a"]
 
 
 def test_a_deployment_goes_on_with_an_interrupted_rollback(tmp_path: Path) -> None:
     journal = keep(tmp_path, entry("a", "rolling_back"))
-    result = deployment.begin(str(tmp_path), "b", holder="two")
+    result = deployments.begin(str(tmp_path), "b", holder="two")
     assert result.msg == "The rollback of deployment a was interrupted; this run finishes it."
     assert journal.read("a") == {**entry("a", "begun"), "holder": "two"}
 
@@ -559,14 +559,14 @@ def test_a_deployment_goes_on_with_an_interrupted_rollback(tmp_path: Path) -> No
     ("name", "kind", "after"), [("recover-1", "", "recover"), ("a", "", "deploy"), ("a", "maintenance", "maintenance")]
 )
 def test_the_kind_is_given_or_in_the_id(tmp_path: Path, name: str, kind: str, after: str) -> None:
-    deployment.begin(str(tmp_path), name, holder="one", kind=kind)
-    assert deployment.Journal(str(tmp_path)).read(name)["kind"] == after
+    deployments.begin(str(tmp_path), name, holder="one", kind=kind)
+    assert deployments.Journal(str(tmp_path)).read(name)["kind"] == after
     assert json.loads((tmp_path / "deploy.lock").read_text())["purpose"] == after
 
 
 def test_a_kind_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    for call in (deployment.begin, deployment.hold):
-        words: t.Dict[str, t.Any] = {"name": "a"} if call is deployment.begin else {}
+    for call in (deployments.begin, deployments.hold):
+        words: t.Dict[str, t.Any] = {"name": "a"} if call is deployments.begin else {}
         with pytest.raises(
             OpsError, match="kind must be one of deploy, recover, rollback, maintenance, monitor, prepare, got 'x'"
         ):
@@ -578,21 +578,21 @@ def test_a_run_that_cannot_write_its_journal_keeps_the_lock_that_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = str(tmp_path)
-    deployment.hold(state, kind="deploy", holder="one")
+    deployments.hold(state, kind="deploy", holder="one")
 
-    def full(_journal: deployment.Journal, _manifest: t.Any) -> None:
+    def full(_journal: deployments.Journal, _manifest: t.Any) -> None:
         raise OpsError("No space left on device.")
 
-    monkeypatch.setattr(deployment.Journal, "write", full)
+    monkeypatch.setattr(deployments.Journal, "write", full)
     with pytest.raises(OpsError, match="No space left"):
-        deployment.begin(state, "a", holder="one")
-    assert deployment.query(state).extra["holder"] == "one"
+        deployments.begin(state, "a", holder="one")
+    assert deployments.query(state).extra["holder"] == "one"
 
 
 def test_what_a_hold_says(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    predicted = deployment.hold(state, kind="rollback", holder="one", check_mode=True)
-    result = deployment.hold(state, kind="rollback", holder="one")
+    predicted = deployments.hold(state, kind="rollback", holder="one", check_mode=True)
+    result = deployments.hold(state, kind="rollback", holder="one")
     assert result == predicted
     assert (result.changed, result.before, result.after) == (False, {"lock": ""}, {"lock": "one"})
     assert (result.msg, result.extra, result.warnings) == (
@@ -601,7 +601,7 @@ def test_what_a_hold_says(tmp_path: Path) -> None:
         [],
     )
     keep(tmp_path / "state", {}, "bad")
-    result = deployment.hold(state, kind="rollback", holder="two", dead_holders=["one"])
+    result = deployments.hold(state, kind="rollback", holder="two", dead_holders=["one"])
     assert (
         result.before == {"lock": "one"}
         and len(result.warnings) == 2
@@ -614,16 +614,19 @@ def test_an_interrupted_deployment_is_rolled_back_before_another(tmp_path: Path,
     keep(tmp_path, entry("a", "begun"))
     if refused:
         with pytest.raises(OpsError, match="so older cannot be rolled back before it"):
-            deployment.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name)
+            deployments.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name)
     else:
         assert (
-            deployment.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name).extra["unfinished"] == "a"
+            deployments.hold(str(tmp_path), kind="rollback", holder="one", deployment_id=name).extra["unfinished"]
+            == "a"
         )
     # Of another kind the id says nothing.
-    assert deployment.hold(str(tmp_path), kind="deploy", holder="one", deployment_id="older").extra["unfinished"] == "a"
+    assert (
+        deployments.hold(str(tmp_path), kind="deploy", holder="one", deployment_id="older").extra["unfinished"] == "a"
+    )
 
 
-@pytest.mark.parametrize("kind", deployment.KINDS)
+@pytest.mark.parametrize("kind", deployments.KINDS)
 def test_trees_are_swept_by_runs_that_do_not_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -632,7 +635,7 @@ def test_trees_are_swept_by_runs_that_do_not_report_it(
         leftovers, "sweep", lambda root, manifests: sweeps.append((root, [manifest["id"] for manifest in manifests]))
     )
     keep(tmp_path, entry("a"))
-    deployment.hold(str(tmp_path), kind=kind, holder="one")
+    deployments.hold(str(tmp_path), kind=kind, holder="one")
     assert sweeps == ([] if kind in ("deploy", "rollback") else [(tmp_path, ["a"])])
 
 
@@ -640,18 +643,18 @@ def test_the_journals_of_killed_runs_without_files_are_closed(tmp_path: Path) ->
     keep(tmp_path, entry("a", "finished", kind="recover"))
     keep(tmp_path, entry("b", "begun", kind="recover", files={}))
     keep(tmp_path, entry("c", "finished"))
-    deployment.hold(str(tmp_path), kind="maintenance", holder="one")
-    assert [manifest["id"] for manifest in deployment.Journal(str(tmp_path)).all()] == ["a", "c"]
+    deployments.hold(str(tmp_path), kind="maintenance", holder="one")
+    assert [manifest["id"] for manifest in deployments.Journal(str(tmp_path)).all()] == ["a", "c"]
 
 
 def test_a_lock_is_given_back(tmp_path: Path) -> None:
     state = str(tmp_path)
-    deployment.hold(state, kind="deploy", holder="one")
-    result = deployment.let_go(state, holder="two")
+    deployments.hold(state, kind="deploy", holder="one")
+    result = deployments.let_go(state, holder="two")
     assert (result.before, result.after, result.extra) == ({"lock": "one"}, {"lock": "one"}, {"holder": "one"})
-    predicted = deployment.let_go(state, holder="one", check_mode=True)
+    predicted = deployments.let_go(state, holder="one", check_mode=True)
     assert (tmp_path / "deploy.lock").exists()
-    result = deployment.let_go(state, holder="one")
+    result = deployments.let_go(state, holder="one")
     assert result == predicted and (result.changed, result.before, result.after) == (
         False,
         {"lock": "one"},
@@ -664,9 +667,9 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path, monkeypa
     def refuse(_path: Path, **_options: t.Any) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(deployment.Path, "mkdir", refuse)
+    monkeypatch.setattr(deployments.Path, "mkdir", refuse)
     with pytest.raises(OpsError, match=f"The state directory {tmp_path}/x cannot be written: Read-only file system"):
-        deployment.hold(str(tmp_path / "x"), kind="deploy", holder="one")
+        deployments.hold(str(tmp_path / "x"), kind="deploy", holder="one")
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------------
@@ -677,8 +680,8 @@ def tree(tmp_path: Path) -> t.Iterator[t.Tuple[Path, Path]]:
     """A state directory with a deployment of one file that is held by ``one``, and that file."""
     state, path = tmp_path / "state", tmp_path / "tree.py"
     path.write_bytes(b"new")
-    deployment.begin(str(state), "a", holder="one")
-    journal = deployment.Journal(str(state))
+    deployments.begin(str(state), "a", holder="one")
+    journal = deployments.Journal(str(state))
     journal.write(
         {**journal.read("a"), "files": {str(path): {**ENTRY, "installed": [NEWEST, NEW]}}, "failing_before": ["http"]}
     )
@@ -686,13 +689,13 @@ def tree(tmp_path: Path) -> t.Iterator[t.Tuple[Path, Path]]:
 
 
 def close(state: Path, how: str = "finished", **options: t.Any) -> t.Any:
-    return deployment.end(str(state), "a", holder=options.pop("holder", "one"), state=how, **options)
+    return deployments.end(str(state), "a", holder=options.pop("holder", "one"), state=how, **options)
 
 
 def test_a_deployment_whose_files_are_there_is_finished(tree: t.Tuple[Path, Path]) -> None:
     state, _path = tree
     predicted = close(state, check_mode=True)
-    assert deployment.query(str(state)).extra["unfinished"] == "a"
+    assert deployments.query(str(state)).extra["unfinished"] == "a"
     result = close(state)
     assert result == predicted
     assert (result.changed, result.msg, result.before, result.after) == (
@@ -702,15 +705,15 @@ def test_a_deployment_whose_files_are_there_is_finished(tree: t.Tuple[Path, Path
         {"state": "finished"},
     )
     assert result.extra == {"failing_before": ["http"]}
-    manifest = deployment.Journal(str(state)).read("a")
+    manifest = deployments.Journal(str(state)).read("a")
     assert (manifest["state"], manifest["step"]) == ("finished", "end") and manifest["ended_at"] >= manifest["began_at"]
-    assert deployment.query(str(state)).extra["holder"] == ""
+    assert deployments.query(str(state)).extra["holder"] == ""
 
 
 def test_the_lock_is_kept_where_more_is_to_come(tree: t.Tuple[Path, Path]) -> None:
     state, _path = tree
     close(state, release=False)
-    assert deployment.query(str(state)).extra["holder"] == "one"
+    assert deployments.query(str(state)).extra["holder"] == "one"
 
 
 @pytest.mark.parametrize("content", [b"newest", b"old", None])
@@ -724,21 +727,21 @@ def test_a_deployment_with_another_file_is_not_finished(tree: t.Tuple[Path, Path
         close(state)
     assert caught.value.details == {"drifted": [str(path)]}
     assert (
-        deployment.query(str(state)).extra["unfinished"] == "a"
-        and deployment.query(str(state)).extra["holder"] == "one"
+        deployments.query(str(state)).extra["unfinished"] == "a"
+        and deployments.query(str(state)).extra["holder"] == "one"
     )
 
 
 def test_a_file_of_the_backends_own_may_change_around_our_block(tree: t.Tuple[Path, Path]) -> None:
     state, path = tree
-    path.write_text(f"mine\n{blocks.BEGIN}\n{blocks.END}\n")
-    assert deployment.query(str(state)).extra["drifted"] == []
+    path.write_text(f"mine\n{marked_blocks.BEGIN}\n{marked_blocks.END}\n")
+    assert deployments.query(str(state)).extra["drifted"] == []
     assert close(state).after == {"state": "finished"}
 
 
 def test_a_deployment_that_is_rolled_back_does_not_finish(tree: t.Tuple[Path, Path]) -> None:
     state, _path = tree
-    journal = deployment.Journal(str(state))
+    journal = deployments.Journal(str(state))
     journal.note_rollback(journal.read("a"))
     with pytest.raises(OpsError, match="Deployment a is being rolled back"):
         close(state)
@@ -760,13 +763,13 @@ def test_a_rollback_without_a_file_of_ours_is_closed(tree: t.Tuple[Path, Path], 
     if content is not None:
         path.write_bytes(content)
     close(state, "rolled_back")
-    assert deployment.Journal(str(state)).read("a")["state"] == "rolled_back"
+    assert deployments.Journal(str(state)).read("a")["state"] == "rolled_back"
 
 
 def test_a_file_that_was_ours_before_is_closed_as_it_is(tree: t.Tuple[Path, Path]) -> None:
     state, path = tree
     path.write_bytes(b"old")
-    journal = deployment.Journal(str(state))
+    journal = deployments.Journal(str(state))
     journal.write({**journal.read("a"), "files": {str(path): {**ENTRY, "installed": [OLD]}}})
     close(state, "rolled_back")
     assert journal.read("a")["state"] == "rolled_back"
@@ -778,19 +781,19 @@ def test_without_the_lock_an_open_journal_is_closed_by_its_holder_alone(tree: t.
     with pytest.raises(OpsError, match="Nobody holds this host, so two cannot close a"):
         close(state, holder="two")
     close(state)
-    assert deployment.Journal(str(state)).read("a")["state"] == "finished"
+    assert deployments.Journal(str(state)).read("a")["state"] == "finished"
     close(state, holder="two")
     assert close(state, check_mode=True).before == {"state": "finished"}
 
 
 def test_a_host_without_a_journal_has_nothing_to_close(tmp_path: Path) -> None:
-    result = deployment.end(str(tmp_path / "none"), "a", holder="one", state="finished")
+    result = deployments.end(str(tmp_path / "none"), "a", holder="one", state="finished")
     assert (result.before, result.extra) == ({"state": ""}, {"failing_before": []}) and not (tmp_path / "none").exists()
-    deployment.hold(str(tmp_path), kind="recover", holder="one")
+    deployments.hold(str(tmp_path), kind="recover", holder="one")
     with pytest.raises(OpsError, match=r"Another run \(recover\) holds this host: one, so two cannot close a"):
-        deployment.end(str(tmp_path), "a", holder="two", state="finished")
-    deployment.end(str(tmp_path), "a", holder="one", state="finished")
-    assert deployment.query(str(tmp_path)).extra["holder"] == ""
+        deployments.end(str(tmp_path), "a", holder="two", state="finished")
+    deployments.end(str(tmp_path), "a", holder="one", state="finished")
+    assert deployments.query(str(tmp_path)).extra["holder"] == ""
 
 
 def test_drift_is_measured_against_the_newest_installation_of_each_file(tmp_path: Path) -> None:
@@ -801,13 +804,13 @@ def test_drift_is_measured_against_the_newest_installation_of_each_file(tmp_path
     )
     keep(tmp_path / "state", entry("b", minute=2, files={str(one): {**ENTRY, "installed": [NEW, NEWEST]}}))
     keep(tmp_path / "state", entry("c", "rolled_back", minute=3, files={str(three): ENTRY}))
-    journal = deployment.Journal(str(tmp_path / "state"))
-    assert deployment.drifted(journal) == [str(one), str(two)]
+    journal = deployments.Journal(str(tmp_path / "state"))
+    assert deployments.drifted(journal) == [str(one), str(two)]
     one.write_bytes(b"new")
     two.write_bytes(b"old")
-    assert deployment.drifted(journal) == []
+    assert deployments.drifted(journal) == []
     one.write_bytes(b"old")
-    assert deployment.drifted(journal) == [str(one)]
+    assert deployments.drifted(journal) == [str(one)]
     one.unlink()
     one.symlink_to(two)
-    assert deployment.query(str(tmp_path / "state")).extra["drifted"] == [str(one)], "what a link leads to is not ours"
+    assert deployments.query(str(tmp_path / "state")).extra["drifted"] == [str(one)], "what a link leads to is not ours"

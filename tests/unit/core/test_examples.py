@@ -108,8 +108,8 @@ def test_services_of_examples_are_services(name: str) -> None:
 
 
 def test_sources_and_targets_of_examples_can_be_meant() -> None:
-    from wheels_ops.remedies import disk_cleanup
+    from wheels_ops.remedies.disk import cleanup
 
     for arguments in examples("disk_cleanup"):
-        assert [disk_cleanup.parse_source(entry) for entry in arguments["sources"]]
-        assert all(disk_cleanup.parse_target(entry) for entry in arguments.get("targets", []))
+        assert [cleanup.parse_source(entry) for entry in arguments["sources"]]
+        assert all(cleanup.parse_target(entry) for entry in arguments.get("targets", []))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import health, history, report, thresholds
 from wheels_ops.checks import suite
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.health import check as health
+from wheels_ops.health import thresholds
+from wheels_ops.report import report
+from wheels_ops.state import history
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import typing as t
 
 import pytest
 
-from wheels_ops import health
-from wheels_ops.health import Check, Finding
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health import check as health
+from wheels_ops.health.check import Check, Finding
+from wheels_ops.health.thresholds import Thresholds
 
 LIMITS = Thresholds(10, 20)
 

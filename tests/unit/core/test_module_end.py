@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from wheels_ops import _ansible
-from wheels_ops.remedies import deployment
-from wheels_ops.results import OpsError, Result
+from wheels_ops.core.results import OpsError, Result
 from wheels_ops.services import broker
-from wheels_ops.state import lock
+from wheels_ops.state import deployments, lock
 
 URL = "redis://user:s3cret@127.0.0.1:6379/0"
 
@@ -128,12 +127,12 @@ def test_a_task_of_a_run_renews_its_lock_and_does_nothing_once_it_is_lost(
             _ansible.run(t.cast(t.Any, module), call, **options)
         return t.cast("t.Dict[str, t.Any]", caught.value.args[0])
 
-    deployment.hold(str(tmp_path), kind="deploy", holder="one")
+    deployments.hold(str(tmp_path), kind="deploy", holder="one")
     file = tmp_path / "deploy.lock"
     file.write_text(json.dumps({**json.loads(file.read_text()), "since": time.time() - 1700}))
     assert "since" not in run(Module()) and done == ["done"]
     assert time.time() - json.loads(file.read_text())["since"] < 1000
-    deployment.hold(str(tmp_path), kind="rollback", holder="two", force="one")
+    deployments.hold(str(tmp_path), kind="rollback", holder="two", force="one")
     assert "This run (one) does not hold the lock of this host any more; two does." in run(Module())["msg"]
     assert done == ["done"]
     # In check mode there is no lock to renew, and the lock's own module gives back what is left.

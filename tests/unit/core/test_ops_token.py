@@ -18,9 +18,9 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from tests.support.collection import COLLECTION
-from wheels_ops import ops_token
-from wheels_ops.ops_token import token_of
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.state import ops_token
+from wheels_ops.state.ops_token import token_of
 
 SYSTEM_HEALTH = COLLECTION / "roles/backend_patches/files/app/api/v1/system_health.py"
 LONG, OTHER = "k#9f-0123456789abcdef", "second 0123456789abcdef"

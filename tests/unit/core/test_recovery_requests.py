@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.recovery_requests import MAX_BYTES, MAX_TEXT, handle
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.state.requests import MAX_BYTES, MAX_TEXT, handle
 
 GOOD = {
     "id": "other",

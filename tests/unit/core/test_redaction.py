@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from tests.support.collection import COLLECTION
 from tests.support.redaction_vectors import REDIS_URLS, TEXTS, URLS
-from wheels_ops import postgres
 from wheels_ops.core import redaction
 from wheels_ops.core.redaction import redact, redact_diff, redact_url, redact_value, secrets_of
-from wheels_ops.health import Check
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.database import connect
+from wheels_ops.health.check import Check
 from wheels_ops.services import broker
 
 CACHE_SERVICE = COLLECTION / "roles/backend_patches/files/app/services/cache_service.py"
@@ -213,7 +213,7 @@ def test_the_reason_why_an_address_cannot_be_read_quotes_no_piece_of_the_passwor
 )
 def test_libpq_quotes_no_piece_of_the_password(dsn: str) -> None:
     with pytest.raises(OpsError) as caught:
-        postgres.connect(dsn, connect_timeout=2)
+        connect.connect(dsn, connect_timeout=2)
     assert not re.search("S3|cret", str(caught.value))
 
 

@@ -8,9 +8,9 @@ import typing as t
 
 import pytest
 
-from wheels_ops import thresholds
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import Thresholds
+from wheels_ops.core.results import OpsError
+from wheels_ops.health import thresholds
+from wheels_ops.health.thresholds import Thresholds
 
 
 @pytest.mark.parametrize(

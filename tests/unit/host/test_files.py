@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import swapped_directory
+from wheels_ops.core.results import OpsError
 from wheels_ops.host import files
-from wheels_ops.remedies import backend_patch, deployment
-from wheels_ops.results import OpsError
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments
 
 #: When paths were used instead of descriptors, every fifth round wrote through the link.
 ROUNDS = 25
@@ -65,7 +66,7 @@ def test_install_and_restore_never_follow_a_directory_that_is_swapped_for_a_link
             name = f"d{number}"
             # A round that was refused leaves its deployment open: the next one has a state of its own.
             state = str(tmp_path / f"state{number}")
-            deployment.begin(state, name, holder="me")
+            deployments.begin(state, name, holder="me")
             for call in (
                 lambda state=state, name=name, request=request: backend_patch.install(
                     state, name, request, backend_patch.Proof()
@@ -84,7 +85,7 @@ def test_a_directory_swapped_between_install_and_restore_is_refused_by_name(tmp_
     root, state = tmp_path / "production", str(tmp_path / "state")
     (root / "app/core").mkdir(parents=True)
     (root / "app/core/cors_config.py").write_text("ORIGINS = []\n")
-    deployment.begin(state, "one", holder="me")
+    deployments.begin(state, "one", holder="me")
     request = backend_patch.Request(
         root=str(root), files={"app/core/cors_config.py": b"X = 1\n", "app/core/new/extra.py": b""}
     )
@@ -140,7 +141,7 @@ def test_what_is_no_file_of_one_name_is_refused_and_not_waited_for(
     root, state = tmp_path / "production", str(tmp_path / "state")
     cors = root / "app/core/cors_config.py"
     cors.parent.mkdir(parents=True)
-    deployment.begin(state, "one", holder="me")
+    deployments.begin(state, "one", holder="me")
     request = backend_patch.Request(
         root=str(root), files={"app/core/added.py": b"Y = 1\n", "app/core/cors_config.py": b"X = 1\n"}
     )
@@ -158,7 +159,7 @@ def test_what_is_no_file_of_one_name_is_refused_and_not_waited_for(
         backend_patch.restore(state, "one")
     assert (cors.parent / "added.py").exists(), "everything is read before anything is changed"
     if plant in (_fifo, _device):
-        assert str(cors) in deployment.query(state).extra["drifted"]
+        assert str(cors) in deployments.query(state).extra["drifted"]
 
 
 def test_a_tree_reached_through_a_link_of_its_owner_is_patched_where_it_lies(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_tree_reached_through_a_link_of_its_owner_is_patched_where_it_lies(tmp
     (release / "app").mkdir(parents=True)
     (tmp_path / "current").symlink_to("releases/1")
     state = str(tmp_path / "state")
-    deployment.begin(state, "one", holder="me")
+    deployments.begin(state, "one", holder="me")
     request = backend_patch.Request(root=str(tmp_path / "current"), files={"app/extra.py": b"X = 1\n"})
     result = backend_patch.install(state, "one", request, backend_patch.Proof())
     assert result.actions[0]["target"] == str(tmp_path / "current/app/extra.py")

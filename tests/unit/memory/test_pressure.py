@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import heap, pressure
-from wheels_ops.remedies import memory_rungs, memory_trim
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import heap, memory_pressure
+from wheels_ops.remedies.memory import steps, trim
 
 MIB = 1024 * 1024
 #: As a machine of 24 GB shows it.
@@ -58,8 +58,8 @@ class Host:
             f"sys/fs/cgroup/memory{path}/memory.stat", f"cache {cache}\ninactive_file 0\ntotal_inactive_file {cache}\n"
         )
 
-    def scope(self) -> t.Optional[pressure.Scope]:
-        return pressure.cgroup(77, proc=self.proc, root=str(self.root))
+    def scope(self) -> t.Optional[memory_pressure.Scope]:
+        return memory_pressure.cgroup(77, proc=self.proc, root=str(self.root))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_process_outside_of_our_namespace_shows_only_the_top(host: Host) -> No
 
 def test_a_process_that_ended_is_none(host: Host) -> None:
     host.process(V2_MOUNT, "0::/a\n")
-    assert pressure.cgroup(78, proc=host.proc, root=str(host.root)) is None
+    assert memory_pressure.cgroup(78, proc=host.proc, root=str(host.root)) is None
 
 
 def test_a_mount_point_with_a_space(host: Host) -> None:
@@ -138,7 +138,7 @@ def test_a_mount_point_with_a_space(host: Host) -> None:
 
 
 def test_the_host_counts_cache_as_available(host: Host) -> None:
-    scope = pressure.host(host.proc)
+    scope = memory_pressure.host(host.proc)
     assert scope.percent == pytest.approx(100 * 4_000_000 / 24_683_952)
 
 
@@ -185,7 +185,7 @@ def arcstats(size: int, least: int) -> str:
 def test_the_cache_of_zfs_can_be_had(host: Host, size: int, least: int, more: str, percent: float) -> None:
     host.write("proc/meminfo", meminfo(64, 4, more))
     host.write("proc/spl/kstat/zfs/arcstats", arcstats(size, least))
-    assert pressure.host(host.proc).percent == pytest.approx(percent)
+    assert memory_pressure.host(host.proc).percent == pytest.approx(percent)
 
 
 @pytest.mark.parametrize(
@@ -205,14 +205,14 @@ def test_the_cache_of_zfs_can_be_had(host: Host, size: int, least: int, more: st
 )
 def test_huge_pages_are_neither_in_use_nor_free(host: Host, more: str, percent: float) -> None:
     host.write("proc/meminfo", meminfo(755, 17, more))
-    scope = pressure.host(host.proc)
+    scope = memory_pressure.host(host.proc)
     assert scope.percent == pytest.approx(percent)
     assert scope.limit_bytes == (755 if "Hugetlb: 0" in more else 35) * GIB
 
 
 def test_kernels_without_memavailable(host: Host) -> None:
     host.write("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 400 kB\n")
-    assert pressure.host(host.proc).percent == pytest.approx(60)
+    assert memory_pressure.host(host.proc).percent == pytest.approx(60)
 
 
 def test_page_cache_that_is_in_use_often_can_go_too_and_what_is_dirty_cannot(host: Host) -> None:
@@ -274,21 +274,21 @@ def test_the_group_whose_tasks_wait_goes_before_the_fuller_one(host: Host) -> No
     host.process(V2_MOUNT, "0::/pod/a\n")
     host.v2("/pod", str(1000 * MIB), 950 * MIB)
     host.v2("/pod/a", str(500 * MIB), 100 * MIB)
-    assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod"  # type: ignore[union-attr]  # None fails the test as well
+    assert memory_pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod"  # type: ignore[union-attr]  # None fails the test as well
     host.write(
         "sys/fs/cgroup/pod/a/memory.pressure",
         "some avg10=90.00 avg60=0 avg300=0 total=1\nfull avg10=80.00 avg60=0 avg300=0 total=1\n",
     )
-    assert pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod/a"  # type: ignore[union-attr]  # None fails the test as well
+    assert memory_pressure.cgroup(77, proc=host.proc, root=str(host.root)).path == "/pod/a"  # type: ignore[union-attr]  # None fails the test as well
 
 
 @pytest.mark.parametrize(
     ("full", "said"), [(9.99, ""), (10.0, "10.0 % of the last 10 s"), (95.0, "95.0 % of the last 10 s")]
 )
 def test_psi_decides_where_there_is_one(full: float, said: str) -> None:
-    scope = pressure.Scope("host", "/", 100, 99, {"some_avg10": 99.0, "full_avg10": full}, {"max": 900})
-    earlier = pressure.Scope("host", "/", 100, 99, None, {"max": 1})
-    assert (said in pressure.pressed(scope, earlier)) if said else pressure.pressed(scope, earlier) == ""
+    scope = memory_pressure.Scope("host", "/", 100, 99, {"some_avg10": 99.0, "full_avg10": full}, {"max": 900})
+    earlier = memory_pressure.Scope("host", "/", 100, 99, None, {"max": 1})
+    assert (said in memory_pressure.pressed(scope, earlier)) if said else memory_pressure.pressed(scope, earlier) == ""
 
 
 @pytest.mark.parametrize(
@@ -301,22 +301,24 @@ def test_psi_decides_where_there_is_one(full: float, said: str) -> None:
     ],
 )
 def test_without_psi_events_decide(before: t.Dict[str, int], after: t.Dict[str, int], said: str) -> None:
-    now, earlier = (pressure.Scope("cgroup", "/a", 100, 99, None, events) for events in (after, before))
-    assert pressure.pressed(now, earlier) == said
-    assert pressure.pressed(now) == ""
+    now, earlier = (memory_pressure.Scope("cgroup", "/a", 100, 99, None, events) for events in (after, before))
+    assert memory_pressure.pressed(now, earlier) == said
+    assert memory_pressure.pressed(now) == ""
 
 
 def test_events_of_the_machine(host: Host) -> None:
-    assert pressure.host(host.proc).events == {} and pressure.host(host.proc).stalled is None
+    assert memory_pressure.host(host.proc).events == {} and memory_pressure.host(host.proc).stalled is None
     host.write(
         "proc/vmstat", "nr_free_pages 5\nallocstall_dma 0\nallocstall_normal 3\nallocstall_movable 4\noom_kill 1\n"
     )
-    assert pressure.host(host.proc).events == {"allocstall": 7, "oom_kill": 1}
+    assert memory_pressure.host(host.proc).events == {"allocstall": 7, "oom_kill": 1}
 
 
-def scope(percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str, int]] = None) -> pressure.Scope:
+def scope(
+    percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str, int]] = None
+) -> memory_pressure.Scope:
     stalls = None if full is None else {"some_avg10": full, "full_avg10": full}
-    return pressure.Scope("host", "/", 1000 * MIB, int(percent * 10 * MIB), stalls, events or {})
+    return memory_pressure.Scope("host", "/", 1000 * MIB, int(percent * 10 * MIB), stalls, events or {})
 
 
 @pytest.mark.parametrize(
@@ -332,30 +334,30 @@ def scope(percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str
     ids=["calm", "nearly calm", "pressure", "pressure below the tier", "the kernel does not say", "limits are met"],
 )
 def test_a_percentage_alone_restarts_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[pressure.Scope], restarted: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[memory_pressure.Scope], restarted: bool
 ) -> None:
     """The whole ladder on a machine that is given; a restart is what the last rung asks for."""
     acted: t.List[str] = []
 
-    class Last(memory_rungs.Rung):
+    class Last(steps.Rung):
         replaces = True
 
-        def targets(self, context: memory_rungs.Context, among: t.Sequence[str]) -> t.List[str]:
+        def targets(self, context: steps.Context, among: t.Sequence[str]) -> t.List[str]:
             return ["web"]
 
-        def act(self, context: memory_rungs.Context, target: str, emergency: bool) -> memory_rungs.Outcome:
+        def act(self, context: steps.Context, target: str, emergency: bool) -> steps.Outcome:
             acted.append(target)
-            return memory_rungs.Outcome(replaced=True)
+            return steps.Outcome(replaced=True)
 
     waiting = list(scopes)
-    monkeypatch.setattr(memory_trim.pressure, "host", lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0])
-    monkeypatch.setattr(memory_trim.pressure, "cgroup", lambda *words: None)
-    monkeypatch.setattr(memory_trim, "_WATCHED", 0.01)
-    monkeypatch.setitem(memory_rungs.RUNGS, "restart", Last())
-    options = memory_trim.Options(actions=("restart",), allow_restart=True, state_dir=str(tmp_path))
-    foreseen = memory_trim.run([], None, {}, options, check_mode=True)
+    monkeypatch.setattr(trim.memory_pressure, "host", lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0])
+    monkeypatch.setattr(trim.memory_pressure, "cgroup", lambda *words: None)
+    monkeypatch.setattr(trim, "_WATCHED", 0.01)
+    monkeypatch.setitem(steps.RUNGS, "restart", Last())
+    options = trim.Options(actions=("restart",), allow_restart=True, state_dir=str(tmp_path))
+    foreseen = trim.run([], None, {}, options, check_mode=True)
     assert acted == []
-    done = memory_trim.run([], None, {}, options)
+    done = trim.run([], None, {}, options)
     assert (acted == ["web"]) is restarted
     assert done.changed is foreseen.changed is restarted
     if scopes[0].percent > 90 and not restarted:
@@ -363,9 +365,9 @@ def test_a_percentage_alone_restarts_nothing(
 
 
 def test_pressure_below_the_warning_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory_trim.pressure, "host", lambda: scope(20.0, 70.0))
-    monkeypatch.setattr(memory_trim.pressure, "cgroup", lambda *words: None)
-    done = memory_trim.run([], None, {}, memory_trim.Options(state_dir=str(tmp_path)))
+    monkeypatch.setattr(trim.memory_pressure, "host", lambda: scope(20.0, 70.0))
+    monkeypatch.setattr(trim.memory_pressure, "cgroup", lambda *words: None)
+    done = trim.run([], None, {}, trim.Options(state_dir=str(tmp_path)))
     assert not done.changed and "the host, at 20.0 %, is under pressure: all tasks waited for memory 70.0 %" in done.msg
 
 
@@ -382,8 +384,8 @@ def test_pressure_below_the_warning_is_said(monkeypatch: pytest.MonkeyPatch, tmp
 def test_pressure_stalls(tmp_path: Path, text: str, expected: t.Optional[t.Dict[str, float]]) -> None:
     path = tmp_path / "memory"
     path.write_text(text)
-    assert pressure.stalls(str(path)) == expected
-    assert pressure.stalls(str(tmp_path / "none")) is None
+    assert memory_pressure.stalls(str(path)) == expected
+    assert memory_pressure.stalls(str(tmp_path / "none")) is None
 
 
 def test_reclaim_asks_for_file_cache_only_and_counts_it_apart(host: Host) -> None:
@@ -391,7 +393,7 @@ def test_reclaim_asks_for_file_cache_only_and_counts_it_apart(host: Host) -> Non
     host.v2("/a", "max", 300 * MIB, cache=100 * MIB)
     directory = str(host.root / "sys/fs/cgroup/a")
     host.write("sys/fs/cgroup/a/memory.reclaim", "")
-    outcome = memory_rungs.reclaim(directory, proc=host.proc)
+    outcome = steps.reclaim(directory, proc=host.proc)
     assert Path(directory, "memory.reclaim").read_text() == f"{100 * MIB} swappiness=0"
     assert outcome.details == {"cache_bytes_freed": 0, "anonymous_bytes": 0}
 
@@ -399,7 +401,7 @@ def test_reclaim_asks_for_file_cache_only_and_counts_it_apart(host: Host) -> Non
 def test_reclaim_of_nothing_is_said(host: Host) -> None:
     host.v2("/a", "max", 300 * MIB)
     with pytest.raises(OpsError, match="holds no file cache"):
-        memory_rungs.reclaim(str(host.root / "sys/fs/cgroup/a"), proc=host.proc)
+        steps.reclaim(str(host.root / "sys/fs/cgroup/a"), proc=host.proc)
 
 
 SMAPS = """\

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import performance
-from wheels_ops.performance import SLOT, Options, Slot
-from wheels_ops.results import OpsError
-from wheels_ops.thresholds import DEFAULTS, parse
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.thresholds import DEFAULTS, parse
+from wheels_ops.report import performance
+from wheels_ops.report.performance import SLOT, Options, Slot
 
 Modules = t.Callable[[str], types.ModuleType]
 NOW = 1_800_000_000.0

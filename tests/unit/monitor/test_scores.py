@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 
-from wheels_ops import scores
+from wheels_ops.health import scores
 
 Modules = t.Callable[[str], types.ModuleType]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.collection import BIN, COLLECTION, REPOSITORY, run
-from wheels_ops.backend_settings import VARIABLES, threshold_variables
 from wheels_ops.checks import suite
-from wheels_ops.health import Check
-from wheels_ops.performance import MEASURES
-from wheels_ops.remedies import memory_trim
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.health.backend_settings import VARIABLES, threshold_variables
+from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import DEFAULTS, parse
+from wheels_ops.remedies.memory import trim
+from wheels_ops.report.performance import MEASURES
 from wheels_ops.standalone.settings import load
-from wheels_ops.thresholds import DEFAULTS, parse
 
 Modules = t.Callable[[str], types.ModuleType]
 #: Not a default of any measure.
@@ -199,6 +199,6 @@ def test_a_variable_that_says_otherwise_is_refused(value: object) -> None:
 
 
 def test_the_ladder_of_the_memory_takes_them() -> None:
-    limits = memory_trim.Options(thresholds=parse({"memory": CHANGED["memory"]})["memory"]).thresholds
+    limits = trim.Options(thresholds=parse({"memory": CHANGED["memory"]})["memory"]).thresholds
     assert limits.as_dict() == CHANGED["memory"]
     assert Check(name="memory", status=limits.status(42), value=42).status == "warning"

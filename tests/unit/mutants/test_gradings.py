@@ -13,7 +13,7 @@ import pytest
 
 from tests.mutants import edits, trees
 
-FILES = trees.targets(["checks", "thresholds.py", "scores.py"])
+FILES = trees.targets(["checks", "health/thresholds.py", "health/scores.py"])
 
 
 def files_of(target: str) -> t.List[str]:
@@ -118,14 +118,14 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
 
 
 def test_a_copy_of_the_tree_is_changed_and_the_tree_is_not(tree: trees.Tree) -> None:
-    path = trees.REPOSITORY / trees.LIBRARY / "scores.py"
+    path = trees.REPOSITORY / trees.LIBRARY / "health/scores.py"
     before = path.read_bytes(), path.stat().st_mtime_ns
-    groups = tree.baseline("scores.py", [["tests/unit/monitor/test_scores.py"]])
+    groups = tree.baseline("health/scores.py", [["tests/unit/monitor/test_scores.py"]])
     hurried = [trees.Group(group.tests, seconds=-3.9) for group in groups]
     source = path.read_text()
-    assert tree.notices("scores.py", "raise RuntimeError\n", groups) == "failed"
-    assert tree.notices("scores.py", "import time\ntime.sleep(99)\n", hurried) == "endless"
-    assert tree.notices("scores.py", source + "# the same\n", groups) == ""
+    assert tree.notices("health/scores.py", "raise RuntimeError\n", groups) == "failed"
+    assert tree.notices("health/scores.py", "import time\ntime.sleep(99)\n", hurried) == "endless"
+    assert tree.notices("health/scores.py", source + "# the same\n", groups) == ""
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.waiting import wait_until
-from wheels_ops.services import gates, processes
+from wheels_ops.host import processes
+from wheels_ops.services import gates
 from wheels_ops.services.model import ServiceState, parse_services
 
 

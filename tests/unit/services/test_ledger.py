@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops.core.results import OpsError, Result
 from wheels_ops.remedies import service_restart
-from wheels_ops.results import OpsError, Result
-from wheels_ops.services import ledger
 from wheels_ops.services.supervisor import Supervisor
+from wheels_ops.state import restarts
 
 
-def book(directory: Path, *outcomes: str) -> ledger.Ledger:
+def book(directory: Path, *outcomes: str) -> restarts.Ledger:
     """A ledger of restarts of ``web`` that ended so; the last may not have ended."""
-    made = ledger.Ledger(directory)
+    made = restarts.Ledger(directory)
     for outcome in outcomes:
         made.add(event="begin", service="web")
         if outcome:
@@ -26,7 +26,7 @@ def book(directory: Path, *outcomes: str) -> ledger.Ledger:
 
 
 def test_a_restart_that_its_manager_refused_is_not_counted(tmp_path: Path) -> None:
-    found = book(tmp_path, "healthy", ledger.REFUSED, "failed", ledger.REFUSED, "")
+    found = book(tmp_path, "healthy", restarts.REFUSED, "failed", restarts.REFUSED, "")
     assert len(found.starts("web", 60)) == 3
     assert not found.blocked("web", max_restarts=4, window=60, cooldown=0)
     assert "budget of 3 restarts" in found.blocked("web", max_restarts=3, window=60, cooldown=0)
@@ -44,10 +44,10 @@ def test_a_clock_that_was_put_back_and_torn_lines_free_nothing(tmp_path: Path) -
 
 
 def test_a_directory_that_cannot_be_written_is_said_without_making_it(tmp_path: Path) -> None:
-    ledger.require_writable(tmp_path / "a/b")
+    restarts.require_writable(tmp_path / "a/b")
     assert not (tmp_path / "a").exists()
     with pytest.raises(OpsError, match="cannot be written"):
-        ledger.require_writable(Path("/proc/1/wheels-ops"))
+        restarts.require_writable(Path("/proc/1/wheels-ops"))
 
 
 def test_a_restart_says_how_many_lines_it_could_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

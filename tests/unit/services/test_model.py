@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops.core.results import OpsError
+from wheels_ops.host import processes
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
-from wheels_ops.results import OpsError
-from wheels_ops.services import gates, ledger, processes, supervisor, systemd
+from wheels_ops.services import gates, supervisor, systemd
 from wheels_ops.services.model import parse_services
+from wheels_ops.state import restarts
 
 #: systemctl show of systemd 252 (Debian 12) for redis (an alias), a unit that is missing, and one at its start limit.
 SHOWN = """Type=notify
@@ -225,7 +227,7 @@ def test_which_command_lines_are_a_beat(words: t.List[str], beat: bool, app: str
 
 
 def test_the_budget_over_runs(tmp_path: Path) -> None:
-    book = ledger.Ledger(tmp_path)
+    book = restarts.Ledger(tmp_path)
     limits: t.Dict[str, t.Any] = {"max_restarts": 2, "window": 100.0, "cooldown": 0.0}
     assert book.blocked("web", **limits) == ""
     book.add(event="begin", service="web")
@@ -245,8 +247,8 @@ def test_the_budget_over_runs(tmp_path: Path) -> None:
 def test_the_ledger_stays_small_and_is_not_written_through_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_MAX_BYTES", 2000)
-    book = ledger.Ledger(tmp_path)
+    monkeypatch.setattr(restarts, "_MAX_BYTES", 2000)
+    book = restarts.Ledger(tmp_path)
     for number in range(100):
         book.add(event="begin", service="web", number=number)
     assert book.path.stat().st_size < 2500
@@ -259,8 +261,8 @@ def test_the_ledger_stays_small_and_is_not_written_through_a_link(
 
 
 def test_two_runs_do_not_overlap_and_the_lock_ends_with_its_process(tmp_path: Path) -> None:
-    book = ledger.Ledger(tmp_path)
-    with book.locked(), pytest.raises(OpsError, match="Another run"), ledger.Ledger(tmp_path).locked():
+    book = restarts.Ledger(tmp_path)
+    with book.locked(), pytest.raises(OpsError, match="Another run"), restarts.Ledger(tmp_path).locked():
         raise AssertionError("both have it")
     holder = subprocess.Popen(
         [

@@ -13,8 +13,8 @@ from redis import exceptions as errors
 from tests.support import servers
 from tests.support.servers import Redis
 from tests.support.waiting import wait_until
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies.service_restart import count_lost
-from wheels_ops.results import OpsError
 from wheels_ops.services import broker, redis_config, redis_errors
 
 URL = "redis://user:word@10.0.0.1:6379/3"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import restart_plan
-from wheels_ops.results import OpsError
 from wheels_ops.services.model import Gate, Service, ServiceState
 
 REPORT = [

@@ -7,7 +7,7 @@ import typing as t
 
 import pytest
 
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.services.supervisor import SPAWN_ERROR, Supervisor
 
 QUICK = "Exited too quickly (process log may have details)"

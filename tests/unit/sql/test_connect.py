@@ -12,8 +12,8 @@ import typing as t
 import pytest
 
 from tests.support.waiting import free_port
-from wheels_ops import postgres
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.database import connect
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ from wheels_ops.results import OpsError
     ],
 )
 def test_the_url_of_the_backend_is_understood(dsn: str, libpq: str) -> None:
-    assert postgres.libpq_dsn(dsn) == libpq
+    assert connect.libpq_dsn(dsn) == libpq
 
 
 def test_another_database_is_refused() -> None:
     with pytest.raises(OpsError, match="mysql"):
-        postgres.libpq_dsn("mysql+pymysql://u@h/d")
+        connect.libpq_dsn("mysql+pymysql://u@h/d")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_another_database_is_refused() -> None:
 )
 def test_no_connection_says_what_to_do_and_no_secret(dsn: str, hint: str) -> None:
     with pytest.raises(OpsError) as caught:
-        postgres.connect(dsn.format(port=free_port()))
+        connect.connect(dsn.format(port=free_port()))
     assert hint in str(caught.value)
     assert "hunter2" not in str(caught.value) + repr(caught.value.details)
     assert "\n" not in str(caught.value)
@@ -95,8 +95,8 @@ def refusing(sqlstate: str, message: str) -> t.Iterator[int]:
     ],
 )
 def test_a_server_that_admits_nobody_is_no_wrong_address(sqlstate: str, message: str, hint: str) -> None:
-    with refusing(sqlstate, message) as port, pytest.raises(postgres.Unavailable) as caught:
-        postgres.connect(f"postgresql://u:hunter2@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable")
+    with refusing(sqlstate, message) as port, pytest.raises(connect.Unavailable) as caught:
+        connect.connect(f"postgresql://u:hunter2@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable")
     assert (
         hint in str(caught.value) and "Check host, port" not in str(caught.value) and "hunter2" not in str(caught.value)
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from wheels_ops.remedies.sql_script import Script, split, sql_script
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.database.scripts import Script, split, sql_script
 
 
 @pytest.mark.parametrize(

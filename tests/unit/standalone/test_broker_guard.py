@@ -13,8 +13,8 @@ from ansible.template import Templar, trust_as_template
 
 from tests.support.collection import COLLECTION
 from wheels_ops.checks import suite
+from wheels_ops.core.results import Result
 from wheels_ops.remedies import service_restart
-from wheels_ops.results import Result
 from wheels_ops.standalone import recovery
 from wheels_ops.standalone.settings import Settings
 

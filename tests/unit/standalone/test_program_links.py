@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.standalone import program_links
 
 LINKS = {"monitor.py": "/opt/ours/monitor.py", "scripts/recovery.py": "/opt/ours/scripts/recovery.py"}

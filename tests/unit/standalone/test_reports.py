@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from tests.support.collection import COLLECTION
-from wheels_ops import history
 from wheels_ops.checks import suite
-from wheels_ops.standalone import monitor, recovery, results
+from wheels_ops.health.thresholds import parse
+from wheels_ops.standalone import monitor, program_output, recovery
 from wheels_ops.standalone.settings import Recovery, Settings
-from wheels_ops.thresholds import parse
+from wheels_ops.state import history
 
 
 def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
@@ -47,8 +47,8 @@ def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
 )
 def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], overall: str, exit_status: int) -> None:
     names = list(suite.SUBJECTS[: len(statuses)])
-    found = {name: results.detailed(check(name, status)) for name, status in zip(names, statuses)}
-    summary = results.summary(found, 1.5)
+    found = {name: program_output.detailed(check(name, status)) for name, status in zip(names, statuses)}
+    summary = program_output.summary(found, 1.5)
     measured = [status for status in statuses if status != "skipped"]
     assert summary["overall_status"] == overall
     assert (summary["total_checks"], summary["total_issues"]) == (
@@ -57,7 +57,7 @@ def test_summary_and_exit_status_follow_the_worst_check(statuses: t.List[str], o
     )
     assert sum(summary["issues_by_severity"].values()) == summary["unhealthy_checks"] == summary["total_issues"]
     worst = next(status for status in ("emergency", "critical", "unknown", "warning", "ok") if status in statuses)
-    assert results.exit_status(worst) == exit_status
+    assert program_output.exit_status(worst) == exit_status
 
 
 def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_the_first_line(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_skipped_check_is_neither_healthy_nor_an_issue_and_its_reason_is_in_th
     assert report["summary"]["overall_message"] == "1 healthy, 1 skipped: no database DSN is given (database)."
     first = monitor.text(report).splitlines()[0]
     assert first.startswith("OK: 1 of 1 checks are healthy; skipped: database: no database DSN is given (")
-    assert results.exit_status(report["status"]) == 0
+    assert program_output.exit_status(report["status"]) == 0
     assert "redis" in report["left_out"]
 
 
@@ -97,8 +97,11 @@ def test_recovery_does_not_call_everything_healthy_where_a_check_was_not_made(tm
 
 
 def test_where_nothing_is_measured_nothing_is_healthy() -> None:
-    assert results.summary({"redis": results.detailed(check("redis", "skipped"))}, 0)["overall_status"] == "degraded"
-    assert results.exit_status("skipped") == 3
+    assert (
+        program_output.summary({"redis": program_output.detailed(check("redis", "skipped"))}, 0)["overall_status"]
+        == "degraded"
+    )
+    assert program_output.exit_status("skipped") == 3
 
 
 def test_the_keys_of_the_first_version_are_there_and_true() -> None:
@@ -108,7 +111,7 @@ def test_the_keys_of_the_first_version_are_there_and_true() -> None:
         value=70.0,
         details={"host": {"percent": 70.0, "total_bytes": 4 << 30, "available_bytes": 2 << 30}, "services": {}},
     )
-    found = results.detailed(memory)
+    found = program_output.detailed(memory)
     assert (found["memory_percent"], found["available_memory_gb"], found["healthy"], found["severity"]) == (
         70.0,
         2.0,
@@ -116,10 +119,10 @@ def test_the_keys_of_the_first_version_are_there_and_true() -> None:
         "medium",
     )
     assert "process_memory_mb" not in found, "what was not measured is not there"
-    down = results.detailed(check("redis", "critical"))
+    down = program_output.detailed(check("redis", "critical"))
     assert (down["connected"], down["error"], down["issue"]) == (False, "redis is critical.", "redis is critical.")
-    assert results.detailed(check("tts", "critical", details={"engine": "edge"}))["failed_engines"] == ["edge"]
-    assert results.detailed(check("cors", "ok"))["issues"] == []
+    assert program_output.detailed(check("tts", "critical", details={"engine": "edge"}))["failed_engines"] == ["edge"]
+    assert program_output.detailed(check("cors", "ok"))["issues"] == []
 
 
 def test_a_check_that_cannot_be_made_is_unknown_and_counts(tmp_path: Path) -> None:

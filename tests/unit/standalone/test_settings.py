@@ -13,7 +13,7 @@ import yaml
 
 from tests.support.collection import COLLECTION
 from wheels_ops.checks import suite
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.standalone import settings
 from wheels_ops.standalone.settings import Settings, load
 

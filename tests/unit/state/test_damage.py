@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops import history, performance, recovery_requests
 from wheels_ops.checks import suite
-from wheels_ops.remedies import backend_patch, cpu_relief, deployment
-from wheels_ops.remedies.memory_notes import Note, Notes
-from wheels_ops.results import OpsError
-from wheels_ops.services.ledger import Ledger
+from wheels_ops.core.results import OpsError
+from wheels_ops.remedies import backend_patch, cpu_relief
+from wheels_ops.remedies.memory.notes import Note, Notes
+from wheels_ops.report import performance
 from wheels_ops.standalone import monitor, recovery
 from wheels_ops.standalone.settings import Settings
+from wheels_ops.state import deployments, history, requests
+from wheels_ops.state.restarts import Ledger
 
 OLD, NEW = "20250730T0211", "20250731T0211"
 
@@ -34,12 +35,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     (root / "one.py").write_text("old = 1\n")
     for name, content in ((OLD, b"new = 1\n"), (NEW, b"newer = 1\n")):
-        deployment.begin(str(state), name, holder="one")
+        deployments.begin(str(state), name, holder="one")
         backend_patch.install(
             str(state), name, backend_patch.Request(root=str(root), files={"one.py": content}), backend_patch.Proof()
         )
-        deployment.end(str(state), name, holder="one", state=deployment.FINISHED)
-    deployment.hold(str(state), kind="maintenance", holder="elsewhere:1:1:a-b-c")
+        deployments.end(str(state), name, holder="one", state=deployments.FINISHED)
+    deployments.hold(str(state), kind="maintenance", holder="elsewhere:1:1:a-b-c")
     ledger = Ledger(state)
     ledger.add(event="begin", service="web")
     ledger.add(event="end", service="web", outcome="failed")
@@ -186,22 +187,20 @@ def _keep(state: Path) -> None:
 
 
 def _end(state: Path) -> None:
-    deployment.end(str(state), NEW, holder="one", state=deployment.FINISHED)
+    deployments.end(str(state), NEW, holder="one", state=deployments.FINISHED)
 
 
 #: These change nothing.
 READERS: t.Dict[str, t.Callable[[Path], t.Any]] = {
-    "query": lambda state: deployment.query(str(state)),
-    "begin recovery": lambda state: deployment.begin(str(state), "recover-1", holder="two", check_mode=True),
+    "query": lambda state: deployments.query(str(state)),
+    "begin recovery": lambda state: deployments.begin(str(state), "recover-1", holder="two", check_mode=True),
     "latest": lambda state: backend_patch.latest(str(state)),
     "restore, predicted": lambda state: backend_patch.restore(str(state), NEW, check_mode=True, want_diff=True),
     "ledger": lambda state: Ledger(state).blocked("web", max_restarts=3, window=3600, cooldown=60),
     "history": lambda state: history.read(state / "history.jsonl"),
     "recoveries": lambda state: performance.recoveries(history.read(state / "history.jsonl"), 0),
     "metrics": lambda state: performance.read_store(state / "metrics/metrics.sqlite", 0),
-    "requests": (
-        lambda state: json.dumps(recovery_requests.handle(state / "requests").extra, ensure_ascii=False).encode()
-    ),
+    "requests": (lambda state: json.dumps(requests.handle(state / "requests").extra, ensure_ascii=False).encode()),
     "recovery history": _tried,
     "recovery, recent": lambda state: recovery.AutomatedRecovery(_settings(state))._recent(),
     "memory": lambda state: Notes(state).last("trim", "web", "host"),
@@ -211,10 +210,10 @@ READERS: t.Dict[str, t.Callable[[Path], t.Any]] = {
 WRITERS: t.Dict[str, t.Tuple[str, t.Callable[[Path], t.Any]]] = {
     "begin": (
         "deploy",
-        lambda state: deployment.begin(str(state), "20250801T0211", holder="two", force="elsewhere:1:1:a-b-c"),
+        lambda state: deployments.begin(str(state), "20250801T0211", holder="two", force="elsewhere:1:1:a-b-c"),
     ),
-    "hold": ("deploy", lambda state: deployment.hold(str(state), kind="rollback", holder="two")),
-    "let go": ("deploy.lock", lambda state: deployment.let_go(str(state), holder="elsewhere:1:1:a-b-c")),
+    "hold": ("deploy", lambda state: deployments.hold(str(state), kind="rollback", holder="two")),
+    "let go": ("deploy.lock", lambda state: deployments.let_go(str(state), holder="elsewhere:1:1:a-b-c")),
     "end": ("deploy", _end),
     "restore": ("deployments", lambda state: backend_patch.restore(str(state), NEW)),
     "restore the old one": ("deployments", lambda state: backend_patch.restore(str(state), OLD)),
@@ -267,16 +266,16 @@ def test_a_damaged_manifest_of_an_old_deployment_blocks_its_own_rollback_alone(
     (state / "deploy.lock").unlink()
     path = state / f"deployments/{OLD}/manifest.json"
     DAMAGES[damage](path)
-    result = deployment.query(str(state))
+    result = deployments.query(str(state))
     assert result.extra["damaged"] == [{"path": str(path), "reason": result.extra["damaged"][0]["reason"]}]
     assert backend_patch.latest(str(state)) == NEW
-    for kind in deployment.KINDS:
-        assert str(path) in deployment.hold(str(state), kind=kind, holder="one").warnings[0]
+    for kind in deployments.KINDS:
+        assert str(path) in deployments.hold(str(state), kind=kind, holder="one").warnings[0]
     with pytest.raises(OpsError, match=f"{path} is damaged.*Deployment {OLD} cannot be rolled back"):
         backend_patch.restore(str(state), OLD)
     try:
         assert backend_patch.restore(str(state), NEW).changed
-        deployment.end(str(state), NEW, holder="one", state=deployment.ROLLED_BACK)
+        deployments.end(str(state), NEW, holder="one", state=deployments.ROLLED_BACK)
         # Which is the newest now cannot be told: nothing is rolled back by guess.
         with pytest.raises(OpsError, match=f"{OLD} is the newest.*wheels_ops_deployment_id"):
             backend_patch.latest(str(state))
@@ -304,9 +303,9 @@ def test_a_damaged_lock_is_refused_and_expires(whole: Path, tmp_path: Path) -> N
     lock = state / "deploy.lock"
     lock.write_text('"held"')
     with pytest.raises(OpsError, match=f"{lock} is damaged: it holds a text.*remove the file"):
-        deployment.hold(str(state), kind="deploy", holder="two")
-    os.utime(lock, (time.time() - deployment.LOCK_EXPIRES - 60,) * 2)
-    assert "It was taken over" in deployment.hold(str(state), kind="deploy", holder="two").warnings[0]
+        deployments.hold(str(state), kind="deploy", holder="two")
+    os.utime(lock, (time.time() - deployments.LOCK_EXPIRES - 60,) * 2)
+    assert "It was taken over" in deployments.hold(str(state), kind="deploy", holder="two").warnings[0]
 
 
 @pytest.mark.parametrize("damage", ["missing", "one byte"])
@@ -323,7 +322,7 @@ def test_an_original_that_is_not_what_was_kept_stops_the_rollback_before_the_fir
         with pytest.raises(OpsError, match=f"The original of .*: {original}.*Nothing was changed"):
             backend_patch.restore(str(state), NEW, check_mode=check_mode)
     assert (whole / "production/one.py").read_text() == "newer = 1\n"
-    assert deployment.Journal(str(state)).read(NEW)["state"] == deployment.FINISHED
+    assert deployments.Journal(str(state)).read(NEW)["state"] == deployments.FINISHED
 
 
 @pytest.mark.parametrize("begin", [("20250801T0211", "deploy"), ("recover-1", "recover")])
@@ -331,11 +330,11 @@ def test_a_file_where_the_deployments_belong_is_named_and_the_lock_is_not_kept(
     tmp_path: Path, begin: t.Tuple[str, str]
 ) -> None:
     (tmp_path / "deployments").write_text("x")
-    assert [each["path"] for each in deployment.query(str(tmp_path)).extra["damaged"]] == [
+    assert [each["path"] for each in deployments.query(str(tmp_path)).extra["damaged"]] == [
         str(tmp_path / "deployments")
     ]
     with pytest.raises(OpsError, match=f"{tmp_path}/deployments is damaged: it is no directory"):
-        deployment.begin(str(tmp_path), begin[0], kind=begin[1], holder="one")
+        deployments.begin(str(tmp_path), begin[0], kind=begin[1], holder="one")
     assert not (tmp_path / "deploy.lock").exists()
 
 

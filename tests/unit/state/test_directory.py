@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.remedies import deployment
-from wheels_ops.results import OpsError
-from wheels_ops.services import ledger
-from wheels_ops.state import directory
+from wheels_ops.core.results import OpsError
+from wheels_ops.state import deployments, directory, restarts
 
 NOBODY = 65534
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -99,13 +97,13 @@ def test_a_path_that_another_run_would_understand_otherwise_is_refused(path: str
 
 
 READERS: t.Dict[str, t.Callable[[str], t.Any]] = {
-    "query": deployment.query,
-    "begin": lambda state: deployment.begin(state, "a", holder="one"),
-    "predicted": lambda state: deployment.begin(state, "a", holder="one", check_mode=True),
-    "hold": lambda state: deployment.hold(state, kind="prepare", holder="one"),
-    "let go": lambda state: deployment.let_go(state, holder="one"),
-    "end": lambda state: deployment.end(state, "a", holder="one", state=deployment.FINISHED),
-    "ledger": ledger.state_dir,
+    "query": deployments.query,
+    "begin": lambda state: deployments.begin(state, "a", holder="one"),
+    "predicted": lambda state: deployments.begin(state, "a", holder="one", check_mode=True),
+    "hold": lambda state: deployments.hold(state, kind="prepare", holder="one"),
+    "let go": lambda state: deployments.let_go(state, holder="one"),
+    "end": lambda state: deployments.end(state, "a", holder="one", state=deployments.FINISHED),
+    "ledger": restarts.state_dir,
 }
 
 

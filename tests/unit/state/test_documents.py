@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
 from wheels_ops.state import documents
 
 ordinary_user = pytest.mark.skipif(os.geteuid() == 0, reason="root reads what has no mode")

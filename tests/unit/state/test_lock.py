@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.remedies import deployment
-from wheels_ops.results import OpsError
-from wheels_ops.state import documents, holder, lock
+from wheels_ops.core.results import OpsError
+from wheels_ops.state import deployments, documents, holder, lock
 
 ELSEWHERE = "another-controller:4711:1:aaaaaa-bbbbbbbb-1"
 HOUR = 3600.0
@@ -46,7 +45,7 @@ def held_by(root: Path) -> str:
 
 def refusal(root: Path, name: str = "two", **options: t.Any) -> str:
     with pytest.raises(OpsError) as caught:
-        deployment.hold(str(root), kind="deploy", holder=name, **options)
+        deployments.hold(str(root), kind="deploy", holder=name, **options)
     return str(caught.value)
 
 
@@ -55,7 +54,7 @@ def test_of_many_takers_of_a_dead_runs_lock_exactly_one_gets_it(tmp_path: Path, 
 
     def take(number: int) -> str:
         try:
-            deployment.hold(str(tmp_path), kind="deploy", holder=f"run {number}")
+            deployments.hold(str(tmp_path), kind="deploy", holder=f"run {number}")
         except OpsError:
             return ""
         return f"run {number}"
@@ -70,7 +69,7 @@ def test_of_many_takers_of_a_dead_runs_lock_exactly_one_gets_it(tmp_path: Path, 
 def test_of_many_processes_exactly_one_gets_it(tmp_path: Path, ended: str) -> None:
     put(tmp_path, ended)
     program = (
-        "import sys; from wheels_ops.remedies import deployment as d; from wheels_ops.results import OpsError\n"
+        "import sys; from wheels_ops.state import deployments as d; from wheels_ops.core.results import OpsError\n"
         "sys.stdout.write('ready\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
         "try: d.hold(sys.argv[1], kind='deploy', holder=sys.argv[2])\n"
         "except OpsError: sys.exit(1)\n"
@@ -105,7 +104,7 @@ def test_a_living_holder_is_named_and_never_run_over_however_old(tmp_path: Path)
         os.kill(process.pid, signal.SIGSTOP)  # one that stands still lives, too
         assert refusal(tmp_path) == message
         process.kill()
-    assert deployment.hold(str(tmp_path), kind="deploy", holder="two").extra["holder"] == name
+    assert deployments.hold(str(tmp_path), kind="deploy", holder="two").extra["holder"] == name
 
 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_what_the_controller_knows_decides_before_any_age(tmp_path: Path) -> Non
     put(tmp_path, ELSEWHERE, age=10 * HOUR)
     assert "Its process is alive" in refusal(tmp_path, living_holders=[ELSEWHERE])
     put(tmp_path, ELSEWHERE)
-    result = deployment.hold(str(tmp_path), kind="deploy", holder="two", dead_holders=[ELSEWHERE])
+    result = deployments.hold(str(tmp_path), kind="deploy", holder="two", dead_holders=[ELSEWHERE])
     assert result.warnings == [f"The lock of {ELSEWHERE} was taken over. Its process has ended."]
 
 
@@ -156,7 +155,7 @@ def test_a_holder_that_cannot_be_asked_has_the_lock_until_it_expires(tmp_path: P
     if abs(age) < lock.EXPIRES:
         assert words in refusal(tmp_path)
     else:
-        assert words in deployment.hold(str(tmp_path), kind="deploy", holder="two").warnings[0]
+        assert words in deployments.hold(str(tmp_path), kind="deploy", holder="two").warnings[0]
 
 
 def test_a_renewal_keeps_the_lock_from_expiring(tmp_path: Path) -> None:
@@ -169,17 +168,17 @@ def test_a_renewal_keeps_the_lock_from_expiring(tmp_path: Path) -> None:
 
 def test_who_lost_the_lock_is_told_so_and_closes_nothing(tmp_path: Path) -> None:
     state = str(tmp_path)
-    deployment.begin(state, "a", holder="one")
-    deployment.hold(state, kind="rollback", holder="two", force="one")
+    deployments.begin(state, "a", holder="one")
+    deployments.hold(state, kind="rollback", holder="two", force="one")
     with (
         pytest.raises(OpsError, match=r"This run \(one\) does not hold the lock of this host any more; two does"),
         lock.heartbeat(tmp_path, "one"),
     ):
         pass
     with pytest.raises(OpsError, match="holds this host: two, so one cannot close a"):
-        deployment.end(state, "a", holder="one", state=deployment.FINISHED)
-    assert deployment.let_go(state, holder="one").after == {"lock": "two"}
-    assert held_by(tmp_path) == "two" and deployment.query(state).extra["unfinished"] == "a"
+        deployments.end(state, "a", holder="one", state=deployments.FINISHED)
+    assert deployments.let_go(state, holder="one").after == {"lock": "two"}
+    assert held_by(tmp_path) == "two" and deployments.query(state).extra["unfinished"] == "a"
 
 
 @pytest.mark.parametrize("force", ["true", "True", "yes", "1", "somebody-else:1:1"])
@@ -187,55 +186,55 @@ def test_the_escape_asks_for_the_id_of_the_holder(tmp_path: Path, force: str) ->
     put(tmp_path, ELSEWHERE)
     assert f"wheels_ops_lock_force={ELSEWHERE}" in refusal(tmp_path, force=force)
     assert held_by(tmp_path) == ELSEWHERE
-    deployment.hold(str(tmp_path), kind="deploy", holder="two", force=ELSEWHERE)
+    deployments.hold(str(tmp_path), kind="deploy", holder="two", force=ELSEWHERE)
     assert held_by(tmp_path) == "two"
 
 
 def test_check_mode_takes_nothing_and_says_who_holds_it(tmp_path: Path, ended: str) -> None:
     put(tmp_path, ended)
     before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
-    assert deployment.hold(str(tmp_path), kind="rollback", holder="two", check_mode=True).extra["holder"] == ended
-    assert deployment.let_go(str(tmp_path), holder="two", check_mode=True).extra["holder"] == ended
+    assert deployments.hold(str(tmp_path), kind="rollback", holder="two", check_mode=True).extra["holder"] == ended
+    assert deployments.let_go(str(tmp_path), holder="two", check_mode=True).extra["holder"] == ended
     assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("kind", deployment.KINDS)
+@pytest.mark.parametrize("kind", deployments.KINDS)
 def test_every_kind_of_run_is_kept_out_by_every_other(tmp_path: Path, kind: str) -> None:
-    deployment.hold(str(tmp_path), kind=kind, holder="one")
-    for other in deployment.KINDS:
+    deployments.hold(str(tmp_path), kind=kind, holder="one")
+    for other in deployments.KINDS:
         with pytest.raises(OpsError, match="holds this host: one"):
-            deployment.hold(str(tmp_path), kind=other, holder="two")
-    deployment.let_go(str(tmp_path), holder="one")
+            deployments.hold(str(tmp_path), kind=other, holder="two")
+    deployments.let_go(str(tmp_path), holder="one")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["recover", "maintenance", "monitor"])
-@pytest.mark.parametrize("state", [deployment.BEGUN, deployment.ROLLING_BACK])
+@pytest.mark.parametrize("state", [deployments.BEGUN, deployments.ROLLING_BACK])
 def test_what_was_interrupted_is_sealed_by_nobody(tmp_path: Path, kind: str, state: str, ended: str) -> None:
-    journal = deployment.Journal(str(tmp_path))
-    deployment.begin(str(tmp_path), "a", holder=ended)
+    journal = deployments.Journal(str(tmp_path))
+    deployments.begin(str(tmp_path), "a", holder=ended)
     journal.write({**journal.read("a"), "state": state})
     before = sorted((str(path), path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file())
     commands = "ansible-playbook playbooks/deploy.yml.*ansible-playbook playbooks/rollback.yml"
     for check_mode in (True, False):
         with pytest.raises(OpsError, match=f"a was interrupted.*{commands}"):
-            deployment.hold(str(tmp_path), kind=kind, holder="two", check_mode=check_mode)
+            deployments.hold(str(tmp_path), kind=kind, holder="two", check_mode=check_mode)
     with pytest.raises(OpsError, match=f"a was interrupted.*{commands}"):
-        deployment.begin(str(tmp_path), "b", kind=kind, holder="two")
+        deployments.begin(str(tmp_path), "b", kind=kind, holder="two")
     assert sorted((str(path), path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
-    assert deployment.hold(str(tmp_path), kind="rollback", holder="two").extra["unfinished"] == "a"
+    assert deployments.hold(str(tmp_path), kind="rollback", holder="two").extra["unfinished"] == "a"
     with pytest.raises(OpsError, match="a was interrupted.*so older cannot be rolled back before it"):
-        deployment.hold(str(tmp_path), kind="rollback", holder="two", deployment_id="older")
+        deployments.hold(str(tmp_path), kind="rollback", holder="two", deployment_id="older")
     assert journal.latest() == "a"
 
 
 @pytest.mark.parametrize("kind", ["deploy", "rollback", "recover", "maintenance"])
 def test_an_interrupted_recovery_is_closed_by_whoever_comes_next(tmp_path: Path, kind: str, ended: str) -> None:
-    deployment.begin(str(tmp_path), "20250730T0211", kind="recover", holder=ended)
-    deployment.hold(str(tmp_path), kind=kind, holder="two")
+    deployments.begin(str(tmp_path), "20250730T0211", kind="recover", holder=ended)
+    deployments.hold(str(tmp_path), kind=kind, holder="two")
     assert list((tmp_path / "deployments").iterdir()) == []
     with pytest.raises(OpsError, match="No deployment is in force"):
-        deployment.Journal(str(tmp_path)).latest()
+        deployments.Journal(str(tmp_path)).latest()
 
 
 def test_a_lock_and_a_manifest_of_the_first_version_are_read(tmp_path: Path, ended: str) -> None:
@@ -252,8 +251,8 @@ def test_a_lock_and_a_manifest_of_the_first_version_are_read(tmp_path: Path, end
     (tmp_path / "deployments/20250730T0211").mkdir(parents=True)
     (tmp_path / "deployments/20250730T0211/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(OpsError, match="20250730T0211 was interrupted"):
-        deployment.begin(str(tmp_path), "recover-1", holder="two")
-    assert deployment.begin(str(tmp_path), "b", holder="two").extra == {
+        deployments.begin(str(tmp_path), "recover-1", holder="two")
+    assert deployments.begin(str(tmp_path), "b", holder="two").extra == {
         "deployment_id": "20250730T0211",
         "resumed": True,
         "holder": name,
@@ -280,7 +279,7 @@ def test_only_a_process_that_can_be_asked_is_judged(change: t.Dict[str, str], ve
 
 
 def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_run(tmp_path: Path, ended: str) -> None:
-    deployment.begin(str(tmp_path), "a", holder=ended)
+    deployments.begin(str(tmp_path), "a", holder=ended)
     left = [
         tmp_path / ".deploy.lock.abcdefgh.wheels-ops",
         tmp_path / "deployments/a/.manifest.json.abcdefgh.wheels-ops",
@@ -289,7 +288,7 @@ def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_
     for path in left:
         path.write_text("half")
     (tmp_path / "deployments/b").mkdir()
-    deployment.begin(str(tmp_path), "c", holder="two")
+    deployments.begin(str(tmp_path), "c", holder="two")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "deploy.lock",
         "deployments",

@@ -9,8 +9,8 @@ import wave
 
 import pytest
 
-from wheels_ops.audio import describe
-from wheels_ops.results import OpsError
+from wheels_ops.core.results import OpsError
+from wheels_ops.host.audio import describe
 
 
 def sound(seconds: float = 0.5, rate: int = 22050, sample: bytes = b"\x10\x20") -> bytes:

@@ -38,8 +38,8 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.wheels.ops.plugins.module_utils.backend_settings import threshold_variables
-from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError
+from ansible_collections.wheels.ops.plugins.module_utils.health.backend_settings import threshold_variables
 
 
 def variables(thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None) -> t.Dict[str, str]:

@@ -6,3 +6,8 @@ Plain typed Python with relative imports. Only ``_ansible`` knows Ansible; ``che
 """
 
 from __future__ import annotations
+
+if __name__ == "wheels_ops":
+    from . import _moved
+
+    _moved.redirect()

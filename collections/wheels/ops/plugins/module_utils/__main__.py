@@ -8,7 +8,7 @@ import argparse
 import sys
 import typing as t
 
-from .results import OpsError
+from .core.results import OpsError
 from .rls import cli as rls_cli
 
 #: Exit status of every subcommand.

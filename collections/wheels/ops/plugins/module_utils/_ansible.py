@@ -12,7 +12,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
-from .results import OpsError, Result
+from .core.results import OpsError, Result
 from .state import directory, lock
 
 

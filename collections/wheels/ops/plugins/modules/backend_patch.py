@@ -177,9 +177,9 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.process import environment_of, interpreter_of, user_of
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.host.processes import environment_of, interpreter_of, user_of
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import backend_patch
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
 
 

@@ -132,7 +132,7 @@ diff:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import cors
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 
 
 def main() -> None:

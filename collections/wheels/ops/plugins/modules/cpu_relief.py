@@ -145,11 +145,11 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import cpu_relief
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
-from ansible_collections.wheels.ops.plugins.module_utils.services.members import service_pids
+from ansible_collections.wheels.ops.plugins.module_utils.services.service_processes import service_pids
 
 
 def main() -> None:

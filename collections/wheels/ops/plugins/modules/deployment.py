@@ -142,8 +142,8 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.remedies import deployment
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.state import deployments
 
 
 def call(module: AnsibleModule) -> Result:
@@ -154,15 +154,17 @@ def call(module: AnsibleModule) -> Result:
         {"holder": params["holder"], "check_mode": module.check_mode},
     )
     if state == "queried":
-        return deployment.query(directory, interpreter=params["interpreter"], directories=params["directories"])
+        return deployments.query(directory, interpreter=params["interpreter"], directories=params["directories"])
     if state == "unlocked":
-        return deployment.let_go(directory, **run_options)
+        return deployments.let_go(directory, **run_options)
     if state in ("finished", "rolled_back"):
-        return deployment.end(directory, params["deployment_id"], state=state, release=params["release"], **run_options)
+        return deployments.end(
+            directory, params["deployment_id"], state=state, release=params["release"], **run_options
+        )
     claim = {name: params[name] for name in ("kind", "dead_holders", "living_holders", "force")}
     if state == "locked":
-        return deployment.hold(directory, deployment_id=params["deployment_id"], **claim, **run_options)
-    return deployment.begin(directory, params["deployment_id"], failing=params["failing"], **claim, **run_options)
+        return deployments.hold(directory, deployment_id=params["deployment_id"], **claim, **run_options)
+    return deployments.begin(directory, params["deployment_id"], failing=params["failing"], **claim, **run_options)
 
 
 def main() -> None:

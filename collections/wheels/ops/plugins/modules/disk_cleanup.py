@@ -221,7 +221,7 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.remedies import disk_cleanup
+from ansible_collections.wheels.ops.plugins.module_utils.remedies.disk import cleanup
 
 
 def main() -> None:
@@ -274,7 +274,7 @@ def main() -> None:
     given = module.params
     run(
         module,
-        lambda: disk_cleanup.run(
+        lambda: cleanup.run(
             given["sources"],
             given["targets"],
             protect=given["protect"],

@@ -205,12 +205,12 @@ msg:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wheels.ops.plugins.module_utils import report
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.health.thresholds import parse
+from ansible_collections.wheels.ops.plugins.module_utils.report import report
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
-from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
 
 
 def call(module: AnsibleModule) -> Result:

@@ -209,7 +209,7 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.remedies import log_rotate
+from ansible_collections.wheels.ops.plugins.module_utils.remedies.logs import rotate
 
 
 def main() -> None:
@@ -236,7 +236,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda: log_rotate.run_with(module.params, check_mode=module.check_mode, want_diff=module._diff))
+    run(module, lambda: rotate.run_with(module.params, check_mode=module.check_mode, want_diff=module._diff))
 
 
 if __name__ == "__main__":

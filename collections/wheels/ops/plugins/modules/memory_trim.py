@@ -244,7 +244,7 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.remedies import memory_trim
+from ansible_collections.wheels.ops.plugins.module_utils.remedies.memory import trim
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 
 ACTIONS = ["application", "redis", "celery", "reclaim", "recycle", "restart"]
@@ -277,7 +277,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda: memory_trim.run_with(module.params, check_mode=module.check_mode))
+    run(module, lambda: trim.run_with(module.params, check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -135,11 +135,11 @@ msg:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wheels.ops.plugins.module_utils import performance
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.ops_token import token_of
-from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError, Result
-from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError, Result
+from ansible_collections.wheels.ops.plugins.module_utils.health.thresholds import parse
+from ansible_collections.wheels.ops.plugins.module_utils.report import performance
+from ansible_collections.wheels.ops.plugins.module_utils.state.ops_token import token_of
 
 
 def call(module: AnsibleModule) -> Result:

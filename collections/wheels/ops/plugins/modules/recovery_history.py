@@ -56,9 +56,9 @@ msg:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wheels.ops.plugins.module_utils import history
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.state import history
 
 
 def call(module: AnsibleModule) -> Result:

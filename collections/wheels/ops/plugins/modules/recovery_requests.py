@@ -74,8 +74,8 @@ msg:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wheels.ops.plugins.module_utils import recovery_requests
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.state import requests
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     )
     run(
         module,
-        lambda: recovery_requests.handle(
+        lambda: requests.handle(
             Path(module.params["state_dir"]) / "requests", module.params["done"], check_mode=module.check_mode
         ),
     )

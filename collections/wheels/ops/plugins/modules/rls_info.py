@@ -165,12 +165,12 @@ unasked:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.rls import entry
+from ansible_collections.wheels.ops.plugins.module_utils.rls import module_api
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=entry.arguments(), supports_check_mode=True)
-    run(module, lambda: entry.info(module.params))
+    module = AnsibleModule(argument_spec=module_api.arguments(), supports_check_mode=True)
+    run(module, lambda: module_api.info(module.params))
 
 
 if __name__ == "__main__":

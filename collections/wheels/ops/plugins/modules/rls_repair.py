@@ -195,13 +195,13 @@ undo:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.rls import entry
+from ansible_collections.wheels.ops.plugins.module_utils.rls import module_api
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            **entry.arguments(),
+            **module_api.arguments(),
             "state": {"type": "str", "choices": ["repaired", "undone"], "default": "repaired"},
             "fix": {
                 "type": "list",
@@ -223,7 +223,7 @@ def main() -> None:
         required_if=[("state", "undone", ["undo_path"])],
         supports_check_mode=True,
     )
-    run(module, lambda: entry.repair(module.params, check_mode=module.check_mode))
+    run(module, lambda: module_api.repair(module.params, check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -198,15 +198,14 @@ sqlstate:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wheels.ops.plugins.module_utils import postgres
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.remedies import sql_script
+from ansible_collections.wheels.ops.plugins.module_utils.database import connect, scripts
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            **postgres.argument_spec(),
+            **connect.argument_spec(),
             "scripts": {
                 "type": "list",
                 "elements": "dict",
@@ -234,7 +233,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda: sql_script.from_params(module.params, check_mode=module.check_mode))
+    run(module, lambda: scripts.from_params(module.params, check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
-from ansible_collections.wheels.ops.plugins.module_utils.results import OpsError
-from ansible_collections.wheels.ops.plugins.module_utils.thresholds import parse
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError
+from ansible_collections.wheels.ops.plugins.module_utils.health.thresholds import parse
 
 PREFIX = "wheels_ops_"
 #: The variables that roles and playbooks share, with their kind in the words of an argument specification.

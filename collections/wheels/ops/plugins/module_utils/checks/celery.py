@@ -9,10 +9,10 @@ import time
 import typing as t
 
 from ..core.redaction import redact_url
-from ..health import Check, is_ours
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health.check import Check, is_ours
+from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import broker, celery_workers, gates, redis_errors
-from ..thresholds import DEFAULTS, Thresholds, worst
 from .redis import REFUSALS, answered, error_code, unserved
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.

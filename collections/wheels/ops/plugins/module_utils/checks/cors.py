@@ -16,8 +16,8 @@ import typing as t
 import urllib.parse
 from dataclasses import asdict, dataclass, field
 
-from ..health import Check
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health.check import Check
 from .http import require_url
 
 #: The origin of nobody (RFC 2606: .example never resolves); and what a lax pattern lets through.

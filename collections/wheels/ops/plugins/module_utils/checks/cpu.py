@@ -9,9 +9,9 @@ import os
 import time
 import typing as t
 
-from ..health import Check
-from ..results import OpsError
-from ..thresholds import DEFAULTS, Thresholds, worst
+from ..core.results import OpsError
+from ..health.check import Check
+from ..health.thresholds import DEFAULTS, Thresholds, worst
 from .http import require_url
 
 #: How often the light endpoint is asked while the heavy one runs.

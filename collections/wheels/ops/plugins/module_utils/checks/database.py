@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 import typing as t
 
-from .. import postgres
-from ..health import Check, Finding, conclude
+from ..database import connect
+from ..health.check import Check, Finding, conclude
 
 #: Tables and the columns of them that the backend reads or writes; their lack is what "missing tables" was.
 REQUIRED: t.Mapping[str, t.Sequence[str]] = {
@@ -67,12 +67,12 @@ def check(
     wanted = REQUIRED if required is None else required
     try:
         facts = _ask(dsn, wanted, schema, timeout)
-    except postgres.Unavailable as error:
+    except connect.Unavailable as error:
         return conclude("database", [Finding("critical", str(error))], fine="", unit="missing")
     except psycopg2.Error as error:
         return conclude(
             "database",
-            [Finding("critical", str(postgres.server_error("The database does not answer", error)))],
+            [Finding("critical", str(connect.server_error("The database does not answer", error)))],
             fine="",
             unit="missing",
         )
@@ -115,7 +115,7 @@ def check(
 def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:
     """``version``, ``latency_ms``, ``standby``, ``read_only``, and ``present``: the columns of each table that is there."""
     started = time.monotonic()
-    connection = postgres.connect(dsn, connect_timeout=timeout)
+    connection = connect.connect(dsn, connect_timeout=timeout)
     try:
         connection.set_session(readonly=True)
         with connection.cursor() as cursor:

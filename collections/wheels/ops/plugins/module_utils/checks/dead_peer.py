@@ -8,7 +8,7 @@ import dataclasses
 import time
 import typing as t
 
-from ..health import Check
+from ..health.check import Check
 
 
 def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Optional[float]:

@@ -9,9 +9,9 @@ import os
 import stat
 import typing as t
 
-from ..health import Check
-from ..results import OpsError
-from ..thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds, worst
+from ..core.results import OpsError
+from ..health.check import Check
+from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds, worst
 
 
 def filesystem(path: str) -> t.Dict[str, t.Any]:

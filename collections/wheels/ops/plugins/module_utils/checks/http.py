@@ -13,9 +13,9 @@ import urllib.parse
 from dataclasses import dataclass, field
 
 from ..core.redaction import redact
-from ..health import Check, Finding, conclude, is_ours
-from ..results import OpsError
-from ..thresholds import DEFAULTS, Thresholds
+from ..core.results import OpsError
+from ..health.check import Check, Finding, conclude, is_ours
+from ..health.thresholds import DEFAULTS, Thresholds
 from . import self_report
 
 #: Where a deployed backend says how it is (``docs/health-api.md``). Releases without it answer 404.

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import typing as t
 
-from .. import pressure
-from ..health import Check
-from ..results import OpsError
-from ..thresholds import DEFAULTS, Thresholds, worst
+from ..core.results import OpsError
+from ..health.check import Check
+from ..health.thresholds import DEFAULTS, Thresholds, worst
+from ..host import memory_pressure
 
 MEBIBYTE = 1024 * 1024
 #: Percent of ten seconds in which all tasks of a scope waited for memory (PSI full): pressure, much of it, and what systemd-oomd ends processes for.
-STALLS = Thresholds(pressure.STALLED, 30, 60)
+STALLS = Thresholds(memory_pressure.STALLED, 30, 60)
 
 
 def resident_bytes(pids: t.Iterable[int]) -> int:
@@ -64,24 +64,24 @@ def check(
     ``services`` leaves the host out, for a machine that serves others too. ``proc`` and ``root`` are given by tests.
     """
     limits = thresholds or DEFAULTS["memory"]
-    details: t.Dict[str, t.Any] = {"services": {}, "stalls": pressure.stalls(f"{proc}/pressure/memory")}
+    details: t.Dict[str, t.Any] = {"services": {}, "stalls": memory_pressure.stalls(f"{proc}/pressure/memory")}
     shares: t.Dict[str, float] = {}
     stalled: t.Dict[str, t.Optional[float]] = {}
     if scope == "host":
-        machine = pressure.host(proc)
+        machine = memory_pressure.host(proc)
         details["host"] = {
             "percent": round(machine.percent, 1),
             "total_bytes": machine.limit_bytes,
             "available_bytes": machine.limit_bytes - machine.used_bytes,
         }
         shares["the host"], stalled["the host"] = machine.percent, machine.stalled
-        container = pressure.cgroup(proc=proc, root=root)
+        container = memory_pressure.cgroup(proc=proc, root=root)
         if container is not None:
             details["container"] = container.as_dict()
             shares["the container"], stalled["the container"] = container.percent, container.stalled
-    groups: t.Dict[str, pressure.Scope] = {}
+    groups: t.Dict[str, memory_pressure.Scope] = {}
     for name, members in services.items():
-        around = pressure.cgroup(min(members), proc=proc, root=root) if members else None
+        around = memory_pressure.cgroup(min(members), proc=proc, root=root) if members else None
         if around is not None:
             groups[name] = around
             shares[f"{name} in its cgroup"], stalled[f"{name} in its cgroup"] = around.percent, around.stalled

@@ -9,11 +9,11 @@ import time
 import typing as t
 
 from ..core.redaction import redact_url, url_problem
-from ..health import Check, Finding, conclude, is_ours
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health.check import Check, Finding, conclude, is_ours
+from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import redis_errors
 from ..services.broker import readable, require_database
-from ..thresholds import DEFAULTS, Thresholds, worst
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
 CACHE_PREFIXES: t.Tuple[str, ...] = (

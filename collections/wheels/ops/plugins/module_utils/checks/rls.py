@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .. import postgres
-from ..health import Check, Finding, conclude, unknown
+from ..database import connect
+from ..health.check import Check, Finding, conclude, unknown
 
 API_ROLES = frozenset({"anon", "authenticated"})
 
@@ -17,11 +17,11 @@ def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int
 
     ``critical`` also where the server gives no session: what recurses there, nobody can say, and the application cannot ask either.
     """
-    from ..rls import oracle
+    from ..rls.audit import oracle
 
     try:
-        connection = postgres.connect(dsn, connect_timeout=min(timeout, 10))
-    except postgres.Unavailable as error:
+        connection = connect.connect(dsn, connect_timeout=min(timeout, 10))
+    except connect.Unavailable as error:
         return conclude("rls", [Finding("critical", str(error))], fine="", unit="recursive tables")
     try:
         report = oracle.probe(connection, schemas=schemas, statement_timeout_ms=timeout * 1000)

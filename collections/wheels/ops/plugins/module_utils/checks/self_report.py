@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
-from ..thresholds import STATUSES, Status, worst
+from ..health.thresholds import STATUSES, Status, worst
 
 _WORDS: t.Dict[str, Status] = {
     **dict.fromkeys(

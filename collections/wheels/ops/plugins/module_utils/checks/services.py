@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ..health import Check, unknown
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health.check import Check, unknown
 from ..services import gates
 from ..services.manager import open_manager
 from ..services.model import Manager, Service, ServiceState, parse_services

@@ -8,11 +8,12 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .. import health, scores
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health import check as health
+from ..health import scores
+from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds
 from ..services.manager import open_manager
 from ..services.model import Service, parse_services
-from ..thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds
 from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis, rls, tts, websocket
 from . import services as services_check
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ..audio import describe
-from ..health import Check, is_ours
-from ..results import OpsError
+from ..core.results import OpsError
+from ..health.check import Check, is_ours
+from ..host.audio import describe
 from .http import require_url, unresolved
 
 #: Less than a tenth of a second of the poorest format that the chain makes (48 kbit/s): a header and nothing after it.

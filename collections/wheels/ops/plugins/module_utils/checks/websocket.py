@@ -17,9 +17,9 @@ import urllib.parse
 from dataclasses import dataclass
 
 from ..core.redaction import redact, redact_url, secrets_of
-from ..health import Check, is_ours, unknown
-from ..results import OpsError
-from ..thresholds import Thresholds
+from ..core.results import OpsError
+from ..health.check import Check, is_ours, unknown
+from ..health.thresholds import Thresholds
 
 _NO_ROUTE = "there is no WebSocket at this path"
 #: What a browser may see as an HTTP answer to the upgrade and what it means for the person who reads the check.

@@ -1,4 +1,3 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-
-from __future__ import annotations
+"""What the kernel knows of this host, and files through directory descriptors."""

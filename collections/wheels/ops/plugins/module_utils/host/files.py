@@ -23,8 +23,8 @@ import stat
 import typing as t
 from pathlib import Path
 
-from ..results import OpsError
-from ..safe_tree import open_directory
+from ..core.results import OpsError
+from .safe_tree import open_directory
 
 SUFFIX = ".wheels-ops"
 #: A file of a backend or of ours is never larger. Reading stops here, so that a sparse file of a terabyte does no harm.

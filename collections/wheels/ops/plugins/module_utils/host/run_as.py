@@ -28,9 +28,8 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import programs
-from ..results import OpsError
-from . import child
+from ..core.results import OpsError
+from . import child, subprocesses
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: What of our own environment every program gets: none of it holds a secret.
@@ -367,7 +366,7 @@ def _start(
     report_out, report_in = os.pipe()
     words = [_python(), "-I", "-S", "-c", _source(), str(settings_out), str(report_in)]
     try:
-        process = programs.start(
+        process = subprocesses.start(
             words, cwd="/", environment={"PATH": PATH, "LC_ALL": "C.UTF-8"}, descriptors=(settings_out, report_in)
         )
     except OSError as error:

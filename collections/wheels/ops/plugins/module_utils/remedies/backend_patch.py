@@ -12,12 +12,12 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..host import files, run_as
+from ..core.results import OpsError, Result
+from ..host import files, marked_blocks, run_as
 from ..host.files import sha256, write_atomically
-from ..results import OpsError, Result
+from ..state import leftovers
+from ..state.deployments import BEGUN, ROLLED_BACK, Journal, now
 from ..state.lock import changes_files
-from . import blocks, leftovers
-from .deployment import BEGUN, ROLLED_BACK, Journal, now
 
 #: What an application's tree holds that its import does not need, and that can be large.
 _NOT_STAGED = (
@@ -356,7 +356,7 @@ def _changes(root: Path, real: str, request: Request, journal: Journal) -> t.Lis
                 hint="The block that wires the patched files in goes into it. Is this the backend's directory?",
             )
         try:
-            after = blocks.insert(before.decode("utf-8"), lines, path=str(path)).encode("utf-8")
+            after = marked_blocks.insert(before.decode("utf-8"), lines, path=str(path)).encode("utf-8")
         except UnicodeDecodeError as error:
             raise OpsError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
         # Whoever edits main.py edits a file of his own: only our block is ours.
@@ -457,7 +457,7 @@ def _remove_empty_parents(name: str, entry: t.Mapping[str, t.Any], real: Path, r
 
 def _without_block(content: bytes) -> bytes:
     try:
-        return blocks.remove(content.decode("utf-8")).encode("utf-8")
+        return marked_blocks.remove(content.decode("utf-8")).encode("utf-8")
     except UnicodeDecodeError:
         return content
 

@@ -10,7 +10,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ..results import OpsError, Result
+from ..core.results import OpsError, Result
 from ..services import broker, redis_errors
 
 #: What other parts of the backend and Celery keep in the same database. Named one by one in ``unprotect``, or never touched.

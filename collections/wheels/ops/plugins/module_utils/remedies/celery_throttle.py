@@ -9,7 +9,7 @@ import time
 import typing as t
 
 from ..checks.celery import BEAT_KEY, THROTTLE_KEY
-from ..results import OpsError, Result
+from ..core.results import OpsError, Result
 from ..services import broker, redis_errors
 
 #: How much rarer periodic tasks come, by level (``app/wheels_ops/celery_throttle.py``).

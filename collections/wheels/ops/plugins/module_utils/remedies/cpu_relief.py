@@ -19,10 +19,10 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import write_atomically
-from ..results import OpsError, Result
-from ..services import ledger, processes
-from ..state import documents
+from ..core.results import OpsError, Result
+from ..host import processes
+from ..host.files import write_atomically
+from ..state import documents, restarts
 
 #: Never made to yield: what carries the host, and what the services themselves need.
 PROTECTED = r"^(?:\[|/?(?:\S*/)?(?:systemd\S*|init|sshd\S*|dbus\S*|postgres\S*|redis-server|supervisord|nginx\S*|haproxy|rsyslogd|cron|agetty|login)(?::|\s|$))"
@@ -170,10 +170,10 @@ def _apply(thread: int, policy: int, nice: int) -> None:
 def run(options: Options, *, check_mode: bool = False) -> Result:
     """Makes consumers yield, or puts everything back. Raises ``OpsError`` where the right is missing."""
     validate(options)
-    directory = ledger.state_dir(options.state_dir)
+    directory = restarts.state_dir(options.state_dir)
     path = directory / "cpu_relief.json"
     if check_mode:
-        ledger.require_writable(directory)
+        restarts.require_writable(directory)
         return _run(options, path, check_mode)
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)

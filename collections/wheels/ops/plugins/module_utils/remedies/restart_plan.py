@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
-from ..results import OpsError
+from ..core.results import OpsError
 from ..services.model import Service, ServiceState
 
 #: Reasons that a run may be limited to.

@@ -10,9 +10,11 @@ import time
 import typing as t
 from dataclasses import dataclass, field, replace
 
-from ..results import OpsError, Result
-from ..services import broker, gates, ledger, processes, redis_config, redis_errors
+from ..core.results import OpsError, Result
+from ..host import processes
+from ..services import broker, gates, redis_config, redis_errors
 from ..services.model import Manager, Service, ServiceState
+from ..state import restarts
 from .restart_plan import REASONS, Step, plan
 
 #: Programs that keep queues in memory, by the kernel's name of them.
@@ -72,9 +74,9 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
     what was paused and can run runs again, and ``details`` carries ``actions``, ``last_state``, ``last_probe`` and ``log``.
     """
     _validate(options, services)
-    book = ledger.Ledger(ledger.state_dir(options.state_dir))
+    book = restarts.Ledger(restarts.state_dir(options.state_dir))
     if check_mode:
-        ledger.require_writable(ledger.state_dir(options.state_dir))
+        restarts.require_writable(restarts.state_dir(options.state_dir))
     with contextlib.nullcontext() if check_mode else book.locked():
         result = _Run(services, control, options, book).carry_out(check_mode)
     if book.damaged:
@@ -115,7 +117,7 @@ class _Run:
     services: t.Sequence[Service]
     control: Manager
     options: Options
-    book: ledger.Ledger
+    book: restarts.Ledger
     actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
     paused: t.List[Service] = field(default_factory=list)
     tasks: t.Dict[str, t.Any] = field(default_factory=dict)
@@ -378,7 +380,7 @@ class _Run:
                 now = self.control.states([service.unit])[service.unit]
                 # What its manager refused to do changed nothing. One that was down may have been started and have died: that counts.
                 entry["changed"] = not state.instance or now.instance != state.instance
-            outcome = "failed" if entry["changed"] else ledger.REFUSED
+            outcome = "failed" if entry["changed"] else restarts.REFUSED
             self.book.add(event="end", service=service.name, outcome=outcome, message=error.message)
             error.details.setdefault("service", service.name)
             error.details.setdefault("log", gates.tail(self.control, service.unit, options.log_lines))

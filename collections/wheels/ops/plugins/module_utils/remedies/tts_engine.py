@@ -19,10 +19,9 @@ import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import programs
-from ..audio import describe
-from ..host import files, run_as
-from ..results import OpsError, Result
+from ..core.results import OpsError, Result
+from ..host import files, run_as, subprocesses
+from ..host.audio import describe
 
 #: The chain by ``TTS_PRIMARY_ENGINE``; text only is always its end (``app/services/tts/tts_service.py``).
 CHAINS: t.Dict[str, t.Tuple[str, ...]] = {
@@ -540,7 +539,7 @@ def _run(
 def _run_as_we_are(words: t.Sequence[str], *, timeout: float, environment: t.Mapping[str, str]) -> None:
     """Runs a program of the system with our rights and our environment; kills its group on time-out."""
     try:
-        process = programs.start(words, cwd="/", environment={**os.environ, "LC_ALL": "C.UTF-8", **environment})
+        process = subprocesses.start(words, cwd="/", environment={**os.environ, "LC_ALL": "C.UTF-8", **environment})
     except OSError as error:
         raise OpsError(f"{words[0]} cannot be started: {error.strerror}.") from error
     try:

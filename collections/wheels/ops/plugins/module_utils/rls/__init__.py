@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ..results import OpsError
-from .audits import Audit, audit
-from .changes import apply, undo
-from .findings import Finding
-from .oracle import Failure, Probe, probe
-from .plans import Plan, plan
+from ..core.results import OpsError
+from .audit.audits import Audit, audit
+from .audit.oracle import Failure, Probe, probe
+from .model.findings import Finding
+from .repair.apply import apply, undo
+from .repair.plans import Plan, plan
 
 __all__ = ["Audit", "Failure", "Finding", "OpsError", "Plan", "Probe", "apply", "audit", "plan", "probe", "undo"]

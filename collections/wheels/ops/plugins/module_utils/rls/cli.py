@@ -11,14 +11,14 @@ import sys
 import typing as t
 from pathlib import Path
 
-from .. import postgres
-from ..results import OpsError
-from . import formats, scratch
-from .audits import Audit, audit
-from .changes import apply, undo
-from .entry import sentence, undo_name
-from .findings import KINDS, SEVERITIES, Finding
-from .plans import FIXES, HELPER_SCHEMA, plan
+from ..core.results import OpsError
+from ..database import connect
+from .audit import formats, scratch
+from .audit.audits import Audit, audit
+from .model.findings import KINDS, SEVERITIES, Finding
+from .module_api import sentence, undo_name
+from .repair.apply import apply, undo
+from .repair.plans import FIXES, HELPER_SCHEMA, plan
 
 CLEAN, FOUND = 0, 1
 
@@ -130,7 +130,7 @@ def run_audit(options: argparse.Namespace) -> int:
         )
         found, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
     else:
-        with contextlib.closing(postgres.connect(options.dsn)) as connection:
+        with contextlib.closing(connect.connect(options.dsn)) as connection:
             found, introduced, errors = (
                 audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options)),
                 {},
@@ -158,7 +158,7 @@ def _judge(words: str) -> t.Callable[[Finding], bool]:
 
 def run_repair(options: argparse.Namespace) -> int:
     timeouts = _timeouts(options)
-    with contextlib.closing(postgres.connect(options.dsn)) as connection:
+    with contextlib.closing(connect.connect(options.dsn)) as connection:
         found: Audit = audit(connection, schemas=options.schema, roles=options.role, **timeouts)
         made = plan(
             connection,
@@ -187,7 +187,7 @@ def run_repair(options: argparse.Namespace) -> int:
 
 
 def run_undo(options: argparse.Namespace) -> int:
-    with contextlib.closing(postgres.connect(options.dsn)) as connection:
+    with contextlib.closing(connect.connect(options.dsn)) as connection:
         result = undo(connection, options.script, check_mode=options.check, force=options.force, **_timeouts(options))
     sys.stdout.write((json.dumps(result, indent=1, default=str) if options.format == "json" else result["msg"]) + "\n")
     return CLEAN

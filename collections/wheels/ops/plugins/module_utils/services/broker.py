@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass
 
 from ..core.redaction import redact_url, url_problem
-from ..results import OpsError
+from ..core.results import OpsError
 
 #: kombu joins routing key, pattern and queue with this in ``_kombu.binding.EXCHANGE``.
 SEPARATOR = "\x06\x16"

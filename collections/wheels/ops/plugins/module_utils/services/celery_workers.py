@@ -12,8 +12,9 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from ..results import OpsError
-from . import broker, processes, redis_errors
+from ..core.results import OpsError
+from ..host import processes
+from . import broker, redis_errors
 
 #: Share of one CPU, used or waited for, from which a process is at work. A worker that waits for tasks asks for 0.002 (measured
 #: over 15 s, Celery 5.6 with the pool solo, on two cores with a load of 17).

@@ -18,8 +18,9 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
-from ..results import OpsError
-from . import broker, celery_workers, processes, redis_errors
+from ..core.results import OpsError
+from ..host import processes
+from . import broker, celery_workers, redis_errors
 from .model import Gate, Manager, Service, ServiceState
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ..results import OpsError
+from ..core.results import OpsError
 from .model import Manager
 from .supervisor import Supervisor, find_socket
 from .systemd import Systemd, available

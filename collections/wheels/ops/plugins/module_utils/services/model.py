@@ -9,7 +9,7 @@ import typing as t
 import urllib.parse
 from dataclasses import asdict, dataclass, field, replace
 
-from ..results import OpsError
+from ..core.results import OpsError
 from .broker import require_database
 
 GATES: t.Tuple[str, ...] = ("none", "state", "tcp", "http", "redis", "celery", "beat")

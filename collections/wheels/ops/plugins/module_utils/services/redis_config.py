@@ -17,8 +17,8 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ..results import OpsError
-from . import processes
+from ..core.results import OpsError
+from ..host import processes
 
 #: Settings that decide from where Redis reads its data when it starts. ``save`` decides only what it keeps from then on.
 DECISIVE: t.Tuple[str, ...] = ("appendonly", "dir", "dbfilename", "appenddirname", "appendfilename")

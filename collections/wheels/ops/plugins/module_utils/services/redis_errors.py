@@ -8,7 +8,7 @@ import re
 import typing as t
 
 from ..core.redaction import redact_url
-from ..results import OpsError
+from ..core.results import OpsError
 
 #: Kinds after which it is certain that the server lives: it answered, and only refused.
 REFUSALS: t.FrozenSet[str] = frozenset(

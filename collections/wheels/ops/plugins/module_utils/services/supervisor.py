@@ -14,8 +14,8 @@ import time
 import typing as t
 import xmlrpc.client
 
-from ..results import OpsError
-from . import processes
+from ..core.results import OpsError
+from ..host import processes
 from .model import ServiceState
 
 SOCKETS: t.Tuple[str, ...] = ("/run/supervisor.sock", "/var/run/supervisor.sock", "/run/supervisor/supervisor.sock")

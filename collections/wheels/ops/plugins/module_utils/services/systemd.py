@@ -12,9 +12,8 @@ import subprocess
 import time
 import typing as t
 
-from .. import programs
-from ..results import OpsError
-from . import processes
+from ..core.results import OpsError
+from ..host import processes, subprocesses
 from .model import ServiceState
 
 _PROPERTIES = (
@@ -131,7 +130,7 @@ class Systemd:
     def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
         try:
             command = [self._systemctl, "--no-pager", "--no-ask-password", *words]
-            done = programs.run(
+            done = subprocesses.run(
                 command, timeout=timeout, environment={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
             )
         except subprocess.TimeoutExpired:
@@ -220,7 +219,7 @@ class Systemd:
         if not program:
             return []
         try:
-            done = programs.run([program, "--no-pager", "--quiet", "--output=json", *words], timeout=15)
+            done = subprocesses.run([program, "--no-pager", "--quiet", "--output=json", *words], timeout=15)
         except subprocess.TimeoutExpired:
             return []
         entries = []

@@ -15,8 +15,8 @@ from pathlib import Path
 
 # Ansible sends with a module what its files import: these bring everything that the programs and the command line need.
 from .. import __main__ as command_line
-from ..files import sha256
-from ..results import OpsError, Result
+from ..core.results import OpsError, Result
+from ..host.files import sha256
 from . import launcher, monitor, program_links, recovery
 
 #: What has to be there for the programs to work.

@@ -14,11 +14,12 @@ import time
 import typing as t
 from dataclasses import replace
 
-from .. import history, scores
-from .. import report as reports
 from ..checks import suite
-from ..results import OpsError
-from . import results
+from ..core.results import OpsError
+from ..health import scores
+from ..report import report as reports
+from ..state import history
+from . import program_output
 from .settings import Settings, load
 
 Report = t.Dict[str, t.Any]
@@ -59,9 +60,9 @@ class ProductionHealthMonitor:
 
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
-        found = {check["name"]: results.detailed(check) for check in health["checks"]}
+        found = {check["name"]: program_output.detailed(check) for check in health["checks"]}
         self.issues_found = self.settings.scrubbed(
-            [results.issue(check) for check in health["checks"] if not results.is_quiet(check)]
+            [program_output.issue(check) for check in health["checks"] if not program_output.is_quiet(check)]
         )
         self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
         seconds = health["duration_ms"] / 1000
@@ -85,11 +86,11 @@ class ProductionHealthMonitor:
     def generate_summary(
         self, results_by_check: t.Mapping[str, t.Mapping[str, t.Any]], duration: float
     ) -> t.Dict[str, t.Any]:
-        return results.summary(results_by_check, duration)
+        return program_output.summary(results_by_check, duration)
 
     async def _alone(self, subject: str) -> t.Dict[str, t.Any]:
         health = await asyncio.to_thread(suite.run, replace(self.settings.checks, subjects=(subject,)))
-        return t.cast("t.Dict[str, t.Any]", self.settings.scrubbed(results.detailed(health["checks"][0])))
+        return t.cast("t.Dict[str, t.Any]", self.settings.scrubbed(program_output.detailed(health["checks"][0])))
 
     async def check_memory_usage(self) -> t.Dict[str, t.Any]:
         return await self._alone("memory")
@@ -222,19 +223,19 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
                 settings,
                 checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))),
             )
-        with results.deadline(settings.deadline):
+        with program_output.deadline(settings.deadline):
             report = _looked(settings, started)
-    except (OpsError, results.DeadlineExceeded) as error:
-        return results.could_not_tell(str(error), settings, as_json=options.json)
+    except (OpsError, program_output.DeadlineExceeded) as error:
+        return program_output.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
-        return results.could_not_tell("Interrupted.", settings, as_json=options.json)
+        return program_output.could_not_tell("Interrupted.", settings, as_json=options.json)
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return results.could_not_tell(
+        return program_output.could_not_tell(
             f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
         )
-    written = results.write_report(options.output, report)
+    written = program_output.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
-    return results.exit_status(report["status"]) or (0 if written else results.UNKNOWN)
+    return program_output.exit_status(report["status"]) or (0 if written else program_output.UNKNOWN)
 
 
 def _looked(settings: Settings, started: float) -> Report:
@@ -252,7 +253,7 @@ def _looked(settings: Settings, started: float) -> Report:
                 notes=(*settings.notes, f"Nothing is kept of this run: cannot write {lock}: {error.strerror}."),
             )
         if kept:
-            stack.enter_context(results.exclusive(lock, settings.deadline / 2))
+            stack.enter_context(program_output.exclusive(lock, settings.deadline / 2))
         left = settings.deadline - (time.monotonic() - started) - 1.0
         settings = replace(
             settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, left)))

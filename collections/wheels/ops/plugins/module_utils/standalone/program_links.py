@@ -9,8 +9,8 @@ import os
 import typing as t
 from pathlib import Path
 
+from ..core.results import OpsError
 from ..host import files
-from ..results import OpsError
 
 _HINT = "Nothing is put behind it: name the directory itself with monitoring_link_dir, or set that to the empty string."
 

@@ -21,33 +21,29 @@ import typing as t
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
-from .. import history, recovery_requests, report
 from ..checks import suite
-from ..ops_token import token_of
-from ..remedies import (
-    cache_purge,
-    celery_throttle,
-    deployment,
-    disk_cleanup,
-    log_rotate,
-    memory_trim,
-    service_restart,
-    sql_script,
-)
-from ..results import OpsError, Result
-from ..rls import entry as rls_entry
+from ..core.results import OpsError, Result
+from ..database import scripts as sql_script
+from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
+from ..remedies import cache_purge, celery_throttle, service_restart
+from ..remedies.disk import cleanup
+from ..remedies.logs import rotate
+from ..remedies.memory import trim
+from ..report import report
+from ..rls import module_api as rls_entry
 from ..services.manager import open_manager
 from ..services.model import parse_services
+from ..state import deployments, history, lock
 from ..state import holder as holders
-from ..state import lock
-from ..thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
-from . import results
+from ..state import requests as recovery_requests
+from ..state.ops_token import token_of
+from . import program_output
 from .settings import Settings, load
 
 Report = t.Dict[str, t.Any]
 Health = t.Mapping[str, t.Any]
 HISTORY = "history.jsonl"
-PREFIX = deployment.RECOVER_PREFIX
+PREFIX = deployments.RECOVER_PREFIX
 MAX_HISTORY = 100
 
 
@@ -189,10 +185,10 @@ class AutomatedRecovery:
     def _held(self, run_id: str, failing: t.Sequence[str]) -> t.Iterator[None]:
         """The lock and the journal of what changes this host, which the playbooks take as well."""
         state, holder = str(self.settings.state_dir), holders.name_of(os.getpid())
-        begun = deployment.begin(
+        begun = deployments.begin(
             state,
             run_id,
-            kind=deployment.RECOVER,
+            kind=deployments.RECOVER,
             holder=holder,
             failing=failing,
             force=self.lock_force,
@@ -203,8 +199,8 @@ class AutomatedRecovery:
             with contextlib.nullcontext() if self.dry_run else lock.heartbeat(self.settings.state_dir, holder):
                 yield
         finally:
-            deployment.end(
-                state, begun.extra["deployment_id"], holder=holder, state=deployment.FINISHED, check_mode=self.dry_run
+            deployments.end(
+                state, begun.extra["deployment_id"], holder=holder, state=deployments.FINISHED, check_mode=self.dry_run
             )
 
     def _remedies(self, before: Health) -> t.List[RecoveryResult]:
@@ -215,7 +211,7 @@ class AutomatedRecovery:
             if not asking or (self.only and action.value not in self.only) or not self._wanted(action, before):
                 continue
             result = RecoveryResult(
-                action=action.value, success=None, message="", timestamp=deployment.now(), checks=asking
+                action=action.value, success=None, message="", timestamp=deployments.now(), checks=asking
             )
             done.append(result)
             try:
@@ -296,7 +292,7 @@ class AutomatedRecovery:
     def _rotate_logs(self, _before: Health) -> Result:
         if not self.options.log_directories:
             raise Refused("No directory of logs is configured (recovery.log_directories).")
-        return log_rotate.run_with(
+        return rotate.run_with(
             {
                 "paths": [f"{directory.rstrip('/')}/*.log" for directory in self.options.log_directories],
                 "max_size": self.options.log_max_size,
@@ -310,7 +306,7 @@ class AutomatedRecovery:
     def _clean_disk(self, _before: Health) -> Result:
         if not self.options.disk_sources:
             raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
-        return disk_cleanup.run(
+        return cleanup.run(
             self.options.disk_sources,
             self.options.disk_targets,
             protect=self.options.disk_protect,
@@ -470,7 +466,7 @@ class AutomatedRecovery:
         checks = self.settings.checks
         token = self.options.token_file if os.path.exists(self.options.token_file) else ""
         limits = checks.thresholds.get("memory")
-        return memory_trim.run_with(
+        return trim.run_with(
             {
                 "services": list(checks.services),
                 "service_manager": checks.service_manager,
@@ -494,19 +490,21 @@ class AutomatedRecovery:
         taken = [result for result in done if result.changed]
         # What has no remedy here, and where it is to be had.
         tried = {name for result in done for name in result.checks}
-        left = [check for check in after["checks"] if not results.is_quiet(check)]
+        left = [check for check in after["checks"] if not program_output.is_quiet(check)]
         return {
-            "timestamp": deployment.now(),
+            "timestamp": deployments.now(),
             "run_id": run_id,
             "dry_run": self.dry_run,
-            "issues_detected": [results.issue(check) for check in before["checks"] if not results.is_quiet(check)],
+            "issues_detected": [
+                program_output.issue(check) for check in before["checks"] if not program_output.is_quiet(check)
+            ],
             "recovery_actions_taken": 0 if self.dry_run else len(taken),
             "recovery_actions_planned": len(taken) if self.dry_run else 0,
             "successful_recoveries": sum(bool(result.success) and result.changed for result in done),
             "failed_recoveries": sum(result.outcome in ("failed", "partly") for result in done),
             "refused_recoveries": sum(bool(result.refused) for result in done),
             "recovery_results": [result.as_dict() for result in done],
-            "remaining": [{**results.issue(check), "tried": check["name"] in tried} for check in left],
+            "remaining": [{**program_output.issue(check), "tried": check["name"] in tried} for check in left],
             "system_health_summary": _summary(after),
             "status": after["status"],
             "before": _outcome(before),
@@ -577,7 +575,7 @@ def _list(value: t.Any) -> t.List[t.Any]:
 
 def _summary(after: Health) -> t.Dict[str, t.Any]:
     """The summary of the first version; what was not measured is not there."""
-    detailed = {check["name"]: results.detailed(check) for check in after["checks"]}
+    detailed = {check["name"]: program_output.detailed(check) for check in after["checks"]}
 
     def part(names: t.Sequence[str], **further: t.Any) -> t.Dict[str, t.Any]:
         bad = [detailed[name] for name in names if name in detailed and detailed[name]["healthy"] is False]
@@ -758,21 +756,25 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         _end_in_order(recovery)
         # Begun beside another run, this one would act on what that one has mended meanwhile. A dry run writes nothing, not even a lock.
         with (
-            contextlib.nullcontext() if options.dry_run else results.exclusive(settings.state_dir / "recovery.lock", 0)
+            contextlib.nullcontext()
+            if options.dry_run
+            else program_output.exclusive(settings.state_dir / "recovery.lock", 0)
         ):
             made = recovery.run()
     except OpsError as error:
-        return results.could_not_tell(str(error), settings, as_json=options.json)
+        return program_output.could_not_tell(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
-        return results.could_not_tell("Interrupted; what was begun is not proved.", settings, as_json=options.json)
+        return program_output.could_not_tell(
+            "Interrupted; what was begun is not proved.", settings, as_json=options.json
+        )
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return results.could_not_tell(
+        return program_output.could_not_tell(
             f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
         )
-    written = results.write_report(options.output, made)
+    written = program_output.write_report(options.output, made)
     sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
-    return results.exit_status(made["status"]) or (
-        1 if made["failed_recoveries"] else 0 if written else results.UNKNOWN
+    return program_output.exit_status(made["status"]) or (
+        1 if made["failed_recoveries"] else 0 if written else program_output.UNKNOWN
     )
 
 

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 from ..checks import suite
 from ..core.redaction import redact_value, secrets_of
-from ..results import OpsError
-from ..services import ledger
+from ..core.results import OpsError
+from ..health.thresholds import parse
 from ..services.manager import open_manager
-from ..thresholds import parse
+from ..state import restarts
 
 CONFIG = "/etc/wheels-ops/monitor.json"
 #: The whole run of the monitor, in seconds.
@@ -87,7 +87,7 @@ class Settings:
 
     checks: suite.Options = field(default_factory=suite.Options)
     recovery: Recovery = field(default_factory=Recovery)
-    state_dir: Path = Path(ledger.DEFAULT_STATE_DIR)
+    state_dir: Path = Path(restarts.DEFAULT_STATE_DIR)
     deadline: float = DEADLINE
     source: str = "discovery"
     notes: t.Tuple[str, ...] = ()
@@ -129,7 +129,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     return Settings(
         checks=options,
         recovery=Recovery(**_section(given, "recovery", Recovery())),
-        state_dir=ledger.state_dir(str(state)),
+        state_dir=restarts.state_dir(str(state)),
         deadline=deadline,
         source=source,
         notes=tuple(notes),
@@ -235,8 +235,8 @@ def _within(options: suite.Options, notes: t.List[str]) -> suite.Options:
 
 def _state_dir(env: t.Mapping[str, str]) -> str:
     home = env.get("XDG_STATE_HOME") or (f"{env['HOME']}/.local/state" if env.get("HOME") else "")
-    if os.geteuid() == 0 or os.access(ledger.DEFAULT_STATE_DIR, os.W_OK) or not home:
-        return ledger.DEFAULT_STATE_DIR
+    if os.geteuid() == 0 or os.access(restarts.DEFAULT_STATE_DIR, os.W_OK) or not home:
+        return restarts.DEFAULT_STATE_DIR
     return f"{home}/wheels-ops"
 
 

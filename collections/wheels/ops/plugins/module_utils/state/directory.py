@@ -11,7 +11,7 @@ import stat
 import typing as t
 from pathlib import Path
 
-from ..results import OpsError
+from ..core.results import OpsError
 
 _MAX_LINKS = 40
 

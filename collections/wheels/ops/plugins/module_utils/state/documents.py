@@ -11,7 +11,7 @@ import stat
 import typing as t
 from pathlib import Path
 
-from ..results import OpsError
+from ..core.results import OpsError
 
 #: A manifest of a thousand files has some 500 kB.
 MAX_BYTES = 64 << 20

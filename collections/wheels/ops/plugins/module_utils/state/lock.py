@@ -35,9 +35,9 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import write_json
+from ..core.results import OpsError
 from ..host.files import sweep_directory
-from ..results import OpsError
+from ..host.json_files import write_json
 from . import directory, documents
 from . import holder as holders
 

@@ -56,7 +56,7 @@ if __name__ == "__main__":
         raise SystemExit(UNKNOWN)
 
 from wheels_ops.standalone.monitor import ProductionHealthMonitor, main, run  # noqa: E402
-from wheels_ops.standalone.results import leave  # noqa: E402
+from wheels_ops.standalone.program_output import leave  # noqa: E402
 
 __all__ = ["ProductionHealthMonitor", "main"]
 

@@ -55,8 +55,8 @@ if __name__ == "__main__":
         sys.stdout.write(f"UNKNOWN: {problem}\n")
         raise SystemExit(UNKNOWN)
 
+from wheels_ops.standalone.program_output import leave  # noqa: E402
 from wheels_ops.standalone.recovery import AutomatedRecovery, RecoveryAction, RecoveryResult, main, run  # noqa: E402
-from wheels_ops.standalone.results import leave  # noqa: E402
 
 __all__ = ["AutomatedRecovery", "RecoveryAction", "RecoveryResult", "main"]
 

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Processes and listening sockets as /proc shows them. Own processes need no right, those of others need root."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import struct
+import time
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.results import OpsError
+
+_LISTEN, _ESTABLISHED = "0A", "01"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket in LISTEN: ``address`` as text, ``inode`` as the kernel numbers it."""
+
+    address: str
+    port: int
+    inode: int
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def parents() -> t.Dict[int, int]:
+    """The parent of every process that is not a zombie."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # The command stands in brackets and may hold anything: fields count from the last bracket.
+                fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended meanwhile
+            if fields[0] != "Z":
+                found[int(entry)] = int(fields[1])
+    return found
+
+
+def tree(root: int) -> t.Set[int]:
+    """A process and all its descendants; empty where it is gone."""
+    children: t.Dict[int, t.List[int]] = {}
+    every = parents()
+    if root not in every:
+        return set()
+    for pid, parent in every.items():
+        children.setdefault(parent, []).append(pid)
+    members, waiting = {root}, [root]
+    while waiting:
+        for pid in children.get(waiting.pop(), ()):
+            if pid not in members:
+                members.add(pid)
+                waiting.append(pid)
+    return members
+
+
+def command_line(pid: int) -> t.List[str]:
+    """The words a process was started with; empty where it is gone or a kernel thread."""
+    try:
+        words = _read(f"/proc/{pid}/cmdline").split("\0")
+    except OSError:
+        return []
+    return words[:-1] if words and not words[-1] else words
+
+
+def program(pid: int) -> str:
+    """The kernel's name of it, at most 15 characters; empty where it is gone."""
+    try:
+        return _read(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return ""
+
+
+def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
+    """Some variables that a process was started with; empty where it is gone or may not be read."""
+    try:
+        words = _read(f"/proc/{pid}/environ").split("\0")
+    except OSError:
+        return {}
+    return {name: value for name, _sign, value in (word.partition("=") for word in words) if name in names}
+
+
+def hidden(pid: int) -> bool:
+    """Whether a process is somebody else's, whose environment this user may not read."""
+    try:
+        _read(f"/proc/{pid}/environ")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def ending(pid: int) -> bool:
+    """Whether a process has given its memory back: what is left of it belongs to root, also where its user asks (proc(5), /proc/PID)."""
+    try:
+        return "\nVmSize:" not in _read(f"/proc/{pid}/status")
+    except OSError:
+        return True
+
+
+def has_open(pid: int, paths: t.Iterable[str]) -> bool:
+    """Whether a process has one of these files open; False where it is gone or may not be looked into."""
+    wanted = {os.path.realpath(path) for path in paths}
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    return False
+
+
+def start_time(pid: int) -> t.Optional[float]:
+    """When it was started, in seconds since the epoch, to a hundredth; None where it is gone."""
+    try:
+        ticks = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        up = float(_read("/proc/uptime").split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
+    # Not by btime of /proc/stat: that is a whole second.
+    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def cpu_demand(pid: int) -> float:
+    """Seconds in which its threads ran or waited for a free CPU, so far: on a host that is too busy, one at work gets little. 0 where it is gone.
+
+    By schedstat, nanoseconds; a kernel that was built without it has only the time that they ran.
+    """
+    try:
+        threads = [_read(f"/proc/{pid}/task/{thread}/schedstat").split() for thread in os.listdir(f"/proc/{pid}/task")]
+        return sum(int(words[0]) + int(words[1]) for words in threads) / 1e9
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def all_stopped(pids: t.Collection[int]) -> int:
+    """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one can run."""
+    stopped = []
+    for pid in sorted(pids):
+        try:
+            letter = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            continue
+        if letter in "Tt":
+            stopped.append(pid)
+        elif letter != "Z":
+            return 0
+    return stopped[0] if stopped else 0
+
+
+def connected(port: int, pids: t.Optional[t.Collection[int]] = None) -> t.Dict[int, int]:
+    """The processes, among ``pids`` or all that may be read, with a TCP connection to a remote port, by their local port. A socket that a
+    process has passed on to its children is the parent's. Raises ``OpsError`` as ``holders`` does."""
+    local: t.Dict[int, int] = {}
+    for name in ("tcp", "tcp6"):
+        for space in sorted(pids)[:1] if pids else ["self"]:
+            try:
+                lines = _read(f"/proc/{space}/net/{name}").splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                fields = line.split()
+                if fields[3] == _ESTABLISHED and int(fields[2].rpartition(":")[2], 16) == port:
+                    local[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
+    if not local:
+        return {}
+    above = parents()
+    found = {}
+    for inode, owners in holders(local, pids).items():
+        first = sorted(pid for pid in owners if above.get(pid) not in owners)
+        if first:
+            found[local[inode]] = first[0]
+    return found
+
+
+def _address(text: str) -> str:
+    raw = bytes.fromhex(text)
+    # The kernel prints each 32-bit word in the byte order of the machine.
+    words = struct.unpack(f"={len(raw) // 4}I", raw)
+    packed = struct.pack(f">{len(words)}I", *words)
+    return str(ipaddress.ip_address(packed))
+
+
+def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
+    """The sockets that listen on a TCP port, in the network namespace of ``pid``."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = _read(f"/proc/{pid or 'self'}/net/{name}").splitlines()[1:]
+        except OSError:
+            continue  # no IPv6 here, or the process ended
+        for line in lines:
+            fields = line.split()
+            host, _colon, number = fields[1].rpartition(":")
+            if fields[3] == _LISTEN and int(number, 16) == port:
+                found.append(Listener(_address(host), port, int(fields[9])))
+    return found
+
+
+def answering(port: int, host: str, *, pid: t.Optional[int] = None) -> t.List[Listener]:
+    """The listening sockets that a connection to ``host`` may reach: an exact address goes before a wildcard."""
+    every = listeners(port, pid=pid)
+    try:
+        targets = {
+            str(ipaddress.ip_address(entry[4][0])) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        }
+    except (OSError, ValueError):
+        targets = set()
+    mapped = {f"::ffff:{target}" for target in targets} | {
+        str(ipaddress.ip_address(f"::ffff:{target}")) for target in targets if ":" not in target
+    }
+    exact = [listener for listener in every if listener.address in targets | mapped]
+    return exact or [listener for listener in every if listener.address in ("0.0.0.0", "::")]
+
+
+def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None) -> t.Dict[int, t.Set[int]]:
+    """For each socket inode the processes that have it open, among ``pids`` or all that may be read.
+
+    Raises ``OpsError`` where none of ``pids`` is seen to hold a socket and one of them may not be looked into.
+    """
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: t.Dict[int, t.Set[int]] = {inode: set() for inode in inodes}
+    closed: t.List[int] = []
+    for pid in parents() if pids is None else pids:
+        try:
+            for entry in os.listdir(f"/proc/{pid}/fd"):
+                try:
+                    inode = wanted.get(os.readlink(f"/proc/{pid}/fd/{entry}"))
+                except FileNotFoundError:
+                    continue
+                if inode is not None:
+                    found[inode].add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:
+            if not ending(pid):
+                closed.append(pid)
+    if pids is not None and closed and not all(found.values()):
+        raise OpsError(
+            f"Which sockets process {closed[0]} holds cannot be read.",
+            hint="Run as root or as the user of the service (become: true), or set verify_owner to false in its gate.",
+        )
+    return found
+
+
+def environment_of(pid: int) -> t.Dict[str, str]:
+    """The environment that a process was started with. Needs its user or root."""
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError as error:
+        raise OpsError(
+            f"Cannot read the environment of process {pid}: {error.strerror}.",
+            hint="Run this task as that process's user, or as root.",
+        ) from error
+    pairs = (entry.split(b"=", 1) for entry in raw.split(b"\0") if b"=" in entry)
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
+
+
+def user_of(pid: int) -> int:
+    """The number of the user whose rights a process has (its effective one)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise OpsError(
+            f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root."
+        ) from error
+    return next(int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:"))
+
+
+def interpreter_of(pid: int) -> str:
+    """The Python that a process runs under, by the path that finds its virtual environment; empty if it is no Python.
+
+    ``/proc/PID/exe`` is the real file, outside the virtual environment; the first word of the command line is the path
+    that was called, and a script's ``#!`` line is already resolved by the kernel into that word.
+    """
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        exe = os.readlink(f"/proc/{pid}/exe")
+        cwd = os.readlink(f"/proc/{pid}/cwd")
+    except OSError as error:
+        raise OpsError(
+            f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root."
+        ) from error
+    if "python" not in Path(exe).name:
+        return ""
+    called = os.fsdecode(words[0]) if words and words[0] else exe
+    if "/" not in called:
+        called = shutil.which(called, path=environment_of(pid).get("PATH", os.defpath)) or exe
+    path = Path(cwd, called)
+    return str(path) if path.exists() and os.path.realpath(path) == exe else exe

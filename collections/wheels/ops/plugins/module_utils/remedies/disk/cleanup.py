@@ -1,0 +1,516 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Brings filesystems and budgeted directories under their targets: source after source, oldest file first, never an open or a protected one."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import heapq
+import itertools
+import operator
+import os
+import re
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from ...checks.disk import directory_bytes, filesystem
+from ...core import units
+from ...core.results import OpsError, Result
+from ...host import open_files
+from ...host.safe_tree import Directory, Seen, Tree, absolute, require_safe
+from . import sources as disk_sources
+
+#: Candidates that are held in memory at once. Where there are more, the tree is walked again for the next oldest.
+BATCH = 100_000
+#: The filesystem is asked again after so many removals: others write meanwhile.
+_REFRESH_FILES = 512
+#: Names that ``diff`` lists.
+_SHOWN = 200
+#: ``files`` and ``core_dumps`` are removed by us, file by file; the others by the program that they belong to.
+KINDS: t.Tuple[str, ...] = ("files", "core_dumps", "journal", "packages", "backups")
+_AGES: t.Tuple[str, ...] = ("atime", "mtime", "ctime")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files below ``path`` that may go: older than ``age`` seconds by the newest of ``age_by``, of at least ``min_size`` bytes on disk, with a name
+    that one of ``patterns`` matches and none of ``exclude``. The ``keep_newest`` newest of them stay."""
+
+    path: str
+    age: float = 0.0
+    age_by: t.Tuple[str, ...] = _AGES
+    patterns: t.Tuple[str, ...] = ("*",)
+    exclude: t.Tuple[str, ...] = ()
+    keep_newest: int = 0
+    min_size: int = 0
+    recurse: bool = True
+    kind: str = "files"
+    optional: bool = False
+
+    @property
+    def times(self) -> t.List[str]:
+        """The fields of a status by which a file is old."""
+        return [f"st_{name}_ns" for name in self.age_by]
+
+    @property
+    def moment(self) -> t.Callable[[os.stat_result], int]:
+        """Gives the time (ns) by which a file of a status is old: the newest."""
+        found = [operator.attrgetter(name) for name in self.times]
+        return found[0] if len(found) == 1 else lambda status: max([get(status) for get in found])
+
+
+@dataclass
+class Target:
+    """What is to be reached: ``percent`` and ``inodes_percent`` at most, ``free_bytes`` at least, on the filesystem of ``filesystem``; or for
+    ``directories`` together ``percent`` of ``budget`` bytes at most."""
+
+    filesystem: str = ""
+    directories: t.Tuple[str, ...] = ()
+    budget: int = 0
+    percent: t.Optional[float] = None
+    inodes_percent: t.Optional[float] = None
+    free_bytes: t.Optional[int] = None
+    device: int = 0
+    used: int = 0
+    available: int = 0
+    files_used: int = 0
+    files_total: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.filesystem or ":".join(self.directories)
+
+    def measure(self) -> None:
+        if self.directories:
+            self.used = sum(directory_bytes(path) for path in self.directories)
+            return
+        found = os.statvfs(self.filesystem)
+        self.device = os.stat(self.filesystem).st_dev
+        self.used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        self.available = found.f_bavail * found.f_frsize
+        self.files_used, self.files_total = found.f_files - found.f_ffree, found.f_files
+
+    def freed(self, count: int, files: int = 1) -> None:
+        """Takes what was removed, or in check mode would be, into account."""
+        self.used -= count
+        self.available += count
+        self.files_used -= files
+
+    def share(self) -> float:
+        return 100.0 * self.used / max(1, self.budget if self.directories else self.used + self.available)
+
+    def inodes_share(self) -> float:
+        return 100.0 * self.files_used / self.files_total if self.files_total else 0.0
+
+    def met(self) -> bool:
+        return (
+            (self.percent is None or self.share() <= self.percent)
+            and (self.inodes_percent is None or self.inodes_share() <= self.inodes_percent)
+            and (self.free_bytes is None or self.available >= self.free_bytes)
+        )
+
+    def concerns(self, path: str, device: int) -> bool:
+        if self.directories:
+            return any(
+                path == entry or path.startswith(entry.rstrip("/") + "/") or entry.startswith(path + "/")
+                for entry in self.directories
+            )
+        return device == self.device
+
+    def as_dict(self) -> t.Dict[str, t.Any]:
+        shown: t.Dict[str, t.Any] = {"percent": round(self.share(), 2), "used_bytes": self.used, "met": self.met()}
+        if self.directories:
+            return {**shown, "budget_bytes": self.budget}
+        return {**shown, "available_bytes": self.available, "inodes_percent": round(self.inodes_share(), 2)}
+
+
+@dataclass
+class _Tally:
+    """What one source gave."""
+
+    files: int = 0
+    bytes: int = 0
+    candidates: int = 0
+    skipped: t.Counter[str] = field(default_factory=collections.Counter)
+    names: t.List[str] = field(default_factory=list)
+
+
+#: A file that may go: its time (ns) and inode, both negated, its bytes, name and directory. A bare tuple, as there may be 100,000 of them.
+_Candidate = t.Tuple[int, int, int, str, Directory]
+
+
+def _name_filter(source: Source) -> t.Optional[t.Callable[[str], object]]:
+    """Whether a name is one of a source's; None where every name is."""
+
+    def any_of(patterns: t.Sequence[str]) -> t.Callable[[str], object]:
+        return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match
+
+    wanted = None if "*" in source.patterns else any_of(source.patterns)
+    if not source.exclude:
+        return wanted
+    unwanted = any_of(source.exclude)
+    return lambda name: not unwanted(name) and (wanted is None or wanted(name))
+
+
+def parse_source(given: t.Mapping[str, t.Any]) -> Source:
+    """A source from a caller's dictionary; ages and sizes with units. Raises ``OpsError`` for nonsense."""
+    kind = str(given.get("kind") or "files")
+    if kind not in KINDS:
+        raise OpsError(f"There is no kind {kind!r} of sources.", hint=f"Choose of {', '.join(KINDS)}.")
+    named = str(given.get("path") or disk_sources.PLACES.get(kind, ""))
+    if not named:
+        raise OpsError("A source of files has no path.", hint="Name its directory.")
+    # The programs that own the other kinds clear them; what may not be cleaned as a whole may be cleared so.
+    path = (
+        require_safe(named, "path of a source")
+        if kind in ("files", "core_dumps")
+        else absolute(named, "path of a source")
+    )
+    names = {
+        key: tuple(given.get(key) or default)
+        for key, default in (("patterns", ("*",)), ("exclude", ()), ("age_by", _AGES))
+    }
+    for pattern in names["patterns"] + names["exclude"]:
+        if not pattern or "/" in pattern or ".." in pattern:
+            raise OpsError(
+                f"The pattern {pattern!r} of {path} is no pattern for a name.",
+                hint="Use *, ? and [a-z]; directories belong into path.",
+            )
+    strange = sorted(set(names["age_by"]) - set(_AGES))
+    if strange:
+        raise OpsError(f"age_by of {path} names {', '.join(strange)}.", hint=f"Choose of {', '.join(_AGES)}.")
+    if kind == "core_dumps" and not given.get("patterns"):
+        names["patterns"] = ("core*",)
+    keep = int(given.get("keep_newest") or 0)
+    if not 0 <= keep <= 1_000_000:
+        raise OpsError(f"keep_newest of {path} is {keep}.", hint="It goes from 0 to 1,000,000.")
+    return Source(
+        path=path,
+        age=units.duration(given.get("age") or 0, f"age of {path}"),
+        age_by=names["age_by"],
+        patterns=names["patterns"],
+        exclude=names["exclude"],
+        keep_newest=keep,
+        min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"),
+        recurse=given.get("recurse") is not False,
+        kind=kind,
+        optional=not given.get("path"),
+    )
+
+
+def parse_target(given: t.Mapping[str, t.Any]) -> Target:
+    """A target from a caller's dictionary. Raises ``OpsError`` for nonsense."""
+    directories = tuple(
+        os.path.realpath(absolute(str(path), "directories of a target")) for path in given.get("directories") or ()
+    )
+    place = str(given.get("filesystem") or "")
+    if bool(directories) == bool(place):
+        raise OpsError("A target names neither a filesystem nor directories, or both.", hint="Give one of them.")
+    target = Target(filesystem=absolute(place, "filesystem") if place else "", directories=directories)
+    for key in ("percent", "inodes_percent"):
+        value = given.get(key)
+        if value is not None:
+            if not 0 < float(value) <= 100:
+                raise OpsError(f"{key} of the target {target.name} is {value}.", hint="It goes from above 0 to 100.")
+            setattr(target, key, float(value))
+    if given.get("free_bytes") is not None:
+        target.free_bytes = units.size(given["free_bytes"], f"free_bytes of the target {target.name}")
+    if directories:
+        target.budget = units.size(given.get("budget") or 0, f"budget of the target {target.name}")
+        if not target.budget or target.inodes_percent is not None or target.free_bytes is not None:
+            raise OpsError(
+                f"The target {target.name} needs a budget and takes only percent beside it.",
+                hint="For example budget: 150MB, percent: 75.",
+            )
+        target.percent = 100.0 if target.percent is None else target.percent
+    elif given.get("budget") or (
+        target.percent is None and target.inodes_percent is None and target.free_bytes is None
+    ):
+        raise OpsError(
+            f"The target {target.name} does not say what is to be reached.",
+            hint="Give percent, inodes_percent or free_bytes; budget is for directories.",
+        )
+    return target
+
+
+class Cleanup:
+    """One run over sources and targets."""
+
+    def __init__(
+        self,
+        sources: t.Sequence[Source],
+        targets: t.Sequence[Target],
+        *,
+        protect: t.Sequence[str] = (),
+        check_mode: bool = False,
+        now: t.Optional[float] = None,
+        batch: int = BATCH,
+    ) -> None:
+        self.sources = sources
+        self.targets = targets
+        self.protect = [absolute(path, "protect") for path in protect]
+        self.check_mode = check_mode
+        self.now = time.time() if now is None else now
+        self.batch = batch
+        self._seen: t.Optional[open_files.Open] = None
+        self._since_refresh = 0
+
+    def unmet(self, path: str, device: int) -> t.List[Target]:
+        return [target for target in self.targets if target.concerns(path, device) and not target.met()]
+
+    def wanted(self, path: str, device: int) -> bool:
+        """Whether something of a source is still to go: always without targets, else while one that concerns it is not met."""
+        return not self.targets or bool(self.unmet(path, device))
+
+    def clean(self, source: Source) -> _Tally:
+        """Takes from one source until nothing is left of it, or every target that it concerns is met."""
+        if source.kind not in ("files", "core_dumps"):
+            return self._clear(source)
+        tally = _Tally()
+        if source.optional and not os.path.isdir(source.path):
+            return tally  # the usual place of core dumps, on a host that has none
+        with Tree(source.path, protect=self.protect, recurse=source.recurse) as tree:
+            if not self.wanted(source.path, tree.device):
+                return tally
+            kept = self._newest(tree, source) if source.keep_newest else frozenset()
+            after = (-1, -1)
+            while self.wanted(source.path, tree.device):
+                tally.skipped.clear()
+                batch, more = self._oldest(tree, source, after, kept, tally)
+                tally.candidates += len(batch)
+                if batch:
+                    after = -batch[0][0], -batch[0][1]
+                while batch and self.wanted(source.path, tree.device):
+                    self._take(tree, source, batch.pop(), tally)
+                if not more:
+                    break
+        return tally
+
+    def _clear(self, source: Source) -> _Tally:
+        """Has the program that owns a source clear it, and measures that."""
+        tally = _Tally()
+        if not source.optional and not os.path.isdir(source.path):
+            raise OpsError(
+                f"{source.path} is no directory.",
+                hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.",
+            )
+        if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
+            return tally
+        foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)
+        tally.candidates = len(foreseen)
+        if foreseen and not self.check_mode:
+            disk_sources.clear(source.kind, source.path, source.age, [name for name, _size in foreseen])
+        device = os.stat(source.path).st_dev
+        for name, size in foreseen:
+            if not self.check_mode and os.path.lexists(name):
+                tally.skipped["kept"] += 1
+                continue
+            tally.files += 1
+            tally.bytes += size
+            tally.names += [name] if len(tally.names) < _SHOWN else []
+            for target in self.targets:
+                if target.concerns(name, device):
+                    target.freed(size)
+        return tally
+
+    def _newest(self, tree: Tree, source: Source) -> t.FrozenSet[t.Tuple[int, int]]:
+        moment_of, least, count = source.moment, source.min_size, source.keep_newest
+
+        def newest(walk: t.Iterator[Seen]) -> t.List[t.Tuple[int, int]]:
+            return heapq.nlargest(
+                count,
+                (
+                    (moment_of(status), status.st_ino)
+                    for _directory, _name, status in walk
+                    if status.st_blocks * 512 >= least
+                ),
+            )
+
+        found = tree.gather(newest, named=_name_filter(source), by=source.times)
+        return frozenset(heapq.nlargest(count, itertools.chain.from_iterable(found)))
+
+    def _oldest(
+        self, tree: Tree, source: Source, after: t.Tuple[int, int], kept: t.FrozenSet[t.Tuple[int, int]], tally: _Tally
+    ) -> t.Tuple[t.List[_Candidate], bool]:
+        """The oldest ``batch`` files after a key, the newest of them first, and whether there are more."""
+        moment_of, least, size = source.moment, source.min_size, self.batch
+
+        def oldest(walk: t.Iterator[Seen]) -> t.Tuple[t.List[_Candidate], bool, int]:
+            """The oldest, whether there are more, and how many are kept for being among the newest."""
+            heap: t.List[_Candidate] = []
+            more = False
+            spared = 0
+            for directory, name, status in walk:
+                moment, inode, blocks = moment_of(status), status.st_ino, status.st_blocks * 512
+                if blocks < least or (moment, inode) <= after:
+                    continue
+                if kept and (moment, inode) in kept:
+                    spared += 1
+                    continue
+                # A heap's first is its smallest: with the key negated, the newest, which is the one to give way.
+                if len(heap) < size:
+                    heap.append((-moment, -inode, blocks, name, directory))
+                    if len(heap) == size:
+                        heapq.heapify(heap)
+                    continue
+                more = True
+                if -moment >= heap[0][0]:
+                    heapq.heappushpop(heap, (-moment, -inode, blocks, name, directory))
+            return heap, more, spared
+
+        found = tree.gather(
+            oldest, named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times
+        )
+        tally.skipped.update(tree.skipped)
+        spared = sum(part[2] for part in found)
+        if spared:
+            tally.skipped["kept"] += spared
+        batch = sorted(itertools.chain.from_iterable(part[0] for part in found))
+        return batch[-size:], len(batch) > size or any(part[1] for part in found)
+
+    def _is_open(self, identity: open_files.Identity) -> t.Optional[bool]:
+        """What /proc says of a file on which the kernel gives no lease; None where processes cannot be looked into."""
+        if self._seen is None:
+            self._seen = open_files.open_files()
+        return True if self._seen.of(identity) else None if self._seen.unreadable else False
+
+    def _take(self, tree: Tree, source: Source, candidate: _Candidate, tally: _Tally) -> None:
+        moment, inode, size, name, directory = candidate
+        parent = tree.descriptor_of(directory)
+        try:
+            if parent is None:
+                raise FileNotFoundError
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            tally.skipped["changed"] += 1
+            return
+        if (source.moment(status), status.st_ino) != (-moment, -inode):
+            outcome = "changed"
+        else:
+            outcome = tree.remove(parent, name, status, is_open=self._is_open, dry=self.check_mode)
+        if outcome != "removed":
+            tally.skipped[outcome] += 1
+            return
+        tally.files += 1
+        tally.bytes += size
+        path = tree.path_of(directory, name)
+        if len(tally.names) < _SHOWN:
+            tally.names.append(path)
+        for target in self.targets:
+            if target.concerns(path, tree.device) or (target.directories and target.concerns(source.path, tree.device)):
+                target.freed(size)
+        self._since_refresh += 1
+        if self._since_refresh >= _REFRESH_FILES and not self.check_mode:
+            self._since_refresh = 0
+            for target in self.targets:
+                if target.filesystem:
+                    target.measure()
+
+
+def run(
+    sources: t.Sequence[t.Mapping[str, t.Any]],
+    targets: t.Sequence[t.Mapping[str, t.Any]] = (),
+    *,
+    protect: t.Sequence[str] = (),
+    release_deleted: t.Sequence[str] = (),
+    deleted_min_size: t.Union[str, int] = disk_sources.DELETED_MIN_BYTES,
+    check_mode: bool = False,
+    want_diff: bool = False,
+) -> Result:
+    """Cleans; see the module's documentation for the options and the result. Everything is validated before anything is touched."""
+    wanted = [parse_source(source) for source in sources]
+    goals = [parse_target(target) for target in targets]
+    least = units.size(deleted_min_size, "deleted_min_size")
+    if not wanted:
+        raise OpsError("No source is named.", hint="Name directories whose old files may go.")
+    for goal in goals:
+        try:
+            goal.measure()
+        except OSError as error:
+            raise OpsError(
+                f"Cannot look at {goal.name}: {error.strerror}.", hint="Name a directory that exists."
+            ) from error
+    started = time.monotonic()
+    before = {goal.name: goal.as_dict() for goal in goals}
+    places = sorted({source.path for source in wanted if os.path.isdir(source.path)})
+    space_before = {place: filesystem(place)["used_bytes"] for place in places}
+    cleanup = Cleanup(wanted, goals, protect=protect, check_mode=check_mode)
+    needed = not goals or any(not goal.met() for goal in goals)
+    seen = open_files.open_files(mappings=False)
+    devices = {os.stat(place).st_dev for place in places} | {goal.device for goal in goals if goal.filesystem}
+    nameless = disk_sources.deleted_but_open(devices, seen, least=least, patterns=release_deleted)
+    actions: t.List[t.Dict[str, t.Any]] = []
+    names: t.List[str] = []
+    for source in wanted:
+        tally = cleanup.clean(source)
+        names += tally.names
+        actions.append(
+            {
+                "action": "delete",
+                "target": source.path,
+                "kind": source.kind,
+                "changed": bool(tally.files),
+                "files": tally.files,
+                "bytes_freed": tally.bytes,
+                "candidates": tally.candidates,
+                "skipped": dict(sorted(tally.skipped.items())),
+            }
+        )
+    for entry in nameless:
+        if needed and disk_sources.releasable(entry, release_deleted) and (check_mode or disk_sources.release(entry)):
+            actions.append(
+                {
+                    "action": "release",
+                    "target": entry["path"],
+                    "changed": True,
+                    "files": 0,
+                    "bytes_freed": entry["bytes"],
+                    "pid": entry["pid"],
+                }
+            )
+    if not check_mode:
+        for goal in goals:
+            goal.measure()
+    files, freed = sum(action["files"] for action in actions), sum(action["bytes_freed"] for action in actions)
+    missed = [goal.name for goal in goals if not goal.met()]
+    verb = "would be removed" if check_mode else "removed"
+    msg = (
+        f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
+    )
+    if nameless:
+        held = sum(entry["bytes"] for entry in nameless)
+        first = nameless[0]
+        msg += (
+            f" {units.readable(held)} are deleted but still open, most by {first['unit'] or first['command']}"
+            f" ({first['pid']}): have it reopen or restart it."
+        )
+    if missed:
+        msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
+    return Result(
+        changed=any(action["changed"] for action in actions),
+        before={"targets": before, "used_bytes": space_before},
+        after={
+            "targets": {goal.name: goal.as_dict() for goal in goals},
+            "used_bytes": {
+                place: space_before[place] - freed if check_mode else filesystem(place)["used_bytes"]
+                for place in places
+            },
+        },
+        actions=actions,
+        msg=msg,
+        diff=(
+            [{"before_header": "files", "after_header": "files", "before": "\n".join([*names, ""]), "after": ""}]
+            if want_diff and names
+            else []
+        ),
+        extra={
+            "files": files,
+            "bytes_freed": freed,
+            "missed": missed,
+            "deleted_open": nameless,
+            "unreadable_processes": seen.unreadable,
+            "duration_ms": round((time.monotonic() - started) * 1000, 1),
+        },
+    )

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""logrotate: one rename by it, and permanent policies that it has read before they are installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import typing as t
+from pathlib import Path
+
+from ...core.results import OpsError
+from ...host import subprocesses
+
+_SECONDS = 300
+#: What a word in a policy may hold; logrotate has no way to escape anything else.
+_PLAIN = re.compile(r"[^\x00-\x1f\"'\\{}]+")
+
+
+def installed() -> str:
+    """The path of logrotate, empty where it is not installed. Debian keeps it in /usr/sbin, which is not in every user's PATH."""
+    return shutil.which("logrotate", path=_search_path()) or ""
+
+
+def _search_path() -> str:
+    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
+
+def require() -> str:
+    program = installed()
+    if not program:
+        raise OpsError("logrotate is not installed.", hint="apt-get install logrotate")
+    return program
+
+
+def _quoted(path: str) -> str:
+    if not _PLAIN.fullmatch(path):
+        raise OpsError(
+            f"{path!r} holds a character that logrotate cannot read.",
+            hint="Name the log without quotes, braces and backslashes.",
+        )
+    return f'"{path}"'
+
+
+def _identity(status: os.stat_result) -> str:
+    import grp
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(status.st_uid).pw_name} {grp.getgrgid(status.st_gid).gr_name}"
+    except KeyError as error:
+        raise OpsError(
+            "The directory of the log belongs to a user without a name.", hint="Give it to a user of this host."
+        ) from error
+
+
+def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocesses.run(words, timeout=_SECONDS, environment={**os.environ, "TZ": "UTC", "LC_ALL": "C"})
+    except subprocess.TimeoutExpired as error:
+        raise OpsError(f"{words[0]} did not end within {_SECONDS} s.", hint="Run it by hand.") from error
+    except OSError as error:
+        raise OpsError(
+            f"Cannot run {words[0]}: {error.strerror}.", hint="Give the full path of a program of this host."
+        ) from error
+
+
+def rename(directory: str, name: str, part: str) -> None:
+    """Has logrotate rename a log of ``directory`` to ``part``, which begins with ``name``. The caller makes the new log, tells the writers and compresses.
+
+    Its retention, compression and creation are left out: it compresses before writers have let go, and its own ``create`` races with theirs.
+    """
+    program = require()
+    status = os.stat(directory)
+    # logrotate refuses directories that others than root may write, unless it is told whose rights to take.
+    shared = os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & 0o022)
+    with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
+        policy = Path(place, "policy")
+        lines = [
+            f"{_quoted(os.path.join(directory, name))} {{",
+            f"  su {_identity(status)}" if shared else "",
+            "  size 1",
+            "  rotate 1000",
+            "  nocreate",
+            "  nocompress",
+            "  nomail",
+            "  nocopytruncate",
+            "  dateext",
+            f"  dateformat {part[len(name) :]}",
+            "}",
+        ]
+        policy.write_text("\n".join([*filter(None, lines), ""]), encoding="utf-8")
+        policy.chmod(0o600)
+        done = _run([program, "--force", "--state", str(Path(place, "state")), str(policy)])
+    if done.returncode or not os.path.lexists(os.path.join(directory, part)):
+        raise OpsError(
+            f"logrotate did not rename {directory}/{name}: {done.stderr.strip() or 'it gave no reason'}.",
+            hint="The log is as it was.",
+        )
+
+
+def require_program(command: t.Sequence[str]) -> None:
+    """Raises ``OpsError`` where the first word of ``reopen`` is no program of this host: better now than when the log was renamed."""
+    if command and command[0] and not shutil.which(command[0], path=_search_path()):
+        raise OpsError(
+            f"reopen runs {command[0]!r}, which is no program of this host.", hint="Give its full path, or install it."
+        )
+
+
+def tell(command: t.Sequence[str]) -> None:
+    """Runs the command that tells writers to reopen. Raises ``OpsError`` where it fails."""
+    done = _run(list(command))
+    if done.returncode:
+        raise OpsError(
+            f"{shlex.join(command)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}",
+            hint=(
+                "Nothing is lost: the renamed log stays plain until its writer lets go. Correct reopen, and run it"
+                " again."
+            ),
+        )
+
+
+#: Where logrotate's packages keep policies; each file is read by the nightly run.
+POLICIES = "/etc/logrotate.d"
+FREQUENCIES: t.Tuple[str, ...] = ("hourly", "daily", "weekly", "monthly")
+_MARK = "# Written by wheels.ops. Changes are lost with the next run."
+
+
+def policy_text(
+    paths: t.Sequence[str],
+    *,
+    max_size: int,
+    keep: int,
+    frequency: str,
+    compress: bool,
+    reopen: t.Sequence[str],
+    mode: t.Optional[int] = None,
+    owner: str = "",
+    group: str = "",
+    allow_loss: bool = False,
+) -> str:
+    """A permanent policy for logs whose writers are told to reopen, or that nobody holds open (``reopen`` empty needs ``allow_loss``).
+
+    ``delaycompress`` leaves the newest part plain, so that a writer that has not let go yet writes into nothing that is being compressed.
+    """
+    for word in reopen:
+        if not word or "\n" in word or "\0" in word:
+            raise OpsError(
+                f"{word!r} cannot be a word of reopen.", hint="Give the command as a list of words on one line."
+            )
+    created = " ".join(filter(None, ["create", f"{mode:04o}" if mode is not None else "", owner, group]))
+    if (owner or group) and (mode is None or not owner or not group):
+        raise OpsError("logrotate takes mode, owner and group together.", hint="Give all three, or none.")
+    lines = [
+        _MARK,
+        " ".join(_quoted(path) for path in paths) + " {",
+        f"    {frequency}",
+        f"    maxsize {max_size}",
+        f"    rotate {keep}",
+        "    missingok",
+        "    notifempty",
+        "    nomail",
+        "    dateext",
+        "    dateformat .%Y%m%d-%H%M%S",
+    ]
+    directories = {os.path.dirname(path) for path in paths}
+    shared = sorted({_identity(os.stat(path)) for path in directories if os.path.isdir(path) and _shared(path)})
+    if len(shared) > 1:
+        raise OpsError("The directories of these logs belong to different users.", hint="Write one policy for each.")
+    lines += [f"    su {shared[0]}"] if shared else []
+    lines += ["    compress", "    delaycompress"] if compress else ["    nocompress"]
+    if reopen:
+        lines += [
+            f"    {created}",
+            "    sharedscripts",
+            "    postrotate",
+            f"        {shlex.join(reopen)}",
+            "    endscript",
+        ]
+    elif allow_loss:
+        lines += ["    copytruncate"]
+    else:
+        raise OpsError(
+            "A permanent policy needs to tell the writers to reopen.",
+            hint=(
+                "Give the command in reopen. Where they cannot, run state: rotated from a timer; it takes the head out"
+                " in place."
+            ),
+        )
+    return "\n".join([*lines, "}", ""])
+
+
+def _shared(path: str) -> bool:
+    status = os.stat(path)
+    return status.st_uid != 0 or bool(status.st_mode & 0o022)
+
+
+def validated(text: str) -> None:
+    """Has ``logrotate -d`` read a policy, which changes nothing. Raises ``OpsError`` with what it does not understand."""
+    program = require()
+    with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
+        policy = Path(place, "policy")
+        policy.write_text(text, encoding="utf-8")
+        policy.chmod(0o600)
+        done = _run([program, "--debug", "--state", str(Path(place, "state")), str(policy)])
+    # It ends with 0 for some mistakes, and only says "error:".
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    if done.returncode or errors:
+        raise OpsError(
+            f"logrotate refuses the policy: {'; '.join(errors) or done.stderr.strip()}.", hint="Nothing was installed."
+        )
+
+
+def policy_path(name: str, directory: str = POLICIES) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        # logrotate passes over names with a dot or a tilde without saying so.
+        raise OpsError(
+            f"name is {name!r}, which cannot be that of a policy.", hint="Use letters, digits, - and _, at most 64."
+        )
+    return Path(directory, name)
+
+
+def current(path: Path) -> t.Optional[str]:
+    """The policy in place, None where there is none. Raises ``OpsError`` for one that is not ours."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OpsError(f"Cannot read {path}: {error.strerror}.", hint="Run as root.") from error
+    if path.is_symlink() or not text.startswith(_MARK):
+        raise OpsError(f"{path} was not written by wheels.ops.", hint="Choose another name, or move that file away.")
+    return text
+
+
+def others_with(paths: t.Sequence[str], own: Path) -> t.List[str]:
+    """Other policies that name one of the logs: logrotate then refuses the second that it reads."""
+    found = []
+    for entry in sorted(own.parent.iterdir()) if own.parent.is_dir() else []:
+        if entry != own and entry.is_file():
+            try:
+                text = entry.read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+            if any(re.search(rf"(?:^|[\s\"']){re.escape(path)}(?:[\s\"'{{]|$)", text, re.M) for path in paths):
+                found.append(str(entry))
+    return found

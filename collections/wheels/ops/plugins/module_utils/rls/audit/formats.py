@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""An audit as text, JSON, SARIF 2.1.0 (code scanning) and JUnit XML (test reports)."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+from ..model.findings import KINDS, Finding
+from .audits import Audit
+
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+
+
+@dataclass
+class Report:
+    """An audit with, for each finding's identity, the migration that introduced it; and the statements that failed to load."""
+
+    audit: Audit
+    introduced: t.Mapping[t.Tuple[str, str], str]
+    errors: t.Sequence[str]
+    sentence: str
+
+    def source(self, finding: Finding) -> str:
+        return self.introduced.get(finding.identity, "")
+
+
+def text(report: Report) -> str:
+    lines = []
+    for finding in report.audit.findings:
+        source = report.source(finding)
+        lines.append(
+            f"{finding.severity.upper():7} {finding.title}: {finding.object}"
+            + (f"  [since {source}]" if source else "")
+        )
+        lines.append(f"        {finding.why}")
+        lines += [f"        {line}" for line in finding.statement.splitlines()]
+    lines += [f"could not load: {error}" for error in report.errors]
+    return "\n".join([*lines, report.sentence]) + "\n"
+
+
+def as_json(report: Report) -> str:
+    found = report.audit.as_dict()
+    for entry, finding in zip(found["findings"], report.audit.findings):
+        entry["introduced_by"] = report.source(finding)
+    return (
+        json.dumps({"msg": report.sentence, **found, "load_errors": list(report.errors)}, indent=1, default=str) + "\n"
+    )
+
+
+def sarif(report: Report) -> str:
+    used = sorted({finding.kind for finding in report.audit.findings})
+    results = []
+    for finding in report.audit.findings:
+        location: t.Dict[str, t.Any] = {
+            "logicalLocations": [{"fullyQualifiedName": finding.object, "kind": "resource"}]
+        }
+        source = report.source(finding)
+        if source:
+            location["physicalLocation"] = {"artifactLocation": {"uri": source}, "region": {"startLine": 1}}
+        statement = f" Fix: {finding.statement}" if finding.statement else ""
+        results.append(
+            {
+                "ruleId": finding.kind,
+                "level": _LEVELS[finding.severity],
+                "message": {"text": f"{finding.object}: {finding.why}{statement}"},
+                "locations": [location],
+                "partialFingerprints": {"finding/v1": f"{finding.kind}|{finding.object}"},
+            }
+        )
+    rules = [
+        {
+            "id": kind,
+            "shortDescription": {"text": KINDS[kind][1]},
+            "defaultConfiguration": {"level": _LEVELS[KINDS[kind][0]]},
+        }
+        for kind in used
+    ]
+    run = {"tool": {"driver": {"name": "wheels.ops rls", "rules": rules}}, "results": results}
+    return (
+        json.dumps(
+            {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}, indent=1
+        )
+        + "\n"
+    )
+
+
+def junit(report: Report) -> str:
+    """One test case for each finding; kinds without one pass. Findings of severity info pass as well, with their text."""
+    cases = []
+    failures = 0
+    for finding in report.audit.findings:
+        source = report.source(finding)
+        name = finding.object + (f" (since {source})" if source else "")
+        body = escape(f"{finding.why}\n{finding.statement}")
+        if finding.severity == "info":
+            inner = f"<system-out>{body}</system-out>"
+        else:
+            failures += 1
+            inner = f"<failure type={quoteattr(finding.severity)} message={quoteattr(finding.title)}>{body}</failure>"
+        cases.append(
+            f"  <testcase classname={quoteattr('rls.' + finding.kind)} name={quoteattr(name)}>{inner}</testcase>"
+        )
+    for error in report.errors:
+        cases.append(
+            f'  <testcase classname="rls.load" name={quoteattr(error)}><error message="could not load"/></testcase>'
+        )
+    present = {finding.kind for finding in report.audit.findings}
+    cases += [f'  <testcase classname="rls.{kind}" name="none"/>' for kind in KINDS if kind not in present]
+    head = f'<testsuite name="wheels.ops rls" tests="{len(cases)}" failures="{failures}" errors="{len(report.errors)}">'
+    return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>"]) + "\n"
+
+
+WRITERS: t.Dict[str, t.Callable[[Report], str]] = {"text": text, "json": as_json, "sarif": sarif, "junit": junit}

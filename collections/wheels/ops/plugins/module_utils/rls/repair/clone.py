@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Copies of functions that policies call: the same body, run with the rights of an owner that row-level security does not bind.
+
+The original is never altered, as others may call it and count on its being bound by row-level security.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import typing as t
+from dataclasses import dataclass
+
+from ..audit.callgraph import short
+from ..model import tree
+from ..model.catalog import Catalog, Function, split_search_path
+from ..model.column_details import IDENTITY_BOUND, Details, FunctionDetails
+from ..model.function_bodies import Bodies
+from .rewrite import CannotRewrite
+
+_IDENTITY_WORD = re.compile(r"\b(" + "|".join(sorted(IDENTITY_BOUND)) + r")\b", re.I)
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A function to be created in place of ``function`` (oid); has what a ``rewrite.Helper`` has.
+
+    ``relations`` and ``calls``: oids of everything that runs or is read inside, so that the owner can be given the rights.
+    """
+
+    function: int
+    relation_name: str
+    stem: str
+    shown: FunctionDetails
+    language: str
+    search_path: t.Tuple[str, ...]
+    settings: t.Tuple[str, ...]
+    source: str
+    relations: t.Tuple[int, ...]
+    calls: t.Tuple[int, ...]
+    bound: str = "function"
+    reads: t.Tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        content = "\0".join(
+            (
+                self.relation_name,
+                self.shown.arguments,
+                self.shown.result,
+                self.source,
+                *self.search_path,
+                *self.settings,
+            )
+        )
+        ending = f"_fn_{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+        return self.stem.encode()[: 63 - len(ending)].decode(errors="ignore") + ending
+
+    def signature(self, schema: str) -> str:
+        return f"{tree.quote(schema)}.{tree.quote(self.name)}({self.shown.identity})"
+
+    def create(self, schema: str, *, atomic: bool) -> str:
+        volatility = {"s": "STABLE", "i": "IMMUTABLE"}[self.shown.volatility]
+        path = ", ".join(tree.quote(name) for name in (*self.search_path, "pg_temp"))
+        lines = [
+            f"CREATE FUNCTION {tree.quote(schema)}.{tree.quote(self.name)}({self.shown.arguments})",
+            f"  RETURNS {self.shown.result}",
+            f"  LANGUAGE {self.language} {volatility}{' STRICT' if self.shown.strict else ''} SECURITY DEFINER",
+            f"  PARALLEL {self.shown.parallel} COST {self.shown.cost:g}",
+            f"  SET search_path = {path}",
+        ]
+        for setting in self.settings:
+            name, _ignored, value = setting.partition("=")
+            lines.append(f"  SET {name} = {tree.literal(value)}")
+        if self.shown.sqlbody and atomic:
+            return "\n".join(lines) + f"\n{self.shown.sqlbody}"
+        return "\n".join(lines) + f"\nAS {tree.literal(self.source)}"
+
+
+def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies) -> Clone:
+    """The copy of a function; ``CannotRewrite`` with the reason where running it with other rights could change what it does."""
+    shown = details.functions.get(function.oid)
+    if shown is None:
+        raise CannotRewrite(f"{short(function)} is not known any more")
+    if function.volatility == "v":
+        raise CannotRewrite(
+            f"{short(function)} is VOLATILE: it may change data or see the statement's own changes. "
+            f"If it only reads, ALTER FUNCTION {function.signature} STABLE"
+        )
+    others = [
+        one
+        for one in catalog.functions.values()
+        if (one.schema, one.name) == (function.schema, function.name) and one.oid != function.oid
+    ]
+    if any(
+        one.accepts(given) and function.accepts(given)
+        for one in others
+        for given in range(max(one.arguments, function.arguments) + 1)
+    ):
+        raise CannotRewrite(
+            f"there are several functions called {short(function)} that take the same number of arguments"
+        )
+    inner = _inside(function, catalog, bodies)
+    relations: t.Set[int] = set()
+    for one in inner:
+        body = bodies.of(one)
+        if body.unknown:
+            raise CannotRewrite(f"what {short(one)} reads cannot be told: {'; '.join(dict.fromkeys(body.unknown))}")
+        if body.writes:
+            raise CannotRewrite(f"{short(one)} changes data")
+        word = _IDENTITY_WORD.search(one.source if one.body is None else "")
+        if word:
+            raise CannotRewrite(f"{short(one)} asks for {word[1]}, which is another inside a SECURITY DEFINER function")
+        relations |= {oid for oid, _ignored in body.relations}
+    path = split_search_path(function.search_path) if function.search_path is not None else catalog.search_path
+    path = tuple(name for name in path if name in details.schemas and name != "pg_temp")
+    unsafe = [name for name in path if details.open_schemas.get(name)]
+    if unsafe and function.body is None:
+        who = ", ".join(sorted({role for name in unsafe for role in details.open_schemas[name]}))
+        raise CannotRewrite(
+            f"{short(function)} looks names up in {', '.join(unsafe)}, where {who} may create objects that it would"
+            " then use with its owner's rights. REVOKE CREATE ON SCHEMA"
+            f" {', '.join(tree.quote(name) for name in unsafe)} FROM PUBLIC, {who}"
+        )
+    settings = tuple(setting for setting in function.settings if not setting.startswith("search_path="))
+    return Clone(
+        function=function.oid,
+        relation_name=function.qualified,
+        stem=function.name,
+        shown=shown,
+        language=function.language,
+        search_path=path,
+        settings=settings,
+        source=function.source or shown.sqlbody or "",
+        relations=tuple(sorted(relations)),
+        calls=tuple(sorted(one.oid for one in inner if one.oid != function.oid)),
+    )
+
+
+def _inside(function: Function, catalog: Catalog, bodies: Bodies) -> t.List[Function]:
+    """The function and those that run with its rights: what it calls, but for SECURITY DEFINER functions, which have their own."""
+    found: t.List[Function] = []
+    todo = [function]
+    while todo:
+        current = todo.pop()
+        if current in found or (current.definer and current is not function):
+            continue
+        found.append(current)
+        todo += [catalog.functions[oid] for oid in bodies.of(current).functions]
+    return found

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What both programs give: the keys that callers of the first versions know, and how a run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+from ..core.results import OpsError
+from ..health.thresholds import STATUSES
+from ..host.files import write_atomically
+from ..report import report
+from .launcher import UNKNOWN
+from .settings import Settings
+
+#: Nagios' exit status.
+EXIT: t.Dict[str, int] = {"ok": 0, "warning": 1, "critical": 2, "emergency": 2, "unknown": UNKNOWN}
+#: What the first version called the status of one check.
+SEVERITY: t.Dict[str, str] = {
+    "ok": "low",
+    "skipped": "low",
+    "unknown": "medium",
+    "warning": "medium",
+    "critical": "high",
+    "emergency": "critical",
+}
+#: What the first version called the whole, by its worst severity.
+OVERALL: t.Dict[str, t.Tuple[str, str]] = {
+    "critical": ("critical", "At least one check is in an emergency: act now."),
+    "high": ("unhealthy", "At least one check is critical."),
+    "medium": ("degraded", "At least one check needs a look."),
+    "low": ("healthy", "Every check is healthy."),
+}
+#: Who does what the programs cannot: by the remedy that a check names.
+PLAYBOOK = "the playbook deploy"
+GIGABYTE = 1024.0**3
+
+
+class DeadlineExceeded(Exception):
+    """The run took longer than it may."""
+
+
+def is_quiet(check: t.Mapping[str, t.Any]) -> bool:
+    """Whether nobody has to look at it: it is healthy, or was not made."""
+    return check["status"] in ("ok", "skipped")
+
+
+def recommendation(check: t.Mapping[str, t.Any]) -> str:
+    """What a person does about a check, in one sentence; empty where nothing is wrong."""
+    remedy = check.get("remedy", "")
+    if is_quiet(check):
+        return ""
+    if remedy in ("sql_script", "rls_repair"):
+        return "Repair the database: the playbook deploy, or python3 scripts/automated_recovery.py --repair-database."
+    if remedy in ("backend_patch", "tts_engine"):
+        return "Install the repaired files: the playbook deploy."
+    if remedy:
+        return f"Run python3 scripts/automated_recovery.py ({remedy})."
+    return (
+        "Find out why it could not be measured; the message says more."
+        if check["status"] == "unknown"
+        else "Look at the message; no remedy is known."
+    )
+
+
+def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    """One check with the keys of the first version beside ours. What was not measured is not there; ``healthy`` is None for a skipped check."""
+    skipped = check["status"] == "skipped"
+    found = {
+        **check,
+        "healthy": None if skipped else check["status"] == "ok",
+        "severity": SEVERITY[check["status"]],
+        "skipped": skipped,
+    }
+    if found["healthy"] is False:
+        found.update(issue=check["message"], recommendation=recommendation(check))
+    found.update({key: value for key, value in _measures(check).items() if value is not None})
+    return found
+
+
+def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    details = check.get("details") or {}
+    name = check["name"]
+    if name == "memory":
+        host = details.get("host") or {}
+        resident = [service["resident_bytes"] for service in (details.get("services") or {}).values()]
+        return {
+            "memory_percent": host.get("percent", check["value"]),
+            "process_memory_mb": round(sum(resident) / 1024**2, 1) if resident else None,
+            "available_memory_gb": round(host["available_bytes"] / GIGABYTE, 2) if "available_bytes" in host else None,
+        }
+    if name == "disk":
+        systems = list((details.get("filesystems") or {}).values())
+        fullest = max(systems, key=lambda use: use["percent"]) if systems else {}
+        return {
+            "disk_percent": fullest.get("percent", check["value"]),
+            "free_space_gb": round(fullest["available_bytes"] / GIGABYTE, 2) if "available_bytes" in fullest else None,
+            "total_space_gb": round(fullest["total_bytes"] / GIGABYTE, 2) if "total_bytes" in fullest else None,
+        }
+    if name == "cpu":
+        return {
+            "system_cpu_percent": details.get("host_percent"),
+            "process_cpu_percent": details.get("services_percent"),
+            "cpu_count": details.get("cores"),
+            "load_average": list(details["load"]) if "load" in details else None,
+        }
+    if name == "redis":
+        return {
+            "connected": "version" in details if check["status"] != "skipped" else None,
+            "memory_usage_mb": (
+                round(details["used_memory_bytes"] / 1024**2, 1) if "used_memory_bytes" in details else None
+            ),
+            "connected_clients": details.get("connected_clients"),
+            "redis_version": details.get("version"),
+            "error": (
+                check["message"] if check["status"] not in ("ok", "skipped") and "version" not in details else None
+            ),
+        }
+    if name == "tts" and check["status"] in ("ok", "critical"):
+        engine = details.get("engine", "none")
+        works = check["status"] == "ok"
+        return {
+            "working_engines": [engine] if works else [],
+            "failed_engines": [] if works else [engine],
+            "engine_status": {engine: works},
+        }
+    if name in ("websocket", "cors"):
+        return {"issues": [] if is_quiet(check) else [check["message"]]}
+    return {}
+
+
+def issue(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    return {
+        "check": check["name"],
+        "issue": check["message"],
+        "severity": SEVERITY[check["status"]],
+        "recommendation": recommendation(check),
+    }
+
+
+def summary(results: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> t.Dict[str, t.Any]:
+    """The summary of the first version, over everything that was asked for: a skipped check is neither healthy nor an issue."""
+    measured = {name: result for name, result in results.items() if not result.get("skipped")}
+    bad = [result for result in measured.values() if not result.get("healthy")]
+    levels = [str(result.get("severity", "medium")) for result in bad]
+    counts = {level: levels.count(level) for level in ("critical", "high", "medium", "low")}
+    worst = next((level for level, count in counts.items() if count), "low")
+    status, message = OVERALL[worst]
+    if not measured:
+        status, message = "degraded", "Nothing could be measured: no check has what it needs."
+    elif not bad and len(measured) < len(results):
+        message = report.summary({"checks": list(results.values())})
+    good = len(measured) - len(bad)
+    return {
+        "overall_status": status,
+        "overall_message": message,
+        "total_checks": len(measured),
+        "healthy_checks": good,
+        "unhealthy_checks": len(bad),
+        "skipped_checks": len(results) - len(measured),
+        "health_percentage": round(100.0 * good / len(measured), 1) if measured else 0.0,
+        "issues_by_severity": counts,
+        "total_issues": len(bad),
+        "check_duration_seconds": round(duration, 2),
+    }
+
+
+def exit_status(status: str) -> int:
+    return EXIT[status] if status in STATUSES and status != "skipped" else UNKNOWN
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: float) -> t.Iterator[None]:
+    """Holds a lock that ends with its process. Raises ``OpsError`` where another run has it for more than ``wait`` seconds."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OpsError(
+            f"Cannot write {path}: {error.strerror}.",
+            hint="Run as root, or name a directory of yours with WHEELS_OPS_STATE_DIR.",
+        ) from None
+    try:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    who = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                    raise OpsError(
+                        f"Another run (process {who or 'unknown'}) holds {path}.",
+                        hint="Wait for it; the lock ends with its process.",
+                    ) from None
+                time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> t.Iterator[None]:
+    """Raises ``DeadlineExceeded`` in the main thread when the time is over, whatever it waits for."""
+
+    def over(_number: int, _frame: t.Any) -> t.NoReturn:
+        raise DeadlineExceeded(f"No result within {seconds:g} s.")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
+    """The report as JSON in one file, replaced as a whole, readable by its owner only; False, and a note in the report, where that fails.
+
+    A full disk is no reason to lose what was measured.
+    """
+    try:
+        if path and Path(path).is_dir():
+            raise OpsError(f"{path} is a directory.", hint="Name a file.")
+        if path:
+            write_atomically(Path(path), (json.dumps(report, indent=1, default=str) + "\n").encode(), mode=0o600)
+    except OpsError as error:
+        report["notes"].append(str(error))
+        return False
+    return True
+
+
+def could_not_tell(message: str, settings: t.Optional[Settings], *, as_json: bool) -> int:
+    """Ends a run without a report: one line, without any secret."""
+    said = message if settings is None else settings.scrubbed(message)
+    sys.stdout.write(json.dumps({"status": "unknown", "msg": said}) + "\n" if as_json else f"UNKNOWN: {said}\n")
+    return UNKNOWN
+
+
+def leave(status: int) -> t.NoReturn:
+    """Ends the process at once: a probe that hangs in a thread must not hold it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
