@@ -27,58 +27,58 @@ lint-tools:
 system-packages:
 	@tests/system-packages
 
-demo: run-tools ## Break a whole backend on this machine, deploy, and see it healthy (all set-up included)
+demo: run-tools ## Reproduce the eight incidents on this machine, deploy, print the results (sets everything up)
 	@$(BIN)/python -m tests.sandbox demo
 
-test: dev-tools ## Lint and every test that this machine can run, or one part: make test T=tests/unit/rls (sets everything up)
+test: dev-tools ## Run lint and every test that this machine can run, or one part: make test T=tests/unit/rls (sets everything up)
 	@tests/run $(T)
 
-unit: lint-tools ## The unit tests: no server, no system packages (half a minute)
+unit: lint-tools ## Run the unit tests: no server, no system packages (half a minute)
 	@$(BIN)/pytest -q tests/unit
 
-stress: dev-tools ## Everything that changes a host against each other, killed at random: 400 runs of the library, 10 of playbooks (ten minutes)
+stress: dev-tools ## Run everything that changes a host side by side and kill it at random: 400 runs of the library, 10 of playbooks (ten minutes)
 	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 $(BIN)/pytest -q --timeout=3000 tests/integration/stress
 
-test-fleet: dev-tools ## Two hosts with systemd in Podman, deployed to one after the other (root; five to fifteen minutes; not part of make test)
+test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
 	@$(BIN)/python -m tests.fleet test
 
-lint: lint-tools ## ansible-lint, ruff, mypy, yamllint, antsibull-docs; installs no system packages
+lint: lint-tools ## Run ansible-lint, ruff, mypy, yamllint and antsibull-docs; installs no system packages
 	@tests/lint
 
-mutants: dev-tools ## Small faults in checks, scores, lock and journal: do the tests notice 90 % of them? (minutes; ONLY="checks/http.py" NUMBER=50 SEED=2)
+mutants: dev-tools ## Inject small faults into checks, scores, lock and journal; fail if the tests notice less than 90 % (minutes; ONLY="checks/http.py" NUMBER=50 SEED=2)
 	@$(BIN)/python -m tests.mutants $(ONLY) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: dev-tools ## Benchmarks against a peer in the same run: make bench, or make bench ONLY="W C"
+bench: dev-tools ## Run benchmarks, each against a peer in the same run: make bench, or make bench ONLY="W C"
 	@$(BIN)/python -m tests.bench.harness $(ONLY)
 
 sandbox-up: run-tools ## Start PostgreSQL, Redis, the stand-in backend, a Celery worker and beat
 	@$(BIN)/python -m tests.sandbox up
 
-sandbox-break: ## Bring the eight incidents back into the sandbox
+sandbox-break: ## Reproduce the eight incidents in the sandbox
 	@$(BIN)/python -m tests.sandbox break
 
-sandbox-compare: run-tools ## The same load on the broken sandbox and on the deployed one: memory, slowest request, first audio
+sandbox-compare: run-tools ## Put the same load on the broken and the deployed sandbox, and compare: memory, slowest request, first audio
 	@$(BIN)/python -m tests.sandbox compare
 
-sandbox-status: ## Say what runs in the sandbox
+sandbox-status: ## Show what runs in the sandbox
 	@$(BIN)/python -m tests.sandbox status
 
 deploy: ## Run playbooks/deploy.yml on the sandbox, or on INVENTORY=... (ARGS="--check --diff")
 	@$(PLAYBOOK) playbooks/deploy.yml $(ARGS)
 
-verify: ## The proof alone: ends with 0 when everything is healthy
+verify: ## Run the checks; exit status 0 when every check passes
 	@$(PLAYBOOK) playbooks/verify.yml $(ARGS)
 
-recover: ## One remedy for every failing check, then the proof
+recover: ## Run one remedy for every failing check, then the checks again
 	@$(PLAYBOOK) playbooks/recover.yml $(ARGS)
 
-rollback: ## Take the newest deployment back
+rollback: ## Roll back the newest deployment
 	@$(PLAYBOOK) playbooks/rollback.yml $(ARGS)
 
 health: ## Report the health as JSON, HTML, text and Prometheus text
 	@$(PLAYBOOK) playbooks/health.yml $(ARGS)
 
-maintenance: ## Tidy up, performance report, threshold advice (ARGS="--tags weekly", monthly or quarterly)
+maintenance: ## Clean up, write the performance report, suggest thresholds (ARGS="--tags weekly", monthly or quarterly)
 	@$(PLAYBOOK) playbooks/maintenance.yml $(ARGS)
 
 monitor: ## Install the health monitor and the automated recovery for hosts without Ansible, with their timer
@@ -90,6 +90,6 @@ sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 build: run-tools ## Build the collection's tarball into build/
 	@mkdir -p build && $(BIN)/ansible-galaxy collection build $(COLLECTION) --output-path build --force
 
-clean: ## Stop the sandbox and remove everything that was made
+clean: ## Stop the sandbox and remove everything that make created
 	@[ ! -x $(BIN)/python ] || $(BIN)/python -m tests.sandbox down || true
 	rm -rf .sandbox .venv .venv-backend .cache .ansible build .mypy_cache .ruff_cache .pytest_cache

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """Every subcommand adds itself with ``register(subparsers)`` and names the function that runs it as ``run``."""
     main_parser = argparse.ArgumentParser(
         prog="wheels_ops",
-        description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 could not tell.",
+        description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 unknown.",
     )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
