@@ -55,7 +55,7 @@ def imports() -> t.Dict[str, t.FrozenSet[str]]:
             base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
             for alias in node.names:
                 deepest = ".".join([*base, alias.name])
-                targets.add(deepest if deepest in files else ".".join(base))
+                targets.add(deepest if deepest in files else ".".join(base) or "__init__")
         edges[name] = frozenset(targets - {name})
     return edges
 

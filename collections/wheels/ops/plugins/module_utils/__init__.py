@@ -7,6 +7,8 @@ Plain typed Python with relative imports. Only ``_ansible`` knows Ansible; ``che
 
 from __future__ import annotations
 
+__version__ = "1.1.0"
+
 if __name__ == "wheels_ops":
     from . import _moved
 

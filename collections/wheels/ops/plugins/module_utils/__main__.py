@@ -8,6 +8,7 @@ import argparse
 import sys
 import typing as t
 
+from . import __version__
 from .core.results import OpsError
 from .rls import cli as rls_cli
 
@@ -18,9 +19,10 @@ CLEAN, FOUND, UNKNOWN = 0, 1, 2
 def parser() -> argparse.ArgumentParser:
     """Every subcommand adds itself with ``register(subparsers)`` and names the function that runs it as ``run``."""
     main_parser = argparse.ArgumentParser(
-        prog="wheels_ops",
+        prog="wheels-ops",
         description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 unknown.",
     )
+    main_parser.add_argument("--version", action="version", version=f"wheels-ops {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
     return main_parser
@@ -32,14 +34,11 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
     try:
         return int(options.run(options))
     except OpsError as error:
-        sys.stderr.write(f"wheels_ops: {error}\n")
+        sys.stderr.write(f"wheels-ops: {error}\n")
     except ImportError as error:
-        sys.stderr.write(
-            f"wheels_ops: the Python package {error.name} is missing; pip install"
-            f" {'psycopg2-binary' if error.name == 'psycopg2' else error.name}\n"
-        )
+        sys.stderr.write(f"wheels-ops: the Python package {error.name} is missing: pip install 'wheels-ops[rls]'\n")
     except KeyboardInterrupt:
-        sys.stderr.write("wheels_ops: interrupted; nothing half done is left\n")
+        sys.stderr.write("wheels-ops: interrupted; nothing half done is left\n")
     return UNKNOWN
 
 

@@ -6,35 +6,45 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
+import os
 import sys
 import typing as t
 from pathlib import Path
 
+from .. import __version__
 from ..core.results import OpsError
 from ..database import connect
-from .audit import formats, scratch
+from .audit import baseline, explanations, formats, scratch
 from .audit.audits import Audit, audit
 from .model.findings import KINDS, SEVERITIES, Finding
 from .module_api import sentence, undo_name
+from .repair import migration_source
 from .repair.apply import apply, undo
-from .repair.plans import FIXES, HELPER_SCHEMA, plan
+from .repair.plans import FIXES, HELPER_SCHEMA, Plan, plan
 
 CLEAN, FOUND = 0, 1
+#: Where a DSN is taken from that no option gives, in this order; then libpq's own variables.
+DSN_VARIABLES = ("DATABASE_URL", "SUPABASE_DB_URL")
 
 
 def register(commands: t.Any) -> None:
     """Adds ``rls`` with its own subcommands."""
-    rls = commands.add_parser("rls", help="row-level-security policies: find, repair, take back")
+    rls = commands.add_parser(
+        "rls",
+        help="row-level-security policies: find, repair, undo",
+        description="Find and repair row-level-security policies that fail (42P17), leak or are slow.",
+    )
     actions = rls.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    look = actions.add_parser("audit", help="find what fails, leaks or is slow; changes nothing")
-    _common(look)
-    look.add_argument("--format", choices=sorted(formats.WRITERS), default="text")
-    look.add_argument(
+    find = actions.add_parser("audit", help="find what fails, leaks or is slow; changes nothing")
+    _common(find)
+    find.add_argument("--format", choices=sorted(formats.WRITERS), default="text")
+    find.add_argument(
         "--output", type=Path, metavar="FILE", help="write the report there instead of to standard output"
     )
-    look.add_argument(
+    find.add_argument(
         "--fail-on",
         default="error",
         metavar="WHAT",
@@ -44,50 +54,54 @@ def register(commands: t.Any) -> None:
         )
         + ", ".join(KINDS),
     )
-    look.add_argument(
-        "--sql",
-        nargs="+",
+    find.add_argument("--only", metavar="KIND", default="", help="report these kinds only, comma separated")
+    find.add_argument("--quiet", action="store_true", help="print the last line only")
+    find.add_argument(
+        "--baseline",
         type=Path,
         metavar="FILE",
-        help="load these migrations, in this order, into a scratch database of the server and audit that",
+        help="a report of an earlier audit (--format json): report and fail on new findings only",
     )
-    look.add_argument(
-        "--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has"
-    )
-    look.add_argument(
-        "--keep-going",
-        action="store_true",
-        help="with --sql: report statements that fail and go on (default: exit with 2)",
-    )
-    look.set_defaults(run=run_audit)
+    find.set_defaults(run=run_audit)
 
-    mend = actions.add_parser(
-        "repair", help="repair in one transaction with its proof; exits with 1 where a person is needed"
+    fix = actions.add_parser(
+        "repair", help="repair in one transaction and verify it; exits with 1 where a person is needed"
     )
-    _common(mend)
-    mend.add_argument("--check", action="store_true", help="do everything, prove it, and roll it back")
-    mend.add_argument("--diff", action="store_true", help="show policies before and after, and the functions")
-    mend.add_argument(
+    _common(fix)
+    fix.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "write a migration, and its undo script as FILE.undo, and change no database; STAMP in the name becomes"
+            " the time (20260131093000)"
+        ),
+    )
+    fix.add_argument("--check", action="store_true", help="do everything, verify it, and roll it back")
+    fix.add_argument("--diff", action="store_true", help="show policies before and after, and the functions")
+    fix.add_argument(
         "--fix", default="recursion", help="comma separated: " + ", ".join(FIXES) + " (default: recursion)"
     )
-    mend.add_argument(
-        "--allow-unbounded", action="store_true", help="allow functions that give back all rows of a table"
-    )
-    mend.add_argument(
+    fix.add_argument("--allow-unbounded", action="store_true", help="allow functions that return all rows of a table")
+    fix.add_argument(
         "--accept-captured-columns", action="store_true", help="repair policies that compare a column with itself"
     )
-    mend.add_argument("--helper-schema", default=HELPER_SCHEMA, metavar="NAME")
-    mend.add_argument("--owner", metavar="ROLE", help="role with BYPASSRLS to own the functions")
-    mend.add_argument(
+    fix.add_argument("--helper-schema", default=HELPER_SCHEMA, metavar="NAME")
+    fix.add_argument("--owner", metavar="ROLE", help="role with BYPASSRLS to own the functions")
+    fix.add_argument(
         "--undo-dir", type=Path, default=Path(), metavar="DIR", help="where the undo script is kept (default: here)"
     )
-    mend.add_argument("--format", choices=("text", "json"), default="text")
-    mend.set_defaults(run=run_repair)
+    fix.add_argument("--format", choices=("text", "json"), default="text")
+    fix.set_defaults(run=run_repair)
 
-    back = actions.add_parser("undo", help="take a repair back")
+    explain = actions.add_parser("explain", help="what a kind of finding means, and how to fix it by hand")
+    explain.add_argument("kind", nargs="?", choices=sorted(KINDS), metavar="KIND", help=", ".join(KINDS))
+    explain.set_defaults(run=run_explain)
+
+    back = actions.add_parser("undo", help="undo a repair")
     _connection(back)
     back.add_argument("script", type=Path, help="the undo script that the repair kept")
-    back.add_argument("--check", action="store_true", help="take it back and roll that back")
+    back.add_argument("--check", action="store_true", help="undo it and roll that back")
     back.add_argument("--force", action="store_true", help="even where policies were changed since")
     back.add_argument("--format", choices=("text", "json"), default="text")
     back.set_defaults(run=run_undo)
@@ -97,7 +111,10 @@ def _connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dsn",
         default="",
-        help="postgresql://USER@HOST/DATABASE or key=value; what it leaves out comes from PGHOST, PGUSER, ...",
+        help=(
+            "postgresql://USER@HOST/DATABASE or key=value (default: DATABASE_URL, SUPABASE_DB_URL, then libpq's"
+            " PGHOST, PGUSER, ...)"
+        ),
     )
     parser.add_argument("--lock-timeout", type=float, default=5, metavar="SECONDS")
     parser.add_argument("--statement-timeout", type=float, default=60, metavar="SECONDS")
@@ -105,8 +122,29 @@ def _connection(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     _connection(parser)
-    parser.add_argument("--schema", action="append", metavar="NAME", help="look at this schema only; may be repeated")
-    parser.add_argument("--role", action="append", metavar="NAME", help="look through this role only; may be repeated")
+    parser.add_argument("--schema", action="append", metavar="NAME", help="this schema only; may be repeated")
+    parser.add_argument("--role", action="append", metavar="NAME", help="as this role only; may be repeated")
+    parser.add_argument(
+        "--sql",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="load these migrations, in this order, into a scratch database of the server and use that",
+    )
+    parser.add_argument(
+        "--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has"
+    )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="with --sql: report statements that fail and go on (default: exit with 2)",
+    )
+
+
+def dsn_of(options: argparse.Namespace, environ: t.Optional[t.Mapping[str, str]] = None) -> str:
+    """The DSN that was given, else the one of the environment; empty leaves it to libpq's own variables."""
+    variables = os.environ if environ is None else environ
+    return options.dsn or next((variables[name] for name in DSN_VARIABLES if variables.get(name)), "")
 
 
 def _timeouts(options: argparse.Namespace) -> t.Dict[str, t.Any]:
@@ -118,9 +156,13 @@ def _timeouts(options: argparse.Namespace) -> t.Dict[str, t.Any]:
 
 def run_audit(options: argparse.Namespace) -> int:
     fails = _judge(options.fail_on)
+    only = _kinds(options.only, "--only")
+    earlier = baseline.read(options.baseline) if options.baseline else frozenset()
+    introduced: t.Dict[t.Tuple[str, ...], str] = {}
+    errors: t.List[str] = []
     if options.sql:
         loaded = scratch.load(
-            options.dsn,
+            dsn_of(options),
             options.sql,
             schemas=options.schema,
             roles=options.role,
@@ -128,24 +170,42 @@ def run_audit(options: argparse.Namespace) -> int:
             keep_going=options.keep_going,
             **_timeouts(options),
         )
-        found, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
+        present, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
     else:
-        with contextlib.closing(connect.connect(options.dsn)) as connection:
-            found, introduced, errors = (
-                audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options)),
-                {},
-                [],
-            )
-    report = formats.WRITERS[options.format](formats.Report(found, introduced, errors, sentence(found)))
+        with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+            present = audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options))
+    conclusion = sentence(present)
+    if earlier:
+        conclusion += f" {len([f for f in present.findings if f.identity in earlier])} of them are in the baseline."
+    present.findings = [
+        finding
+        for finding in present.findings
+        if finding.identity not in earlier and (not only or finding.kind in only)
+    ]
+    report = formats.WRITERS[options.format](formats.Report(present, introduced, errors, conclusion))
     if options.output:
         options.output.write_text(report, encoding="utf-8")
+    elif options.quiet:
+        sys.stdout.write(conclusion + "\n")
     else:
         sys.stdout.write(report)
-    return FOUND if any(fails(finding) for finding in found.findings) else CLEAN
+    return FOUND if any(fails(finding) for finding in present.findings) else CLEAN
+
+
+def _words(text: str) -> t.List[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _kinds(text: str, option: str) -> t.FrozenSet[str]:
+    names = _words(text)
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise OpsError(f"{option} has unknown kinds: {', '.join(unknown)}.", hint=f"Kinds: {', '.join(KINDS)}.")
+    return frozenset(names)
 
 
 def _judge(words: str) -> t.Callable[[Finding], bool]:
-    names = [word.strip() for word in words.split(",") if word.strip()]
+    names = _words(words)
     unknown = [name for name in names if name not in (*SEVERITIES, *KINDS, "never")]
     if unknown:
         raise OpsError(
@@ -156,38 +216,115 @@ def _judge(words: str) -> t.Callable[[Finding], bool]:
     return lambda finding: finding.kind in names or SEVERITIES.index(finding.severity) <= worst
 
 
+def _plan_options(options: argparse.Namespace) -> t.Dict[str, t.Any]:
+    return {
+        "fix": _words(options.fix),
+        "allow_unbounded": options.allow_unbounded,
+        "accept_captured_columns": options.accept_captured_columns,
+        "helper_schema": options.helper_schema,
+        "owner": options.owner,
+    }
+
+
 def run_repair(options: argparse.Namespace) -> int:
+    if options.sql or options.write:
+        return _write_migration(options)
     timeouts = _timeouts(options)
-    with contextlib.closing(connect.connect(options.dsn)) as connection:
-        found: Audit = audit(connection, schemas=options.schema, roles=options.role, **timeouts)
-        made = plan(
-            connection,
-            found,
-            fix=[word.strip() for word in options.fix.split(",") if word.strip()],
-            allow_unbounded=options.allow_unbounded,
-            accept_captured_columns=options.accept_captured_columns,
-            helper_schema=options.helper_schema,
-            owner=options.owner,
-            **timeouts,
-        )
-        path = None if made.empty or options.check else options.undo_dir / undo_name(found.catalog.database)
-        result = apply(connection, made, check_mode=options.check, undo_path=path, **timeouts)
+    with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+        present: Audit = audit(connection, schemas=options.schema, roles=options.role, **timeouts)
+        planned = plan(connection, present, **_plan_options(options), **timeouts)
+        path = None if planned.empty or options.check else options.undo_dir / undo_name(present.catalog.database)
+        result = apply(connection, planned, check_mode=options.check, undo_path=path, **timeouts)
     if options.format == "json":
-        sys.stdout.write(json.dumps({**result, "plan": made.as_dict()}, indent=1, default=str) + "\n")
+        sys.stdout.write(json.dumps({**result, "plan": planned.as_dict()}, indent=1, default=str) + "\n")
     else:
-        if options.diff:
-            for entry in made.diff():
-                sys.stdout.write(f"--- {entry['before_header']}\n{entry['before']}+++\n{entry['after']}\n")
-        for review in result["needs_review"]:
-            sys.stdout.write(f"needs a person: {review['object']}\n  {review['reason']}\n  {review['advice']}\n")
-        for warning in made.warnings:
-            sys.stdout.write(f"left: {warning}\n")
+        _show(planned, result["needs_review"], diff=options.diff)
         sys.stdout.write(result["msg"] + "\n" + (f"undo: {result['undo']}\n" if result.get("undo") else ""))
     return FOUND if result["needs_review"] else CLEAN
 
 
+def _show(planned: Plan, reviews: t.Sequence[t.Mapping[str, t.Any]], *, diff: bool) -> None:
+    if diff:
+        for entry in planned.diff():
+            sys.stdout.write(f"--- {entry['before_header']}\n{entry['before']}+++\n{entry['after']}\n")
+    for review in reviews:
+        sys.stdout.write(f"needs a person: {review['object']}\n  {review['reason']}\n  {review['advice']}\n")
+    for warning in planned.warnings:
+        sys.stdout.write(f"not fixed: {warning}\n")
+
+
+def _write_migration(options: argparse.Namespace) -> int:
+    """``--sql`` or ``--write``: the repair as a file. No database but the scratch one is changed."""
+    stamp = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d%H%M%S}"
+    path = migration_source.target(options.write or Path("STAMP_rls.sql"), stamp)
+    if options.write:
+        migration_source.check_target(path)
+    shared: t.Dict[str, t.Any] = {
+        "schemas": options.schema,
+        "roles": options.role,
+        "options": _plan_options(options),
+        "timeouts": _timeouts(options),
+    }
+    if options.sql:
+        draft = migration_source.from_files(
+            dsn_of(options),
+            options.sql,
+            supabase=options.supabase,
+            keep_going=options.keep_going,
+            version=__version__,
+            path=path,
+            **shared,
+        )
+    else:
+        with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+            draft = migration_source.from_database(connection, **shared)
+    planned, numbers = draft.plan, draft.verification
+    files: t.List[str] = []
+    if options.write and not options.check and not planned.empty:
+        files = [str(written) for written in migration_source.write(draft, path, version=__version__)]
+    if options.format == "json":
+        result = {
+            "changed": bool(files),
+            "migration": files[0] if files else "",
+            "undo": files[1] if files else "",
+            "failing_before": numbers.failing_before,
+            "failing_after": numbers.failing_after,
+            "load_errors": draft.errors,
+            "needs_review": planned.needs_review,
+            "plan": planned.as_dict(),
+        }
+        sys.stdout.write(json.dumps(result, indent=1, default=str) + "\n")
+        return FOUND if planned.needs_review else CLEAN
+    for error in draft.errors:
+        sys.stdout.write(f"could not load: {error}\n")
+    _show(planned, planned.needs_review, diff=options.diff)
+    if planned.empty:
+        sys.stdout.write("Nothing to repair; no file was written.\n")
+    else:
+        sys.stdout.write(
+            f"{len(planned.changes)} policies, {len(planned.functions)} functions: failing accesses"
+            f" {numbers.failing_before} -> {numbers.failing_after}.\n"
+        )
+        sys.stdout.writelines(f"{line}\n" for line in numbers.sentences)
+        if files:
+            sys.stdout.write(f"migration: {files[0]}\nundo: {files[1]}\n")
+        else:
+            sys.stdout.write("No file was written. To write the migration: --write FILE.sql\n")
+    return FOUND if planned.needs_review else CLEAN
+
+
+def run_explain(options: argparse.Namespace) -> int:
+    """The meaning of one kind, or the list of all."""
+    if not options.kind:
+        sys.stdout.writelines(f"{kind:22} {severity:8} {title}\n" for kind, (severity, title) in KINDS.items())
+        return CLEAN
+    severity, title = KINDS[options.kind]
+    sys.stdout.write(f"{title} ({options.kind}, {severity})\n\n{explanations.EXPLANATIONS[options.kind].strip()}\n")
+    return CLEAN
+
+
 def run_undo(options: argparse.Namespace) -> int:
-    with contextlib.closing(connect.connect(options.dsn)) as connection:
+    with contextlib.closing(connect.connect(dsn_of(options))) as connection:
         result = undo(connection, options.script, check_mode=options.check, force=options.force, **_timeouts(options))
     sys.stdout.write((json.dumps(result, indent=1, default=str) if options.format == "json" else result["msg"]) + "\n")
     return CLEAN

@@ -239,7 +239,7 @@ def findings(read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, st
                 relation,
                 f"{', '.join(commands)} as {', '.join(roles)} can end in 'stack depth limit exceeded' (SQLSTATE 54001):"
                 f" {' -> '.join(path)}. It depends on the data and the plan.",
-                "-- python3 -m wheels_ops rls repair, or the module rls_repair",
+                "-- wheels-ops rls repair, or the module rls_repair",
                 details={
                     "table": relation,
                     "commands": commands,

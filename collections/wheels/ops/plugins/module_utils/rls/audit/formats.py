@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""An audit as text, JSON, SARIF 2.1.0 (code scanning) and JUnit XML (test reports)."""
+"""An audit as text, JSON, SARIF 2.1.0 (code scanning), JUnit XML (test reports), annotations of GitHub's workflows and
+GitLab's code quality report."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import typing as t
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ class Report:
     """An audit with, for each finding's identity, the migration that introduced it; and the statements that failed to load."""
 
     audit: Audit
-    introduced: t.Mapping[t.Tuple[str, str], str]
+    introduced: t.Mapping[t.Tuple[str, ...], str]
     errors: t.Sequence[str]
     sentence: str
 
@@ -68,7 +70,7 @@ def sarif(report: Report) -> str:
                 "level": _LEVELS[finding.severity],
                 "message": {"text": f"{finding.object}: {finding.why}{statement}"},
                 "locations": [location],
-                "partialFingerprints": {"finding/v1": f"{finding.kind}|{finding.object}"},
+                "partialFingerprints": {"finding/v2": "|".join(finding.identity)},
             }
         )
     rules = [
@@ -114,4 +116,48 @@ def junit(report: Report) -> str:
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>"]) + "\n"
 
 
-WRITERS: t.Dict[str, t.Callable[[Report], str]] = {"text": text, "json": as_json, "sarif": sarif, "junit": junit}
+def github(report: Report) -> str:
+    """Workflow commands that GitHub shows as annotations (docs.github.com, "Workflow commands for GitHub Actions")."""
+    levels = {"error": "error", "warning": "warning", "info": "notice"}
+    lines = []
+    for finding in report.audit.findings:
+        source = report.source(finding)
+        place = f"file={_property(source)}," if source else ""
+        title = _property(f"{finding.title}: {finding.object}")
+        lines.append(f"::{levels[finding.severity]} {place}title={title}::{_data(finding.why)}")
+    lines += [f"::error title=could not load::{_data(error)}" for error in report.errors]
+    return "\n".join([*lines, report.sentence]) + "\n"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def gitlab(report: Report) -> str:
+    """GitLab's code quality report: a list of issues, each with a fingerprint that stays the same between runs."""
+    levels = {"error": "critical", "warning": "major", "info": "info"}
+    issues = [
+        {
+            "description": f"{finding.title}: {finding.object}. {finding.why}",
+            "check_name": finding.kind,
+            "fingerprint": hashlib.sha256("|".join(finding.identity).encode()).hexdigest(),
+            "severity": levels[finding.severity],
+            "location": {"path": report.source(finding) or "database", "lines": {"begin": 1}},
+        }
+        for finding in report.audit.findings
+    ]
+    return json.dumps(issues, indent=1) + "\n"
+
+
+WRITERS: t.Dict[str, t.Callable[[Report], str]] = {
+    "text": text,
+    "json": as_json,
+    "sarif": sarif,
+    "junit": junit,
+    "github": github,
+    "gitlab": gitlab,
+}

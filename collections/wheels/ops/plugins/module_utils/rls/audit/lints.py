@@ -57,7 +57,7 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
                     "recursion",
                     relation,
                     why,
-                    "-- python3 -m wheels_ops rls repair, or the module rls_repair",
+                    "-- wheels-ops rls repair, or the module rls_repair",
                     details=details,
                 )
             )

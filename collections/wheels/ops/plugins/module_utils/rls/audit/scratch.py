@@ -35,15 +35,29 @@ alter default privileges in schema public grant all on tables to anon, authentic
 alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
 alter default privileges in schema public grant execute on functions to anon, authenticated, service_role;
 """
+_RIGHTS_OF_POSTGRES = """
+grant all on schema public, auth, extensions to ROLE;
+grant all on all tables in schema auth to ROLE with grant option;
+grant all on all functions in schema auth to ROLE with grant option;
+alter default privileges for role ROLE in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges for role ROLE in schema public grant all on sequences to anon, authenticated, service_role;
+alter default privileges for role ROLE in schema public grant execute on functions to anon, authenticated, service_role;
+"""
+
+
+#: What a hosted Supabase's own ``postgres`` may, as which migrations run: it is no superuser.
+MIGRATION_ROLE_RIGHTS = "NOSUPERUSER BYPASSRLS CREATEROLE CREATEDB NOLOGIN"
 
 
 @dataclass
 class Loaded:
-    """The audit after the last file; ``introduced`` names for each finding's identity the file after which it was first there."""
+    """The audit after the last file; ``introduced`` names for each finding's identity the file after which it was first there,
+    ``policies`` for each (qualified table, policy) the file that gave it its present text."""
 
     audit: Audit
-    introduced: t.Dict[t.Tuple[str, str], str] = field(default_factory=dict)
+    introduced: t.Dict[t.Tuple[str, ...], str] = field(default_factory=dict)
     errors: t.List[str] = field(default_factory=list)
+    policies: t.Dict[t.Tuple[str, str], str] = field(default_factory=dict)
 
 
 def load(
@@ -61,25 +75,60 @@ def load(
 
     Raises ``OpsError`` where a statement fails, unless ``keep_going``, and where a file cannot be read.
     """
-    texts = [(path, _read(path)) for path in files]
     timeouts = {"statement_timeout_ms": statement_timeout_ms, "lock_timeout_ms": lock_timeout_ms}
-    with _database(dsn, supabase) as connection:
-        known: t.Dict[t.Tuple[str, str], str] = {}
-        errors: t.List[str] = []
-        found: t.Optional[Audit] = None
-        for path, text in texts:
-            failed = [f"{path}:{line}: {message}" for line, message in _execute(connection, text)]
-            if failed and not keep_going:
-                raise OpsError(
-                    f"{failed[0]}", hint="Give every migration that it needs, in order, or --keep-going.", errors=failed
-                )
-            errors += failed
-            last = path == texts[-1][0]  # a later file may make the schema
-            found = audit(connection, schemas=schemas, roles=roles, absent_schemas=not last, **timeouts)
-            known = {finding.identity: known.get(finding.identity, str(path)) for finding in found.findings}
-    if found is None:
-        raise AssertionError("a defect: found is missing")
-    return Loaded(found, known, errors)
+    with scratch_database(dsn, supabase=supabase) as connection:
+        return load_into(connection, files, schemas=schemas, roles=roles, keep_going=keep_going, each=True, **timeouts)
+
+
+def load_into(
+    connection: Connection,
+    files: t.Sequence[Path],
+    *,
+    schemas: t.Optional[t.Sequence[str]],
+    roles: t.Optional[t.Sequence[str]],
+    keep_going: bool,
+    each: bool,
+    **timeouts: t.Any,
+) -> Loaded:
+    """As ``load``, into a database that is there. ``each`` audits after every file, else after the last alone, which is quicker
+    and names no file for a finding."""
+    texts = [(path, _read(path)) for path in files]
+    if not texts:
+        raise OpsError(
+            "No SQL file is named.", hint="Name the migrations in their order: --sql supabase/migrations/*.sql"
+        )
+    introduced: t.Dict[t.Tuple[str, ...], str] = {}
+    errors: t.List[str] = []
+    policies: t.Dict[t.Tuple[str, str], t.Tuple[str, str]] = {}
+    for number, (path, text) in enumerate(texts, 1):
+        failures = [f"{path}:{line}: {message}" for line, message in execute(connection, text)]
+        if failures and not keep_going:
+            raise OpsError(
+                f"{failures[0]}", hint="Give every migration that it needs, in order, or --keep-going.", errors=failures
+            )
+        errors += failures
+        last = number == len(texts)  # a later file may make the schema
+        policies = {
+            key: policies[key] if policies.get(key, ("",))[0] == definition else (definition, str(path))
+            for key, definition in _policies(connection).items()
+        }
+        if each or last:
+            present = audit(connection, schemas=schemas, roles=roles, absent_schemas=not last, **timeouts)
+            introduced = {
+                finding.identity: introduced.get(finding.identity, str(path) if each else "")
+                for finding in present.findings
+            }
+    return Loaded(present, introduced, errors, {key: path for key, (_definition, path) in policies.items()})
+
+
+def _policies(connection: Connection) -> t.Dict[t.Tuple[str, str], str]:
+    """(qualified table, policy) and a text that changes when the policy does."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select pg_catalog.format('%I.%I', schemaname, tablename), policyname,"
+            " pg_catalog.concat_ws('|', permissive, roles, cmd, qual, with_check) from pg_catalog.pg_policies"
+        )
+        return {(table, name): definition for table, name, definition in cursor.fetchall()}
 
 
 def _read(path: Path) -> str:
@@ -90,40 +139,51 @@ def _read(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _database(dsn: str, supabase: bool) -> t.Iterator[Connection]:
+def scratch_database(dsn: str, *, supabase: bool, migration_role: bool = False) -> t.Iterator[Connection]:
+    """A database of its own on the server behind ``dsn``, dropped at the end, also after an error.
+
+    With ``migration_role`` (and ``supabase``, and a superuser's DSN) the session acts as a role with the rights that a hosted
+    Supabase gives to ``postgres``: statements that only a superuser may run fail, as they would there.
+    """
     import psycopg2
 
     name = f"wheels_ops_scratch_{secrets.token_hex(4)}"
     with contextlib.closing(connect.connect(dsn)) as server:
         server.autocommit = True
-        made: t.List[str] = []
-        with server.cursor() as cursor, connect.translated("Making a scratch database"):
+        created: t.List[str] = []
+        with server.cursor() as cursor, connect.translated("Creating a scratch database"):
+            cursor.execute("select rolsuper from pg_catalog.pg_roles where rolname = current_user")
+            acting = name if migration_role and supabase and cursor.fetchone() == (True,) else ""
             cursor.execute(f"create database {tree.quote(name)}")
         try:
-            if supabase:
-                with server.cursor() as cursor, connect.translated("Making Supabase's roles"):
-                    for role in SUPABASE_ROLES:
-                        cursor.execute("select true from pg_catalog.pg_roles where rolname = %s", (role,))
-                        if cursor.fetchone() is None:
-                            cursor.execute(
-                                f"create role {role} nologin" + (" bypassrls" if role == "service_role" else "")
-                            )
-                            made.append(role)
+            with server.cursor() as cursor, connect.translated("Creating Supabase's roles"):
+                for role in SUPABASE_ROLES if supabase else ():
+                    cursor.execute("select true from pg_catalog.pg_roles where rolname = %s", (role,))
+                    if cursor.fetchone() is None:
+                        cursor.execute(f"create role {role} nologin" + (" bypassrls" if role == "service_role" else ""))
+                        created.append(role)
+                if acting:
+                    cursor.execute(f"create role {acting} {MIGRATION_ROLE_RIGHTS}")
+                    cursor.execute(f"grant {', '.join(SUPABASE_ROLES)} to {acting}")
+                    cursor.execute(f"alter database {tree.quote(name)} owner to {acting}")
             with contextlib.closing(connect.connect(dsn, dbname=name)) as connection:
                 connection.autocommit = True
-                if supabase:
-                    with connection.cursor() as cursor, connect.translated("Making Supabase's schema"):
+                with connection.cursor() as cursor, connect.translated("Creating Supabase's schema"):
+                    if supabase:
                         cursor.execute(SUPABASE)
+                    if acting:
+                        cursor.execute(_RIGHTS_OF_POSTGRES.replace("ROLE", acting))
+                        cursor.execute(f"set session authorization {acting}")
                 yield connection
         finally:
             with server.cursor() as cursor:
                 cursor.execute(f"drop database if exists {tree.quote(name)}")
-                for role in made:
+                for role in [*created, *([acting] if acting else [])]:
                     with contextlib.suppress(psycopg2.Error):
                         cursor.execute(f"drop role {role}")
 
 
-def _execute(connection: Connection, text: str) -> t.List[t.Tuple[int, str]]:
+def execute(connection: Connection, text: str) -> t.List[t.Tuple[int, str]]:
     """Runs a file statement by statement; gives (line, message) of those that failed."""
     import psycopg2
     from pglast import split

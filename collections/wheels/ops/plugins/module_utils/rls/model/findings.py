@@ -33,6 +33,11 @@ KINDS: t.Dict[str, t.Tuple[str, str]] = {
 }
 
 
+def identity_of(kind: str, name: str, details: t.Mapping[str, t.Any]) -> t.Tuple[str, ...]:
+    """See ``Finding.identity``."""
+    return (kind, name, *(str(step) for step in details.get("path") or ()))
+
+
 @dataclass(frozen=True)
 class Finding:
     """``object`` is the table, policy or function; ``why`` says why it matters; ``statement`` is the SQL that would fix it, or empty
@@ -54,9 +59,9 @@ class Finding:
         return KINDS[self.kind][1]
 
     @property
-    def identity(self) -> t.Tuple[str, str]:
-        """What makes it the same finding in two audits."""
-        return self.kind, self.object
+    def identity(self) -> t.Tuple[str, ...]:
+        """What makes it the same finding in two audits: kind, object, and the path of a recursion."""
+        return identity_of(self.kind, self.object, self.details)
 
     def order(self) -> t.Tuple[int, str, str]:
         return SEVERITIES.index(self.severity), self.kind, self.object
