@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from tests.support import collection, servers
+from tests.support.app_modules import app_modules as app_modules
 
 # How long one example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("suite", deadline=None)

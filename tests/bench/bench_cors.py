@@ -9,8 +9,8 @@ import tempfile
 import typing as t
 from pathlib import Path
 
+from tests.app.core.test_cors_config_vectors import judged, serving, starlette
 from tests.bench.harness import Pair, benchmark
-from tests.integration.cors.test_vectors import judged, serving, starlette
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.patched_tree import patched_tree
 

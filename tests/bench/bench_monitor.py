@@ -26,8 +26,8 @@ import time
 import typing as t
 from pathlib import Path
 
+from tests.app.wheels_ops.test_health_checks import FAULTS, is_healthy, world
 from tests.bench.harness import Pair, Unavailable, benchmark
-from tests.integration.health_api.test_faults import FAULTS, is_healthy, world
 from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.health_app import REPORT_FILES, TOKEN, health_app
 from tests.support.patched_tree import patched_tree

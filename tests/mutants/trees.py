@@ -33,7 +33,7 @@ SCOPE = (
 #: and the journal for its own sake.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {
     "checks/dead_peer.py": ("tests/unit/checks/test_websocket.py",),
-    "state/deployments.py": ("tests/unit/core/test_deployment.py",),
+    "state/deployments.py": ("tests/unit/state/test_deployments.py",),
     "state/directory.py": ("tests/unit/state/test_directory.py",),
     "state/documents.py": ("tests/unit/state/test_documents.py",),
     "state/holder.py": ("tests/unit/state/test_holder.py", "tests/unit/state/test_lock.py"),

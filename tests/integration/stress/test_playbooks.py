@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from tests.backend.materialise import materialise
-from tests.integration.sandbox.conftest import Stage
-from tests.integration.sandbox.test_deploy import LOOK, tree
+from tests.playbooks.conftest import Stage
+from tests.playbooks.test_deploy import LOOK, tree
 from tests.sandbox import lifecycle
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Sandbox
