@@ -208,6 +208,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.checks import suite
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
+from ansible_collections.wheels.ops.plugins.module_utils.health.subjects import NAMES
 from ansible_collections.wheels.ops.plugins.module_utils.health.thresholds import parse
 from ansible_collections.wheels.ops.plugins.module_utils.report import report
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
@@ -215,7 +216,7 @@ from ansible_collections.wheels.ops.plugins.module_utils.services import argumen
 
 def call(module: AnsibleModule) -> Result:
     given: t.Dict[str, t.Any] = dict(module.params)
-    given["subjects"] = given["subjects"] or suite.SUBJECTS
+    given["subjects"] = given["subjects"] or NAMES
     given["thresholds"] = parse(given["thresholds"])
     found = suite.run(suite.Options(**given))
     # Whoever looks at the end of a run only must see it: a check that was not made is not one that is well.
@@ -229,7 +230,7 @@ def call(module: AnsibleModule) -> Result:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "subjects": {"type": "list", "elements": "str", "choices": list(suite.SUBJECTS)},
+            "subjects": {"type": "list", "elements": "str", "choices": list(NAMES)},
             "timeout": {"type": "float", "default": 60},
             "scope": {"type": "str", "choices": ["host", "services"], "default": "host"},
             "thresholds": {"type": "dict", "default": {}},

@@ -13,6 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
+from ..health.subjects import REGISTRY
 from ..health.thresholds import STATUSES, Status, worst
 
 _WORDS: t.Dict[str, Status] = {
@@ -84,7 +85,7 @@ _REASONS = ("output", "error", "message", "reason", "detail")
 #: and the errors of answers, and what is asked of the application from outside as users ask it (CORS, sockets, speech). The history of a process
 #: (``process:stability``) is what was, not what is. Everything else counts: the logins to database, Redis and broker are the application's own.
 MEASURED_OUTSIDE = frozenset(
-    {"cpu", "cors", "disk", "eventloop", "http", "load", "memory", "process", "system", "tts", "websocket"}
+    {subject.name for subject in REGISTRY if not subject.backend_reports} | {"eventloop", "load", "process", "system"}
 )
 #: Of a text that the application gives: enough for a reason, too little for a page of a traceback.
 _LONGEST = 120

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ..core.results import OpsError
 from ..health import check as health
 from ..health import scores
+from ..health.subjects import NAMES
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds
 from ..services.manager import open_manager
 from ..services.model import Service, parse_services
@@ -18,20 +19,7 @@ from . import celery, cors, cpu, database, dead_peer, disk, http, memory, redis,
 from . import services as services_check
 
 #: Every subject, in the order of a report.
-SUBJECTS: t.Tuple[str, ...] = (
-    "memory",
-    "cpu",
-    "disk",
-    "database",
-    "rls",
-    "redis",
-    "http",
-    "cors",
-    "websocket",
-    "tts",
-    "celery",
-    "services",
-)
+SUBJECTS: t.Tuple[str, ...] = NAMES
 
 #: Where releases have the chat's socket, where nobody named its path: the later ones first.
 WEBSOCKET_PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/v1/pam/ws")

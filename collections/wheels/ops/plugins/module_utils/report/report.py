@@ -9,24 +9,11 @@ import json
 import textwrap
 import typing as t
 
+from ..health.subjects import report_rows
 from ..health.thresholds import STATUSES, worst
 
 Health = t.Mapping[str, t.Any]
 
-#: The incidents of the report, by the check that measures each, in the report's order.
-INCIDENTS: t.Tuple[t.Tuple[str, str, t.Tuple[str, ...]], ...] = (
-    ("1", "Memory", ("memory",)),
-    ("2", "Text to speech", ("tts",)),
-    ("3", "Database", ("database", "rls")),
-    ("4", "WebSocket", ("websocket",)),
-    ("5", "CORS", ("cors",)),
-    ("6", "CPU, slow answers", ("cpu",)),
-    ("7", "Disk", ("disk",)),
-    ("8", "Cache", ("redis",)),
-    ("", "HTTP", ("http",)),
-    ("", "Background work", ("celery",)),
-    ("", "Services", ("services",)),
-)
 #: How a message of a check that was not made begins.
 _NOT_MEASURED = "Not measured: "
 _COLOURS = {"ok": "32", "warning": "33", "unknown": "35", "critical": "31", "emergency": "31;1", "skipped": "2"}
@@ -70,10 +57,15 @@ def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.D
     """One row an incident: status and measured value before, what was done, status and measured value after.
 
     ``done`` says in words what was done, by check name. A subject that both runs left out has no row; one that was asked for and that a run
-    did not measure is ``skipped`` there.
+    did not measure is ``skipped`` there. A check that the registry does not have (another release measured it) has a row of its own name.
     """
     table = []
-    for number, title, names in INCIDENTS:
+    registered = report_rows()
+    others = dict.fromkeys(check["name"] for health in (before, after) for check in health.get("checks", []))
+    for _number, _title, names in registered:
+        for name in names:
+            others.pop(name, None)
+    for number, title, names in [*registered, *(("", name, (name,)) for name in others)]:
         first, last = (_pick(health, names) for health in (before, after))
         if not first and not last:
             continue

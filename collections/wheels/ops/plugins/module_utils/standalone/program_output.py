@@ -87,54 +87,78 @@ def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
 
 
 def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
-    details = check.get("details") or {}
-    name = check["name"]
-    if name == "memory":
-        host = details.get("host") or {}
-        resident = [service["resident_bytes"] for service in (details.get("services") or {}).values()]
-        return {
-            "memory_percent": host.get("percent", check["value"]),
-            "process_memory_mb": round(sum(resident) / 1024**2, 1) if resident else None,
-            "available_memory_gb": round(host["available_bytes"] / GIGABYTE, 2) if "available_bytes" in host else None,
-        }
-    if name == "disk":
-        systems = list((details.get("filesystems") or {}).values())
-        fullest = max(systems, key=lambda use: use["percent"]) if systems else {}
-        return {
-            "disk_percent": fullest.get("percent", check["value"]),
-            "free_space_gb": round(fullest["available_bytes"] / GIGABYTE, 2) if "available_bytes" in fullest else None,
-            "total_space_gb": round(fullest["total_bytes"] / GIGABYTE, 2) if "total_bytes" in fullest else None,
-        }
-    if name == "cpu":
-        return {
-            "system_cpu_percent": details.get("host_percent"),
-            "process_cpu_percent": details.get("services_percent"),
-            "cpu_count": details.get("cores"),
-            "load_average": list(details["load"]) if "load" in details else None,
-        }
-    if name == "redis":
-        return {
-            "connected": "version" in details if check["status"] != "skipped" else None,
-            "memory_usage_mb": (
-                round(details["used_memory_bytes"] / 1024**2, 1) if "used_memory_bytes" in details else None
-            ),
-            "connected_clients": details.get("connected_clients"),
-            "redis_version": details.get("version"),
-            "error": (
-                check["message"] if check["status"] not in ("ok", "skipped") and "version" not in details else None
-            ),
-        }
-    if name == "tts" and check["status"] in ("ok", "critical"):
-        engine = details.get("engine", "none")
-        works = check["status"] == "ok"
-        return {
-            "working_engines": [engine] if works else [],
-            "failed_engines": [] if works else [engine],
-            "engine_status": {engine: works},
-        }
-    if name in ("websocket", "cors"):
-        return {"issues": [] if is_quiet(check) else [check["message"]]}
-    return {}
+    """What the first version called the measures of a check; subjects that it did not have are shown by the keys of every check alone."""
+    measures = FIRST_VERSION.get(check["name"])
+    return measures(check, check.get("details") or {}) if measures else {}
+
+
+def _memory(check: t.Mapping[str, t.Any], details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    host = details.get("host") or {}
+    resident = [service["resident_bytes"] for service in (details.get("services") or {}).values()]
+    return {
+        "memory_percent": host.get("percent", check["value"]),
+        "process_memory_mb": round(sum(resident) / 1024**2, 1) if resident else None,
+        "available_memory_gb": round(host["available_bytes"] / GIGABYTE, 2) if "available_bytes" in host else None,
+    }
+
+
+def _disk(check: t.Mapping[str, t.Any], details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    systems = list((details.get("filesystems") or {}).values())
+    fullest = max(systems, key=lambda use: use["percent"]) if systems else {}
+    return {
+        "disk_percent": fullest.get("percent", check["value"]),
+        "free_space_gb": round(fullest["available_bytes"] / GIGABYTE, 2) if "available_bytes" in fullest else None,
+        "total_space_gb": round(fullest["total_bytes"] / GIGABYTE, 2) if "total_bytes" in fullest else None,
+    }
+
+
+def _cpu(_check: t.Mapping[str, t.Any], details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    return {
+        "system_cpu_percent": details.get("host_percent"),
+        "process_cpu_percent": details.get("services_percent"),
+        "cpu_count": details.get("cores"),
+        "load_average": list(details["load"]) if "load" in details else None,
+    }
+
+
+def _redis(check: t.Mapping[str, t.Any], details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    return {
+        "connected": "version" in details if check["status"] != "skipped" else None,
+        "memory_usage_mb": (
+            round(details["used_memory_bytes"] / 1024**2, 1) if "used_memory_bytes" in details else None
+        ),
+        "connected_clients": details.get("connected_clients"),
+        "redis_version": details.get("version"),
+        "error": check["message"] if not is_quiet(check) and "version" not in details else None,
+    }
+
+
+def _tts(check: t.Mapping[str, t.Any], details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    if check["status"] not in ("ok", "critical"):
+        return {}
+    engine = details.get("engine", "none")
+    works = check["status"] == "ok"
+    return {
+        "working_engines": [engine] if works else [],
+        "failed_engines": [] if works else [engine],
+        "engine_status": {engine: works},
+    }
+
+
+def _issues(check: t.Mapping[str, t.Any], _details: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    return {"issues": [] if is_quiet(check) else [check["message"]]}
+
+
+#: subject -> the measures of its check and its details, by the keys of the first version; None where one was not measured.
+FIRST_VERSION: t.Mapping[str, t.Callable[[t.Mapping[str, t.Any], t.Mapping[str, t.Any]], t.Dict[str, t.Any]]] = {
+    "memory": _memory,
+    "disk": _disk,
+    "cpu": _cpu,
+    "redis": _redis,
+    "tts": _tts,
+    "websocket": _issues,
+    "cors": _issues,
+}
 
 
 def issue(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
