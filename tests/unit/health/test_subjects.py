@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import typing as t
@@ -14,7 +16,7 @@ import yaml
 from tests.support.collection import COLLECTION
 from wheels_ops.checks import self_report, suite
 from wheels_ops.health import scores, subjects
-from wheels_ops.health.subjects import INCIDENTS, NAMES, REGISTRY
+from wheels_ops.health.subjects import INCIDENTS, NAMES, REGISTRY, Subject
 from wheels_ops.health.thresholds import DEFAULTS
 from wheels_ops.report import report
 from wheels_ops.standalone import monitor, program_output
@@ -37,6 +39,17 @@ def critical(name: str) -> t.Dict[str, t.Any]:
 
 
 # -- what derives from it ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subject", REGISTRY, ids=NAMES)
+def test_check_is_what_the_suite_runs(subject: Subject) -> None:
+    module, _dot, function = f"wheels_ops.{subject.check}".rpartition(".")
+    assert suite.MEASURES[subject.name] is getattr(importlib.import_module(module), function)
+
+
+def test_suite_runs_no_other_check() -> None:
+    assert set(suite.MEASURES) == set(NAMES) and len(NAMES) == len(set(NAMES))
+    assert suite.SUBJECTS == suite.Options().subjects == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +113,35 @@ def test_needs_are_options_of_the_suite() -> None:
 
 def test_thresholds_all_used_and_all_known() -> None:
     assert {name for subject in REGISTRY for name in subject.thresholds} == set(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thresholds_are_those_that_the_check_asks_for(name: str) -> None:
+    measure = ast.parse(inspect.getsource(suite.MEASURES[name]))
+    limits = {
+        node.args[0].value
+        for node in ast.walk(measure)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "limits"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert limits == set(subjects.subject_of(name).thresholds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_remedies_are_those_that_the_check_names(name: str) -> None:
+    """Every module that the check's file names in a text of its own is registered, and every registered one is a module."""
+    remedies = set(subjects.subject_of(name).remedies)
+    assert remedies <= MODULES
+    module = inspect.getmodule(suite.MEASURES[name])
+    assert module is not None
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert texts & MODULES <= remedies
 
 
 def test_with_remedy_gives_the_subjects_in_order() -> None:

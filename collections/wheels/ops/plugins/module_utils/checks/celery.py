@@ -13,6 +13,7 @@ from ..core.results import OpsError
 from ..health.check import Check, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import broker, celery_workers, gates, redis_errors
+from .context import HostContext, Options
 from .redis import REFUSALS, answered, error_code, unserved
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
@@ -189,3 +190,11 @@ def _throttle(client: t.Any) -> t.Dict[str, t.Any]:
 def _consumed(client: t.Any) -> t.List[str]:
     """The queues that a worker has ever bound; a waiting queue that is not among them is consumed by nobody."""
     return [queue for queue in broker.queues(client, ()) if queue]
+
+
+def measure(context: HostContext, options: Options) -> Check:
+    """Beat is asked for where it is one of the services; a backend without periodic tasks has none."""
+    beat = any(
+        service.gate.type == "beat" or "beat" in f"{service.name} {service.unit}" for service in context.services
+    )
+    return check(options.redis_url, waiting=options.limits("waiting_tasks"), expect_beat=beat)

@@ -18,10 +18,13 @@ from dataclasses import asdict, dataclass, field
 
 from ..core.results import OpsError
 from ..health.check import Check
+from .context import HostContext, Options
 from .http import require_url
 
 #: The origin of nobody (RFC 2606: .example never resolves); and what a lax pattern lets through.
 FOREIGN = "https://evil.example"
+#: What the front end's preflights ask for: its own headers and those of Supabase's client.
+REQUEST_HEADERS: t.Tuple[str, ...] = ("authorization", "content-type", "apikey", "x-client-info")
 #: Methods that need no permission in a preflight answer (Fetch standard: CORS-safelisted methods).
 _SAFE_METHODS = ("GET", "HEAD", "POST")
 _UNANSWERED = "no answer: "
@@ -370,3 +373,7 @@ def _judged(url: str, exchanges: t.Sequence[Exchange]) -> Check:
             "exchanges": [asdict(exchange) for exchange in exchanges],
         },
     )
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(options.base_url, options.cors_origins, headers=REQUEST_HEADERS, path=options.cors_path)

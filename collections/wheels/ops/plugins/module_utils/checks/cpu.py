@@ -8,10 +8,12 @@ import concurrent.futures
 import os
 import time
 import typing as t
+from dataclasses import replace
 
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
+from .context import HostContext, Options
 from .http import require_url
 
 #: How often the light endpoint is asked while the heavy one runs.
@@ -144,3 +146,25 @@ def check(
             "stall_ms": stalled,
         },
     )
+
+
+def measure(context: HostContext, options: Options) -> Check:
+    """Where nothing answers for the services, the host is measured all the same."""
+    services: t.Mapping[str, t.Set[int]] = {}
+    missing = False
+    try:
+        services = context.pids()
+    except OpsError:
+        if options.scope != "host":
+            raise
+        missing = True
+    measured = check(
+        {pid for group in services.values() for pid in group},
+        scope=options.scope,
+        base_url=options.base_url,
+        heavy=options.stall_path,
+        light=options.http_paths[0],
+        thresholds=options.limits("cpu"),
+        response=options.limits("response_time_ms"),
+    )
+    return replace(measured, details={**measured.details, "services_percent": None}) if missing else measured

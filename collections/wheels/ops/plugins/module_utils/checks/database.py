@@ -9,6 +9,7 @@ import typing as t
 
 from ..database import connect
 from ..health.check import Check, Finding, conclude
+from .context import HostContext, Options
 
 #: Tables and the columns of them that the backend reads or writes; their lack is what "missing tables" was.
 REQUIRED: t.Mapping[str, t.Sequence[str]] = {
@@ -138,3 +139,7 @@ def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict
         connection.close()
     latency = round((time.monotonic() - started) * 1000, 1)
     return {"version": version, "latency_ms": latency, "standby": standby, "read_only": read_only, "present": present}
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(options.database_dsn, required=options.database_tables)

@@ -12,6 +12,7 @@ import typing as t
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds, worst
+from .context import HostContext, Options
 
 
 def filesystem(path: str) -> t.Dict[str, t.Any]:
@@ -118,4 +119,14 @@ def check(
         message=message + ".",
         remedy="" if status == "ok" else "log_rotate" if large else "disk_cleanup",
         details=details,
+    )
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(
+        options.filesystems,
+        budgets=options.disk_budgets,
+        logs=options.logs,
+        log_max_bytes=options.log_max_bytes,
+        thresholds=options.limits("disk"),
     )

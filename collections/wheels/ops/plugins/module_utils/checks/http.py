@@ -17,9 +17,9 @@ from ..core.results import OpsError
 from ..health.check import Check, Finding, conclude, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds
 from . import self_report
+from .context import HostContext, Options
 
-#: Where a deployed backend says how it is (``docs/health-api.md``). Releases without it answer 404.
-HEALTH_PATH = "/api/v1/system/health"
+HEALTH_PATH = Options.health_path
 #: The health of a deployed backend comes from samples: what was repaired shows within ten seconds.
 SETTLE = 10.0
 _AGAIN_AFTER = 1.0
@@ -266,3 +266,14 @@ def _ask_application(
         (variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), ""
     )
     return [Finding(said.status, text + (f"; check {login} in its environment" if login else ""))], facts
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(
+        options.base_url,
+        paths=options.http_paths,
+        health_path=options.health_path,
+        settle=min(SETTLE, options.timeout / 2),
+        response=options.limits("response_time_ms"),
+        errors=options.limits("error_rate"),
+    )

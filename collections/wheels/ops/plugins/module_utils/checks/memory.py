@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import typing as t
+from dataclasses import replace
 
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..host import memory_pressure
+from .context import HostContext, Options
 
 MEBIBYTE = 1024 * 1024
 #: Percent of ten seconds in which all tasks of a scope waited for memory (PSI full): pressure, much of it, and what systemd-oomd ends processes for.
@@ -123,6 +125,31 @@ def check(
         message=message,
         remedy="" if status == "ok" else "memory_trim",
         details=details,
+    )
+
+
+def measure(context: HostContext, options: Options) -> Check:
+    """Where nothing answers for the services, the host is measured all the same; that of the services is unknown."""
+    missing = ""
+    services: t.Mapping[str, t.Collection[int]] = {}
+    try:
+        services = context.pids()
+    except OpsError as error:
+        if options.scope != "host":
+            raise
+        missing = str(error)
+    measured = check(
+        services,
+        {} if missing else options.memory_limits_mb,
+        scope=options.scope,
+        thresholds=options.limits("memory"),
+    )
+    if not missing:
+        return measured
+    return replace(
+        measured,
+        status=worst([measured.status, "unknown"]),
+        message=f"{measured.message} The memory of the services was not measured: {missing}".lstrip(),
     )
 
 

@@ -14,6 +14,7 @@ from ..health.check import Check, Finding, conclude, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import redis_errors
 from ..services.broker import readable, require_database
+from .context import HostContext, Options
 
 #: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
 CACHE_PREFIXES: t.Tuple[str, ...] = (
@@ -312,3 +313,7 @@ def _without_expiry(client: t.Any, prefixes: t.Sequence[str], max_keys: int) -> 
         cached += len(mine)
         eternal += sum(1 for ttl in pipe.execute() if ttl == -1)
     return scanned, cached, eternal
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(options.redis_url, thresholds=options.limits("memory"))

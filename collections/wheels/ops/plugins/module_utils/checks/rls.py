@@ -8,6 +8,7 @@ import typing as t
 
 from ..database import connect
 from ..health.check import Check, Finding, conclude, unknown
+from .context import HostContext, Options
 
 API_ROLES = frozenset({"anon", "authenticated"})
 
@@ -57,3 +58,7 @@ def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int
             "failing_total": len(failing),
         },
     )
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(options.database_dsn, schemas=options.schemas)

@@ -11,6 +11,7 @@ from ..health.check import Check, unknown
 from ..services import gates
 from ..services.manager import open_manager
 from ..services.model import Manager, Service, ServiceState, parse_services
+from .context import HostContext, Options
 
 #: An automatic restart of the last hour is worth a look; one of last month is not.
 RECENT = 3600.0
@@ -24,19 +25,27 @@ def check(
     supervisor_username: str = "",
     supervisor_password: str = "",
     min_uptime: float = 0.0,
+    context: t.Optional[HostContext] = None,
 ) -> Check:
     """One probe of every service's gate; ``services`` are dictionaries as ``service_restart`` takes them.
 
     ``value`` is the share of healthy services in percent. ``critical`` where one is down or does not do its work, ``warning`` where one
     runs for less than ``min_uptime`` seconds or its manager had to start it again within the last hour, ``unknown`` where the manager
-    cannot be asked or a gate cannot be judged (a right is missing).
+    cannot be asked or a gate cannot be judged (a right is missing). ``context`` has the services and their manager where a run has looked
+    them up already.
     """
-    parsed = parse_services(services)
+    if context is None:
+        context = HostContext(
+            parse_services(services),
+            lambda: open_manager(
+                manager, supervisor_socket, username=supervisor_username, password=supervisor_password
+            ),
+        )
     try:
-        control = open_manager(manager, supervisor_socket, username=supervisor_username, password=supervisor_password)
+        control = context.manager()
     except OpsError as error:
         return unknown("services", str(error))
-    states = control.states([service.unit for service in parsed])
+    parsed, states = context.services, context.states()
     details: t.Dict[str, t.Any] = {}
     found: t.Dict[str, t.List[str]] = {"critical": [], "unknown": [], "warning": [], "ok": []}
     known: t.Set[str] = set()
@@ -86,3 +95,12 @@ def _judge(service: Service, state: ServiceState, control: Manager) -> t.Tuple[s
     if seen.ready:
         return "ok", seen.why
     return ("warning" if seen.unfinished else "critical"), seen.why
+
+
+def measure(context: HostContext, options: Options) -> Check:
+    return check(
+        options.services,
+        manager=options.service_manager,
+        supervisor_socket=options.supervisor_socket,
+        context=context,
+    )

@@ -9,6 +9,7 @@ import typing as t
 from ..core.results import OpsError
 from ..health.check import Check, is_ours
 from ..host.audio import describe
+from .context import HostContext, Options
 from .http import require_url, unresolved
 
 #: Less than a tenth of a second of the poorest format that the chain makes (48 kbit/s): a header and nothing after it.
@@ -123,3 +124,7 @@ def _silent(message: str, details: t.Dict[str, t.Any], remedy: str = "tts_engine
     return Check(
         name="tts", status="critical", value=0, unit="bytes of audio", message=message, remedy=remedy, details=details
     )
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    return check(options.base_url, path=options.tts_path)

@@ -20,7 +20,11 @@ from ..core.redaction import redact, redact_url, secrets_of
 from ..core.results import OpsError
 from ..health.check import Check, is_ours, unknown
 from ..health.thresholds import Thresholds
+from . import dead_peer
+from .context import HostContext, Options
 
+#: Where releases have the chat's socket, where nobody named its path: the later ones first.
+PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/v1/pam/ws")
 _NO_ROUTE = "there is no WebSocket at this path"
 #: What a browser may see as an HTTP answer to the upgrade and what it means for the person who reads the check.
 _REFUSALS = {
@@ -550,3 +554,30 @@ def _type(data: bytes) -> str:
 
 def _is_ping(data: bytes) -> bool:
     return _type(data) == "ping"
+
+
+def measure(_context: HostContext, options: Options) -> Check:
+    """Tries the other known paths too where nobody named one (``PATHS``), and a peer that dies where a limit is given for it."""
+    origin = options.cors_origins[0] if options.cors_origins else ""
+    path, mark, query = options.websocket_path.partition("?")
+    assumed = path == PATHS[0]
+    anonymous = not any(word.startswith("token=") and word != "token=" for word in query.split("&"))
+    result = Check(name="websocket", status="unknown")
+    address = ""
+    for candidate in PATHS if assumed else (path,):
+        address = "ws" + options.base_url[len("http") :] + candidate + mark + query
+        attempt = check(
+            address,
+            origin=origin,
+            ping="json",
+            heartbeat_within=options.websocket_heartbeat_within,
+            anonymous=anonymous,
+            assumed_path=assumed,
+            thresholds=options.limits("websocket_ms"),
+        )
+        result = result if result.message and attempt.status == "unknown" else attempt
+        if attempt.status != "unknown":
+            break
+    if options.websocket_dead_peer_within:
+        result = dead_peer.add_to(result, address, within=options.websocket_dead_peer_within, origin=origin)
+    return result
