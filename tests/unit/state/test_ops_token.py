@@ -55,7 +55,7 @@ def backend_reader() -> t.Tuple[t.Any, Log]:
         node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "OpsTokens"
     ]
     log = Log()
-    names: t.Dict[str, t.Any] = {**vars(t), "hashlib": hashlib, "hmac": hmac, "os": os, "time": time, "logger": log}
+    names: t.Dict[str, t.Any] = {"t": t, "hashlib": hashlib, "hmac": hmac, "os": os, "time": time, "logger": log}
     exec(compile(ast.Module(wanted, []), str(SYSTEM_HEALTH), "exec"), names)
     return names["OpsTokens"], log
 

@@ -22,6 +22,7 @@ import asyncio
 import math
 import os
 import time
+import typing as t
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
@@ -29,7 +30,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Deque, Dict, FrozenSet, List, Mapping, MutableMapping, Optional, Tuple
 
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import (
@@ -44,11 +44,11 @@ from app.monitoring.memory_optimizer import (
 
 logger = get_logger(__name__)
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Scope = t.MutableMapping[str, t.Any]
+Message = t.MutableMapping[str, t.Any]
+Receive = t.Callable[[], t.Awaitable[Message]]
+Send = t.Callable[[Message], t.Awaitable[None]]
+ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 
 #: Samples on the same side of a limit before an alert is raised or cleared.
 CONFIRMATIONS = 3
@@ -100,9 +100,9 @@ class PerformanceAlert:
     message: str
     timestamp: datetime
     auto_remediation_attempted: bool = False
-    remediation_result: Optional[str] = None
+    remediation_result: t.Optional[str] = None
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> t.Dict[str, t.Any]:
         return {
             "metric": self.metric,
             "level": self.level.value,
@@ -124,7 +124,7 @@ class Hysteresis:
         self._above = 0
         self._below = 0
 
-    def update(self, value: float, limits: Tuple[Tuple[AlertLevel, float], ...], margin: float) -> AlertLevel:
+    def update(self, value: float, limits: t.Tuple[t.Tuple[AlertLevel, float], ...], margin: float) -> AlertLevel:
         """``limits`` rise; ``margin`` is how far below a level's limit a value must fall for the level to clear."""
         reached = AlertLevel.INFO
         held = AlertLevel.INFO
@@ -178,7 +178,7 @@ class Ring:
         if len(self.values) > self.size + 64:  # cut in strides, not with every value
             del self.values[:64]
 
-    def since(self, start: float) -> List[Tuple[float, float]]:
+    def since(self, start: float) -> t.List[t.Tuple[float, float]]:
         """(time of the slot, mean) of every slot measured since ``start``."""
         first = self.last_slot - len(self.values) + 1
         return [
@@ -201,7 +201,7 @@ class RouteStats:
         self.buckets = [0] * (len(BUCKETS) + 1)
 
 
-def quantile(buckets: List[int], share: float, worst: float) -> float:
+def quantile(buckets: t.List[int], share: float, worst: float) -> float:
     """An upper bound of the quantile in seconds, interpolated inside its histogram bucket."""
     total = sum(buckets)
     if not total:
@@ -220,7 +220,7 @@ class RequestStats:
     """All requests of this process, by route template, and the window since the last sample."""
 
     def __init__(self) -> None:
-        self.routes: Dict[str, RouteStats] = {}
+        self.routes: t.Dict[str, RouteStats] = {}
         self.in_flight = 0
         self.window = RouteStats()
 
@@ -244,7 +244,7 @@ class RequestStats:
         taken, self.window = self.window, RouteStats()
         return taken
 
-    def by_route(self) -> List[Dict[str, Any]]:
+    def by_route(self) -> t.List[t.Dict[str, t.Any]]:
         """The busiest routes first, times in milliseconds."""
         return [
             {
@@ -270,7 +270,7 @@ class RequestMetricsMiddleware:
     the table. Long downloads and event streams count with the time until they start.
     """
 
-    def __init__(self, app: ASGIApp, stats: Optional[RequestStats] = None) -> None:
+    def __init__(self, app: ASGIApp, stats: t.Optional[RequestStats] = None) -> None:
         self.app = app
         self.stats = stats or request_stats
 
@@ -305,10 +305,10 @@ class LoopLag:
     def __init__(self, every: float = 2.0) -> None:
         self.every = every
         #: Called with the seconds of a stall as soon as it is over.
-        self.on_late: Optional[Callable[[float], Any]] = None
+        self.on_late: t.Optional[t.Callable[[float], t.Any]] = None
         self.window_worst = 0.0
-        self._recent: Deque[Tuple[float, float]] = deque(maxlen=16)
-        self._handle: Optional[asyncio.TimerHandle] = None
+        self._recent: t.Deque[t.Tuple[float, float]] = deque(maxlen=16)
+        self._handle: t.Optional[asyncio.TimerHandle] = None
         self._due = 0.0
 
     def start(self) -> None:
@@ -350,11 +350,11 @@ class CpuReader:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
-        self._descriptor: Optional[int] = None
-        self._last: Optional[Tuple[int, int]] = None
-        self._last_own: Optional[Tuple[float, float]] = None
+        self._descriptor: t.Optional[int] = None
+        self._last: t.Optional[t.Tuple[int, int]] = None
+        self._last_own: t.Optional[t.Tuple[float, float]] = None
 
-    def system(self) -> Optional[float]:
+    def system(self) -> t.Optional[float]:
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(f"{self._proc}/stat", os.O_RDONLY | os.O_CLOEXEC)
@@ -372,13 +372,13 @@ class CpuReader:
             last = (0, 0)
         return max(0.0, min(100.0, 100.0 * (1 - (idle - last[1]) / (total - last[0]))))
 
-    def own(self) -> Optional[float]:
+    def own(self) -> t.Optional[float]:
         now, used = time.monotonic(), time.process_time()
         last, self._last_own = self._last_own, (now, used)
         return None if last is None or now <= last[0] else 100.0 * (used - last[1]) / (now - last[0])
 
 
-def disk_usage(path: str) -> Tuple[float, float, int]:
+def disk_usage(path: str) -> t.Tuple[float, float, int]:
     """(percent of bytes as ``df`` shows it, percent of inodes, free bytes) of the file system of ``path``."""
     found = os.statvfs(path)
     used = found.f_blocks - found.f_bfree
@@ -403,7 +403,7 @@ def is_local(path: str) -> bool:
     return kind in ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs", "vfat")
 
 
-def _limits(name: str, warning: float, critical: float, *between: float) -> Dict[str, float]:
+def _limits(name: str, warning: float, critical: float, *between: float) -> t.Dict[str, float]:
     low = env_number(f"{name}_WARNING_THRESHOLD", warning, *(between or (0,)))
     high = env_number(f"{name}_CRITICAL_THRESHOLD", critical, *(between or (0,)))
     return {"warning": low, "critical": max(low, high)}
@@ -456,13 +456,13 @@ _ADVICE = {
 class PerformanceMonitor:
     """One per process: samples every ``check_interval`` seconds, keeps 24 hours, raises and clears alerts."""
 
-    def __init__(self, reader: Optional[MemoryReader] = None) -> None:
+    def __init__(self, reader: t.Optional[MemoryReader] = None) -> None:
         self.is_running = False
-        self.monitoring_task: Optional[asyncio.Task[None]] = None
-        self.active_alerts: Dict[str, PerformanceAlert] = {}
+        self.monitoring_task: t.Optional[asyncio.Task[None]] = None
+        self.active_alerts: t.Dict[str, PerformanceAlert] = {}
         self.check_interval: float = env_number("MONITORING_INTERVAL", 5.0, low=0.05)
         self.history_retention = timedelta(hours=24)
-        self.thresholds: Dict[str, Dict[str, float]] = {
+        self.thresholds: t.Dict[str, t.Dict[str, float]] = {
             "memory_percent": _limits("MEMORY", 65, 75, 0, 100),  # as the optimizer reads them
             "cpu_percent": _limits("CPU", 70, 85),
             "disk_percent": _limits("DISK", 75, 85),
@@ -473,31 +473,31 @@ class PerformanceMonitor:
             "active_connections": _limits("ACTIVE_CONNECTIONS", 100, 200),
             "loop_lag_ms": _limits("LOOP_LAG", 1000, 2500),
         }
-        self.current: Dict[str, PerformanceMetric] = {}
-        self.rings: Dict[str, Ring] = {}
+        self.current: t.Dict[str, PerformanceMetric] = {}
+        self.rings: t.Dict[str, Ring] = {}
         self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 2.0, low=0.05))
         self.last_sample_at = 0.0
-        self.last_reading: Optional[MemoryReading] = None
+        self.last_reading: t.Optional[MemoryReading] = None
         #: Further numbers for a sample, by metric name; must not wait.
-        self.sources: List[Callable[[], Mapping[str, float]]] = []
+        self.sources: t.List[t.Callable[[], t.Mapping[str, float]]] = []
         #: Called with the values of every sample; must not wait.
-        self.observers: List[Callable[[Mapping[str, float]], Any]] = []
+        self.observers: t.List[t.Callable[[t.Mapping[str, float]], t.Any]] = []
         #: The history that survives restarts (``app.wheels_ops.metrics_store``); None where it is not there or not writable.
-        self.store: Optional[Any] = None
-        self.alert_counts: Deque[Tuple[float, str, str]] = deque(maxlen=1000)
+        self.store: t.Optional[t.Any] = None
+        self.alert_counts: t.Deque[t.Tuple[float, str, str]] = deque(maxlen=1000)
         self._reader = reader or MemoryReader()
         self._cpu = CpuReader()
-        self._states: Dict[str, Hysteresis] = {}
+        self._states: t.Dict[str, Hysteresis] = {}
         self._paths = [path for path in os.environ.get("DISK_PATHS", "/").split(":") if path]
         self._paths_are_local = all(is_local(path) for path in self._paths)
-        self._disk: Dict[str, float] = {}
-        self._disk_task: Optional[asyncio.Task[None]] = None
-        self._pause: Optional[asyncio.Future[None]] = None
-        self._remedies: Dict[str, float] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._request_window: Deque[Tuple[float, int, int, float, List[int], float]] = deque(maxlen=400)
+        self._disk: t.Dict[str, float] = {}
+        self._disk_task: t.Optional[asyncio.Task[None]] = None
+        self._pause: t.Optional[asyncio.Future[None]] = None
+        self._remedies: t.Dict[str, float] = {}
+        self._tasks: set[asyncio.Task[t.Any]] = set()
+        self._request_window: t.Deque[t.Tuple[float, int, int, float, t.List[int], float]] = deque(maxlen=400)
         #: The metrics of requests that are not judged at the moment.
-        self._too_few: FrozenSet[str] = frozenset(_REQUEST_METRICS)
+        self._too_few: t.FrozenSet[str] = frozenset(_REQUEST_METRICS)
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
@@ -576,11 +576,11 @@ class PerformanceMonitor:
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
-    def sample(self) -> Dict[str, float]:
+    def sample(self) -> t.Dict[str, float]:
         """One sample, some tens of microseconds; gives the values by metric name."""
         now = time.time()
         reading = self.last_reading = self._reader.read()
-        values: Dict[str, float] = {
+        values: t.Dict[str, float] = {
             "memory_percent": reading.percent,
             "process_memory_mb": reading.rss_bytes / (1 << 20),
             "psi_memory": reading.psi_some_avg10,
@@ -623,7 +623,7 @@ class PerformanceMonitor:
             self._disk_task = asyncio.get_running_loop().create_task(self._measure_disks())
         return values
 
-    def _request_values(self, now: float, values: Dict[str, float]) -> Dict[str, Tuple[float, float]]:
+    def _request_values(self, now: float, values: t.Dict[str, float]) -> t.Dict[str, t.Tuple[float, float]]:
         """Adds what the last requests say; gives (sum, count) of this sample's own for exact averages."""
         window = request_stats.take_window()
         self._request_window.append((now, window.count, window.errors, window.seconds, window.buckets, window.worst))
@@ -660,7 +660,7 @@ class PerformanceMonitor:
             found = []
         self._note_disks(found)
 
-    def _note_disks(self, found: List[Tuple[float, float, int]]) -> None:
+    def _note_disks(self, found: t.List[t.Tuple[float, float, int]]) -> None:
         self._disk = (
             {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)}
             if found
@@ -687,10 +687,10 @@ class PerformanceMonitor:
 
     # -- alerts ---------------------------------------------------------------------------------------------------
 
-    def _judge(self, metric: PerformanceMetric, limits: Mapping[str, float]) -> None:
+    def _judge(self, metric: PerformanceMetric, limits: t.Mapping[str, float]) -> None:
         name = metric.name
         state = self._states.setdefault(name, Hysteresis())
-        steps: List[Tuple[AlertLevel, float]] = [
+        steps: t.List[t.Tuple[AlertLevel, float]] = [
             (AlertLevel.WARNING, limits["warning"]),
             (AlertLevel.CRITICAL, limits["critical"]),
         ]
@@ -768,9 +768,9 @@ class PerformanceMonitor:
     # -- what callers read ------------------------------------------------------------------------------------------
 
     @property
-    def metrics_history(self) -> Dict[str, List[PerformanceMetric]]:
+    def metrics_history(self) -> t.Dict[str, t.List[PerformanceMetric]]:
         """The last 24 hours as the first version kept them; built on demand, the store is four bytes a value."""
-        found: Dict[str, List[PerformanceMetric]] = {}
+        found: t.Dict[str, t.List[PerformanceMetric]] = {}
         for name, ring in self.rings.items():
             limits = self.thresholds.get(name, {"warning": float("inf"), "critical": float("inf")})
             found[name] = [
@@ -786,7 +786,7 @@ class PerformanceMonitor:
             ]
         return found
 
-    def status(self) -> Dict[str, Any]:
+    def status(self) -> t.Dict[str, t.Any]:
         """``get_current_status`` for callers that are not coroutines."""
         return {
             "monitoring_active": self.is_running,
@@ -807,14 +807,14 @@ class PerformanceMonitor:
         alert = self.active_alerts.get(name)
         return alert.level if alert else AlertLevel.INFO
 
-    async def get_current_status(self) -> Dict[str, Any]:
+    async def get_current_status(self) -> t.Dict[str, t.Any]:
         return self.status()
 
-    async def get_performance_report(self, hours: int = 1) -> Dict[str, Any]:
+    async def get_performance_report(self, hours: int = 1) -> t.Dict[str, t.Any]:
         """Minimum, maximum and average of every metric over ``hours``; true over restarts where the store is there."""
         now = time.time()
-        summary: Dict[str, Dict[str, Any]] = {}
-        raised: Mapping[str, int] = {}
+        summary: t.Dict[str, t.Dict[str, t.Any]] = {}
+        raised: t.Mapping[str, int] = {}
         source = "memory"
         stored = None
         if self.store is not None:
@@ -857,7 +857,7 @@ class PerformanceMonitor:
             "recommendations": self._recommendations(summary),
         }
 
-    def _recommendations(self, summary: Mapping[str, Mapping[str, Any]]) -> List[str]:
+    def _recommendations(self, summary: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
         found = []
         for name, advice in _ADVICE.items():
             limits, row = self.thresholds.get(name), summary.get(name)

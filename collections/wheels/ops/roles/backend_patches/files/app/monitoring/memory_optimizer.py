@@ -29,10 +29,10 @@ import stat
 import struct
 import threading
 import time
+import typing as t
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Awaitable, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 from app.core.logging import get_logger
 
@@ -75,12 +75,12 @@ def env_flag(name: str, default: bool) -> bool:
     return True if word in _TRUE else False if word in _FALSE else default
 
 
-def orphaned(task: Optional[asyncio.Task[Any]]) -> bool:
+def orphaned(task: t.Optional[asyncio.Task[t.Any]]) -> bool:
     """Whether a task was made but cannot run any more, as after the end of its event loop (a test client has one for each request)."""
     return task is not None and (task.done() or task.get_loop().is_closed())
 
 
-async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
+async def end_tasks(*tasks: t.Optional[asyncio.Task[t.Any]]) -> None:
     """Cancels the tasks and waits for the end of those that run on this event loop; another one cannot be waited for."""
     loop = asyncio.get_running_loop()
     own = []
@@ -95,7 +95,7 @@ async def end_tasks(*tasks: Optional[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*own, return_exceptions=True)
 
 
-async def within(work: Awaitable[Any], seconds: float) -> Any:
+async def within(work: t.Awaitable[t.Any], seconds: float) -> t.Any:
     """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together with the result."""
     task = asyncio.ensure_future(work)
     # An error that comes together with our own cancellation has nobody who waits for it, and would be reported as never retrieved.
@@ -147,12 +147,12 @@ class MemoryReader:
     #: How long a found cgroup stays found; limits change, and processes are moved, but rarely.
     RESOLVE_SECONDS = 60.0
 
-    def __init__(self, root: str = "", proc: str = "/proc", limit_bytes: Optional[int] = None) -> None:
+    def __init__(self, root: str = "", proc: str = "/proc", limit_bytes: t.Optional[int] = None) -> None:
         self._root = root
         self._proc = root + proc
         self._budget = limit_bytes if limit_bytes is not None else int(env_number("MEMORY_LIMIT_MB", 0) * MIB)
-        self._descriptors: Dict[str, int] = {}
-        self._cgroups: List[Tuple[Tuple[str, ...], str, str, bytes]] = []
+        self._descriptors: t.Dict[str, int] = {}
+        self._cgroups: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
         self._resolved_at = -self.RESOLVE_SECONDS
         self._pid = os.getpid()
 
@@ -195,7 +195,7 @@ class MemoryReader:
         host = 100.0 * (1 - available / total) if total else 0.0
         pages = self._read(f"{self._proc}/self/statm", 128).split()
         vms, rss = (int(pages[0]) * _PAGE, int(pages[1]) * _PAGE) if len(pages) > 1 else (0, 0)
-        best: Tuple[float, str, int, int] = (host, "host", total - available, total)
+        best: t.Tuple[float, str, int, int] = (host, "host", total - available, total)
         for used, limit in self._cgroup_usage(total):
             share = 100.0 * used / limit
             if share > best[0]:
@@ -208,7 +208,7 @@ class MemoryReader:
 
     def _arc(self, used: int) -> int:
         """Bytes of ZFS' cache that go on demand; 0 without ZFS, and where it is larger than all that is in use here."""
-        values: Dict[bytes, int] = {}
+        values: t.Dict[bytes, int] = {}
         for line in self._read(f"{self._proc}/spl/kstat/zfs/arcstats", 16384).splitlines():
             words = line.split()
             if len(words) == 3 and words[0] in (b"size", b"c_min") and words[2].isdigit():
@@ -224,7 +224,7 @@ class MemoryReader:
         except (ValueError, IndexError):
             return 0.0
 
-    def _cgroup_usage(self, host_total: int) -> List[Tuple[int, int]]:
+    def _cgroup_usage(self, host_total: int) -> t.List[t.Tuple[int, int]]:
         """(used, limit) in bytes for every ancestor with a limit below the host's memory."""
         now = time.monotonic()
         if now - self._resolved_at >= self.RESOLVE_SECONDS:
@@ -248,14 +248,14 @@ class MemoryReader:
             found.append((max(0, usage - max(0, cache)), limit))
         return found
 
-    def _find_cgroups(self) -> List[Tuple[Tuple[str, ...], str, str, bytes]]:
+    def _find_cgroups(self) -> t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]]:
         """The memory files of this process' cgroup and of its ancestors, found through the mount table."""
-        own: Dict[str, str] = {}
+        own: t.Dict[str, str] = {}
         for line in _lines(f"{self._proc}/self/cgroup"):
             _ignored, controllers, path = (line.split(":", 2) + ["", ""])[:3]
             for name in controllers.split(",") if controllers else [""]:
                 own[name] = path
-        found: List[Tuple[Tuple[str, ...], str, str, bytes]] = []
+        found: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
         for line in _lines(f"{self._proc}/self/mountinfo"):
             before, separator, after = line.partition(" - ")
             left, right = before.split(), after.split()
@@ -291,7 +291,7 @@ class MemoryReader:
         return found
 
 
-def _lines(path: str) -> List[str]:
+def _lines(path: str) -> t.List[str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as source:
             return source.read().splitlines()
@@ -299,14 +299,14 @@ def _lines(path: str) -> List[str]:
         return []
 
 
-def _integer(text: bytes) -> Optional[int]:
+def _integer(text: bytes) -> t.Optional[int]:
     word = text.strip()
     return int(word) if word.isdigit() else None
 
 
-def _fields(text: bytes, *names: bytes) -> Dict[bytes, int]:
+def _fields(text: bytes, *names: bytes) -> t.Dict[bytes, int]:
     """The first number after each name that starts a line."""
-    found: Dict[bytes, int] = {}
+    found: t.Dict[bytes, int] = {}
     for name in names:
         start = 0 if text.startswith(name + b" ") else text.find(b"\n" + name + b" ") + 1
         if start or text.startswith(name + b" "):
@@ -329,7 +329,7 @@ _HEAP_INFO = struct.Struct("@PPNN")
 
 
 @contextlib.contextmanager
-def _own_memory() -> Iterator[Optional[int]]:
+def _own_memory() -> t.Iterator[t.Optional[int]]:
     """A descriptor of this process' memory, to read where an address may vanish meanwhile; None where it may not be read."""
     try:
         descriptor = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -342,7 +342,7 @@ def _own_memory() -> Iterator[Optional[int]]:
         os.close(descriptor)
 
 
-def _heaps_within(memory: Optional[int], start: int, end: int) -> int:
+def _heaps_within(memory: t.Optional[int], start: int, end: int) -> int:
     """Bytes of glibc's heaps that begin in a mapping. pymalloc's memory can lie at the same places, so their heads are looked at."""
     if memory is None:
         return end - start if start % ARENA_BYTES == 0 else 0
@@ -359,8 +359,8 @@ class Heap:
     """glibc's heap of this process: what a trim could free, and the trim. Says so where there is no glibc."""
 
     def __init__(self) -> None:
-        self._trim: Optional[Callable[[int], int]] = None
-        self._info: Optional[Callable[[], Any]] = None
+        self._trim: t.Optional[t.Callable[[int], int]] = None
+        self._info: t.Optional[t.Callable[[], t.Any]] = None
         self.why_not = ""
         try:
             libc = ctypes.CDLL(None)  # CDLL, not PyDLL: the GIL is released while it works
@@ -413,7 +413,7 @@ class Heap:
 @dataclass(frozen=True)
 class Shrinker:
     name: str
-    call: Callable[[], Union[Any, Awaitable[Any]]]
+    call: t.Callable[[], t.Union[t.Any, t.Awaitable[t.Any]]]
     cost: float
 
 
@@ -424,7 +424,7 @@ class MemoryOptimizer:
     the tiers react within ``check_interval`` seconds.
     """
 
-    def __init__(self, reader: Optional[MemoryReader] = None, heap: Optional[Heap] = None) -> None:
+    def __init__(self, reader: t.Optional[MemoryReader] = None, heap: t.Optional[Heap] = None) -> None:
         self.optimization_interval = 180
         self.check_interval = env_number("MEMORY_CHECK_INTERVAL", 2.0, low=0.05)
         self.memory_warning_threshold = env_number("MEMORY_WARNING_THRESHOLD", 65.0, 0, 100)
@@ -441,24 +441,24 @@ class MemoryOptimizer:
         self._emergency_gap = EMERGENCY_SECONDS
         self.shedding = False
         #: Set by the performance monitor: tells whether no request is being served.
-        self.idle_hint: Optional[Callable[[], bool]] = None
+        self.idle_hint: t.Optional[t.Callable[[], bool]] = None
         #: Set by whoever can carry it to the host: asks for a restart of this service.
-        self.request_restart: Optional[Callable[[str, Dict[str, Any]], Any]] = None
-        self.results: Deque[Dict[str, Any]] = deque(maxlen=50)
-        self._optimization_task: Optional[asyncio.Task[None]] = None
+        self.request_restart: t.Optional[t.Callable[[str, t.Dict[str, t.Any]], t.Any]] = None
+        self.results: t.Deque[t.Dict[str, t.Any]] = deque(maxlen=50)
+        self._optimization_task: t.Optional[asyncio.Task[None]] = None
         self._reader = reader or MemoryReader()
         self._heap = heap
-        self._shrinkers: List[Shrinker] = []
+        self._shrinkers: t.List[Shrinker] = []
         self._floor = 0
         self._next_allowed = 0.0
         self._gap = 0.0
         self._ask_again, self._asked_at_rss = 0.0, 0
         self._follow_ups = 0
-        self._paid: Deque[bool] = deque(maxlen=3)
-        self._pending: Optional[Tuple[float, int, int]] = None
+        self._paid: t.Deque[bool] = deque(maxlen=3)
+        self._pending: t.Optional[t.Tuple[float, int, int]] = None
         self._busy = threading.Lock()
         self._next_restart_request = 0.0
-        self._process: Any = None
+        self._process: t.Any = None
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
@@ -502,7 +502,7 @@ class MemoryOptimizer:
             except Exception as error:  # the guard must outlive one bad reading
                 logger.warning(f"🧹 Memory check failed: {type(error).__name__}")
 
-    async def _tick(self) -> Optional[Dict[str, Any]]:
+    async def _tick(self) -> t.Optional[t.Dict[str, t.Any]]:
         reading = self._reader.read()
         self._judge_last(reading)
         tier = self.tier(reading)
@@ -579,14 +579,16 @@ class MemoryOptimizer:
 
     # -- the work -------------------------------------------------------------------------------------------------
 
-    def register_shrinker(self, name: str, call: Callable[[], Any], cost: float = 1.0) -> None:
+    def register_shrinker(self, name: str, call: t.Callable[[], t.Any], cost: float = 1.0) -> None:
         """Registers a cache that may be emptied under pressure; the cheapest to refill (``cost``) goes first."""
         self._shrinkers = sorted(
             [one for one in self._shrinkers if one.name != name] + [Shrinker(name, call, cost)],
             key=lambda one: one.cost,
         )
 
-    async def optimize(self, level: str = "standard", *, reason: str = "", automatic: bool = False) -> Dict[str, Any]:
+    async def optimize(
+        self, level: str = "standard", *, reason: str = "", automatic: bool = False
+    ) -> t.Dict[str, t.Any]:
         """One measured clean-up: ``standard`` trims, ``aggressive`` empties the cheap half of the caches first,
         ``emergency`` empties all of them and collects garbage.
 
@@ -596,7 +598,7 @@ class MemoryOptimizer:
         """
         started = time.monotonic()
         before = self._reader.read()
-        outcome: Dict[str, Any] = {
+        outcome: t.Dict[str, t.Any] = {
             "level": level,
             "reason": reason,
             "rss_before": before.rss_bytes,
@@ -698,7 +700,7 @@ class MemoryOptimizer:
                 return
             await asyncio.sleep(0.05)
 
-    async def _shrink(self, shrinkers: List[Shrinker]) -> List[str]:
+    async def _shrink(self, shrinkers: t.List[Shrinker]) -> t.List[str]:
         done = []
         for one in shrinkers:
             try:
@@ -727,7 +729,7 @@ class MemoryOptimizer:
         if self._disk_percent()[2] > 80:
             await self._cleanup_disk_space()
 
-    async def _routine_cleanup(self) -> Optional[Dict[str, Any]]:
+    async def _routine_cleanup(self) -> t.Optional[t.Dict[str, t.Any]]:
         """No pressure: trims only where a third of the process is waste, at most every ``optimization_interval`` seconds."""
         last = self.results[-1] if self.results else None
         if last and time.time() - datetime.fromisoformat(last["timestamp"]).timestamp() < self.optimization_interval:
@@ -741,38 +743,38 @@ class MemoryOptimizer:
             return None
         return await self.optimize("standard", reason="routine", automatic=True)
 
-    async def _standard_cleanup(self) -> Dict[str, Any]:
+    async def _standard_cleanup(self) -> t.Dict[str, t.Any]:
         return await self.optimize("standard")
 
-    async def _aggressive_cleanup(self) -> Dict[str, Any]:
+    async def _aggressive_cleanup(self) -> t.Dict[str, t.Any]:
         return await self.optimize("aggressive")
 
-    async def _emergency_cleanup(self) -> Dict[str, Any]:
+    async def _emergency_cleanup(self) -> t.Dict[str, t.Any]:
         self.last_emergency_cleanup = time.time()
         logger.warning("🧹 Memory emergency: emptying caches, collecting, trimming")
         return await self.optimize("emergency", reason="emergency tier")
 
-    async def _clear_all_caches(self) -> List[str]:
+    async def _clear_all_caches(self) -> t.List[str]:
         """Empties the registered caches, and nothing that belongs to others."""
         return await self._shrink(self._shrinkers)
 
     _clear_module_caches = _clear_all_caches
 
-    async def _cleanup_disk_space(self) -> Dict[str, Any]:
+    async def _cleanup_disk_space(self) -> t.Dict[str, t.Any]:
         """Removes own temporary files over 24 h and own logs over 7 days below ``DISK_CLEANUP_DIRS``; nothing without it."""
         roots = [path for path in os.environ.get("DISK_CLEANUP_DIRS", "").split(":") if path.startswith("/")]
         files, freed = await asyncio.to_thread(_clean, roots)
         logger.info(f"🗑️ Disk clean-up: {files} files, {freed / MIB:.1f} MB in {len(roots)} directories")
         return {"files": files, "freed_bytes": freed, "directories": len(roots)}
 
-    def _disk_percent(self, path: str = "/") -> Tuple[int, int, float]:
+    def _disk_percent(self, path: str = "/") -> t.Tuple[int, int, float]:
         """(total, used, percent) of a file system, counted as ``df`` does: reserved blocks are nobody's."""
         found = os.statvfs(path)
         used = (found.f_blocks - found.f_bfree) * found.f_frsize
         usable = used + found.f_bavail * found.f_frsize
         return found.f_blocks * found.f_frsize, used, 100.0 * used / usable if usable else 0.0
 
-    async def get_memory_stats(self) -> Dict[str, Any]:
+    async def get_memory_stats(self) -> t.Dict[str, t.Any]:
         """The keys that callers of the first version read; the numbers are read without waiting."""
         try:
             return await asyncio.to_thread(self._stats)
@@ -780,7 +782,7 @@ class MemoryOptimizer:
             logger.warning(f"📊 Memory statistics failed: {type(error).__name__}")
             return {"error": "memory statistics are not available"}
 
-    def _stats(self) -> Dict[str, Any]:
+    def _stats(self) -> t.Dict[str, t.Any]:
         import psutil
 
         reading = self._reader.read()
@@ -790,7 +792,7 @@ class MemoryOptimizer:
             self._process = psutil.Process()  # kept: it measures the CPU since it was asked last
         process = self._process
         try:
-            network: Dict[str, Any] = {
+            network: t.Dict[str, t.Any] = {
                 key: value
                 for key, value in psutil.net_io_counters()._asdict().items()
                 if key in ("bytes_sent", "bytes_recv", "packets_sent", "packets_recv")
@@ -852,7 +854,7 @@ class _LagProbe:
     def __init__(self, every: float = 0.005) -> None:
         self._every = every
         self._worst = 0.0
-        self._task: Optional[asyncio.Task[None]] = None
+        self._task: t.Optional[asyncio.Task[None]] = None
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -871,14 +873,14 @@ class _LagProbe:
         return self._worst
 
 
-def _timed(call: Callable[[], Any]) -> Tuple[Any, float]:
+def _timed(call: t.Callable[[], t.Any]) -> t.Tuple[t.Any, float]:
     """What ``call`` gives, and the CPU seconds that this thread spent on it."""
     started = time.thread_time()
     answer = call()
     return answer, time.thread_time() - started
 
 
-def _clean(roots: List[str], temp_age: float = 24 * 3600, log_age: float = 7 * 86400) -> Tuple[int, int]:
+def _clean(roots: t.List[str], temp_age: float = 24 * 3600, log_age: float = 7 * 86400) -> t.Tuple[int, int]:
     """(files, bytes) removed below ``roots``: regular files of this user, on the same device, never through a symlink."""
     files = freed = 0
     now = time.time()

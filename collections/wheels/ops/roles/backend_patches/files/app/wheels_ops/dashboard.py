@@ -15,8 +15,8 @@ import html
 import math
 import secrets
 import time
+import typing as t
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import parse_qs, urlsplit
 
 COOKIE = "wheels_ops_session"
@@ -45,7 +45,7 @@ MORE_VALUES = (
 )
 _THRESHOLDS_OF = {"response_p95_ms": "response_time_ms"}
 #: Time, and mean, lowest and highest value of half a minute.
-Point = Tuple[float, float, float, float]
+Point = t.Tuple[float, float, float, float]
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 150, 44, 22
 
 
@@ -62,7 +62,7 @@ def seal(token: str, now: float) -> str:
     return f"{body}.{hmac.new(_key(token), body.encode(), hashlib.sha256).hexdigest()}"
 
 
-def opens(session: str, tokens: Sequence[str], now: float) -> bool:
+def opens(session: str, tokens: t.Sequence[str], now: float) -> bool:
     """Whether a session value was made with a token that is still valid, and has not expired."""
     body, _ignored, mac = session.rpartition(".")
     expiry = body.partition(".")[0]
@@ -74,7 +74,7 @@ def opens(session: str, tokens: Sequence[str], now: float) -> bool:
     return valid
 
 
-def _cookie(headers: Mapping[str, str]) -> str:
+def _cookie(headers: t.Mapping[str, str]) -> str:
     for part in headers.get("cookie", "").split(";"):
         name, _ignored, value = part.strip().partition("=")
         if name == COOKIE:
@@ -89,7 +89,7 @@ def _set_cookie(value: str, age: int, secure: bool) -> str:
     )
 
 
-def same_origin(headers: Mapping[str, str]) -> bool:
+def same_origin(headers: t.Mapping[str, str]) -> bool:
     """Whether a form was sent by our own page, from what the browser says of it."""
     site = headers.get("sec-fetch-site", "")
     if site and site not in ("same-origin", "none"):
@@ -101,7 +101,7 @@ def same_origin(headers: Mapping[str, str]) -> bool:
 # -- handlers ----------------------------------------------------------------------------------------------------------
 
 
-async def show(ask: Any, api: Any) -> Any:
+async def show(ask: t.Any, api: t.Any) -> t.Any:
     if not api.tokens.all():
         return _page(
             api,
@@ -117,7 +117,7 @@ async def show(ask: Any, api: Any) -> Any:
     return _page(api, 200, "System health", _body(api, series, history), refresh=True)
 
 
-async def login(ask: Any, api: Any) -> Any:
+async def login(ask: t.Any, api: t.Any) -> t.Any:
     if not api.tokens.all():
         return await show(ask, api)
     if not same_origin(ask.headers):
@@ -134,7 +134,7 @@ async def login(ask: Any, api: Any) -> Any:
     return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": cookie}, "text/plain")
 
 
-async def logout(ask: Any, api: Any) -> Any:
+async def logout(ask: t.Any, api: t.Any) -> t.Any:
     if not same_origin(ask.headers):
         return api.refuse(403, "The form was not sent by this page")
     return api.Answer(
@@ -142,7 +142,7 @@ async def logout(ask: Any, api: Any) -> Any:
     )
 
 
-async def _series(api: Any) -> Dict[str, List[Point]]:
+async def _series(api: t.Any) -> t.Dict[str, t.List[Point]]:
     """metric -> points of the last 24 hours, from the store or else from memory."""
     names = [name for name, _ignored, _ignored in CHARTS]
     monitor = api.performance_monitor
@@ -195,7 +195,7 @@ box.addEventListener('change',set);set();
 """
 
 
-def _page(api: Any, status: int, title: str, body: str, *, refresh: bool = False) -> Any:
+def _page(api: t.Any, status: int, title: str, body: str, *, refresh: bool = False) -> t.Any:
     nonce = secrets.token_urlsafe(16)
     tools = ""
     if refresh:
@@ -239,7 +239,7 @@ def _form(problem: str = "") -> str:
     )
 
 
-def _word(level: str) -> Tuple[str, str]:
+def _word(level: str) -> t.Tuple[str, str]:
     """(class, word) for a status; the word carries the meaning, the colour only helps."""
     return {
         "pass": ("ok", "Healthy"),
@@ -250,14 +250,14 @@ def _word(level: str) -> Tuple[str, str]:
     }.get(level, ("bad", "Critical" if level in ("fail", "critical") else level.capitalize()))
 
 
-def _number(value: Optional[float], unit: str = "") -> str:
+def _number(value: t.Optional[float], unit: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:,.0f}" if abs(value) >= 100 or (not unit and value == int(value)) else f"{value:.1f}"
     return f"{text} {unit}".strip()
 
 
-def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str, Any]]) -> str:
+def _body(api: t.Any, series: t.Mapping[str, t.List[Point]], history: t.List[t.Mapping[str, t.Any]]) -> str:
     monitor = api.performance_monitor
     states = api.board.states()
     notes = dict(api.board.notes)
@@ -289,7 +289,7 @@ def _body(api: Any, series: Mapping[str, List[Point]], history: List[Mapping[str
     )
 
 
-def _scores(scores: Mapping[str, Any], not_checked: int) -> str:
+def _scores(scores: t.Mapping[str, t.Any], not_checked: int) -> str:
     css, word = _word(str(scores["overall"]))
     missing = f'<span class="soft">{not_checked} not checked</span>' if not_checked else ""
     cards = [f'<li class="card"><span class="soft">Overall health</span><b class="{css}">{word}</b>{missing}</li>']
@@ -309,7 +309,7 @@ def _scores(scores: Mapping[str, Any], not_checked: int) -> str:
     return f'<h2>Scores</h2><ul class="cards">{"".join(cards)}</ul>'
 
 
-def _alerts(states: Mapping[str, Tuple[str, Any]], notes: Mapping[str, str]) -> str:
+def _alerts(states: t.Mapping[str, t.Tuple[str, t.Any]], notes: t.Mapping[str, str]) -> str:
     rows = []
     for name, (status, check) in sorted(states.items(), key=lambda item: item[1][0]):
         if status == "pass":
@@ -335,7 +335,7 @@ def _alerts(states: Mapping[str, Tuple[str, Any]], notes: Mapping[str, str]) -> 
     )
 
 
-def _not_checked(notes: Mapping[str, str]) -> str:
+def _not_checked(notes: t.Mapping[str, str]) -> str:
     """What nothing is known of, and why: neither healthy nor ill."""
     if not notes:
         return ""
@@ -347,7 +347,7 @@ def _not_checked(notes: Mapping[str, str]) -> str:
     return f'<h2>Not checked</h2><div class="box wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
-def _values(monitor: Any) -> str:
+def _values(monitor: t.Any) -> str:
     rows = []
     for name in (*monitor.thresholds, *MORE_VALUES):
         metric = monitor.current.get(name)
@@ -371,7 +371,9 @@ def _values(monitor: Any) -> str:
     )
 
 
-def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[str, float]], current: Any) -> str:
+def _chart(
+    title: str, unit: str, points: t.List[Point], limits: t.Optional[t.Mapping[str, float]], current: t.Any
+) -> str:
     """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture alone.
 
     ``current`` is the metric's last sample, or None where nothing is measured now; it belongs to the range, also where the half minute that
@@ -413,7 +415,7 @@ def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[
     for css, limit in zip(("lw", "lc"), (limits or {}).values()):
         if limit <= top:
             parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - 6}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>')
-    path: List[str] = []
+    path: t.List[str] = []
     previous = 0.0
     for at, value, _ignored, _ignored in points:
         path.append(f"{'L' if path and at - previous <= 600 else 'M'}{x(at):.1f} {y(value):.1f}")
@@ -432,7 +434,7 @@ def _chart(title: str, unit: str, points: List[Point], limits: Optional[Mapping[
     )
 
 
-def _thin(points: List[Point], most: int) -> List[Point]:
+def _thin(points: t.List[Point], most: int) -> t.List[Point]:
     """At most ``most`` points; of each stretch the highest stays, because peaks are what one looks for."""
     stride = -(-len(points) // most)
     if stride <= 1:
@@ -440,7 +442,7 @@ def _thin(points: List[Point], most: int) -> List[Point]:
     return [max(points[start : start + stride], key=lambda point: point[1]) for start in range(0, len(points), stride)]
 
 
-def _recovery(history: List[Mapping[str, Any]]) -> str:
+def _recovery(history: t.List[t.Mapping[str, t.Any]]) -> str:
     if not history:
         return '<h2>Last recovery actions</h2><p class="box">None yet.</p>'
     rows = []

@@ -15,7 +15,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+import typing as t
 from urllib.parse import parse_qsl, urlencode
 
 from app.core.logging import get_logger
@@ -80,9 +80,9 @@ class DatabaseGuard:
         self,
         *,
         timeout: float,
-        alert: Callable[[str, str], None],
-        clear: Callable[[], None],
-        ask_host: Callable[[str, Dict[str, Any]], Awaitable[Any]],
+        alert: t.Callable[[str, str], None],
+        clear: t.Callable[[], None],
+        ask_host: t.Callable[[str, t.Dict[str, t.Any]], t.Awaitable[t.Any]],
         restart_after: float,
     ) -> None:
         self.primary = dsn_of("DATABASE_URL")
@@ -92,14 +92,14 @@ class DatabaseGuard:
         self.state = "ok"
         self.since = time.monotonic()
         self.attempts = 0
-        self.connection: Any = None
-        self._replica_connection: Any = None
-        self._down_since: Optional[float] = None
+        self.connection: t.Any = None
+        self._replica_connection: t.Any = None
+        self._down_since: t.Optional[float] = None
         self._next_restart = 0.0
         self._alerted = False
         self._alert, self._clear, self._ask_host = alert, clear, ask_host
-        self._pools: List[Tuple[Any, Dict[str, Any]]] = []
-        self._switched: List[Any] = []
+        self._pools: t.List[t.Tuple[t.Any, t.Dict[str, t.Any]]] = []
+        self._switched: t.List[t.Any] = []
 
     # -- for the application ----------------------------------------------------------------------------------------
 
@@ -111,11 +111,11 @@ class DatabaseGuard:
         """Where to connect to now."""
         return self.replica if self.read_only else self.primary
 
-    def register_pool(self, pool: Any, **connect_arguments: Any) -> None:
+    def register_pool(self, pool: t.Any, **connect_arguments: t.Any) -> None:
         """An asyncpg pool that is to follow the guard; ``connect_arguments`` are those it was made with."""
         self._pools.append((pool, connect_arguments))
 
-    def pools(self) -> List[Tuple[Any, Dict[str, Any]]]:
+    def pools(self) -> t.List[t.Tuple[t.Any, t.Dict[str, t.Any]]]:
         """The registered pools and the one of the backend's own database service, where it has one."""
         found = list(self._pools)
         service = getattr(sys.modules.get("app.services.database"), "database_service", None)
@@ -124,7 +124,7 @@ class DatabaseGuard:
             found.append((pool, {"command_timeout": 30}))
         return found
 
-    def pool_numbers(self) -> Dict[str, float]:
+    def pool_numbers(self) -> t.Dict[str, float]:
         """Connections in use and in all, over every known pool."""
         size = idle = 0
         for pool, _ignored in self.pools():
@@ -132,7 +132,7 @@ class DatabaseGuard:
                 size, idle = size + pool.get_size(), idle + pool.get_idle_size()
         return {"db_pool_size": float(size), "db_pool_in_use": float(size - idle)} if self.pools() else {}
 
-    def describe(self) -> Dict[str, Any]:
+    def describe(self) -> t.Dict[str, t.Any]:
         return {
             "state": self.state,
             "seconds_in_state": round(time.monotonic() - self.since, 1),
@@ -142,7 +142,7 @@ class DatabaseGuard:
 
     # -- the procedure ----------------------------------------------------------------------------------------------
 
-    async def connect(self) -> Any:
+    async def connect(self) -> t.Any:
         """The kept connection to the primary, made anew where it is gone."""
         import asyncpg
 
@@ -162,7 +162,7 @@ class DatabaseGuard:
             with contextlib.suppress(Exception):
                 connection.terminate()
 
-    async def attempt(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def attempt(self, ask: t.Callable[[t.Any], t.Awaitable[t.Any]]) -> t.Any:
         """``ask(connection)`` within the timeout; a failed connection is dropped."""
         try:
             return await within(self._ask(ask), 2 * self.timeout)
@@ -170,11 +170,11 @@ class DatabaseGuard:
             self.drop()
             raise
 
-    async def _ask(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def _ask(self, ask: t.Callable[[t.Any], t.Awaitable[t.Any]]) -> t.Any:
         connection = await self.connect()
         return await within(ask(connection), self.timeout)
 
-    async def reconnect(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def reconnect(self, ask: t.Callable[[t.Any], t.Awaitable[t.Any]]) -> t.Any:
         """One round of bounded retries with exponential backoff and jitter; raises the last error."""
         try:
             from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential_jitter

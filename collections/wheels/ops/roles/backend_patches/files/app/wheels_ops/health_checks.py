@@ -24,7 +24,7 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, MutableMapping, Optional, Tuple
+import typing as t
 
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned, within
@@ -65,7 +65,7 @@ class Check:
     async def close(self) -> None:
         return None
 
-    def post(self, status: str, output: str = "", *, name: str = "", value: Any = None, unit: str = "") -> None:
+    def post(self, status: str, output: str = "", *, name: str = "", value: t.Any = None, unit: str = "") -> None:
         self.board.post(
             name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.period
         )
@@ -77,20 +77,20 @@ class Check:
 class HealthChecks:
     """All checks of this process and the numbers they found."""
 
-    def __init__(self, api: Any) -> None:
+    def __init__(self, api: t.Any) -> None:
         self.api = api
         self.board = api.board
         self.interval = env_number("HEALTH_CHECK_INTERVAL", 5.0, low=0.05)
         self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         #: Seconds between two samples at most, where the answer is waited for longer than the next one.
         self.period = max(self.interval, self.timeout)
-        self.numbers: Dict[str, float] = {}
-        self.tasks: List[asyncio.Task[None]] = []
+        self.numbers: t.Dict[str, float] = {}
+        self.tasks: t.List[asyncio.Task[None]] = []
         #: Ends the loops, also where a library loses a cancellation (``asyncio.wait_for`` does, up to Python 3.11).
         self.stopping = False
-        self.publisher: Optional[LoadPublisher] = None
+        self.publisher: t.Optional[LoadPublisher] = None
         self.processor = ProcessorSampler()
-        self.checks: List[Check] = [
+        self.checks: t.List[Check] = [
             DatabaseCheck(self),
             RedisCheck(self),
             CorsCheck(self),
@@ -108,14 +108,14 @@ class HealthChecks:
         await asyncio.wait([asyncio.create_task(self.once(check)) for check in self.checks], timeout=4 * self.timeout)
         self.tasks = [asyncio.create_task(self._loop(check), name=f"check-{check.name}") for check in self.checks]
 
-    def _publisher(self) -> Optional[LoadPublisher]:
+    def _publisher(self) -> t.Optional[LoadPublisher]:
         """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
         url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
         wanted = env_flag("CELERY_THROTTLE_ENABLED", True) and env_flag("CELERY_THROTTLE_FROM_WEB", True)
         installed = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
         return LoadPublisher(url) if url and wanted and installed else None
 
-    def _tell_celery(self, values: Mapping[str, float]) -> None:
+    def _tell_celery(self, values: t.Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
         if self.publisher is not None and "cpu_percent" in values:
             _ignored, pressure = self.processor.sample()
@@ -136,7 +136,7 @@ class HealthChecks:
             with contextlib.suppress(Exception):
                 await check.close()
 
-    def current_numbers(self) -> Dict[str, float]:
+    def current_numbers(self) -> t.Dict[str, float]:
         return self.numbers
 
     async def _loop(self, check: Check) -> None:
@@ -186,10 +186,10 @@ class DatabaseCheck(Check):
             for name in os.environ.get("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES).split(",")
             if name.strip()
         ]
-        self._policies: Tuple[str, float, List[str]] = ("", 0.0, [])
-        self._rounds: Optional[asyncio.Task[None]] = None
+        self._policies: t.Tuple[str, float, t.List[str]] = ("", 0.0, [])
+        self._rounds: t.Optional[asyncio.Task[None]] = None
 
-    async def _ask_host(self, kind: str, details: Dict[str, Any]) -> None:
+    async def _ask_host(self, kind: str, details: t.Dict[str, t.Any]) -> None:
         await asyncio.to_thread(
             self.checks.api.write_request,
             kind,
@@ -213,7 +213,7 @@ class DatabaseCheck(Check):
         found = await guard.attempt(self._ask)
         await self._post(found)
 
-    async def _post(self, found: Tuple[float, List[str], Optional[List[str]]]) -> None:
+    async def _post(self, found: t.Tuple[float, t.List[str], t.Optional[t.List[str]]]) -> None:
         milliseconds, missing, recursive = found
         await self.guard.recovered()
         self.checks.numbers["db_query_ms"] = milliseconds
@@ -263,7 +263,7 @@ class DatabaseCheck(Check):
                 await self._post(found)
                 return
 
-    async def _ask(self, connection: Any) -> Tuple[float, List[str], Optional[List[str]]]:
+    async def _ask(self, connection: t.Any) -> t.Tuple[float, t.List[str], t.Optional[t.List[str]]]:
         """(milliseconds of ``select 1``, missing tables, recursive tables or None where that cannot be asked)."""
         started = time.perf_counter()
         await connection.fetchval("select 1")
@@ -276,7 +276,7 @@ class DatabaseCheck(Check):
         missing = sorted(set(self.tables) - {row["relname"] for row in rows})
         return milliseconds, missing, await self._recursive(connection)
 
-    async def _recursive(self, connection: Any) -> Optional[List[str]]:
+    async def _recursive(self, connection: t.Any) -> t.Optional[t.List[str]]:
         if not await connection.fetchval(
             "select count(*) > 0 from pg_catalog.pg_roles where rolname = 'authenticated' and"
             " pg_catalog.pg_has_role(oid, 'member')"
@@ -290,7 +290,7 @@ class DatabaseCheck(Check):
         fingerprint, probed, known = self._policies
         if seen == fingerprint and time.monotonic() - probed < POLICY_PROBE_SECONDS:
             return known
-        found: List[str] = []
+        found: t.List[str] = []
         tables = await connection.fetch(
             "select c.relname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, (select"
             " pg_catalog.quote_ident(a.attname) from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum >"
@@ -310,7 +310,7 @@ class DatabaseCheck(Check):
         self._policies = (seen, time.monotonic(), found)
         return found
 
-    async def _is_recursive(self, connection: Any, table: str, field: Optional[str]) -> bool:
+    async def _is_recursive(self, connection: t.Any, table: str, field: t.Optional[str]) -> bool:
         """PREPARE goes as far as the rewriter, where recursion is found: nothing is planned, run or changed."""
         statements = [f"select 1 from {table}", f"delete from {table}", f"insert into {table} default values"]
         if field:
@@ -346,8 +346,8 @@ class RedisCheck(Check):
         self.key = f"wheels_ops:probe:{socket.gethostname()}:{os.getpid()}"
         self.queues = [name for name in os.environ.get("CELERY_QUEUES", QUEUES).split(",") if name]
         self.heartbeat_key = os.environ.get("CELERY_BEAT_HEARTBEAT_KEY", "pam:beat:heartbeat")
-        self._client: Any = None
-        self._heads: Dict[str, Tuple[bytes, float]] = {}
+        self._client: t.Any = None
+        self._heads: t.Dict[str, t.Tuple[bytes, float]] = {}
         self._beat_seen = False
 
     @staticmethod
@@ -419,7 +419,7 @@ class RedisCheck(Check):
             "fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write"
         )
 
-    async def _exchange(self, token: str) -> Any:
+    async def _exchange(self, token: str) -> t.Any:
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self.key, token, ex=60)
             pipe.get(self.key)
@@ -455,7 +455,7 @@ class RedisCheck(Check):
         self.post("warn" if late or deep else "pass", why, name="celery:queues", value=depth)
         self._beat(answers[-1])
 
-    def _beat(self, found: Any) -> None:
+    def _beat(self, found: t.Any) -> None:
         """The heartbeat says when celery beat was last alive (``at``, epoch); without one ever seen nothing is claimed."""
         if found is None or isinstance(found, Exception):
             if self._beat_seen:
@@ -538,11 +538,11 @@ def _own_origin() -> str:
     return next((str(one) for one in origins if "*" not in str(one)), "")
 
 
-async def _preflight(application: Any, origin: str) -> Tuple[int, Dict[str, str]]:
+async def _preflight(application: t.Any, origin: str) -> t.Tuple[int, t.Dict[str, str]]:
     """Status and headers of OPTIONS, straight through the ASGI application."""
     status = 0
-    headers: Dict[str, str] = {}
-    scope: MutableMapping[str, Any] = {
+    headers: t.Dict[str, str] = {}
+    scope: t.MutableMapping[str, t.Any] = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -563,10 +563,10 @@ async def _preflight(application: Any, origin: str) -> Tuple[int, Dict[str, str]
         ],
     }
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive() -> t.MutableMapping[str, t.Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def send(message: MutableMapping[str, Any]) -> None:
+    async def send(message: t.MutableMapping[str, t.Any]) -> None:
         nonlocal status
         if message["type"] == "http.response.start":
             status = message["status"]
@@ -585,12 +585,14 @@ class SpeechCheck(Check):
 
     async def run(self) -> None:
         service = getattr(sys.modules.get("app.services.tts.tts_service"), "tts_service", None)
-        ask: Optional[Callable[[], Any]] = getattr(service, "get_service_status", None)
+        ask: t.Optional[t.Callable[[], t.Any]] = getattr(service, "get_service_status", None)
         if ask is None:
             self.skip("the speech service is not loaded")
             return
         answer = ask()
-        status: Dict[str, Any] = await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+        status: t.Dict[str, t.Any] = (
+            await within(answer, self.checks.timeout) if inspect.isawaitable(answer) else answer
+        )
         if not (status.get("initialized") or status.get("is_initialized")):
             self.post("warn", "the speech service is not initialized: answers are text only")
             return
@@ -607,7 +609,7 @@ class SpeechCheck(Check):
         self.post("warn", f"the speech service gives no state: {why}")
 
 
-def _usable_engines(engines: Any) -> Optional[int]:
+def _usable_engines(engines: t.Any) -> t.Optional[int]:
     """How many engines that make audio are usable; None where the service does not say."""
     if not isinstance(engines, dict):
         return None
@@ -627,7 +629,7 @@ def _usable_engines(engines: Any) -> Optional[int]:
     return found if said else None
 
 
-def _is_untried(engines: Any) -> bool:
+def _is_untried(engines: t.Any) -> bool:
     """Whether the first attempt of an engine is still to come or under way, as in the first moment after the start."""
     table = engines.get("engines") if isinstance(engines, dict) else None
     entries = table.values() if isinstance(table, dict) else ()
@@ -646,7 +648,7 @@ class WebSocketCheck(Check):
             return
         public = getattr(manager, "get_public_stats", None)
         if public is not None:
-            stats: Dict[str, Any] = public()
+            stats: t.Dict[str, t.Any] = public()
             self.board.sections["websocket"] = json.loads(json.dumps(stats, default=str))
         count = len(getattr(manager, "active_connections", ()))
         self.checks.numbers["active_connections"] = float(count)
@@ -686,17 +688,17 @@ class StabilityCheck(Check):
         self.skip(f"the history does not answer: {why}")
 
 
-_running: Optional[HealthChecks] = None
+_running: t.Optional[HealthChecks] = None
 
 
-def guard() -> Optional[DatabaseGuard]:
+def guard() -> t.Optional[DatabaseGuard]:
     """The database guard of this process, where the checks run."""
     return (
         next((check.guard for check in _running.checks if isinstance(check, DatabaseCheck)), None) if _running else None
     )
 
 
-async def start(api: Any) -> None:
+async def start(api: t.Any) -> None:
     """Starts the checks; ``api`` is the module ``app.api.v1.system_health``."""
     global _running
     if _running is not None and any(orphaned(task) for task in _running.tasks):  # their event loop ended without a stop

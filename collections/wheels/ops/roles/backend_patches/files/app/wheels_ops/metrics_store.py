@@ -17,8 +17,8 @@ import queue
 import sqlite3
 import threading
 import time
+import typing as t
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from app.core.logging import get_logger
 
@@ -50,14 +50,14 @@ on conflict (step, metric, slot) do update set low = min(low, excluded.low), hig
 """
 
 #: low, high, total, count, last of one metric in one slot
-Row = List[float]
+Row = t.List[float]
 
 
 class MetricsStore:
     """Collects samples in memory and merges them into the file every ``flush_seconds`` from a thread of its own."""
 
     def __init__(
-        self, path: Path, *, flush_seconds: float = FLUSH_SECONDS, clock: Callable[[], float] = time.time
+        self, path: Path, *, flush_seconds: float = FLUSH_SECONDS, clock: t.Callable[[], float] = time.time
     ) -> None:
         self.path = path
         self.usable = False
@@ -65,19 +65,20 @@ class MetricsStore:
         self._clock = clock
         self._worker = _process(os.getpid())
         self._started = 0.0
-        self._open_slots: Dict[Tuple[int, str], Row] = {}
+        self._open_slots: t.Dict[t.Tuple[int, str], Row] = {}
         self._jobs: queue.Queue[
-            Optional[
-                Tuple[
-                    Callable[[sqlite3.Connection], Any], Optional[Tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]]
+            t.Optional[
+                t.Tuple[
+                    t.Callable[[sqlite3.Connection], t.Any],
+                    t.Optional[t.Tuple[asyncio.AbstractEventLoop, asyncio.Future[t.Any]]],
                 ]
             ]
         ]
         self._jobs = queue.Queue(maxsize=1000)
-        self._thread: Optional[threading.Thread] = None
+        self._thread: t.Optional[threading.Thread] = None
         self._next_flush = 0.0
         self._next_prune = 0.0
-        self._ids: Dict[str, int] = {}
+        self._ids: t.Dict[str, int] = {}
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
@@ -125,9 +126,9 @@ class MetricsStore:
 
         def tell(
             caller: asyncio.AbstractEventLoop,
-            future: asyncio.Future[Any],
-            value: Any,
-            error: Optional[BaseException] = None,
+            future: asyncio.Future[t.Any],
+            value: t.Any,
+            error: t.Optional[BaseException] = None,
         ) -> None:
             def deliver() -> None:
                 if not future.done():
@@ -186,9 +187,9 @@ class MetricsStore:
                 self.path.replace(self.path.with_suffix(".broken"))  # not a database: kept for a look, and begun anew
         raise sqlite3.DatabaseError("unreachable")
 
-    async def _ask(self, call: Callable[[sqlite3.Connection], Any], timeout: float = 5.0) -> Any:
+    async def _ask(self, call: t.Callable[[sqlite3.Connection], t.Any], timeout: float = 5.0) -> t.Any:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[t.Any] = loop.create_future()
         try:
             self._jobs.put_nowait((call, (loop, future)))
         except queue.Full:  # a disk that hangs: wait for it somewhere else, and not for ever
@@ -197,7 +198,7 @@ class MetricsStore:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def add(self, now: float, values: Mapping[str, float], weights: Mapping[str, Tuple[float, float]]) -> None:
+    def add(self, now: float, values: t.Mapping[str, float], weights: t.Mapping[str, t.Tuple[float, float]]) -> None:
         """One sample of several metrics; ``weights`` gives (sum, count) where a value stands for many events."""
         if not self.usable:
             return
@@ -229,11 +230,11 @@ class MetricsStore:
         now = self._clock()
         self._put(lambda db: self._write(db, taken, now))
 
-    def _put(self, call: Callable[[sqlite3.Connection], Any]) -> None:
+    def _put(self, call: t.Callable[[sqlite3.Connection], t.Any]) -> None:
         with contextlib.suppress(queue.Full):
             self._jobs.put_nowait((call, None))
 
-    def _write(self, database: sqlite3.Connection, slots: Mapping[Tuple[int, str], Row], now: float) -> None:
+    def _write(self, database: sqlite3.Connection, slots: t.Mapping[t.Tuple[int, str], Row], now: float) -> None:
         rows = []
         for (slot, name), row in slots.items():
             metric = self._metric(database, name)
@@ -252,7 +253,7 @@ class MetricsStore:
             database.execute("delete from alert where at < ?", (now - COARSE_KEPT,))
             database.execute("delete from alert where rowid <= (select max(rowid) - 10000 from alert)")
 
-    def _metric(self, database: sqlite3.Connection, name: str) -> Optional[int]:
+    def _metric(self, database: sqlite3.Connection, name: str) -> t.Optional[int]:
         known = self._ids.get(name)
         if known is None:
             row = database.execute("select id from metric where name = ?", (name,)).fetchone()
@@ -266,7 +267,7 @@ class MetricsStore:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def summary(self, hours: float) -> Optional[Dict[str, Dict[str, float]]]:
+    async def summary(self, hours: float) -> t.Optional[t.Dict[str, t.Dict[str, float]]]:
         """metric -> min, max, avg, data_points over the last ``hours``, with what is not written yet; None without the store."""
         if not self.usable:
             return None
@@ -285,7 +286,9 @@ class MetricsStore:
             for name, low, high, total, count in rows
         }
 
-    async def series(self, metrics: List[str], hours: float) -> Dict[str, List[Tuple[float, float, float, float]]]:
+    async def series(
+        self, metrics: t.List[str], hours: float
+    ) -> t.Dict[str, t.List[t.Tuple[float, float, float, float]]]:
         """metric -> [(time of the slot, mean, lowest, highest)] over the last ``hours``; empty without the store."""
         if not self.usable:
             return {}
@@ -300,12 +303,12 @@ class MetricsStore:
                 (step, since, *metrics),
             )
         )
-        found: Dict[str, List[Tuple[float, float, float, float]]] = {}
+        found: t.Dict[str, t.List[t.Tuple[float, float, float, float]]] = {}
         for name, at, mean, low, high in rows:
             found.setdefault(name, []).append((float(at), mean, low, high))
         return found
 
-    async def alerts(self, hours: float) -> Dict[str, int]:
+    async def alerts(self, hours: float) -> t.Dict[str, int]:
         """level -> how many alerts were raised in the last ``hours``."""
         if not self.usable:
             return {}
@@ -316,7 +319,7 @@ class MetricsStore:
             )
         )
 
-    async def stability(self, hours: float = 24) -> Dict[str, Any]:
+    async def stability(self, hours: float = 24) -> t.Dict[str, t.Any]:
         """``restarts`` (starts that no orderly stop came before), ``crash_loops`` and ``uptime_percent`` of the last ``hours``."""
         if not self.usable:
             return {}
@@ -349,14 +352,14 @@ def _is_alive(worker: str) -> bool:
     return pid.isdigit() and not worker.endswith(":") and _process(int(pid)) == worker
 
 
-def stability_of(lives: List[Tuple[float, float, bool]], since: float, now: float) -> Dict[str, Any]:
+def stability_of(lives: t.List[t.Tuple[float, float, bool]], since: float, now: float) -> t.Dict[str, t.Any]:
     """Restarts, crash loops and uptime from (started, last seen, clean) of every worker, oldest first.
 
     A start is unplanned where a worker ended without an orderly stop since the start before it. Uptime counts from the
     first start known in the window; a gap shorter than the time between two signs of life cannot be seen and counts as up.
     """
-    starts: List[Tuple[float, bool]] = []
-    covered: List[List[float]] = []
+    starts: t.List[t.Tuple[float, bool]] = []
+    covered: t.List[t.List[float]] = []
     for started, seen, _ignored in lives:
         previous = starts[-1][0] if starts else float("-inf")
         crashed = any(not clean and previous <= begun < started and last <= started for begun, last, clean in lives)

@@ -27,23 +27,11 @@ import secrets
 import socket
 import sys
 import time
+import typing as t
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import (
-    Any,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    MutableMapping,
-    Optional,
-    Tuple,
-)
 from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
@@ -55,11 +43,11 @@ from starlette.responses import Response
 
 logger = get_logger(__name__)
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Scope = t.MutableMapping[str, t.Any]
+Message = t.MutableMapping[str, t.Any]
+Receive = t.Callable[[], t.Awaitable[Message]]
+Send = t.Callable[[Message], t.Awaitable[None]]
+ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 
 PREFIX = "/api/v1/system"
 MAX_BODY = 8192
@@ -78,7 +66,7 @@ def state_directory() -> Path:
     return Path(os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops")
 
 
-def helper(name: str) -> Any:
+def helper(name: str) -> t.Any:
     """A module of ``app.wheels_ops``, or None where only the three files of the incident report were copied."""
     try:
         return importlib.import_module(f"app.wheels_ops.{name}")
@@ -99,7 +87,7 @@ class CheckState:
 
     status: str
     output: str = ""
-    value: Any = None
+    value: t.Any = None
     unit: str = ""
     kind: str = "component"
     at: float = field(default_factory=time.monotonic)
@@ -122,11 +110,11 @@ class HealthBoard:
     """The last sample of every check, and the rendered answers made from them (at most once a second)."""
 
     def __init__(self) -> None:
-        self.checks: Dict[str, CheckState] = {}
-        self.notes: Dict[str, str] = {}
-        self.sections: Dict[str, Dict[str, Any]] = {}
+        self.checks: t.Dict[str, CheckState] = {}
+        self.notes: t.Dict[str, str] = {}
+        self.sections: t.Dict[str, t.Dict[str, t.Any]] = {}
         self.stopping = False
-        self._public: Tuple[float, int, bytes] = (0.0, 0, b"")
+        self._public: t.Tuple[float, int, bytes] = (0.0, 0, b"")
 
     def post(
         self,
@@ -134,7 +122,7 @@ class HealthBoard:
         status: str,
         output: str = "",
         *,
-        value: Any = None,
+        value: t.Any = None,
         unit: str = "",
         kind: str = "component",
         period: float = 0.0,
@@ -155,14 +143,14 @@ class HealthBoard:
         self.checks.pop(name, None)
         self.notes[name] = text
 
-    def states(self) -> Dict[str, Tuple[str, CheckState]]:
+    def states(self) -> t.Dict[str, t.Tuple[str, CheckState]]:
         """name -> (status, sample): the posted checks and those of the monitor's samples and alerts."""
         found = dict(self._monitor_states())
         for name, check in list(self.checks.items()):
             found[name] = (check.current(), check)
         return found
 
-    def _monitor_states(self) -> Iterable[Tuple[str, Tuple[str, CheckState]]]:
+    def _monitor_states(self) -> t.Iterable[t.Tuple[str, t.Tuple[str, CheckState]]]:
         monitor = performance_monitor
         if not monitor.is_running:
             yield "monitoring:samples", ("warn", CheckState("warn", "monitoring is not running", kind="system"))
@@ -218,7 +206,7 @@ class HealthBoard:
         """Has the next answer made anew."""
         self._public = (0.0, 0, b"")
 
-    def public(self) -> Tuple[int, bytes]:
+    def public(self) -> t.Tuple[int, bytes]:
         """(HTTP status, body) for anonymous callers: statuses only."""
         now = time.monotonic()
         rendered, code, body = self._public
@@ -230,14 +218,14 @@ class HealthBoard:
         self._public = (now, code, body)
         return code, body
 
-    def document(self, *, details: bool) -> Dict[str, Any]:
+    def document(self, *, details: bool) -> t.Dict[str, t.Any]:
         """health+json (``status``, ``checks``) with the keys of the first version beside it."""
         states = self.states()
         status = max((one for one, _ignored in states.values()), key=_SEVERITY.index, default="warn")
         counts = {word: sum(one == word for one, _ignored in states.values()) for word in _SEVERITY}
-        checks: Dict[str, List[Dict[str, Any]]] = {}
+        checks: t.Dict[str, t.List[t.Dict[str, t.Any]]] = {}
         for name, (one, check) in sorted(states.items()):
-            entry: Dict[str, Any] = {"status": one}
+            entry: t.Dict[str, t.Any] = {"status": one}
             if details:
                 entry.update(componentType=check.kind, time=check.time)
                 if check.value is not None:
@@ -246,7 +234,7 @@ class HealthBoard:
                     entry["output"] = check.output
             checks[name] = [entry]
         alerts = [alert.as_dict() for alert in list(performance_monitor.active_alerts.values())] if details else []
-        document: Dict[str, Any] = {
+        document: t.Dict[str, t.Any] = {
             "status": status,
             "timestamp": _now(),
             "overall_status": _WORDS[status],
@@ -270,7 +258,7 @@ class HealthBoard:
             document["scores"] = self.scores()
         return document
 
-    def scores(self) -> Dict[str, Any]:
+    def scores(self) -> t.Dict[str, t.Any]:
         """overall, performance, stability, user_experience; None where something is not known."""
         formulas = helper("scores")
         if formulas is None:
@@ -320,24 +308,24 @@ class OpsTokens:
     MAX_BYTES = 65_536
 
     def __init__(self) -> None:
-        self._file: Tuple[str, float, Tuple[str, ...]] = ("", 0.0, ())
+        self._file: t.Tuple[str, float, t.Tuple[str, ...]] = ("", 0.0, ())
         self._looked = -1.0
-        self._variable: Tuple[str, Tuple[str, ...]] = ("", ())
+        self._variable: t.Tuple[str, t.Tuple[str, ...]] = ("", ())
 
-    def all(self) -> Tuple[str, ...]:
+    def all(self) -> t.Tuple[str, ...]:
         value = os.environ.get("WHEELS_OPS_TOKEN", "")
         if value != self._variable[0]:
             self._variable = (value, self._long_enough([word.strip() for word in value.split(",")], "WHEELS_OPS_TOKEN"))
         return (*self._variable[1], *self._from_file(os.environ.get("WHEELS_OPS_TOKEN_FILE", "")))
 
-    def _long_enough(self, words: Iterable[str], place: str) -> Tuple[str, ...]:
+    def _long_enough(self, words: t.Iterable[str], place: str) -> t.Tuple[str, ...]:
         words = [word for word in words if word]
         short = sum(len(word) < self.MIN_LENGTH for word in words)
         if short:
             logger.error(f"🛡️ {short} ops token(s) in {place} refused: fewer than {self.MIN_LENGTH} characters")
         return tuple(word for word in words if len(word) >= self.MIN_LENGTH)
 
-    def _from_file(self, path: str) -> Tuple[str, ...]:
+    def _from_file(self, path: str) -> t.Tuple[str, ...]:
         if not path:
             return ()
         now = time.monotonic()
@@ -402,11 +390,11 @@ class Ask:
 
     method: str
     path: str
-    query: Dict[str, str]
-    headers: Mapping[str, str]
+    query: t.Dict[str, str]
+    headers: t.Mapping[str, str]
     client: str
     secure: bool
-    body: Callable[[], Awaitable[bytes]]
+    body: t.Callable[[], t.Awaitable[bytes]]
     #: First twelve hex digits of the digest of the ops token; empty for anonymous callers.
     caller: str = ""
 
@@ -414,8 +402,8 @@ class Ask:
 @dataclass
 class Answer:
     status: int
-    body: Any
-    headers: Dict[str, str] = field(default_factory=dict)
+    body: t.Any
+    headers: t.Dict[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
 
     def encoded(self) -> bytes:
@@ -432,7 +420,7 @@ def refuse(status: int, detail: str, **headers: str) -> Answer:
     return Answer(status, {"detail": detail}, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-Handler = Callable[[Ask], Awaitable[Answer]]
+Handler = t.Callable[[Ask], t.Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
@@ -444,15 +432,15 @@ class Route:
     handler: Handler
     token: bool = True
     audited: bool = False
-    bucket: Optional[Bucket] = None
+    bucket: t.Optional[Bucket] = None
 
 
-ROUTES: Dict[Tuple[str, str], Route] = {}
+ROUTES: t.Dict[t.Tuple[str, str], Route] = {}
 
 
 def route(
     method: str, path: str, *, token: bool = True, audited: bool = False, burst: int = 0, every: float = 10.0
-) -> Callable[[Handler], Handler]:
+) -> t.Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         ROUTES[method, path] = Route(method, path, handler, token, audited, Bucket(burst, every) if burst else None)
         return handler
@@ -464,10 +452,10 @@ class HealthApi:
     """Finds the route, asks for the token, limits the rate, answers. No exception text leaves."""
 
     def __init__(self) -> None:
-        self.application: Any = None
+        self.application: t.Any = None
         self._failures: OrderedDict[str, Bucket] = OrderedDict()
-        self._done: OrderedDict[Tuple[str, str, str], Tuple[float, Answer]] = OrderedDict()
-        self._turns: Dict[Tuple[str, str, str], asyncio.Lock] = {}
+        self._done: OrderedDict[t.Tuple[str, str, str], t.Tuple[float, Answer]] = OrderedDict()
+        self._turns: t.Dict[t.Tuple[str, str, str], asyncio.Lock] = {}
 
     def knows(self, path: str) -> bool:
         """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
@@ -597,12 +585,12 @@ async def health(ask: Ask) -> Answer:
     return Answer(503 if document["status"] == "fail" else 200, document, content_type="application/health+json")
 
 
-async def _cache_stats() -> Dict[str, Any]:
+async def _cache_stats() -> t.Dict[str, t.Any]:
     """The last sample; the cache itself is not asked, it may hang."""
     return dict(board.sections.get("cache") or {"error": "no sample yet"})
 
 
-def _whole(text: str, low: int, high: int) -> Optional[int]:
+def _whole(text: str, low: int, high: int) -> t.Optional[int]:
     """A whole number of ``low..high`` in decimal digits, or None."""
     found = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else -1
     return found if low <= found <= high else None
@@ -656,9 +644,9 @@ async def cache_clear(ask: Ask) -> Answer:
     if kind not in ("redis", "memory", "all"):
         return refuse(400, "cache_type must be redis, memory or all")
     started = _now()
-    cleared: List[str] = []
-    removed: Dict[str, Any] = {}
-    failed: List[str] = []
+    cleared: t.List[str] = []
+    removed: t.Dict[str, t.Any] = {}
+    failed: t.List[str] = []
     if kind in ("redis", "all"):
         try:
             from app.services.cache_service import cache_service
@@ -719,8 +707,8 @@ def _cache_initialized() -> bool:
     return getattr(getattr(module, "cache_service", None), "redis", None) is not None
 
 
-async def _switch(start: bool) -> Dict[str, str]:
-    results: Dict[str, str] = {}
+async def _switch(start: bool) -> t.Dict[str, str]:
+    results: t.Dict[str, str] = {}
     for name, service in (("performance_monitor", performance_monitor), ("memory_optimizer", memory_optimizer)):
         if service.is_running == start:
             results[name] = "already_running" if start else "already_stopped"
@@ -773,7 +761,7 @@ async def recovery_history(ask: Ask) -> Answer:
     )
 
 
-def read_history(limit: int) -> List[Dict[str, Any]]:
+def read_history(limit: int) -> t.List[t.Dict[str, t.Any]]:
     """The newest ``limit`` entries of ``history.jsonl``, newest first; a broken line is left out."""
     try:
         with open(state_directory() / "history.jsonl", "rb") as source:
@@ -785,7 +773,7 @@ def read_history(limit: int) -> List[Dict[str, Any]]:
                 lines = lines[1:]  # the first one is cut
     except OSError:
         return []
-    found: List[Dict[str, Any]] = []
+    found: t.List[t.Dict[str, t.Any]] = []
     for line in reversed(lines):
         try:
             entry = json.loads(line) if line.strip() else None
@@ -829,7 +817,9 @@ async def recovery_trigger(ask: Ask) -> Answer:
     )
 
 
-def write_request(kind: str, reason: str, *, requested_by: str, details: Optional[Mapping[str, Any]] = None) -> str:
+def write_request(
+    kind: str, reason: str, *, requested_by: str, details: t.Optional[t.Mapping[str, t.Any]] = None
+) -> str:
     """Hands a request (``recover``, ``restart``, ``alert``) to the host: one JSON file, written whole or not at all.
 
     Gives its id, or an empty string where it could not be written. Blocking.
@@ -899,12 +889,12 @@ async def logs_health(ask: Ask) -> Answer:
     )
 
 
-def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
+def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
     """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and those of LOG_DIRS that cannot be read."""
     named = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path]
     directories = named or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
-    found: List[Dict[str, Any]] = []
-    unread: List[str] = []
+    found: t.List[t.Dict[str, t.Any]] = []
+    unread: t.List[str] = []
     for directory in directories:
         try:
             with os.scandir(directory) as entries:
@@ -926,7 +916,7 @@ def _log_files(most: int = 200) -> Tuple[List[Dict[str, Any]], List[str]]:
     return sorted(found, key=lambda one: -one["size_mb"])[:most], unread
 
 
-_debug: Tuple[float, Dict[str, Any]] = (-60.0, {})
+_debug: t.Tuple[float, t.Dict[str, t.Any]] = (-60.0, {})
 
 
 @route("GET", f"{PREFIX}/admin/debug", burst=5, every=2.0)
@@ -952,17 +942,17 @@ async def admin_debug(ask: Ask) -> Answer:
     )
 
 
-def _cors_facts() -> Dict[str, Any]:
+def _cors_facts() -> t.Dict[str, t.Any]:
     """The CORS policy, its counters, and the last refused origins with the reason; empty without our CORS file."""
     config = getattr(sys.modules.get("app.core.cors_config"), "cors_config", None)
     snapshot = getattr(config, "debug_snapshot", None)
     return snapshot() if callable(snapshot) else {}
 
 
-_own_process: Any = None
+_own_process: t.Any = None
 
 
-def _debug_facts() -> Dict[str, Any]:
+def _debug_facts() -> t.Dict[str, t.Any]:
     global _own_process
     try:
         import psutil
@@ -1000,7 +990,7 @@ def _debug_facts() -> Dict[str, Any]:
             if hasattr(process, "net_connections")
             else process.connections(kind="inet")
         )
-        network: Dict[str, Any] = {
+        network: t.Dict[str, t.Any] = {
             "connections": len(connections),
             "listening_ports": sorted({one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}),
         }
@@ -1127,7 +1117,7 @@ class SystemHealthMiddleware:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
-def _raw_headers(answer: Answer, length: int) -> List[Tuple[bytes, bytes]]:
+def _raw_headers(answer: Answer, length: int) -> t.List[t.Tuple[bytes, bytes]]:
     headers = [
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(length).encode()),
@@ -1152,7 +1142,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def _monitored(application: Any) -> AsyncIterator[None]:
+async def _monitored(application: t.Any) -> t.AsyncIterator[None]:
     """Part of the lifespan of whoever mounts ``router`` and nothing else of ours: without samples there would be no health to show."""
     try:
         await performance_monitor.start()
@@ -1212,7 +1202,7 @@ async def startup() -> None:
     await performance_monitor.start()
     await memory_optimizer.start()
     memory_optimizer.request_restart = _restart_request
-    cache: Any = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
+    cache: t.Any = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
     if hasattr(cache, "trim_local"):
         memory_optimizer.register_shrinker("local cache", cache.trim_local)
     checks = helper("health_checks")
@@ -1220,7 +1210,7 @@ async def startup() -> None:
         await checks.start(sys.modules[__name__])
 
 
-def _restart_request(reason: str, details: Dict[str, Any]) -> None:
+def _restart_request(reason: str, details: t.Dict[str, t.Any]) -> None:
     asyncio.get_running_loop().run_in_executor(
         None, lambda: write_request("restart", reason, requested_by="memory optimizer", details=details)
     )
