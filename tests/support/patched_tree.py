@@ -84,8 +84,17 @@ class Tree(t.NamedTuple):
         return json.loads(self.run(program, *words, timeout=timeout, env=env).stdout.splitlines()[-1])
 
 
+#: What every file of ``app/wheels_ops`` may import.
+LEAVES = ("wheels_ops/env.py", "wheels_ops/rate_limit.py", "wheels_ops/redis_url.py")
+
+
 def patched_tree(directory: Path, *files: str) -> Tree:
-    """Builds it in an empty ``directory``; ``files`` are relative to ``backend_patches/files/app``."""
+    """Builds it in an empty ``directory``; ``files`` are relative to ``backend_patches/files/app``.
+
+    Where one of them is of ``wheels_ops``, the leaves of that package come along.
+    """
+    if any(name.startswith("wheels_ops/") for name in files):
+        files = tuple(dict.fromkeys((*LEAVES, *files)))
     log = directory / "log.jsonl"
     for name, text in (("logging", _LOGGING.format(log=str(log))), ("config", _CONFIG)):
         target = directory / "app" / "core" / f"{name}.py"

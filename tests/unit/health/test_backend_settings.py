@@ -138,7 +138,7 @@ def test_every_threshold_has_its_variables_and_its_history() -> None:
 def test_the_backend_warns_of_waiting_tasks_from_the_same_number_on(written: t.Dict[str, t.Any]) -> None:
     assert written["environment"]["CELERY_QUEUE_DEPTH_WARNING"] == "51"
     read = (COLLECTION / "roles/backend_patches/files/app/wheels_ops/health_checks.py").read_text()
-    assert f'env_number("CELERY_QUEUE_DEPTH_WARNING", {DEFAULTS["waiting_tasks"].warning:g})' in read
+    assert f'env.number("CELERY_QUEUE_DEPTH_WARNING", {DEFAULTS["waiting_tasks"].warning:g})' in read
 
 
 def test_defaults_are_those_of_the_backend(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,14 @@ from dataclasses import dataclass, fields
 from app.core.logging import get_logger
 from starlette.responses import Response
 
+try:
+    import app.wheels_ops.env as env
+except ImportError:
+    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+
 logger = get_logger(__name__)
+if env is None:
+    logger.warning("CORS: app/wheels_ops is not installed; variables that cannot be read are not reported")
 
 Scope = t.MutableMapping[str, t.Any]
 Message = t.MutableMapping[str, t.Any]
@@ -739,8 +746,11 @@ class CORSActivity:
 
 
 def _flag(name: str, default: bool) -> bool:
-    value = os.environ.get(name, "").strip().lower()
-    return default if not value else value in ("1", "true", "yes", "on")
+    """A switch from the environment."""
+    if env is not None:
+        return env.flag(name, default)
+    switches = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+    return switches.get(os.environ.get(name, "").strip().lower(), default)
 
 
 def _environment(settings: t.Any) -> str:

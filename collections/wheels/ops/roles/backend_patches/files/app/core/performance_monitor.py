@@ -38,11 +38,19 @@ from app.monitoring.memory_optimizer import (
     end_tasks,
     env_flag,
     env_number,
+    env_paths,
     memory_optimizer,
     orphaned,
 )
 
+try:
+    from app.wheels_ops.metrics_store import MetricsStore
+except ImportError:
+    MetricsStore = None  # type: ignore[assignment,misc]  # copied by hand without app/wheels_ops
+
 logger = get_logger(__name__)
+if MetricsStore is None:
+    logger.warning("📊 Performance monitor: app/wheels_ops is not installed; the history ends with the process")
 
 Scope = t.MutableMapping[str, t.Any]
 Message = t.MutableMapping[str, t.Any]
@@ -488,7 +496,7 @@ class PerformanceMonitor:
         self._reader = reader or MemoryReader()
         self._cpu = CpuReader()
         self._states: t.Dict[str, Hysteresis] = {}
-        self._paths = [path for path in os.environ.get("DISK_PATHS", "/").split(":") if path]
+        self._paths = env_paths("DISK_PATHS", ["/"])
         self._paths_are_local = all(is_local(path) for path in self._paths)
         self._disk: t.Dict[str, float] = {}
         self._disk_task: t.Optional[asyncio.Task[None]] = None
@@ -531,11 +539,7 @@ class PerformanceMonitor:
             logger.info("📊 Performance monitor stopped")
 
     async def _open_store(self) -> None:
-        if self.store is not None:  # its thread outlives an event loop
-            return
-        try:
-            from app.wheels_ops.metrics_store import MetricsStore
-        except ImportError:
+        if self.store is not None or MetricsStore is None:  # its thread outlives an event loop
             return
         directory = (
             os.environ.get("WHEELS_OPS_METRICS_DIR") or os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"

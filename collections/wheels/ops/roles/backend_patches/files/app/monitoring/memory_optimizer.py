@@ -36,7 +36,16 @@ from datetime import datetime, timezone
 
 from app.core.logging import get_logger
 
+try:
+    import app.wheels_ops.env as env
+except ImportError:
+    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+
 logger = get_logger(__name__)
+if env is None:
+    logger.warning(
+        "🧹 Memory optimizer: app/wheels_ops is not installed; variables that cannot be read are not reported"
+    )
 
 MIB = 1 << 20
 #: A trim is worth its page faults from here on (measured: smaller ones rebound within seconds).
@@ -56,12 +65,12 @@ MAX_ASK_AGAIN_SECONDS = 120.0
 #: glibc's arenas other than the main one are mapped in regions of this size and alignment (HEAP_MAX_SIZE, 64 bit).
 ARENA_BYTES = 64 * MIB
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_TRUE = ("1", "true", "yes", "on")
-_FALSE = ("0", "false", "no", "off")
 
 
 def env_number(name: str, default: float, low: float = 0.0, high: float = float("inf")) -> float:
     """A number from the environment; what cannot be read, is not finite or lies outside ``low..high`` is the default."""
+    if env is not None:
+        return env.number(name, default, low, high)
     try:
         value = float(os.environ.get(name, ""))
     except ValueError:
@@ -71,8 +80,18 @@ def env_number(name: str, default: float, low: float = 0.0, high: float = float(
 
 def env_flag(name: str, default: bool) -> bool:
     """A switch from the environment: 1/true/yes/on or 0/false/no/off, else the default."""
-    word = os.environ.get(name, "").strip().lower()
-    return True if word in _TRUE else False if word in _FALSE else default
+    if env is not None:
+        return env.flag(name, default)
+    switches = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+    return switches.get(os.environ.get(name, "").strip().lower(), default)
+
+
+def env_paths(name: str, default: t.Sequence[str] = ()) -> t.List[str]:
+    """Paths between colons from the environment."""
+    if env is not None:
+        return env.paths(name, default)
+    text = os.environ.get(name)
+    return [path for path in (default if text is None else text.split(os.pathsep)) if path]
 
 
 def orphaned(task: t.Optional[asyncio.Task[t.Any]]) -> bool:
@@ -762,7 +781,7 @@ class MemoryOptimizer:
 
     async def _cleanup_disk_space(self) -> t.Dict[str, t.Any]:
         """Removes own temporary files over 24 h and own logs over 7 days below ``DISK_CLEANUP_DIRS``; nothing without it."""
-        roots = [path for path in os.environ.get("DISK_CLEANUP_DIRS", "").split(":") if path.startswith("/")]
+        roots = [path for path in env_paths("DISK_CLEANUP_DIRS") if path.startswith("/")]
         files, freed = await asyncio.to_thread(_clean, roots)
         logger.info(f"🗑️ Disk clean-up: {files} files, {freed / MIB:.1f} MB in {len(roots)} directories")
         return {"files": files, "freed_bytes": freed, "directories": len(roots)}

@@ -104,7 +104,16 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+try:
+    import app.wheels_ops.env as env
+    import app.wheels_ops.redis_url as redis_url
+except ImportError:
+    # Copied by hand without app/wheels_ops.
+    env = redis_url = None  # type: ignore[assignment]  # the functions below read what they need themselves
+
 logger = get_logger(__name__)
+if env is None:
+    logger.warning("Cache: app/wheels_ops is not installed; variables that cannot be read are not reported")
 
 PREFIX = "pam:cache:"
 _INTERNAL = PREFIX + "!"  # locks, the sweep's cursor, probes; all of them expire
@@ -208,22 +217,39 @@ REFUSAL_QUIET = 60.0  # seconds between two log lines about the same kind of ref
 
 
 def _number(name: str, default: float) -> float:
+    """A number of at least 0 from the environment."""
+    if env is not None:
+        return env.number(name, default)
     try:
         value = float(os.environ.get(name, ""))
     except ValueError:
         return default
-    return value if 0 <= value < float("inf") else default
+    return value if 0 <= value < math.inf else default
+
+
+def _flag(name: str, default: bool) -> bool:
+    """A switch from the environment."""
+    if env is not None:
+        return env.flag(name, default)
+    switches = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+    return switches.get(os.environ.get(name, "").strip().lower(), default)
+
+
+def _names(name: str) -> t.List[str]:
+    """Entries between commas from the environment."""
+    if env is not None:
+        return env.names(name)
+    return [entry.strip() for entry in os.environ.get(name, "").split(",") if entry.strip()]
 
 
 def _legacy_prefixes() -> t.FrozenSet[str]:
-    more = [entry.strip() for entry in os.environ.get("CACHE_LEGACY_PREFIXES", "").split(",")]
-    found = {f"{word}:" for word in _LEGACY_WORDS} | {f"pam:{table}:" for table in TABLES}
-    for entry in more:
+    prefixes = {f"{word}:" for word in _LEGACY_WORDS} | {f"pam:{table}:" for table in TABLES}
+    for entry in _names("CACHE_LEGACY_PREFIXES"):
         if re.fullmatch(r"(?:pam:)?[A-Za-z0-9_-]+:", entry) and not _FOREIGN.fullmatch(entry):
-            found.add(entry)
-        elif entry:
+            prefixes.add(entry)
+        else:
             logger.error("Cache prefix left out: it is not of the form word: or belongs to others", prefix=entry[:60])
-    return frozenset(found)
+    return frozenset(prefixes)
 
 
 LEGACY_PREFIXES = _legacy_prefixes()
@@ -339,6 +365,8 @@ def _first(rest: str, start: int) -> int:
 
 def configured_url() -> str:
     """``REDIS_URL`` of the settings (text, or a pydantic URL object) or of the environment."""
+    if redis_url is not None:
+        return redis_url.default_url()
     try:
         from app.core import config
 
@@ -347,8 +375,7 @@ def configured_url() -> str:
     except Exception as error:  # settings that cannot be read have their own message; the environment may do
         logger.warning("Cache reads no settings", error=type(error).__name__)
         value = None
-    secret = getattr(value, "get_secret_value", None)
-    return str(secret() if secret else value or os.environ.get("REDIS_URL") or "redis://localhost:6379").strip()
+    return str(value or os.environ.get("REDIS_URL") or "redis://localhost:6379").strip()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -701,12 +728,7 @@ class LocalStore:
         self.limit = int(_number("CACHE_L1_MB", 16.0) * 1_048_576)
         self.entries: t.Dict[str, t.Tuple[str, float, float, float]] = {}
         self.bytes = 0
-        self.legacy_reads = os.environ.get("CACHE_LEGACY_READS", "true").strip().lower() not in (
-            "0",
-            "false",
-            "no",
-            "off",
-        )
+        self.legacy_reads = _flag("CACHE_LEGACY_READS", True)
         self.version = (
             0  # grows with every write here; a read that was under way meanwhile must not bring back the old value
         )
@@ -1365,7 +1387,7 @@ class CacheService:
 
     def __init__(self, url: t.Optional[str] = None) -> None:
         self._url = url
-        self.default_ttl = int(_seconds(os.environ.get("CACHE_TTL"), 300)) or 300
+        self.default_ttl = int(min(_number("CACHE_TTL", 300), LONGEST_TTL)) or 300
         self._override: t.Optional[t.Any] = None
         self._seen: t.Tuple[t.Optional[asyncio.AbstractEventLoop], t.Optional[Link]] = (None, None)
         self._store, self.counters = _stores.setdefault(url or "", (LocalStore(), CacheCounters()))

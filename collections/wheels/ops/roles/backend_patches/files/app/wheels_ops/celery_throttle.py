@@ -30,6 +30,7 @@ from celery import bootsteps
 from celery.beat import PersistentScheduler, event_t
 from celery.utils.log import get_logger
 
+from . import env
 from .load import (
     EXPIRES,
     KEY,
@@ -37,12 +38,12 @@ from .load import (
     LoadPublisher,
     ProcessorSampler,
     client_for,
-    default_url,
     observer_key,
     on_current_server,
     publish,
     publish_level,
 )
+from .redis_url import default_url
 
 __all__ = [
     "EXPIRES",
@@ -396,7 +397,7 @@ def install(app: t.Any) -> Installed:
     app._wheels_ops_throttle = True
     conf = app.conf
     _plain_urls(conf, done)
-    if os.environ.get("CELERY_THROTTLE_ENABLED", "true").strip().lower() not in ("0", "false", "no", "off"):
+    if env.flag("CELERY_THROTTLE_ENABLED", True):
         if conf.beat_scheduler == "celery.beat:PersistentScheduler":
             conf.beat_scheduler = f"{__name__}:{LoadAwareScheduler.__name__}"
             done.changes.append("beat is load-aware")
@@ -466,10 +467,7 @@ def _consume_default(app: t.Any, done: Installed) -> None:
 def _recycle(conf: t.Any, done: Installed) -> None:
     """A child is replaced after its task when it has grown too big, and after a number of tasks in any case."""
     if not conf.worker_max_memory_per_child:
-        try:
-            limit = max(64, int(os.environ.get("CELERY_MAX_MEMORY_PER_CHILD_MB", "400")))
-        except ValueError:
-            limit = 400
+        limit = max(64, env.integer("CELERY_MAX_MEMORY_PER_CHILD_MB", 400))
         conf.worker_max_memory_per_child = limit * 1024
         done.changes.append(f"children are replaced above {limit} MB")
     if not conf.worker_max_tasks_per_child:

@@ -27,17 +27,18 @@ import time
 import typing as t
 
 from app.core.logging import get_logger
-from app.monitoring.memory_optimizer import end_tasks, env_flag, env_number, orphaned, within
+from app.monitoring.memory_optimizer import end_tasks, orphaned, within
+from app.wheels_ops import env, redis_url
 from app.wheels_ops.database_guard import DatabaseGuard
 from app.wheels_ops.load import LoadPublisher, ProcessorSampler, demoted, redis_address
 
 logger = get_logger(__name__)
 
 #: Tables whose absence the incident report names.
-EXPECTED_TABLES = "affiliate_sales,user_wishlists,wishlist_items"
+EXPECTED_TABLES = ("affiliate_sales", "user_wishlists", "wishlist_items")
 #: Every policy is looked at again after this time, even where the catalogue says that none has changed.
 POLICY_PROBE_SECONDS = 60.0
-QUEUES = "email,maintenance,analytics,cleanup,notifications,default,celery"
+QUEUES = ("email", "maintenance", "analytics", "cleanup", "notifications", "default", "celery")
 FOREIGN_ORIGIN = "https://wheels-ops-probe.invalid"
 PREFLIGHT_PATH = "/api/v1/pam/chat"
 
@@ -80,8 +81,8 @@ class HealthChecks:
     def __init__(self, api: t.Any) -> None:
         self.api = api
         self.board = api.board
-        self.interval = env_number("HEALTH_CHECK_INTERVAL", 5.0, low=0.05)
-        self.timeout = env_number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
+        self.interval = env.number("HEALTH_CHECK_INTERVAL", 5.0, low=0.05)
+        self.timeout = env.number("HEALTH_CHECK_TIMEOUT", 1.0, low=0.01)
         #: Seconds between two samples at most, where the answer is waited for longer than the next one.
         self.period = max(self.interval, self.timeout)
         self.numbers: t.Dict[str, float] = {}
@@ -111,7 +112,7 @@ class HealthChecks:
     def _publisher(self) -> t.Optional[LoadPublisher]:
         """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
         url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
-        wanted = env_flag("CELERY_THROTTLE_ENABLED", True) and env_flag("CELERY_THROTTLE_FROM_WEB", True)
+        wanted = env.flag("CELERY_THROTTLE_ENABLED", True) and env.flag("CELERY_THROTTLE_FROM_WEB", True)
         installed = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
         return LoadPublisher(url) if url and wanted and installed else None
 
@@ -179,13 +180,9 @@ class DatabaseCheck(Check):
             alert=lambda level, message: monitor.raise_alert("database", api.AlertLevel(level), message),
             clear=lambda: monitor.clear_alert("database"),
             ask_host=self._ask_host,
-            restart_after=env_number("DATABASE_RESTART_AFTER", 60.0),
+            restart_after=env.number("DATABASE_RESTART_AFTER", 60.0),
         )
-        self.tables = [
-            name.strip()
-            for name in os.environ.get("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES).split(",")
-            if name.strip()
-        ]
+        self.tables = env.names("HEALTH_EXPECTED_TABLES", EXPECTED_TABLES)
         self._policies: t.Tuple[str, float, t.List[str]] = ("", 0.0, [])
         self._rounds: t.Optional[asyncio.Task[None]] = None
 
@@ -342,22 +339,13 @@ class RedisCheck(Check):
 
     def __init__(self, checks: HealthChecks) -> None:
         super().__init__(checks)
-        self.url = os.environ.get("REDIS_URL", "") or self._from_settings()
+        self.url = redis_url.configured()
         self.key = f"wheels_ops:probe:{socket.gethostname()}:{os.getpid()}"
-        self.queues = [name for name in os.environ.get("CELERY_QUEUES", QUEUES).split(",") if name]
-        self.heartbeat_key = os.environ.get("CELERY_BEAT_HEARTBEAT_KEY", "pam:beat:heartbeat")
+        self.queues = env.names("CELERY_QUEUES", QUEUES)
+        self.heartbeat_key = env.text("CELERY_BEAT_HEARTBEAT_KEY", "pam:beat:heartbeat")
         self._client: t.Any = None
         self._heads: t.Dict[str, t.Tuple[bytes, float]] = {}
         self._beat_seen = False
-
-    @staticmethod
-    def _from_settings() -> str:
-        with contextlib.suppress(Exception):
-            from app.core import config
-
-            read = getattr(config, "get_settings", None)
-            return str(getattr(read() if read else config.settings, "REDIS_URL", "") or "")
-        return ""
 
     async def run(self) -> None:
         if not self.url:
@@ -449,8 +437,8 @@ class RedisCheck(Check):
                 known = self._heads[queue] = (head, now)
             oldest = max(oldest, now - known[1])
         self.checks.numbers.update(celery_queue_depth=float(depth), celery_queue_age_s=oldest)
-        late = oldest > env_number("CELERY_QUEUE_AGE_WARNING", 900)
-        deep = depth > env_number("CELERY_QUEUE_DEPTH_WARNING", 1000)
+        late = oldest > env.number("CELERY_QUEUE_AGE_WARNING", 900)
+        deep = depth > env.number("CELERY_QUEUE_DEPTH_WARNING", 1000)
         why = f"the oldest task waits for {oldest:.0f} s at least" if late else f"{depth} tasks wait" if deep else ""
         self.post("warn" if late or deep else "pass", why, name="celery:queues", value=depth)
         self._beat(answers[-1])
@@ -470,7 +458,7 @@ class RedisCheck(Check):
         except (ValueError, KeyError, TypeError):
             self.skip("the heartbeat of celery beat cannot be read", name="celery:beat")
             return
-        late = age > env_number("CELERY_BEAT_MAX_AGE", 15.0)
+        late = age > env.number("CELERY_BEAT_MAX_AGE", 15.0)
         why = f"last tick of celery beat {age:.0f} s ago" if late else ""
         self.post("warn" if late else "pass", why, name="celery:beat", value=round(age, 1), unit="s")
 

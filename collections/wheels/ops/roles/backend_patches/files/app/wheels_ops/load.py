@@ -15,6 +15,8 @@ import typing as t
 from dataclasses import dataclass
 
 from app.core.logging import get_logger
+from app.wheels_ops import env
+from app.wheels_ops.redis_url import default_url
 
 logger = get_logger(__name__)
 
@@ -30,18 +32,9 @@ AUTOMATIC: t.Tuple[str, ...] = ("cleanup", "analytics", "digest")
 
 def levels() -> t.Tuple[float, ...]:
     """CPU in percent at which level 1, 2 and 3 begin: the host's warning and critical, and what leaves nothing for requests."""
-    warning = _limit("CPU_WARNING_THRESHOLD", 70.0)
-    critical = max(warning, _limit("CPU_CRITICAL_THRESHOLD", 85.0))
+    warning = env.number("CPU_WARNING_THRESHOLD", 70.0)
+    critical = max(warning, env.number("CPU_CRITICAL_THRESHOLD", 85.0))
     return warning, critical, max(95.0, critical)
-
-
-def _limit(name: str, default: float) -> float:
-    """As the performance monitor reads it, without its module: workers need nothing else of it."""
-    try:
-        value = float(os.environ.get(name, ""))
-    except ValueError:
-        return default
-    return value if 0 <= value < float("inf") else default
 
 
 RAISE = levels()
@@ -282,16 +275,6 @@ async def publish_level(
             client.close()
 
     return await asyncio.to_thread(write)
-
-
-def default_url() -> str:
-    """The broker's URL as the application has it: in one release the settings hold an object instead of text."""
-    if os.environ.get("REDIS_URL"):
-        return os.environ["REDIS_URL"]
-    from app.core import config
-
-    read = getattr(config, "get_settings", None)
-    return str(getattr(read() if read else config.settings, "REDIS_URL", "redis://localhost:6379"))
 
 
 class ProcessorSampler:

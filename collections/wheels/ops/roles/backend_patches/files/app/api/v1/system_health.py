@@ -36,7 +36,7 @@ from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
 from app.core.performance_monitor import AlertLevel, performance_monitor, request_stats
-from app.monitoring.memory_optimizer import memory_optimizer
+from app.monitoring.memory_optimizer import env_paths, memory_optimizer
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -891,7 +891,7 @@ async def logs_health(ask: Ask) -> Answer:
 
 def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
     """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and those of LOG_DIRS that cannot be read."""
-    named = [path for path in os.environ.get("LOG_DIRS", "").split(":") if path]
+    named = env_paths("LOG_DIRS")
     directories = named or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
     found: t.List[t.Dict[str, t.Any]] = []
     unread: t.List[str] = []

@@ -57,7 +57,14 @@ from .fallback_tts import (
     wav_with_sizes,
 )
 
+try:
+    import app.wheels_ops.env as env
+except ImportError:
+    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+
 logger = get_logger(__name__)
+if env is None:
+    logger.warning("TTS: app/wheels_ops is not installed; variables that cannot be read are not reported")
 
 #: Seconds until the first audio of a remote engine (``TTS_FIRST_AUDIO_SECONDS``), and without any after it (complete and
 #: streamed answers).
@@ -150,6 +157,9 @@ _MALE_NAMES = frozenset(
 
 def setting(name: str, default: t.Any) -> t.Any:
     """From the environment, else from the application's settings, whichever release they are of."""
+    if env is not None:
+        value = env.raw(name, settings=True)
+        return default if value is None else value
     if os.environ.get(name):
         return os.environ[name]
     try:
@@ -163,8 +173,22 @@ def setting(name: str, default: t.Any) -> t.Any:
 
 
 def flag(name: str, default: bool) -> bool:
+    """A switch from the environment or the settings."""
+    if env is not None:
+        return env.flag(name, default, settings=True)
     value = setting(name, default)
     return value if isinstance(value, bool) else str(value).strip().lower() not in ("0", "false", "no", "off", "")
+
+
+def number(name: str, default: float) -> float:
+    """A number of at least 0 from the environment or the settings."""
+    if env is not None:
+        return env.number(name, default, settings=True)
+    try:
+        value = float(setting(name, default))
+    except (TypeError, ValueError):
+        return default
+    return value if 0 <= value < float("inf") else default
 
 
 def installed(package: str) -> bool:
@@ -535,15 +559,14 @@ class Cache:
 
     def configure(self) -> None:
         self.enabled = flag("TTS_CACHE_ENABLED", True)
-        with contextlib.suppress(TypeError, ValueError):
-            self.lifetime = max(1.0, float(setting("TTS_CACHE_TTL", 3600)))
-        wanted = os.environ.get("TTS_CACHE_DIR")
+        self.lifetime = max(1.0, number("TTS_CACHE_TTL", self.lifetime))
+        path = os.environ.get("TTS_CACHE_DIR")
         self.directory = None
-        if wanted:
+        if path:
             try:
-                Path(wanted).mkdir(mode=0o700, parents=True, exist_ok=True)
-                if os.stat(wanted).st_uid == os.geteuid():
-                    self.directory = Path(wanted)
+                Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+                if os.stat(path).st_uid == os.geteuid():
+                    self.directory = Path(path)
             except OSError as error:
                 logger.warning("TTS cache directory cannot be used", error=str(error))
 
@@ -659,10 +682,7 @@ class Cache:
 
 def _seconds(name: str, default: float) -> float:
     """A time from the environment or the settings, within a tenth and a minute."""
-    try:
-        return min(60.0, max(0.1, float(setting(name, default))))
-    except (TypeError, ValueError):
-        return default
+    return min(60.0, max(0.1, number(name, default)))
 
 
 def segments(text: str, limit: int = SEGMENT) -> t.List[str]:
