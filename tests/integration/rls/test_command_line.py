@@ -74,3 +74,43 @@ def test_audit_for_github_and_gitlab(broken: str, tmp_path: Path) -> None:
     assert len({issue["fingerprint"] for issue in issues}) == len(issues)
     again = json.loads(command(tmp_path, "audit", "--dsn", broken, "--format", "gitlab").stdout)
     assert again == issues
+
+
+def test_audit_writes_one_paragraph_for_one_cause(broken: str, tmp_path: Path) -> None:
+    """Three tables fail for one policy: the cause, the tables and the roles stand once, those of the API first."""
+    lines = command(tmp_path, "audit", "--dsn", broken, "--only", "recursion").stdout.splitlines()
+    heads = [line for line in lines if line.startswith("ERROR")]
+    assert heads == ['ERROR   Infinite recursion in a policy: members (SELECT policy "read members") -> members']
+    (fails,) = [line for line in lines if "These fail with 42P17 as" in line]
+    assert fails.split(" as ")[1].startswith("anon, authenticated, ")
+    assert "          public.notes: delete, insert, select, update" in lines
+
+
+def test_audit_counts_predicted_accesses(postgres: servers.Postgres, broken: str, tmp_path: Path) -> None:
+    """A session that may not become a role predicts: never more accesses fail than there are."""
+    postgres.psql(
+        broken,
+        sql="do $$ begin if to_regrole('onlooker') is null then create role onlooker login; end if; end $$",
+    )
+    completed = command(tmp_path, "audit", "--quiet", "--dsn", broken.replace("user=postgres", "user=onlooker"))
+    failing, checked = (
+        int(word) for word in completed.stdout.split(" accesses fail")[0].split()[-3:] if word.isdigit()
+    )
+    assert 0 < failing <= checked, completed.stdout
+
+
+def test_repair_says_what_is_visible_where_nothing_could_be_compared(
+    postgres: servers.Postgres, tmp_path: Path
+) -> None:
+    """Every access failed before, and there are rows: the message does not say that there were none."""
+    dsn = postgres.database(supabase=True)
+    postgres.psql(
+        dsn,
+        sql="create table public.own (id int, person uuid); alter table public.own enable row level security;"
+        " create policy p on public.own to authenticated using (person in (select o.person from public.own o where"
+        " o.person = auth.uid())); insert into public.own values (1, '00000000-0000-0000-0000-000000000001');"
+        " grant select on public.own to authenticated; revoke all on public.own from anon, service_role",
+    )
+    completed = command(tmp_path, "repair", "--check", "--dsn", dsn, "--role", "authenticated")
+    assert "no access worked before that could be compared" in completed.stdout, completed.stdout
+    assert "1 of public.own" in completed.stdout

@@ -40,7 +40,9 @@ def leaves(tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO)
     try:
         yield Leaves(
-            *(importlib.import_module(f"app.wheels_ops.{name}") for name in ("env", "rate_limit", "redis_url")),
+            importlib.import_module("app.wheels_ops.env"),
+            importlib.import_module("app.wheels_ops.rate_limit"),
+            importlib.import_module("app.wheels_ops.redis_url"),
             importlib.import_module("app.core.config"),
             caplog,
         )

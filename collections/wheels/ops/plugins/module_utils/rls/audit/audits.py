@@ -28,8 +28,9 @@ Predicted = t.Tuple[RoleClass, catalog.Relation, str, t.Optional[t.List[str]]]
 class Audit:
     """What was asked and what was found.
 
-    ``checked``: accesses asked for; ``failing``: those that PostgreSQL refuses with a recursion (or with another error while
-    it rewrites); ``findings``: everything worth a person's attention, most severe first; ``catalog``: what the rest is based on.
+    ``checked``: accesses that the server was asked for, and those that are predicted, as the session may not become the
+    role; ``failing``: those that PostgreSQL refuses with a recursion (or with another error while it rewrites);
+    ``findings``: everything worth a person's attention, most severe first; ``catalog``: what the rest is based on.
     """
 
     checked: int
@@ -126,7 +127,7 @@ def inspect(
     ]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
-        asked.checked,
+        asked.checked + sum(1 for who, _relation, _variant, _path in predicted if not who.settable),
         failing,
         sorted(findings, key=Finding.order),
         read,

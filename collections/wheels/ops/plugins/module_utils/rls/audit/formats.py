@@ -31,8 +31,17 @@ class Report:
 
 
 def text(report: Report) -> str:
-    lines = []
+    """For people: one paragraph for each cause of recursion, then one for each other finding."""
+    recursive = [finding for finding in report.audit.findings if finding.kind == "recursion"]
+    causes: t.Dict[t.Tuple[str, ...], t.List[Finding]] = {}
+    for finding in recursive:
+        causes.setdefault(cycle(finding.details["path"]), []).append(finding)
+    lines: t.List[str] = []
+    for steps, findings in causes.items():
+        lines += _cause(report, steps, findings)
     for finding in report.audit.findings:
+        if finding.kind == "recursion":
+            continue
         source = report.source(finding)
         lines.append(
             f"{finding.severity.upper():7} {finding.title}: {finding.object}"
@@ -42,6 +51,44 @@ def text(report: Report) -> str:
         lines += [f"        {line}" for line in finding.statement.splitlines()]
     lines += [f"could not load: {error}" for error in report.errors]
     return "\n".join([*lines, report.sentence]) + "\n"
+
+
+def cycle(path: t.Sequence[str]) -> t.Tuple[str, ...]:
+    """The part of a recursion's path that leads back to its own beginning: the cause that several accesses share."""
+    if not path:
+        return ("a rule",)
+    starts = [number for number, step in enumerate(path[:-1]) if step.partition(" (")[0] == path[-1]]
+    return tuple(path[starts[-1] :] if starts else path)
+
+
+def _cause(report: Report, steps: t.Sequence[str], findings: t.Sequence[Finding]) -> t.List[str]:
+    tables: t.Dict[str, t.Set[str]] = {}
+    roles: t.Set[str] = set()
+    for finding in findings:
+        commands = {command.partition("_")[0].replace("upsert", "insert") for command in finding.details["commands"]}
+        tables.setdefault(finding.object, set()).update(commands)
+        roles.update(finding.details["roles"])
+    sources = sorted({source for source in map(report.source, findings) if source})
+    lines = [
+        f"{findings[0].severity.upper():7} {findings[0].title}: {' -> '.join(steps)}"
+        + (f"  [since {', '.join(sources)}]" if sources else ""),
+        f"        These fail with {findings[0].details['sqlstate']} as {named(roles)}:",
+    ]
+    lines += [f"          {table}: {', '.join(sorted(commands))}" for table, commands in sorted(tables.items())]
+    return [*lines, f"        {findings[0].statement}"]
+
+
+#: The roles of Supabase's API: what a person asks about first.
+API_ROLES = ("anon", "authenticated", "service_role")
+
+
+def named(roles: t.Collection[str], most: int = 4) -> str:
+    """Roles for people: those of the API first, then ``most`` in all, then a number."""
+    order = sorted(roles, key=lambda role: (API_ROLES.index(role) if role in API_ROLES else len(API_ROLES), role))
+    rest = len(order) - most
+    if rest <= 1:
+        return ", ".join(order)
+    return f"{', '.join(order[:most])} and {rest} others"
 
 
 def as_json(report: Report) -> str:

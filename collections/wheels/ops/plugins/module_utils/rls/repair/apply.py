@@ -107,11 +107,7 @@ def apply(
     ]
     result.actions += [{"action": "create index", "target": statement, "changed": True} for statement in plan.indexes]
     verb = "would be changed" if check_mode else "changed"
-    compared = (
-        f"{proof['comparisons']} comparisons without a difference"
-        if proof.get("comparisons")
-        else "there were no rows to compare"
-    )
+    compared = _compared(proof)
     result.msg = (
         f"{len(plan.changes)} policies {verb}, {len(plan.functions)} functions: failing accesses"
         f" {result.before['failing']} -> {result.after['failing']}, {compared}."
@@ -124,6 +120,17 @@ def apply(
         "warnings_rls": plan.warnings,
     }
     return result.as_dict()
+
+
+def _compared(proof: t.Mapping[str, t.Any]) -> str:
+    """What the comparison of rows came to, in words."""
+    if proof.get("comparisons"):
+        return f"{proof['comparisons']} comparisons without a difference"
+    visible = {table: count for table, count in proof.get("now_visible", {}).items() if count}
+    if visible:
+        rows = ", ".join(f"{count} of {table}" for table, count in sorted(visible.items()))
+        return f"no access worked before that could be compared; rows that the sampled users see now: {rows}"
+    return "there were no rows to compare"
 
 
 def _once(
