@@ -16,7 +16,7 @@ from ..model import catalog
 from ..model.findings import Finding
 from ..model.roles import RoleClass
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
-from . import callgraph, lints, oracle
+from . import callgraph, lints, openings, oracle
 from .oracle import VARIANTS, Failure
 from .simulate import Simulator
 
@@ -124,6 +124,7 @@ def inspect(
         *lints.recursion(read, failing),
         *callgraph.findings(read, accesses(read)),
         *review.findings(lambda: working(read, failing)),
+        *openings.findings(cursor, read),
     ]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(

@@ -56,6 +56,45 @@ reads and writes every row.
 
 By hand: ALTER TABLE ... ENABLE ROW LEVEL SECURITY, after checking that the policies are complete.
 """,
+    "table_without_rls": """
+The table stands in a schema that the API exposes, a role of the API has privileges on it, and row-level security is off:
+whoever has the project's public key reads, and with the privilege writes, every row.
+
+By hand: ALTER TABLE ... ENABLE ROW LEVEL SECURITY, then create policies; or REVOKE the privileges from anon and
+authenticated where only the server uses the table.
+""",
+    "view_bypasses_rls": """
+A view runs with its owner's rights, and its owner is not bound by the policies of the tables that it reads: through the
+view a role of the API sees rows that the policies would hide.
+
+By hand: ALTER VIEW ... SET (security_invoker = true) on PostgreSQL 15 and newer; before, revoke the view from the API's
+roles. A view that is public on purpose is better moved out of the exposed schema.
+""",
+    "user_metadata": """
+The policy reads user_metadata from the token, or raw_user_meta_data. Every user can change his own (auth.updateUser), and
+so claim any role or tenant that the policy reads there.
+
+By hand: read ``auth.jwt() -> 'app_metadata'``, which only the server writes, or a table.
+""",
+    "no_select_policy": """
+The role has policies for writing and none for SELECT. A plain INSERT works; INSERT ... RETURNING, which client libraries
+send when they return the row, fails with 42501; UPDATE and DELETE with a WHERE find no row and report success.
+
+By hand: create a policy for SELECT that shows a user what he may write.
+""",
+    "soft_delete_hidden": """
+All SELECT policies of the role demand that a row is not marked as deleted. PostgreSQL checks the new row of an UPDATE that
+has a WHERE or RETURNING against them as well: setting deleted_at makes the row invisible, so that the UPDATE fails with
+42501, "new row violates row-level security policy".
+
+By hand: mark rows in a SECURITY DEFINER function, or let the row's owner see it when it is marked, and filter in the query.
+""",
+    "bucket_listing": """
+The policy on storage.objects asks for nothing but the bucket, so that its roles may list all its files, with their names. A
+public bucket serves its files by their address without any policy.
+
+By hand: drop the policy, or add a condition on the owner or the folder.
+""",
     "always_true": """
 The policy's condition is true for every row, so that it protects nothing for its roles and commands.
 
