@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from tests.integration.rls.test_migration import RECURSION, TABLES, command
 from tests.support import servers
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -114,3 +118,59 @@ def test_repair_says_what_is_visible_where_nothing_could_be_compared(
     completed = command(tmp_path, "repair", "--check", "--dsn", dsn, "--role", "authenticated")
     assert "no access worked before that could be compared" in completed.stdout, completed.stdout
     assert "1 of public.own" in completed.stdout
+
+
+@pytest.mark.parametrize("first_undone", [0, 1])
+def test_undo_leaves_no_right_where_another_database_was_repaired_too(
+    postgres: servers.Postgres, tmp_path: Path, first_undone: int
+) -> None:
+    """The role that both databases share stays until the last undo; in an undone database it has no right left."""
+    dsns = [postgres.database(supabase=True) for _number in range(2)]
+    for number, dsn in enumerate(dsns):
+        postgres.psql(dsn, sql=TABLES + RECURSION)
+        completed = command(tmp_path, "repair", "--dsn", dsn, "--undo-dir", str(tmp_path / str(number)))
+        assert completed.returncode == 0, completed.stderr
+    rights = (
+        "select count(*) from pg_class c, aclexplode(c.relacl) a where a.grantee = to_regrole('rls_definer')"
+        " union all select count(*) from pg_attribute c, aclexplode(c.attacl) a where a.grantee ="
+        " to_regrole('rls_definer') union all select count(*) from pg_namespace n, aclexplode(n.nspacl) a where"
+        " a.grantee = to_regrole('rls_definer')"
+    )
+    for count, number in enumerate((first_undone, 1 - first_undone)):
+        (script,) = (tmp_path / str(number)).glob("*.sql")
+        assert command(tmp_path, "undo", "--dsn", dsns[number], str(script)).returncode == 0
+        assert set(postgres.psql(dsns[number], sql=rights).split()) == {"0"}, f"undo {count}"
+
+
+def test_repair_while_another_creates_its_role(tmp_path: Path) -> None:
+    """A repair of another database of the server creates the role that owns the functions, and commits after ours began."""
+    with servers.postgres() as server, contextlib.closing(psycopg2.connect(server.dsn())) as other:
+        dsn = server.database(supabase=True)
+        server.psql(dsn, sql=TABLES + RECURSION)
+        with other.cursor() as cursor, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            cursor.execute("create role rls_definer nologin noinherit bypassrls")
+            ours = pool.submit(command, tmp_path, "repair", "--dsn", dsn, "--lock-timeout", "60")
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            wait_until(
+                lambda: server.psql(server.dsn(), sql=waiting) == "1",
+                what="the repair to wait for the role",
+                timeout=120,
+            )
+            other.commit()
+            completed = ours.result()
+        assert completed.returncode == 0, completed.stderr
+        assert "-> 0" in completed.stdout
+
+
+def test_audit_leaves_out_a_function_that_is_too_long(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """It is named as what could not be followed, and not parsed for minutes."""
+    dsn = postgres.database(supabase=True)
+    lines = "  perform 1; -- " + "x" * 100 + "\n"
+    postgres.psql(
+        dsn,
+        sql=f"create function public.long() returns boolean language plpgsql stable as $f$ begin\n{lines * 1000}"
+        " return true; end $f$; create table public.t (id int); alter table public.t enable row level security;"
+        " create policy p on public.t using (public.long())",
+    )
+    completed = command(tmp_path, "audit", "--dsn", dsn, "--only", "unknown_function")
+    assert "public.long()" in completed.stdout and "characters" in completed.stdout, completed.stdout

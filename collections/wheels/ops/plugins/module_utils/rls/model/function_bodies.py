@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import typing as t
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from .catalog import Catalog, Function, split_search_path
 
 #: The statement's own table is used in this way; every other one is read.
 _WRITES = {"InsertStmt": "insert_returning", "UpdateStmt": "update", "DeleteStmt": "delete", "MergeStmt": "update"}
+
+
+#: Characters of a PL/pgSQL function that are parsed at most: the parser takes about 30 ms for 1,000 of them, so that this is three seconds.
+LONGEST = 100_000
 
 
 @dataclass
@@ -61,29 +66,11 @@ class Bodies:
             self._collect(statement, path, body)
         return body
 
-    def _plpgsql(self, function: Function, body: Body) -> t.List[tree.Node]:
-        from pglast import parse_plpgsql
-        from pglast.parser import ParseError
-
+    def _plpgsql(self, function: Function, body: Body) -> t.Sequence[tree.Node]:
         if function.definition is None:
-            return []
-        try:
-            parsed = parse_plpgsql(function.definition)
-        except (ParseError, ValueError) as error:
-            raise ValueError(f"its body cannot be parsed: {error}") from error
-        statements: t.List[tree.Node] = []
-        todo: t.List[t.Any] = [parsed]
-        while todo:
-            item = todo.pop()
-            if isinstance(item, list):
-                todo += item
-            elif isinstance(item, dict):
-                for key, value in item.items():
-                    if key in ("PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_dynfors") or (key == "dynquery" and value):
-                        body.unknown.append("it runs dynamic SQL (EXECUTE)")
-                    if key == "PLpgSQL_expr" and isinstance(value, dict) and "query" in value:
-                        statements += _parsed(str(value["query"]), loose=True)
-                    todo.append(value)
+            return ()
+        statements, unknown = _plpgsql_statements(function.definition)
+        body.unknown += unknown
         return statements
 
     def _collect(self, statement: tree.Node, path: t.Sequence[str], body: Body) -> None:
@@ -114,6 +101,39 @@ class Bodies:
                 if fitting:
                     body.functions |= {one.oid for one in fitting}
                     break
+
+
+@functools.lru_cache(maxsize=512)
+def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.Tuple[str, ...]]:
+    """(statements, why they may not be all) of a PL/pgSQL function. Kept for the text, as an audit, its plan and the
+    verification read the same functions; nobody changes the trees.
+
+    Raises ``ValueError`` where the text cannot be parsed or is longer than ``LONGEST``.
+    """
+    from pglast import parse_plpgsql
+    from pglast.parser import ParseError
+
+    if len(definition) > LONGEST:
+        raise ValueError(f"its text has {len(definition):,} characters, more than the {LONGEST:,} that are read")
+    try:
+        parsed = parse_plpgsql(definition)
+    except (ParseError, ValueError) as error:
+        raise ValueError(f"its body cannot be parsed: {error}") from error
+    statements: t.List[tree.Node] = []
+    unknown: t.List[str] = []
+    todo: t.List[t.Any] = [parsed]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            for key, value in item.items():
+                if key in ("PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_dynfors") or (key == "dynquery" and value):
+                    unknown.append("it runs dynamic SQL (EXECUTE)")
+                if key == "PLpgSQL_expr" and isinstance(value, dict) and "query" in value:
+                    statements += _parsed(str(value["query"]), loose=True)
+                todo.append(value)
+    return tuple(statements), tuple(unknown)
 
 
 def _parsed(source: str, *, loose: bool = False) -> t.List[tree.Node]:

@@ -86,12 +86,6 @@ def _comment(texts: t.Iterable[str]) -> t.List[str]:
 
 def _repeatable(statement: str) -> str:
     """A statement of a plan's preparation, so that it may run where it ran before."""
-    if statement.startswith("CREATE ROLE "):
-        role = statement.split()[2]
-        return (
-            f"DO $wheels_ops$\nBEGIN\n  IF pg_catalog.to_regrole({tree.literal(role)}) IS NULL THEN\n"
-            f"    {statement};\n  END IF;\nEND\n$wheels_ops$"
-        )
     for words in ("CREATE SCHEMA ", "CREATE FUNCTION "):
         if statement.startswith(words):
             kind = words.split()[1]

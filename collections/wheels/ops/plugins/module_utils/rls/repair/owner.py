@@ -77,7 +77,14 @@ class Owners:
         return self._simulator.exempt(relation, owner)
 
     def role_statements(self) -> t.List[str]:
-        return [f"CREATE ROLE {tree.quote(DEDICATED)} NOLOGIN NOINHERIT BYPASSRLS"] if self.created else []
+        """Creates the role where it is missing: a repair of another database of this server may create it at the same time."""
+        if not self.created:
+            return []
+        create = f"CREATE ROLE {tree.quote(DEDICATED)} NOLOGIN NOINHERIT BYPASSRLS"
+        return [
+            f"DO $wheels_ops$\nBEGIN\n  {create};\nEXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;\n"
+            "END\n$wheels_ops$"
+        ]
 
     def grants(self, cursor: Cursor, helpers: t.Sequence[Creatable]) -> t.List[t.Tuple[str, str]]:
         """(GRANT, REVOKE) of what the dedicated owner lacks for these helpers, by column where that suffices."""

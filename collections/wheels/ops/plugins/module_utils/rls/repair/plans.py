@@ -190,9 +190,9 @@ def _functions(
     if not exists and new:
         made.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
     if owners.created and new:
-        made.undo.append(
-            _guarded(*(revoke for _ignored, revoke in grants), f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}")
-        )
+        # Each by itself: the role stays where a repair of another database needs it, and its rights here go all the same.
+        made.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)]
+        made.undo.append(_guarded(f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
 
 
 def _described(
