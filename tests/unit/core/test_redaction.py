@@ -105,6 +105,83 @@ def test_a_password_that_is_not_encoded_never_survives(secret: str, place: str) 
     assert "host.example" in redact_url(address)
 
 
+#: Where a secret stands without an address: settings, commands, options, headers, logs.
+FORMS = (
+    "GET /x?key={}&a=witness",
+    "GET /x?a=witness&sig={}",
+    "https://h.example/witness?code={}",
+    "https://h.example/witness?X-Amz-Signature={}&X-Amz-Expires=3",
+    "https://h.example/witness?X-Amz-Credential={}",
+    "witness: 1\npassword: {}\nport: 80",
+    "  - db_password: {}  # witness",
+    "witness failed, password: {}, port: 80",
+    "witness 1\nrequirepass {}",
+    "masterauth {}\nwitness 1",
+    "witness> AUTH {}",
+    "AUTH {}\nwitness",
+    "witness> AUTH app {}",
+    "AUTH default {}\nwitness",
+    "user app on >{} ~witness +@all",
+    "witness --password {} -h h",
+    "witness --password={} -h h",
+    "redis-cli -h witness -a {} ping",
+    "PGPASSWORD={} witness",
+    "STRIPE_KEY={} witness",
+    "export GOOGLE_MAPS_KEY={}\nwitness",
+    "APP_SECRET={}\nwitness",
+    "witness eyJhbGciOiJIUzI1NiJ9.{}",
+    "witness\nSet-Cookie: sid={}; Path=/; HttpOnly",
+    "witness\nSet-Cookie: a=b; Path=/, sid={}; Secure",
+    "witness, Authorization: ApiKey {}",
+)
+#: Letters that a shell, a URL and YAML leave as they are.
+WORD = st.text(alphabet="abcXYZ0189_-", max_size=12).map(lambda text: f"S3cr{text}t9x")
+
+
+@given(
+    secret=WORD,
+    form=st.sampled_from(FORMS),
+    around=st.sampled_from(("{}", "it said: {}", "first\n{}\nlast", "{} and more")),
+)
+@settings(max_examples=400, deadline=None)
+def test_a_secret_in_any_form_never_survives(secret: str, form: str, around: str) -> None:
+    text = around.format(form.format(secret))
+    shown = redact(text)
+    assert "S3cr" not in shown
+    assert "t9x" not in shown
+    assert "witness" in shown
+    assert redact(shown) == shown, "a second time changes nothing"
+    assert "S3cr" not in json.dumps(redact_value({"said": [text]}))
+
+
+@given(
+    st.text(alphabet="aZ0 :=-'\"?&\n*{}>#", max_size=40),
+    st.sampled_from(("password", "AUTH", "requirepass", "--token", "?key", "Set-Cookie")),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_redacted_twice_is_redacted_once(text: str, name: str) -> None:
+    once = redact(f"x {name}{text}")
+    assert redact(once) == once
+
+
+def test_a_command_as_a_list_has_no_secret() -> None:
+    assert redact_value(["redis-cli", "-a", "S3cret", "ping"]) == ["redis-cli", "-a", "***", "ping"]
+    assert redact_value(["tool", "--password", "S3cret", "--port", "1"]) == ["tool", "--password", "***", "--port", "1"]
+    assert redact_value(["ls", "-a", "dir"]) == ["ls", "-a", "dir"]
+
+
+def test_what_the_collection_itself_says_is_shown() -> None:
+    """Every text in its programs that is no address and no assignment: messages, hints, names of results."""
+    changed = [
+        f"{path.name}:{node.lineno}: {node.value}"
+        for path in sorted(Path(redaction.__file__).parents[1].rglob("*.py"))
+        if path.parent.name != "core"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and redact(node.value) != node.value
+    ]
+    assert changed == []
+
+
 def test_a_short_secret_goes_by_its_place_and_a_word_leaves_other_words() -> None:
     assert redact("all is ok, host=h password=ok", ["ok"]) == "all is ok, host=h password=***"
     assert redact("postgresql://h/postgres: postgres is wrong", ["postgres"]) == "postgresql://h/***: *** is wrong"

@@ -14,23 +14,33 @@ import re
 import typing as t
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
-HIDDEN = "***"
+from .secret_words import (
+    HIDDEN,
+    KEY_VARIABLE,
+    QUERY_NAME,
+    WORDS,
+    hide_arguments,
+    hide_keys,
+    hide_words,
+    is_query_secret,
+)
+
 #: Stands for a password where a hint shows how an address is written.
 PLACEHOLDER = "PASSWORD"
 #: So few letters stand in every other word: such a secret is hidden by its place alone.
 SHORT = 6
 
-#: How the name of a secret ends: ``sslpassword``, ``SECRET_KEY``, ``X-Ops-Token``, but not ``token_file`` or ``max_tokens``.
-_WORDS = (
-    r"(?:password|passwd|passphrase|pwd|pass|secret|token|jwt|credentials?"
-    r"|(?:api|access|secret|private|encryption|signing|service[_-]?role|anon|supabase|ops)[_-]?key|dsn[_-]?key)"
-)
 _NAME = re.compile(
-    rf"(?:[\w.-]*[_.-])?{_WORDS}|[\w.-]*(?:password|passwd|secret|token|apikey)|auth|authorization|cookie|set-cookie|pgpass|pass",
+    rf"(?:[\w.-]*[_.-])?{WORDS}|[\w.-]*(?:password|passwd|secret|token|apikey)|auth|authorization|cookie|set-cookie"
+    rf"|pgpass|pass"
+    rf"|{KEY_VARIABLE}|x-(?:amz|goog)-(?:signature|credential)",
     re.IGNORECASE,
 )
 #: The same inside a text, from the beginning of a word. Anchored there, so that a text of one long word takes linear time.
-_NAMED = rf"(?<![\w.%-])(?:[\w.-]*[_.-])?{_WORDS}|(?<![\w.%-])[\w.-]*(?:password|passwd|secret|token|apikey)|(?<![\w.%-])pgpass"
+_NAMED = (
+    rf"(?<![\w.%-])(?:[\w.-]*[_.-])?{WORDS}|(?<![\w.%-])[\w.-]*(?:password|passwd|secret|token|apikey)|(?<!"
+    rf"[\w.%-])pgpass|\b{KEY_VARIABLE}"
+)
 #: Punctuation that ends a sentence around a value rather than the value.
 _TAIL = re.compile(r"[)\]},.;:!]*$")
 
@@ -57,7 +67,8 @@ _SPACED = re.compile(
 )
 #: A variable of an environment file, or of a shell: what a difference of such a file shows.
 _VARIABLE = re.compile(
-    rf"^(?P<name>[+ -]?(?:export )?(?=\w*{_WORDS}=)[A-Z_][A-Z0-9_]*)(?P<sign>=)(?P<value>'[^'\n]*'|\"[^\"\n]*\"|\S+)",
+    rf"^(?P<name>[+ -]?(?:export |Environment=['\"]?)?(?=\w*{WORDS}=|{KEY_VARIABLE}=)[A-Z_][A-Z0-9_]*)(?P<sign>=)"
+    r"(?P<value>'[^'\n]*'|\"[^\"\n]*\"|\S+)",
     re.MULTILINE | re.IGNORECASE,
 )
 _SETTING = re.compile(r"^(?P<lead>\s*(?:export\s+)?)(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)$", re.MULTILINE)
@@ -67,16 +78,28 @@ _HARMLESS = re.compile(
     re.IGNORECASE,
 )
 _QUOTED_KEY = re.compile(
-    rf"(?P<name>(?P<mark>['\"])(?:[\w.-]*[_.-])?(?:{_WORDS}|authorization|cookie|set-cookie|apikey|pgpass)(?P=mark))(?P<sign>\s*:\s*)"
+    rf"(?P<name>(?P<mark>['\"])(?:[\w.-]*[_.-])?(?:{WORDS}|authorization|cookie|set-cookie|apikey|pgpass)(?P=mark))"
+    rf"(?P<sign>\s*:\s*)"
     r"(?P<value>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")",
     re.IGNORECASE,
 )
 _HEADER = re.compile(
-    r"(?P<name>\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))"
-    r"(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token)\s+)?)"
-    r"(?P<value>(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))",
+    r"(?P<name>\b(?:(?:proxy-)?authorization|(?<!set-)cookie|x-[\w-]*(?:token|key|secret)|apikey|api-key))"
+    r"(?P<sign>['\"]?\s*:\s*(?:(?:bearer|basic|digest|token|api-?key|jwt|negotiate|ntlm|oauth|hawk|signature|aws4-"
+    r"[\w-]+)\s+)?)"
+    r"(?P<value>(?:'[^'\n]*'|[\w-]+=(?:\"[^\"\n]*\"|[^\s,'\"]*)(?:,\s*[\w-]+=(?:\"[^\"\n]*\"|[^\s,'\"]*))+|\"[^\"\n]*\""
+    r"|[^\s'\"]+(?<=;)(?:\s*[\w.-]+=[^\s'\"]*(?:(?<=;)|\b))+|[^\s'\"]+))",
     re.IGNORECASE,
 )
+#: With its attributes, which may have no value, and further cookies behind a comma: the rest of the line.
+_SET_COOKIE = re.compile(
+    r"(?P<name>\bset-cookie2?)(?P<sign>['\"]?\s*:\s*)(?P<value>'[^'\n]*'|\"[^\"\n]*\"|(?:[^\n'\"]|(?<==)\"[^\"\n]*\")+)"
+    r"|(?P<pair>'set-cookie'|\"set-cookie\")(?P<comma>,\s*)(?:'[^'\n]*'|\"[^\"\n]*\")",
+    re.IGNORECASE,
+)
+#: The end of a signature of AWS outside of a URL.
+_SIGNATURE = re.compile(r"(?P<name>\bSignature)(?P<sign>=)(?P<value>[0-9A-Za-z%+/=]{16,200})")
+_QUERY_PARAMETER = re.compile(rf"(?P<name>[?&]{QUERY_NAME})(?P<sign>=)(?P<value>[^\s&'\"#]+)", re.IGNORECASE)
 #: Words of prose have small letters only.
 _BEARER = re.compile(
     r"\b(?P<name>Bearer|bearer|BEARER)(?P<sign>\s+)(?P<value>(?![a-z]+\b(?![=.\w-]))(?!\w+=\")[A-Za-z0-9._~+/-]{4,}=*)"
@@ -84,7 +107,6 @@ _BEARER = re.compile(
 _BASIC = re.compile(
     r"\b(?P<name>Basic)(?P<sign>\s+)(?P<value>(?=\S*[A-Z])(?=\S*[a-z0-9])[A-Za-z0-9+/]{7,}={0,2})(?![\w-])"
 )
-_JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
 _SQL = re.compile(
     r"(?P<name>\bpassword)(?P<sign>\s+(?:E|U&)?)(?P<value>'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)",
     re.IGNORECASE | re.DOTALL,
@@ -95,7 +117,8 @@ _ENCODED_URL = re.compile(
     re.IGNORECASE,
 )
 _ENCODED_WORD = re.compile(
-    rf"(?P<name>(?:%3F|%26|[?&])[\w.-]{{0,60}}{_WORDS})(?P<sign>%3D)(?P<value>(?:(?!%26)[^\s&'\"])+)", re.IGNORECASE
+    rf"(?P<name>(?:%3F|%26|[?&])(?:[\w.-]{{0,60}}{WORDS}|{QUERY_NAME}))(?P<sign>%3D)(?P<value>(?:(?!%26)[^\s&'\"])+)",
+    re.IGNORECASE,
 )
 
 
@@ -141,9 +164,10 @@ def redact(text: str, secrets: t.Sequence[str] = (), *, source: bool = False) ->
         text = _ENCODED_WORD.sub(_hide, text)
     if "://" in text:
         text = _urls(text)
-    if "eyJ" in text:
-        text = _JWT.sub(HIDDEN, text)
+    text = hide_keys(text)
     if "=" in text:
+        text = _QUERY_PARAMETER.sub(_hide_parameter, text)
+        text = _SIGNATURE.sub(_hide, text)
         text = _VARIABLE.sub(_hide, text) if source else _ASSIGNED.sub(_hide_assigned, text)
         if not source and _LIBPQ.search(text):
             text = _SPACED.sub(_hide, text)
@@ -153,6 +177,8 @@ def redact(text: str, secrets: t.Sequence[str] = (), *, source: bool = False) ->
     if not source:
         text = _BEARER.sub(_hide, text)
         text = _BASIC.sub(_hide, text)
+        text = _SET_COOKIE.sub(_hide_cookies, text)
+        text = hide_words(text)
     return _SQL.sub(_hide, text) if "assword" in text or "ASSWORD" in text else text
 
 
@@ -217,7 +243,7 @@ def redact_value(value: t.Any, secrets: t.Sequence[str] = (), *, source: bool = 
     if isinstance(value, dict):
         return {_key(key, secrets): _entry(key, entry, secrets, source) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redact_value(entry, secrets, source=source) for entry in value]
+        return [redact_value(entry, secrets, source=source) for entry in hide_arguments(value)]
     return value
 
 
@@ -282,6 +308,20 @@ def _hide(match: t.Match[str]) -> str:
     value = match["value"]
     mark = value[0] if value[:1] in ("'", '"') and value[-1:] == value[:1] and len(value) > 1 else ""
     return f"{match['name']}{match['sign']}{mark}{HIDDEN}{mark}"
+
+
+def _hide_cookies(match: t.Match[str]) -> str:
+    if match["pair"]:
+        return f"{match['pair']}{match['comma']}{match['pair'][0]}{HIDDEN}{match['pair'][0]}"
+    return _hide(match)
+
+
+def _hide_parameter(match: t.Match[str]) -> str:
+    value = match["value"]
+    if not is_query_secret(match["name"][1:], value):
+        return match[0]
+    tail = _TAIL.search(value)
+    return f"{match['name']}={HIDDEN}{tail[0] if tail and tail[0] != value else ''}"
 
 
 def _hide_assigned(match: t.Match[str]) -> str:
@@ -402,7 +442,7 @@ def _pair(word: str, whole: bool) -> str:
     start = 0
     for part in word.split("#"):
         name, sign, value = part.partition("=")
-        if sign and value and is_secret(unquote_plus(name)):
+        if sign and value and (is_secret(unquote_plus(name)) or is_query_secret(unquote_plus(name), value)):
             break
         start += len(part) + 1
     else:
@@ -466,8 +506,8 @@ def _collect_text(text: str, words: t.Set[str]) -> None:
 
 
 def _collect_query(query: str, words: t.Set[str]) -> None:
-    words.update(value for name, value in parse_qsl(query) if is_secret(name))
+    words.update(value for name, value in parse_qsl(query) if is_secret(name) or is_query_secret(name, value))
     for word in query.split("&"):
         name, _sign, value = word.partition("=")
-        if value and is_secret(unquote_plus(name)):
+        if value and (is_secret(unquote_plus(name)) or is_query_secret(unquote_plus(name), value)):
             words.update({value, unquote(value)})
