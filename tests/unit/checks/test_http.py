@@ -242,7 +242,12 @@ def checks(**statuses: str) -> t.Dict[str, t.Any]:
         ),
         ((401, {"detail": "no"}), "ok", f"{OWN} refuses us (401).", "not readable"),
         ((200, "<html>"), "ok", f"{OWN} says nothing of health (200).", "not readable"),
-        ((200, {"status": "Wheels"}), "ok", "says nothing of health", "not readable"),
+        ((200, {"app": "Wheels"}), "ok", "says nothing of health", "not readable"),
+        ((200, {"status": "Wheels"}), "unknown", "its status is Wheels, which cannot be understood", "unknown"),
+        ((200, '{"status": "pa'), "unknown", "its answer is no valid JSON", "unknown"),
+        ((500, {"error": "boom"}), "critical", "an error (boom)", "critical"),
+        ((503, {"status": "starting"}), "critical", "its status is starting", "critical"),
+        ((200, {"status": "starting"}), "warning", "its status is starting", "warning"),
         ((500, {"detail": "Health check failed"}), "critical", f"{OWN} answers 500 without a reason.", "critical"),
         ((502, "<html>"), "critical", f"{OWN} answers 502 without a reason.", "critical"),
         (
@@ -331,7 +336,6 @@ def test_the_health_is_asked_for_where_that_is_wanted(path: str) -> None:
         ({"status": "degraded"}, "warning"),
         ({"status": "unhealthy"}, "critical"),
         ("not JSON", "ok"),
-        ("[" * 5, "ok"),
     ],
 )
 def test_an_answer_200_that_calls_itself_unhealthy_is_not_healthy(body: t.Any, status: str) -> None:
@@ -361,8 +365,16 @@ def test_a_path_that_is_unavailable_gives_its_reasons() -> None:
         (b" DOWN\n", "critical"),
         (b"OK", "ok"),
         (b"<html>down</html>", "ok"),
-        (b"[" * 100_000, "ok"),
+        (b"[" * 100_000, "unknown"),
+        (b"[[[[[", "unknown"),
+        (b'{"status": "heal', "unknown"),
         (b"down " * 20, "ok"),
+        (b'"critical"', "critical"),
+        (b"CRITICAL: the database does not answer since 10:05", "critical"),
+        (b"status=degraded\nversion=2", "warning"),
+        (b"starting", "warning"),
+        (b"Error handling is described elsewhere", "ok"),
+        (b"<html><title>Critical care</title>", "ok"),
     ],
 )
 def test_words_alone_are_read_and_what_is_no_document_breaks_nothing(
@@ -395,6 +407,12 @@ def test_a_redirect_to_a_host_that_is_not_known_names_that_host(monkeypatch: pyt
         measured(monkeypatch, clock, [error])
 
 
-def test_a_page_of_megabytes_is_no_document_of_health() -> None:
+def test_a_report_of_megabytes_is_not_taken_for_health_and_a_page_is_none() -> None:
     with serve({"/health": (200, {"status": "unhealthy", "padding": "x" * http._LONGEST})}) as backend:
+        check = http.check(backend.url, samples=1)
+    assert (check.status, check.message.split(";")[0]) == (
+        "unknown",
+        "/health: its answer has 1.0 MB, too many for a report of health",
+    )
+    with serve({"/health": (200, "<html>" + "x" * http._LONGEST)}) as backend:
         assert http.check(backend.url, samples=1).status == "ok"

@@ -84,6 +84,55 @@ from wheels_ops.checks import self_report
         ({"status": "ok", "health": {"status": "degraded"}}, "warning", ("its status is degraded",)),
         ("unhealthy", "critical", ("its status is unhealthy",)),
         ({"status": "unknown"}, "unknown", ("its status is unknown",)),
+        # What nobody understands is not health.
+        ({"status": "running wheels"}, "unknown", ("its status is running wheels, which cannot be understood",)),
+        ({"status": 0}, "unknown", ("its status is 0, which cannot be understood",)),
+        ({"status": 1}, "unknown", ("its status is 1, which cannot be understood",)),
+        ({"status": "1"}, "unknown", ("its status is 1, which cannot be understood",)),
+        ({"status": None}, "unknown", ("its status is None, which cannot be understood",)),
+        ({"status": 503}, "critical", ("its status is 503",)),
+        ({"status": "starting"}, "warning", ("its status is starting",)),
+        ({"status": "OUT_OF_SERVICE"}, "critical", ("its status is OUT_OF_SERVICE",)),
+        ({"healthy": 0}, "critical", ("its status is 0",)),
+        ({"up": 1}, "ok", ()),
+        ({"success": False}, "critical", ("its status is False",)),
+        ({"is_healthy": False, "message": "no disk"}, "critical", ("its status is False (no disk)",)),
+        ({"status": "ok", "state": "CA"}, "ok", ()),
+        ({"status": 200, "data": {"status": "down"}}, "critical", ("its status is down",)),
+        ({"error": "no login"}, "warning", ("an error (no login)",)),
+        ("CRITICAL: no database", "critical", ("its status is CRITICAL",)),
+        ("status: down", "critical", ("its status is down",)),
+        (self_report.Unreadable("its answer is no valid JSON"), "unknown", ("its answer is no valid JSON",)),
+        # components by their own name, and components of components
+        ({"status": "ok", "database": {"status": "down"}}, "warning", ("database is critical",)),
+        ({"database": {"connected": 1, "status": "down"}}, "critical", ("database is critical",)),
+        ({"status": "healthy", "db": "error", "log_level": "error"}, "warning", ("db is critical",)),
+        (
+            {"status": "healthy", "redis_connection": False, "debug": False},
+            "warning",
+            ("redis_connection is critical",),
+        ),
+        (
+            {"components": {"db": {"primary": {"status": "UP"}, "replica": {"details": {"lag": "down"}}}}},
+            "critical",
+            ("db.replica.lag is critical",),
+        ),
+        (
+            {"status": "UP", "components": {"db": {"status": "odd"}}},
+            "warning",
+            ("db is unknown (its status is odd, which cannot be understood)",),
+        ),
+        ({"checks": {"db": {"status": 500}}}, "critical", ("db is critical",)),
+        (
+            {"checks": {"a": {"b": {"c": {"d": {"e": {"status": "down"}}}}}}},
+            "critical",
+            ("a.b.c.d.e is critical",),
+        ),
+        (
+            {"checks": {"a": {"b": {"c": {"d": {"e": {"f": {"status": "down"}}}}}}}},
+            "unknown",
+            ("a.b.c.d.e.f is unknown (more than 5 levels deep)",),
+        ),
         # An application that calls itself well does without the component: a warning, not an outage.
         (
             {"status": "healthy", "components": {"database": {"status": "unhealthy"}}},
@@ -107,9 +156,11 @@ def test_words_become_a_status_with_its_reasons(document: t.Any, status: str, re
         3,
         {},
         {"status": 200},
-        {"status": "running wheels"},
         {"message": "PAM backend"},
         {"checks": {"x": {}}},
+        {"checks": {"x": {"status": "disabled"}}},
+        {"services": {"count": 3, "version": "2.0"}},
+        "Wheels and Wins, a page about downtime",
     ],
 )
 def test_what_says_nothing_of_health_is_not_taken_for_health(document: t.Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ..core.redaction import redact
 from ..core.results import OpsError
 from ..health.check import Check, Finding, conclude, is_ours
-from ..health.thresholds import DEFAULTS, Thresholds
+from ..health.thresholds import DEFAULTS, Thresholds, worst
 from . import self_report
 from .context import HostContext, Options
 
@@ -32,7 +32,7 @@ _LOGINS: t.Dict[str, str] = {
 }
 #: Longer answers are pages, not documents of health.
 _LONGEST = 1_000_000
-_LONGEST_WORDS = 40
+_LONGEST_WORDS = 400
 
 
 @dataclass
@@ -180,14 +180,21 @@ def _percentile(times: t.Sequence[float]) -> t.Optional[float]:
 
 
 def _document(answer: t.Any) -> t.Any:
-    """The JSON of an answer, or the few words that it is; None where it is a page."""
+    """The JSON of an answer, or the few words that it is; None where it is a page.
+
+    What begins as JSON and is none, or is too long, is ``Unreadable``.
+    """
+    said_json = "json" in str(answer.headers.get("Content-Type", "")).lower() or answer.content[:1] in (b"{", b"[")
     if len(answer.content) > _LONGEST:
-        return None
+        reason = f"its answer has {len(answer.content) / 1e6:.1f} MB, too many for a report of health"
+        return self_report.Unreadable(reason) if said_json else None
     try:
         return json.loads(answer.content)
     except RecursionError:
-        return None  # thousands of brackets are no document
+        return self_report.Unreadable("its answer has thousands of levels")
     except ValueError:
+        if said_json and answer.content:
+            return self_report.Unreadable("its answer is no valid JSON")
         return answer.content.decode(errors="replace").strip() if len(answer.content) <= _LONGEST_WORDS else None
 
 
@@ -214,7 +221,8 @@ def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.It
             "left_out": list(said.left_out),
         }
         if said.status != "ok":
-            yield Finding(said.status, f"{path} says: {', '.join(said.reasons)}")
+            says = ":" if isinstance(document, self_report.Unreadable) else " says:"
+            yield Finding(said.status, f"{path}{says} {', '.join(said.reasons)}")
 
 
 def _application(
@@ -261,11 +269,14 @@ def _ask_application(
         ], facts
     if said.status == "ok":
         return [], facts
+    # 503 of an application says that it cannot serve, unless what is not well in it is measured from outside.
+    status = worst([said.status, "critical"]) if code >= 500 and not said.left_out else said.status
+    facts["status"] = status
     text = f"the application itself says ({path}, {code}): {', '.join(said.reasons)}"
     login = next(
         (variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), ""
     )
-    return [Finding(said.status, text + (f"; check {login} in its environment" if login else ""))], facts
+    return [Finding(status, text + (f"; check {login} in its environment" if login else ""))], facts
 
 
 def measure(_context: HostContext, options: Options) -> Check:

@@ -5,14 +5,17 @@
 The shapes that are read: health+json (draft-inadarei-api-health-check-06: ``status``, ``checks`` with lists of ``{"status", "output"}``), which
 the deployed backend answers under ``/api/v1/system/health``; and what other releases and frameworks answer, one word under ``status`` or
 ``overall_status`` and an object or a list of components under ``checks``, ``components``, ``services`` or ``dependencies``; either of them alone,
-as a list of components, or inside ``data``, ``detail`` (an exception of FastAPI) or ``result``. Components may have components.
+as a list of components, as a component by its own name, or inside ``data``, ``detail`` (an exception of FastAPI) or
+``result``. Components may have components. A status that nobody understands is ``unknown``: it is not health.
 """
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import dataclass
 
+from ..core.redaction import redact
 from ..health.subjects import REGISTRY
 from ..health.thresholds import STATUSES, Status, worst
 
@@ -32,10 +35,51 @@ _WORDS: t.Dict[str, Status] = {
             "operational",
             "available",
             "connected",
+            "active",
+            "fine",
+            "idle",
+            "live",
+            "normal",
+            "online",
+            "running",
+            "serving",
+            "success",
+            "successful",
+            "true",
         ),
         "ok",
     ),
-    **dict.fromkeys(("warn", "warning", "degraded", "partial", "impaired", "limited", "yellow"), "warning"),
+    **dict.fromkeys(
+        (
+            "warn",
+            "warning",
+            "degraded",
+            "partial",
+            "impaired",
+            "limited",
+            "yellow",
+            # It will be well, or was: not now.
+            "starting",
+            "starting_up",
+            "starting up",
+            "initializing",
+            "initialising",
+            "booting",
+            "loading",
+            "warming_up",
+            "warming up",
+            "pending",
+            "recovering",
+            "restarting",
+            "migrating",
+            "maintenance",
+            "draining",
+            "stopping",
+            "shutting_down",
+            "shutting down",
+        ),
+        "warning",
+    ),
     **dict.fromkeys(
         (
             "fail",
@@ -69,14 +113,46 @@ _WORDS: t.Dict[str, Status] = {
             "not_healthy",
             "crashed",
             "stopped",
+            "disaster",
+            "fatal",
+            "false",
+            "major_outage",
+            "partial_outage",
+            "out_of_service",
+            "outofservice",
+            "out of service",
         ),
         "critical",
     ),
     # It does not know itself, which is no good news.
     "unknown": "unknown",
 }
-_OVERALL = ("status", "overall_status", "overall", "state", "health", "healthy", "ok")
-_PARTS = ("checks", "components", "services", "dependencies")
+#: Words of a component that nobody switched on: nothing is said of it.
+_SWITCHED_OFF = frozenset(
+    (
+        "disabled",
+        "inactive",
+        "n/a",
+        "na",
+        "none",
+        "not configured",
+        "not_configured",
+        "off",
+        "optional",
+        "skip",
+        "skipped",
+    )
+)
+#: Hold a truth value: 1 and 0 are one as well.
+_TRUTHS = ("healthy", "is_healthy", "ok", "up", "alive", "ready", "available", "success")
+_OVERALL = ("status", "overall_status", "overall", "state", "health", *_TRUTHS)
+_PARTS = ("checks", "components", "services", "dependencies", "details")
+#: A component that stands beside the status by its own name: ``{"status": "ok", "database": "error"}``.
+_COMPONENT = re.compile(
+    r"(?:.*_)?(?:db|database|postgres(?:ql)?|redis|cache|celery|broker|rabbitmq|queue|workers?|beat|scheduler"
+    r"|storage|supabase|api|backend|upstream)(?:_(?:status|health|connection))?",
+    re.IGNORECASE,
+)
 _AROUND = ("data", "detail", "result", "health")
 #: Levels that are read: more is no report of health.
 _DEEPEST = 5
@@ -100,6 +176,13 @@ class SelfReport:
     left_out: t.Tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """What should have been a document and cannot be read. ``reason`` is a clause."""
+
+    reason: str
+
+
 def grade(word: t.Any) -> t.Optional[Status]:
     """The status that a word or a truth value stands for; None for one that says nothing of health."""
     if isinstance(word, bool):
@@ -107,10 +190,45 @@ def grade(word: t.Any) -> t.Optional[Status]:
     return _WORDS.get(word.strip().lower()) if isinstance(word, str) else None
 
 
+def _graded(key: str, value: t.Any) -> t.Optional[Status]:
+    """What the value under a key of health stands for: None: nothing; ``unknown``: not understood."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,3}\s*", value):
+        value = int(value)
+    if isinstance(value, bool) or (value in (0, 1) and key in _TRUTHS):
+        return grade(bool(value))
+    if isinstance(value, (int, float)):
+        # The code of the answer, once more. 0 and 1 are well or not, depending on who wrote it.
+        return None if 200 <= value < 400 else "critical" if 400 <= value < 600 else "unknown"
+    if value is None or (isinstance(value, str) and key in ("status", "overall_status", "overall", "state", "health")):
+        return grade(value) or "unknown"
+    return grade(value)
+
+
+def _words(document: t.Mapping[str, t.Any]) -> t.List[t.Tuple[str, Status]]:
+    """(word, status) of what a document or a component says of itself as a whole."""
+    words = [
+        (document[key], status)
+        for key in _OVERALL
+        if key in document
+        for status in [_graded(key, document[key])]
+        if status is not None
+    ]
+    # "state" may be that of an address: what nobody understands counts where nothing else does.
+    sure = [(word, status) for word, status in words if status != "unknown" or grade(word) == "unknown"]
+    return [(_say(word, status), status) for word, status in sure or words]
+
+
+def _say(word: t.Any, status: Status) -> str:
+    return f"{str(word)[:40]}, which cannot be understood" if status == "unknown" and grade(word) is None else str(word)
+
+
 def read(document: t.Any) -> t.Optional[SelfReport]:
     """What a document says; None where it says nothing of health."""
-    if isinstance(document, str) and grade(document) not in (None, "ok"):
-        document = {"status": document}
+    if isinstance(document, Unreadable):
+        return SelfReport("unknown", (document.reason,))
+    if isinstance(document, str):
+        word = _first_word(document)
+        document = {"status": word} if grade(word) not in (None, "ok") else None
     elif isinstance(document, list):
         document = {"components": document}
     if not isinstance(document, dict):
@@ -126,18 +244,25 @@ def read(document: t.Any) -> t.Optional[SelfReport]:
     return max([*([said] if said else []), *inside], key=lambda found: STATUSES.index(found.status), default=None)
 
 
+def _first_word(text: str) -> str:
+    """``critical`` of ``CRITICAL: no database`` and of ``status=critical``; the text itself where it is one word."""
+    match = re.match(r"\s*(?:status\s*[:=]\s*)?([a-z][a-z_ ]*?)\s*(?:[:;,.!(\n]| -|$)", text, re.IGNORECASE)
+    return match[1] if match else text
+
+
 def _read(document: t.Mapping[str, t.Any]) -> t.Optional[SelfReport]:
-    words = [
-        (str(document[key]), status)
-        for key in _OVERALL
-        if key in document
-        for status in [grade(document[key])]
-        if status is not None
-    ]
+    words = _words(document)
     overall = worst(status for _word, status in words) if words else None
     parts = [entry for key in _PARTS for entry in _entries(document.get(key))]
+    parts += [
+        entry
+        for name, value in document.items()
+        if name not in (*_OVERALL, *_PARTS, *_AROUND) and (isinstance(value, dict) or _COMPONENT.fullmatch(str(name)))
+        for entry in _entry(str(name), value, 1)
+    ]
     if overall is None and not parts:
-        return None
+        problem = next((document[key] for key in ("error", "errors") if document.get(key)), None)
+        return SelfReport("warning", (f"an error ({_why({'error': str(problem)})})",)) if problem else None
     bad = [(name, status, why) for name, status, why in parts if status != "ok"]
     counted = [
         (name, status, why)
@@ -176,6 +301,8 @@ def _entries(found: t.Any, level: int = 1) -> t.Iterator[t.Tuple[str, Status, st
 
 def _entry(name: str, entry: t.Any, level: int) -> t.Iterator[t.Tuple[str, Status, str]]:
     if level > _DEEPEST:
+        if isinstance(entry, dict) and _words(entry):
+            yield name, "unknown", f"more than {_DEEPEST} levels deep"
         return
     if isinstance(entry, list):
         statuses = [found for each in entry for found in _entry(name, each, level + 1)]
@@ -183,21 +310,31 @@ def _entry(name: str, entry: t.Any, level: int) -> t.Iterator[t.Tuple[str, Statu
             yield max(statuses, key=lambda found: STATUSES.index(found[1]))
         return
     if isinstance(entry, dict):
-        grades = [status for key in _OVERALL if key in entry for status in [grade(entry[key])] if status is not None]
-        if grades:
-            yield name, worst(grades), _why(entry)
-        for key in _PARTS:
-            for inner, grade_inside, why in _entries(entry.get(key), level + 1):
-                yield f"{name}.{inner}", grade_inside, why
+        if any(isinstance(word, str) and word.strip().lower() in _SWITCHED_OFF for word in _values(entry)):
+            return
+        words = _words(entry)
+        if words:
+            overall = worst(status for _word, status in words)
+            word = next(word for word, status in words if status == overall)
+            yield name, overall, _why(entry) or (f"its status is {word}" if "understood" in word else "")
+        for key, value in entry.items():
+            if key in _PARTS or isinstance(value, dict):
+                inside = _entries(value, level + 1) if key in _PARTS else _entry(str(key), value, level + 1)
+                for inner, grade_inside, why in inside:
+                    yield f"{name}.{inner}", grade_inside, why
         return
     status = grade(entry)
     if status is not None:
         yield name, status, ""
 
 
+def _values(entry: t.Mapping[str, t.Any]) -> t.Iterator[t.Any]:
+    return (entry[key] for key in _OVERALL if key in entry)
+
+
 def _why(entry: t.Mapping[str, t.Any]) -> str:
     text = next((entry[key] for key in _REASONS if isinstance(entry.get(key), str) and entry[key].strip()), "")
-    text = " ".join(text.split())
+    text = " ".join(redact(text).split())
     # A driver's error may quote a whole connection string.
     text = " ".join("***" if "://" in word or "password" in word.lower() else word for word in text.split())
     return text[:_LONGEST]
