@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import typing as t
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.support.waiting import free_port, wait_until
 from wheels_ops.checks import celery as celery_check
 from wheels_ops.checks import services as services_check
 from wheels_ops.core.results import Result
+from wheels_ops.host import processes
 from wheels_ops.remedies import service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.services import broker, celery_workers
@@ -138,7 +141,7 @@ def services(host: Host, name: str) -> t.Any:
     return services_check.check(host.services(name), manager="supervisor", supervisor_socket=host.daemon.socket)
 
 
-def test_a_worker_at_work_in_its_own_process_is_left_alone(host: Host) -> None:
+def test_a_worker_at_work_in_its_own_process_is_left_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     before = host.daemon.pid("solo")
     host.send("solo", "long")
     wait_until(lambda: host.cli("solo", "GET", "begun:long") == "1", timeout=30)
@@ -146,18 +149,40 @@ def test_a_worker_at_work_in_its_own_process_is_left_alone(host: Host) -> None:
         done = host.run("solo", only_if=("unhealthy",))
         assert not done.changed and not done.actions
         for found in (check(host, "solo"), services(host, "solo")):
-            assert found.status in ("ok", "warning") and sign in found.message and found.remedy != "service_restart", (
-                found
-            )
+            assert found.status == "ok" and not found.remedy, f"busy is not unhealthy: {found}"
+            assert sign in found.message and re.search(r"busy since \d+ s", found.message), found
         host.cli(
             "solo", "DEL", "unacked", "unacked_index"
         )  # as where the delivery is acknowledged before the task begins
+    monkeypatch.setattr(celery_workers, "TASK_LIMIT", -1.0)
+    for found in (check(host, "solo"), services(host, "solo")):
+        assert found.status == "warning" and "longer than a task may take" in found.message and not found.remedy
+    assert not host.run("solo", only_if=("unhealthy",)).changed
     assert host.daemon.pid("solo") == before and host.cli("solo", "GET", "done:long") == ""
 
     host.cli("solo", "SET", "wake:long", "1")
     wait_until(lambda: host.cli("solo", "GET", "done:long") == "1", timeout=30, what="the task")
     wait_until(lambda: check(host, "solo").status == "ok", timeout=30)
     assert host.cli("solo", "GET", "begun:long") == "1"
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        (["--time-limit=30"], 30.0),
+        (["--time-limit", "45.5"], 45.5),
+        (["--soft-time-limit=9"], celery_workers.TASK_LIMIT),
+        (["--time-limit"], celery_workers.TASK_LIMIT),
+        ([], celery_workers.TASK_LIMIT),
+    ],
+)
+def test_the_time_that_a_task_may_take_stands_on_the_command_line(options: t.List[str], limit: float) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", *options], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: "-c" in processes.command_line(process.pid))
+        assert celery_workers.task_limit(process.pid) == limit
+    finally:
+        process.communicate()
 
 
 def test_a_worker_without_remote_control_is_healthy_and_the_setting_is_named(host: Host) -> None:

@@ -165,6 +165,12 @@ def test_it_asks_until_as_many_answer_as_are_expected(broker: Broker, expected: 
         ([Silence(CONSUMING, "reason", 9, True), Silence(HUNG, "other", 8, True)], "ok", ""),
         ([Silence(BUSY, "reason", 9, True), Silence(HUNG, "other", 8, True)], "warning", ""),
         ([Silence(UNCLEAR, "reason")], "warning", ""),
+        # Busy with a task that may take its time is no fault; with one that takes longer it is.
+        ([Silence(BUSY, "reason", 9, True, 12.0)], "ok", ""),
+        ([Silence(BUSY, "reason", 9, True, 3600.0)], "ok", ""),
+        ([Silence(BUSY, "reason", 9, True, 3601.0)], "warning", ""),
+        ([Silence(BUSY, "reason", 9, True, 31.0, 30.0)], "warning", ""),
+        ([Silence(BUSY, "reason", 9, True, 12.0), Silence(HUNG, "other", 8, True)], "ok", ""),
         ([Silence(HUNG, "other", 8, True), Silence(BUSY, "reason", 9, True)], "warning", ""),
     ],
 )
@@ -272,6 +278,39 @@ def test_a_broker_that_does_not_work_is_critical(
         "a worker that is restarted could not write either"
     )
     assert found.details == {"workers": {}, "beat": {}} and broker.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "ttls", "remedy"),
+    [
+        ([b"pam:cache:1"], [5], "cache_purge"),
+        ([b"pam:cache:1"], [-1], "cache_purge"),
+        ([b"celery-task-meta-1"], [], ""),
+        ([], [], ""),
+        (None, [], ""),
+    ],
+)
+def test_a_full_broker_is_purged_only_where_the_cache_has_a_key(
+    broker: Broker, keys: t.Optional[t.List[bytes]], ttls: t.List[int], remedy: str
+) -> None:
+    class Pipeline:
+        def pttl(self, key: bytes) -> None:
+            assert keys and key in keys
+
+        def execute(self) -> t.List[int]:
+            return ttls
+
+    def scan(**_options: t.Any) -> t.Iterator[bytes]:
+        if keys is None:
+            raise redis.exceptions.NoPermissionError("scan")
+        return iter(keys)
+
+    broker.error = redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+    broker.scan_iter = scan  # type: ignore[attr-defined]  # asked for in this case alone
+    broker.pipeline = lambda transaction: Pipeline()  # type: ignore[attr-defined]
+    found = check()
+    assert found.status == "critical" and found.remedy == remedy
+    assert "refuses writes (OOM): its memory is full and nothing may be evicted" in found.message
 
 
 def test_a_command_that_this_user_may_not_run_is_no_finding(broker: Broker) -> None:

@@ -14,7 +14,7 @@ from ..health.check import Check, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import broker, celery_workers, gates, redis_errors
 from .context import HostContext, Options
-from .redis import REFUSALS, answered, error_code, unserved
+from .redis import REFUSALS, answered, error_code, remedy_helps, unserved
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
 BEAT_KEY = "pam:beat:heartbeat"
@@ -36,8 +36,9 @@ def check(
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
     The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work, or the broker does not
-    answer. Warning: one of them does not answer but works on a task (see ``celery_workers``), or nothing tells of a beat, neither its heartbeat
-    in Redis nor a process on this host. A worker that is seen to ask for tasks does its work, whether it has remote control or not.
+    answer. Warning: one of them does not answer and may be at work, or is at one task for longer than a task may take
+    (``celery_workers``), or nothing tells of a beat, neither its heartbeat in Redis nor a process on this host. A worker
+    that is seen to ask for tasks or to be at one does its work, whether it answers or not.
     Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
@@ -70,6 +71,8 @@ def check(
         if refusal:
             # A worker that is restarted now cannot write either: it would end in a crash loop.
             why, help_with, remedy = REFUSALS[refusal]
+            if remedy and not remedy_helps(refusal, client):
+                remedy = ""
             return Check(
                 name="celery",
                 status="critical",
@@ -106,7 +109,7 @@ def check(
     if len(nodes) < expect_workers:
         reasons = "".join(f"; {why}" for why in dict.fromkeys(entry.why for entry in silent))
         problems.append(f"{len(nodes)} of {expect_workers} workers answer{reasons}")
-        takes = [entry for entry in silent if entry.verdict == celery_workers.CONSUMING]
+        takes = [entry for entry in silent if entry.at_work]
         status = worst(
             [status, "critical" if missing else "ok" if len(nodes) + len(takes) >= expect_workers else "warning"]
         )

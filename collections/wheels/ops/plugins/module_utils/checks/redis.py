@@ -52,6 +52,8 @@ CACHE_PREFIXES: t.Tuple[str, ...] = (
     "script_analysis:",
 )
 _SLICE = 500
+#: Keys that are looked at for one of the cache's.
+_LOOKED_AT = 20_000
 
 
 #: A write that changes nothing: Redis judges it as any other that needs memory (LOADING, MISCONF, OOM, READONLY, NOREPLICAS, CLUSTERDOWN), and
@@ -250,6 +252,18 @@ def _look(
             if info.get(name, "ok") != "ok"
         ]
     return findings
+
+
+def remedy_helps(refusal: str, client: t.Any) -> bool:
+    """Whether the remedy of ``REFUSALS`` would change something: without a key of the cache nothing can be purged."""
+    import redis
+
+    if refusal != "OOM":
+        return True
+    try:
+        return _without_expiry(client, CACHE_PREFIXES, _LOOKED_AT)[1] > 0
+    except redis.RedisError:
+        return False
 
 
 def _facts(info: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:

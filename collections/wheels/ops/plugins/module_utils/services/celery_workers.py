@@ -16,9 +16,15 @@ from ..core.results import OpsError
 from ..host import processes
 from . import broker, redis_errors
 
-#: Share of one CPU, used or waited for, from which a process is at work. A worker that waits for tasks asks for 0.002 (measured
+#: Share of one CPU, used or waited for, from which a process is at work. A worker that waits for tasks asks for 0.002
+#: (measured
 #: over 15 s, Celery 5.6 with the pool solo, on two cores with a load of 17).
 AT_WORK = 0.1
+
+#: Seconds that one task may take where the command line of its worker gives no ``--time-limit`` (a worker with the pool
+#: solo keeps none itself). The default of kombu's ``visibility_timeout``: after that Redis hands the task to another
+#: worker, and it runs twice.
+TASK_LIMIT = 3600.0
 
 #: Moments at which clients are looked at, and the seconds between them.
 _MOMENTS, _BETWEEN = 4, 0.2
@@ -30,17 +36,31 @@ CONSUMING, BUSY, STOPPED, HUNG, UNCLEAR = "consuming", "busy", "stopped", "hung"
 class Silence:
     """One worker that did not answer. ``verdict``: ``consuming`` (it takes tasks: remote control is off), ``busy`` (it works on a delivery),
     ``unclear`` (it may be at work, which cannot be seen), ``stopped`` (by a signal) or ``hung``. ``begun``: it has asked for tasks before.
+    ``since``: seconds since it turned from the queue to a task, where that is seen; ``limit``: seconds that a task may
+    take.
     """
 
     verdict: str
     why: str
     pid: int = 0
     begun: bool = False
+    since: t.Optional[float] = None
+    limit: float = TASK_LIMIT
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it is at one task for longer than a task may take."""
+        return self.verdict == BUSY and self.since is not None and self.since > self.limit
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it is seen to take tasks, or to be at one that may still take its time."""
+        return self.verdict == CONSUMING or (self.verdict == BUSY and self.since is not None and not self.overdue)
 
     @property
     def works(self) -> bool:
         """Whether it is known to do its work."""
-        return self.verdict == CONSUMING or (self.verdict == BUSY and self.begun)
+        return self.verdict == CONSUMING or (self.verdict == BUSY and self.begun and not self.overdue)
 
     @property
     def unfinished(self) -> bool:
@@ -134,13 +154,8 @@ class Watch:
             return Silence(
                 CONSUMING, "it takes tasks, but its remote control is off (worker_enable_remote_control)", pid, True
             )
-        if pid and not unacked and _in_process(pid):
-            return Silence(
-                BUSY,
-                "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task",
-                pid,
-                True,
-            )
+        if pid and _in_process(pid):
+            return _at_a_task(pid, float(entry.get("idle") or 0), unacked)
         evidence = self._evidence(share, unacked)
         if evidence:
             return Silence(BUSY, evidence, pid, True)
@@ -161,6 +176,31 @@ class Watch:
         if share >= AT_WORK:
             return f"it asks for {100 * share:.0f} % of a CPU"
         return ""
+
+
+def _at_a_task(pid: int, since: float, unacked: int) -> Silence:
+    """A worker that runs tasks itself and asks for none meanwhile: busy, for as long as one task may take."""
+    reason = (
+        f"{unacked} deliveries are unfinished"
+        if unacked
+        else "it runs tasks in its own process (pool solo) and has turned from the queue, as it does during a task"
+    )
+    limit = task_limit(pid)
+    over = f", longer than a task may take ({limit:g} s)" if since > limit else ""
+    return Silence(BUSY, f"busy since {since:.0f} s{over}: {reason}", pid, True, since, limit)
+
+
+def task_limit(pid: int) -> float:
+    """Seconds that a task of this worker may take: its ``--time-limit``, else ``TASK_LIMIT``."""
+    words = processes.command_line(pid)
+    for word, following in zip(words, [*words[1:], ""]):
+        name, sign, value = word.partition("=")
+        if name == "--time-limit":
+            try:
+                return max(1.0, float(value if sign else following))
+            except ValueError:
+                return TASK_LIMIT
+    return TASK_LIMIT
 
 
 def _port(entry: t.Mapping[str, str]) -> int:
