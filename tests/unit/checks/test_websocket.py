@@ -212,6 +212,117 @@ def test_other_answers_are_critical_without_a_token_too(status: int, words: str)
     assert check.status == "critical" and f"answered with {status}: " in check.message and words in check.message
 
 
+@contextlib.contextmanager
+def raw(answer: bytes) -> t.Iterator[str]:
+    """A server that gives every connection these bytes once it has asked; without any it keeps still."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    held: t.List[socket.socket] = []
+
+    def run() -> None:
+        while True:
+            try:
+                connection, _address = listener.accept()
+                held.append(connection)
+                connection.recv(4096)
+                if answer:
+                    connection.sendall(answer)
+                    connection.close()
+            except OSError:
+                if listener.fileno() < 0:
+                    return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for connection in held:
+            connection.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "shown", "advice"),
+    [
+        ("https://{host}/ws?token=s3cret", "https://{host}/ws", "set wheels_ops_base_url to that https:// address"),
+        (
+            "https://login.example.com/",
+            "https://login.example.com/",
+            "set wheels_ops_base_url or monitoring_websocket_path",
+        ),
+        ("/elsewhere", "http://{host}/elsewhere", "set wheels_ops_base_url or monitoring_websocket_path to it"),
+        ("", "nowhere", "have the proxy pass the upgrade on"),
+    ],
+)
+def test_a_redirect_is_named_with_its_target(status: int, location: str, shown: str, advice: str) -> None:
+    listener = f"HTTP/1.1 {status} Moved\r\nContent-Length: 0\r\n"
+    # The host is 127.0.0.1 whatever the port: that is what a proxy in front of it compares.
+    target = location.replace("{host}", "127.0.0.1")
+    header = f"Location: {target}\r\n" if target else ""
+    with raw(f"{listener}{header}\r\n".encode()) as host:
+        check = websocket.check(f"ws://{host}/ws", token="s3cret")
+    expected = shown.replace("{host}", host if location.startswith("/") else "127.0.0.1")
+    assert check.status == "critical" and check.remedy == ""
+    assert check.message.startswith(f"The upgrade is redirected to {expected} ({status}), which no WebSocket follows: ")
+    assert advice in check.message and check.details["status"] == status and "s3cret" not in repr(check)
+
+
+def test_a_redirect_that_an_older_library_takes_for_a_connection_is_none(line: t.Callable[..., Line]) -> None:
+    wire = line(CLOSED)
+    answer = types.SimpleNamespace(status=302, headers={"location": "/x"})
+    wire.handshake_response = answer  # type: ignore[attr-defined]  # as the library has it
+    assert websocket.check("ws://h/y").message.startswith("The upgrade is redirected to http://h/x (302)")
+
+
+def test_a_server_that_is_none_is_named_in_plain_words() -> None:
+    for answer, words in (
+        (b"-ERR unknown command\r\n\r\n", "what answers there speaks no WebSocket"),
+        (b"\x00\xff\xfe\r\n\r\n", "what answers there speaks no WebSocket"),
+        (b"HTTP/1.1 101 Yes\r\n\r\n", "what answers there speaks no WebSocket"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "a page is answered at /ws instead of a WebSocket (200)"),
+    ):
+        with raw(answer) as host:
+            check = websocket.check(f"ws://{host}/ws")
+        assert check.status == "critical" and words in check.message[0].lower() + check.message[1:], check.message
+    with raw(b"") as host:
+        check = websocket.check(f"ws://{host}/ws", timeout=0.2)
+    assert check.message.startswith("No connection: it gives no answer in time (0.2 s)")
+
+
+def test_tls_where_there_is_none_is_named_and_nothing_restarted() -> None:
+    with raw(b"HTTP/1.1 400 Bad Request\r\n\r\n") as host:
+        check = websocket.check(f"wss://{host}/ws")
+    assert check.status == "critical" and check.remedy == ""
+    assert (
+        check.message
+        == "No connection: the certificate or TLS does not hold: the server speaks no TLS there, use ws://"
+    )
+
+
+def test_a_certificate_that_does_not_hold_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = "certificate has expired"
+    monkeypatch.setattr(library, "WebSocket", Line(Clock(), [error]))
+    check = websocket.check("wss://h/x")
+    assert "certificate has expired; renew the certificate" in check.message and check.remedy == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(400, ""), (426, ""), (429, ""), (500, "service_restart"), (502, "service_restart"), (504, "service_restart")],
+)
+def test_a_restart_is_named_where_the_backend_can_answer_for_it(
+    line: t.Callable[..., Line], status: int, remedy: str
+) -> None:
+    line(library.WebSocketBadStatusException("%s %s", status)).shut = True
+    check = websocket.check("ws://h/x")
+    assert (check.status, check.remedy) == ("critical", remedy)
+    assert f"answered with {status}: " in check.message and "it is refused" not in check.message
+
+
 def test_a_foreign_origin_that_is_let_in_stays_critical_without_a_token() -> None:
     with server(close(4001), None) as url:
         check = websocket.check(url, anonymous=True, foreign_origin="https://evil.example")

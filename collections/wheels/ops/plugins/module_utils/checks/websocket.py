@@ -34,9 +34,15 @@ _REFUSALS = {
     405: _NO_ROUTE,
     426: "a proxy in between does not pass the upgrade on",
     400: "the upgrade did not arrive: a proxy in between may drop it",
+    429: "this address asked too often and is locked out for a while",
+    500: "the backend broke before it could answer",
     502: "the proxy finds no backend",
     503: "the server is full or draining",
+    504: "the proxy waited in vain for the backend",
 }
+#: Answers for which a proxy or our own address is the reason: a restart of the backend changes none of them.
+_NOT_OURS = frozenset({400, 426, 429})
+_REDIRECTS = (300, 301, 302, 303, 307, 308)
 #: Close codes of a server that asks for a token: 4001 of the backend, 4401 and 3000 (IANA: unauthorized) of others.
 _UNAUTHORIZED = (3000, 4001, 4401)
 #: Close codes for a broken rule, whichever it is: the reason says whether it is the token.
@@ -121,6 +127,8 @@ class Refusal:
     wants_token: bool = False
     no_route: bool = False
     origin: bool = False
+    #: Whether a restart of the backend may help.
+    restart: bool = True
 
 
 def check(
@@ -205,7 +213,7 @@ def check(
             [refusal.text, *problems],
             details,
             limits,
-            restart=not (refusal.wants_token or refusal.no_route or refusal.origin),
+            restart=refusal.restart and not (refusal.wants_token or refusal.no_route or refusal.origin),
         )
     try:
         details.update(
@@ -279,6 +287,12 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     """What a refused upgrade means. 403 means three things, which two more requests tell apart: starlette answers a missing route with it, too."""
     status = error.details.get("status")
     path = urllib.parse.urlsplit(url).path or "/"
+    if status == 200:
+        return Refusal(
+            f"a page is answered at {path} instead of a WebSocket (200): set monitoring_websocket_path to the path of"
+            " this release, or let the proxy pass the upgrade on",
+            no_route=True,
+        )
     if status in (404, 405):
         return Refusal(
             f"there is no WebSocket at {path} ({status}): set monitoring_websocket_path to the path of this release",
@@ -290,7 +304,7 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
             wants_token=True,
         )
     if status != 403:
-        return Refusal(str(error))
+        return Refusal(str(error), restart=error.restart and status not in _NOT_OURS)
     if origin and _status(url, "", timeout, validate_certs) != 403:
         return Refusal(f"the upgrade is answered with 403: the origin {origin} is refused", origin=True)
     control = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(path=_NO_SUCH_PATH))
@@ -343,9 +357,9 @@ def _check(
 
 
 class _Refused(Exception):
-    def __init__(self, message: str, **details: t.Any) -> None:
+    def __init__(self, message: str, *, restart: bool = True, **details: t.Any) -> None:
         super().__init__(message)
-        self.details = details
+        self.restart, self.details = restart, details
 
 
 def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> t.Optional[bool]:
@@ -365,18 +379,36 @@ def _refuses(url: str, origin: str, timeout: float, validate_certs: bool) -> t.O
         connection.abort()
 
 
-def _silence(error: Exception) -> str:
+def _as(url: str, scheme: str) -> str:
+    """``ws`` and ``wss`` are ``http`` and ``https`` for whom redirects them."""
+    return re.sub(r"^ws", scheme, url)
+
+
+def _silence(error: Exception, timeout: float) -> str:
     """Why there is no connection, in words for people."""
     import websocket
 
     if isinstance(error, (websocket.WebSocketTimeoutException, socket.timeout)):
-        return "it gives no answer in time"
+        return f"it gives no answer in time ({timeout:g} s): the backend hangs, or a firewall drops what is sent"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
     if isinstance(error, (websocket.WebSocketAddressException, socket.gaierror)):
         return "the name of the host cannot be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message or "it cannot be verified"
+        return f"the certificate or TLS does not hold: {why}; renew the certificate, or trust its issuer on this host"
     if isinstance(error, ssl.SSLError):
-        return "the certificate or TLS does not hold"
+        plain = getattr(error, "reason", "") in (
+            "WRONG_VERSION_NUMBER",
+            "HTTP_REQUEST",
+            "UNKNOWN_PROTOCOL",
+            "RECORD_LAYER_FAILURE",
+        )
+        return "the certificate or TLS does not hold" + (": the server speaks no TLS there, use ws://" if plain else "")
+    if isinstance(error, websocket.WebSocketConnectionClosedException):
+        return "it closes the connection before it answers"
+    if isinstance(error, (websocket.WebSocketException, ValueError, IndexError)):
+        return f"what answers there speaks no WebSocket ({type(error).__name__})"
     return (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
 
 
@@ -420,18 +452,44 @@ class Connection:
             raise _Refused(
                 f"the upgrade is answered with {code}: {_REFUSALS.get(code, 'it is refused')}", status=code
             ) from None
-        except (websocket.WebSocketException, OSError, ValueError) as error:
-            name = _silence(error)
+        except (websocket.WebSocketException, OSError, ValueError, IndexError) as error:
+            self._refuse_redirect(url)
+            name = _silence(error, timeout)
             unresolved = isinstance(error, websocket.WebSocketAddressException) or is_ours(error)
             shown = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
             raise _Refused(
-                f"no connection: {name}", error=shown, **({"unresolved": True} if unresolved else {})
+                f"no connection: {name}",
+                restart=not isinstance(error, ssl.SSLError),
+                error=shown,
+                **({"unresolved": True} if unresolved else {}),
             ) from None
+        self._refuse_redirect(url)
         self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
         self.subprotocol = self._socket.getsubprotocol()
         self.extensions = answered.get("sec-websocket-extensions", "")
         self.open = True
+
+    def _refuse_redirect(self, url: str) -> None:
+        """Raises where the answer was a redirect, which releases of the library before 1.3 take for a connection."""
+        answer = getattr(self._socket, "handshake_response", None)
+        status = getattr(answer, "status", None)
+        if status not in _REDIRECTS:
+            return
+        self._socket.shutdown()
+        target = str((getattr(answer, "headers", None) or {}).get("location") or "")
+        shown = _shown(urllib.parse.urljoin(_as(url, "http"), target)) if target else "nowhere"
+        here, there = urllib.parse.urlsplit(_as(url, "http")), urllib.parse.urlsplit(shown)
+        if there.hostname == here.hostname and there.scheme == "https" and here.scheme == "http":
+            advice = "set wheels_ops_base_url to that https:// address"
+        else:
+            advice = "set wheels_ops_base_url or monitoring_websocket_path to it, or have the proxy pass the upgrade on"
+        raise _Refused(
+            f"the upgrade is redirected to {shown} ({status}), which no WebSocket follows: {advice}",
+            restart=False,
+            status=status,
+            location=shown,
+        )
 
     def ended(self) -> str:
         """How the server ended it."""
