@@ -7,7 +7,9 @@ Plain typed Python with relative imports. Only ``_ansible`` knows Ansible; ``che
 
 from __future__ import annotations
 
-__version__ = "1.1.0"
+from .core.version import VERSION as __version__
+
+__all__ = ["__version__"]
 
 if __name__ == "wheels_ops":
     from . import _moved

@@ -8,8 +8,8 @@ import argparse
 import sys
 import typing as t
 
-from . import __version__
 from .core.results import OpsError
+from .core.version import VERSION
 from .rls import cli as rls_cli
 
 #: Exit status of every subcommand.
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         prog="wheels-ops",
         description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 unknown.",
     )
-    main_parser.add_argument("--version", action="version", version=f"wheels-ops {__version__}")
+    main_parser.add_argument("--version", action="version", version=f"wheels-ops {VERSION}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
     return main_parser

@@ -13,8 +13,8 @@ import sys
 import typing as t
 from pathlib import Path
 
-from .. import __version__
 from ..core.results import OpsError
+from ..core.version import VERSION
 from ..database import connect
 from .audit import baseline, explanations, formats, scratch
 from .audit.audits import Audit, audit
@@ -271,7 +271,7 @@ def _write_migration(options: argparse.Namespace) -> int:
             options.sql,
             supabase=options.supabase,
             keep_going=options.keep_going,
-            version=__version__,
+            version=VERSION,
             path=path,
             **shared,
         )
@@ -281,7 +281,7 @@ def _write_migration(options: argparse.Namespace) -> int:
     planned, numbers = draft.plan, draft.verification
     files: t.List[str] = []
     if options.write and not options.check and not planned.empty:
-        files = [str(written) for written in migration_source.write(draft, path, version=__version__)]
+        files = [str(written) for written in migration_source.write(draft, path, version=VERSION)]
     if options.format == "json":
         result = {
             "changed": bool(files),
