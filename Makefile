@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress test-fleet lint bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after t
 
 lint: lint-tools ## Run ansible-lint, ruff, mypy, yamllint and antsibull-docs; installs no system packages
 	@tests/lint
+
+new-check: lint-tools ## Create and register a check: make new-check NAME=certificate (TITLE="TLS certificate" REMEDIES=service_restart)
+	@$(BIN)/python -m tests.new_check "$(NAME)" --title "$(TITLE)" --remedies "$(REMEDIES)"
+
+checks-page: lint-tools ## Write docs/checks.md from the registry of subjects
+	@PYTHONPATH=src $(BIN)/python -m tests.new_check --page
 
 mutants: dev-tools ## Inject small faults into checks, scores, lock and journal; fail if the tests notice less than 90 % (minutes; ONLY="checks/http.py" NUMBER=50 SEED=2)
 	@$(BIN)/python -m tests.mutants $(ONLY) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED)) $(ARGS)

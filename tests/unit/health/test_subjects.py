@@ -13,6 +13,8 @@ import typing as t
 import pytest
 import yaml
 
+from tests import new_check
+from tests.sandbox.binaries import REPOSITORY
 from tests.support.collection import COLLECTION
 from wheels_ops.checks import self_report, suite
 from wheels_ops.health import scores, subjects
@@ -38,7 +40,7 @@ def critical(name: str) -> t.Dict[str, t.Any]:
     return {"name": name, "status": "critical", "value": 1, "unit": "", "message": "Bad.", "duration_ms": 1.0}
 
 
-# -- what derives from it ------------------------------------------------------------------------------------------------
+# -- what derives from it -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("subject", REGISTRY, ids=NAMES)
@@ -60,18 +62,19 @@ def test_rows_of_a_critical_check_are_never_empty(name: str) -> None:
 
 def test_rows_of_a_check_that_is_not_registered() -> None:
     """A result of another release is shown under its own name; it does not drop out."""
-    before = {"checks": [critical("certificate")]}
-    after = {"checks": [{**critical("certificate"), "status": "ok"}, critical("memory")]}
-    rows = report.rows(before, after, {"certificate": "renewed"})
+    before = {"checks": [critical("of_another_release")]}
+    after = {"checks": [{**critical("of_another_release"), "status": "ok"}, critical("memory")]}
+    rows = report.rows(before, after, {"of_another_release": "renewed"})
     assert [(row["number"], row["incident"], row["before"], row["after"]) for row in rows] == [
         ("1", "Memory", "-", "critical"),
-        ("", "certificate", "critical", "ok"),
+        ("", "of_another_release", "critical", "ok"),
     ]
     assert rows[1]["done"] == "renewed"
 
 
 def test_report_rows_follow_the_incident_report() -> None:
-    assert [(number, names) for number, _title, names in subjects.report_rows()] == [
+    rows = [(number, names) for number, _title, names in subjects.report_rows()]
+    assert rows[:11] == [
         ("1", ("memory",)),
         ("2", ("tts",)),
         ("3", ("database", "rls")),
@@ -131,7 +134,7 @@ def test_thresholds_are_those_that_the_check_asks_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_remedies_are_those_that_the_check_names(name: str) -> None:
-    """Every module that the check's file names in a text of its own is registered, and every registered one is a module."""
+    """Every module that the file of the check names is registered, and every registered one is a module."""
     remedies = set(subjects.subject_of(name).remedies)
     assert remedies <= MODULES
     module = inspect.getmodule(suite.MEASURES[name])
@@ -155,7 +158,7 @@ def test_backend_reports_are_left_out_where_the_suite_measures_itself() -> None:
     }
 
 
-# -- what must be literal ------------------------------------------------------------------------------------------------
+# -- what must be literal -------------------------------------------------------------------------------------------
 
 
 def test_health_info_documents_every_subject() -> None:
@@ -166,14 +169,36 @@ def test_defaults_of_the_role_have_every_subject() -> None:
     assert loaded("roles/monitoring/defaults/main.yml")["monitoring_subjects"] == list(NAMES)
 
 
+def test_page_of_the_checks_is_written_from_it() -> None:
+    assert (REPOSITORY / new_check.PAGE).read_text(encoding="utf-8") == new_check.page(), "run: make checks-page"
+
+
 def test_argument_specs_of_the_role_have_every_subject() -> None:
     for entry, spec in loaded("roles/monitoring/meta/argument_specs.yml")["argument_specs"].items():
         if "monitoring_subjects" in spec.get("options", {}):
             assert spec["options"]["monitoring_subjects"]["default"] == list(NAMES), entry
 
 
+def test_done_of_the_report_is_said_of_subjects() -> None:
+    (write, *_rest) = loaded("playbooks/tasks/report.yml")
+    assert set(write["vars"]["deploy_done"]) <= set(NAMES)
+
+
+def test_subjects_that_an_inventory_or_scenario_names_exist() -> None:
+    """A subject that is renamed must not be left out there without a word."""
+    lists = [
+        (path, match)
+        for directory in ("molecule", "inventories", "playbooks")
+        for path in (REPOSITORY / directory).rglob("*.yml")
+        for match in re.findall(r"monitoring_subjects: *(\[[^\]]*\])", path.read_text(encoding="utf-8"))
+    ]
+    assert lists
+    for path, match in lists:
+        assert set(yaml.safe_load(match)) <= set(NAMES), path
+
+
 def test_options_are_those_of_the_module_and_of_the_role() -> None:
-    """What ``Options`` has can be given to the module, and the role passes it on, both to the module and to the standalone programs."""
+    """What ``Options`` has can be given to the module, and the role passes it on to module and standalone programs."""
     options = {field.name for field in dataclasses.fields(suite.Options)}
     documented = set(documentation("health_info")["options"]) | {"services"}
     assert documented == options

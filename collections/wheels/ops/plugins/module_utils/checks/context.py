@@ -17,7 +17,10 @@ T = t.TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What there is on a host to be measured. A subject that lacks what it needs is ``skipped``, and says what it needs."""
+    """What there is on a host to be measured.
+
+    A subject that lacks what it needs is ``skipped``, and says what it needs.
+    """
 
     subjects: t.Sequence[str] = subjects.NAMES
     timeout: float = 60.0
@@ -53,7 +56,7 @@ class Options:
 
 
 class Once(t.Generic[T]):
-    """A call that is made at most once, whoever asks and from however many threads; an error is raised again for each of them."""
+    """A call that is made at most once, from however many threads; its error is raised again for each caller."""
 
     def __init__(self, call: t.Callable[[], T]) -> None:
         self._call = call
@@ -74,9 +77,10 @@ class Once(t.Generic[T]):
 
 
 class HostContext:
-    """The host as all checks of one run see it: its services, their manager and their states, each looked up once and only if a check asks.
+    """The host as all checks of one run see it.
 
-    ``manager``, ``states`` and ``pids`` raise ``OpsError`` where nothing answers for the services; a check that can measure without
+    Its services, their manager and their states are each looked up once, and only if a check asks. ``manager``,
+    ``states`` and ``pids`` raise ``OpsError`` where nothing answers for the services; a check that can measure without
     them does so.
     """
 

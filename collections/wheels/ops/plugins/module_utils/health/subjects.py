@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The registry: every fact about a subject of a health run, once.
 
-``checks/suite.py`` runs what stands here, ``report/report.py`` has its rows from here, and so have the standalone programs, the scores, the
-choices of ``health_info`` and the recovery plan. What must be literal (the documentation of modules and roles) is compared with it by
-``tests/unit/health/test_subjects.py``. ``make new-check NAME=...`` adds a subject.
+``checks/suite.py`` runs what stands here, ``report/report.py`` has its rows from here, and so have the standalone
+programs, the scores, the choices of ``health_info`` and the recovery plan. What must be literal (the documentation of
+modules and roles) is compared with it by ``tests/unit/health/test_subjects.py``. ``make new-check NAME=...`` adds a
+subject.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Need:
-    """What a check cannot do without: ``options`` of ``checks.context.Options``, ``what`` they are in a sentence, ``variables`` that give them."""
+    """What a check cannot do without.
+
+    ``options`` are names of ``checks.context.Options``, ``what`` is their name in a sentence, ``variables`` give them.
+    """
 
     what: str
     variables: str
@@ -26,8 +30,8 @@ class Need:
 class ScoreInput:
     """One input of a score: ``argument`` of the function ``score`` in ``health/scores.py``.
 
-    It is the check's value, or what the check has under ``detail``; where only the services are graded (scope ``services``), under
-    ``services_detail`` if that is another.
+    It is the check's value, or what the check has under ``detail``; where only the services are graded (scope
+    ``services``), under ``services_detail`` if that is another.
     """
 
     score: str
@@ -38,10 +42,11 @@ class ScoreInput:
 
 @dataclass(frozen=True)
 class Subject:
-    """``incident`` is the number in the incident report, 0 for a subject that it does not have. ``thresholds`` are the names of those that grade
-    the check, ``remedies`` the modules that it may name.
+    """What a health run measures, one entry of the registry.
 
-    ``backend_reports``: what a backend says about its own component of this name counts as well, as it has a login of its own there.
+    ``incident`` is the number in the incident report, 0 for a subject that it does not have. ``thresholds`` are the
+    names of those that grade the check, ``remedies`` the modules that it may name. ``backend_reports``: what a backend
+    says about its own component of this name counts as well, as it has a login of its own there.
     """
 
     name: str
@@ -55,7 +60,7 @@ class Subject:
 
     @property
     def check(self) -> str:
-        """The function that measures it, by its dotted name in the library. This room is below ``checks`` and imports nothing of it."""
+        """The function that measures it, by its dotted name: this room is below ``checks`` and cannot import it."""
         return f"checks.{self.name}.measure"
 
 
@@ -193,7 +198,10 @@ def with_remedy(remedy: str) -> t.Tuple[str, ...]:
 
 
 def report_rows() -> t.List[t.Tuple[str, str, t.Tuple[str, ...]]]:
-    """Number, title and subjects of every row of a report: the incidents in their order, then every subject that is of none."""
+    """Number, title and subjects of every row of a report.
+
+    The incidents stand in their order, then every subject that belongs to none.
+    """
     rows = [
         (str(number), title, tuple(subject.name for subject in REGISTRY if subject.incident == number))
         for number, title in INCIDENTS.items()
