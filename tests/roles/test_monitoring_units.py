@@ -18,6 +18,9 @@ import pytest
 
 from tests.support import servers
 from tests.support.collection import COLLECTION
+from tests.support.container_host import ContainerHost, Unavailable, container_host
+from tests.support.supervised import FAULTY_APP
+from tests.support.waiting import wait_until
 
 TEMPLATES = COLLECTION / "roles/monitoring/templates"
 PLACES: t.Dict[str, t.Any] = {
@@ -246,3 +249,99 @@ def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(
     rotated = [path for path in logs.iterdir() if path.name.startswith("app.log-") or path.name.startswith("app.log.")]
     assert rotated, sorted(logs.iterdir())
     assert {path.stat().st_uid for path in logs.iterdir() if not path.name.startswith(".")} == {65534}
+
+
+@pytest.fixture
+def machine() -> t.Iterator[ContainerHost]:
+    """With what root has on a machine: without SYS_ADMIN systemd leaves out ProtectSystem and says nothing."""
+    try:
+        with container_host(["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "LEASE"]) as host:
+            yield host
+    except Unavailable as error:
+        pytest.skip(f"no host with systemd on this machine: {error}")
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_systemd_runs_both_in_their_units(machine: ContainerHost) -> None:
+    """As the role installs them, with seccomp, capabilities and a read-only file system.
+
+    The monitor says what it says outside, and the recovery
+    rotates, cleans up, restarts and purges. Neither writes anywhere else.
+    """
+    host, web = machine, "http://127.0.0.1:8000"
+    host.run("useradd", "--system", "app")
+    host.run("su", "postgres", "-c", "psql -qc \"CREATE ROLE watch LOGIN PASSWORD 'watch-w0rd'\"")
+    host.write("/root/web.mode", "error")
+    host.unit("pam-backend", f"{sys.executable} {FAULTY_APP} 8000 /root/web.mode")
+    wait_until(lambda: host.run("curl", "-s", web, check=False).returncode == 0, what="the backend")
+    host.write("/root/web.mode", "healthy")
+    host.run(
+        "sh",
+        "-euc",
+        "mkdir -p /var/log/pam; yes line | head -c 3000000 > /var/log/pam/app.log; chown -R app:app /var/log/pam;"
+        " head -c 1000000 /dev/zero > /var/cache/apt/archives/x_1_all.deb;"
+        " touch -d '9 days ago' /var/cache/apt/archives/x_1_all.deb;"
+        " for i in $(seq 1 60); do echo SET user_profile:$i x; done | redis-cli > /dev/null",
+    )
+    redis_url = "redis://127.0.0.1:6379/0"
+    gate = {"type": "http", "url": f"{web}/readyz", "timeout": 2, "body_json": {"status": "pass"}}
+    variables = {
+        "wheels_ops_hosts": "all",
+        "ansible_python_interpreter": sys.executable,
+        "wheels_ops_venv": sys.prefix,
+        "wheels_ops_filesystems": [],
+        "wheels_ops_log_directories": ["/var/log/pam"],
+        "wheels_ops_disk_budgets": {"/var/log/pam": 1_000_000, "/var/cache/apt": 100_000},
+        "wheels_ops_database_dsn": "postgresql://watch:watch-w0rd@127.0.0.1:5432/postgres",
+        "wheels_ops_redis_url": redis_url,
+        "wheels_ops_services": [
+            {"name": "redis", "gate": {"type": "redis", "url": redis_url}},
+            {"name": "pam-backend", "gate": gate},
+        ],
+        "monitoring_subjects": ["memory", "disk", "database", "redis", "http", "services"],
+        "monitoring_recovery_scheduled": True,
+        "monitoring_recovery": {"confirm_after": 0, "cache_prefixes": ["user_profile:"]},
+        "recovery_log_max_size": "1MB",
+        "recovery_disk_sources": [{"kind": "packages"}],
+        "services_min_healthy_time": 0.5,
+    }
+    installed = host.playbook("- ansible.builtin.import_playbook: wheels.ops.monitor\n", "-e", json.dumps(variables))
+    assert "failed=0" in installed, installed
+    host.run("systemctl", "stop", "wheels-ops-monitor.timer", "wheels-ops-recovery.timer")
+    for name in ("monitor", "recovery"):
+        # In the unit itself: what it may not do is tried there.
+        probe = f"[Service]\nExecStartPre=-/bin/sh -c 'touch /etc/planted-{name} /tmp/planted-{name} /root/planted-{name}'\n"
+        host.write(f"/etc/systemd/system/wheels-ops-{name}.service.d/probe.conf", probe)
+    host.run("systemctl", "daemon-reload")
+
+    def result(name: str, report: str) -> t.Dict[str, t.Any]:
+        host.run("systemctl", "start", f"wheels-ops-{name}.service", check=False)
+        assert (
+            "Read-only file system" in host.run("journalctl", "--no-pager", "-u", f"wheels-ops-{name}.service").stdout
+        )
+        return t.cast("t.Dict[str, t.Any]", json.loads(host.run("cat", f"/var/lib/wheels-ops/{report}.json").stdout))
+
+    inside = result("monitor", "health")
+    program = "/opt/wheels-ops/production_health_monitor.py"
+    config = ("--config", "/etc/wheels-ops/monitor.json")
+    host.run(sys.executable, program, *config, "--output", "/root/outside.json", check=False)
+    outside = json.loads(host.run("cat", "/root/outside.json").stdout)
+    statuses = {check["name"]: check["status"] for check in inside["checks"]}
+    assert statuses == {check["name"]: check["status"] for check in outside["checks"]}, inside["checks"]
+    assert "unknown" not in statuses.values(), inside["checks"]
+    assert (statuses["redis"], statuses["http"], statuses["services"]) == ("warning", "critical", "critical")
+
+    made = result("recovery", "recovery")
+    outcomes = {each["action"]: each["outcome"] for each in made["recovery_results"]}
+    assert {
+        name: outcomes.get(name) for name in ("log_rotation", "disk_cleanup", "service_restart", "cache_clear")
+    } == (dict.fromkeys(("log_rotation", "disk_cleanup", "service_restart", "cache_clear"), "done")), made[
+        "recovery_results"
+    ]
+    assert "200" in host.run("curl", "-so", "/dev/null", "-w", "%{http_code}", f"{web}/readyz").stdout
+    assert host.run("redis-cli", "--scan", "--pattern", "user_profile:*").stdout.strip() == ""
+    logs = host.run("stat", "-c", "%U %n", *host.run("sh", "-c", "ls -d /var/log/pam/*").stdout.split()).stdout
+    assert len(logs.splitlines()) == 2 and all(line.startswith("app ") for line in logs.splitlines()), logs
+    assert host.run("sh", "-c", "ls /var/cache/apt/archives/*.deb", check=False).stdout == ""
+    assert host.run("sh", "-c", "ls -d /etc/planted* /tmp/planted* /root/planted*", check=False).stdout == ""

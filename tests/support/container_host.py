@@ -121,13 +121,17 @@ class ContainerHost:
 
 
 @contextlib.contextmanager
-def container_host() -> t.Iterator[ContainerHost]:
-    """A fresh host. Raises ``Unavailable`` where podman, root or an OCI runtime is missing."""
+def container_host(capabilities: t.Sequence[str] = ()) -> t.Iterator[ContainerHost]:
+    """A fresh host. Raises ``Unavailable`` where podman, root or an OCI runtime is missing.
+
+    ``capabilities``: what its root has beyond that of a container, ``SYS_ADMIN`` for example.
+    """
     if os.geteuid() or not shutil.which("podman"):
         raise Unavailable("needs root and podman")
     name = f"wops-test-{secrets.token_hex(4)}"
     bases = {str(REPOSITORY), os.path.realpath(sys.base_prefix), os.path.realpath(_backend_base())}
     mounts = [f"--volume={path}:{path}:ro" for path in sorted(bases) if path not in ("/", "/usr")]
+    mounts += [f"--cap-add={capability}" for capability in capabilities]
     done = subprocess.run([str(BUILD), "--run", name, *mounts], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(done.stderr.strip()[-500:])
