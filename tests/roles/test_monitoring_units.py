@@ -311,7 +311,8 @@ def test_systemd_runs_both_in_their_units(machine: ContainerHost) -> None:
     host.run("systemctl", "stop", "wheels-ops-monitor.timer", "wheels-ops-recovery.timer")
     for name in ("monitor", "recovery"):
         # In the unit itself: what it may not do is tried there.
-        probe = f"[Service]\nExecStartPre=-/bin/sh -c 'touch /etc/planted-{name} /tmp/planted-{name} /root/planted-{name}'\n"
+        places = f"/etc/planted-{name} /tmp/planted-{name} /root/planted-{name}"
+        probe = f"[Service]\nExecStartPre=-/bin/sh -c 'touch {places}'\n"
         host.write(f"/etc/systemd/system/wheels-ops-{name}.service.d/probe.conf", probe)
     host.run("systemctl", "daemon-reload")
 
