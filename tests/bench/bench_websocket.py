@@ -34,7 +34,7 @@ from tests.support.backend_env import BACKEND_PYTHON
 from tests.support.tcp_relay import Relay
 from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
-from tests.support.websocket_module import Clock, Peer, Socket, load
+from tests.support.websocket_module import Clock, Peer, Socket, load_manager
 
 logging.disable(logging.CRITICAL)  # what the manager says of its dead peers would drown the results
 PEERS = Path(__file__).with_name("websocket_peers")
@@ -58,7 +58,7 @@ OPTIONS = (
 )
 ours_backend = functools.partial(socket_backend, options=OPTIONS, **NO_LIMITS)
 naive_backend = functools.partial(
-    socket_backend, options=OPTIONS, guard=False, poll=False, manager_file=PEERS / "naive_manager.py"
+    socket_backend, options=OPTIONS, guard=False, package=False, manager_file=PEERS / "naive_manager.py"
 )
 
 
@@ -93,7 +93,7 @@ class Double(Socket):
 async def our_round(connections: int) -> t.Tuple[float, float]:
     """CPU microseconds per connection of one interval (200 slots), and milliseconds of the longest slot."""
     clock = Clock()
-    manager = load().ConnectionManager(clock)
+    manager = load_manager().ConnectionManager(clock)
     manager.max_per_user, manager._start_heartbeat = 0, lambda: None
     for number in range(connections):
         await manager.connect(Double(), f"u{number % 1000}", f"c{number}")
@@ -142,7 +142,7 @@ def heartbeat_slot() -> t.Iterator[Pair]:
 async def our_detection(seed: int) -> float:
     """The longest time in which one of 1,000 peers, silent from a random moment on, was found; real defaults, a clock of our own."""
     chance, clock = random.Random(seed), Clock()
-    manager = load().ConnectionManager(clock)
+    manager = load_manager().ConnectionManager(clock)
     manager.max_per_user, manager._start_heartbeat = 0, lambda: None
     last: t.Dict[str, float] = {}
     silent: t.Dict[str, float] = {}

@@ -27,6 +27,10 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse
 from app.core import websocket_manager
 from app.core.websocket_manager import manager
+try:
+    from app.wheels_ops.websocket.guard import WebSocketGuard
+except ImportError:
+    WebSocketGuard = None
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
@@ -147,8 +151,8 @@ async def page():
     return HTMLResponse("<!doctype html><title>pam</title><script src=/api/v1/pam/socket.js></script>")
 
 app = api
-if os.environ.get("GUARD", "1") == "1" and hasattr(websocket_manager, "WebSocketGuard"):
-    app = api.guard = websocket_manager.WebSocketGuard(api)
+if os.environ.get("GUARD", "1") == "1" and WebSocketGuard is not None:
+    app = api.guard = WebSocketGuard(api)
 """
 LOGGING = """
 import logging, sys
@@ -236,21 +240,27 @@ def socket_backend(
     *,
     guard: bool = True,
     manager_file: t.Optional[Path] = None,
-    poll: bool = True,
+    package: bool = True,
     options: t.Sequence[str] = (),
     **environment: t.Any,
 ) -> t.Iterator[SocketBackend]:
-    """Runs until the block ends. ``manager_file`` replaces our manager (a benchmark's peer), ``environment`` adds variables."""
+    """Runs until the block ends; ``environment`` adds variables.
+
+    ``manager_file`` replaces our manager (a benchmark's peer); without the ``package`` our manager is all that was copied.
+    """
     directory = Path(tempfile.mkdtemp(prefix="wops-ws-"))
     try:
-        for folder in ("app", "app/core", "app/wheels_ops"):
+        for folder in ("app", "app/core"):
             (directory / folder).mkdir()
             (directory / folder / "__init__.py").touch()
         (directory / "app/main.py").write_text("# SPDX-License-Identifier: GPL-3.0-or-later" + MAIN)
         (directory / "app/core/logging.py").write_text(LOGGING)
         shutil.copy(manager_file or PATCHES / "core/websocket_manager.py", directory / "app/core/websocket_manager.py")
-        if poll:
-            shutil.copy(PATCHES / "wheels_ops/ws_poll.py", directory / "app/wheels_ops/ws_poll.py")
+        if package:
+            (directory / "app/wheels_ops").mkdir()
+            for name in ("__init__.py", "rate_limit.py"):
+                shutil.copy(PATCHES / "wheels_ops" / name, directory / "app/wheels_ops")
+            shutil.copytree(PATCHES / "wheels_ops/websocket", directory / "app/wheels_ops/websocket")
             shutil.copytree(PATCHES / "static", directory / "app/static")
         port = free_port()
         variables = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

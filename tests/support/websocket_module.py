@@ -1,26 +1,51 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The patched WebSocket manager inside the test's own process: it needs nothing but the standard library."""
+"""The patched WebSocket files inside the test's own process: they need nothing but the standard library."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import logging
+import importlib
 import sys
 import typing as t
 
 from tests.support.backend_env import PATCHES
 
 
-def load(name: str = "websocket_manager_under_test") -> t.Any:
-    """A fresh copy of the module."""
-    spec = importlib.util.spec_from_file_location(name, PATCHES / "core" / "websocket_manager.py")
-    assert spec is not None and spec.loader is not None
-    module: t.Any = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    module.logger = logging.getLogger(name)
-    return module
+class Modules(t.NamedTuple):
+    """The manager, and the package around it."""
+
+    manager: t.Any
+    session: t.Any
+    addresses: t.Any
+    guard: t.Any
+    poll: t.Any
+
+
+def load(*names: str) -> t.List[t.Any]:
+    """Fresh copies of modules of the backend, imported as the backend does; ``app`` is as before afterwards."""
+    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "app"}
+    for name in others:
+        del sys.modules[name]
+    sys.path.insert(0, str(PATCHES.parent))
+    importlib.invalidate_caches()
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.remove(str(PATCHES.parent))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "app"]:
+            del sys.modules[name]
+        sys.modules.update(others)
+
+
+def load_manager() -> t.Any:
+    """The manager by itself, as where nothing else was copied."""
+    return load("app.core.websocket_manager")[0]
+
+
+def load_all() -> Modules:
+    package = "app.wheels_ops.websocket"
+    rooms = [f"{package}.{name}" for name in ("session", "addresses", "guard", "poll")]
+    return Modules(*load("app.core.websocket_manager", *rooms))
 
 
 class Clock:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -17,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.websocket_module import Clock, Peer, Socket, load
+from tests.support.websocket_module import Clock, Peer, Socket, load_all, load_manager
 
-ws = load()
+ws, sessions, _, guards, _ = load_all()
 
 
 async def settle(rounds: int = 5) -> None:
@@ -42,13 +43,20 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def manager(clock: Clock) -> t.AsyncIterator[t.Any]:
-    """A manager whose wheel turns only when the test says so."""
-    found = ws.ConnectionManager(clock)
-    found._start_heartbeat = lambda: None
-    yield found
-    for connection in list(found.connections.values()):
+    """A manager with sessions whose wheel turns only when the test says so."""
+    manager = ws.ConnectionManager(clock)
+    sessions.Sessions.of(manager)
+    async with by_hand(manager):
+        yield manager
+
+
+@contextlib.asynccontextmanager
+async def by_hand(manager: t.Any) -> t.AsyncIterator[None]:
+    manager._start_heartbeat = lambda: None
+    yield
+    for connection in list(manager.connections.values()):
         connection.gone(1000)
-    for task in list(found._tasks):
+    for task in list(manager._tasks):
         task.cancel()
     await settle()
 
@@ -159,7 +167,7 @@ class TestContract:
         await join(manager, "connection-7f3", "user-of-the-secret", "session=")
         public = json.dumps(manager.get_public_stats(), allow_nan=False)
         assert "user-of-the-secret" not in public and "connection-7f3" not in public
-        assert next(iter(manager.sessions)) not in public
+        assert next(iter(manager.sessions.by_id)) not in public
         assert manager.get_public_stats()["total_connections"] == 1
 
     async def test_a_user_id_in_place_of_a_socket_reaches_nobody(self, manager: t.Any) -> None:
@@ -208,14 +216,6 @@ class TestContract:
         await manager.update_connection_context("unknown", {"step": 2})
         assert manager.get_connection_context("c1") == {"page": "trip", "step": 2}
         assert manager.get_connection_context("unknown") is None
-
-    async def test_rooms(self, manager: t.Any) -> None:
-        peer = await join(manager)
-        assert await manager.join_room("c1", "trip-1") and not await manager.join_room("gone", "trip-1")
-        assert await manager.send_to_room({"type": "moved"}, "trip-1") == 1
-        manager.disconnect("ann", "c1")
-        assert await manager.send_to_room({"type": "moved"}, "trip-1") == 0 and not manager.rooms
-        assert peer.texts() == ['{"type":"moved"}']
 
     async def test_sockets_that_only_have_the_methods(self, manager: t.Any) -> None:
         class Double:
@@ -301,7 +301,7 @@ class TestContract:
             await manager.send_message_to_user({"a": 2}, "ann")
             await kept.wait()
 
-        app = ws.WebSocketGuard(endpoint, manager) if guarded else endpoint
+        app = guards.WebSocketGuard(endpoint, manager) if guarded else endpoint
         running = asyncio.ensure_future(app(peer.scope, peer.asgi_receive, peer.asgi_send))
         await until(lambda: len(peer.texts()) >= 4 or running.done())
         assert peer.sent[0]["type"] == "websocket.accept"
@@ -373,15 +373,8 @@ class TestMessages:
 
         text = ws.encode({"value": value})
         json.loads(text.encode().decode(), parse_constant=refuse)
-        numbered = json.loads(ws._numbered(text, 7), parse_constant=refuse)
+        numbered = json.loads(sessions.numbered(text, 7), parse_constant=refuse)
         assert numbered.pop("_seq") == 7 and numbered == json.loads(text)
-
-    @pytest.mark.parametrize("text", ["plain", "[1]", '"x"', "", "{}", "{ }", '{"a":1}'])
-    def test_everything_can_be_numbered(self, text: str) -> None:
-        numbered = json.loads(ws._numbered(text, 3))
-        assert numbered["_seq"] == 3
-        if not text.startswith("{"):
-            assert numbered["type"] == "message" and numbered["data"] == text
 
 
 class TestHeartbeat:
@@ -795,6 +788,7 @@ class TestBounds:
     def test_malformed_frames(self, frames: t.List[str]) -> None:
         async def scenario() -> None:
             manager = ws.ConnectionManager(Clock())
+            sessions.Sessions.of(manager)
             manager._start_heartbeat = lambda: None
             await join(manager)
             connection = manager.connections["c1"]
@@ -812,7 +806,7 @@ class TestLogs:
     async def test_lines_are_found_by_the_reports_grep_and_hold_no_body(
         self, manager: t.Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        ws._throttle.seen.clear()
+        ws._throttle.windows.clear()
         with caplog.at_level(logging.DEBUG):
             peer = await join(manager, query="session=&token=top-secret-token")
             await manager.broadcast({"text": "private words"})
@@ -823,13 +817,15 @@ class TestLogs:
         text = caplog.text
         assert "🔗" in text and "🔌" in text
         assert (
-            "private words" not in text and "top-secret-token" not in text and next(iter(manager.sessions)) not in text
+            "private words" not in text
+            and "top-secret-token" not in text
+            and next(iter(manager.sessions.by_id)) not in text
         )
 
     async def test_the_end_is_logged_with_the_code_that_the_peer_gave(
         self, manager: t.Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        ws._throttle.seen.clear()
+        ws._throttle.windows.clear()
         with caplog.at_level(logging.DEBUG):
             peer = await join(manager)
             socket = manager.active_connections["c1"]
@@ -838,7 +834,7 @@ class TestLogs:
         assert "disconnected" in caplog.text and "code=1001" in caplog.text
 
     async def test_an_attack_does_not_fill_the_log(self, manager: t.Any, caplog: pytest.LogCaptureFixture) -> None:
-        ws._throttle.seen.clear()
+        ws._throttle.windows.clear()
         with caplog.at_level(logging.DEBUG):
             for number in range(2000):
                 await join(manager, f"c{number}", "ann")
@@ -867,3 +863,58 @@ class TestSettings:
     def test_a_timeout_shorter_than_the_heartbeat_is_not_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WEBSOCKET_CONNECTION_TIMEOUT", "5")
         assert ws.ConnectionManager().connection_timeout == 60
+
+
+class TestAlone:
+    """The file by itself, as it is copied into a backend by hand."""
+
+    async def test_connections_heartbeats_and_messages_work(self, clock: Clock) -> None:
+        manager = load_manager().ConnectionManager(clock)
+        async with by_hand(manager):
+            peer = await join(manager)
+            await manager.send_message_to_user({"a": 1}, "ann")
+            await manager.broadcast({"a": 2})
+            await turn(manager, clock, 5)
+            assert [json.loads(text).get("type") for text in peer.texts()] == [None, None, "ping"]
+            manager.disconnect("ann", "c1")
+            await settle()
+            assert peer.closed == 1000 and not manager.active_connections
+
+    @pytest.mark.parametrize("query", ["session=", "session=anything&last_seq=7"])
+    async def test_a_client_that_asks_for_a_session_is_served_as_one_that_does_not(
+        self, clock: Clock, query: str
+    ) -> None:
+        manager = load_manager().ConnectionManager(clock)
+        async with by_hand(manager):
+            peer = await join(manager, query=query)
+            await manager.send_message_to_user({"a": 1}, "ann")
+            assert peer.texts() == ['{"a":1}']
+            peer.says('{"type":"resume","session":"","last_seq":0}')
+            message = await manager.active_connections["c1"].receive()
+            assert json.loads(message["text"])["type"] == "resume", "it is the endpoint's, as is all that nobody knows"
+            socket = manager.active_connections["c1"]
+            peer.leaves()
+            await settle()
+            with pytest.raises(OSError):
+                await socket.send_text("too late")
+            stats = manager.get_public_stats()
+            assert (stats["sessions"], stats["totals"]["resumed"], stats["totals"]["resynced"]) == (0, 0, 0)
+
+    async def test_one_line_says_what_is_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO):
+            alone = load_manager().ConnectionManager()
+            for number in range(3):  # each time the heartbeat starts again
+                await join(alone, f"c{number}")
+                alone.disconnect("ann", f"c{number}")
+                await until(lambda: alone.heartbeat_task is None)
+            assert [record.getMessage() for record in caplog.records if "not in use" in record.getMessage()] == [
+                "🔌 WebSocket: app/wheels_ops is not in use; sessions are not resumed, origins and limits are not"
+                " checked before the handshake, there is no long poll"
+            ]
+            caplog.clear()
+            ws._throttle.windows.clear()
+            complete = ws.ConnectionManager()
+            sessions.Sessions.of(complete)
+            await join(complete)
+            complete.disconnect("ann", "c1")
+            assert caplog.records and "not in use" not in caplog.text

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import hashlib
 import os
@@ -13,7 +14,9 @@ import typing as t
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.support.backend_env import ROLE
 from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import backend_patch
 from wheels_ops.state import deployments
@@ -110,6 +113,20 @@ def test_check_then_run_then_again_then_restore(host: Host) -> None:
     backend_patch.restore(host.state, "one")
     assert host.tree() == original
     assert backend_patch.restore(host.state, "one").changed is False
+
+
+def test_the_directories_of_the_roles_files_go_with_them(host: Host) -> None:
+    """Those in one another, too, and with what Python compiled in them meanwhile."""
+    listed = yaml.safe_load((ROLE / "defaults/main.yml").read_text())["backend_patches_directories"]
+    paths = [path for name in listed for path in (ROLE / "files" / name).iterdir() if path.is_file()]
+    files = {str(path.relative_to(ROLE / "files")): path.read_bytes() for path in paths}
+    assert "app/wheels_ops/websocket/session.py" in files
+    original = host.tree()
+    host.install(host.request(files=files))
+    compileall.compile_dir(host.root / "app/wheels_ops", quiet=1)
+    assert list((host.root / "app/wheels_ops/websocket/__pycache__").iterdir())
+    backend_patch.restore(host.state, "one")
+    assert host.tree() == original
 
 
 @pytest.mark.parametrize("stop_after", range(7))

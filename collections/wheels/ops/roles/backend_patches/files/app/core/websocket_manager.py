@@ -1,38 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""WebSocket connections of PAM: heartbeats, bounded sending, resume, limits, long-poll fallback, orderly shutdown.
+"""WebSocket connections of PAM: heartbeats, bounded sending, orderly shutdown.
 
-A drop-in for the backend's ``app/core/websocket_manager.py``. The endpoint accepts the socket, authenticates the user and calls
-``await manager.connect(websocket, user_id, connection_id)``; from then on
+A drop-in for the backend's ``app/core/websocket_manager.py``. The endpoint accepts the socket, authenticates the user
+and calls ``await manager.connect(websocket, user_id, connection_id)``; from then on
 
-* every frame the endpoint or the manager sends goes through one bounded outbox and one writer per connection, so that a client
-  that does not read delays nobody but itself, and is closed with 1013 when it stalls;
-* every frame that arrives is seen here before the endpoint reads it, so that a peer counts as alive by whatever it sends, even
-  while the endpoint is busy, and round trips are timed by the server's own clock;
+* every frame the endpoint or the manager sends goes through one bounded outbox and one writer per connection, so that a
+  client that does not read delays nobody but itself, and is closed with 1013 when it stalls;
+* every frame that arrives is seen here before the endpoint reads it, so that a peer counts as alive by whatever it
+  sends, even while the endpoint is busy, and round trips are timed by the server's own clock;
 * a peer that stays silent is closed, and its socket really is.
 
-``WebSocketGuard(app)`` is an optional ASGI layer around the application: it checks the origin and the limits *before* the
-handshake is accepted and serves ``/api/v1/pam/poll``. Without it ``connect`` interposes on the ``WebSocket`` object itself, so this
-file alone is enough for heartbeats, latency and bounded sending.
+``connect`` interposes on the ``WebSocket`` object itself, so this file works alone, copied into a backend by hand.
+``app/wheels_ops/websocket/`` adds resumed sessions, the checks and limits before a handshake is accepted, and the long
+poll. That package imports this file and registers with the manager; without it one line in the log says what is left
+out.
 
-Wire format. Ping ``{"type":"ping","timestamp":EPOCH,"connection_id":ID,"seq":N}``, answered by ``{"type":"pong"}`` or, better,
-``{"type":"pong","seq":N}``. A client that connects with ``?session=`` (empty: a new one) is given
-``{"type":"session","session":ID,"epoch":E,"seq":N,...}``; from then on each message carries ``"_seq"``. It reconnects with
-``?session=ID&last_seq=N`` and receives what it missed, once and in order, or one ``{"type":"resync",...}`` when that is no longer
-known. ``{"type":"reconnect","after_ms":N}`` announces a shutdown. Clients that know nothing of this are served as before.
+Wire format. Ping ``{"type":"ping","timestamp":EPOCH,"connection_id":ID,"seq":N}``, answered by ``{"type":"pong"}`` or,
+better, ``{"type":"pong","seq":N}``. ``{"type":"reconnect","after_ms":N}`` announces a shutdown.
 
 Close codes: 1001 peer silent, 1012 server restarts, 1013 client reads too slowly, 4409 replaced by a newer connection.
 
 Environment (read once, at start; what is no number in its range is left out with a warning):
-``WEBSOCKET_HEARTBEAT_INTERVAL`` (20 s), ``WEBSOCKET_CONNECTION_TIMEOUT`` (60 s of silence), ``WEBSOCKET_MAX_MISSED_PINGS`` (3);
-``WEBSOCKET_MAX_CONNECTIONS`` (10,000 in this process), ``WEBSOCKET_MAX_PER_USER`` (5, the newest win; 0: no limit),
-``WEBSOCKET_MAX_PER_ADDRESS`` (50; 0: no limit; an IPv6 client counts with its /64), ``WEBSOCKET_ACCEPT_RATE`` (500 handshakes a second),
-``WEBSOCKET_STALL_SECONDS`` (10, a write without progress), ``WEBSOCKET_SESSION_SECONDS`` (120, how long a cut connection can be resumed),
-``WEBSOCKET_DRAIN_SECONDS`` (3, over which a shutdown is spread);
-``WEBSOCKET_TRUSTED_PROXIES`` (addresses and networks, separated by commas, whose ``X-Forwarded-For`` is believed, or ``none``; without
-it: loopback and private networks, and Cloudflare's). Behind a proxy that names no client every connection has the proxy's
-address; then the default of ``WEBSOCKET_MAX_PER_ADDRESS`` does not apply to it, and one line in the log says so.
-
-Sessions live in this process: with several workers a reconnect that reaches another worker gets a ``resync``.
+``WEBSOCKET_HEARTBEAT_INTERVAL`` (20 s), ``WEBSOCKET_CONNECTION_TIMEOUT`` (60 s of silence),
+``WEBSOCKET_MAX_MISSED_PINGS`` (3), ``WEBSOCKET_MAX_PER_USER`` (5, the newest win; 0: no limit),
+``WEBSOCKET_STALL_SECONDS`` (10, a write without progress), ``WEBSOCKET_DRAIN_SECONDS`` (3, over which a shutdown is
+spread). ``guard.py``, ``addresses.py`` and ``session.py`` of the package name theirs.
 """
 
 from __future__ import annotations
@@ -41,24 +33,18 @@ import array
 import asyncio
 import contextlib
 import inspect
-import ipaddress
 import json
 import logging
 import math
 import os
 import random
-import re
-import secrets
 import signal
 import threading
 import time
 import typing as t
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from urllib.parse import parse_qs
-
-if t.TYPE_CHECKING:
-    from app.wheels_ops.ws_poll import Virtual
+from pathlib import Path
 
 try:
     from app.core.logging import get_logger
@@ -70,11 +56,9 @@ except Exception:  # outside the backend (a test, a script) the standard logger 
 Message = t.MutableMapping[str, t.Any]
 Receive = t.Callable[[], t.Awaitable[Message]]
 Send = t.Callable[[Message], t.Awaitable[None]]
-App = t.Callable[[t.MutableMapping[str, t.Any], Receive, Send], t.Awaitable[None]]
 
 SCOPE_KEY = "wheels_ops.websocket"
-POLL_PATH = "/api/v1/pam/poll"
-SCRIPT_PATH = "/api/v1/pam/socket.js"  # the browser's end, app/static/pam-socket.js
+PACKAGE = Path(__file__).parents[1] / "wheels_ops" / "websocket"  # registers with the manager, when it is installed
 
 SLOTS = 200  # of the heartbeat wheel: at 20 s one slot each 0.1 s, so the load is flat
 OUTBOX_MESSAGES = 256
@@ -86,15 +70,11 @@ INBOX_BYTES = 1024 * 1024  # a server's own limit for one frame is 16 MiB by def
 STALL_SECONDS = 10.0  # a write that makes no progress for so long ends the connection, pongs or not
 CLOSE_GRACE = 1.0  # for the closing handshake; then the transport is aborted
 HICCUP = 0.5  # a tick later than this was the server's own pause, which no peer is blamed for
-SESSION_MESSAGES = 256
-SESSION_BYTES = 256 * 1024
-SESSION_SECONDS = 120.0
-MAX_SESSIONS = 20_000
 RECONNECT_SPREAD_MS = 8000
 DETAILS = 1000  # connections listed by get_connection_stats
 
 
-def _setting(name: str, default: float, low: float, high: float) -> float:
+def setting(name: str, default: float, low: float, high: float) -> float:
     """A number from the environment, else from the backend's settings if somebody set it there, else the default."""
     raw: t.Any = os.environ.get(name)
     if raw in (None, ""):
@@ -111,7 +91,7 @@ def _setting(name: str, default: float, low: float, high: float) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not low <= value <= high:
-        _log("warning", f"🔌 {name} must be a number from {low:g} to {high:g}; using {default:g}")
+        log("warning", f"🔌 {name} must be a number from {low:g} to {high:g}; using {default:g}")
         return default
     return value
 
@@ -121,32 +101,32 @@ class _Throttle:
 
     def __init__(self, burst: int = 20) -> None:
         self.burst = burst
-        self.seen: t.Dict[str, t.List[float]] = {}
+        self.windows: t.Dict[str, t.List[float]] = {}
 
     def allows(self, kind: str) -> t.Optional[int]:
         """None to stay silent, else the number of lines suppressed before this one."""
         now = time.monotonic()
-        window = self.seen.setdefault(kind, [now, 0, 0])
+        window = self.windows.setdefault(kind, [now, 0, 0])
         if now - window[0] > 10:
             window[0], window[1] = now, 0
         window[1] += 1
         if window[1] > self.burst:
             window[2] += 1
             return None
-        left_out, window[2] = int(window[2]), 0
-        return left_out
+        suppressed, window[2] = int(window[2]), 0
+        return suppressed
 
 
 _throttle = _Throttle()
 
 
-def _log(level: str, event: str, **fields: t.Any) -> None:
+def log(level: str, event: str, **fields: t.Any) -> None:
     """One structured line; never a message body, a token or a session id."""
-    left_out = _throttle.allows(event)
-    if left_out is None:
+    suppressed = _throttle.allows(event)
+    if suppressed is None:
         return
-    if left_out:
-        fields["suppressed"] = left_out
+    if suppressed:
+        fields["suppressed"] = suppressed
     try:
         getattr(logger, level)(event, **fields)
     except TypeError:  # a standard logger takes no fields
@@ -154,7 +134,10 @@ def _log(level: str, event: str, **fields: t.Any) -> None:
 
 
 def encode(message: t.Any) -> str:
-    """The text of a message: strings as they are, anything else as JSON that every client can parse (no NaN, no lone surrogate)."""
+    """The text of a message: strings as they are, anything else as JSON that every client can parse.
+
+    So there is no NaN in it and no lone surrogate.
+    """
     if not isinstance(message, str):
         try:
             message = json.dumps(message, default=str, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -169,11 +152,14 @@ def encode(message: t.Any) -> str:
 
 
 def _encoded(message: t.Any) -> t.Optional[str]:
-    """``encode``, or None with a line in the log for what JSON has no form for (a list that holds itself, keys that are tuples)."""
+    """``encode``, or None with a line in the log for what JSON has no form for.
+
+    Such are a list that holds itself, and keys that are tuples.
+    """
     try:
         return encode(message)
     except (TypeError, ValueError, RecursionError) as error:
-        _log("error", "🔌 WebSocket message cannot be written as JSON", error=type(error).__name__)
+        log("error", "🔌 WebSocket message cannot be written as JSON", error=type(error).__name__)
         return None
 
 
@@ -185,14 +171,6 @@ def _finite(value: t.Any) -> t.Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
-
-
-def _numbered(text: str, seq: int) -> str:
-    """The message with its place in the session; what is not an object is put into one."""
-    if text.startswith("{"):
-        rest = text[1:].lstrip()
-        return f'{{"_seq":{seq}}}' if rest == "}" else f'{{"_seq":{seq},{rest}'
-    return f'{{"_seq":{seq},"type":"message","data":{json.dumps(text)}}}'
 
 
 def _is_heartbeat(text: str) -> t.Optional[str]:
@@ -222,77 +200,56 @@ class Histogram:
         """Milliseconds at the middle of the bucket that holds this share, or None without samples."""
         if not self.total:
             return None
-        wanted = share * self.total
+        remaining = share * self.total
         for index, count in enumerate(self.buckets):
-            wanted -= count
-            if count and wanted <= 0:
+            remaining -= count
+            if count and remaining <= 0:
                 return round(2 ** ((index + 0.5) / 8) / 1000.0, 3)
         return None
 
 
-class TokenBucket:
-    """``rate`` a second on average, ``burst`` at once; a rate of 0 switches it off."""
-
-    __slots__ = ("burst", "clock", "filled", "rate", "tokens")
-
-    def __init__(self, rate: float, burst: float, clock: t.Callable[[], float] = time.monotonic) -> None:
-        self.rate, self.burst, self.clock = rate, burst, clock
-        self.tokens, self.filled = burst, clock()
-
-    def take(self) -> float:
-        """0 when allowed, else the seconds to wait."""
-        if not self.rate:
-            return 0.0
-        now = self.clock()
-        self.tokens = min(self.burst, self.tokens + (now - self.filled) * self.rate)
-        self.filled = now
-        if self.tokens >= 1:
-            self.tokens -= 1
-            return 0.0
-        return (1 - self.tokens) / self.rate
-
-
-class Session:
-    """What one client was sent, kept so that it can be sent again after a cut; bounded in messages, bytes and time."""
-
-    __slots__ = ("bytes", "connection", "detached_at", "epoch", "id", "reconnects", "ring", "seq", "user_id", "waiter")
-
-    def __init__(self, user_id: str, epoch: str) -> None:
-        self.id = secrets.token_urlsafe(18)
-        self.user_id = user_id
-        self.epoch = epoch
-        self.seq = 0
-        self.ring: t.Deque[t.Tuple[int, str]] = deque()
-        self.bytes = 0
-        self.connection: t.Optional[Connection] = None
-        self.detached_at: t.Optional[float] = None
-        self.reconnects = 0
-        self.waiter: t.Optional[asyncio.Future[None]] = None  # of a long poll
+class Replay(t.Protocol):
+    """Keeps the messages of one client for its next connection: a ``Session`` of ``app/wheels_ops/websocket``."""
 
     def add(self, text: str) -> bool:
-        """Numbers and keeps the message and sends it on if the client is there."""
-        self.seq += 1
-        text = _numbered(text, self.seq)
-        self.ring.append((self.seq, text))
-        self.bytes += len(text)
-        while len(self.ring) > SESSION_MESSAGES or (self.bytes > SESSION_BYTES and len(self.ring) > 1):
-            self.bytes -= len(self.ring.popleft()[1])
-        if self.connection is not None:
-            self.connection.push(text)
-        self.wake()
-        return True
+        """Keeps the message, and sends it if the client is there."""
 
-    def since(self, last_seq: int) -> t.Optional[t.List[str]]:
-        """The messages after ``last_seq``, or None when some of them are no longer kept (or never were)."""
-        if not 0 <= last_seq <= self.seq:
-            return None
-        if last_seq < self.seq and (not self.ring or self.ring[0][0] > last_seq + 1):
-            return None
-        return [text for seq, text in self.ring if seq > last_seq]
+
+class SessionStore:
+    """What a manager asks about sessions. This one keeps none: each connection stands alone.
+
+    ``app/wheels_ops/websocket/session.py`` has the other, which ``ConnectionManager.register`` puts in its place.
+    """
+
+    def __len__(self) -> int:
+        return 0
+
+    def connecting(self, connection: Connection) -> None:
+        """The user of a socket is known; it is not yet counted against the user's limit."""
+
+    def connected(self, connection: Connection) -> None:
+        """The connection is registered, and nothing was sent to it yet."""
+
+    def disconnected(self, connection: Connection) -> None:
+        """The connection is in no index any more."""
+
+    def resume(self, connection: Connection, text: str) -> bool:
+        """Whether a frame with ``resume`` in it was a request for a session, which the endpoint must not see."""
+        return False
+
+    def resumable(self, connection: Connection) -> bool:
+        """Whether what the endpoint sends to this closed connection will still reach the client."""
+        return False
+
+    def detached(self, user_id: t.Optional[str] = None) -> t.Sequence[Replay]:
+        """Those, of one user or of all, whose client is between two connections."""
+        return ()
+
+    def sweep(self) -> None:
+        """Once a second: ends what has expired."""
 
     def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        """The process shuts down: nobody may go on waiting for a message."""
 
 
 class _Rest:
@@ -351,12 +308,12 @@ class Connection:
         "pump",
         "reader",
         "receive",
+        "resume_request",
         "room",
         "rtt_max",
         "rtt_min",
         "rttvar",
         "scope",
-        "seen_pongs",
         "send",
         "sending",
         "session",
@@ -364,9 +321,9 @@ class Connection:
         "srtt",
         "total_missed",
         "transport",
+        "unread_pongs",
         "user_id",
         "virtual",
-        "wanted",
         "websocket",
         "writable",
     )
@@ -378,7 +335,7 @@ class Connection:
         self.manager, self.send, self.receive, self.scope = manager, send, receive, scope
         self.websocket: t.Any = None
         self.id = self.id_json = self.user_id = ""
-        self.virtual: t.Optional[Virtual] = None  # the long poll behind it, when there is no socket
+        self.virtual: t.Any = None  # the long poll behind it, when there is no socket
         self.accepted = self.closing = self.closed = self.sending = False
         self.close_code = 1006
         self.outbox: t.Deque[t.Tuple[Message, int, str]] = deque()
@@ -391,18 +348,18 @@ class Connection:
         self.reader: t.Optional[asyncio.Future[None]] = None
         self.room: t.Optional[asyncio.Future[None]] = None
         self.pump: t.Optional[asyncio.Task[None]] = None
-        self.session: t.Optional[Session] = None
-        self.wanted: t.Optional[t.Tuple[str, int]] = None  # the session asked for before the user was known
+        self.session: t.Optional[Replay] = None
+        self.resume_request: t.Optional[t.Tuple[str, int]] = None  # session and number, before the user is known
         self.slot = -1
         self.connected_at = self.last_inbound = self.last_ping = self.last_pong = now
         self.first_unanswered: t.Optional[float] = None
         self.outstanding: t.List[t.Tuple[t.Optional[int], float]] = []
-        self.ping_seq = self.pings = self.pongs = self.missed = self.total_missed = self.seen_pongs = 0
+        self.ping_seq = self.pings = self.pongs = self.missed = self.total_missed = self.unread_pongs = 0
         self.last_latency = self.srtt = self.rttvar = self.jitter = self.rtt_max = 0.0
         self.rtt_min = math.inf
         self.context: t.Dict[str, t.Any] = {}
 
-    # --- sending -------------------------------------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------------------------
 
     def deliver(self, text: str) -> bool:
         """Sends a message of the application, through the session if the client has one."""
@@ -442,8 +399,9 @@ class Connection:
     def _write(self, message: Message) -> None:
         """Runs the server's ``send`` at once, as far as it goes without waiting; only a send that waits costs a task.
 
-        Servers write to the transport and wait only while its buffer is full. So a healthy peer gets its frame before this
-        returns, and one heartbeat costs no task switch. A close, which waits for the peer, never comes through here.
+        Servers write to the transport and wait only while its buffer is full. So a healthy peer gets its frame before
+        this returns, and one heartbeat costs no task switch. A close, which waits for the peer, never comes through
+        here.
         """
         try:
             coroutine: t.Any = self.send(message)
@@ -458,8 +416,11 @@ class Connection:
         self._hold(rest)
 
     def _behind(self) -> bool:
-        """Whether the peer leaves more unread than a server should keep. uvicorn's ``websockets-sansio`` writes whatever it is given and
-        never waits: its buffer would grow without bound, and nobody would be found slow."""
+        """Whether the peer leaves more unread than a server should keep.
+
+        uvicorn's ``websockets-sansio`` writes whatever it gets and never waits: its buffer would grow without bound,
+        and nobody would count as slow.
+        """
         return not self.closed and self.transport.get_write_buffer_size() > RESUME_WRITING
 
     def _hold(self, rest: t.Awaitable[None]) -> None:
@@ -495,8 +456,11 @@ class Connection:
             self._writable()
 
     async def _drained(self) -> None:
-        """Waits for the transport itself. The server's own ping may wait for it already, and ``websockets`` 16 and later lets
-        only one wait: the other, with its frame written, gets an ``AssertionError``."""
+        """Waits for the transport itself.
+
+        The server's own ping may wait for it already, and ``websockets`` 16 and later lets only one wait: the other,
+        with its frame written, gets an ``AssertionError``.
+        """
         transport = _transport(self.send)
         if transport is None:
             raise OSError("the transport is not known")
@@ -521,7 +485,7 @@ class Connection:
         self.outbox_bytes = 0
         if not self.closed:
             if not isinstance(error, (OSError, RuntimeError)):
-                _log("warning", "🔌 WebSocket write failed", connection=self.id[:8], error=type(error).__name__)
+                log("warning", "🔌 WebSocket write failed", connection=self.id[:8], error=type(error).__name__)
             self.gone(1006)
             self.abort()
 
@@ -545,7 +509,7 @@ class Connection:
                 and not self.closed
             ):
                 await self._until_writable()
-            if self.session is not None and self.closed and not self.manager.resumable(self.session):
+            if self.session is not None and self.closed and not self.manager.sessions.resumable(self):
                 raise OSError("the WebSocket is closed")
         elif kind == "websocket.close":
             if self.accepted:
@@ -562,7 +526,7 @@ class Connection:
                 if self.outbox:  # the endpoint calls connect() before accept()
                     self._hold(asyncio.sleep(0))
 
-    # --- closing -------------------------------------------------------------------------------------------------------------
+    # --- closing ------------------------------------------------------------------------------------------------------
 
     def shut(self, code: int, reason: str = "", *, flush: bool = True) -> None:
         """Closes from synchronous code: at most ``CLOSE_GRACE`` later the socket is gone, whatever the peer does."""
@@ -623,17 +587,20 @@ class Connection:
             self.pump.cancel()
 
     def abort(self) -> None:
-        """Ends the TCP connection at once. uvicorn's ``send`` belongs to the protocol object, which has the transport."""
+        """Ends the TCP connection at once.
+
+        uvicorn's ``send`` belongs to the protocol object, which has the transport.
+        """
         transport = _transport(self.send)
         if transport is not None:
             transport.abort()
 
     async def _close_unseen(self, code: int) -> None:
-        """Of another server than asyncio's, whose transport is out of reach: its own close, beside the write that hangs."""
+        """Where the transport is out of reach, as another server's is: its own close, beside the hanging write."""
         if _transport(self.send) is None:
             await asyncio.wait_for(self.send({"type": "websocket.close", "code": code, "reason": ""}), CLOSE_GRACE)
 
-    # --- receiving -----------------------------------------------------------------------------------------------------------
+    # --- receiving ----------------------------------------------------------------------------------------------------
 
     def start_reading(self) -> None:
         if self.pump is None and self.receive is not None and not self.closed:
@@ -642,7 +609,7 @@ class Connection:
             self.pump = asyncio.get_running_loop().create_task(self._pump(self.receive))
 
     async def _pump(self, receive: Receive) -> None:
-        """Reads ahead of the endpoint, so that heartbeats count while it is busy; stops reading when its inbox is full."""
+        """Reads ahead of the endpoint, so that heartbeats count while it is busy; stops when its inbox is full."""
         try:
             while not self.closed:
                 message = await receive()
@@ -660,7 +627,7 @@ class Connection:
                 if self.reader is not None and not self.reader.done():
                     self.reader.set_result(None)
         except Exception as error:
-            _log("warning", "🔌 WebSocket read failed", connection=self.id[:8], error=type(error).__name__)
+            log("warning", "🔌 WebSocket read failed", connection=self.id[:8], error=type(error).__name__)
             self.gone(1006)
 
     async def app_receive(self) -> Message:
@@ -693,12 +660,12 @@ class Connection:
                 self.pong(seq)
                 if seq is not None:
                     return True
-                self.seen_pongs += 1  # the endpoint will read it, too, and call handle_pong
+                self.unread_pongs += 1  # the endpoint will read it, too, and call handle_pong
         elif '"resume"' in text:
-            return self.manager.resume_frame(self, text)
+            return self.manager.sessions.resume(self, text)
         return False
 
-    # --- heartbeat -----------------------------------------------------------------------------------------------------------
+    # --- heartbeat ----------------------------------------------------------------------------------------------------
 
     def ping(self, now: float, head: str) -> None:
         """Sends one; ``head`` is the beginning of the frame, the same for all of a slot."""
@@ -755,14 +722,17 @@ class Connection:
         self.manager.latencies.add(rtt)
 
     def deadline(self) -> float:
-        """When the peer counts as dead: silent for the timeout, or so many pings in a row unanswered for an interval each."""
+        """When the peer counts as dead.
+
+        That is after the timeout in silence, or after so many pings in a row, each unanswered for an interval.
+        """
         limit = self.last_inbound + self.manager.connection_timeout
         if self.first_unanswered is not None:
             limit = min(limit, self.first_unanswered + self.manager.max_missed_pings * self.manager.heartbeat_interval)
         return limit
 
     def stability(self) -> float:
-        """0 to 100: unanswered pings cost up to 50, an unsteady latency up to 20, reconnects of the last hour up to 30."""
+        """0 to 100: unanswered pings cost up to 50, unsteady latency up to 20, reconnects of the last hour up to 30."""
         missed = self.total_missed / self.pings if self.pings else 0.0
         unsteady = min(1.0, self.rttvar / self.srtt) if self.srtt > 1.0 else 0.0
         reconnects = min(1.0, self.manager.reconnects_of(self.user_id) / 10)
@@ -799,11 +769,14 @@ def _current_task() -> t.Optional[asyncio.Task[t.Any]]:
 
 
 def _transport(send: t.Any) -> t.Any:
-    """The asyncio transport behind an ASGI ``send``: an attribute of the object it is a method of, at most a few closures away."""
-    queue, seen = [send], 0
-    while queue and seen < 40:
+    """The asyncio transport behind an ASGI ``send``, or None.
+
+    It is an attribute of the object that ``send`` is a method of, at most a few closures away.
+    """
+    queue, steps = [send], 0
+    while queue and steps < 40:
         item = queue.pop(0)
-        seen += 1
+        steps += 1
         owner = getattr(item, "__self__", None)
         for holder in (owner, item):
             transport = getattr(holder, "transport", None)
@@ -819,7 +792,10 @@ def _transport(send: t.Any) -> t.Any:
 
 
 def _pong_seq(text: str) -> t.Union[int, None, t.Literal[False]]:
-    """The echoed number of a pong, None for a pong without one, False for what is no pong. Nothing else in it is believed."""
+    """The echoed number of a pong, None for a pong without one, False for what is no pong.
+
+    Nothing else in it is believed.
+    """
     try:
         frame = json.loads(text)
     except (ValueError, RecursionError):
@@ -834,21 +810,14 @@ class ConnectionManager:
     """All connections of this process. Every method may be called from the event loop's thread only."""
 
     def __init__(self, clock: t.Callable[[], float] = time.monotonic) -> None:
-        self.heartbeat_interval = _setting("WEBSOCKET_HEARTBEAT_INTERVAL", 20.0, 0.05, 3600)
-        self.connection_timeout = _setting("WEBSOCKET_CONNECTION_TIMEOUT", 60.0, 0.1, 86400)
-        self.max_missed_pings = int(_setting("WEBSOCKET_MAX_MISSED_PINGS", 3, 1, 1000))
-        self.max_connections = int(_setting("WEBSOCKET_MAX_CONNECTIONS", 10_000, 1, 1_000_000))
-        self.max_per_user = int(_setting("WEBSOCKET_MAX_PER_USER", 5, 0, 100_000))
-        self.max_per_address = int(_setting("WEBSOCKET_MAX_PER_ADDRESS", 50, 0, 1_000_000))
-        self.address_limit_chosen = bool(
-            os.environ.get("WEBSOCKET_MAX_PER_ADDRESS")
-        )  # by an operator, who knows what is in front
-        self.accept_rate = _setting("WEBSOCKET_ACCEPT_RATE", 500.0, 0, 1_000_000)
-        self.stall_seconds = _setting("WEBSOCKET_STALL_SECONDS", STALL_SECONDS, 0.05, 3600)
-        self.session_seconds = _setting("WEBSOCKET_SESSION_SECONDS", SESSION_SECONDS, 0, 86400)
-        self.drain_seconds = _setting("WEBSOCKET_DRAIN_SECONDS", 3.0, 0, 8)
+        self.heartbeat_interval = setting("WEBSOCKET_HEARTBEAT_INTERVAL", 20.0, 0.05, 3600)
+        self.connection_timeout = setting("WEBSOCKET_CONNECTION_TIMEOUT", 60.0, 0.1, 86400)
+        self.max_missed_pings = int(setting("WEBSOCKET_MAX_MISSED_PINGS", 3, 1, 1000))
+        self.max_per_user = int(setting("WEBSOCKET_MAX_PER_USER", 5, 0, 100_000))
+        self.stall_seconds = setting("WEBSOCKET_STALL_SECONDS", STALL_SECONDS, 0.05, 3600)
+        self.drain_seconds = setting("WEBSOCKET_DRAIN_SECONDS", 3.0, 0, 8)
         if self.connection_timeout < self.heartbeat_interval:
-            _log("warning", "🔌 WEBSOCKET_CONNECTION_TIMEOUT is shorter than the heartbeat; using three heartbeats")
+            log("warning", "🔌 WEBSOCKET_CONNECTION_TIMEOUT is shorter than the heartbeat; using three heartbeats")
             self.connection_timeout = 3 * self.heartbeat_interval
         self.clock = clock
         self.paused = 0.0  # seconds this process itself stood still
@@ -857,9 +826,7 @@ class ConnectionManager:
         self.connections: t.Dict[str, Connection] = {}
         self.sockets: t.Dict[int, Connection] = {}  # by id() of a registered socket that has no ASGI scope
         self.blocked: t.Dict[Connection, None] = {}
-        self.sessions: OrderedDict[str, Session] = OrderedDict()
-        self.user_sessions: t.Dict[str, t.Dict[str, Session]] = {}
-        self.rooms: t.Dict[str, t.Dict[str, None]] = {}
+        self.sessions = SessionStore()
         self.latencies = Histogram()
         self.totals = dict.fromkeys(
             (
@@ -877,8 +844,8 @@ class ConnectionManager:
             0,
         )
         self.draining = False
+        self.alone_logged = False
         self.heartbeat_task: t.Optional[asyncio.Task[None]] = None
-        self.epoch = secrets.token_hex(4)
         self._slots: t.List[t.Dict[Connection, None]] = [{} for _ignored in range(SLOTS)]
         self._due: t.List[t.List[Connection]] = [[] for _ignored in range(SLOTS)]
         self._cursor = self._next_slot = 0
@@ -890,11 +857,25 @@ class ConnectionManager:
         self._broadcasting: t.Optional[asyncio.Lock] = None
         self._previous_sigterm: t.Any = None
 
-    # --- what the backend calls ----------------------------------------------------------------------------------------------
+    def register(self, sessions: SessionStore) -> None:
+        """Puts a store of sessions in the place of the one that keeps none, before the first client connects."""
+        self.sessions = sessions
+
+    def log_if_alone(self) -> None:
+        """Says once what this process lacks where nobody has registered sessions."""
+        if type(self.sessions) is SessionStore and not self.alone_logged:
+            self.alone_logged = True
+            log(
+                "warning",
+                f"🔌 WebSocket: app/wheels_ops is not {'in use' if PACKAGE.is_dir() else 'installed'}; sessions are not"
+                " resumed, origins and limits are not checked before the handshake, there is no long poll",
+            )
+
+    # --- what the backend calls ---------------------------------------------------------------------------------------
 
     @property
     def connection_metadata(self) -> t.Dict[str, t.Dict[str, t.Any]]:
-        """What is known of each connection now. Made at each look; the manager does not read it back."""
+        """The state of each connection now, built at each access; the manager does not read it back."""
         return {connection_id: connection.metadata() for connection_id, connection in self.connections.items()}
 
     async def connect(self, websocket: t.Any, user_id: str, connection_id: str) -> None:
@@ -912,13 +893,13 @@ class ConnectionManager:
         connection.id_json = f'{json.dumps(connection.id)},"seq":'
         now = self.now()
         connection.connected_at = connection.last_inbound = connection.last_ping = connection.last_pong = now
-        self._release_session(connection)
+        self.sessions.connecting(connection)
         mine = self.user_connections.setdefault(connection.user_id, {})
         if self.max_per_user and len(mine) >= self.max_per_user:
             oldest = self.connections.get(next(iter(mine)))
             if oldest is not None:
                 self.totals["replaced"] += 1
-                _log("info", "🔌 WebSocket replaced by a newer one of the same user", connection=oldest.id[:8])
+                log("info", "🔌 WebSocket replaced by a newer one of the same user", connection=oldest.id[:8])
                 oldest.shut(4409, "replaced by a newer connection")
                 self.forget(oldest)
                 mine = self.user_connections.setdefault(connection.user_id, {})
@@ -934,8 +915,8 @@ class ConnectionManager:
         if len(self._recent) > 10_000:
             self._recent.popitem(last=False)
         self._start_heartbeat()
-        _log("info", "🔗 WebSocket connected", connection=connection.id[:8], connections=len(self.connections))
-        self._offer_session(connection)
+        log("info", "🔗 WebSocket connected", connection=connection.id[:8], connections=len(self.connections))
+        self.sessions.connected(connection)
 
     def disconnect(self, user_id: str, connection_id: str) -> None:
         """Forgets the connection and closes its socket if that is still open. Calling it again does nothing."""
@@ -952,7 +933,7 @@ class ConnectionManager:
     async def send_personal_message(self, message: t.Any, websocket: t.Any) -> bool:
         """Sends to one socket; whether the message was accepted for delivery."""
         if isinstance(websocket, str):
-            # app/api/chat.py gives a user's id here, which it takes from the body of a request: nobody's socket may be reached by it.
+            # app/api/chat.py passes a user's id, which it takes from the body of a request: it must reach no socket.
             return False
         text = _encoded(message)
         if text is None:
@@ -966,7 +947,7 @@ class ConnectionManager:
         except OSError:
             return False
         except Exception as error:
-            _log("warning", "🔌 WebSocket message not sent", error=type(error).__name__)
+            log("warning", "🔌 WebSocket message not sent", error=type(error).__name__)
             return False
 
     async def send_message_to_user(self, message: t.Any, user_id: str) -> None:
@@ -976,9 +957,10 @@ class ConnectionManager:
             self._send_to_user(text, str(user_id))
 
     async def broadcast(self, message: t.Any, *, droppable: str = "") -> None:
-        """Sends to everybody; encoded once, in slices of 2 ms, so that no peer and no number of peers holds up the event loop.
+        """Sends to everybody; encoded once, in slices of 2 ms.
 
-        ``droppable`` names a kind of message of which a slow client needs only the latest.
+        So no peer and no number of peers holds up the event loop. ``droppable`` names a kind of message of which a slow
+        client needs only the latest.
         """
         text = _encoded(message)
         if text is None:
@@ -986,11 +968,10 @@ class ConnectionManager:
         if self._broadcasting is None:
             self._broadcasting = asyncio.Lock()
         async with self._broadcasting:  # two broadcasts must not overtake each other between slices
-            targets: t.List[t.Union[Connection, Session]] = list(self.connections.values())
-            targets += [session for session in self.sessions.values() if session.connection is None]
+            targets: t.List[t.Union[Connection, Replay]] = [*self.connections.values(), *self.sessions.detached()]
             slice_end = time.perf_counter() + 0.002
             for count, target in enumerate(targets):
-                if isinstance(target, Session):
+                if not isinstance(target, Connection):
                     target.add(text)
                 elif target.session is not None:
                     target.session.add(text)
@@ -1005,8 +986,8 @@ class ConnectionManager:
         connection = self.connections.get(connection_id)
         if connection is None:
             return
-        if connection.seen_pongs:
-            connection.seen_pongs -= 1
+        if connection.unread_pongs:
+            connection.unread_pongs -= 1
             return
         connection.last_inbound = self.now()
         connection.first_unanswered = None
@@ -1045,7 +1026,10 @@ class ConnectionManager:
         }
 
     def get_public_stats(self) -> t.Dict[str, t.Any]:
-        """Counts and latencies without any user, connection or address in them; latencies and score are at most one second old."""
+        """Counts and latencies without any user, connection or address in them.
+
+        Latencies and score are at most one second old.
+        """
         now = self.now()
         if now - self._public[0] > 1:
             sample = list(self.connections.values())[:DETAILS]
@@ -1088,28 +1072,7 @@ class ConnectionManager:
         connection = self.connections.get(connection_id)
         return None if connection is None else connection.context
 
-    async def join_room(self, connection_id: str, room: str) -> bool:
-        if connection_id not in self.connections:
-            return False
-        self.rooms.setdefault(str(room), {})[connection_id] = None
-        return True
-
-    async def leave_room(self, connection_id: str, room: str) -> bool:
-        members = self.rooms.get(str(room), {})
-        found = connection_id in members
-        members.pop(connection_id, None)
-        if not members:
-            self.rooms.pop(str(room), None)
-        return found
-
-    async def send_to_room(self, message: t.Any, room: str) -> int:
-        text = _encoded(message)
-        if text is None:
-            return 0
-        members = [self.connections[name] for name in list(self.rooms.get(str(room), {})) if name in self.connections]
-        return sum(connection.deliver(text) for connection in members)
-
-    # --- connections ---------------------------------------------------------------------------------------------------------
+    # --- connections --------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         """Seconds on the monotonic clock, without the time in which this process itself stood still."""
@@ -1127,8 +1090,8 @@ class ConnectionManager:
 
     def _connection_of(self, websocket: t.Any) -> t.Optional[Connection]:
         scope = getattr(websocket, "scope", None)
-        found = scope.get(SCOPE_KEY) if isinstance(scope, Mapping) else None
-        return found if isinstance(found, Connection) else self.sockets.get(id(websocket))
+        guarded = scope.get(SCOPE_KEY) if isinstance(scope, Mapping) else None
+        return guarded if isinstance(guarded, Connection) else self.sockets.get(id(websocket))
 
     def _adopt(self, websocket: t.Any) -> Connection:
         """The guard's connection of this socket, or a new one that interposes on the ``WebSocket`` itself."""
@@ -1155,7 +1118,7 @@ class ConnectionManager:
             self._slots[connection.slot].pop(connection, None)
             connection.slot = -1
             self.totals["closed"] += 1
-            _log(
+            log(
                 "info",
                 "🔌 WebSocket disconnected",
                 connection=connection.id[:8],
@@ -1171,15 +1134,7 @@ class ConnectionManager:
             mine.pop(connection.id, None)
             if not mine:
                 self.user_connections.pop(connection.user_id, None)
-            for room in [name for name, members in self.rooms.items() if connection.id in members]:
-                self.rooms[room].pop(connection.id)
-                if not self.rooms[room]:
-                    del self.rooms[room]
-        session = connection.session
-        if session is not None and session.connection is connection:
-            session.connection = None
-            session.detached_at = self.now()
-            session.wake()
+        self.sessions.disconnected(connection)
 
     def reconnects_of(self, user_id: str) -> int:
         """Connects of this user in the last hour, but for the first."""
@@ -1190,25 +1145,23 @@ class ConnectionManager:
         return max(0, sum(1 for at in recent if at > since) - 1)
 
     def _send_to_user(self, text: str, user_id: str) -> int:
-        # Both lists first: a connection that breaks while it is written to leaves its session detached, with the message in it.
+        # Both lists first: a connection that breaks while it is written to leaves its session detached, with the
+        # message in it.
         connections = [
             self.connections[name] for name in self.user_connections.get(user_id, ()) if name in self.connections
         ]
-        waiting = [
-            session
-            for session in self.user_sessions.get(user_id, {}).values()
-            if session.connection is None and self.resumable(session)
-        ]
+        detached = self.sessions.detached(user_id)
         return sum(connection.deliver(text) for connection in connections) + sum(
-            session.add(text) for session in waiting
+            session.add(text) for session in detached
         )
 
-    # --- heartbeat -----------------------------------------------------------------------------------------------------------
+    # --- heartbeat ----------------------------------------------------------------------------------------------------
 
     def _start_heartbeat(self) -> None:
         loop = asyncio.get_running_loop()
         task = self.heartbeat_task
         if task is None or task.done() or task.get_loop() is not loop:
+            self.log_if_alone()
             self._wheel_time = self.now()
             self.heartbeat_task = loop.create_task(self._heartbeat())
             self._hook_sigterm(loop)
@@ -1222,11 +1175,11 @@ class ConnectionManager:
             late = self.clock() - before - pause
             if late > HICCUP:
                 self.paused += late
-                _log("warning", "💓 The server itself stood still; no peer is blamed", seconds=round(late, 1))
+                log("warning", "💓 The server itself stood still; no peer is blamed", seconds=round(late, 1))
             try:
                 self.tick()
             except Exception as error:
-                _log("error", "💓 Heartbeat error", error=f"{type(error).__name__}: {error}")
+                log("error", "💓 Heartbeat error", error=f"{type(error).__name__}: {error}")
         self.heartbeat_task = None
 
     def tick(self) -> None:
@@ -1245,7 +1198,7 @@ class ConnectionManager:
         for connection in [slow for slow in self.blocked if now - slow.blocked_since > self.stall_seconds]:
             self.totals["slow"] += 1
             self.blocked.pop(connection, None)
-            _log(
+            log(
                 "warning",
                 "🔌 WebSocket client does not read",
                 connection=connection.id[:8],
@@ -1254,10 +1207,10 @@ class ConnectionManager:
             connection.shut(1013, "client does not read", flush=False)
         if now - self._swept > 1:
             self._swept = now
-            self._sweep_sessions()
+            self.sessions.sweep()
         if now - self._reported > 60:
             self._reported = now
-            _log(
+            log(
                 "info",
                 "💓 WebSocket heartbeat",
                 connections=len(self.connections),
@@ -1284,13 +1237,13 @@ class ConnectionManager:
                 self._watch(connection, now, step)
 
     def _watch(self, connection: Connection, now: float, step: float) -> None:
-        """Ends a connection whose deadline has passed, or looks again at the deadline if that is before its next ping."""
-        left = connection.deadline() - now
-        if left <= 0:
-            if connection.room is not None and not connection.room.done() and left > -4 * self.connection_timeout:
+        """Ends a connection whose deadline has passed, or looks again at the deadline if its next ping comes later."""
+        rest = connection.deadline() - now
+        if rest <= 0:
+            if connection.room is not None and not connection.room.done() and rest > -4 * self.connection_timeout:
                 return  # its frames wait here for the endpoint: we are the silent side
             self.totals["timed_out"] += 1
-            _log(
+            log(
                 "warning",
                 "🔌 WebSocket peer is silent",
                 connection=connection.id[:8],
@@ -1298,120 +1251,22 @@ class ConnectionManager:
             )
             connection.shut(1001, "no sign of life", flush=False)
             self.forget(connection)
-        elif left < self.heartbeat_interval:
-            self._due[(self._cursor + max(1, math.ceil(left / step))) % SLOTS].append(connection)
+        elif rest < self.heartbeat_interval:
+            self._due[(self._cursor + max(1, math.ceil(rest / step))) % SLOTS].append(connection)
 
-    # --- sessions ------------------------------------------------------------------------------------------------------------
-
-    def resumable(self, session: Session) -> bool:
-        return session.detached_at is None or self.now() - session.detached_at <= self.session_seconds
-
-    def _release_session(self, connection: Connection) -> None:
-        """Ends the connection that this one continues, so that it does not count against the user's limit."""
-        query = parse_qs(connection.scope.get("query_string", b"").decode("latin-1"))
-        session = self.sessions.get(query.get("session", [""])[-1])
-        old = session.connection if session is not None and session.user_id == connection.user_id else None
-        if old is not None and old is not connection:
-            old.shut(4409, "resumed elsewhere", flush=False)
-            self.forget(old)
-
-    def _offer_session(self, connection: Connection) -> None:
-        """Binds a client that asked for it in the query string to its session, before anything else is sent to it."""
-        query = parse_qs(connection.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        if connection.virtual is not None or "session" in query:
-            self.bind(connection, query.get("session", [""])[-1], whole_number(query.get("last_seq", ["0"])[-1]))
-        elif connection.wanted is not None:
-            self.bind(connection, *connection.wanted)
-
-    def resume_frame(self, connection: Connection, text: str) -> bool:
-        """``{"type":"resume","session":ID,"last_seq":N}``: the same handshake for a client that cannot set the query string."""
-        try:
-            frame = json.loads(text)
-        except (ValueError, RecursionError):
-            return False
-        if not isinstance(frame, dict) or frame.get("type") != "resume":
-            return False
-        if connection.session is None:
-            session = frame.get("session")
-            connection.wanted = (session if isinstance(session, str) else "", whole_number(frame.get("last_seq")))
-            if connection.slot >= 0:
-                self.bind(connection, *connection.wanted)
-        return True
-
-    def bind(self, connection: Connection, session_id: str, last_seq: int) -> None:
-        """Attaches the connection to its session and replays, or starts a new session and says so with one ``resync``."""
-        session = self.sessions.get(session_id)
-        missed: t.Optional[t.List[str]] = None
-        if session is not None and session.user_id == connection.user_id and self.resumable(session):
-            missed = session.since(last_seq)
-        if session is None or missed is None:
-            session = self._new_session(connection.user_id)
-        elif session.connection is not None and session.connection is not connection:
-            old, session.connection = session.connection, None
-            old.session = None
-            old.shut(4409, "resumed elsewhere", flush=False)
-        connection.session, session.connection, session.detached_at = session, connection, None
-        kind = "resync" if session_id and missed is None else "session"
-        notice = {
-            "type": kind,
-            "session": session.id,
-            "epoch": session.epoch,
-            "seq": session.seq,
-            "heartbeat_ms": int(self.heartbeat_interval * 1000),
-            "timeout_ms": int(self.connection_timeout * 1000),
-        }
-        connection.push(json.dumps(notice, separators=(",", ":")))
-        if missed is not None:
-            session.reconnects += 1
-            self.totals["resumed"] += 1
-            for text in missed:
-                connection.push(text)
-        elif session_id:
-            self.totals["resynced"] += 1
-        if connection.virtual is not None:
-            connection.virtual.attached(session, kind)
-
-    def _new_session(self, user_id: str) -> Session:
-        mine = self.user_sessions.setdefault(user_id, {})
-        limit = 2 * (self.max_per_user or OUTBOX_MESSAGES)
-        for old in [known for known in mine.values() if known.connection is None][: max(0, len(mine) + 1 - limit)]:
-            self._end_session(old)
-        while len(self.sessions) >= MAX_SESSIONS:
-            oldest = next(
-                (known for known in self.sessions.values() if known.connection is None),
-                next(iter(self.sessions.values())),
-            )
-            self._end_session(oldest)
-        session = Session(user_id, self.epoch)
-        self.sessions[session.id] = session
-        self.user_sessions.setdefault(user_id, {})[session.id] = session
-        return session
-
-    def _end_session(self, session: Session) -> None:
-        self.sessions.pop(session.id, None)
-        mine = self.user_sessions.get(session.user_id, {})
-        mine.pop(session.id, None)
-        if not mine:
-            self.user_sessions.pop(session.user_id, None)
-        if session.connection is not None:
-            session.connection.session = None
-        session.wake()
-
-    def _sweep_sessions(self) -> None:
-        for session in [known for known in self.sessions.values() if not self.resumable(known)]:
-            self._end_session(session)
-
-    # --- shutdown ------------------------------------------------------------------------------------------------------------
+    # --- shutdown -----------------------------------------------------------------------------------------------------
 
     async def drain(self, seconds: t.Optional[float] = None) -> None:
-        """Tells every client when to come back, then closes all with 1012, evenly over a few seconds; refuses new ones meanwhile."""
+        """Tells every client when to come back, then closes all with 1012, evenly over a few seconds.
+
+        Meanwhile the guard refuses new ones.
+        """
         self.draining = True
         connections = list(self.connections.values())
         random.shuffle(connections)
         seconds = min(self.drain_seconds if seconds is None else seconds, len(connections) * 0.005)
-        _log("info", "🔌 Draining WebSocket connections", connections=len(connections), seconds=round(seconds, 1))
-        for session in list(self.sessions.values()):
-            session.wake()
+        log("info", "🔌 Draining WebSocket connections", connections=len(connections), seconds=round(seconds, 1))
+        self.sessions.wake()
         started = self.clock()
         for count, connection in enumerate(connections):
             connection.push(f'{{"type":"reconnect","after_ms":{random.randint(0, RECONNECT_SPREAD_MS)}}}')
@@ -1425,7 +1280,10 @@ class ConnectionManager:
             await asyncio.wait(set(self.closings), timeout=CLOSE_GRACE + 1)
 
     def _hook_sigterm(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drains before the server's own handler runs: uvicorn would cut all connections at once and let them all come back at once."""
+        """Drains before the server's own handler runs.
+
+        uvicorn would cut all connections at once and let them all come back at once.
+        """
         if self._previous_sigterm is not None or threading.current_thread() is not threading.main_thread():
             return
         previous = signal.getsignal(signal.SIGTERM)
@@ -1437,7 +1295,7 @@ class ConnectionManager:
             try:
                 await asyncio.wait_for(self.drain(), 9)
             except Exception as error:
-                _log("error", "🔌 Draining failed", error=type(error).__name__)
+                log("error", "🔌 Draining failed", error=type(error).__name__)
             finally:
                 previous(number, frame)
 
@@ -1450,303 +1308,8 @@ class ConnectionManager:
         signal.signal(signal.SIGTERM, handler)
 
 
-class _Refusal(t.NamedTuple):
-    status: int
-    text: str
-    retry_after: int = 0
-    close_code: int = 1008
-
-
-class WebSocketGuard:
-    """ASGI layer around the application: origin and limits before the handshake is accepted, the long poll, an orderly shutdown.
-
-    Everything that is neither a WebSocket nor the long poll passes through untouched.
-    """
-
-    def __init__(self, app: App, connections: t.Optional[ConnectionManager] = None) -> None:
-        self.app = app
-        self.manager = connections if connections is not None else manager
-        self.open = 0
-        self.by_address: t.Dict[str, int] = {}
-        self.proxies = _trusted_proxies(os.environ.get("WEBSOCKET_TRUSTED_PROXIES", ""))
-        self.told_of_nameless_proxy = False
-        self.accepts = TokenBucket(self.manager.accept_rate, max(1.0, 2 * self.manager.accept_rate))
-        self.handshakes: OrderedDict[t.Tuple[str, str], TokenBucket] = OrderedDict()
-
-    async def __call__(self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            inner = dict(scope)
-            _hide_secrets(scope)
-            await self.websocket(inner, receive, send)
-        elif (
-            scope["type"] == "http"
-            and scope.get("path") in (POLL_PATH, SCRIPT_PATH)
-            and scope.get("method") in ("GET", "POST")
-        ):
-            try:
-                from app.wheels_ops import ws_poll
-            except ImportError:
-                _log(
-                    "error",
-                    "🔌 No long poll: copy app/wheels_ops/ws_poll.py of the same release next to the patched files",
-                )
-                await respond(send, 501, {"error": "the long poll is not installed"})
-                return
-            if scope["path"] == POLL_PATH:
-                inner = dict(scope)
-                _hide_secrets(scope)
-                await ws_poll.Poll(self, inner, receive, send).answer()
-            else:
-                await ws_poll.script(scope, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def websocket(
-        self, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send, virtual: t.Optional[Virtual] = None
-    ) -> None:
-        address = _counted_as(_client_address(scope, self.proxies))
-        refusal = self.refuse(scope, address)
-        if refusal is not None:
-            self.manager.totals["refused"] += 1
-            _log("warning", "🔌 WebSocket refused", status=refusal.status, reason=refusal.text)
-            await _refuse(scope, receive, send, refusal)
-            return
-        connection = Connection(self.manager, send, receive, scope)
-        connection.virtual = virtual
-        if virtual is not None:
-            virtual.connection = connection
-        self.open += 1
-        self.by_address[address] = self.by_address.get(address, 0) + 1
-        try:
-            await self.app({**scope, SCOPE_KEY: connection}, connection.app_receive, connection.app_send)
-            if connection.accepted:
-                await connection.close(1000)
-        except BaseException:
-            connection.close_code = 1011
-            raise
-        finally:
-            self.open -= 1
-            self.by_address[address] -= 1
-            if not self.by_address[address]:
-                del self.by_address[address]
-            connection.gone(connection.close_code)
-
-    def refuse(self, scope: t.Mapping[str, t.Any], address: str) -> t.Optional[_Refusal]:
-        """Why this handshake must not be accepted, or None."""
-        here = self.manager
-        if not origin_allowed(header(scope, b"origin")):
-            return _Refusal(403, "origin not allowed")
-        if here.draining:
-            return _Refusal(503, "server restarts", random.randint(1, RECONNECT_SPREAD_MS // 1000), 1012)
-        if self.open >= here.max_connections:
-            return _Refusal(503, "too many connections", random.randint(5, 15), 1013)
-        if (
-            here.max_per_address
-            and self.by_address.get(address, 0) >= here.max_per_address
-            and not self._nameless_proxy(scope)
-        ):
-            return _Refusal(429, "too many connections from this address", 10)
-        if here.max_per_user:
-            key = (address, scope.get("path", ""))
-            bucket = self.handshakes.get(key)
-            if bucket is None:
-                bucket = self.handshakes[key] = TokenBucket(1.0, 4.0 * here.max_per_user)
-                if len(self.handshakes) > 4096:
-                    self.handshakes.popitem(last=False)
-            self.handshakes.move_to_end(key)
-            wait = bucket.take()
-            if wait:
-                return _Refusal(429, "too many handshakes for this user", math.ceil(wait))
-        wait = self.accepts.take()
-        if wait:
-            return _Refusal(503, "too many handshakes", max(1, math.ceil(wait)), 1013)
-        return None
-
-    def _nameless_proxy(self, scope: t.Mapping[str, t.Any]) -> bool:
-        """Whether the TCP peer is a proxy that does not say for whom it speaks: its address stands for everybody, and a limit that
-        nobody chose for that would lock everybody out. Anything on a private network is such a proxy; on this very machine it
-        is one when it brings a browser's page from elsewhere."""
-        peer = _address((scope.get("client") or ("", 0))[0])
-        if self.manager.address_limit_chosen or peer is None or not _within(peer, self.proxies):
-            return False
-        if any(header(scope, name) for name in (b"x-forwarded-for", b"x-real-ip", b"cf-connecting-ip")):
-            return False
-        if peer.is_loopback:
-            origin = header(scope, b"origin") or ""
-            if not origin or re.match(r"https?://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?$", origin):
-                return False
-        if not self.told_of_nameless_proxy:
-            self.told_of_nameless_proxy = True
-            _log(
-                "warning",
-                "🔌 The proxy in front names no client, so connections are not limited by address: let it send"
-                " X-Forwarded-For",
-            )
-        return True
-
-
-def header(scope: t.Mapping[str, t.Any], name: bytes) -> t.Optional[str]:
-    return next((value.decode("latin-1") for key, value in scope.get("headers", ()) if key.lower() == name), None)
-
-
-def origin_allowed(origin: t.Optional[str]) -> bool:
-    """The CORS policy's own verdict. A client without an Origin is no browser; its token is what protects it."""
-    if origin is None:
-        return True
-    try:
-        from app.core.cors_config import cors_config
-
-        allows = getattr(cors_config, "is_websocket_origin_allowed", None)
-    except Exception:  # no CORS policy in this process
-        allows = None
-    return True if allows is None else bool(allows(origin))
-
-
-Address = t.Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
-Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-_PRIVATE = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,100.64.0.0/10,fc00::/7,fe80::/10"
-# https://www.cloudflare.com/ips/; the hosting service of the first user stands behind it.
-_CLOUDFLARE = (
-    "173.245.48.0/20,103.21.244.0/22,103.22.200.0/22,103.31.4.0/22,141.101.64.0/18,108.162.192.0/18,190.93.240.0/20,188.114.96.0/20,"
-    "197.234.240.0/22,198.41.128.0/17,162.158.0.0/15,104.16.0.0/13,104.24.0.0/14,172.64.0.0/13,131.0.72.0/22,"
-    "2400:cb00::/32,2606:4700::/32,2803:f800::/32,2405:b500::/32,2405:8100::/32,2a06:98c0::/29,2c0f:f248::/32"
-)
-
-
-def _trusted_proxies(text: str) -> t.Tuple[Network, ...]:
-    """The networks whose word about a client's address is taken. Nothing configured: private ones and Cloudflare's."""
-    if text.strip().lower() == "none":
-        return ()
-    found: t.List[Network] = []
-    for entry in (text.strip() or f"{_PRIVATE},{_CLOUDFLARE}").split(","):
-        try:
-            found.append(ipaddress.ip_network(entry.strip(), strict=False))
-        except ValueError:
-            if entry.strip():
-                _log(
-                    "error",
-                    f"🔌 WEBSOCKET_TRUSTED_PROXIES: {entry.strip()[:60]!a} is neither an address nor a network;"
-                    " left out",
-                )
-    return tuple(found)
-
-
-_DEFAULT_PROXIES = _trusted_proxies("")
-_CLOUDFLARE_NETWORKS = _trusted_proxies(_CLOUDFLARE)
-
-
-def _address(text: object) -> t.Optional[Address]:
-    """An address as proxies write it, perhaps with a port; None for anything else."""
-    text = str(text or "").strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        found = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(found, "ipv4_mapped", None) or found
-
-
-def _within(address: Address, networks: t.Iterable[Network]) -> bool:
-    return any(address.version == network.version and address in network for network in networks)
-
-
-def _client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] = _DEFAULT_PROXIES) -> str:
-    """Whom to count a connection against: from the TCP peer on, each trusted proxy's word for the one before it.
-
-    What stands left of the first address that is no trusted proxy came from the client itself and is not looked at.
-    """
-    peer = (scope.get("client") or ("unknown", 0))[0]
-    known = _address(peer)
-    if known is not None and not _within(
-        known, proxies
-    ):  # a Unix socket has no address: whoever listens there is trusted
-        return str(known)
-    if not proxies:
-        return str(peer)
-    forwarded = [
-        part
-        for key, value in scope.get("headers", ())
-        if key.lower() == b"x-forwarded-for"
-        for part in value.decode("latin-1").split(",")
-    ]
-    nearest = known
-    for entry in reversed(forwarded):
-        address = _address(entry)
-        if address is None:
-            break
-        nearest = address
-        if not _within(address, proxies):
-            return str(address)
-    named = _address(header(scope, b"cf-connecting-ip"))
-    if named is not None and (not forwarded or (nearest is not None and _within(nearest, _CLOUDFLARE_NETWORKS))):
-        return str(named)
-    named = None if forwarded else _address(header(scope, b"x-real-ip"))
-    return str(named or nearest or peer)
-
-
-def _counted_as(address: str) -> str:
-    """An IPv6 client has a whole /64 to choose its address from."""
-    known = _address(address)
-    return (
-        address
-        if known is None or known.version == 4 or known.is_loopback
-        else str(ipaddress.ip_network((known, 64), strict=False))
-    )
-
-
-_SECRET_IN_QUERY = re.compile(rb"(^|&)((?:access_|refresh_)?token|session|apikey)=[^&]*", re.IGNORECASE)
-
-
-def _hide_secrets(scope: t.MutableMapping[str, t.Any]) -> None:
-    """A browser can send its token in the address only, and servers log addresses: uvicorn writes the path out of this very object,
-    with the query in it, when it accepts a WebSocket or answers a request. The application has got a copy of its own.
-    """
-    query = scope.get("query_string", b"")
-    if b"=" in query:
-        scope["query_string"] = _SECRET_IN_QUERY.sub(rb"\1\2=***", query)
-
-
-async def respond(
-    send: Send, status: int, body: t.Mapping[str, t.Any], *, etag: str = "", retry_after: int = 0, length: bool = True
-) -> None:
-    """One JSON answer to an HTTP request."""
-    payload = encode(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    if length:
-        headers.append((b"content-length", str(len(payload)).encode()))
-    if etag:
-        headers.append((b"etag", f'"{etag}"'.encode()))
-    if retry_after:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})
-
-
-async def _refuse(scope: t.Mapping[str, t.Any], receive: Receive, send: Send, refusal: _Refusal) -> None:
-    await receive()
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": refusal.close_code, "reason": refusal.text})
-        return
-
-    async def answer(message: Message) -> None:
-        await send({**message, "type": f"websocket.{message['type']}"})
-
-    # Servers add the length of a refused handshake's body themselves; with one of ours before it, uvicorn's sansio sends two.
-    await respond(answer, refusal.status, {"error": refusal.text}, retry_after=refusal.retry_after, length=False)
-
-
-def whole_number(value: t.Any) -> int:
-    try:
-        return int(value) if not isinstance(value, (bool, float)) and len(str(value)) < 16 else -1
-    except (TypeError, ValueError):
-        return -1
-
-
 def _plain_send(websocket: t.Any) -> Send:
-    """An ASGI ``send`` for an object that has only the methods of a WebSocket (a double in a test, another framework's)."""
+    """An ASGI ``send`` for an object that has only a WebSocket's methods: a double in a test, another framework's."""
 
     async def send(message: Message) -> None:
         if getattr(getattr(websocket, "client_state", None), "name", "") == "DISCONNECTED":
@@ -1767,6 +1330,8 @@ def _plain_send(websocket: t.Any) -> Send:
 
 manager = ConnectionManager()
 websocket_manager = manager  # the name that app/monitoring/enhanced_monitoring.py imports
+if not PACKAGE.is_dir():  # nobody will register: said at the start, not when the first client comes
+    manager.log_if_alone()
 
 
 async def startup() -> None:

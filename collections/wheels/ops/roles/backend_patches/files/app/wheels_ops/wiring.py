@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Puts the patched files to work without taking ``main.py`` over.
 
-The marked block at the end of ``main.py`` calls ``install(app, globals())``. Our layers then lie outside everything that the
-application itself installed, whatever it adds afterwards, because Starlette builds its middleware stack only when the
-first request or the lifespan arrives:
+The marked block at the end of ``main.py`` calls ``install(app, globals())``. Our layers then lie outside everything
+that the application itself installed, whatever it adds afterwards, because Starlette builds its middleware stack only
+when the first request or the lifespan arrives:
 
     CORS                  answers preflights; adds headers also to errors of everything inside
       system health       /api/v1/system/*, /livez, /readyz, /metrics; has its own protection
-        WebSocket guard   limits before accept, long poll, drain
+        WebSocket guard   app/wheels_ops/websocket: limits before accept, long poll; registers the sessions
           request metrics
             the application with its own middlewares
+              endpoint -> app/core/websocket_manager: connections, heartbeat, bounded sending, drain
 
 A layer whose module is missing or broken is left out with an error in the log: the backend must start with whatever
 subset of our files it finds. One thing does stop the start: a CORS policy that cannot be right.
@@ -30,7 +31,7 @@ ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 #: Innermost first: module and class of each layer.
 LAYERS: t.Tuple[t.Tuple[str, str], ...] = (
     ("app.core.performance_monitor", "RequestMetricsMiddleware"),
-    ("app.core.websocket_manager", "WebSocketGuard"),
+    ("app.wheels_ops.websocket.guard", "WebSocketGuard"),
     ("app.api.v1.system_health", "SystemHealthMiddleware"),
     ("app.core.cors_config", "CORSMiddleware"),
 )
@@ -51,7 +52,8 @@ log = logging.getLogger("app.wheels_ops")
 def install(app: t.Any, namespace: t.Optional[t.MutableMapping[str, t.Any]] = None) -> t.Any:
     """Wraps a FastAPI or Starlette application in place and gives it back. A second call changes nothing.
 
-    ``namespace`` is that of the module that holds the application; names which its routes use and it lacks are put there.
+    ``namespace`` is that of the module that holds the application; names that its routes use and it lacks are put
+    there.
     """
     if namespace is not None:
         _supply_names(namespace)
@@ -75,8 +77,11 @@ def install(app: t.Any, namespace: t.Optional[t.MutableMapping[str, t.Any]] = No
 
 
 def _supply_names(namespace: t.MutableMapping[str, t.Any]) -> None:
-    """The August release's ``main.py`` uses ``cors_config`` and never imports it: its CORS routes and its catch-all for OPTIONS end in
-    a NameError. A name that the module has, whatever it means there, stays."""
+    """Supplies ``cors_config``, which the August release's ``main.py`` uses and never imports.
+
+    Without it that release's CORS routes and its catch-all for OPTIONS end in a NameError. A name that the module has,
+    whatever it means there, stays.
+    """
     config = _find("app.core.cors_config", "cors_config")
     if config is not None:
         namespace.setdefault("cors_config", config)
@@ -116,7 +121,9 @@ def _find(module_name: str, name: str) -> t.Any:
     except Exception as error:
         if getattr(error, "stops_the_start", False):
             raise
-        log.exception("wheels.ops: %s cannot be imported, its part is left out", module_name)
+        # A missing module or name says so itself: a file was not copied, or the release's own is in its place.
+        trace = None if isinstance(error, ImportError) else error
+        log.error("wheels.ops: %s cannot be imported, its part is left out: %s", module_name, error, exc_info=trace)
         return None
     return getattr(module, name, None)
 
@@ -136,7 +143,7 @@ class Lifespan:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
 
         def is_told_to_end() -> bool:
-            """During the start uvicorn only notes SIGTERM and SIGINT, and ends after it without ``lifespan.shutdown``."""
+            """During the start uvicorn only notes SIGTERM and SIGINT, and ends without ``lifespan.shutdown``."""
             return getattr(server, "should_exit", False) is True
 
         async def stop() -> None:

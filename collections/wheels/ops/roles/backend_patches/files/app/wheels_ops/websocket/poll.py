@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The HTTP long poll of ``WebSocketGuard``: the same messages for clients that no WebSocket reaches.
-
-Optional: without this file everything else of ``app/core/websocket_manager.py`` works, and the poll answers 501.
-"""
+"""The HTTP long poll: the same messages for clients that no WebSocket reaches; and the script of the browser's end."""
 
 from __future__ import annotations
 
@@ -14,63 +11,61 @@ import typing as t
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlencode
 
-from app.core.websocket_manager import (
-    INBOX_MESSAGES,
-    RECONNECT_SPREAD_MS,
-    Connection,
-    Message,
-    Receive,
-    Send,
-    Session,
-    WebSocketGuard,
-    header,
-    respond,
-    whole_number,
-)
+from app.core.websocket_manager import INBOX_MESSAGES, RECONNECT_SPREAD_MS, Connection, Message, Receive, Send
+from app.wheels_ops.websocket.asgi import Scope, header, respond
+from app.wheels_ops.websocket.session import Session, Sessions, whole_number
 
+POLL_PATH = "/api/v1/pam/poll"
+SCRIPT_PATH = "/api/v1/pam/socket.js"  # the browser's end, app/static/pam-socket.js
 SOCKET_PATH = "/api/v1/pam/ws/{user_id}"
 POLL_HOLD = 25.0  # seconds; load balancers cut silent requests at 30
 POLL_BODY = 64 * 1024  # the endpoint's own limit for a message
-SCRIPT = Path(__file__).resolve().parents[1] / "static" / "pam-socket.js"
+SCRIPT = Path(__file__).resolve().parents[2] / "static" / "pam-socket.js"
 
 
 class Virtual:
-    """A long-polling client as the endpoint sees it: a WebSocket whose frames come from POSTs and go into the session's ring."""
+    """A polling client as the endpoint sees it: a WebSocket whose frames come from POSTs and go into its session."""
 
     def __init__(self) -> None:
         self.connection: t.Optional[Connection] = None
         self.inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX_MESSAGES)
         self.inbox.put_nowait({"type": "websocket.connect"})
-        self.opened: asyncio.Future[t.Tuple[t.Optional[Session], str, int]] = asyncio.get_running_loop().create_future()
+        self.outcome: asyncio.Future[t.Tuple[t.Optional[Session], str, int]] = (
+            asyncio.get_running_loop().create_future()
+        )
 
     async def receive(self) -> Message:
         return await self.inbox.get()
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "websocket.close" and not self.opened.done():
-            self.opened.set_result((None, "closed", int(message.get("code") or 1000)))
-        elif message["type"] == "websocket.http.response.start" and not self.opened.done():
-            self.opened.set_result((None, "refused", int(message["status"])))
+        if message["type"] == "websocket.close" and not self.outcome.done():
+            self.outcome.set_result((None, "closed", int(message.get("code") or 1000)))
+        elif message["type"] == "websocket.http.response.start" and not self.outcome.done():
+            self.outcome.set_result((None, "refused", int(message["status"])))
 
     def attached(self, session: Session, kind: str) -> None:
-        if not self.opened.done():
-            self.opened.set_result((session, kind, 0))
+        """The endpoint has accepted the client; ``kind`` is that of the notice, ``session`` or ``resync``."""
+        if not self.outcome.done():
+            self.outcome.set_result((session, kind, 0))
+
+
+#: Runs the application's WebSocket endpoint for a client that has no socket, behind all limits.
+OpenSocket = t.Callable[[Scope, Receive, Send, Virtual], t.Coroutine[t.Any, t.Any, None]]
 
 
 class Poll:
     """One request to ``/api/v1/pam/poll``.
 
-    ``GET ?session=ID&last_seq=N`` waits up to 25 s for messages after N: ``{"session","epoch","seq","messages":[...],"resync"?}``;
-    with the last answer's ``ETag`` as ``If-None-Match`` it is 304 if none came.
-    With ``user_id`` and ``token`` (or ``Authorization: Bearer``) it first opens the very endpoint that a WebSocket would reach,
-    with the same authentication, so a client whose proxy blocks WebSockets is served, too. ``POST ?session=ID`` sends that
-    endpoint one frame. The id of a session is a secret of 144 bits that only its owner was told.
+    ``GET ?session=ID&last_seq=N`` waits up to 25 s for messages after N:
+    ``{"session","epoch","seq","messages":[...],"resync"?}``; with the last answer's ``ETag`` as ``If-None-Match`` it is
+    304 if none came. With ``user_id`` and ``token`` (or ``Authorization: Bearer``) it first opens the very endpoint
+    that a WebSocket would reach, with the same authentication, so a client whose proxy blocks WebSockets is served,
+    too. ``POST ?session=ID`` sends that endpoint one frame. The id of a session is a secret of 144 bits that only its
+    owner knows.
     """
 
-    def __init__(
-        self, guard: WebSocketGuard, scope: t.MutableMapping[str, t.Any], receive: Receive, send: Send
-    ) -> None:
-        self.guard, self.manager = guard, guard.manager
+    def __init__(self, sessions: Sessions, open_socket: OpenSocket, scope: Scope, receive: Receive, send: Send) -> None:
+        self.sessions, self.manager, self.open_socket = sessions, sessions.manager, open_socket
         self.scope, self.receive, self.send = scope, receive, send
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
         self.query = {key: values[-1] for key, values in query.items()}
@@ -90,8 +85,7 @@ class Poll:
             await self.get()
 
     async def post(self) -> None:
-        session = self.manager.sessions.get(self.query.get("session", ""))
-        virtual = session.connection.virtual if session is not None and session.connection is not None else None
+        virtual = _virtual_of(self.sessions.by_id.get(self.query.get("session", "")))
         body = b""
         more = True
         while more:
@@ -114,19 +108,18 @@ class Poll:
             await respond(self.send, 202, {"accepted": True})
 
     async def get(self) -> None:
-        session = self.manager.sessions.get(self.query.get("session", ""))
-        if session is not None and not self.manager.resumable(session):
+        session = self.sessions.by_id.get(self.query.get("session", ""))
+        if session is not None and not self.sessions.is_alive(session):
             session = None
         if session is None or session.connection is None or self.looks_dead(session.connection):
             credentials = (
                 self.query.get("token") or (header(self.scope, b"authorization") or "").removeprefix("Bearer ").strip()
             )
             if self.query.get("user_id") and credentials:
-                opened, problem = await self.open(self.query["user_id"], credentials)
-                if opened is None:
+                session, problem = await self.open(self.query["user_id"], credentials)
+                if session is None:
                     await respond(self.send, *problem)
                     return
-                session = opened
                 self.hold = False  # the client may send from now on: tell it
             elif session is None and not self.query.get("session"):
                 await respond(self.send, 401, {"error": "poll with user_id and token"})
@@ -147,13 +140,13 @@ class Poll:
             missed = await self.wait(session)
             if missed is None:
                 return  # the client has gone
-        session = self.manager.sessions.get(session.id, session)
-        virtual = session.connection.virtual if session.connection is not None else None
+        session = self.sessions.by_id.get(session.id, session)
+        virtual = _virtual_of(session)
         if virtual is not None and virtual.connection is not None:
             virtual.connection.last_inbound = self.manager.now()
         etag = f"{session.epoch}-{session.seq}"
-        known = [tag.strip().removeprefix("W/") for tag in (header(self.scope, b"if-none-match") or "").split(",")]
-        if not missed and not self.resync and self.hold and f'"{etag}"' in known:
+        tags = [tag.strip().removeprefix("W/") for tag in (header(self.scope, b"if-none-match") or "").split(",")]
+        if not missed and not self.resync and self.hold and f'"{etag}"' in tags:
             await self.send(
                 {
                     "type": "http.response.start",
@@ -166,8 +159,11 @@ class Poll:
         await respond(self.send, 200, self.page(session, missed), etag=etag)
 
     def looks_dead(self, connection: Connection) -> bool:
-        """Whether it is a WebSocket whose client has answered no ping for a while. If that client polls, its path was lost without the
-        server noticing yet, and what it posts must not have to wait for that."""
+        """Whether it is a WebSocket whose client has answered no ping for a while.
+
+        If that client polls, its path was lost without the server noticing yet, and what it posts must not have to wait
+        for that.
+        """
         silence = self.manager.now() - connection.last_inbound
         return connection.virtual is None and silence > max(
             1.5 * self.manager.heartbeat_interval, self.manager.connection_timeout / 2
@@ -178,7 +174,7 @@ class Poll:
         if "/" in user_id:
             return None, (400, {"error": "not a user id"})
         virtual = Virtual()
-        wanted = {"token": token, "session": self.query.get("session", ""), "last_seq": str(max(0, self.last_seq))}
+        query = {"token": token, "session": self.query.get("session", ""), "last_seq": str(max(0, self.last_seq))}
         path = SOCKET_PATH.format(user_id=user_id)
         scope = {
             **{key: value for key, value in self.scope.items() if key not in ("method", "state")},
@@ -187,16 +183,16 @@ class Poll:
             "scheme": "ws",
             "path": path,
             "raw_path": SOCKET_PATH.format(user_id=quote(user_id, safe="")).encode(),
-            "query_string": urlencode(wanted).encode(),
+            "query_string": urlencode(query).encode(),
             "subprotocols": [],
             "extensions": {"websocket.http.response": {}},
         }
-        task = self.manager.spawn(self.guard.websocket(scope, virtual.receive, virtual.send, virtual))
-        await asyncio.wait({task, virtual.opened}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
-        if not virtual.opened.done():
+        task = self.manager.spawn(self.open_socket(scope, virtual.receive, virtual.send, virtual))
+        await asyncio.wait({task, virtual.outcome}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        if not virtual.outcome.done():
             task.cancel()
             return None, (504, {"error": "the endpoint did not answer"})
-        session, kind, code = virtual.opened.result()
+        session, kind, code = virtual.outcome.result()
         if session is not None:
             if kind == "resync" or (kind == "session" and not self.query.get("session")):
                 self.resync = kind == "resync"
@@ -213,35 +209,35 @@ class Poll:
         session.wake()  # an older poll of the same client
         waiter: asyncio.Future[None] = loop.create_future()
         session.waiter = waiter
-        gone = asyncio.ensure_future(self._disconnected())
+        disconnect = asyncio.ensure_future(self._disconnected())
         limit = loop.time() + min(POLL_HOLD, self.manager.connection_timeout / 2)
         try:
-            await asyncio.wait({waiter, gone}, timeout=limit - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and not waiter.done():
+            await asyncio.wait({waiter, disconnect}, timeout=limit - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            if disconnect.done() and not waiter.done():
                 return None
             return session.since(self.last_seq) or []
         finally:
             if session.waiter is waiter:
                 session.waiter = None
-            gone.cancel()
+            disconnect.cancel()
 
     async def _disconnected(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
     def page(self, session: Session, messages: t.Sequence[str]) -> t.Dict[str, t.Any]:
-        parsed = []
+        frames: t.List[t.Any] = []
         for text in messages:
             try:
-                parsed.append(json.loads(text))
+                frames.append(json.loads(text))
             except ValueError:  # the application sent something that only looked like JSON
                 seq, _ignored, rest = text.removeprefix('{"_seq":').partition(",")
-                parsed.append({"_seq": int(seq), "type": "message", "data": "{" + rest})
+                frames.append({"_seq": int(seq), "type": "message", "data": "{" + rest})
         page: t.Dict[str, t.Any] = {
             "session": session.id,
             "epoch": session.epoch,
             "seq": session.seq,
-            "messages": parsed,
+            "messages": frames,
         }
         if self.resync:
             page["resync"] = True
@@ -250,7 +246,14 @@ class Poll:
         return page
 
 
-async def script(scope: t.Mapping[str, t.Any], send: Send) -> None:
+def _virtual_of(session: t.Optional[Session]) -> t.Optional[Virtual]:
+    """The polling client behind a session, or None when a WebSocket or nobody is there."""
+    if session is None or session.connection is None:
+        return None
+    return t.cast(t.Optional[Virtual], session.connection.virtual)
+
+
+async def send_script(scope: t.Mapping[str, t.Any], send: Send) -> None:
     """The browser's end of all this, for pages that have no build of their own. Small enough to be read each time."""
     try:
         body = SCRIPT.read_bytes()
@@ -258,8 +261,8 @@ async def script(scope: t.Mapping[str, t.Any], send: Send) -> None:
         await respond(send, 404, {"error": "app/static/pam-socket.js is not installed"})
         return
     etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'.encode()
-    known = (header(scope, b"if-none-match") or "").encode() == etag
+    is_cached = (header(scope, b"if-none-match") or "").encode() == etag
     headers = [(b"content-type", b"text/javascript; charset=utf-8"), (b"cache-control", b"no-cache"), (b"etag", etag)]
-    headers.append((b"content-length", str(0 if known else len(body)).encode()))
-    await send({"type": "http.response.start", "status": 304 if known else 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if known else body})
+    headers.append((b"content-length", str(0 if is_cached else len(body)).encode()))
+    await send({"type": "http.response.start", "status": 304 if is_cached else 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if is_cached else body})

@@ -322,7 +322,7 @@ class TestPoll:
         backend.request("GET", f"{POLL}?user_id=leaves&token=token-of-leaves")
         wait_until(lambda: "leaves" not in backend.stats()["connections_by_user"], timeout=20)
 
-    def test_without_its_file_the_poll_says_what_is_missing(self) -> None:
-        with socket_backend(poll=False) as server:
-            assert server.request("GET", POLL) == (501, {"error": "the long poll is not installed"})
-            assert "ws_poll.py" in server.logged()
+    def test_without_the_package_there_is_no_poll_and_the_log_says_so(self) -> None:
+        with socket_backend(package=False) as server:
+            assert server.request("GET", POLL)[0] == 404
+            assert server.logged().count("there is no long poll") == 1
