@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A small backend with the PAM endpoint's shape under real uvicorn, for tests and benchmarks of the WebSocket layer alone.
+"""A small backend with the PAM endpoint's shape under real uvicorn, for tests and benchmarks of the WebSocket layer.
 
-The stand-in backend needs a database and seconds to start; this needs neither. Extra routes let a test act inside the process.
+The stand-in backend needs a database and seconds to start; this needs neither. Extra routes let a test act inside the
+process.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ async def socket(websocket: WebSocket, user_id: str, token: str = ""):
     connection_id = str(uuid.uuid4())
     await manager.connect(websocket, user_id, connection_id)
     try:
-        await manager.send_personal_message({"type": "connection", "status": "connected", "connection_id": connection_id}, websocket)
+        hello = {"type": "connection", "status": "connected", "connection_id": connection_id}
+        await manager.send_personal_message(hello, websocket)
         while True:
             try:
                 data = await websocket.receive_json()
@@ -72,7 +74,8 @@ async def socket(websocket: WebSocket, user_id: str, token: str = ""):
                 return
             elif kind == "flood":
                 for number in range(int(data["count"])):
-                    await websocket.send_text(json.dumps({"type": "flood", "number": number, "fill": "x" * int(data["size"])}))
+                    flood = {"type": "flood", "number": number, "fill": "x" * int(data["size"])}
+                    await websocket.send_text(json.dumps(flood))
             else:
                 messages.append(str(data.get("message") if isinstance(data, dict) else data)[:200])
                 await websocket.send_json({"type": "chat_response", "message": messages[-1]})
@@ -86,14 +89,16 @@ async def broadcast(request: Request):
     body = await request.json()
     began, cpu = time.perf_counter(), time.process_time()
     for number in range(int(body.get("count", 1))):
-        await manager.broadcast({"type": "news", "number": body.get("number", 0) + number, "fill": "x" * int(body.get("size", 0))})
+        news = {"type": "news", "number": body.get("number", 0) + number, "fill": "x" * int(body.get("size", 0))}
+        await manager.broadcast(news)
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "at": time.time()}
 
 @api.post("/control/send/{user_id}")
 async def send(user_id: str, request: Request):
     body = await request.json()
     for number in range(int(body.get("count", 1))):
-        await manager.send_message_to_user({"type": "note", "number": body.get("number", 0) + number, "at": time.time()}, user_id)
+        note = {"type": "note", "number": body.get("number", 0) + number, "at": time.time()}
+        await manager.send_message_to_user(note, user_id)
     return {}
 
 @api.post("/control/clog/{user_id}")
@@ -140,11 +145,12 @@ async def hold(request: Request):
 
 @api.get("/control/stats")
 async def stats():
-    found = await manager.get_connection_stats()
-    found["open"] = getattr(getattr(api, "guard", None), "open", None)
-    found["pid"], found["messages"], found["rss"] = os.getpid(), messages, int(open("/proc/self/statm").read().split()[1]) * 4096
-    found["metadata"] = [dict(manager.connection_metadata[name]) for name in list(manager.connection_metadata)[:10]]
-    return found
+    answer = await manager.get_connection_stats()
+    answer["open"] = getattr(getattr(api, "guard", None), "open", None)
+    answer["pid"], answer["messages"] = os.getpid(), messages
+    answer["rss"] = int(open("/proc/self/statm").read().split()[1]) * 4096
+    answer["metadata"] = [dict(manager.connection_metadata[name]) for name in list(manager.connection_metadata)[:10]]
+    return answer
 
 @api.get("/page")
 async def page():
@@ -246,7 +252,8 @@ def socket_backend(
 ) -> t.Iterator[SocketBackend]:
     """Runs until the block ends; ``environment`` adds variables.
 
-    ``manager_file`` replaces our manager (a benchmark's peer); without the ``package`` our manager is all that was copied.
+    ``manager_file`` replaces our manager (a benchmark's peer); without the ``package`` our manager is all that was
+    copied.
     """
     directory = Path(tempfile.mkdtemp(prefix="wops-ws-"))
     try:

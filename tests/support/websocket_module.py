@@ -59,7 +59,7 @@ class Clock:
 
 
 class Peer:
-    """The server's side of one socket, as an ASGI ``send`` and ``receive``; ``stuck`` makes every write wait for ever."""
+    """The server's side of one socket, as an ASGI ``send`` and ``receive``; while it is ``stuck`` every write waits."""
 
     def __init__(self, query: str = "") -> None:
         self.sent: t.List[t.Dict[str, t.Any]] = []

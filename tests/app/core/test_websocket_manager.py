@@ -191,7 +191,7 @@ class TestContract:
     async def test_a_double_that_hangs_is_closed_too(
         self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A socket of another kind, whose transport is out of reach: its own close is called, beside the write that hangs."""
+        """A socket whose transport is out of reach: its own close is called, beside the write that hangs."""
         monkeypatch.setattr(ws, "CLOSE_GRACE", 0.01)
         closed = asyncio.Event()
 
@@ -240,7 +240,8 @@ class TestContract:
         await settle()
         assert double.got == [{"a": 1}, "plain", 1000] and stranger.got == [{"a": 2}]
         for gone in (double, stranger):
-            gone.client_state = types.SimpleNamespace(name="DISCONNECTED")  # type: ignore[attr-defined]  # as Starlette's own says
+            state = types.SimpleNamespace(name="DISCONNECTED")
+            gone.client_state = state  # type: ignore[attr-defined]  # as Starlette's own says
         await manager.connect(double, "ann", "c2")
         assert not await manager.send_personal_message({"a": 3}, double) and not await manager.send_personal_message(
             {"a": 3}, stranger
@@ -291,7 +292,8 @@ class TestContract:
 
         async def endpoint(scope: t.Any, receive: t.Any, send: t.Any) -> None:
             socket = Socket(peer)
-            socket.application_state = types.SimpleNamespace(name="CONNECTING")  # type: ignore[attr-defined]  # as Starlette's own says
+            state = types.SimpleNamespace(name="CONNECTING")
+            socket.application_state = state  # type: ignore[attr-defined]  # as Starlette's own says
             socket.scope, socket._send, socket._receive = scope, send, receive
             await manager.connect(socket, "ann", "c1")
             await manager.send_message_to_user({"a": 1}, "ann")
@@ -490,7 +492,7 @@ class TestHeartbeat:
     async def test_nobody_dies_for_a_pause_of_the_server(
         self, manager: t.Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The process stands still for five minutes (a frozen VM, SIGSTOP): frames that arrived meanwhile were not read yet."""
+        """The process stands still for five minutes (a frozen VM): frames that arrived meanwhile were not read yet."""
         await join(manager)
         slept: t.List[float] = []
 
@@ -560,7 +562,7 @@ class TestLatency:
     async def test_injected_delays_are_measured(
         self, manager: t.Any, clock: Clock, milliseconds: int, echo: bool
     ) -> None:
-        """The median of round trips that vary by 20 % is right within 1 ms + 5 %, for clients that echo the number and for old ones."""
+        """The median of round trips that vary by 20 % is right within 1 ms + 5 %, with an echoed number and without."""
         chance = random.Random(7)
         peer = await join(manager)
         measured: t.List[float] = []

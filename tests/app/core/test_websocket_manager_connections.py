@@ -25,8 +25,8 @@ from tests.support.tcp_relay import Relay
 from tests.support.waiting import wait_until
 from tests.support.websocket_backend import SocketBackend, socket_backend
 
-#: The report's 20 s and 60 s, about forty times faster: more than a busy machine keeps a client from answering. The server's own
-#: protocol pings are off: they must not do our work.
+#: The report's 20 s and 60 s, about forty times faster: more than a busy machine keeps a client from answering. The
+#: server's own protocol pings are off: they must not do our work.
 FAST: t.Dict[str, t.Any] = {
     "WEBSOCKET_HEARTBEAT_INTERVAL": "0.4",
     "WEBSOCKET_CONNECTION_TIMEOUT": "1.6",
@@ -262,7 +262,7 @@ class TestLimits:
             with pytest.raises(InvalidStatus) as refused:
                 connect_now(server.url("u4"))
             assert refused.value.response.status_code == 429 and int(refused.value.response.headers["Retry-After"]) > 0
-            # Behind a proxy each client has its own address; what a client forges in front of the proxy's entry is not believed.
+            # Behind a proxy each client has its own address; what it forges before the proxy's entry is not believed.
             forwarded = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
             for number in range(3):
                 stack.enter_context(connect_now(server.url(f"v{number}"), additional_headers=forwarded))

@@ -100,7 +100,8 @@ def test_origins(backend: Backend) -> None:
     """With the guard a page of a foreign origin gets no socket."""
     with connect(backend.websocket_url("ann"), origin=Origin("https://wheelsandwins.com")) as websocket:
         receive(websocket, "connection")
-    expected = pytest.raises(InvalidStatus) if backend.installed else contextlib.nullcontext()  # type: ignore[attr-defined]  # see the fixture
+    installed = backend.installed  # type: ignore[attr-defined]  # see the fixture
+    expected = pytest.raises(InvalidStatus) if installed else contextlib.nullcontext()
     with expected, connect(backend.websocket_url("ann"), origin=Origin("https://evil.example")) as websocket:
         receive(websocket, "connection")
 
@@ -122,8 +123,10 @@ def test_long_poll(backend: Backend) -> None:
 
 
 def test_no_log_has_a_token_a_session_or_a_message(backend: Backend) -> None:
-    """uvicorn logs the address of every WebSocket and request, with a browser's token in it: the guard keeps that out. Without the
-    guard only our own lines are in our hands."""
+    """uvicorn logs the address of every WebSocket and request, with a browser's token in it: the guard keeps that out.
+
+    Without the guard only our own lines are in our hands.
+    """
     installed = backend.installed  # type: ignore[attr-defined]  # see the fixture
     token = backend.jwt("ann", nonce="websocket")
     address = backend.websocket_url("ann", token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -64,8 +65,12 @@ class Client:
                 self.numbers.append(message["number"])
         return None
 
+    def has(self, count: int) -> bool:
+        """Whether so many messages came."""
+        return len(self.numbers) >= count
+
     async def listen(self, until: t.Callable[[], bool], seconds: float) -> None:
-        """Connects and listens until the condition holds or the time is over, then drops the connection without a word."""
+        """Connects and listens until the condition holds or the time is over, then drops the connection at once."""
         websocket = await connect(self.url(), open_timeout=30)
         try:
             async with asyncio.timeout(seconds) if hasattr(asyncio, "timeout") else contextlib.nullcontext():
@@ -93,15 +98,17 @@ async def test_nothing_is_lost_or_doubled_over_many_cuts(backend: SocketBackend)
             await asyncio.sleep(0.01)
         while cuts_left[client.user]:
             count = chance.randrange(1, 12)
-            await loop.run_in_executor(pool, lambda: backend.send(client.user, number=sent[client.user], count=count))  # noqa: B023 - as below
+            await loop.run_in_executor(
+                pool, functools.partial(backend.send, client.user, number=sent[client.user], count=count)
+            )
             sent[client.user] += count
             await asyncio.sleep(chance.random() * 0.05)
 
     async def consume(client: Client) -> None:
         await client.listen(lambda: bool(client.session), 30)
         while cuts_left[client.user]:
-            wanted = len(client.numbers) + chance.randrange(0, 15)
-            await client.listen(lambda: len(client.numbers) >= wanted, chance.random() * 0.1)  # noqa: B023 - awaited before it changes
+            enough = functools.partial(client.has, len(client.numbers) + chance.randrange(0, 15))
+            await client.listen(enough, chance.random() * 0.1)
             cuts_left[client.user] -= 1
             if chance.random() < 0.3:
                 await asyncio.sleep(chance.random() * 0.05)
