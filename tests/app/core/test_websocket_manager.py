@@ -375,7 +375,7 @@ class TestMessages:
 
         text = ws.encode({"value": value})
         json.loads(text.encode().decode(), parse_constant=refuse)
-        numbered = json.loads(sessions.numbered(text, 7), parse_constant=refuse)
+        numbered = json.loads(sessions.number_frame(text, 7), parse_constant=refuse)
         assert numbered.pop("_seq") == 7 and numbered == json.loads(text)
 
 
@@ -861,6 +861,15 @@ class TestSettings:
     def test_the_heartbeat_interval(self, monkeypatch: pytest.MonkeyPatch, raw: str, value: float) -> None:
         monkeypatch.setenv("WEBSOCKET_HEARTBEAT_INTERVAL", raw)
         assert ws.ConnectionManager().heartbeat_interval == value
+
+    def test_a_value_out_of_range_is_named_in_the_log(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ws._throttle.windows.clear()
+        monkeypatch.setenv("WEBSOCKET_MAX_MISSED_PINGS", "many")
+        assert ws.ConnectionManager().max_missed_pings == 3
+        line = "WEBSOCKET_MAX_MISSED_PINGS must be a number between 1 and 1000, got 'many'. Using 3."
+        assert caplog.text.count(line) == 1
 
     def test_a_timeout_shorter_than_the_heartbeat_is_not_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WEBSOCKET_CONNECTION_TIMEOUT", "5")

@@ -42,8 +42,8 @@ async def cut(manager: t.Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["plain", "[1]", '"x"', "", "{}", "{ }", '{"a":1}'])
-def test_numbered(text: str) -> None:
-    frame = json.loads(sessions.numbered(text, 3))
+def test_number_frame(text: str) -> None:
+    frame = json.loads(sessions.number_frame(text, 3))
     assert frame["_seq"] == 3
     if not text.startswith("{"):
         assert frame["type"] == "message" and frame["data"] == text

@@ -91,7 +91,8 @@ def setting(name: str, default: float, low: float, high: float) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not low <= value <= high:
-        log("warning", f"🔌 {name} must be a number from {low:g} to {high:g}; using {default:g}")
+        bounds = f"between {low:g} and {high:g}, got {str(raw)[:40]!r}"
+        log("warning", f"🔌 {name} must be a number {bounds}. Using {default:g}.")
         return default
     return value
 

@@ -100,7 +100,7 @@ def client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] = 
     return str(real_ip or nearest or peer)
 
 
-def counted_as(address: str) -> str:
+def counting_key(address: str) -> str:
     """An IPv6 client has a whole /64 to choose its address from."""
     parsed = parse_address(address)
     if parsed is None or parsed.version == 4 or parsed.is_loopback:

@@ -32,7 +32,7 @@ from app.core.websocket_manager import (
     setting,
 )
 from app.wheels_ops.rate_limit import TokenBucket
-from app.wheels_ops.websocket.addresses import client_address, counted_as, is_nameless_proxy, trusted_proxies
+from app.wheels_ops.websocket.addresses import client_address, counting_key, is_nameless_proxy, trusted_proxies
 from app.wheels_ops.websocket.asgi import Scope, header, hide_secrets, respond
 from app.wheels_ops.websocket.poll import POLL_PATH, SCRIPT_PATH, Poll, Virtual, send_script
 from app.wheels_ops.websocket.session import Sessions
@@ -84,7 +84,7 @@ class WebSocketGuard:
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send, virtual: t.Optional[Virtual] = None) -> None:
         """Serves one WebSocket, or the ``virtual`` one of a polling client, or refuses it."""
-        address = counted_as(client_address(scope, self.proxies))
+        address = counting_key(client_address(scope, self.proxies))
         refusal = self.refuse(scope, address)
         if refusal is not None:
             self.manager.totals["refused"] += 1

@@ -49,7 +49,7 @@ class Session:
     def add(self, text: str) -> bool:
         """Numbers and keeps the message and sends it on if the client is there."""
         self.seq += 1
-        text = numbered(text, self.seq)
+        text = number_frame(text, self.seq)
         self.ring.append((self.seq, text))
         self.bytes += len(text)
         while len(self.ring) > SESSION_MESSAGES or (self.bytes > SESSION_BYTES and len(self.ring) > 1):
@@ -216,7 +216,7 @@ class Sessions(SessionStore):
         session.wake()
 
 
-def numbered(text: str, seq: int) -> str:
+def number_frame(text: str, seq: int) -> str:
     """The message with its place in the session; what is not an object is put into one."""
     if text.startswith("{"):
         rest = text[1:].lstrip()
