@@ -48,7 +48,7 @@ def imports() -> t.Dict[str, t.Set[str]]:
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
     graph = imports()
-    assert len(graph) > 20
+    assert len(graph) > 10
     while graph:  # takes away what imports nothing that is still there
         leaves = {module for module, names in graph.items() if not names & set(graph)}
         assert leaves, f"a circle among {sorted(graph)}"

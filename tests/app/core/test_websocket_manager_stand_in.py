@@ -88,6 +88,7 @@ def test_resume(backend: Backend) -> None:
     with connect(backend.websocket_url("ann") + f"&session={session}&last_seq=0") as websocket:
         assert receive(websocket, "session")["session"] == session
         assert [receive(websocket, "connection")["_seq"] for _ in range(2)] == [1, 2]
+    assert "WebSocket: app/wheels_ops is not" not in backend.logged(), "nothing is left out"
 
 
 def test_no_token_no_conversation(backend: Backend) -> None:
