@@ -52,7 +52,7 @@ log = logging.getLogger("app.wheels_ops")
 def install(app: t.Any, namespace: t.Optional[t.MutableMapping[str, t.Any]] = None) -> t.Any:
     """Wraps a FastAPI or Starlette application in place and gives it back. A second call changes nothing.
 
-    ``namespace`` is that of the module that holds the application; names that its routes use and it lacks are put
+    ``namespace`` is that of the module that holds the application; names which its routes use and it lacks are put
     there.
     """
     if namespace is not None:
@@ -77,11 +77,8 @@ def install(app: t.Any, namespace: t.Optional[t.MutableMapping[str, t.Any]] = No
 
 
 def _supply_names(namespace: t.MutableMapping[str, t.Any]) -> None:
-    """Supplies ``cors_config``, which the August release's ``main.py`` uses and never imports.
-
-    Without it that release's CORS routes and its catch-all for OPTIONS end in a NameError. A name that the module has,
-    whatever it means there, stays.
-    """
+    """The August release's ``main.py`` uses ``cors_config`` and never imports it: its CORS routes and its catch-all for
+    OPTIONS end in a NameError. A name that the module has, whatever it means there, stays."""
     config = _find("app.core.cors_config", "cors_config")
     if config is not None:
         namespace.setdefault("cors_config", config)
@@ -143,7 +140,8 @@ class Lifespan:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
 
         def is_told_to_end() -> bool:
-            """During the start uvicorn only notes SIGTERM and SIGINT, and ends without ``lifespan.shutdown``."""
+            """During the start uvicorn only notes SIGTERM and SIGINT, and ends after it without
+            ``lifespan.shutdown``."""
             return getattr(server, "should_exit", False) is True
 
         async def stop() -> None:
