@@ -311,7 +311,6 @@ class Connection:
         "receive",
         "resume_request",
         "room",
-        "rtt_max",
         "rtt_min",
         "rttvar",
         "scope",
@@ -356,7 +355,7 @@ class Connection:
         self.first_unanswered: t.Optional[float] = None
         self.outstanding: t.List[t.Tuple[t.Optional[int], float]] = []
         self.ping_seq = self.pings = self.pongs = self.missed = self.total_missed = self.unread_pongs = 0
-        self.last_latency = self.srtt = self.rttvar = self.jitter = self.rtt_max = 0.0
+        self.last_latency = self.srtt = self.rttvar = self.jitter = 0.0
         self.rtt_min = math.inf
         self.context: t.Dict[str, t.Any] = {}
 
@@ -719,7 +718,7 @@ class Connection:
             self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
             self.srtt += (rtt - self.srtt) / 8
         self.last_latency = rtt
-        self.rtt_min, self.rtt_max = min(self.rtt_min, rtt), max(self.rtt_max, rtt)
+        self.rtt_min = min(self.rtt_min, rtt)
         self.manager.latencies.add(rtt)
 
     def deadline(self) -> float:

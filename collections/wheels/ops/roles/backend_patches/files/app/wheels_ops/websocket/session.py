@@ -32,7 +32,7 @@ MAX_SESSIONS = 20_000
 class Session:
     """What one client was sent, kept so that it can be sent again after a cut; bounded in messages, bytes and time."""
 
-    __slots__ = ("bytes", "connection", "detached_at", "epoch", "id", "reconnects", "ring", "seq", "user_id", "waiter")
+    __slots__ = ("bytes", "connection", "detached_at", "epoch", "id", "ring", "seq", "user_id", "waiter")
 
     def __init__(self, user_id: str, epoch: str) -> None:
         self.id = secrets.token_urlsafe(18)
@@ -43,7 +43,6 @@ class Session:
         self.bytes = 0
         self.connection: t.Optional[Connection] = None
         self.detached_at: t.Optional[float] = None
-        self.reconnects = 0
         self.waiter: t.Optional[asyncio.Future[None]] = None  # of a long poll
 
     def add(self, text: str) -> bool:
@@ -181,7 +180,6 @@ class Sessions(SessionStore):
         }
         connection.push(json.dumps(notice, separators=(",", ":")))
         if missed is not None:
-            session.reconnects += 1
             self.manager.totals["resumed"] += 1
             for text in missed:
                 connection.push(text)
