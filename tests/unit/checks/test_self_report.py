@@ -219,12 +219,18 @@ def test_grades(word: t.Any, status: t.Optional[str]) -> None:
 
 
 GRADES = {
-    "ok": "pass passed passing ok up healthy good green ready alive operational available connected",
-    "warning": "warn warning degraded partial impaired limited yellow",
+    "ok": (
+        "pass passed passing ok up healthy good green ready alive operational available connected active fine idle live"
+        " normal online running serving success successful true"
+    ),
+    "warning": (
+        "warn warning degraded partial impaired limited yellow starting starting_up initializing initialising booting"
+        " loading warming_up pending recovering restarting migrating maintenance draining stopping shutting_down"
+    ),
     "critical": (
         "fail failed failing failure error errored down unhealthy critical emergency red dead broken unavailable"
         " not_available not_ready offline disconnected unreachable timeout outage bad ko not_ok nok not_healthy crashed"
-        " stopped"
+        " stopped disaster fatal false major_outage partial_outage out_of_service outofservice"
     ),
     "unknown": "unknown",
 }
@@ -249,8 +255,114 @@ def test_the_words_that_are_known(word: str, status: str) -> None:
     assert self_report.grade(word) == self_report.grade(word.upper()) == status
 
 
-def test_a_word_of_two_words_is_known() -> None:
-    assert self_report.grade("not ready") == "critical"
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("not ready", "critical"),
+        ("out of service", "critical"),
+        ("starting up", "warning"),
+        ("warming up", "warning"),
+        ("shutting down", "warning"),
+    ],
+)
+def test_a_word_of_two_words_is_known(word: str, status: str) -> None:
+    assert self_report.grade(word) == status
+
+
+SWITCHED_OFF = [
+    "disabled",
+    "inactive",
+    "n/a",
+    "na",
+    "none",
+    "not configured",
+    "not_configured",
+    "off",
+    "optional",
+    "skip",
+]
+
+
+@pytest.mark.parametrize("word", [*SWITCHED_OFF, "skipped", " Disabled "])
+def test_a_component_that_nobody_switched_on_is_none(word: str) -> None:
+    document = {"checks": {"mail": {"status": word, "error": "x"}, "database": {"status": "down"}}}
+    assert self_report.read(document) == self_report.SelfReport("critical", ("database is critical",))
+
+
+@pytest.mark.parametrize("key", ["status", "overall_status", "overall", "state", "health"])
+def test_a_word_that_nobody_understands_is_none_of_health_under_each_key(key: str) -> None:
+    said = self_report.read({key: "odd" * 20})
+    assert said is not None
+    assert (said.status, said.reasons) == ("unknown", (f"its status is {'odd' * 13}o, which cannot be understood",))
+
+
+@pytest.mark.parametrize("key", ["healthy", "is_healthy", "ok", "up", "alive", "ready", "available", "success"])
+def test_a_truth_value_is_one_as_a_number_too(key: str) -> None:
+    for value, status in (
+        (0, "critical"),
+        (1, "ok"),
+        (False, "critical"),
+        ("0", "critical"),
+        (True, "ok"),
+        (2, "unknown"),
+    ):
+        said = self_report.read({key: value})
+        assert said is not None and said.status == status, (key, value)
+    assert self_report.read({key: "a sentence"}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [(199, "unknown"), (399, None), (400, "critical"), (599, "critical"), (600, "unknown"), (0.5, "unknown")],
+)
+def test_a_number_is_the_code_of_an_answer_or_cannot_be_understood(value: float, status: t.Optional[str]) -> None:
+    said = self_report.read({"status": value})
+    assert (said.status if said else None) == status
+
+
+@pytest.mark.parametrize("key", ["data", "detail", "result", "health"])
+def test_a_report_inside_is_read(key: str) -> None:
+    said = self_report.read({key: {"status": "down"}})
+    assert said is not None and said.status == "critical"
+
+
+@pytest.mark.parametrize("parts", ["checks", "components", "services", "dependencies", "details"])
+def test_components_of_a_component_may_be_a_list(parts: str) -> None:
+    said = self_report.read({"checks": {"storage": {"status": "up", parts: [{"name": "disk1", "status": "down"}]}}})
+    assert said == self_report.SelfReport("critical", ("storage.disk1 is critical",))
+
+
+@pytest.mark.parametrize("name", ["db", "postgres", "main_database", "redis_status", "celery", "workers", "api_health"])
+def test_a_component_by_its_own_name_is_read(name: str) -> None:
+    assert self_report.read({"status": "ok", name: "down"}) == self_report.SelfReport(
+        "warning", (f"{name} is critical",)
+    )
+
+
+@pytest.mark.parametrize("name", ["log_level", "mode", "colour", "databases", "version"])
+def test_another_text_beside_the_status_is_no_component(name: str) -> None:
+    assert self_report.read({"status": "ok", name: "down"}) == self_report.SelfReport("ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("status : down, since noon", "critical"),
+        ("Unhealthy! call somebody", "critical"),
+        ("degraded - one of two", "warning"),
+        ("not ready (starting)", "critical"),
+        ("down because of maintenance", None),
+        ("OK: all well", None),
+    ],
+)
+def test_the_first_word_of_a_text_counts(text: str, status: t.Optional[str]) -> None:
+    said = self_report.read(text)
+    assert (said.status if said else None) == status
+
+
+def test_errors_without_a_status_are_a_warning() -> None:
+    assert self_report.read({"errors": ["no login"]}) == self_report.SelfReport("warning", ("an error (['no login'])",))
+    assert self_report.read({"error": "", "errors": []}) is None
 
 
 @pytest.mark.parametrize("key", ["status", "overall_status", "overall", "state", "health", "healthy", "ok"])
