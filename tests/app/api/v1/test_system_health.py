@@ -457,7 +457,8 @@ print(json.dumps(found))
         [str(BACKEND_PYTHON), "-c", program], input=answer.body, capture_output=True, check=True
     ).stdout
     found = json.loads(text)
-    assert found["pam_memory_percent{}"] > 0
+    assert 0 < found["pam_memory_ratio{}"] < 1
+    assert found["pam_process_memory_bytes{}"] > 20_000_000
     assert found['pam_request_duration_seconds_count{"method": "GET", "route": "/items/{item}"}'] >= 5
     assert found['pam_request_duration_seconds_bucket{"le": "+Inf", "method": "GET", "route": "/items/{item}"}'] >= 5
     assert found['pam_health_check{"check": "memory:utilization"}'] == 0

@@ -231,6 +231,8 @@ class RequestStats:
         self.routes: t.Dict[str, RouteStats] = {}
         self.in_flight = 0
         self.window = RouteStats()
+        #: Called with every request as ``record`` is; must not wait.
+        self.observer: t.Optional[t.Callable[[str, float, bool], None]] = None
 
     def record(self, route: str, seconds: float, failed: bool) -> None:
         stats = self.routes.get(route)
@@ -247,6 +249,8 @@ class RequestStats:
                 one.worst = seconds
             if failed:
                 one.errors += 1
+        if self.observer is not None:
+            self.observer(route, seconds, failed)
 
     def take_window(self) -> RouteStats:
         taken, self.window = self.window, RouteStats()

@@ -1,106 +1,255 @@
 # SPDX-License-Identifier: MIT
-"""The samples as Prometheus text (format 0.0.4). Written out by hand: the client library costs 10 MB of resident memory."""
+"""The metrics of this process, or of all workers, for Prometheus; written by ``prometheus_client``.
+
+Without ``PROMETHEUS_MULTIPROC_DIR`` a scrape shows the worker that answers it. With it every worker keeps its numbers in
+files of that directory, and whichever worker is asked adds all of them up: counters and histograms of every worker that
+has been, gauges of those that live. Gauges are as old as the last sample of their worker (``MONITORING_INTERVAL``). The
+directory is to be empty when the service starts; one file system of this machine, as the files are mapped into memory.
+
+Units are Prometheus' base units: seconds, bytes, and ratios from 0 to 1 instead of percent.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Iterable, List, Mapping, Tuple
+import glob
+import os
+import struct
+import time
+import typing as t
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from app.core.logging import get_logger
+from app.core.performance_monitor import BUCKETS
+
+try:
+    import prometheus_client
+    from prometheus_client import multiprocess
+except ImportError:
+    prometheus_client = None  # type: ignore[assignment]  # the rest of the health API works without it
+
+logger = get_logger(__name__)
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+INSTALL = (
+    "/metrics needs the package prometheus-client. Install it for the backend's Python: pip install prometheus-client"
+)
+#: What a gauge holds that has no value now. It is not shown: labels cannot be removed from the files of several workers.
+#: None of our gauges is negative otherwise.
+GONE = -1.0
+#: A file this young may belong to a worker that has opened and not yet mapped it.
+YOUNG_SECONDS = 10.0
+
+
+class Measure(t.NamedTuple):
+    """A metric of the monitor as Prometheus gets it. ``mode`` says how the gauges of several workers become one."""
+
+    name: str
+    text: str
+    factor: float = 1.0
+    mode: str = "livemostrecent"
+
+
+#: By the monitor's name. What each worker measures of the same host is shown once, what it measures of itself is added
+#: up, or the worst of it is shown.
+MEASURES: t.Dict[str, Measure] = {
+    "memory_percent": Measure("pam_memory_ratio", "Memory in use, of host or container, whichever is tighter", 0.01),
+    "cpu_percent": Measure("pam_cpu_ratio", "Processor time in use on this host", 0.01),
+    "disk_percent": Measure("pam_disk_ratio", "Space in use on the fullest file system", 0.01),
+    "disk_inodes_percent": Measure("pam_disk_inodes_ratio", "Inodes in use on the fullest file system", 0.01),
+    "psi_memory": Measure("pam_psi_memory_ratio", "Time in which some task waited for memory, last 10 seconds", 0.01),
+    "load_1m": Measure("pam_load_1m", "Load average of one minute"),
+    "process_memory_mb": Measure("pam_process_memory_bytes", "Resident memory, all workers", float(1 << 20), "livesum"),
+    "process_cpu_percent": Measure("pam_process_cpu_ratio", "Processors that all workers keep busy", 0.01, "livesum"),
+    "loop_lag_ms": Measure("pam_loop_lag_seconds", "Delay of the event loop, worst worker", 0.001, "livemax"),
+    "response_time_ms": Measure(
+        "pam_response_time_seconds", "Mean time to the first byte over 15 seconds, slowest worker", 0.001, "livemax"
+    ),
+    "response_p95_ms": Measure(
+        "pam_response_p95_seconds", "95th percentile of the same, slowest worker", 0.001, "livemax"
+    ),
+    "error_rate": Measure("pam_error_ratio", "Requests that failed over 15 seconds, worst worker", 0.01, "livemax"),
+    "requests_per_second": Measure("pam_requests_per_second", "Requests a second, all workers", 1.0, "livesum"),
+    "active_connections": Measure("pam_active_connections", "WebSocket connections, all workers", 1.0, "livesum"),
+    "cache_hit_rate": Measure("pam_cache_hit_ratio", "Reads that the cache answered", 0.01),
+    "db_query_ms": Measure("pam_db_query_seconds", "Time of select 1, slowest worker", 0.001, "livemax"),
+    "db_pool_size": Measure("pam_db_pool_size", "Database connections, all workers", 1.0, "livesum"),
+    "db_pool_in_use": Measure("pam_db_pool_in_use", "Database connections in use, all workers", 1.0, "livesum"),
+    "celery_queue_depth": Measure("pam_celery_queue_depth", "Tasks that wait"),
+    "celery_queue_age_s": Measure("pam_celery_queue_age_seconds", "Time that the oldest task has waited"),
+}
 _SCORES = ("performance", "stability", "user_experience")
 _STATES = {"pass": 0, "warn": 1, "fail": 2}
 
 
-def _label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+class Metrics:
+    """Our metrics in a registry of their own, beside whatever the application registers. Raises OSError, ValueError."""
 
-
-def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    inside = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
-    number = "NaN" if math.isnan(value) else f"{value:.10g}"
-    return f"{name}{{{inside}}} {number}" if inside else f"{name} {number}"
-
-
-def _family(
-    lines: List[str], name: str, kind: str, text: str, samples: Iterable[Tuple[str, Mapping[str, str], float]]
-) -> None:
-    lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-    lines += [_line(name + suffix, labels, value) for suffix, labels, value in samples]
-
-
-def render(monitor: Any, requests: Any, board: Any, optimizer: Any) -> str:
-    """Everything a scrape gets: metrics, checks, scores, requests by route, memory remediation."""
-    from app.core.performance_monitor import BUCKETS
-
-    lines: List[str] = []
-    for name, metric in sorted(monitor.current.items()):
-        _family(
-            lines,
-            f"pam_{name}",
-            "gauge",
-            f"{name.replace('_', ' ')}{f' ({metric.unit})' if metric.unit else ''}",
-            [("", {}, metric.value)],
+    def __init__(self, directory: t.Optional[str]) -> None:
+        self.directory = directory
+        if directory is not None:
+            if not directory:
+                raise ValueError("it is empty")
+            os.makedirs(directory, exist_ok=True)
+        self.registry = prometheus_client.CollectorRegistry()
+        self.measures = {
+            name: self._gauge(measure.name, measure.text, measure.mode) for name, measure in MEASURES.items()
+        }
+        self.checks = self._gauge("pam_health_check", "0 pass, 1 warn, 2 fail", "livemax", "check")
+        self.skipped = self._gauge("pam_health_check_skipped", "1 where a check is not made", "livemax", "check")
+        self.scores = self._gauge("pam_health_score", "0 to 100, see docs/scores.md", "livemostrecent", "score")
+        self.alerts = self._gauge("pam_alerts_active", "Alerts that are raised now", "livemax", "metric", "level")
+        self.in_flight = self._gauge("pam_requests_in_flight", "Requests being served", "livesum")
+        self.freed = self._gauge("pam_memory_freed_bytes", "What the last clean-ups gave back", "livesum")
+        self.cleanups = prometheus_client.Counter(
+            "pam_memory_cleanups_total", "Memory clean-ups done", registry=self.registry
         )
-    states = board.states()
-    _family(
-        lines,
-        "pam_health_check",
-        "gauge",
-        "0 pass, 1 warn, 2 fail",
-        [("", {"check": name}, _STATES[status]) for name, (status, _ignored) in sorted(states.items())],
-    )
-    _family(
-        lines,
-        "pam_health_check_skipped",
-        "gauge",
-        "1 where a check is not made",
-        [("", {"check": name}, 1) for name in sorted(dict(board.notes))],
-    )
-    scores = board.scores()
-    _family(
-        lines,
-        "pam_health_score",
-        "gauge",
-        "0 to 100, see docs/scores.md",
-        [("", {"score": n}, scores[n]) for n in _SCORES if scores[n] is not None],
-    )
-    _family(
-        lines,
-        "pam_alerts_active",
-        "gauge",
-        "Alerts that are raised now",
-        [
-            ("", {"metric": name, "level": alert.level.value}, 1)
-            for name, alert in sorted(monitor.active_alerts.items())
-        ],
-    )
-    routes = [
-        (dict(zip(("method", "route"), name.split(" ", 1))), stats) for name, stats in sorted(requests.routes.items())
-    ]
-    _family(
-        lines,
-        "pam_request_errors_total",
-        "counter",
-        "Requests answered 5xx",
-        [("", labels, stats.errors) for labels, stats in routes],
-    )
-    histogram: List[Tuple[str, Mapping[str, str], float]] = []
-    for labels, stats in routes:
-        seen = 0
-        for bound, count in zip((*BUCKETS, math.inf), stats.buckets):
-            seen += count
-            histogram.append(("_bucket", {**labels, "le": "+Inf" if math.isinf(bound) else f"{bound:g}"}, seen))
-        histogram += [("_sum", labels, stats.seconds), ("_count", labels, stats.count)]
-    _family(lines, "pam_request_duration_seconds", "histogram", "Time to the first byte of the answer", histogram)
-    _family(lines, "pam_requests_in_flight", "gauge", "Requests being served", [("", {}, requests.in_flight)])
-    _family(
-        lines, "pam_memory_cleanups_total", "counter", "Memory clean-ups done", [("", {}, optimizer.optimization_count)]
-    )
-    _family(
-        lines,
-        "pam_memory_freed_bytes",
-        "gauge",
-        "What the last clean-ups gave back",
-        [("", {}, sum(one["freed_bytes"] for one in optimizer.results))],
-    )
-    return "\n".join(lines) + "\n"
+        labels = ("method", "route")
+        self.errors = prometheus_client.Counter(
+            "pam_request_errors_total", "Requests answered 5xx", labels, registry=self.registry
+        )
+        self.durations = prometheus_client.Histogram(
+            "pam_request_duration_seconds",
+            "Time to the first byte of the answer",
+            labels,
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._routes: t.Dict[str, t.Tuple[t.Any, t.Any]] = {}
+        self._shown: t.Dict[t.Any, t.Set[t.Tuple[str, ...]]] = {}
+        self._cleanups = 0
+
+    def _gauge(self, name: str, text: str, mode: t.Any, *labels: str) -> t.Any:
+        return prometheus_client.Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def record(self, route: str, seconds: float, failed: bool) -> None:
+        """Counts one request: ``route`` is its method and route template."""
+        children = self._routes.get(route)
+        if children is None:
+            method, _ignored, path = route.partition(" ")
+            labels = (method, path or route)
+            children = self._routes[route] = (self.durations.labels(*labels), self.errors.labels(*labels))
+        children[0].observe(seconds)
+        if failed:
+            children[1].inc()
+
+    def update(self, monitor: t.Any, requests: t.Any, board: t.Any, optimizer: t.Any) -> None:
+        """Sets every gauge to what is known now."""
+        for name, measure in MEASURES.items():
+            metric = monitor.current.get(name)
+            absent = 0.0 if measure.mode == "livesum" else GONE
+            self.measures[name].set(absent if metric is None else measure.factor * metric.value)
+        self._show(self.checks, {(name,): _STATES[status] for name, (status, _ignored) in board.states().items()})
+        self._show(self.skipped, {(name,): 1 for name in dict(board.notes)})
+        scores = board.scores()
+        self._show(self.scores, {(name,): scores[name] for name in _SCORES if scores[name] is not None})
+        alerts = dict(monitor.active_alerts)
+        self._show(self.alerts, {(name, alert.level.value): 1 for name, alert in alerts.items()})
+        self.in_flight.set(requests.in_flight)
+        self.freed.set(max(0, sum(result["freed_bytes"] for result in optimizer.results)))
+        self.cleanups.inc(max(0, optimizer.optimization_count - self._cleanups))
+        self._cleanups = optimizer.optimization_count
+
+    def _show(self, gauge: t.Any, values: t.Mapping[t.Tuple[str, ...], float]) -> None:
+        """Sets a gauge for these labels, and ``GONE`` for those that it had before and has no more."""
+        labels = self._shown.setdefault(gauge, set())
+        for key in labels.difference(values):
+            gauge.labels(*key).set(GONE)
+        for key, value in values.items():
+            gauge.labels(*key).set(value)
+        labels.update(values)
+
+    def text(self) -> bytes:
+        """The answer to a scrape. Reads files where there are several workers: not for an event loop."""
+        if self.directory is None:
+            return prometheus_client.generate_latest(t.cast(t.Any, _Shown(self.registry)))
+        _forget_dead_workers(self.directory)
+        collector = _Shown(multiprocess.MultiProcessCollector(None, self.directory))  # type: ignore[no-untyped-call]  # its library has no types there
+        for attempt in range(3):
+            try:
+                return prometheus_client.generate_latest(t.cast(t.Any, collector))
+            except (OSError, ValueError, struct.error):  # a worker that begins has made its file and not yet filled it
+                if attempt == 2:
+                    raise
+                time.sleep(0.05)
+        raise AssertionError("unreachable")
+
+
+class _Shown:
+    """What a collector gives, without gauges that have no value, and without the times at which counters were created."""
+
+    def __init__(self, collector: t.Any) -> None:
+        self._collector = collector
+
+    def collect(self) -> t.Iterator[t.Any]:
+        for family in sorted(self._collector.collect(), key=lambda family: str(family.name)):
+            if family.name.startswith("pam_"):
+                family.samples = [
+                    sample
+                    for sample in family.samples
+                    if not sample.name.endswith("_created") and not (family.type == "gauge" and sample.value == GONE)
+                ]
+            if family.samples:
+                yield family
+
+
+def _forget_dead_workers(directory: str) -> None:
+    """Removes the gauges of workers that are gone, whoever ended them. Their counters stay: what was counted was."""
+    for path in glob.glob(os.path.join(glob.escape(directory), "gauge_live*_*.db")):
+        pid = path[:-3].rpartition("_")[2]
+        if pid.isdigit() and int(pid) != os.getpid() and not _is_in_use(path, int(pid)):
+            multiprocess.mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]  # its library has no types there
+
+
+def _is_in_use(path: str, pid: int) -> bool:
+    """Whether process ``pid`` has mapped the file: another process may have got the number of one that is dead."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as source:
+            maps = source.read()
+        if os.path.realpath(path) in maps:
+            return True
+        return bool(maps) and time.time() - os.stat(path).st_mtime < YOUNG_SECONDS
+    except (FileNotFoundError, ProcessLookupError):
+        return not os.path.isdir("/proc/self")  # without /proc nothing is known of other processes
+    except OSError:  # a process of another user
+        return True
+
+
+_metrics: t.Optional[Metrics] = None
+_problem = INSTALL if prometheus_client is None else ""
+if prometheus_client is not None:
+    try:
+        _metrics = Metrics(os.environ.get(VARIABLE))
+    except (OSError, ValueError) as error:
+        _problem = f"/metrics is not available: {VARIABLE} cannot be used ({type(error).__name__}). The log says why."
+        logger.error(f"📊 {VARIABLE} cannot be used: {error}")
+elif os.environ.get(VARIABLE):
+    logger.warning(f"📊 {INSTALL}")
+
+
+def unavailable() -> str:
+    """Why there are no metrics and what to do about it; empty where there are."""
+    return _problem
+
+
+def content_type() -> str:
+    return str(prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def observe(monitor: t.Any, requests: t.Any, board: t.Any, optimizer: t.Any) -> None:
+    """Begins to count the requests of this process and, beside other workers, to share its gauges with each sample."""
+    metrics = _metrics
+    if metrics is None or requests.observer is not None:
+        return
+    requests.observer = metrics.record
+    if metrics.directory is not None:
+        monitor.observers.append(lambda _values: metrics.update(monitor, requests, board, optimizer))
+
+
+def update(monitor: t.Any, requests: t.Any, board: t.Any, optimizer: t.Any) -> None:
+    """Sets the gauges of this process to what is known now."""
+    if _metrics is not None:
+        _metrics.update(monitor, requests, board, optimizer)
+
+
+def text() -> bytes:
+    """The answer to a scrape; blocks while it reads the files of several workers."""
+    return _metrics.text() if _metrics is not None else b""

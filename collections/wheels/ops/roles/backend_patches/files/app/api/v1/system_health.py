@@ -1016,11 +1016,11 @@ async def metrics(ask: Ask) -> Answer:
     exposition = helper("exposition")
     if exposition is None:
         return refuse(503, "The metrics renderer is not installed (app/wheels_ops)")
-    return Answer(
-        200,
-        exposition.render(performance_monitor, request_stats, board, memory_optimizer),
-        content_type=exposition.CONTENT_TYPE,
-    )
+    reason = exposition.unavailable()
+    if reason:
+        return refuse(503, reason)
+    exposition.update(performance_monitor, request_stats, board, memory_optimizer)
+    return Answer(200, await asyncio.to_thread(exposition.text), content_type=exposition.content_type())
 
 
 # -- the dashboard -----------------------------------------------------------------------------------------------------
@@ -1194,6 +1194,10 @@ for _method, _path in ROUTES:
             include_in_schema=False,
             response_model=None,
         )
+
+
+if helper("exposition") is not None:
+    helper("exposition").observe(performance_monitor, request_stats, board, memory_optimizer)
 
 
 async def startup() -> None:
