@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files that the incident report copies by hand, without ``app/wheels_ops``: they work, and say what is left out."""
+"""The files that the incident report copies by hand, without ``app/wheels_ops``: they work, and say what is left
+out."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def copied(directory: Path, *files: str) -> Tree:
         (
             ["services/cache_service.py"],
             "from app.services.cache_service import *\n"
-            "answer = [configured_url(), cache_service.default_ttl, LocalStore().legacy_reads, 'old:' in LEGACY_PREFIXES]",
+            "answer = [configured_url(), cache_service.default_ttl, LocalStore().legacy_reads, "
+            "'old:' in LEGACY_PREFIXES]",
             {
                 "REDIS_URL": "redis://of-the-host:1/0",
                 "CACHE_TTL": "180",
@@ -101,7 +103,7 @@ def test_the_six_files_together_say_one_line_each(tmp_path: Path) -> None:
     modules = [name[:-3].replace("/", ".") for name in (*six, "api/v1/system_health.py")]
     tree.run("".join(f"import app.{name}\n" for name in modules))
     lines = [entry["event"] for entry in tree.logged() if "app/wheels_ops" in entry["event"]]
-    for name in ("Memory optimizer", "Performance monitor", "Cache", "CORS"):
+    for name in ("Memory optimizer", "Performance monitor", "Cache", "CORS", "System health"):
         assert sum(f"{name}: " in line for line in lines) == 1, (name, lines)
 
 

@@ -513,20 +513,39 @@ def test_only_the_files_of_the_report_through_the_router() -> None:
         assert app.request("GET", f"{PREFIX}/performance/report?hours=25", token=TOKEN).status == 400
         assert app.request("GET", f"{PREFIX}/dashboard", token=TOKEN).status == 503
         assert app.request("GET", "/livez").status == 404, "nothing is outside the router"
+        assert app.request("HEAD", f"{PREFIX}/health").status == 200
+        assert app.request("OPTIONS", f"{PREFIX}/health").headers["allow"] == "GET, HEAD, OPTIONS"
+        assert app.request("PUT", f"{PREFIX}/health").status == 405
+        assert app.request("GET", f"{PREFIX}/metrics", token=TOKEN).status == 503
+        assert f"{PREFIX}/admin/debug" in app.request("GET", "/openapi.json").json()["paths"]
+        wrong = [app.request("GET", f"{PREFIX}/admin/debug", token="guess").status for _ in range(30)]
+        assert wrong[:18] == [401] * 18 and 429 in wrong, "failed tries are limited without the other files as well"
 
 
 def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
-    """docs/health-api.md against the route table: method, path, and whether the token is needed."""
+    """docs/health-api.md against the application's OpenAPI document: method, path, and whether the token is needed."""
     text = (REPOSITORY / "docs" / "health-api.md").read_text(encoding="utf-8")
     documented = [
         [method, path, needs == "yes"]
         for method, path, needs in re.findall(r"^\| (GET|POST) \| `([^`]+)` \| (yes|no|form) \|", text, re.M)
+        if path.startswith(PREFIX)
     ]
-    program = (
-        "import json\nfrom app.api.v1.system_health import ROUTES\nprint(json.dumps([[method, path, one.token] for"
-        " (method, path), one in ROUTES.items()]))"
-    )
-    assert sorted(documented) == sorted(json.loads(app.tree.run(program).stdout.splitlines()[-1]))
+    schema = app.request("GET", "/openapi.json").json()
+    shown = [
+        [method.upper(), path, {"APIKeyHeader": []} in operation.get("security", [])]
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+        if path.startswith(PREFIX)
+    ]
+    assert sorted(documented) == sorted(shown)
+    assert {"name": "X-Ops-Token", "in": "header", "type": "apiKey"} in schema["components"]["securitySchemes"].values()
+    report = {
+        one["name"]: one["schema"] for one in schema["paths"][f"{PREFIX}/performance/report"]["get"]["parameters"]
+    }
+    assert (report["hours"]["minimum"], report["hours"]["maximum"], report["hours"]["default"]) == (1, 24, 1)
+    assert "/items/{item}" in schema["paths"], "what the application documents itself stays"
+    for path in ("/livez", "/readyz", "/metrics"):  # at the root of the server, outside of the application
+        assert f"`{path}`" in text and app.request("GET", path, token=TOKEN).status == 200
 
 
 def test_head_has_no_body(app: HealthApp) -> None:

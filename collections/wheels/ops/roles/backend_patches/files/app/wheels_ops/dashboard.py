@@ -101,7 +101,7 @@ def same_origin(headers: t.Mapping[str, str]) -> bool:
 # -- handlers ----------------------------------------------------------------------------------------------------------
 
 
-async def show(ask: t.Any, api: t.Any) -> t.Any:
+async def show(request: t.Any, caller: str, api: t.Any) -> t.Any:
     if not api.tokens.all():
         return _page(
             api,
@@ -110,35 +110,40 @@ async def show(ask: t.Any, api: t.Any) -> t.Any:
             "<p>No ops token is configured on this server. Set <code>WHEELS_OPS_TOKEN</code> or"
             " <code>WHEELS_OPS_TOKEN_FILE</code>.</p>",
         )
-    if not ask.caller and not opens(_cookie(ask.headers), api.tokens.all(), time.time()):
+    if not caller and not opens(_cookie(request.headers), api.tokens.all(), time.time()):
         return _page(api, 200, "Sign in", _form())
     series = await _series(api)
     history = await api.asyncio.to_thread(api.read_history, 10)
     return _page(api, 200, "System health", _body(api, series, history), refresh=True)
 
 
-async def login(ask: t.Any, api: t.Any) -> t.Any:
+async def login(request: t.Any, api: t.Any) -> t.Any:
     if not api.tokens.all():
-        return await show(ask, api)
-    if not same_origin(ask.headers):
+        return await show(request, "", api)
+    if not same_origin(request.headers):
         return api.refuse(403, "The form was not sent by this page")
-    fields = parse_qs((await ask.body()).decode("utf-8", "replace"), max_num_fields=5)
+    fields = parse_qs((await api.read_body(request)).decode("utf-8", "replace"), max_num_fields=5)
     presented = (fields.get("token") or [""])[0].strip()
     if not api.tokens.match(presented):
-        limited = api.api.limited(ask.client)
-        api.logger.warning(f"🛡️ audit: dashboard sign-in refused, from {ask.client}")
+        limited = api.api.limited(api.client_of(request))
+        api.logger.warning(f"🛡️ audit: dashboard sign-in refused, from {api.client_of(request)}")
         why = "Too many tries. Wait a minute." if limited else "That token is not valid."
         return _page(api, 429 if limited else 401, "Sign in", _form(why))
-    api.logger.info(f"🛡️ audit: dashboard sign-in by token {api.tokens.match(presented)[:12]} from {ask.client}")
-    cookie = _set_cookie(seal(presented, time.time()), SESSION_SECONDS, ask.secure)
+    api.logger.info(
+        f"🛡️ audit: dashboard sign-in by token {api.tokens.match(presented)[:12]} from {api.client_of(request)}"
+    )
+    cookie = _set_cookie(seal(presented, time.time()), SESSION_SECONDS, api.is_secure(request))
     return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": cookie}, "text/plain")
 
 
-async def logout(ask: t.Any, api: t.Any) -> t.Any:
-    if not same_origin(ask.headers):
+async def logout(request: t.Any, api: t.Any) -> t.Any:
+    if not same_origin(request.headers):
         return api.refuse(403, "The form was not sent by this page")
     return api.Answer(
-        303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, ask.secure)}, "text/plain"
+        303,
+        b"",
+        {"Location": "/api/v1/system/dashboard", "Set-Cookie": _set_cookie("", 0, api.is_secure(request))},
+        "text/plain",
     )
 
 

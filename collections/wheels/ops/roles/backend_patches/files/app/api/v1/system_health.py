@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The system health API: ``/api/v1/system/*``, ``/livez``, ``/readyz`` and ``/metrics``.
 
-``SystemHealthMiddleware(app)`` serves them outside the application's own CSRF, WAF and address-blocking layers, which
-otherwise refuse them. ``router`` is the same API for ``app.include_router(router, prefix="/api/v1")``; it starts the
-monitor and the optimizer with the application, but not the checks of the dependencies (``startup``).
+``router`` is an ordinary FastAPI router, for ``app.include_router(router, prefix="/api/v1")``; it starts the monitor and
+the optimizer with the application, but not the checks of the dependencies (``startup``). ``SystemHealthMiddleware(app)``
+serves the same routes outside the application's own CSRF, WAF and address-blocking layers, which otherwise refuse them,
+and adds them to the application's OpenAPI document.
 
 Answers come from samples (``HealthBoard``), never from waiting for a dependency. Anonymous callers get statuses and
 nothing else. Everything that changes something or shows details needs the ops token (``X-Ops-Token`` or
@@ -22,26 +23,37 @@ import importlib
 import json
 import os
 import platform
-import re
 import secrets
 import socket
 import sys
 import time
 import typing as t
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from app.core.logging import get_logger
 from app.core.performance_monitor import AlertLevel, performance_monitor, request_stats
 from app.monitoring.memory_optimizer import env_paths, memory_optimizer
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BeforeValidator, Field
+from starlette.requests import ClientDisconnect
+
+try:
+    from app.wheels_ops.rate_limit import TokenBucket
+except ImportError:
+    TokenBucket = None  # type: ignore[assignment,misc]  # copied by hand without app/wheels_ops
 
 logger = get_logger(__name__)
+if TokenBucket is None:
+    logger.warning(
+        "🩺 System health: app/wheels_ops is not installed; there are no checks of database, Redis, Celery, CORS and"
+        " speech, no scores, no dashboard and no metrics"
+    )
 
 Scope = t.MutableMapping[str, t.Any]
 Message = t.MutableMapping[str, t.Any]
@@ -58,7 +70,6 @@ OLD_LOG_SECONDS = 7 * 86400
 STALE_WARN, STALE_FAIL = 3, 12
 _WORDS = {"pass": "healthy", "warn": "warning", "fail": "critical"}
 _SEVERITY = ("pass", "warn", "fail")
-_SWITCHES = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
 
 def state_directory() -> Path:
@@ -67,7 +78,7 @@ def state_directory() -> Path:
 
 
 def helper(name: str) -> t.Any:
-    """A module of ``app.wheels_ops``, or None where only the three files of the incident report were copied."""
+    """A module of ``app.wheels_ops``, or None where only the files of the incident report were copied."""
     try:
         return importlib.import_module(f"app.wheels_ops.{name}")
     except ImportError:
@@ -361,21 +372,20 @@ class OpsTokens:
         return found if presented else ""
 
 
-class Bucket:
-    """A token bucket: ``burst`` at once, then one every ``seconds``. ``take`` gives the seconds to wait, 0 where it may."""
+def limiter(burst: int, seconds: float) -> t.Callable[[], float]:
+    """Allows ``burst`` at once, then one every ``seconds``; a call gives the seconds to wait, 0 where it is allowed."""
+    if TokenBucket is not None:
+        return TokenBucket(1.0 / seconds, float(burst)).take
+    times: t.Deque[float] = deque(maxlen=burst)
 
-    def __init__(self, burst: int, seconds: float) -> None:
-        self.burst, self.seconds = burst, seconds
-        self._level, self._at = float(burst), time.monotonic()
-
-    def take(self) -> float:
+    def take() -> float:
         now = time.monotonic()
-        self._level = min(self.burst, self._level + (now - self._at) / self.seconds)
-        self._at = now
-        if self._level >= 1:
-            self._level -= 1
-            return 0.0
-        return (1 - self._level) * self.seconds
+        if len(times) == burst and now - times[0] < burst * seconds:
+            return burst * seconds - (now - times[0])
+        times.append(now)
+        return 0.0
+
+    return take
 
 
 tokens = OpsTokens()
@@ -384,125 +394,60 @@ tokens = OpsTokens()
 # -- requests and answers ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Ask:
-    """One request to this API, whichever way it came in."""
+class Answer(Response):
+    """JSON of whatever is no text and no bytes. Kept by no cache unless its headers say so."""
 
-    method: str
-    path: str
-    query: t.Dict[str, str]
-    headers: t.Mapping[str, str]
-    client: str
-    secure: bool
-    body: t.Callable[[], t.Awaitable[bytes]]
-    #: First twelve hex digits of the digest of the ops token; empty for anonymous callers.
-    caller: str = ""
-
-
-@dataclass
-class Answer:
-    status: int
-    body: t.Any
-    headers: t.Dict[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
-
-    def encoded(self) -> bytes:
-        if isinstance(self.body, bytes):
-            return self.body
-        return (
-            self.body.encode()
-            if isinstance(self.body, str)
-            else json.dumps(self.body, default=str, separators=(",", ":")).encode()
+    def __init__(
+        self,
+        status: int,
+        body: t.Any,
+        headers: t.Optional[t.Mapping[str, str]] = None,
+        content_type: str = "application/json",
+    ) -> None:
+        content = (
+            body if isinstance(body, (str, bytes)) else json.dumps(body, default=str, separators=(",", ":")).encode()
         )
+        always = {"content-type": content_type, "x-content-type-options": "nosniff", "cache-control": "no-store"}
+        super().__init__(content, status, {**always, **{name.lower(): text for name, text in (headers or {}).items()}})
 
 
-def refuse(status: int, detail: str, **headers: str) -> Answer:
-    return Answer(status, {"detail": detail}, {name.replace("_", "-"): value for name, value in headers.items()})
+def refuse(status: int, detail: str, headers: t.Optional[t.Mapping[str, str]] = None) -> Answer:
+    return Answer(status, {"detail": detail}, headers)
 
 
-Handler = t.Callable[[Ask], t.Awaitable[Answer]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """``token``: needs the ops token. ``audited``: changes something; logged, rate limited, repeatable with Idempotency-Key."""
-
-    method: str
-    path: str
-    handler: Handler
-    token: bool = True
-    audited: bool = False
-    bucket: t.Optional[Bucket] = None
-
-
-ROUTES: t.Dict[t.Tuple[str, str], Route] = {}
-
-
-def route(
-    method: str, path: str, *, token: bool = True, audited: bool = False, burst: int = 0, every: float = 10.0
-) -> t.Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
-        ROUTES[method, path] = Route(method, path, handler, token, audited, Bucket(burst, every) if burst else None)
-        return handler
-
-    return register
+def _too_many(seconds: float) -> HTTPException:
+    return HTTPException(429, "Too many requests", {"Retry-After": str(max(1, int(seconds + 0.999)))})
 
 
 class HealthApi:
-    """Finds the route, asks for the token, limits the rate, answers. No exception text leaves."""
+    """What one request leaves for the next: the application, failed tries, and answers that may be asked for again."""
 
     def __init__(self) -> None:
         self.application: t.Any = None
-        self._failures: OrderedDict[str, Bucket] = OrderedDict()
-        self._done: OrderedDict[t.Tuple[str, str, str], t.Tuple[float, Answer]] = OrderedDict()
+        self._failures: OrderedDict[str, t.Callable[[], float]] = OrderedDict()
+        self._done: OrderedDict[t.Tuple[str, str, str], t.Tuple[float, Response]] = OrderedDict()
         self._turns: t.Dict[t.Tuple[str, str, str], asyncio.Lock] = {}
 
-    def knows(self, path: str) -> bool:
-        """Whether ``path`` is one of ours. /metrics stays the application's own where it has one."""
-        if not (path.startswith(PREFIX) or path in ("/livez", "/readyz", "/metrics")):
-            return False
-        if path == "/metrics" and (self._app_has("/metrics") or helper("exposition") is None):
-            return False
-        return any(known == path for _ignored, known in ROUTES)
+    def limited(self, client: str) -> bool:
+        """Counts one failed try of a client: twenty, then one every three seconds."""
+        take = self._failures.pop(client, None) or limiter(20, 3.0)
+        self._failures[client] = take
+        while len(self._failures) > 1024:
+            self._failures.popitem(last=False)
+        return take() > 0
 
-    def _app_has(self, path: str) -> bool:
-        return any(getattr(one, "path", None) == path for one in getattr(self.application, "routes", ()))
-
-    async def respond(self, ask: Ask) -> Answer:
-        found = ROUTES.get(("GET" if ask.method == "HEAD" else ask.method, ask.path))
-        if found is None:
-            methods = sorted({method for method, path in ROUTES if path == ask.path})
-            allowed = ", ".join([*methods, *["HEAD"] * ("GET" in methods), "OPTIONS"])
-            if ask.method == "OPTIONS":
-                return Answer(200, b"", {"Allow": allowed}, "text/plain")
-            return refuse(405, "Method Not Allowed", Allow=allowed)
-        try:
-            return await self._guarded(found, ask)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            logger.error(f"🩺 {ask.method} {ask.path} failed: {type(error).__name__}: {error}")
-            return refuse(500, "Internal error; the server's log has the details")
-
-    async def _guarded(self, found: Route, ask: Ask) -> Answer:
-        presented = ask.headers.get("x-ops-token", "") or _bearer(ask.headers.get("authorization", ""))
-        if presented:
-            ask.caller = tokens.match(presented)[:12]
-        if found.token and not ask.caller:
-            return self._refused(ask, presented)
-        if not found.audited:
-            wait = found.bucket.take() if found.bucket else 0.0
-            return _too_many(wait) if wait else await found.handler(ask)
-        key = (ask.caller, f"{ask.method} {ask.path}", ask.headers.get("idempotency-key", "")[:128])
+    async def once(self, caller: str, request: Request, act: t.Callable[[], t.Awaitable[Response]]) -> Response:
+        """Does what changes something; a repetition with the same ``Idempotency-Key`` gets the answer of the first."""
+        key = (caller, f"{request.method} {request.url.path}", request.headers.get("idempotency-key", "")[:128])
         if not key[2]:
-            return await self._act(found, ask)
+            return await act()
         turn = self._turns.setdefault(key, asyncio.Lock())
         try:
             async with turn:  # a repetition may come while the first one is still at work
                 if key in self._done and time.monotonic() - self._done[key][0] < 600:
                     return self._done[key][1]
-                answer = await self._act(found, ask)
-                if answer.status < 300:
+                answer = await act()
+                if answer.status_code < 300:
                     self._done[key] = (time.monotonic(), answer)
                     while len(self._done) > 64:
                         self._done.popitem(last=False)
@@ -511,58 +456,219 @@ class HealthApi:
             if not turn.locked():
                 self._turns.pop(key, None)
 
-    async def _act(self, found: Route, ask: Ask) -> Answer:
-        """Does what changes something, as often as the rate allows, and leaves a line in the log."""
-        wait = found.bucket.take() if found.bucket else 0.0
-        answer = _too_many(wait) if wait else await found.handler(ask)
-        logger.info(f"🛡️ audit: {ask.method} {ask.path} by token {ask.caller} from {ask.client}: {answer.status}")
-        return answer
-
-    def _refused(self, ask: Ask, presented: str) -> Answer:
-        if not tokens.all():
-            return refuse(
-                403,
-                "No ops token is configured on this server: set WHEELS_OPS_TOKEN or WHEELS_OPS_TOKEN_FILE. Until then"
-                " this is refused.",
-            )
-        if self.limited(ask.client):
-            return _too_many(60)
-        if presented:
-            logger.warning(f"🛡️ audit: {ask.method} {ask.path} refused, wrong ops token, from {ask.client}")
-        return refuse(401, "An ops token is needed (X-Ops-Token)", WWW_Authenticate='Bearer realm="ops"')
-
-    def limited(self, client: str) -> bool:
-        """Counts one failed try of a client: twenty, then one every three seconds."""
-        bucket = self._failures.pop(client, None) or Bucket(20, 3.0)
-        self._failures[client] = bucket
-        while len(self._failures) > 1024:
-            self._failures.popitem(last=False)
-        return bucket.take() > 0
-
-
-def _bearer(header: str) -> str:
-    kind, _ignored, value = header.partition(" ")
-    return value.strip() if kind.lower() == "bearer" else ""
-
-
-def _too_many(seconds: float) -> Answer:
-    return refuse(429, "Too many requests", Retry_After=str(max(1, int(seconds + 0.999))))
-
 
 api = HealthApi()
+
+
+def client_of(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def is_secure(request: Request) -> bool:
+    """Whether the browser came by https, also where a proxy in front of us ended it."""
+    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+
+
+async def read_body(request: Request) -> bytes:
+    """A small body; empty where it is too large, or not sent to its end. Waits ten seconds."""
+
+    async def read() -> bytes:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                return b""
+        return body
+
+    try:
+        return await asyncio.wait_for(read(), 10)
+    except ClientDisconnect:
+        return b""
+
+
+# -- who may, and how often --------------------------------------------------------------------------------------------
+
+
+def _presented(request: Request) -> str:
+    """The ops token of a request, valid or not."""
+    kind, _ignored, value = request.headers.get("authorization", "").partition(" ")
+    return request.headers.get("x-ops-token", "") or (value.strip() if kind.lower() == "bearer" else "")
+
+
+async def identify(request: Request) -> str:
+    """The first twelve hex digits of the digest of the valid token that was sent; empty for anonymous callers."""
+    presented = _presented(request)
+    return tokens.match(presented)[:12] if presented else ""
+
+
+async def operator(
+    request: Request,
+    caller: t.Annotated[str, Depends(identify)],
+    # For the OpenAPI document: ``identify`` reads both.
+    _key: t.Annotated[t.Optional[str], Security(APIKeyHeader(name="X-Ops-Token", auto_error=False))],
+    _bearer: t.Annotated[t.Optional[HTTPAuthorizationCredentials], Security(HTTPBearer(auto_error=False))],
+) -> str:
+    """As ``identify``; refuses callers without a valid token."""
+    if caller:
+        return caller
+    if not tokens.all():
+        raise HTTPException(
+            403,
+            "No ops token is configured on this server: set WHEELS_OPS_TOKEN or WHEELS_OPS_TOKEN_FILE. Until then"
+            " this is refused.",
+        )
+    if api.limited(client_of(request)):
+        raise _too_many(60)
+    if _presented(request):
+        logger.warning(
+            f"🛡️ audit: {request.method} {request.url.path} refused, wrong ops token, from {client_of(request)}"
+        )
+    raise HTTPException(401, "An ops token is needed (X-Ops-Token)", {"WWW-Authenticate": 'Bearer realm="ops"'})
+
+
+class Limit:
+    """A dependency that refuses what comes more often than ``burst`` at once, then one every ``seconds``."""
+
+    def __init__(self, burst: int, seconds: float) -> None:
+        self._take = limiter(burst, seconds)
+
+    async def __call__(self) -> None:
+        wait = self._take()
+        if wait:
+            raise _too_many(wait)
+
+
+def privileged(burst: int = 0, seconds: float = 10.0) -> t.List[t.Any]:
+    """The dependencies of a route that needs the ops token; ``burst`` 0: as often as its caller likes."""
+    return [Depends(operator), *([Depends(Limit(burst, seconds))] if burst else [])]
+
+
+Endpoint = t.TypeVar("Endpoint", bound=t.Callable[..., t.Awaitable[Answer]])
+_AUDITED: t.Set[t.Callable[..., t.Any]] = set()
+
+
+def audited(endpoint: Endpoint) -> Endpoint:
+    """Marks an endpoint that changes something: it is logged, and repeatable with ``Idempotency-Key``."""
+    _AUDITED.add(endpoint)
+    return endpoint
+
+
+def _digits(value: t.Any) -> t.Any:
+    """Whole numbers in decimal digits, and nothing else that a number could be written as."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 6):
+        raise ValueError("not a whole number")
+    return value
+
+
+#: What is answered to an argument that its type refuses.
+_WRONG_ARGUMENT = {
+    "hours": "Hours must be between 1 and 24",
+    "days": "Days must be between 1 and 35",
+    "limit": "limit must be a number between 1 and 500",
+    "force_aggressive": "force_aggressive must be true or false",
+    "cache_type": "cache_type must be redis, memory or all",
+}
+MAX_ARGUMENTS = 20
+
+
+class SystemRoute(APIRoute):
+    """A route that answers refusals and failures itself, the same in every application. No exception text leaves."""
+
+    def get_route_handler(self) -> t.Callable[[Request], t.Coroutine[t.Any, t.Any, Response]]:
+        handle = super().get_route_handler()
+        changes_something = self.endpoint in _AUDITED
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                return refuse(error.status_code, error.detail, error.headers)
+            except RequestValidationError as error:
+                name = str(error.errors()[0]["loc"][-1])
+                return refuse(400, _WRONG_ARGUMENT.get(name, f"{name} is not valid"))
+            except Exception as error:
+                logger.error(f"🩺 {request.method} {request.url.path} failed: {type(error).__name__}: {error}")
+                return refuse(500, "Internal error; the server's log has the details")
+
+        async def audited_answer(request: Request) -> Response:
+            caller = await identify(request)
+
+            async def act() -> Response:
+                response = await answer(request)
+                logger.info(
+                    f"🛡️ audit: {request.method} {request.url.path} by token {caller} from {client_of(request)}:"
+                    f" {response.status_code}"
+                )
+                return response
+
+            return await (api.once(caller, request, act) if caller else answer(request))
+
+        return audited_answer if changes_something else answer
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if api.application is None:
+            api.application = scope.get("app")
+        method, methods = scope["method"], self.methods or set()
+        allowed = [*sorted(methods), *["HEAD"] * ("GET" in methods), "OPTIONS"]
+        response: t.Optional[Response] = None
+        if scope.get("query_string", b"").count(b"&") >= MAX_ARGUMENTS:
+            response = refuse(400, "Too many query parameters")
+        elif method not in allowed or _is_preflight(scope):
+            response = refuse(405, "Method Not Allowed", {"Allow": ", ".join(allowed)})
+        elif method == "OPTIONS":
+            response = Answer(200, b"", {"Allow": ", ".join(allowed)}, "text/plain")
+        if response is None:
+            await self.app(scope, receive, _without_body(send) if method == "HEAD" else send)
+        else:
+            await response(scope, receive, _without_body(send) if method == "HEAD" else send)
+
+
+def _without_body(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return sending
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """A browser's question to whoever holds the CORS policy, which is not us."""
+    return scope["method"] == "OPTIONS" and any(
+        name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"]
+    )
+
+
+@contextlib.asynccontextmanager
+async def _monitored(application: t.Any) -> t.AsyncIterator[None]:
+    """Part of the lifespan of whoever includes ``router`` and nothing else of ours: without samples there would be no
+    health to show."""
+    try:
+        await performance_monitor.start()
+        await memory_optimizer.start()
+    except Exception as error:  # the application starts without its monitoring, and health says that it does not run
+        logger.error(f"🩺 The monitoring does not start: {type(error).__name__}: {error}")
+    yield
+    await memory_optimizer.stop()
+    await performance_monitor.stop()
+
+
+router = APIRouter(prefix="/system", tags=["System Health"], route_class=SystemRoute, lifespan=_monitored)
+#: The routes of ``SystemHealthMiddleware``: those of ``router``, and those at the root of the server.
+outside = FastAPI(title="System health", openapi_url=None, redirect_slashes=False)
+outside.router.route_class = SystemRoute
 
 
 # -- the endpoints -----------------------------------------------------------------------------------------------------
 
 
-@route("GET", "/livez", token=False)
-async def livez(ask: Ask) -> Answer:
+@outside.get("/livez", tags=["System Health"])
+async def livez() -> Answer:
     """The process runs and its loop turns; knows of no dependency."""
     return Answer(200, b'{"status":"pass"}', content_type="application/health+json")
 
 
-@route("GET", "/readyz", token=False)
-async def readyz(ask: Ask) -> Answer:
+@outside.get("/readyz", tags=["System Health"])
+async def readyz() -> Answer:
+    """Whether this process should get traffic; 503 while it stops or its database is gone."""
     ready = board.ready()
     return Answer(
         200 if ready else 503,
@@ -571,9 +677,10 @@ async def readyz(ask: Ask) -> Answer:
     )
 
 
-@route("GET", f"{PREFIX}/health", token=False)
-async def health(ask: Ask) -> Answer:
-    if not ask.caller:
+@router.get("/health")
+async def health(caller: t.Annotated[str, Depends(identify)]) -> Answer:
+    """Statuses, 503 when a check fails. With the ops token also values, alerts and scores."""
+    if not caller:
         code, body = board.public()
         return Answer(code, body, {"Cache-Control": "max-age=1"}, "application/health+json")
     document = board.document(details=True)
@@ -590,35 +697,24 @@ async def _cache_stats() -> t.Dict[str, t.Any]:
     return dict(board.sections.get("cache") or {"error": "no sample yet"})
 
 
-def _whole(text: str, low: int, high: int) -> t.Optional[int]:
-    """A whole number of ``low..high`` in decimal digits, or None."""
-    found = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else -1
-    return found if low <= found <= high else None
-
-
-@route("GET", f"{PREFIX}/performance/report", burst=20, every=0.5)
-async def performance_report(ask: Ask) -> Answer:
-    if "days" in ask.query:
-        days = _whole(ask.query["days"], 1, 35)
-        if days is None:
-            return refuse(400, "Days must be between 1 and 35")
+@router.get("/performance/report", dependencies=privileged(20, 0.5))
+async def performance_report(
+    hours: t.Annotated[int, Field(ge=1, le=24), BeforeValidator(_digits)] = 1,
+    days: t.Annotated[t.Optional[int], Field(ge=1, le=35), BeforeValidator(_digits)] = None,
+) -> Answer:
+    """Lowest, highest and mean of every metric over hours or days, also from before a restart."""
+    if days is not None:
         hours = 24 * days
-    else:
-        asked = _whole(ask.query.get("hours", "1"), 1, 24)
-        if asked is None:
-            return refuse(400, "Hours must be between 1 and 24")
-        hours = asked
     report = await performance_monitor.get_performance_report(hours)
     report["scores"] = board.scores()
     return Answer(200, report)
 
 
-@route("POST", f"{PREFIX}/memory/optimize", audited=True, burst=5)
-async def memory_optimize(ask: Ask) -> Answer:
-    word = ask.query.get("force_aggressive", "false").lower()
-    if word not in _SWITCHES:
-        return refuse(400, "force_aggressive must be true or false")
-    level = "aggressive" if _SWITCHES[word] else "standard"
+@router.post("/memory/optimize", dependencies=privileged(5))
+@audited
+async def memory_optimize(force_aggressive: bool = False) -> Answer:
+    """Gives memory back to the system; ``force_aggressive`` empties caches first."""
+    level = "aggressive" if force_aggressive else "standard"
     started = _now()
     result = await memory_optimizer.optimize(level, reason="asked for over the API")
     freed = result["freed_bytes"] / (1 << 20)
@@ -638,16 +734,19 @@ async def memory_optimize(ask: Ask) -> Answer:
     )
 
 
-@route("POST", f"{PREFIX}/cache/clear", audited=True, burst=5)
-async def cache_clear(ask: Ask) -> Answer:
-    kind = ask.query.get("cache_type", "all").lower() or "all"
-    if kind not in ("redis", "memory", "all"):
-        return refuse(400, "cache_type must be redis, memory or all")
+@router.post("/cache/clear", dependencies=privileged(5))
+@audited
+async def cache_clear(
+    cache_type: t.Annotated[
+        t.Literal["redis", "memory", "all"], BeforeValidator(lambda text: text.lower() or "all")
+    ] = "all",
+) -> Answer:
+    """Removes what has expired in Redis, and empties this process's own caches."""
     started = _now()
     cleared: t.List[str] = []
     removed: t.Dict[str, t.Any] = {}
     failed: t.List[str] = []
-    if kind in ("redis", "all"):
+    if cache_type in ("redis", "all"):
         try:
             from app.services.cache_service import cache_service
 
@@ -660,7 +759,7 @@ async def cache_clear(ask: Ask) -> Answer:
         except Exception as error:  # whatever a cache client raises: it was not cleared, and that is said
             logger.warning(f"🗑️ The Redis cache was not cleared: {type(error).__name__}")
             failed.append("redis")
-    if kind in ("memory", "all"):
+    if cache_type in ("memory", "all"):
         removed["memory"] = await memory_optimizer._clear_all_caches()
         cleared.append("memory")
     logger.info(
@@ -678,8 +777,9 @@ async def cache_clear(ask: Ask) -> Answer:
     )
 
 
-@route("GET", f"{PREFIX}/monitoring/status", burst=20, every=0.5)
-async def monitoring_status(ask: Ask) -> Answer:
+@router.get("/monitoring/status", dependencies=privileged(20, 0.5))
+async def monitoring_status() -> Answer:
+    """What runs."""
     return Answer(
         200,
         {
@@ -729,25 +829,27 @@ async def _connect_cache() -> str:
     return "initialized" if _cache_initialized() else "not_connected"
 
 
-@route("POST", f"{PREFIX}/monitoring/start", audited=True, burst=5)
-async def monitoring_start(ask: Ask) -> Answer:
+@router.post("/monitoring/start", dependencies=privileged(5))
+@audited
+async def monitoring_start() -> Answer:
+    """Starts monitor and memory optimizer, connects the cache."""
     results = await _switch(True)
     results["cache_service"] = "already_initialized" if _cache_initialized() else await _connect_cache()
     return Answer(200, {"message": "Monitoring services started", "results": results, "started_at": _now()})
 
 
-@route("POST", f"{PREFIX}/monitoring/stop", audited=True, burst=5)
-async def monitoring_stop(ask: Ask) -> Answer:
+@router.post("/monitoring/stop", dependencies=privileged(5))
+@audited
+async def monitoring_stop() -> Answer:
+    """Stops monitor and memory optimizer; health is a warning until they run again."""
     results = await _switch(False)
     results["cache_service"] = "left_open"  # the pool belongs to the application, not to the monitoring
     return Answer(200, {"message": "Monitoring services stopped", "results": results, "stopped_at": _now()})
 
 
-@route("GET", f"{PREFIX}/recovery/history", burst=10, every=1.0)
-async def recovery_history(ask: Ask) -> Answer:
-    limit = _whole(ask.query.get("limit", "50"), 1, 500)
-    if limit is None:
-        return refuse(400, "limit must be a number between 1 and 500")
+@router.get("/recovery/history", dependencies=privileged(10, 1.0))
+async def recovery_history(limit: t.Annotated[int, Field(ge=1, le=500), BeforeValidator(_digits)] = 50) -> Answer:
+    """What the host's recovery did, newest first."""
     entries = await asyncio.to_thread(read_history, limit)
     note = (
         "Newest first, as the host's recovery wrote them."
@@ -794,11 +896,13 @@ def _can_read_history() -> bool:
         return isinstance(error, FileNotFoundError)
 
 
-@route("POST", f"{PREFIX}/recovery/trigger", audited=True, burst=2, every=30.0)
-async def recovery_trigger(ask: Ask) -> Answer:
+@router.post("/recovery/trigger", dependencies=privileged(2, 30.0))
+@audited
+async def recovery_trigger(caller: t.Annotated[str, Depends(operator)]) -> Answer:
+    """Leaves a request for the host's recovery."""
     started = _now()
     identifier = await asyncio.to_thread(
-        write_request, "recover", "asked for over the API", requested_by=f"token {ask.caller}"
+        write_request, "recover", "asked for over the API", requested_by=f"token {caller}"
     )
     if not identifier:
         return refuse(
@@ -860,8 +964,9 @@ def write_request(
     return identifier
 
 
-@route("GET", f"{PREFIX}/logs/health", burst=3, every=3.0)
-async def logs_health(ask: Ask) -> Answer:
+@router.get("/logs/health", dependencies=privileged(3, 3.0))
+async def logs_health() -> Answer:
+    """Logs that are large or old."""
     files, unread = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
     large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
     old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
@@ -919,8 +1024,9 @@ def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[st
 _debug: t.Tuple[float, t.Dict[str, t.Any]] = (-60.0, {})
 
 
-@route("GET", f"{PREFIX}/admin/debug", burst=5, every=2.0)
-async def admin_debug(ask: Ask) -> Answer:
+@router.get("/admin/debug", dependencies=privileged(5, 2.0))
+async def admin_debug() -> Answer:
+    """Process, host, network, routes, CORS policy."""
     global _debug
     if time.monotonic() - _debug[0] > 5:
         _debug = (time.monotonic(), await asyncio.wait_for(asyncio.to_thread(_debug_facts), 10))
@@ -1010,9 +1116,10 @@ def _debug_facts() -> t.Dict[str, t.Any]:
     }
 
 
-@route("GET", "/metrics", burst=20, every=0.5)
-@route("GET", f"{PREFIX}/metrics", burst=20, every=0.5)
-async def metrics(ask: Ask) -> Answer:
+@outside.get("/metrics", tags=["System Health"], dependencies=privileged(20, 0.5))
+@router.get("/metrics", dependencies=privileged(20, 0.5))
+async def metrics() -> Answer:
+    """For Prometheus."""
     exposition = helper("exposition")
     if exposition is None:
         return refuse(503, "The metrics renderer is not installed (app/wheels_ops)")
@@ -1026,50 +1133,59 @@ async def metrics(ask: Ask) -> Answer:
 # -- the dashboard -----------------------------------------------------------------------------------------------------
 
 
-@route("GET", f"{PREFIX}/dashboard", token=False)
-async def dashboard(ask: Ask) -> Answer:
+@router.get("/dashboard")
+async def dashboard(request: Request, caller: t.Annotated[str, Depends(identify)]) -> Answer:
+    """The page for people; asks for the ops token by a form."""
     page = helper("dashboard")
     if page is None:
         return refuse(503, "The dashboard is not installed (app/wheels_ops)")
-    return await page.show(ask, sys.modules[__name__])
+    return t.cast(Answer, await page.show(request, caller, sys.modules[__name__]))
 
 
-@route("POST", f"{PREFIX}/dashboard/login", token=False)
-async def dashboard_login(ask: Ask) -> Answer:
+@router.post("/dashboard/login")
+async def dashboard_login(request: Request) -> Answer:
+    """Takes the ops token, gives a session that opens the page and nothing else."""
     page = helper("dashboard")
     if page is None:
         return refuse(503, "The dashboard is not installed (app/wheels_ops)")
-    return await page.login(ask, sys.modules[__name__])
+    return t.cast(Answer, await page.login(request, sys.modules[__name__]))
 
 
-@route("POST", f"{PREFIX}/dashboard/logout", token=False)
-async def dashboard_logout(ask: Ask) -> Answer:
+@router.post("/dashboard/logout")
+async def dashboard_logout(request: Request) -> Answer:
+    """Ends the session in this browser."""
     page = helper("dashboard")
     if page is None:
         return refuse(503, "The dashboard is not installed (app/wheels_ops)")
-    return await page.logout(ask, sys.modules[__name__])
+    return t.cast(Answer, await page.logout(request, sys.modules[__name__]))
 
 
-# -- the two ways in ---------------------------------------------------------------------------------------------------
+# -- outside of the application ----------------------------------------------------------------------------------------
 
-_BASE_HEADERS = ((b"x-content-type-options", b"nosniff"),)
+outside.include_router(router, prefix="/api/v1")
+_OUTSIDE = [route for route in outside.routes if isinstance(route, SystemRoute)]
+_PATHS = frozenset(route.path for route in _OUTSIDE)
 _LIVE = [
     (b"content-type", b"application/health+json"),
     (b"content-length", b"17"),
     (b"cache-control", b"no-store"),
-    *_BASE_HEADERS,
+    (b"x-content-type-options", b"nosniff"),
 ]
 
 
 class SystemHealthMiddleware:
-    """The ASGI layer that answers what ``ROUTES`` names and passes everything else to the application."""
+    """The ASGI layer that answers what ``outside`` has a route for and passes everything else to the application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._documented: t.Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if api.application is None and scope.get("app") is not None:
-            api.application = scope["app"]
+        application = scope.get("app")
+        if application is not None and application is not self._documented:
+            self._documented = application
+            api.application = application
+            _document(application)
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -1078,122 +1194,32 @@ class SystemHealthMiddleware:
             await send({"type": "http.response.start", "status": 200, "headers": _LIVE})
             await send({"type": "http.response.body", "body": b'{"status":"pass"}'})
             return
-        if path.startswith("/api/v1/system/") and path.endswith("/"):
+        if path.startswith(f"{PREFIX}/") and path.endswith("/"):
             path = path.rstrip("/")
-        preflight = scope["method"] == "OPTIONS" and any(
-            name.lower() == b"access-control-request-method" for name, _ignored in scope["headers"]
-        )
-        if preflight or not api.knows(path):  # preflights are for whoever holds the CORS policy
+        if _is_preflight(scope) or not _is_ours(path):
             await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
-        async def body() -> bytes:
-            return await asyncio.wait_for(_read_body(receive), 10)
-
-        client = scope.get("client")
-        try:
-            query = dict(
-                parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, max_num_fields=20)
-            )
-        except ValueError:
-            answer = refuse(400, "Too many query parameters")
         else:
-            answer = await api.respond(
-                Ask(
-                    scope["method"],
-                    path,
-                    query,
-                    headers,
-                    str(client[0]) if client else "",
-                    scope.get("scheme") == "https" or headers.get("x-forwarded-proto") == "https",
-                    body,
-                )
-            )
-        content = answer.encoded()
-        await send(
-            {"type": "http.response.start", "status": answer.status, "headers": _raw_headers(answer, len(content))}
-        )
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+            await outside({**scope, "path": path}, receive, send)
 
 
-def _raw_headers(answer: Answer, length: int) -> t.List[t.Tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(length).encode()),
-        *_BASE_HEADERS,
+def _is_ours(path: str) -> bool:
+    """/metrics stays the application's own where it has one, also one that it adds while it starts."""
+    if path == "/metrics":
+        routes = getattr(api.application, "routes", ())
+        return helper("exposition") is not None and not any(getattr(route, "path", None) == path for route in routes)
+    return path in _PATHS
+
+
+def _document(application: t.Any) -> None:
+    """Adds the routes to the application, which shows them in its OpenAPI document; they are answered before it."""
+    if not isinstance(application, FastAPI):
+        return
+    present = {getattr(route, "path", None) for route in application.routes}
+    # Not those at the root: the application may add a /metrics of its own while it starts.
+    application.router.routes += [
+        route for route in _OUTSIDE if route.path.startswith(PREFIX) and route.path not in present
     ]
-    if not any(name.lower() == "cache-control" for name in answer.headers):
-        headers.append((b"cache-control", b"no-store"))
-    return headers + [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
-
-
-async def _read_body(receive: Receive) -> bytes:
-    found = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return b""
-        found += message.get("body", b"")
-        if len(found) > MAX_BODY:
-            return b""
-        if not message.get("more_body"):
-            return found
-
-
-@contextlib.asynccontextmanager
-async def _monitored(application: t.Any) -> t.AsyncIterator[None]:
-    """Part of the lifespan of whoever mounts ``router`` and nothing else of ours: without samples there would be no health to show."""
-    try:
-        await performance_monitor.start()
-        await memory_optimizer.start()
-    except Exception as error:  # the application starts without its monitoring, and health says that it does not run
-        logger.error(f"🩺 The monitoring does not start: {type(error).__name__}: {error}")
-    yield
-    await memory_optimizer.stop()
-    await performance_monitor.stop()
-
-
-router = APIRouter(prefix="/system", tags=["System Health"], lifespan=_monitored)
-
-
-async def _through_router(request: Request) -> Response:
-    if api.application is None:
-        api.application = request.scope.get("app")
-    found = re.search(r"/system/(.*)$", request.url.path)
-    path = f"{PREFIX}/{found[1] if found else ''}".rstrip("/")
-    headers = {name.lower(): value for name, value in request.headers.items()}
-
-    async def body() -> bytes:
-        return await asyncio.wait_for(_read_body(request.receive), 10)
-
-    answer = await api.respond(
-        Ask(
-            request.method,
-            path,
-            dict(request.query_params),
-            headers,
-            request.client.host if request.client else "",
-            request.url.scheme == "https" or headers.get("x-forwarded-proto") == "https",
-            body,
-        )
-    )
-    content = answer.encoded()
-    response = Response(b"" if request.method == "HEAD" else content, status_code=answer.status)
-    response.raw_headers = _raw_headers(answer, len(content))
-    return response
-
-
-for _method, _path in ROUTES:
-    if _path.startswith(PREFIX):
-        router.add_api_route(
-            _path[len(PREFIX) :],
-            _through_router,
-            methods=[_method],
-            name=ROUTES[_method, _path].handler.__name__,
-            include_in_schema=False,
-            response_model=None,
-        )
+    application.openapi_schema = None
 
 
 if helper("exposition") is not None:
@@ -1201,7 +1227,7 @@ if helper("exposition") is not None:
 
 
 async def startup() -> None:
-    """Starts monitor and optimizer where nobody has, then the dependency checks; the first round is waited for, bounded."""
+    """Starts monitor and optimizer where nobody has, then the dependency checks; waits for their first round, bounded."""
     board.stopping = False
     await performance_monitor.start()
     await memory_optimizer.start()
