@@ -19,7 +19,8 @@ from .state import directory, lock
 def run(
     module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True
 ) -> t.NoReturn:
-    """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with ``renews_lock``.
+    """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with
+    ``renews_lock``.
 
     An ``OpsError`` becomes one clear message with its details beside it; a missing library names the package and the
     interpreter; anything else is a defect of ours and says so.
@@ -70,7 +71,8 @@ _ENVIRONMENTS = frozenset({"import_environment"})
 
 
 def _secrets(module: AnsibleModule) -> t.List[str]:
-    """Every secret among the arguments: what is one by its name, what an address or a connection string holds, headers that are no ordinary ones."""
+    """Every secret among the arguments: what is one by its name, what an address or a connection string holds, headers
+    that are no ordinary ones."""
     return [word for word in secrets_of(_without_ordinary_headers(module.params)) if word != "None"]
 
 
@@ -131,13 +133,15 @@ _ORDINARY_HEADERS = frozenset(
         "x-requested-with",
     }
 )
-#: Ansible blanks a secret wherever its letters stand in the result. So few letters are no secret, and stand in every other word.
+#: Ansible blanks a secret wherever its letters stand in the result. So few letters are no secret, and stand in every
+#: other word.
 _SHORT = 6
 _HIDDEN = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
 
 
 def _keep_words_readable(module: AnsibleModule) -> None:
-    """Takes the values of headers that are no secrets out of what Ansible blanks in a result: ``https``, ``1``, ``localhost``.
+    """Takes the values of headers that are no secrets out of what Ansible blanks in a result: ``https``, ``1``,
+    ``localhost``.
 
     The arguments themselves show no value of any header; see ``_without_passwords``.
     """
@@ -172,7 +176,8 @@ def _argument(name: str, value: t.Any) -> t.Any:
 
 
 def _without_passwords(value: t.Any) -> t.Any:
-    """Arguments as they may be shown: no password of a URL or a connection string, no value of a header or of an environment."""
+    """Arguments as they may be shown: no password of a URL or a connection string, no value of a header or of an
+    environment."""
     if isinstance(value, dict):
         return {key: _argument(str(key), entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

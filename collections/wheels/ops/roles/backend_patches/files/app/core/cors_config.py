@@ -3,7 +3,7 @@
 
 ``cors_config``       what the rest of the backend asks (origins, methods, headers, the answer to an OPTIONS request).
 ``CORSMiddleware``    the ASGI layer. It has to be the outermost one: then errors and redirects carry the headers too.
-``CORSPolicy``        the policy itself; it cannot be constructed in a state that is unsafe or that silently never matches.
+``CORSPolicy``        the policy itself; it cannot be constructed in a state that is unsafe or that never matches.
 
 Rules, from the Fetch standard (https://fetch.spec.whatwg.org/#http-cors-protocol):
 an origin is compared byte for byte; a foreign one is never named in a response; every response says ``Vary: Origin``,
@@ -16,7 +16,7 @@ Environment (read once, at start):
 ``CORS_ALLOWED_ORIGINS``      the August release's variable (JSON list or commas): good ones are taken, bad ones logged.
 ``CORS_DEPLOY_PREVIEWS``      false: no Netlify deploy previews of the project's own site.
 ``ENABLE_LOVABLE_ORIGINS`` / ``DISABLE_LOVABLE_ORIGINS``   the Lovable previews: on outside production, off in it.
-``ENABLE_ENHANCED_CORS``      false: Starlette's own middleware with the same policy (the way back if this layer is at fault).
+``ENABLE_ENHANCED_CORS``      false: Starlette's own middleware with the same policy (if this layer is at fault).
 ``CORS_DEBUG_ENABLED``        logs every decision (still rate-limited) with the reason.
 ``CORS_ALLOW_PRIVATE_NETWORK``  true: answers Private Network Access preflights.
 """
@@ -108,7 +108,8 @@ MAX_AGE = 7200  # seconds; Chromium keeps a preflight no longer than this
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*)"
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
+    r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*)"
     r"(?::(?P<port>[1-9][0-9]{0,4}))?"
 )
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -230,8 +231,8 @@ def _shown(text: object, limit: int = 120) -> str:
 
 
 def _address_problem(host: str) -> t.Optional[str]:
-    """Why a host that is an IP address would never match. Browsers write each address in one form only, and take every host whose
-    last label is a number for an IPv4 address (https://url.spec.whatwg.org/#host-parsing)."""
+    """Why a host that is an IP address would never match. Browsers write each address in one form only, and take every
+    host whose last label is a number for an IPv4 address (https://url.spec.whatwg.org/#host-parsing)."""
     try:
         if host.startswith("["):
             if "." in host:
@@ -674,7 +675,7 @@ class CORSActivity:
     def refused(
         self, event: str, origin: bytes, reason: str, path: str, asked: t.Optional[t.Mapping[str, object]] = None
     ) -> None:
-        """Remembers a refusal and logs it, a bounded number of lines a minute. Runs for every refused request of an attack."""
+        """Remembers a refusal and logs it, a bounded number of lines a minute: an attack has many."""
         now = time.monotonic()
         key = origin[: _LONGEST_ORIGIN + 1]
         entry = self._refused.get(key)
@@ -782,8 +783,8 @@ def _settings() -> t.Any:
 
 
 def _listed(text: str) -> t.List[str]:
-    """A JSON list, or entries between commas. Quotes around the whole or around an entry are those that ``docker --env-file``, unlike a
-    shell, leaves in the value."""
+    """A JSON list, or entries between commas. Quotes around the whole or around an entry are those that ``docker
+    --env-file``, unlike a shell, leaves in the value."""
     text = text.strip().strip("'")
     if text.startswith("["):
         try:
@@ -986,7 +987,7 @@ def _merged(headers: t.Iterable[HeaderPair], cors: t.Tuple[HeaderPair, ...]) -> 
 
 
 class CORSMiddleware:
-    """The outermost ASGI layer: ``CORSMiddleware(app)`` applies ``cors_config``, ``CORSMiddleware(app, policy)`` a policy.
+    """The outermost ASGI layer: ``CORSMiddleware(app)`` applies ``cors_config``, a second argument is another policy.
 
     It keeps no state between requests but counters. A WebSocket handshake from a foreign origin is refused (403)
     before the application sees it.

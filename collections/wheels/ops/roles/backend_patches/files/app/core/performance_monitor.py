@@ -8,8 +8,8 @@ Alerts have hysteresis: a level is raised after three samples above its threshol
 than five points (5 % of the threshold for milliseconds and counts) below it. Once a sample is over a threshold the next
 ones come sooner, so a real excursion is an alert within ten seconds and a spike is none.
 
-``RequestMetricsMiddleware`` counts requests, errors and times by route template. ``metrics_store`` (in ``app.wheels_ops``)
-keeps the history over restarts; without it the last 24 hours live in memory.
+``RequestMetricsMiddleware`` counts requests, errors and times by route template. ``metrics_store`` (in
+``app.wheels_ops``) keeps the history over restarts; without it the last 24 hours live in memory.
 
 Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, ``MEMORY_*``, ``CPU_*``, ``DISK_*``,
 ``RESPONSE_TIME_*`` (ms), ``ERROR_RATE_*`` (percent) ``_WARNING_THRESHOLD`` and ``_CRITICAL_THRESHOLD``, ``DISK_PATHS``,
@@ -65,9 +65,9 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: Route templates that are told apart; what comes later is counted together.
 MAX_ROUTES = 300
 FINE_SECONDS = 30
-#: Response time and error rate are those of the last so many seconds. Fewer requests than that are shown but are no alert by
-#: themselves, as one of them would decide; several errors are: where few people ask, what is broken for all of them must be seen
-#: as well. A few slow ones are not: a language model takes its seconds for an answer.
+#: Response time and error rate are those of the last so many seconds. Fewer requests than that are shown but are no
+#: alert by themselves, as one of them would decide; several errors are: where few people ask, what is broken for all of
+#: them must be seen as well. A few slow ones are not: a language model takes its seconds for an answer.
 REQUEST_WINDOW, REQUESTS_TO_JUDGE, SEVERAL_ERRORS = 15.0, 10, 3
 _REQUEST_METRICS = ("response_time_ms", "error_rate")
 _CLEAR_BELOW_POINTS = 5.0
@@ -135,20 +135,20 @@ class Hysteresis:
     def update(self, value: float, limits: t.Tuple[t.Tuple[AlertLevel, float], ...], margin: float) -> AlertLevel:
         """``limits`` rise; ``margin`` is how far below a level's limit a value must fall for the level to clear."""
         reached = AlertLevel.INFO
-        held = AlertLevel.INFO
+        kept = AlertLevel.INFO
         for level, limit in limits:
             if value > limit:
                 reached = level
             if value > limit - margin:
-                held = level
+                kept = level
         if _ORDER.index(reached) > _ORDER.index(self.level):
             self._above, self._below = self._above + 1, 0
             if self._above >= CONFIRMATIONS:
                 self.level, self._above = reached, 0
-        elif _ORDER.index(held) < _ORDER.index(self.level):
+        elif _ORDER.index(kept) < _ORDER.index(self.level):
             self._below, self._above = self._below + 1, 0
             if self._below >= CONFIRMATIONS:
-                self.level, self._below = held, 0
+                self.level, self._below = kept, 0
         else:
             self._above = self._below = 0
         self.pending = self._above > 0
@@ -214,12 +214,12 @@ def quantile(buckets: t.List[int], share: float, worst: float) -> float:
     total = sum(buckets)
     if not total:
         return 0.0
-    rank, seen, low = share * total, 0, 0.0
+    rank, passed, low = share * total, 0, 0.0
     for index, count in enumerate(buckets):
         high = BUCKETS[index] if index < len(BUCKETS) else max(worst, BUCKETS[-1])
-        if count and seen + count >= rank:
-            return min(low + (high - low) * (rank - seen) / count, worst or high)
-        seen += count
+        if count and passed + count >= rank:
+            return min(low + (high - low) * (rank - passed) / count, worst or high)
+        passed += count
         low = high
     return worst
 
@@ -241,34 +241,34 @@ class RequestStats:
                 route = "(other)"
             stats = self.routes.setdefault(route, RouteStats())
         bucket = bisect_left(BUCKETS, seconds)
-        for one in (stats, self.window):
-            one.count += 1
-            one.seconds += seconds
-            one.buckets[bucket] += 1
-            if seconds > one.worst:
-                one.worst = seconds
+        for counters in (stats, self.window):
+            counters.count += 1
+            counters.seconds += seconds
+            counters.buckets[bucket] += 1
+            if seconds > counters.worst:
+                counters.worst = seconds
             if failed:
-                one.errors += 1
+                counters.errors += 1
         if self.observer is not None:
             self.observer(route, seconds, failed)
 
     def take_window(self) -> RouteStats:
-        taken, self.window = self.window, RouteStats()
-        return taken
+        window, self.window = self.window, RouteStats()
+        return window
 
     def by_route(self) -> t.List[t.Dict[str, t.Any]]:
         """The busiest routes first, times in milliseconds."""
         return [
             {
                 "route": name,
-                "requests": one.count,
-                "errors": one.errors,
-                "avg_ms": round(1000 * one.seconds / one.count, 2),
-                "p95_ms": round(1000 * quantile(one.buckets, 0.95, one.worst), 2),
-                "max_ms": round(1000 * one.worst, 2),
+                "requests": stats.count,
+                "errors": stats.errors,
+                "avg_ms": round(1000 * stats.seconds / stats.count, 2),
+                "p95_ms": round(1000 * quantile(stats.buckets, 0.95, stats.worst), 2),
+                "max_ms": round(1000 * stats.worst, 2),
             }
-            for name, one in sorted(self.routes.items(), key=lambda item: -item[1].count)
-            if one.count
+            for name, stats in sorted(self.routes.items(), key=lambda item: -item[1].count)
+            if stats.count
         ]
 
 
@@ -312,7 +312,8 @@ class RequestMetricsMiddleware:
 
 
 class LoopLag:
-    """How late the event loop runs what was due: one timer, no task. Every stall longer than ``every`` seconds is seen, shorter ones by chance."""
+    """How late the event loop runs what was due: one timer, no task. Every stall longer than ``every`` seconds is seen,
+    shorter ones by chance."""
 
     def __init__(self, every: float = 2.0) -> None:
         self.every = every
@@ -353,12 +354,13 @@ class LoopLag:
         return max((late for at, late in self._recent if at >= horizon), default=0.0)
 
     def take(self) -> float:
-        taken, self.window_worst = self.window_worst, 0.0
-        return taken
+        worst, self.window_worst = self.window_worst, 0.0
+        return worst
 
 
 class CpuReader:
-    """Busy share of all cores since the last call (since boot, if that was just now), from /proc/stat; and this process' own."""
+    """Busy share of all cores since the last call (since boot, if that was just now), from /proc/stat; and this
+    process' own."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
@@ -392,11 +394,11 @@ class CpuReader:
 
 def disk_usage(path: str) -> t.Tuple[float, float, int]:
     """(percent of bytes as ``df`` shows it, percent of inodes, free bytes) of the file system of ``path``."""
-    found = os.statvfs(path)
-    used = found.f_blocks - found.f_bfree
-    usable = used + found.f_bavail
-    inodes = 100.0 * (found.f_files - found.f_favail) / found.f_files if found.f_files else 0.0
-    return (100.0 * used / usable if usable else 0.0), inodes, found.f_bavail * found.f_frsize
+    usage = os.statvfs(path)
+    used = usage.f_blocks - usage.f_bfree
+    usable = used + usage.f_bavail
+    inodes = 100.0 * (usage.f_files - usage.f_favail) / usage.f_files if usage.f_files else 0.0
+    return (100.0 * used / usable if usable else 0.0), inodes, usage.f_bavail * usage.f_frsize
 
 
 def is_local(path: str) -> bool:
@@ -444,7 +446,8 @@ UNITS = {
     "psi_memory": "%",
 }
 
-#: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes two half intervals.
+#: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes
+#: two half intervals.
 _CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
 
 _ADVICE = {
@@ -494,7 +497,8 @@ class PerformanceMonitor:
         self.sources: t.List[t.Callable[[], t.Mapping[str, float]]] = []
         #: Called with the values of every sample; must not wait.
         self.observers: t.List[t.Callable[[t.Mapping[str, float]], t.Any]] = []
-        #: The history that survives restarts (``app.wheels_ops.metrics_store``); None where it is not there or not writable.
+        #: The history that survives restarts (``app.wheels_ops.metrics_store``); None where it is not there or not
+        #: writable.
         self.store: t.Optional[t.Any] = None
         self.alert_counts: t.Deque[t.Tuple[float, str, str]] = deque(maxlen=1000)
         self._reader = reader or MemoryReader()
@@ -637,8 +641,8 @@ class PerformanceMonitor:
         self._request_window.append((now, window.count, window.errors, window.seconds, window.buckets, window.worst))
         while self._request_window and self._request_window[0][0] <= now - REQUEST_WINDOW:
             self._request_window.popleft()
-        count = sum(one[1] for one in self._request_window)
-        errors, seconds = sum(one[2] for one in self._request_window), sum(one[3] for one in self._request_window)
+        count = sum(slot[1] for slot in self._request_window)
+        errors, seconds = sum(slot[2] for slot in self._request_window), sum(slot[3] for slot in self._request_window)
         judged = {
             "response_time_ms": count >= REQUESTS_TO_JUDGE,
             "error_rate": count >= REQUESTS_TO_JUDGE or errors >= SEVERAL_ERRORS,
@@ -648,9 +652,9 @@ class PerformanceMonitor:
             self.check_interval, min(REQUEST_WINDOW, len(self._request_window) * self.check_interval)
         )
         if count:
-            buckets = [sum(column) for column in zip(*(one[4] for one in self._request_window))]
+            buckets = [sum(column) for column in zip(*(slot[4] for slot in self._request_window))]
             values["response_time_ms"] = 1000 * seconds / count
-            values["response_p95_ms"] = 1000 * quantile(buckets, 0.95, max(one[5] for one in self._request_window))
+            values["response_p95_ms"] = 1000 * quantile(buckets, 0.95, max(slot[5] for slot in self._request_window))
             values["error_rate"] = 100 * errors / count
         if not window.count:
             return {"response_time_ms": (0.0, 0), "error_rate": (0.0, 0), "response_p95_ms": (0.0, 0)}
@@ -662,16 +666,19 @@ class PerformanceMonitor:
     async def _measure_disks(self) -> None:
         """statvfs can hang on a network file system: there it never runs on the loop."""
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(lambda: [disk_usage(path) for path in self._paths]), 5)
+            usages = await asyncio.wait_for(asyncio.to_thread(lambda: [disk_usage(path) for path in self._paths]), 5)
         except (OSError, asyncio.TimeoutError) as error:
             logger.warning(f"📊 The disk did not answer: {type(error).__name__}")
-            found = []
-        self._note_disks(found)
+            usages = []
+        self._note_disks(usages)
 
-    def _note_disks(self, found: t.List[t.Tuple[float, float, int]]) -> None:
+    def _note_disks(self, usages: t.List[t.Tuple[float, float, int]]) -> None:
         self._disk = (
-            {"disk_percent": max(one[0] for one in found), "disk_inodes_percent": max(one[1] for one in found)}
-            if found
+            {
+                "disk_percent": max(usage[0] for usage in usages),
+                "disk_inodes_percent": max(usage[1] for usage in usages),
+            }
+            if usages
             else {}
         )
 
@@ -717,22 +724,22 @@ class PerformanceMonitor:
                 logger.info(f"📊 Alert cleared: {name} is at {metric.value:.1f} {metric.unit}")
             return
         limit = dict(steps)[level]
-        told = (
+        message = (
             f"{name} is {metric.value:.1f} {metric.unit}".rstrip()
             + f", {'above' if metric.value > limit else 'was above'} {limit:g} {metric.unit}".rstrip()
         )
         if level is not before:
-            self.active_alerts[name] = PerformanceAlert(name, level, told, metric.timestamp)
-            self._note_alert(name, level, told)
+            self.active_alerts[name] = PerformanceAlert(name, level, message, metric.timestamp)
+            self._note_alert(name, level, message)
         elif name in self.active_alerts:
-            self.active_alerts[name].message = told
+            self.active_alerts[name].message = message
         self._remedy(name, level)
 
     def raise_alert(self, name: str, level: AlertLevel, message: str) -> None:
         """An alert from outside the sampler (a dependency, for example); replaces the one of the same name."""
-        known = self.active_alerts.get(name)
-        if known is not None and known.level is level:
-            known.message = message
+        alert = self.active_alerts.get(name)
+        if alert is not None and alert.level is level:
+            alert.message = message
             return
         self.active_alerts[name] = PerformanceAlert(name, level, message, datetime.now(timezone.utc))
         self._note_alert(name, level, f"{name}: {message}")
@@ -748,7 +755,7 @@ class PerformanceMonitor:
             logger.info(f"📊 Alert cleared: {name}")
 
     def _remedy(self, name: str, level: AlertLevel) -> None:
-        """What this process itself can do about an alert. Memory is the optimizer's, which measures and backs off itself."""
+        """What this process can do about an alert. Memory is the optimizer's, which measures and backs off itself."""
         alert = self.active_alerts.get(name)
         if alert is None or name not in ("memory_percent", "disk_percent"):
             return
@@ -778,10 +785,10 @@ class PerformanceMonitor:
     @property
     def metrics_history(self) -> t.Dict[str, t.List[PerformanceMetric]]:
         """The last 24 hours as the first version kept them; built on demand, the store is four bytes a value."""
-        found: t.Dict[str, t.List[PerformanceMetric]] = {}
+        history: t.Dict[str, t.List[PerformanceMetric]] = {}
         for name, ring in self.rings.items():
             limits = self.thresholds.get(name, {"warning": float("inf"), "critical": float("inf")})
-            found[name] = [
+            history[name] = [
                 PerformanceMetric(
                     name,
                     value,
@@ -792,7 +799,7 @@ class PerformanceMonitor:
                 )
                 for at, value in ring.since(0.0)
             ]
-        return found
+        return history
 
     def status(self) -> t.Dict[str, t.Any]:
         """``get_current_status`` for callers that are not coroutines."""
@@ -800,14 +807,14 @@ class PerformanceMonitor:
             "monitoring_active": self.is_running,
             "current_metrics": {
                 name: {
-                    "value": round(one.value, 3),
-                    "unit": one.unit,
+                    "value": round(entry.value, 3),
+                    "unit": entry.unit,
                     "alert_level": self._level(name).value,
-                    "timestamp": one.timestamp.isoformat(),
+                    "timestamp": entry.timestamp.isoformat(),
                 }
-                for name, one in self.current.items()
+                for name, entry in self.current.items()
             },
-            "active_alerts": [one.as_dict() for one in list(self.active_alerts.values())],
+            "active_alerts": [entry.as_dict() for entry in list(self.active_alerts.values())],
             "metrics_history_size": {name: len(ring.values) for name, ring in self.rings.items()},
         }
 
@@ -860,13 +867,13 @@ class PerformanceMonitor:
             "source": source,
             "metrics_summary": summary,
             "alert_summary": {level: raised.get(level, 0) for level in ("warning", "critical", "emergency")},
-            "slowest_routes": sorted(request_stats.by_route(), key=lambda one: -one["p95_ms"])[:10],
-            "memory_remediation": [dict(one) for one in list(memory_optimizer.results)[-10:]],
+            "slowest_routes": sorted(request_stats.by_route(), key=lambda item: -item["p95_ms"])[:10],
+            "memory_remediation": [dict(item) for item in list(memory_optimizer.results)[-10:]],
             "recommendations": self._recommendations(summary),
         }
 
     def _recommendations(self, summary: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
-        found = []
+        advice_lines = []
         for name, advice in _ADVICE.items():
             limits, row = self.thresholds.get(name), summary.get(name)
             if (
@@ -875,12 +882,12 @@ class PerformanceMonitor:
                 and row.get("avg") is not None
                 and (row["avg"] > limits["warning"] or row["max"] > limits["critical"])
             ):
-                found.append(
+                advice_lines.append(
                     f"{advice} (average {row['avg']:g}, highest {row['max']:g} {UNITS.get(name, '')})".replace(
                         " )", ")"
                     )
                 )
-        return found or ["Nothing to do: every average is below its warning threshold."]
+        return advice_lines or ["Nothing to do: every average is below its warning threshold."]
 
 
 performance_monitor = PerformanceMonitor()

@@ -10,10 +10,10 @@ What was measured (400 to 800 MB of freed heap, glibc, CPython 3.11):
 So this module trims, rarely: it predicts what a trim can free, acts only where that is worth it, measures the result
 and backs off when the last trims did not pay. Everything runs in a thread; the event loop only reads three numbers.
 
-Environment: ``MEMORY_OPTIMIZATION_ENABLED`` (true), ``DISABLE_MEMORY_OPTIMIZER``, ``DISABLE_MONITORING`` (kill switches),
-``MEMORY_WARNING_THRESHOLD`` 65, ``MEMORY_CRITICAL_THRESHOLD`` 75, ``MEMORY_EMERGENCY_THRESHOLD`` 85,
-``MEMORY_LIMIT_MB`` (a budget for this process, where the platform's limit cannot be seen), ``MEMORY_CHECK_INTERVAL`` 2 s,
-``DISK_CLEANUP_DIRS`` (colon-separated directories of the application's own temporary files and logs).
+Environment: ``MEMORY_OPTIMIZATION_ENABLED`` (true), ``DISABLE_MEMORY_OPTIMIZER``, ``DISABLE_MONITORING`` (kill
+switches), ``MEMORY_WARNING_THRESHOLD`` 65, ``MEMORY_CRITICAL_THRESHOLD`` 75, ``MEMORY_EMERGENCY_THRESHOLD`` 85,
+``MEMORY_LIMIT_MB`` (a budget for this process, where the platform's limit cannot be seen), ``MEMORY_CHECK_INTERVAL``
+2 s, ``DISK_CLEANUP_DIRS`` (colon-separated directories of the application's own temporary files and logs).
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ EMERGENCY_SECONDS = 60.0
 #: Freed less than this share of the prediction, or back within seconds: the trim did not pay.
 PAYS_FROM = 0.10
 MAX_BACKOFF_SECONDS = 3600.0
-#: What a burst had in use while it was trimmed is free soon after, and RSS does not tell: so often it is asked for then.
+#: What a burst had in use while it was trimmed is free soon after, and RSS does not tell: so often it is asked for
+#: then.
 FOLLOW_UPS = 4
-#: A prediction costs some milliseconds: at most this long between two where the last ones said that a trim is not worth it.
+#: A prediction costs some milliseconds: at most this long between two where the last ones said that a trim is not worth
+#: it.
 MAX_ASK_AGAIN_SECONDS = 120.0
 #: glibc's arenas other than the main one are mapped in regions of this size and alignment (HEAP_MAX_SIZE, 64 bit).
 ARENA_BYTES = 64 * MIB
@@ -68,7 +70,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def env_number(name: str, default: float, low: float = 0.0, high: float = float("inf")) -> float:
-    """A number from the environment; what cannot be read, is not finite or lies outside ``low..high`` is the default."""
+    """A finite number of ``low..high`` from the environment, else the default."""
     if env is not None:
         return env.number(name, default, low, high)
     try:
@@ -95,12 +97,13 @@ def env_paths(name: str, default: t.Sequence[str] = ()) -> t.List[str]:
 
 
 def orphaned(task: t.Optional[asyncio.Task[t.Any]]) -> bool:
-    """Whether a task was made but cannot run any more, as after the end of its event loop (a test client has one for each request)."""
+    """Whether a task was made but cannot run any more, as after the end of its event loop (a test client has one for
+    each request)."""
     return task is not None and (task.done() or task.get_loop().is_closed())
 
 
 async def end_tasks(*tasks: t.Optional[asyncio.Task[t.Any]]) -> None:
-    """Cancels the tasks and waits for the end of those that run on this event loop; another one cannot be waited for."""
+    """Cancels the tasks and waits for those that run on this event loop; others cannot be waited for."""
     loop = asyncio.get_running_loop()
     own = []
     for task in tasks:
@@ -115,9 +118,11 @@ async def end_tasks(*tasks: t.Optional[asyncio.Task[t.Any]]) -> None:
 
 
 async def within(work: t.Awaitable[t.Any], seconds: float) -> t.Any:
-    """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together with the result."""
+    """``asyncio.wait_for`` for loops without end: up to Python 3.11 that one loses a cancellation that comes together
+    with the result."""
     task = asyncio.ensure_future(work)
-    # An error that comes together with our own cancellation has nobody who waits for it, and would be reported as never retrieved.
+    # An error that comes together with our own cancellation has nobody who waits for it, and would be reported as never
+    # retrieved.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -209,8 +214,8 @@ class MemoryReader:
         total -= pool if pool < total else 0
         available = info.get(b"MemAvailable:", 0) * 1024
         # In a container with a /proc of its own the ARC is the host's; what processes hold is never part of it.
-        held = (info.get(b"AnonPages:", 0) + info.get(b"Shmem:", 0)) * 1024
-        available += max(0, min(self._arc(total - available), total - available - held))
+        in_use = (info.get(b"AnonPages:", 0) + info.get(b"Shmem:", 0)) * 1024
+        available += max(0, min(self._arc(total - available), total - available - in_use))
         host = 100.0 * (1 - available / total) if total else 0.0
         pages = self._read(f"{self._proc}/self/statm", 128).split()
         vms, rss = (int(pages[0]) * _PAGE, int(pages[1]) * _PAGE) if len(pages) > 1 else (0, 0)
@@ -249,7 +254,7 @@ class MemoryReader:
         if now - self._resolved_at >= self.RESOLVE_SECONDS:
             self._resolved_at = now
             self._cgroups = self._find_cgroups()
-        found = []
+        readings = []
         for limit_files, usage_file, stat_file, prefix in self._cgroups:
             limits = [number for number in (_integer(self._read(name, 64)) for name in limit_files) if number]
             limit = min(limits, default=0)
@@ -262,10 +267,10 @@ class MemoryReader:
             dirty = [
                 prefix + name for name in ((b"dirty", b"writeback") if prefix else (b"file_dirty", b"file_writeback"))
             ]
-            known = _fields(self._read(stat_file, 8192), *clean, *dirty)
-            cache = sum(known.get(name, 0) for name in clean) - sum(known.get(name, 0) for name in dirty)
-            found.append((max(0, usage - max(0, cache)), limit))
-        return found
+            fields = _fields(self._read(stat_file, 8192), *clean, *dirty)
+            cache = sum(fields.get(name, 0) for name in clean) - sum(fields.get(name, 0) for name in dirty)
+            readings.append((max(0, usage - max(0, cache)), limit))
+        return readings
 
     def _find_cgroups(self) -> t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]]:
         """The memory files of this process' cgroup and of its ancestors, found through the mount table."""
@@ -274,13 +279,13 @@ class MemoryReader:
             _ignored, controllers, path = (line.split(":", 2) + ["", ""])[:3]
             for name in controllers.split(",") if controllers else [""]:
                 own[name] = path
-        found: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
+        groups: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
         for line in _lines(f"{self._proc}/self/mountinfo"):
             before, separator, after = line.partition(" - ")
-            left, right = before.split(), after.split()
-            if not separator or len(left) < 5 or len(right) < 3:
+            first, last = before.split(), after.split()
+            if not separator or len(first) < 5 or len(last) < 3:
                 continue
-            kind, options = right[0], right[2].split(",")
+            kind, options = last[0], last[2].split(",")
             if kind == "cgroup2" and "" in own:
                 limits, usage, prefix, path = ("memory.max", "memory.high"), "memory.current", b"", own[""]
             elif kind == "cgroup" and "memory" in options and "memory" in own:
@@ -292,7 +297,7 @@ class MemoryReader:
                 )
             else:
                 continue
-            mount_root, mount_point = left[3], self._root + left[4]
+            mount_root, mount_point = first[3], self._root + first[4]
             # Inside a cgroup namespace the path is relative to the mount already; outside, the mount's root comes off.
             inside = (
                 path[len(mount_root) :]
@@ -306,8 +311,8 @@ class MemoryReader:
                 directory = "/".join([mount_point, *parts[:depth]])
                 if os.path.exists(f"{directory}/{limits[0]}"):
                     files = tuple(f"{directory}/{name}" for name in limits)
-                    found.append((files, f"{directory}/{usage}", f"{directory}/memory.stat", prefix))
-        return found
+                    groups.append((files, f"{directory}/{usage}", f"{directory}/memory.stat", prefix))
+        return groups
 
 
 def _lines(path: str) -> t.List[str]:
@@ -325,14 +330,14 @@ def _integer(text: bytes) -> t.Optional[int]:
 
 def _fields(text: bytes, *names: bytes) -> t.Dict[bytes, int]:
     """The first number after each name that starts a line."""
-    found: t.Dict[bytes, int] = {}
+    fields: t.Dict[bytes, int] = {}
     for name in names:
         start = 0 if text.startswith(name + b" ") else text.find(b"\n" + name + b" ") + 1
         if start or text.startswith(name + b" "):
             words = text[start + len(name) : start + len(name) + 40].split(None, 1)
             if words and words[0].isdigit():
-                found[name] = int(words[0])
-    return found
+                fields[name] = int(words[0])
+    return fields
 
 
 #: The fields of glibc's ``struct mallinfo2``, all size_t, in bytes or counts.
@@ -343,13 +348,15 @@ class _Mallinfo2(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO2]
 
 
-#: The head of glibc's ``struct heap_info``: its arena, the heap before it, its size, how much of it was ever made usable.
+#: The head of glibc's ``struct heap_info``: its arena, the heap before it, its size, how much of it was ever made
+#: usable.
 _HEAP_INFO = struct.Struct("@PPNN")
 
 
 @contextlib.contextmanager
 def _own_memory() -> t.Iterator[t.Optional[int]]:
-    """A descriptor of this process' memory, to read where an address may vanish meanwhile; None where it may not be read."""
+    """A descriptor of this process' memory, to read where an address may vanish meanwhile; None where it may not be
+    read."""
     try:
         descriptor = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -362,7 +369,8 @@ def _own_memory() -> t.Iterator[t.Optional[int]]:
 
 
 def _heaps_within(memory: t.Optional[int], start: int, end: int) -> int:
-    """Bytes of glibc's heaps that begin in a mapping. pymalloc's memory can lie at the same places, so their heads are looked at."""
+    """Bytes of glibc's heaps that begin in a mapping. pymalloc's memory can lie at the same places, so their heads are
+    looked at."""
     if memory is None:
         return end - start if start % ARENA_BYTES == 0 else 0
     size = 0
@@ -437,7 +445,8 @@ class Shrinker:
 
 
 class MemoryOptimizer:
-    """Watches memory and trims in tiers: 65 % trim, 75 % registered caches first, 85 % also a collection, 90 % restart request.
+    """Watches memory and trims in tiers: 65 % trim, 75 % registered caches first, 85 % also a collection, 90 % restart
+    request.
 
     ``optimization_interval`` is the least time between two routine trims (no pressure, but much waste);
     the tiers react within ``check_interval`` seconds.
@@ -530,7 +539,8 @@ class MemoryOptimizer:
             self._emergency_gap = EMERGENCY_SECONDS
         if tier == "emergency" and time.time() - self.last_emergency_cleanup >= self._emergency_gap:
             outcome = await self._emergency_cleanup()
-            # The memory may be somebody else's: to empty the caches every minute and stop everything for a collection would only hurt.
+            # The memory may be somebody else's: to empty the caches every minute and stop everything for a collection
+            # would only hurt.
             paid = outcome["freed_bytes"] >= MIN_GAIN_BYTES
             self._emergency_gap = EMERGENCY_SECONDS if paid else min(MAX_BACKOFF_SECONDS, 2 * self._emergency_gap)
             after = self._reader.read()
@@ -564,7 +574,7 @@ class MemoryOptimizer:
         return "warning" if reading.percent > self.memory_warning_threshold else "routine"
 
     def _judge_last(self, reading: MemoryReading) -> None:
-        """Whether the last automatic trim held: memory that is back after seconds was needed, trimming it cost twice."""
+        """Whether the last automatic trim held: memory that is back after seconds was needed, and cost twice."""
         if self._pending is None or time.monotonic() < self._pending[0]:
             return
         _ignored, before, freed = self._pending
@@ -601,8 +611,8 @@ class MemoryOptimizer:
     def register_shrinker(self, name: str, call: t.Callable[[], t.Any], cost: float = 1.0) -> None:
         """Registers a cache that may be emptied under pressure; the cheapest to refill (``cost``) goes first."""
         self._shrinkers = sorted(
-            [one for one in self._shrinkers if one.name != name] + [Shrinker(name, call, cost)],
-            key=lambda one: one.cost,
+            [shrinker for shrinker in self._shrinkers if shrinker.name != name] + [Shrinker(name, call, cost)],
+            key=lambda shrinker: shrinker.cost,
         )
 
     async def optimize(
@@ -611,8 +621,8 @@ class MemoryOptimizer:
         """One measured clean-up: ``standard`` trims, ``aggressive`` empties the cheap half of the caches first,
         ``emergency`` empties all of them and collects garbage.
 
-        Gives ``rss_before``, ``rss_after``, ``freed_bytes``, ``predicted_bytes`` (bytes), ``pause_ms`` (longest time the
-        event loop was held meanwhile), ``duration_ms``, ``trimmed``, ``skipped`` (why nothing was done, or empty).
+        Gives ``rss_before``, ``rss_after``, ``freed_bytes``, ``predicted_bytes`` (bytes), ``pause_ms`` (longest time
+        the event loop was held meanwhile), ``duration_ms``, ``trimmed``, ``skipped`` (why nothing was done, or empty).
         An ``automatic`` run does nothing where the prediction is not worth it.
         """
         started = time.monotonic()
@@ -648,7 +658,8 @@ class MemoryOptimizer:
             if automatic and not worth and level == "standard":
                 outcome["skipped"] = "not worth it"
                 self._floor = self._floor or before.rss_bytes
-                # The memory is in use now; the same pages are waste once it is not, and RSS does not tell. Ask again, ever less often.
+                # The memory is in use now; the same pages are waste once it is not, and RSS does not tell. Ask again,
+                # ever less often.
                 grown = before.rss_bytes - self._asked_at_rss >= MIN_GAIN_BYTES
                 self._ask_again = (
                     self.check_interval
@@ -720,18 +731,18 @@ class MemoryOptimizer:
             await asyncio.sleep(0.05)
 
     async def _shrink(self, shrinkers: t.List[Shrinker]) -> t.List[str]:
-        done = []
-        for one in shrinkers:
+        names = []
+        for shrinker in shrinkers:
             try:
-                answer = one.call()
+                answer = shrinker.call()
                 if inspect.isawaitable(answer):
                     await asyncio.wait_for(answer, 5)
-                done.append(one.name)
+                names.append(shrinker.name)
             except Exception as error:  # a broken cache must not keep the others from being emptied
-                logger.warning(f"🗑️ The cache {one.name} could not be emptied: {type(error).__name__}")
-        if done:
-            logger.info(f"🗑️ Emptied caches: {', '.join(done)}")
-        return done
+                logger.warning(f"🗑️ The cache {shrinker.name} could not be emptied: {type(error).__name__}")
+        if names:
+            logger.info(f"🗑️ Emptied caches: {', '.join(names)}")
+        return names
 
     # -- names that callers use ------------------------------------------------------------------------------------
 
@@ -749,7 +760,7 @@ class MemoryOptimizer:
             await self._cleanup_disk_space()
 
     async def _routine_cleanup(self) -> t.Optional[t.Dict[str, t.Any]]:
-        """No pressure: trims only where a third of the process is waste, at most every ``optimization_interval`` seconds."""
+        """No pressure: trims where a third of the process is waste, once in ``optimization_interval`` seconds."""
         last = self.results[-1] if self.results else None
         if last and time.time() - datetime.fromisoformat(last["timestamp"]).timestamp() < self.optimization_interval:
             return None
@@ -780,7 +791,7 @@ class MemoryOptimizer:
     _clear_module_caches = _clear_all_caches
 
     async def _cleanup_disk_space(self) -> t.Dict[str, t.Any]:
-        """Removes own temporary files over 24 h and own logs over 7 days below ``DISK_CLEANUP_DIRS``; nothing without it."""
+        """Removes own temporary files over 24 h, own logs over 7 days; only below ``DISK_CLEANUP_DIRS``."""
         roots = [path for path in env_paths("DISK_CLEANUP_DIRS") if path.startswith("/")]
         files, freed = await asyncio.to_thread(_clean, roots)
         logger.info(f"🗑️ Disk clean-up: {files} files, {freed / MIB:.1f} MB in {len(roots)} directories")
@@ -788,10 +799,10 @@ class MemoryOptimizer:
 
     def _disk_percent(self, path: str = "/") -> t.Tuple[int, int, float]:
         """(total, used, percent) of a file system, counted as ``df`` does: reserved blocks are nobody's."""
-        found = os.statvfs(path)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        usable = used + found.f_bavail * found.f_frsize
-        return found.f_blocks * found.f_frsize, used, 100.0 * used / usable if usable else 0.0
+        usage = os.statvfs(path)
+        used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+        usable = used + usage.f_bavail * usage.f_frsize
+        return usage.f_blocks * usage.f_frsize, used, 100.0 * used / usable if usable else 0.0
 
     async def get_memory_stats(self) -> t.Dict[str, t.Any]:
         """The keys that callers of the first version read; the numbers are read without waiting."""
@@ -848,7 +859,7 @@ class MemoryOptimizer:
             },
             "process": own,
             "garbage_collection": {
-                "collections": [one["collections"] for one in gc.get_stats()],
+                "collections": [generation["collections"] for generation in gc.get_stats()],
                 "counts": gc.get_count(),
                 "thresholds": gc.get_threshold(),
                 "frozen": gc.get_freeze_count(),
@@ -900,7 +911,7 @@ def _timed(call: t.Callable[[], t.Any]) -> t.Tuple[t.Any, float]:
 
 
 def _clean(roots: t.List[str], temp_age: float = 24 * 3600, log_age: float = 7 * 86400) -> t.Tuple[int, int]:
-    """(files, bytes) removed below ``roots``: regular files of this user, on the same device, never through a symlink."""
+    """(files, bytes) removed below ``roots``: regular files of this user, on one device, never through a symlink."""
     files = freed = 0
     now = time.time()
     for root in roots:

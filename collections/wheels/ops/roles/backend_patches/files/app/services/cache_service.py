@@ -3,7 +3,7 @@
 
 Every key that a caller names is stored as ``pam:cache:<key>``: the database is shared with Celery's queues, rate limits
 and others, and only a prefix tells what may be swept or deleted. What earlier releases wrote without the prefix is
-still found (once: a hit moves it under the prefix), as long as it begins with one of their own prefixes and is a string.
+still found (once: a hit moves it under the prefix), as long as it begins with one of their prefixes and is a string.
 
 Callers never wait long for Redis and never see it fail. What the application has replaced or removed is never served
 again by this process, whatever state Redis is in.
@@ -50,14 +50,15 @@ Limits: nothing can be told to other processes while Redis takes no writes. They
 what Redis still holds, until it accepts the retry or the entry's TTL ends, whichever comes first. So may all of them
 after a process ended with invalidations pending (it tries once more when it is closed).
 
-Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...) through a
-tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code here.
+Values are JSON. ``use_pickle=True`` is accepted and keeps types (datetime, Decimal, UUID, bytes, set, tuple ...)
+through a tagged JSON form; pickled data is never written and never loaded: whoever can write to Redis could run code
+here.
 
-Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that an entry
-lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's memory, 0 for
-never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may stand in while Redis is away),
-``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at), ``CACHE_LEGACY_PREFIXES`` (further prefixes of earlier
-releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
+Environment: ``REDIS_URL`` (when the settings have none; ``redis``, ``rediss`` or ``unix``), ``CACHE_TTL`` (seconds that
+an entry lives when its writer does not say, 300), ``CACHE_L1_TTL`` (seconds that a value is served from this process's
+memory, 0 for never), ``CACHE_L1_MB``, ``CACHE_STALE_IF_ERROR`` (seconds that such a value may stand in while Redis is
+away), ``CACHE_LEGACY_READS`` (false: nothing without the prefix is looked at), ``CACHE_LEGACY_PREFIXES`` (further
+prefixes of earlier releases, commas), ``REDIS_MAX_CONNECTIONS``, ``CACHE_MAX_VALUE_KB``.
 """
 
 from __future__ import annotations
@@ -195,13 +196,14 @@ TABLES = (
 )
 # Others in the same database, whatever anybody configures.
 _FOREIGN = re.compile(
-    r"(?:rate_limit|security_event|threats|severity_count|blocked_ip|blocked_user|_kombu.*|unacked.*|celery.*|pam:(?:response|cache|throttle)):"
+    r"(?:rate_limit|security_event|threats|severity_count|blocked_ip|blocked_user|_kombu.*|unacked.*|celery.*"
+    r"|pam:(?:response|cache|throttle)):"
 )
 
 CONNECT_TIMEOUT = 0.4  # seconds
 OPERATION_TIMEOUT = 0.25
 CALL_TIMEOUT = 0.45  # connecting and the operation together
-HICCUP = 0.25  # a call that ends later than this after its time was up met a pause of this process, for which Redis is not blamed
+HICCUP = 0.25  # a call that ends this much after its time was up met a pause of this process: Redis is not blamed
 QUEUE_TIMEOUT = 10.0  # waiting for a turn among calls of this process; thousands on a busy machine take seconds
 SWEEP_TIMEOUT = 5.0  # one slice of a sweep, which may have to wait for others
 PATTERN_TIMEOUT = 60.0  # all slices of a pattern that a caller waits for; the background goes on
@@ -325,7 +327,8 @@ def _kind(error: BaseException) -> str:
 
 
 def redacted(url: object) -> str:
-    """A Redis URL that may be shown: its password hidden, in the address and in the query. What cannot be read is not shown at all."""
+    """A Redis URL that may be shown: its password hidden, in the address and in the query. What cannot be read is not
+    shown at all."""
     scheme, sign, rest = str(url).partition("://")
     if not sign:
         return "***"
@@ -453,7 +456,8 @@ def decode(text: str) -> t.Any:
 
 
 def _seconds(ttl: t.Union[int, float, str, dt.timedelta, None], default: int) -> float:
-    """Digits count as a number. 0, None, negative numbers and what is no number mean the default; no entry lives longer than ten years."""
+    """Digits count as a number. 0, None, negative numbers and what is no number mean the default; no entry lives longer
+    than ten years."""
     try:
         value = ttl.total_seconds() if isinstance(ttl, dt.timedelta) else float(ttl or 0)
     except OverflowError:  # a whole number beyond any float
@@ -502,7 +506,8 @@ for _, key in ipairs(page[2]) do
 end
 return {page[1], #page[2], mine, legacy, adopted}
 """.replace("@prefix@", PREFIX).replace("@legacy@", ",".join(f"['{entry}']=true" for entry in sorted(LEGACY_PREFIXES)))
-# ARGV[4] and on: beginnings of which a key must have one, each after 1 (ours: any type) or 0 (an earlier release's: strings only).
+# ARGV[4] and on: beginnings of which a key must have one, each after 1 (ours: any type) or 0 (an earlier release's:
+# strings only).
 _UNLINK = """
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local keys = {}
@@ -534,9 +539,10 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 class SweepResult(int):
     """How many of the application's own entries a sweep dealt with: given an end, or found past it and reclaimed.
 
-    ``adopted``: entries without an end that now have one. ``expired``: keys that Redis reclaimed meanwhile (Redis counts
-    the whole server). ``scanned``: keys looked at. ``own`` and ``legacy``: entries of ours seen. ``finished``: False when
-    the time was used up or another process was sweeping; the next call goes on from there. ``seconds``: wall time.
+    ``adopted``: entries without an end that now have one. ``expired``: keys that Redis reclaimed meanwhile (Redis
+    counts the whole server). ``scanned``: keys looked at. ``own`` and ``legacy``: entries of ours seen. ``finished``:
+    False when the time was used up or another process was sweeping; the next call goes on from there. ``seconds``: wall
+    time.
     """
 
     scanned: int
@@ -715,9 +721,9 @@ class Invalidations:
 class LocalStore:
     """What this process knows of the cache: texts as they are in Redis, in the order they came, bounded in bytes.
 
-    An entry is ``(text, fresh until, usable until, end)``. Fresh ones are served without asking Redis; the others only while
-    Redis is away. ``end`` is when the entry expires, as far as this process set it. Texts, not objects: every caller gets a
-    value of its own.
+    An entry is ``(text, fresh until, usable until, end)``. Fresh ones are served without asking Redis; the others only
+    while Redis is away. ``end`` is when the entry expires, as far as this process set it. Texts, not objects: every
+    caller gets a value of its own.
     """
 
     OVERHEAD = 280  # bytes that an entry costs beside its characters, measured with tracemalloc
@@ -848,7 +854,8 @@ class Link:
             max_connections=size,
             timeout=QUEUE_TIMEOUT,  # of those who use the client directly; our own calls take turns
             decode_responses=True,
-            # Bytes that are no UTF-8 (pickled data) must come through, to be refused as a value and not as a broken connection.
+            # Bytes that are no UTF-8 (pickled data) must come through, to be refused as a value and not as a broken
+            # connection.
             encoding_errors="surrogateescape",
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=OPERATION_TIMEOUT,
@@ -987,7 +994,8 @@ class Link:
         return True
 
     def refused(self, error: BaseException) -> None:
-        """Redis is there and says no (out of memory, read-only, moved, not permitted): one line a minute for each kind."""
+        """Redis is there and says no (out of memory, read-only, moved, not permitted): one line a minute for each
+        kind."""
         self.succeeded()
         self.counters.errors += 1
         kind, now = _kind(error), time.monotonic()
@@ -1166,7 +1174,8 @@ class Link:
                 await client.connection_pool.disconnect()
 
     def abandon(self) -> None:
-        """Frees the sockets of a loop that has been closed or belongs to the parent process: nothing else can close them here."""
+        """Frees the sockets of a loop that has been closed or belongs to the parent process: nothing else can close
+        them here."""
         client, self.client = self.client, None
         for pool in [client.connection_pool if client is not None else None, *self.retiring.values()]:
             for connection in [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]:
@@ -1191,14 +1200,15 @@ async def _run(client: aioredis.Redis, script: str, keys: t.Sequence[str], argum
         except NoScriptError:
             return await t.cast(t.Awaitable[t.Any], client.eval(script, len(keys), *keys, *arguments))
     except ResponseError as error:
-        # A Redis that runs no scripts for us (an ACL, a hosted service): the same in single commands, with more round trips.
+        # A Redis that runs no scripts for us (an ACL, a hosted service): the same in single commands, with more round
+        # trips.
         if not _no_scripts(error):
             raise
         return await _WITHOUT_SCRIPTS[script](client, *keys, *arguments)
 
 
-# What the scripts do, for a Redis that runs none. Between two commands somebody else may write: a key then gets an end a moment
-# after it got one already, or goes a moment after it was written anew. A cache can bear both.
+# What the scripts do, for a Redis that runs none. Between two commands somebody else may write: a key then gets an end
+# a moment after it got one already, or goes a moment after it was written anew. A cache can bear both.
 
 
 def _text(value: t.Any) -> str:
@@ -1337,10 +1347,11 @@ async def _unlink_slices(call: Call, match: str, beginnings: t.Sequence[str], de
 
 
 def _targets(pattern: str, legacy: bool) -> t.Tuple[str, t.List[str], t.List[str]]:
-    """How to delete a caller's pattern in one pass: the pattern for SCAN, the beginnings, and our own patterns among it.
+    """How to delete a caller's pattern in one pass: the pattern for SCAN, the beginnings, and our own patterns among
+    it.
 
-    Everything that a beginning with ``*`` after it means fits one pass: our key, the database service's, an earlier release's.
-    Of other patterns, which no caller has yet, only our own keys are looked at.
+    Everything that a beginning with ``*`` after it means fits one pass: our key, the database service's, an earlier
+    release's. Of other patterns, which no caller has yet, only our own keys are looked at.
     """
     ours = [pattern]
     literal, whole = literal_beginning(pattern)
@@ -1368,8 +1379,8 @@ _inherited: t.List[t.Tuple[Link, t.Optional[aioredis.Redis]]] = []
 
 
 def _after_fork() -> None:
-    """A forked worker must not talk through its parent's sockets, nor let go of the objects that hold them: a transport that is
-    collected takes its socket out of the selector, which a child shares with its parent."""
+    """A forked worker must not talk through its parent's sockets, nor let go of the objects that hold them: a transport
+    that is collected takes its socket out of the selector, which a child shares with its parent."""
     for store, _counters in _stores.values():
         store.pending.lock = threading.Lock()  # another thread of the parent may have held it
     for links in _links.values():
@@ -1403,7 +1414,8 @@ class CacheService:
             return link
         links = _links.get(loop)
         if links is None:
-            # A loop's connections refer to it, so nothing else would ever let go of a closed one (asyncio.run() in a task).
+            # A loop's connections refer to it, so nothing else would ever let go of a closed one (asyncio.run() in a
+            # task).
             for old in [known for known in list(_links) if known.is_closed()]:
                 for link in _links.pop(old, {}).values():  # another thread's loop may look at the same moment
                     link.abandon()
@@ -1774,8 +1786,9 @@ class CacheService:
     ) -> t.Any:
         """The cached value, or what ``loader()`` gives, called once however many ask for it at the same time.
 
-        In this process the others wait for that one call; other processes wait for its result at most ``lease`` seconds.
-        When the loader fails, the last value this process knew stands in; without one its error goes to all who wait.
+        In this process the others wait for that one call; other processes wait for its result at most ``lease``
+        seconds. When the loader fails, the last value this process knew stands in; without one its error goes to all
+        who wait.
         """
         key = str(key)
         stale = self._usable(key)  # before asking Redis, whose "no" makes this process forget it
@@ -1873,7 +1886,8 @@ class CacheService:
     # --- deleting many ---
 
     async def delete_pattern(self, pattern: str) -> int:
-        """Deletes what a Redis pattern matches (callers' keys, without our prefix) in slices that block nobody; gives how many.
+        """Deletes what a Redis pattern matches (callers' keys, without our prefix) in slices that block nobody; gives
+        how many.
 
         ``table:*`` also takes ``pam:table:*``: the database service writes the one and invalidates the other.
         """
@@ -1991,7 +2005,8 @@ class CacheService:
     # --- what operators see ---
 
     async def get_cache_stats(self) -> t.Dict[str, t.Any]:
-        """The connection, Redis's own numbers (``redis_*`` and the keys of earlier releases: the whole server) and this process's."""
+        """The connection, Redis's own numbers (``redis_*`` and the keys of earlier releases: the whole server) and this
+        process's."""
         own = {
             "hit_rate": self.counters.hit_rate,
             **dataclasses.asdict(self.counters),
@@ -2038,7 +2053,8 @@ class CacheService:
         return {"memory_usage_mb": 0.0, **await self.get_cache_stats()}
 
     async def health_check(self) -> t.Dict[str, t.Any]:
-        """Writes, reads and deletes an entry. Raises ``CacheUnavailableError`` when that fails: callers take a return for good."""
+        """Writes, reads and deletes an entry. Raises ``CacheUnavailableError`` when that fails: callers take a return
+        for good."""
         name = f"{_INTERNAL}probe:{uuid.uuid4().hex}"
         started = time.monotonic()
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Background work that slows down under load, and returns to its full rate by itself.
 
-The signal is one hash in Redis, ``pam:throttle``, with an expiry: level (0 to 3), classes, source, reason. The backend's
-performance monitor writes it (``LoadPublisher``), an operator may (``wheels.ops.celery_throttle``), and beat does where
-nobody else measures. It is read by
+The signal is one hash in Redis, ``pam:throttle``, with an expiry: level (0 to 3), classes, source, reason. The
+backend's performance monitor writes it (``LoadPublisher``), an operator may (``wheels.ops.celery_throttle``), and beat
+does where nobody else measures. It is read by
 
 - beat (``LoadAwareScheduler``): periodic tasks of the throttled classes come 2, 4 or 8 times as rarely, bounded by a
   largest delay; all others come when they are due;
@@ -120,13 +120,13 @@ def class_of(name: str, task: str, queue_name: str = "") -> str:
 def queue_of(app: t.Any, entry: t.Any) -> str:
     """Where an entry's task goes; empty when that is not known."""
     options = getattr(entry, "options", None) or {}
-    found = options.get("queue")
-    if not found:
+    queue = options.get("queue")
+    if not queue:
         try:
-            found = app.amqp.router.route({}, entry.task, args=(), kwargs={}).get("queue")
+            queue = app.amqp.router.route({}, entry.task, args=(), kwargs={}).get("queue")
         except Exception as error:  # a router of the application's own may want more than we know
             logger.debug("Queue of %s is not known: %s", entry.task, error)
-    name = getattr(found, "name", found) or ""
+    name = getattr(queue, "name", queue) or ""
     return "" if name == app.conf.task_default_queue else str(name)
 
 
@@ -149,24 +149,24 @@ class Reader:
         self._next = now + self.every
         try:
             fields, observed = on_current_server(self.client, self._read)
-            found, self.observed, self._failing = Throttle.of(fields), bool(observed), False
+            throttle, self.observed, self._failing = Throttle.of(fields), bool(observed), False
         except Exception as error:  # whatever is wrong with Redis, background work goes on at its full rate
-            found = Throttle()
+            throttle = Throttle()
             self._next = now + max(self.every, 5.0)
             if not self._failing:
                 logger.warning("Throttle cannot be read, full rate: %s", type(error).__name__)
             self._failing = True
-        changed = found != self.throttle
-        if found.level != self.throttle.level:
+        changed = throttle != self.throttle
+        if throttle.level != self.throttle.level:
             logger.warning(
                 "Background work: level %s -> %s (%s, %s): %s",
                 self.throttle.level,
-                found.level,
-                found.source or "expired",
-                ",".join(sorted(found.classes)) or "-",
-                found.reason or "full rate",
+                throttle.level,
+                throttle.source or "expired",
+                ",".join(sorted(throttle.classes)) or "-",
+                throttle.reason or "full rate",
             )
-        self.throttle = found
+        self.throttle = throttle
         return changed
 
     @staticmethod
@@ -217,7 +217,8 @@ class LoadAwareScheduler(PersistentScheduler):
         return min(MAX_DELAY[kind], (factor - 1) * period_of(entry.schedule))
 
     def is_due(self, entry: t.Any) -> t.Tuple[bool, float]:
-        """As Celery's, later by ``delay``. The second number must be right: beat looks at nothing before its first entry."""
+        """As Celery's, later by ``delay``. The second number must be right: beat looks at nothing before its first
+        entry."""
         due, wait = entry.is_due()
         late = self.delay(entry)
         if not late:
@@ -287,7 +288,8 @@ class LoadAwareScheduler(PersistentScheduler):
 
 
 def period_of(schedule: t.Any) -> float:
-    """Seconds between two runs, on average; 0 for a schedule that has no period we understand, which is then not throttled."""
+    """Seconds between two runs, on average; 0 for a schedule that has no period we understand, which is then not
+    throttled."""
     every = getattr(schedule, "run_every", None)
     if isinstance(every, timedelta):
         return every.total_seconds()
@@ -305,7 +307,8 @@ def period_of(schedule: t.Any) -> float:
 
 
 class ThrottleStep(bootsteps.StartStopStep):
-    """Part of a worker's consumer: leaves queues alone at level 3, takes them up again below it, and shows that it lives."""
+    """Part of a worker's consumer: leaves queues alone at level 3, takes them up again below it, and shows that it
+    lives."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -342,18 +345,18 @@ class ThrottleStep(bootsteps.StartStopStep):
             logger.error("Throttle step failed: %s", error, exc_info=True)
 
     def _apply(self, parent: t.Any, throttle: Throttle) -> None:
-        wanted = {QUEUES[kind] for kind in throttle.classes if kind in QUEUES} if throttle.level >= 3 else set()
+        queues = {QUEUES[kind] for kind in throttle.classes if kind in QUEUES} if throttle.level >= 3 else set()
         consumer = parent.task_consumer
         if consumer is None:
             return
-        for name in sorted(wanted - self._left):
+        for name in sorted(queues - self._left):
             # A worker that consumes from nothing else would be idle and look dead.
             if consumer.consuming_from(name) and len(consumer._queues) > 1:
                 parent.cancel_task_queue(name)
                 self._left.add(name)
                 self._next_heartbeat = 0.0
                 logger.warning("Queue %s is left alone while the load is high", name)
-        for name in sorted(self._left - wanted):
+        for name in sorted(self._left - queues):
             self._select(parent, name)
             parent.add_task_queue(name)
             self._left.discard(name)
@@ -390,7 +393,8 @@ class Installed:
 
 
 def install(app: t.Any) -> Installed:
-    """Puts everything into a Celery application, once. Settings that the application made itself are kept where they work."""
+    """Puts everything into a Celery application, once. Settings that the application made itself are kept where they
+    work."""
     done = Installed()
     if getattr(app, "_wheels_ops_throttle", False):
         return done
@@ -442,8 +446,8 @@ def _expire(app: t.Any, done: Installed) -> None:
 
 
 def _consume_default(app: t.Any, done: Installed) -> None:
-    """Tasks without a route went to the queue ``celery``, which no worker took from. Now they go to ``default``, and what is
-    already in ``celery``, or still sent there by an old process, is taken from there."""
+    """Tasks without a route went to the queue ``celery``, which no worker took from. Now they go to ``default``, and
+    what is already in ``celery``, or still sent there by an old process, is taken from there."""
     from kombu import Queue
 
     conf = app.conf

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The dashboard page ``/api/v1/system/dashboard``: scores, values against thresholds, 24 hours as charts, alerts, recovery.
+"""The dashboard page ``/api/v1/system/dashboard``: scores, values against thresholds, 24 hours as charts, alerts,
+recovery.
 
-Made on the server as one HTML page with inline SVG: no external asset, a Content-Security-Policy that allows nothing but
-this page's own style and script by nonce. The ops token goes in by a form and is not kept: the session is a cookie
-(HttpOnly, SameSite=Strict) with its expiry and a MAC under a key derived from the token, so it works in every worker and
-ends when the token is withdrawn. It opens this page only; nothing that changes anything accepts it.
+Made on the server as one HTML page with inline SVG: no external asset, a Content-Security-Policy that allows nothing
+but this page's own style and script by nonce. The ops token goes in by a form and is not kept: the session is a cookie
+(HttpOnly, SameSite=Strict) with its expiry and a MAC under a key derived from the token, so it works in every worker
+and ends when the token is withdrawn. It opens this page only; nothing that changes anything accepts it.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ async def login(request: t.Any, api: t.Any) -> t.Any:
     if not api.tokens.match(presented):
         limited = api.api.limited(api.client_of(request))
         api.logger.warning(f"🛡️ audit: dashboard sign-in refused, from {api.client_of(request)}")
-        why = "Too many tries. Wait a minute." if limited else "That token is not valid."
-        return _page(api, 429 if limited else 401, "Sign in", _form(why))
+        reason = "Too many tries. Wait a minute." if limited else "That token is not valid."
+        return _page(api, 429 if limited else 401, "Sign in", _form(reason))
     api.logger.info(
         f"🛡️ audit: dashboard sign-in by token {api.tokens.match(presented)[:12]} from {api.client_of(request)}"
     )
@@ -153,11 +154,11 @@ async def _series(api: t.Any) -> t.Dict[str, t.List[Point]]:
     monitor = api.performance_monitor
     if monitor.store is not None:
         try:
-            found = await monitor.store.series(names, 24)
+            series = await monitor.store.series(names, 24)
         except Exception as error:  # a busy or broken file: what is in memory is shown
             api.logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
         else:
-            return dict(found)
+            return dict(series)
     recent = {name: monitor.rings[name].since(time.time() - 86400) for name in names if name in monitor.rings}
     return {name: [(at, mean, mean, mean) for at, mean in rows] for name, rows in recent.items()}
 
@@ -165,27 +166,36 @@ async def _series(api: t.Any) -> t.Dict[str, t.List[Point]]:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
-:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--text:#1b1f24;--soft:#57606a;--line:#d0d7de;--ok:#1a7f37;--warn:#8a5a00;--bad:#b42318;
+:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--text:#1b1f24;--soft:#57606a;--line:#d0d7de;--ok:#1a7f37;
+--warn:#8a5a00;--bad:#b42318;
 --accent:#0b5cad;--grid:#e4e8ec}
-@media(prefers-color-scheme:dark){:root{--bg:#0e1116;--card:#171b22;--text:#e6edf3;--soft:#9aa4af;--line:#30363d;--ok:#4ac26b;--warn:#e3b341;
+@media(prefers-color-scheme:dark){:root{--bg:#0e1116;--card:#171b22;--text:#e6edf3;--soft:#9aa4af;--line:#30363d;
+--ok:#4ac26b;--warn:#e3b341;
 --bad:#ff7b72;--accent:#6cb6ff;--grid:#262c34}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,sans-serif}
-header,main{max-width:1200px;margin:0 auto;padding:1rem}header{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;align-items:center;
+header,main{max-width:1200px;margin:0 auto;padding:1rem}header{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;
+align-items:center;
 justify-content:space-between}
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .6rem}a{color:var(--accent)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;list-style:none;margin:0;padding:0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;list-style:none;margin:0;
+padding:0}
 .card,figure,.box{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1rem;margin:0}
 .card b{display:block;font-size:1.9rem;line-height:1.2}.soft{color:var(--soft);font-size:.9rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.8rem}
 figcaption{font-weight:600;margin-bottom:.3rem}svg{width:100%;height:auto;display:block}
 .ok{color:var(--ok)}.warn{color:var(--warn)}.bad{color:var(--bad)}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;
+border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-.grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8;stroke-linecap:round}.lw{stroke:var(--warn);
+.grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8;
+stroke-linecap:round}.lw{stroke:var(--warn);
 stroke-dasharray:5 4}.lc{stroke:var(--bad);stroke-dasharray:2 3}
-button,input{font:inherit;padding:.5rem .8rem;border-radius:.4rem;border:1px solid var(--line);background:var(--card);color:var(--text)}
-button{background:var(--accent);color:var(--card);border-color:var(--accent);cursor:pointer}button.plain{background:none;color:var(--accent)}
-:focus-visible{outline:3px solid var(--accent);outline-offset:2px}form.sign{display:grid;gap:.7rem;max-width:26rem}.tools{display:flex;gap:.8rem;
+button,input{font:inherit;padding:.5rem .8rem;border-radius:.4rem;border:1px solid var(--line);background:var(--card);
+color:var(--text)}
+button{background:var(--accent);color:var(--card);border-color:var(--accent);cursor:pointer}
+button.plain{background:none;color:var(--accent)}
+:focus-visible{outline:3px solid var(--accent);outline-offset:2px}form.sign{display:grid;gap:.7rem;max-width:26rem}
+.tools{display:flex;gap:.8rem;
 align-items:center;flex-wrap:wrap}
 """
 _SCRIPT = """
@@ -234,10 +244,10 @@ def _page(api: t.Any, status: int, title: str, body: str, *, refresh: bool = Fal
 
 
 def _form(problem: str = "") -> str:
-    said = f'<p class="bad" role="alert" id="problem">{html.escape(problem)}</p>' if problem else ""
+    message = f'<p class="bad" role="alert" id="problem">{html.escape(problem)}</p>' if problem else ""
     described = ' aria-describedby="problem" aria-invalid="true"' if problem else ""
     return (
-        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{said}<input type="text"'
+        f'<form class="sign box" method="post" action="/api/v1/system/dashboard/login">{message}<input type="text"'
         ' name="username" value="ops" autocomplete="username" hidden><label for="token">Ops token</label><input'
         ' id="token" name="token" type="password" autocomplete="current-password" required'
         f" autofocus{described}><button>Sign in</button></form>"
@@ -322,14 +332,15 @@ def _alerts(states: t.Mapping[str, t.Tuple[str, t.Any]], notes: t.Mapping[str, s
         css, word = _word(status)
         rows.append(
             "<tr><td"
-            f' class="{css}">{word}</td><td>{html.escape(name)}</td><td>{html.escape(check.output or "the sample is old")}</td>'
+            f' class="{css}">{word}</td><td>{html.escape(name)}</td>'
+            f"<td>{html.escape(check.output or 'the sample is old')}</td>"
             f"<td>{html.escape(check.time[:19].replace('T', ' '))}</td></tr>"
         )
     if not rows and not states:
         return '<h2>Active alerts</h2><p class="box warn">Nothing has been checked yet.</p>'
     if not rows:
-        said = f"None. Healthy, {len(notes)} not checked." if notes else "None: every check passes."
-        return f'<h2>Active alerts</h2><p class="box ok">{said}</p>'
+        message = f"None. Healthy, {len(notes)} not checked." if notes else "None: every check passes."
+        return f'<h2>Active alerts</h2><p class="box ok">{message}</p>'
     head = (
         '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last'
         " sample</th></tr>"
@@ -345,8 +356,8 @@ def _not_checked(notes: t.Mapping[str, str]) -> str:
     if not notes:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(why)}</td></tr>'
-        for name, why in sorted(notes.items())
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(reason)}</td></tr>'
+        for name, reason in sorted(notes.items())
     )
     head = '<tr><th scope="col">Check</th><th scope="col">Why not</th></tr>'
     return f'<h2>Not checked</h2><div class="box wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
@@ -361,12 +372,12 @@ def _values(monitor: t.Any) -> str:
         limits = monitor.thresholds.get(name, {})
         alert = monitor.active_alerts.get(name)
         css, word = _word(alert.level.value if alert else "info")
-        shown = f'<td class="{css}">{word}</td>' if limits else '<td class="soft">no threshold</td>'
+        cell = f'<td class="{css}">{word}</td>' if limits else '<td class="soft">no threshold</td>'
         rows.append(
             f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td'
             f' class="n">{_number(metric.value, metric.unit)}</td><td'
             f' class="n">{_number(limits.get("warning"), metric.unit)}</td><td'
-            f' class="n">{_number(limits.get("critical"), metric.unit)}</td>{shown}</tr>'
+            f' class="n">{_number(limits.get("critical"), metric.unit)}</td>{cell}</tr>'
         )
     head = '<th scope="col">Metric</th><th scope="col" class="n">Now</th><th scope="col" class="n">Warning above</th>'
     head += '<th scope="col" class="n">Critical above</th><th scope="col">State</th>'
@@ -379,10 +390,11 @@ def _values(monitor: t.Any) -> str:
 def _chart(
     title: str, unit: str, points: t.List[Point], limits: t.Optional[t.Mapping[str, float]], current: t.Any
 ) -> str:
-    """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture alone.
+    """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture
+    alone.
 
-    ``current`` is the metric's last sample, or None where nothing is measured now; it belongs to the range, also where the half minute that
-    it lies in is not stored yet.
+    ``current`` is the metric's last sample, or None where nothing is measured now; it belongs to the range, also where
+    the half minute that it lies in is not stored yet.
     """
     caption = f"<figcaption>{html.escape(title)}{f' ({unit})' if unit else ''}</figcaption>"
     if not points:
@@ -428,14 +440,14 @@ def _chart(
     if len(points) == 1:
         path.append("h1.5")
     parts.append(f'<path class="curve" d="{"".join(path)}"/>')
-    told = (
+    summary = (
         f"now {_number(last[0] if last else None, unit)}, lowest {_number(lowest, unit)}, highest"
         f" {_number(highest, unit)} in the last 24 hours"
     )
-    label = html.escape(f"{title}: {told}")
+    label = html.escape(f"{title}: {summary}")
     return (
         f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-        f'<p class="soft">N{html.escape(told[1:])}</p></figure>'
+        f'<p class="soft">N{html.escape(summary[1:])}</p></figure>'
     )
 
 

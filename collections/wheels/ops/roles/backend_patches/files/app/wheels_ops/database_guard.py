@@ -2,9 +2,11 @@
 """The emergency procedure for the database: retry, read-only operation, alert, restart request.
 
 1. The connection is tried again with exponential backoff and jitter (tenacity), a bounded number of times a round.
-2. Where ``DATABASE_REPLICA_URL`` names a replica that answers, the registered asyncpg pools are pointed at it, read-only.
+2. Where ``DATABASE_REPLICA_URL`` names a replica that answers, the registered asyncpg pools are pointed at it,
+   read-only.
 3. An alert is raised at once; administrators see it in the log, in ``health`` and through a request to the host.
-4. After ``DATABASE_RESTART_AFTER`` seconds (60) without the primary the host is asked for a restart, at most every ten minutes.
+4. After ``DATABASE_RESTART_AFTER`` seconds (60) without the primary the host is asked for a restart, at most every ten
+   minutes.
 
 When the primary is back, the pools are pointed back at it and everything is cleared.
 """
@@ -117,12 +119,12 @@ class DatabaseGuard:
 
     def pools(self) -> t.List[t.Tuple[t.Any, t.Dict[str, t.Any]]]:
         """The registered pools and the one of the backend's own database service, where it has one."""
-        found = list(self._pools)
+        pools = list(self._pools)
         service = getattr(sys.modules.get("app.services.database"), "database_service", None)
         pool = getattr(service, "_pool", None)
-        if hasattr(pool, "set_connect_args") and all(pool is not one for one, _ignored in found):
-            found.append((pool, {"command_timeout": 30}))
-        return found
+        if hasattr(pool, "set_connect_args") and all(pool is not entry for entry, _ignored in pools):
+            pools.append((pool, {"command_timeout": 30}))
+        return pools
 
     def pool_numbers(self) -> t.Dict[str, float]:
         """Connections in use and in all, over every known pool."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reads environment variables: numbers, switches and lists, in the same way for every file of ours.
 
-A variable that is unset or empty has its default. So has one that cannot be read or is out of range, and the log gets one
-line that says what it must be; the same wrong value is not reported twice. ``settings=True`` asks the application's
+A variable that is unset or empty has its default. So has one that cannot be read or is out of range, and the log gets
+one line that says what it must be; the same wrong value is not reported twice. ``settings=True`` asks the application's
 settings where the environment is silent, for variables that the application declares itself.
 """
 

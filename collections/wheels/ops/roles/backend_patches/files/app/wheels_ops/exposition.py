@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The metrics of this process, or of all workers, for Prometheus; written by ``prometheus_client``.
 
-Without ``PROMETHEUS_MULTIPROC_DIR`` a scrape shows the worker that answers it. With it every worker keeps its numbers in
-files of that directory, and whichever worker is asked adds all of them up: counters and histograms of every worker that
-has been, gauges of those that live. Gauges are as old as the last sample of their worker (``MONITORING_INTERVAL``). The
-directory is to be empty when the service starts; one file system of this machine, as the files are mapped into memory.
+Without ``PROMETHEUS_MULTIPROC_DIR`` a scrape shows the worker that answers it. With it every worker keeps its numbers
+in files of that directory, and whichever worker is asked adds all of them up: counters and histograms of every worker
+that has been, gauges of those that live. Gauges are as old as the last sample of their worker
+(``MONITORING_INTERVAL``). The directory is to be empty when the service starts; one file system of this machine, as the
+files are mapped into memory.
 
 Units are Prometheus' base units: seconds, bytes, and ratios from 0 to 1 instead of percent.
 """
@@ -32,8 +33,8 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 INSTALL = (
     "/metrics needs the package prometheus-client. Install it for the backend's Python: pip install prometheus-client"
 )
-#: What a gauge holds that has no value now. It is not shown: labels cannot be removed from the files of several workers.
-#: None of our gauges is negative otherwise.
+#: What a gauge holds that has no value now. It is not shown: labels cannot be removed from the files of several
+#: workers. None of our gauges is negative otherwise.
 GONE = -1.0
 #: A file this young may belong to a worker that has opened and not yet mapped it.
 YOUNG_SECONDS = 10.0
@@ -162,7 +163,7 @@ class Metrics:
         if self.directory is None:
             return prometheus_client.generate_latest(t.cast(t.Any, _Shown(self.registry)))
         _forget_dead_workers(self.directory)
-        collector = _Shown(multiprocess.MultiProcessCollector(None, self.directory))  # type: ignore[no-untyped-call]  # its library has no types there
+        collector = _Shown(t.cast(t.Any, multiprocess).MultiProcessCollector(None, self.directory))
         for attempt in range(3):
             try:
                 return prometheus_client.generate_latest(t.cast(t.Any, collector))
@@ -174,7 +175,8 @@ class Metrics:
 
 
 class _Shown:
-    """What a collector gives, without gauges that have no value, and without the times at which counters were created."""
+    """What a collector gives, without gauges that have no value, and without the times at which counters were
+    created."""
 
     def __init__(self, collector: t.Any) -> None:
         self._collector = collector
@@ -196,7 +198,7 @@ def _forget_dead_workers(directory: str) -> None:
     for path in glob.glob(os.path.join(glob.escape(directory), "gauge_live*_*.db")):
         pid = path[:-3].rpartition("_")[2]
         if pid.isdigit() and int(pid) != os.getpid() and not _is_in_use(path, int(pid)):
-            multiprocess.mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]  # its library has no types there
+            t.cast(t.Any, multiprocess).mark_process_dead(int(pid), directory)
 
 
 def _is_in_use(path: str, pid: int) -> bool:

@@ -60,8 +60,8 @@ class Check:
     async def run(self) -> None:
         """Each check has its own."""
 
-    async def failed(self, why: str) -> None:
-        self.post("fail", why)
+    async def failed(self, reason: str) -> None:
+        self.post("fail", reason)
 
     async def close(self) -> None:
         return None
@@ -71,8 +71,8 @@ class Check:
             name or self.name, status, output, value=value, unit=unit, kind=self.kind, period=self.checks.period
         )
 
-    def skip(self, why: str, name: str = "") -> None:
-        self.board.note(name or self.name, why)
+    def skip(self, reason: str, name: str = "") -> None:
+        self.board.note(name or self.name, reason)
 
 
 class HealthChecks:
@@ -110,11 +110,12 @@ class HealthChecks:
         self.tasks = [asyncio.create_task(self._loop(check), name=f"check-{check.name}") for check in self.checks]
 
     def _publisher(self) -> t.Optional[LoadPublisher]:
-        """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write to."""
+        """Writes the load for Celery, whose beat then need not measure on this host; None without a Redis to write
+        to."""
         url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
-        wanted = env.flag("CELERY_THROTTLE_ENABLED", True) and env.flag("CELERY_THROTTLE_FROM_WEB", True)
+        enabled = env.flag("CELERY_THROTTLE_ENABLED", True) and env.flag("CELERY_THROTTLE_FROM_WEB", True)
         installed = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
-        return LoadPublisher(url) if url and wanted and installed else None
+        return LoadPublisher(url) if url and enabled and installed else None
 
     def _tell_celery(self, values: t.Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
@@ -148,26 +149,27 @@ class HealthChecks:
 
     async def once(self, check: Check) -> None:
         """One measurement, confirmed by a second one where it failed."""
-        why = ""
+        reason = ""
         for attempt in (1, 2):
             try:
                 await within(check.run(), 3 * self.timeout)
                 return
             except Exception as error:
-                why = str(error) if isinstance(error, Down) else f"no answer ({type(error).__name__})"
+                reason = str(error) if isinstance(error, Down) else f"no answer ({type(error).__name__})"
                 if not isinstance(error, (Down, OSError, asyncio.TimeoutError)):
                     logger.debug(f"🩺 {check.name}: {type(error).__name__}: {error}")
             if attempt == 1:
                 await asyncio.sleep(min(0.3, self.interval))
         try:
-            await check.failed(why)
+            await check.failed(reason)
         except Exception as error:
-            self.board.post(check.name, "fail", why, kind=check.kind, period=self.period)
+            self.board.post(check.name, "fail", reason, kind=check.kind, period=self.period)
             logger.error(f"🩺 The procedure for {check.name} failed: {type(error).__name__}: {error}")
 
 
 class DatabaseCheck(Check):
-    """select 1, the tables that must be there, and whether any policy is recursive (42P17), asked as ``authenticated``."""
+    """select 1, the tables that must be there, and whether any policy is recursive (42P17), asked as
+    ``authenticated``."""
 
     name = "database:connection"
     kind = "datastore"
@@ -207,11 +209,11 @@ class DatabaseCheck(Check):
             return
         if self._rounds is not None and not self._rounds.done():
             return  # the emergency procedure is at work and posts what it finds
-        found = await guard.attempt(self._ask)
-        await self._post(found)
+        facts = await guard.attempt(self._ask)
+        await self._post(facts)
 
-    async def _post(self, found: t.Tuple[float, t.List[str], t.Optional[t.List[str]]]) -> None:
-        milliseconds, missing, recursive = found
+    async def _post(self, facts: t.Tuple[float, t.List[str], t.Optional[t.List[str]]]) -> None:
+        milliseconds, missing, recursive = facts
         await self.guard.recovered()
         self.checks.numbers["db_query_ms"] = milliseconds
         self.checks.numbers.update(self.guard.pool_numbers())
@@ -233,8 +235,8 @@ class DatabaseCheck(Check):
         else:
             self.post("pass", name="database:policies", value=0)
 
-    async def failed(self, why: str) -> None:
-        self.post("fail", why)
+    async def failed(self, reason: str) -> None:
+        self.post("fail", reason)
         for name in ("database:tables", "database:policies"):
             self.board.note(name, "the database does not answer")
         self.checks.numbers.pop("db_query_ms", None)
@@ -247,7 +249,7 @@ class DatabaseCheck(Check):
         """Rounds of retries until the primary is back; posts after each."""
         while not self.checks.stopping:
             try:
-                found = await self.guard.reconnect(self._ask)
+                facts = await self.guard.reconnect(self._ask)
             except Exception:  # whatever a driver raises: the primary is still gone
                 await self.guard.gave_up()
                 self.board.sections["database"] = self.guard.describe()
@@ -257,7 +259,7 @@ class DatabaseCheck(Check):
                     self.post("fail", "the database does not answer")
                 await asyncio.sleep(self.checks.interval)
             else:
-                await self._post(found)
+                await self._post(facts)
                 return
 
     async def _ask(self, connection: t.Any) -> t.Tuple[float, t.List[str], t.Optional[t.List[str]]]:
@@ -279,15 +281,15 @@ class DatabaseCheck(Check):
             " pg_catalog.pg_has_role(oid, 'member')"
         ):
             return None
-        seen = await connection.fetchval(
+        current = await connection.fetchval(
             "select md5(coalesce((select string_agg(p.oid::text || ':' || p.xmin::text, ',' order by p.oid) from"
             " pg_catalog.pg_policy p), '') || '/' || coalesce((select string_agg(c.oid::text || ':' || c.xmin::text,"
             " ',' order by c.oid) from pg_catalog.pg_class c where c.relrowsecurity), ''))"
         )
-        fingerprint, probed, known = self._policies
-        if seen == fingerprint and time.monotonic() - probed < POLICY_PROBE_SECONDS:
-            return known
-        found: t.List[str] = []
+        fingerprint, probed, tables_before = self._policies
+        if current == fingerprint and time.monotonic() - probed < POLICY_PROBE_SECONDS:
+            return tables_before
+        recursive: t.List[str] = []
         tables = await connection.fetch(
             "select c.relname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as quoted, (select"
             " pg_catalog.quote_ident(a.attname) from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum >"
@@ -301,11 +303,11 @@ class DatabaseCheck(Check):
             await connection.execute("set local role authenticated")
             for table in tables:
                 if await self._is_recursive(connection, table["quoted"], table["field"]):
-                    found.append(table["name"])
+                    recursive.append(table["name"])
         finally:
             await transaction.rollback()
-        self._policies = (seen, time.monotonic(), found)
-        return found
+        self._policies = (current, time.monotonic(), recursive)
+        return recursive
 
     async def _is_recursive(self, connection: t.Any, table: str, field: t.Optional[str]) -> bool:
         """PREPARE goes as far as the rewriter, where recursion is found: nothing is planned, run or changed."""
@@ -389,20 +391,20 @@ class RedisCheck(Check):
         token = f"{time.time():.3f}"
         try:
             try:
-                read = await self._exchange(token)
+                answer = await self._exchange(token)
             except Exception as error:
                 if not demoted(error):
                     raise
                 await self.close()  # after a failover the address leads to another server
                 self._connect()
-                read = await self._exchange(token)
+                answer = await self._exchange(token)
         except Exception as error:
             if type(error).__name__ in ("TimeoutError", "ConnectionError"):
                 raise
             code = re.search(r"\b(MISCONF|NOREPLICAS)\b", str(error))
             self.post("fail", f"Redis refuses writes ({code[1] if code else type(error).__name__})", name="redis:write")
             return
-        wrong = (read.decode() if isinstance(read, bytes) else read) != token
+        wrong = (answer.decode() if isinstance(answer, bytes) else answer) != token
         self.post(
             "fail" if wrong else "pass", "what was written is not what is read" if wrong else "", name="redis:write"
         )
@@ -411,11 +413,13 @@ class RedisCheck(Check):
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self.key, token, ex=60)
             pipe.get(self.key)
-            written, read = await pipe.execute(raise_on_error=False)  # raised there, an error may lose its text
-        for answer in (written, read):
+            answer_to_set, answer_to_get = await pipe.execute(
+                raise_on_error=False
+            )  # raised there, an error may lose its text
+        for answer in (answer_to_set, answer_to_get):
             if isinstance(answer, Exception):
                 raise answer
-        return read
+        return answer_to_get
 
     async def _celery(self) -> None:
         async with self._client.pipeline(transaction=False) as pipe:
@@ -432,20 +436,21 @@ class RedisCheck(Check):
                 self._heads.pop(queue, None)
                 continue
             depth += length
-            known = self._heads.get(queue)
-            if known is None or known[0] != head:
-                known = self._heads[queue] = (head, now)
-            oldest = max(oldest, now - known[1])
+            head_before = self._heads.get(queue)
+            if head_before is None or head_before[0] != head:
+                head_before = self._heads[queue] = (head, now)
+            oldest = max(oldest, now - head_before[1])
         self.checks.numbers.update(celery_queue_depth=float(depth), celery_queue_age_s=oldest)
         late = oldest > env.number("CELERY_QUEUE_AGE_WARNING", 900)
         deep = depth > env.number("CELERY_QUEUE_DEPTH_WARNING", 1000)
-        why = f"the oldest task waits for {oldest:.0f} s at least" if late else f"{depth} tasks wait" if deep else ""
-        self.post("warn" if late or deep else "pass", why, name="celery:queues", value=depth)
+        reason = f"the oldest task waits for {oldest:.0f} s at least" if late else f"{depth} tasks wait" if deep else ""
+        self.post("warn" if late or deep else "pass", reason, name="celery:queues", value=depth)
         self._beat(answers[-1])
 
-    def _beat(self, found: t.Any) -> None:
-        """The heartbeat says when celery beat was last alive (``at``, epoch); without one ever seen nothing is claimed."""
-        if found is None or isinstance(found, Exception):
+    def _beat(self, answer: t.Any) -> None:
+        """The heartbeat says when celery beat was last alive (``at``, epoch); without one ever seen nothing is
+        claimed."""
+        if answer is None or isinstance(answer, Exception):
             if self._beat_seen:
                 self.post("warn", "celery beat has stopped", name="celery:beat")
             else:
@@ -453,14 +458,14 @@ class RedisCheck(Check):
             return
         self._beat_seen = True
         try:
-            facts = json.loads(found)
+            facts = json.loads(answer)
             age = time.time() - float(facts["at"] if isinstance(facts, dict) else facts)
         except (ValueError, KeyError, TypeError):
             self.skip("the heartbeat of celery beat cannot be read", name="celery:beat")
             return
         late = age > env.number("CELERY_BEAT_MAX_AGE", 15.0)
-        why = f"last tick of celery beat {age:.0f} s ago" if late else ""
-        self.post("warn" if late else "pass", why, name="celery:beat", value=round(age, 1), unit="s")
+        reason = f"last tick of celery beat {age:.0f} s ago" if late else ""
+        self.post("warn" if late else "pass", reason, name="celery:beat", value=round(age, 1), unit="s")
 
     async def _cache(self) -> None:
         """What the cache service says of itself, within the timeout; its hit rate is a metric."""
@@ -478,8 +483,8 @@ class RedisCheck(Check):
             if isinstance(rate, (int, float)) and stats.get("hits", 1) + stats.get("misses", 1):
                 self.checks.numbers["cache_hit_rate"] = 100.0 * rate
 
-    async def failed(self, why: str) -> None:
-        self.post("fail", why)
+    async def failed(self, reason: str) -> None:
+        self.post("fail", reason)
         for name in ("redis:write", "celery:queues", "celery:beat"):
             self.board.note(name, "Redis does not answer")
         for name in ("celery_queue_depth", "celery_queue_age_s"):
@@ -523,7 +528,7 @@ class CorsCheck(Check):
 def _own_origin() -> str:
     policy = getattr(sys.modules.get("app.core.cors_config"), "cors_config", None)
     origins = getattr(policy, "origins", None) or []
-    return next((str(one) for one in origins if "*" not in str(one)), "")
+    return next((str(entry) for entry in origins if "*" not in str(entry)), "")
 
 
 async def _preflight(application: t.Any, origin: str) -> t.Tuple[int, t.Dict[str, str]]:
@@ -593,8 +598,8 @@ class SpeechCheck(Check):
         else:
             self.post("pass", value=usable)
 
-    async def failed(self, why: str) -> None:
-        self.post("warn", f"the speech service gives no state: {why}")
+    async def failed(self, reason: str) -> None:
+        self.post("warn", f"the speech service gives no state: {reason}")
 
 
 def _usable_engines(engines: t.Any) -> t.Optional[int]:
@@ -604,24 +609,26 @@ def _usable_engines(engines: t.Any) -> t.Optional[int]:
     if isinstance(engines.get("healthy_engines"), int):
         return int(engines["healthy_engines"])
     table = engines["engines"] if isinstance(engines.get("engines"), dict) else engines
-    found, said = 0, False
+    count, any_state = 0, False
     for name, entry in table.items():
         if not isinstance(entry, dict) or name == "text_only":
             continue
         state = entry.get("state") or entry.get("breaker") or entry.get("status")
         if state is None:
             continue
-        said = True
+        any_state = True
         word = str(state.get("state") if isinstance(state, dict) else state)
-        found += word in ("closed", "half_open", "half-open", "healthy", "ok", "available", "ready")
-    return found if said else None
+        count += word in ("closed", "half_open", "half-open", "healthy", "ok", "available", "ready")
+    return count if any_state else None
 
 
 def _is_untried(engines: t.Any) -> bool:
     """Whether the first attempt of an engine is still to come or under way, as in the first moment after the start."""
     table = engines.get("engines") if isinstance(engines, dict) else None
     entries = table.values() if isinstance(table, dict) else ()
-    return any(isinstance(one, dict) and one.get("status") == "unproven" and not one.get("failures") for one in entries)
+    return any(
+        isinstance(entry, dict) and entry.get("status") == "unproven" and not entry.get("failures") for entry in entries
+    )
 
 
 class WebSocketCheck(Check):
@@ -672,8 +679,8 @@ class StabilityCheck(Check):
             value=found.get("restarts"),
         )
 
-    async def failed(self, why: str) -> None:
-        self.skip(f"the history does not answer: {why}")
+    async def failed(self, reason: str) -> None:
+        self.skip(f"the history does not answer: {reason}")
 
 
 _running: t.Optional[HealthChecks] = None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The load of the machine as a level, and the signal that background work obeys. Needs no Celery: the web processes write it too."""
+"""The load of the machine as a level, and the signal that background work obeys. Needs no Celery: the web processes
+write it too."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from app.wheels_ops.redis_url import default_url
 logger = get_logger(__name__)
 
 KEY = "pam:throttle"
-#: Says that a performance monitor measures, so that beat need not: with ``:`` and the host's name on that host, without on all.
+#: Says that a performance monitor measures, so that beat need not: with ``:`` and the host's name on that host, without
+#: on all.
 OBSERVER_KEY = "pam:throttle:observer"
 #: Seconds after which a throttle ends when nobody renews it, and between two renewals.
 EXPIRES, RENEW = 90, 15
@@ -31,7 +33,8 @@ AUTOMATIC: t.Tuple[str, ...] = ("cleanup", "analytics", "digest")
 
 
 def levels() -> t.Tuple[float, ...]:
-    """CPU in percent at which level 1, 2 and 3 begin: the host's warning and critical, and what leaves nothing for requests."""
+    """CPU in percent at which level 1, 2 and 3 begin: the host's warning and critical, and what leaves nothing for
+    requests."""
     warning = env.number("CPU_WARNING_THRESHOLD", 70.0)
     critical = max(warning, env.number("CPU_CRITICAL_THRESHOLD", 85.0))
     return warning, critical, max(95.0, critical)
@@ -55,7 +58,8 @@ local writer, level = redis.call('HGET', KEYS[1], 'writer'), tonumber(redis.call
 if writer and writer ~= ARGV[7] and level > tonumber(ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[1])
 if ARGV[1] == '0' then return 1 end
-redis.call('HSET', KEYS[1], 'level', ARGV[1], 'classes', ARGV[2], 'source', ARGV[3], 'reason', ARGV[4], 'since', ARGV[5], 'writer', ARGV[7])
+redis.call('HSET', KEYS[1], 'level', ARGV[1], 'classes', ARGV[2], 'source', ARGV[3], 'reason', ARGV[4],
+    'since', ARGV[5], 'writer', ARGV[7])
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 return 1
 """
@@ -71,10 +75,11 @@ WRITER = f"{socket.gethostname()}:{os.getpid()}"
 
 
 def redis_address(url: object) -> str:
-    """The address as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the one that both read, redis-py ``none``."""
+    """The address as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the one that both read, redis-py
+    ``none``."""
     return re.sub(
         r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)",
-        lambda found: found[1].lower(),
+        lambda match: match[1].lower(),
         str(url),
         flags=re.IGNORECASE,
     )
@@ -116,9 +121,9 @@ def _score(value: t.Optional[float], limits: t.Sequence[float]) -> float:
     if value is None or value <= 0:
         return 0.0
     xs, ys = (0.0, *limits), (0.0, *RAISE)
-    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:]):
-        if value <= right:
-            return low + (high - low) * (value - left) / (right - left)
+    for x_low, x_high, low, high in zip(xs, xs[1:], ys, ys[1:]):
+        if value <= x_high:
+            return low + (high - low) * (value - x_low) / (x_high - x_low)
     return 100.0
 
 
@@ -161,12 +166,12 @@ class Load:
                 self.level, self._below_since = sum(score >= limit - BELOW for limit in RAISE[: self.level - 1]), None
         else:
             self._below_since = None
-        shown = {
+        reasons = {
             "cpu": f"cpu {self.average:.0f} %",
             "psi": f"cpu pressure {psi or 0:.0f} %",
             "lag": f"event loop {loop_lag_ms or 0:.0f} ms late",
         }
-        self.reason = shown[worst]
+        self.reason = reasons[worst]
         return self.level
 
 

@@ -40,7 +40,10 @@ create table if not exists sample (
     low real not null, high real not null, total real not null, count integer not null, last real not null,
     primary key (step, metric, slot)
 ) without rowid;
-create table if not exists life (started real not null, worker text not null, stopped real, clean integer not null default 0, primary key (started, worker));
+create table if not exists life (
+    started real not null, worker text not null, stopped real, clean integer not null default 0,
+    primary key (started, worker)
+);
 create table if not exists alert (at real not null, metric text not null, level text not null, message text not null);
 """
 _MERGE = """
@@ -226,9 +229,9 @@ class MetricsStore:
 
     def flush(self) -> None:
         """Hands everything collected so far to the thread; gives it up where the thread does not keep up."""
-        taken, self._open_slots = self._open_slots, {}
+        slots, self._open_slots = self._open_slots, {}
         now = self._clock()
-        self._put(lambda db: self._write(db, taken, now))
+        self._put(lambda db: self._write(db, slots, now))
 
     def _put(self, call: t.Callable[[sqlite3.Connection], t.Any]) -> None:
         with contextlib.suppress(queue.Full):
@@ -254,21 +257,22 @@ class MetricsStore:
             database.execute("delete from alert where rowid <= (select max(rowid) - 10000 from alert)")
 
     def _metric(self, database: sqlite3.Connection, name: str) -> t.Optional[int]:
-        known = self._ids.get(name)
-        if known is None:
+        identifier = self._ids.get(name)
+        if identifier is None:
             row = database.execute("select id from metric where name = ?", (name,)).fetchone()
             if row is None:
                 if len(self._ids) >= MAX_METRICS:
                     return None
                 database.execute("insert or ignore into metric (name) values (?)", (name,))
                 row = database.execute("select id from metric where name = ?", (name,)).fetchone()
-            known = self._ids[name] = int(row[0])
-        return known
+            identifier = self._ids[name] = int(row[0])
+        return identifier
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def summary(self, hours: float) -> t.Optional[t.Dict[str, t.Dict[str, float]]]:
-        """metric -> min, max, avg, data_points over the last ``hours``, with what is not written yet; None without the store."""
+        """metric -> min, max, avg, data_points over the last ``hours``, with what is not written yet; None without the
+        store."""
         if not self.usable:
             return None
         self.flush()
@@ -303,10 +307,10 @@ class MetricsStore:
                 (step, since, *metrics),
             )
         )
-        found: t.Dict[str, t.List[t.Tuple[float, float, float, float]]] = {}
+        series: t.Dict[str, t.List[t.Tuple[float, float, float, float]]] = {}
         for name, at, mean, low, high in rows:
-            found.setdefault(name, []).append((float(at), mean, low, high))
-        return found
+            series.setdefault(name, []).append((float(at), mean, low, high))
+        return series
 
     async def alerts(self, hours: float) -> t.Dict[str, int]:
         """level -> how many alerts were raised in the last ``hours``."""
@@ -320,7 +324,8 @@ class MetricsStore:
         )
 
     async def stability(self, hours: float = 24) -> t.Dict[str, t.Any]:
-        """``restarts`` (starts that no orderly stop came before), ``crash_loops`` and ``uptime_percent`` of the last ``hours``."""
+        """``restarts`` (starts that no orderly stop came before), ``crash_loops`` and ``uptime_percent`` of the last
+        ``hours``."""
         if not self.usable:
             return {}
         now = self._clock()
@@ -356,7 +361,8 @@ def stability_of(lives: t.List[t.Tuple[float, float, bool]], since: float, now: 
     """Restarts, crash loops and uptime from (started, last seen, clean) of every worker, oldest first.
 
     A start is unplanned where a worker ended without an orderly stop since the start before it. Uptime counts from the
-    first start known in the window; a gap shorter than the time between two signs of life cannot be seen and counts as up.
+    first start known in the window; a gap shorter than the time between two signs of life cannot be seen and counts as
+    up.
     """
     starts: t.List[t.Tuple[float, bool]] = []
     covered: t.List[t.List[float]] = []

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The system health API: ``/api/v1/system/*``, ``/livez``, ``/readyz`` and ``/metrics``.
 
-``router`` is an ordinary FastAPI router, for ``app.include_router(router, prefix="/api/v1")``; it starts the monitor and
-the optimizer with the application, but not the checks of the dependencies (``startup``). ``SystemHealthMiddleware(app)``
-serves the same routes outside the application's own CSRF, WAF and address-blocking layers, which otherwise refuse them,
-and adds them to the application's OpenAPI document.
+``router`` is an ordinary FastAPI router, for ``app.include_router(router, prefix="/api/v1")``; it starts the monitor
+and the optimizer with the application, but not the checks of the dependencies (``startup``).
+``SystemHealthMiddleware(app)`` serves the same routes outside the application's own CSRF, WAF and address-blocking
+layers, which otherwise refuse them, and adds them to the application's OpenAPI document.
 
 Answers come from samples (``HealthBoard``), never from waiting for a dependency. Anonymous callers get statuses and
 nothing else. Everything that changes something or shows details needs the ops token (``X-Ops-Token`` or
-``Authorization: Bearer``): several may be valid at once, so that they can be rotated; without one configured all of that
-is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_TOKEN_FILE`` (one a line; a line
-that begins with ``#`` is a comment), each of at least sixteen characters; ``WHEELS_OPS_STATE_DIR`` (/var/lib/wheels-ops).
+``Authorization: Bearer``): several may be valid at once, so that they can be rotated; without one configured all of
+that is refused. Environment: ``WHEELS_OPS_TOKEN`` (comma-separated) or ``WHEELS_OPS_TOKEN_FILE`` (one a line; a line
+that begins with ``#`` is a comment), each of at least sixteen characters; ``WHEELS_OPS_STATE_DIR``
+(/var/lib/wheels-ops).
 """
 
 from __future__ import annotations
@@ -156,10 +157,10 @@ class HealthBoard:
 
     def states(self) -> t.Dict[str, t.Tuple[str, CheckState]]:
         """name -> (status, sample): the posted checks and those of the monitor's samples and alerts."""
-        found = dict(self._monitor_states())
+        states = dict(self._monitor_states())
         for name, check in list(self.checks.items()):
-            found[name] = (check.current(), check)
-        return found
+            states[name] = (check.current(), check)
+        return states
 
     def _monitor_states(self) -> t.Iterable[t.Tuple[str, t.Tuple[str, CheckState]]]:
         monitor = performance_monitor
@@ -184,7 +185,7 @@ class HealthBoard:
             )
             status = max(status, stale, key=_SEVERITY.index)
             value = None if sample is None else round(sample.value, 2)
-            taken = sample.timestamp.isoformat() if sample is not None else _now()
+            stamp = sample.timestamp.isoformat() if sample is not None else _now()
             yield (
                 name,
                 (
@@ -195,7 +196,7 @@ class HealthBoard:
                         value,
                         sample.unit if sample else "",
                         "system",
-                        time=taken,
+                        time=stamp,
                     ),
                 ),
             )
@@ -276,7 +277,7 @@ class HealthBoard:
             return {"overall": _WORDS[self.status()], "performance": None, "stability": None, "user_experience": None}
         value = {name: sample.value for name, sample in performance_monitor.current.items()}
         return {
-            "overall": formulas.overall(one for one, _ignored in self.states().values()),
+            "overall": formulas.overall(state for state, _ignored in self.states().values()),
             "performance": formulas.performance(
                 memory_percent=value.get("memory_percent"),
                 cpu_percent=value.get("cpu_percent"),
@@ -362,14 +363,14 @@ class OpsTokens:
         return self._file[2]
 
     def match(self, presented: str) -> str:
-        """The digest of the valid token that was presented, or an empty string. Looks at every token, in constant time."""
-        wanted = hashlib.sha256(presented.encode()).digest()
-        found = ""
+        """The digest of the valid token that was presented, or an empty string. In constant time for every token."""
+        expected = hashlib.sha256(presented.encode()).digest()
+        match = ""
         for token in self.all():
             digest = hashlib.sha256(token.encode())
-            if hmac.compare_digest(wanted, digest.digest()):
-                found = digest.hexdigest()
-        return found if presented else ""
+            if hmac.compare_digest(expected, digest.digest()):
+                match = digest.hexdigest()
+        return match if presented else ""
 
 
 def limiter(burst: int, seconds: float) -> t.Callable[[], float]:
@@ -875,17 +876,17 @@ def read_history(limit: int) -> t.List[t.Dict[str, t.Any]]:
                 lines = lines[1:]  # the first one is cut
     except OSError:
         return []
-    found: t.List[t.Dict[str, t.Any]] = []
+    entries: t.List[t.Dict[str, t.Any]] = []
     for line in reversed(lines):
         try:
             entry = json.loads(line) if line.strip() else None
         except ValueError:
             continue
         if isinstance(entry, dict):
-            found.append(entry)
-            if len(found) == limit:
+            entries.append(entry)
+            if len(entries) == limit:
                 break
-    return found
+    return entries
 
 
 def _can_read_history() -> bool:
@@ -968,8 +969,8 @@ def write_request(
 async def logs_health() -> Answer:
     """Logs that are large or old."""
     files, unread = await asyncio.wait_for(asyncio.to_thread(_log_files), 5)
-    large = [one for one in files if one["size_mb"] * 1e6 > LARGE_LOG_BYTES]
-    old = [one for one in files if one["age_days"] * 86400 > OLD_LOG_SECONDS]
+    large = [file for file in files if file["size_mb"] * 1e6 > LARGE_LOG_BYTES]
+    old = [file for file in files if file["age_days"] * 86400 > OLD_LOG_SECONDS]
     issues = [f"{path} cannot be read" for path in unread]
     issues += [f"{len(large)} log files over 50 MB"] * bool(large) + [f"{len(old)} log files older than 7 days"] * bool(
         old
@@ -985,7 +986,7 @@ async def logs_health() -> Answer:
             "issues": issues,
             "log_info": {
                 "log_files": files,
-                "total_size_mb": round(sum(one["size_mb"] for one in files), 2),
+                "total_size_mb": round(sum(file["size_mb"] for file in files), 2),
                 "large_files": large,
                 "old_files": old,
             },
@@ -995,10 +996,11 @@ async def logs_health() -> Answer:
 
 
 def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
-    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and those of LOG_DIRS that cannot be read."""
-    named = env_paths("LOG_DIRS")
-    directories = named or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
-    found: t.List[t.Dict[str, t.Any]] = []
+    """Log files directly in the directories of LOG_DIRS (default: the working directory, its logs/, /var/log), and
+    those of LOG_DIRS that cannot be read."""
+    configured = env_paths("LOG_DIRS")
+    directories = configured or [os.getcwd(), os.path.join(os.getcwd(), "logs"), "/var/log"]
+    files: t.List[t.Dict[str, t.Any]] = []
     unread: t.List[str] = []
     for directory in directories:
         try:
@@ -1007,7 +1009,7 @@ def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[st
                     if not entry.name.endswith(".log") or not entry.is_file(follow_symlinks=False):
                         continue
                     info = entry.stat(follow_symlinks=False)
-                    found.append(
+                    files.append(
                         {
                             "path": entry.path,
                             "size_mb": round(info.st_size / 1e6, 3),
@@ -1016,9 +1018,9 @@ def _log_files(most: int = 200) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[st
                         }
                     )
         except OSError:
-            if named:
+            if configured:
                 unread.append(directory)
-    return sorted(found, key=lambda one: -one["size_mb"])[:most], unread
+    return sorted(files, key=lambda file: -file["size_mb"])[:most], unread
 
 
 _debug: t.Tuple[float, t.Dict[str, t.Any]] = (-60.0, {})
@@ -1063,16 +1065,16 @@ def _debug_facts() -> t.Dict[str, t.Any]:
     try:
         import psutil
     except ImportError:
-        why = {"error": "psutil is not installed"}
-        known = {
+        missing = {"error": "psutil is not installed"}
+        system = {
             "platform": platform.platform(),
             "python_version": platform.python_version(),
             "cpu_count": os.cpu_count(),
         }
         return {
-            "system": {**known, **why},
-            "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **why},
-            "network": why,
+            "system": {**system, **missing},
+            "process": {"pid": os.getpid(), "parent_pid": os.getppid(), **missing},
+            "network": missing,
         }
 
     if _own_process is None or _own_process.pid != os.getpid():
@@ -1098,7 +1100,9 @@ def _debug_facts() -> t.Dict[str, t.Any]:
         )
         network: t.Dict[str, t.Any] = {
             "connections": len(connections),
-            "listening_ports": sorted({one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}),
+            "listening_ports": sorted(
+                {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+            ),
         }
     except (psutil.Error, OSError) as error:
         network = {"error": type(error).__name__}
@@ -1227,7 +1231,7 @@ if helper("exposition") is not None:
 
 
 async def startup() -> None:
-    """Starts monitor and optimizer where nobody has, then the dependency checks; waits for their first round, bounded."""
+    """Starts monitor and optimizer where nobody has, then the checks; waits for their first round, bounded."""
     board.stopping = False
     await performance_monitor.start()
     await memory_optimizer.start()

@@ -31,7 +31,8 @@ logger = get_logger(__name__)
 
 #: Longest text that is spoken, in characters; longer requests are refused, not cut.
 MAX_TEXT = 10_000
-#: Seconds a local engine may take, so that the next one can still speak in time: espeak-ng speaks 500 characters in 0.03 s.
+#: Seconds a local engine may take, so that the next one can still speak in time: espeak-ng speaks 500 characters in
+#: 0.03 s.
 TIME_LIMIT = 1.2
 #: Seconds for which an engine that was not done in time is asked last.
 SLOW_FOR = 300.0
@@ -291,7 +292,8 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 async def run_program(
     words: t.Sequence[str], text: str, *, limit: float, environment: t.Optional[t.Dict[str, str]] = None
 ) -> bytes:
-    """Starts a program, writes the text to it, gives what it printed. Kills its group on time-out and on cancellation."""
+    """Starts a program, writes the text to it, gives what it printed. Kills its group on time-out and on
+    cancellation."""
     process = await asyncio.create_subprocess_exec(
         *words,
         stdin=asyncio.subprocess.PIPE,
@@ -401,7 +403,8 @@ class FallbackTTSService:
             slots.release()
 
     async def synthesize_speech(self, text: str, user_id: t.Optional[str] = None) -> t.Dict[str, t.Any]:
-        """``audio_data, format, duration`` (seconds)``, engine, success``; without audio also ``text_response, message, degraded``."""
+        """``audio_data, format, duration`` (seconds)``, engine, success``; without audio also ``text_response, message,
+        degraded``."""
         try:
             audio = await self.speak(text)
         except SpeechError as error:

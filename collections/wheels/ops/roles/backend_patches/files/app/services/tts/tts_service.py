@@ -66,14 +66,14 @@ logger = get_logger(__name__)
 if env is None:
     logger.warning("TTS: app/wheels_ops is not installed; variables that cannot be read are not reported")
 
-#: Seconds until the first audio of a remote engine (``TTS_FIRST_AUDIO_SECONDS``), and without any after it (complete and
-#: streamed answers).
+#: Seconds until the first audio of a remote engine (``TTS_FIRST_AUDIO_SECONDS``), and without any after it (complete
+#: and streamed answers).
 FIRST_AUDIO, GAP_COMPLETE, GAP_STREAM = 1.2, 1.0, 2.0
 #: Seconds of silence after which the next engine starts beside the first (``TTS_HEDGE_SECONDS``).
 HEDGE = 0.4
-#: A remote engine may take TOTAL seconds for a complete utterance, and PER_CHARACTER for each character over FREE; the next
-#: engine has spoken by then, as it begins RESERVE seconds before. Nobody waits longer than ANSWER (for a complete answer, or
-#: for the next sound of a stream; the same per character): then it is text.
+#: A remote engine may take TOTAL seconds for a complete utterance, and PER_CHARACTER for each character over FREE; the
+#: next engine has spoken by then, as it begins RESERVE seconds before. Nobody waits longer than ANSWER (for a complete
+#: answer, or for the next sound of a stream; the same per character): then it is text.
 TOTAL, RESERVE, ANSWER = 2.3, 0.8, 2.6
 PER_CHARACTER, FREE = 0.01, 100
 #: A user whose utterance came from a later engine keeps that voice for so long, instead of hearing two by turns.
@@ -92,7 +92,8 @@ _ENGINE_NAMES = {
     "system": LocalEngine.SYSTEM,
     "text_only": LocalEngine.TEXT_ONLY,
 }
-#: Failures in a row that open the breaker: what is refused at once will be refused again, a time-out may be an accident.
+#: Failures in a row that open the breaker: what is refused at once will be refused again, a time-out may be an
+#: accident.
 TOLERATED = {"refused": 1, "missing": 1, "timeout": 2}
 TOLERATED_OTHER = 3
 #: The first pause between two probes of an open breaker, in seconds.
@@ -192,7 +193,8 @@ def number(name: str, default: float) -> float:
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported; imports nothing. One that somebody put into ``sys.modules`` by hand has no spec and is there."""
+    """Whether a package can be imported; imports nothing. One that somebody put into ``sys.modules`` by hand has no
+    spec and is there."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:
@@ -249,7 +251,8 @@ def classify(error: BaseException) -> str:
 
 
 class EdgeEngine:
-    """Microsoft Edge's voices over the network, MP3. Plain text only: the library escapes it, markup would be read aloud."""
+    """Microsoft Edge's voices over the network, MP3. Plain text only: the library escapes it, markup would be read
+    aloud."""
 
     name = "edge"
     remote = True
@@ -262,7 +265,8 @@ class EdgeEngine:
         return "" if self.module or installed("edge_tts") else "the package edge-tts is not installed"
 
     def proxy(self) -> t.Optional[str]:
-        """The proxy for the service; passed on by us, as the library's HTTP client ignores HTTPS_PROXY for web sockets."""
+        """The proxy for the service; passed on by us, as the library's HTTP client ignores HTTPS_PROXY for web
+        sockets."""
         chosen = setting("TTS_EDGE_PROXY", None)
         if chosen:
             return str(chosen)
@@ -346,7 +350,8 @@ Engine = t.Union[EdgeEngine, CoquiEngine, SystemEngine]
 
 @dataclass
 class Breaker:
-    """What is known of one engine. ``state``: closed, open, half_open. ``proven`` is when it last made audio (monotonic)."""
+    """What is known of one engine. ``state``: closed, open, half_open. ``proven`` is when it last made audio
+    (monotonic)."""
 
     name: str
     state: str = "closed"
@@ -487,7 +492,8 @@ class Attempt:
                 self.breaker.success(1000 * ((self.first_at or self.moved) - self.started))
             elif not isinstance(error, asyncio.CancelledError):
                 kind = classify(error)
-                # A text that nobody can speak says nothing about the engine, nor does a crowd, nor silence where there was nothing to hear.
+                # A text that nobody can speak says nothing about the engine, nor does a crowd, nor silence where there
+                # was nothing to hear.
                 if kind not in ("empty", "too_long", "busy") and (kind != "no_audio" or self._sounds):
                     self.breaker.failure(kind, str(error) or type(error).__name__)
             if error is not None:
@@ -548,7 +554,8 @@ CACHE_BYTES, CACHE_DISK_BYTES = 32 * 1024 * 1024, 256 * 1024 * 1024
 class Cache:
     """Spoken texts, least recently used first out: 32 MB of memory and, where ``TTS_CACHE_DIR`` is set, 256 MB of disk.
 
-    The disk is not used unless asked for, as what PAM says to a user may be private. Files are readable by the service only.
+    The disk is not used unless asked for, as what PAM says to a user may be private. Files are readable by the service
+    only.
     """
 
     def __init__(self) -> None:
@@ -725,7 +732,8 @@ class TTSService:
 
     @property
     def streaming_service(self) -> t.Any:
-        """The application's own streaming service, or None: in one release it cannot be imported (it names a class that is gone)."""
+        """The application's own streaming service, or None: in one release it cannot be imported (it names a class that
+        is gone)."""
         if not self._streaming_tried:
             self._streaming_tried = True
             try:
@@ -801,7 +809,8 @@ class TTSService:
         task.add_done_callback(observe)
 
     async def _probe(self, name: str) -> None:
-        """Asks an engine for audio: at once where nothing is known of it, then while its breaker is open, with pauses."""
+        """Asks an engine for audio: at once where nothing is known of it, then while its breaker is open, with
+        pauses."""
         engine, breaker = self.engines[name], self.breakers[name]
         while True:
             if breaker.state != "closed":
@@ -809,7 +818,8 @@ class TTSService:
                 pause = min(breaker.pause, PROBE_BUSY if wanted else PROBE_IDLE) * random.uniform(0.9, 1.1)
                 breaker.pause = min(2 * breaker.pause, PROBE_IDLE)
                 breaker.retry_at = time.monotonic() + pause
-                # Not wait_for: up to Python 3.11 it can swallow a cancellation that comes together with the event, and we would go on.
+                # Not wait_for: up to Python 3.11 it can swallow a cancellation that comes together with the event, and
+                # we would go on.
                 woken = asyncio.ensure_future(self._wake[name].wait())
                 try:
                     await asyncio.wait({woken}, timeout=pause)
@@ -836,7 +846,8 @@ class TTSService:
                 return  # it spoke, or one failure is tolerated: then a request is the next to find out
 
     def _demand(self) -> None:
-        """Somebody wants speech: probes that slept long because nobody did come earlier. The request does not wait for them."""
+        """Somebody wants speech: probes that slept long because nobody did come earlier. The request does not wait for
+        them."""
         now = time.monotonic()
         idle, self._last_request = now - self._last_request > DEMAND, now
         for name in self.chain:
@@ -940,7 +951,8 @@ class TTSService:
     async def _first_speaker(
         self, text: str, voice: Voice, wanted: str, order: t.Sequence[str], until: float
     ) -> Attempt:
-        """The attempt that has audio first; the others are dropped before anything is sent. ``until`` (monotonic) at the latest."""
+        """The attempt that has audio first; the others are dropped before anything is sent. ``until`` (monotonic) at
+        the latest."""
         if not order:
             raise SpeechError("missing", "no speech engine works at the moment")
         running: t.List[t.Tuple[str, Attempt]] = []
@@ -1035,7 +1047,8 @@ class TTSService:
         return await asyncio.shield(task)
 
     async def _in_time(self, work: t.Coroutine[t.Any, t.Any, Audio], limit: float) -> Audio:
-        """What ``work`` gives within ``limit`` seconds. Later it goes on without the caller, so that its engines are judged to their end."""
+        """What ``work`` gives within ``limit`` seconds. Later it goes on without the caller, so that its engines are
+        judged to their end."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task}, timeout=limit)
@@ -1343,7 +1356,8 @@ class TTSService:
         return {"engine": "text_only", "not": reasons}
 
     async def get_service_status(self) -> t.Dict[str, t.Any]:
-        """From what happened, without any synthesis. ``status``: healthy, degraded (a fallback speaks), unhealthy (text only)."""
+        """From what happened, without any synthesis. ``status``: healthy, degraded (a fallback speaks), unhealthy (text
+        only)."""
         if not self.is_initialized:
             return {
                 "status": "not_initialized",
