@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.health_app import TOKEN, HealthApp, health_app
+from tests.support.patched_tree import patched_tree
 from tests.support.waiting import wait_until
 
 PROMTOOL = shutil.which("promtool")
@@ -182,3 +183,31 @@ def test_text_is_empty_and_the_reason_is_said_without_the_library(app_modules: M
         assert exposition.unavailable() == ""
         return
     assert exposition.text() == b"" and "pip install prometheus-client" in exposition.unavailable()
+
+
+def test_a_request_that_cannot_be_counted_is_served(tmp_path: Path) -> None:
+    """A full file system costs the numbers, not the requests, and one line in the log."""
+    tree = patched_tree(
+        tmp_path, "core/performance_monitor.py", "monitoring/memory_optimizer.py", "wheels_ops/exposition.py"
+    )
+    answer = tree.json(
+        """
+import json
+from app.core.performance_monitor import PerformanceMonitor, request_stats
+from app.wheels_ops import exposition
+def full(*_):
+    raise OSError(28, "No space left on device")
+exposition._metrics.record = exposition._metrics.update = full
+monitor = PerformanceMonitor()
+exposition.observe(monitor, request_stats, None, None)
+for _ in range(3):
+    request_stats.record("GET /items", 0.01, False)
+    for observer in list(monitor.observers):
+        observer({})
+print(json.dumps([request_stats.routes["GET /items"].count, request_stats.observer, len(monitor.observers)]))
+""",
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")},
+    )
+    assert answer == [3, None, 0]
+    lines = [entry["event"] for entry in tree.logged() if entry["level"] == "error"]
+    assert len(lines) == 2 and all("No space left on device" in line for line in lines)

@@ -241,9 +241,25 @@ def observe(monitor: t.Any, requests: t.Any, board: t.Any, optimizer: t.Any) -> 
     metrics = _metrics
     if metrics is None or requests.observer is not None:
         return
-    requests.observer = metrics.record
+
+    def record(route: str, seconds: float, failed: bool) -> None:
+        """No request may fail because it cannot be counted, as where the directory's file system is full."""
+        try:
+            metrics.record(route, seconds, failed)
+        except Exception as error:
+            requests.observer = None
+            logger.error(f"📊 /metrics counts no more requests: {type(error).__name__}: {error}")
+
+    def share(_values: t.Mapping[str, float]) -> None:
+        try:
+            metrics.update(monitor, requests, board, optimizer)
+        except Exception as error:
+            monitor.observers.remove(share)
+            logger.error(f"📊 /metrics shows old gauges of this worker: {type(error).__name__}: {error}")
+
+    requests.observer = record
     if metrics.directory is not None:
-        monitor.observers.append(lambda _values: metrics.update(monitor, requests, board, optimizer))
+        monitor.observers.append(share)
 
 
 def update(monitor: t.Any, requests: t.Any, board: t.Any, optimizer: t.Any) -> None:
