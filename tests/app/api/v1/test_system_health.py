@@ -548,6 +548,19 @@ def test_the_documentation_names_every_route_as_it_is(app: HealthApp) -> None:
         assert f"`{path}`" in text and app.request("GET", path, token=TOKEN).status == 200
 
 
+@pytest.mark.parametrize("path", ["/readyz", f"{PREFIX}/health"])
+def test_a_probe_is_answered_the_same_by_the_short_way_and_by_the_router(app: HealthApp, path: str) -> None:
+    """An argument that nobody reads leads through the router."""
+
+    def facts(answer: t.Any) -> t.Any:
+        headers = {name: text for name, text in answer.headers.items() if name not in ("date", "content-length")}
+        body = {name: value for name, value in answer.json().items() if name == "status"}
+        return answer.status, headers, body
+
+    assert facts(app.request("GET", path)) == facts(app.request("GET", path + "?since=1"))
+    assert app.request("GET", path, token="wrong").status == 200
+
+
 def test_head_has_no_body(app: HealthApp) -> None:
     status, body = raw(app, "HEAD", f"{PREFIX}/health")
     assert status == 200 and body == b""
