@@ -23,6 +23,7 @@ Environment (read once, at start):
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import json
 import os
@@ -36,9 +37,9 @@ from app.core.logging import get_logger
 from starlette.responses import Response
 
 try:
-    import app.wheels_ops.env as env
-except ImportError:
-    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+    env: t.Any = importlib.import_module("app.wheels_ops.env")
+except ImportError:  # copied by hand without app/wheels_ops
+    env = None
 
 logger = get_logger(__name__)
 if env is None:

@@ -19,6 +19,7 @@ Environment: ``DISABLE_MONITORING`` (kill switch), ``MONITORING_INTERVAL`` 5 s, 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import os
 import time
@@ -44,12 +45,12 @@ from app.monitoring.memory_optimizer import (
 )
 
 try:
-    from app.wheels_ops.metrics_store import MetricsStore
-except ImportError:
-    MetricsStore = None  # type: ignore[assignment,misc]  # copied by hand without app/wheels_ops
+    metrics_store: t.Any = importlib.import_module("app.wheels_ops.metrics_store")
+except ImportError:  # copied by hand without app/wheels_ops
+    metrics_store = None
 
 logger = get_logger(__name__)
-if MetricsStore is None:
+if metrics_store is None:
     logger.warning("📊 Performance monitor: app/wheels_ops is not installed; the history ends with the process")
 
 Scope = t.MutableMapping[str, t.Any]
@@ -547,12 +548,12 @@ class PerformanceMonitor:
             logger.info("📊 Performance monitor stopped")
 
     async def _open_store(self) -> None:
-        if self.store is not None or MetricsStore is None:  # its thread outlives an event loop
+        if self.store is not None or metrics_store is None:  # its thread outlives an event loop
             return
         directory = (
             os.environ.get("WHEELS_OPS_METRICS_DIR") or os.environ.get("WHEELS_OPS_STATE_DIR") or "/var/lib/wheels-ops"
         )
-        store = MetricsStore(Path(directory) / "metrics.sqlite")
+        store = metrics_store.MetricsStore(Path(directory) / "metrics.sqlite")
         if await store.start():
             self.store = store
 

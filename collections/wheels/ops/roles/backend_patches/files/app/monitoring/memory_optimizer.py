@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import importlib
 import inspect
 import math
 import os
@@ -37,9 +38,9 @@ from datetime import datetime, timezone
 from app.core.logging import get_logger
 
 try:
-    import app.wheels_ops.env as env
-except ImportError:
-    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+    env: t.Any = importlib.import_module("app.wheels_ops.env")
+except ImportError:  # copied by hand without app/wheels_ops
+    env = None
 
 logger = get_logger(__name__)
 if env is None:
@@ -280,6 +281,7 @@ class MemoryReader:
             for name in controllers.split(",") if controllers else [""]:
                 own[name] = path
         groups: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
+        limits: t.Tuple[str, ...]
         for line in _lines(f"{self._proc}/self/mountinfo"):
             before, separator, after = line.partition(" - ")
             first, last = before.split(), after.split()

@@ -72,6 +72,7 @@ import decimal
 import enum
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -106,11 +107,10 @@ from redis.exceptions import (
 )
 
 try:
-    import app.wheels_ops.env as env
-    import app.wheels_ops.redis_url as redis_url
-except ImportError:
-    # Copied by hand without app/wheels_ops.
-    env = redis_url = None  # type: ignore[assignment]  # the functions below read what they need themselves
+    env: t.Any = importlib.import_module("app.wheels_ops.env")
+    redis_url: t.Any = importlib.import_module("app.wheels_ops.redis_url")
+except ImportError:  # copied by hand without app/wheels_ops
+    env = redis_url = None
 
 logger = get_logger(__name__)
 if env is None:

@@ -13,6 +13,7 @@ Units are Prometheus' base units: seconds, bytes, and ratios from 0 to 1 instead
 from __future__ import annotations
 
 import glob
+import importlib
 import os
 import struct
 import time
@@ -22,10 +23,10 @@ from app.core.logging import get_logger
 from app.core.performance_monitor import BUCKETS
 
 try:
-    import prometheus_client
-    from prometheus_client import multiprocess
-except ImportError:
-    prometheus_client = None  # type: ignore[assignment]  # the rest of the health API works without it
+    prometheus_client: t.Any = importlib.import_module("prometheus_client")
+    multiprocess: t.Any = importlib.import_module("prometheus_client.multiprocess")
+except ImportError:  # the rest of the health API works without it
+    prometheus_client = multiprocess = None
 
 logger = get_logger(__name__)
 
@@ -161,12 +162,12 @@ class Metrics:
     def text(self) -> bytes:
         """The answer to a scrape. Reads files where there are several workers: not for an event loop."""
         if self.directory is None:
-            return prometheus_client.generate_latest(t.cast(t.Any, _Shown(self.registry)))
+            return t.cast(bytes, prometheus_client.generate_latest(_Shown(self.registry)))
         _forget_dead_workers(self.directory)
-        collector = _Shown(t.cast(t.Any, multiprocess).MultiProcessCollector(None, self.directory))
+        collector = _Shown(multiprocess.MultiProcessCollector(None, self.directory))
         for attempt in range(3):
             try:
-                return prometheus_client.generate_latest(t.cast(t.Any, collector))
+                return t.cast(bytes, prometheus_client.generate_latest(collector))
             except (OSError, ValueError, struct.error):  # a worker that begins has made its file and not yet filled it
                 if attempt == 2:
                     raise
@@ -198,7 +199,7 @@ def _forget_dead_workers(directory: str) -> None:
     for path in glob.glob(os.path.join(glob.escape(directory), "gauge_live*_*.db")):
         pid = path[:-3].rpartition("_")[2]
         if pid.isdigit() and int(pid) != os.getpid() and not _is_in_use(path, int(pid)):
-            t.cast(t.Any, multiprocess).mark_process_dead(int(pid), directory)
+            multiprocess.mark_process_dead(int(pid), directory)
 
 
 def _is_in_use(path: str, pid: int) -> bool:

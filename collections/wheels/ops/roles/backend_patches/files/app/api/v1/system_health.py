@@ -45,12 +45,12 @@ from pydantic import BeforeValidator, Field
 from starlette.requests import ClientDisconnect
 
 try:
-    from app.wheels_ops.rate_limit import TokenBucket
-except ImportError:
-    TokenBucket = None  # type: ignore[assignment,misc]  # copied by hand without app/wheels_ops
+    rate_limit: t.Any = importlib.import_module("app.wheels_ops.rate_limit")
+except ImportError:  # copied by hand without app/wheels_ops
+    rate_limit = None
 
 logger = get_logger(__name__)
-if TokenBucket is None:
+if rate_limit is None:
     logger.warning(
         "🩺 System health: app/wheels_ops is not installed; there are no checks of database, Redis, Celery, CORS and"
         " speech, no scores, no dashboard and no metrics"
@@ -375,8 +375,8 @@ class OpsTokens:
 
 def limiter(burst: int, seconds: float) -> t.Callable[[], float]:
     """Allows ``burst`` at once, then one every ``seconds``; a call gives the seconds to wait, 0 where it is allowed."""
-    if TokenBucket is not None:
-        return TokenBucket(1.0 / seconds, float(burst)).take
+    if rate_limit is not None:
+        return t.cast(t.Callable[[], float], rate_limit.TokenBucket(1.0 / seconds, float(burst)).take)
     times: t.Deque[float] = deque(maxlen=burst)
 
     def take() -> float:

@@ -58,9 +58,9 @@ from .fallback_tts import (
 )
 
 try:
-    import app.wheels_ops.env as env
-except ImportError:
-    env = None  # type: ignore[assignment]  # copied by hand without app/wheels_ops
+    env: t.Any = importlib.import_module("app.wheels_ops.env")
+except ImportError:  # copied by hand without app/wheels_ops
+    env = None
 
 logger = get_logger(__name__)
 if env is None:
