@@ -10,8 +10,8 @@ import typing as t
 
 import pytest
 
+from tests.app.wheels_ops.conftest import Leaves
 from tests.support.collection import COLLECTION
-from tests.unit.app.conftest import Leaves
 
 
 @pytest.mark.parametrize(

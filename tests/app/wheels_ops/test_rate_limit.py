@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
+from tests.app.wheels_ops.conftest import Leaves
 from tests.support.collection import COLLECTION
-from tests.unit.app.conftest import Leaves
 
 
 class Clock:

@@ -8,7 +8,7 @@ import typing as t
 
 import pytest
 
-from tests.unit.app.conftest import Leaves
+from tests.app.wheels_ops.conftest import Leaves
 
 
 class Secret:
