@@ -607,7 +607,7 @@ class SystemRoute(APIRoute):
         return audited_answer if changes_something else answer
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if api.application is None:
+        if api.application is None and scope.get("app") is not outside:
             api.application = scope.get("app")
         method, methods = scope["method"], self.methods or set()
         allowed = [*sorted(methods), *["HEAD"] * ("GET" in methods), "OPTIONS"]
