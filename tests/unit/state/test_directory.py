@@ -279,3 +279,32 @@ def test_a_user_without_a_name_is_named_by_number(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pwd, "getpwuid", getpwuid)
     assert directory._user(4711) == "uid 4711"
+
+
+@root
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("members", "mode", "words"),
+    [
+        ([], 0o2775, ""),
+        (["root"], 0o2775, ""),
+        (["alice", "root"], 0o2775, r"members of the group staff \(alice\).*chmod g-w"),
+        ([], 0o2777, "so that others can change"),
+    ],
+)
+def test_the_group_of_debians_administrators_counts_as_root_while_it_is_empty(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, members: t.List[str], mode: int, words: str
+) -> None:
+    """As /var/local is: ``root:staff``, 2775."""
+    gid = 50
+    group = grp.struct_group(("staff", "x", gid, members))
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda asked: group if asked == gid else grp.struct_group(("x", "x", asked, []))
+    )
+    os.chown(tmp_path / "above", 0, gid)
+    (tmp_path / "above").chmod(mode)
+    if words:
+        with pytest.raises(OpsError, match=words):
+            directory.require(place)
+    else:
+        assert directory.require(place) == place

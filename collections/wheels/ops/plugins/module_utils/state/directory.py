@@ -14,6 +14,8 @@ from pathlib import Path
 from ..core.results import OpsError
 
 _MAX_LINKS = 40
+#: Debian gives /usr/local and /var/local to this group (policy, section 9.1.2), which may install what root runs. No program is setgid to it.
+_ADMINISTRATORS = ("staff", 50)
 
 
 def require(
@@ -23,7 +25,8 @@ def require(
 
     It, and every directory above it, has to belong to root or to the user of this process, and may be writable by nobody else.
     Accepted above it: a directory with the sticky bit that root owns (/tmp), in which nobody can rename what belongs to others. A group
-    that has no member but its user of the same name counts as that user. Symbolic links on the way are checked like directories,
+    that has no member but its user of the same name counts as that user, and Debian's group ``staff`` (/var/local) as root while nobody
+    is in it. Symbolic links on the way are checked like directories,
     and followed.
 
     ``name``, ``setting``: what it is, and the variable that names it, for the message.
@@ -81,6 +84,13 @@ def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) ->
     others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and (not _own_group(status.st_gid) or _has_access_list(place)))
     sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
     if others and not sticky_of_root:
+        members = _members(status.st_gid) if _of_administrators(status.st_gid) and not mode & stat.S_IWOTH else []
+        if members:
+            raise OpsError(
+                f"The {name} {whole} is refused: {where} has the mode {mode:04o}, so that the members of the group"
+                f" {_ADMINISTRATORS[0]} ({', '.join(members)}) can change what is kept there.",
+                hint=f"Take the right from the group (chmod g-w {place}), or name another directory with {setting}.",
+            )
         raise OpsError(
             f"The {name} {whole} is refused: {where} has the mode {mode:04o}, so that others can change what is kept"
             " there.",
@@ -91,13 +101,27 @@ def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) ->
 
 def _own_group(gid: int) -> bool:
     """Whether nobody but root and the user of this process is in a group."""
-    if gid == 0:
+    if gid == 0 or (_of_administrators(gid) and not _members(gid)):
         return True
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
         return False
     return group.gr_name == user.pw_name and user.pw_gid == gid and set(group.gr_mem) <= {user.pw_name}
+
+
+def _of_administrators(gid: int) -> bool:
+    """Whether it is Debian's group ``staff``, by its name and its number, which is the same on every system."""
+    try:
+        return (grp.getgrgid(gid).gr_name, gid) == _ADMINISTRATORS
+    except KeyError:
+        return False
+
+
+def _members(gid: int) -> t.List[str]:
+    """Who is in a group, root and the user of this process aside, also those whose first group it is."""
+    primary = {user.pw_name for user in pwd.getpwall() if user.pw_gid == gid}
+    return sorted((primary | set(grp.getgrgid(gid).gr_mem)) - {"root", _user(os.geteuid())})
 
 
 def _has_access_list(place: Path) -> bool:
