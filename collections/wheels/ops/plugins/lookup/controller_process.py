@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: controller_process
-short_description: Identify this run of Ansible, or say which earlier runs have ended
+short_description: Identify the controller process or detect stale ones
 version_added: 1.0.0
 description:
   - Without terms, gives one string that names the process of C(ansible-playbook) on this controller.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cache_purge
-short_description: Removes cache keys from a Redis that Celery shares
+short_description: Delete cache keys from a shared Redis
 version_added: 1.0.0
 description:
   - Removes keys under the prefixes of the cache, by C(SCAN) and C(UNLINK) in slices whose size follows the time that the last one took.

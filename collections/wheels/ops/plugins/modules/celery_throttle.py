@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_throttle
-short_description: Slows periodic background work down for a time
+short_description: Temporarily reduce the rate of periodic Celery tasks
 version_added: 1.0.0
 description:
   - Writes the signal that the patched backend's Celery beat and workers obey. Periodic tasks of the chosen classes come 2, 4 or 8 times as

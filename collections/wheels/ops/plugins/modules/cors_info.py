@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cors_info
-short_description: Tries the CORS policy of a backend as a browser does
+short_description: Check a CORS policy with real preflight requests
 version_added: 1.0.0
 description:
   - Sends real preflights from the origins that have to be allowed, with each method and all headers, and reads the answers by the rules of

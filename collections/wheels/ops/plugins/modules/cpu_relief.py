@@ -5,12 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cpu_relief
-short_description: Makes CPU hogs yield to the services, for a time
+short_description: Temporarily lower the priority of CPU-intensive processes
 version_added: 1.0.0
 description:
   - Finds what uses the CPU now, over a sample and not over a lifetime, and lets it run only when nobody else wants the core.
   - The processes of O(services) are never touched. A service that the manager does not know is refused.
-  - Nothing is stopped or killed. What was changed is kept on disk and put back exactly, by O(state=normal) or after O(revert_after).
+  - Nothing is stopped or killed. What was changed is recorded on disk and restored exactly, by O(state=normal) or after O(revert_after).
   - The kernel compares processes within one control group. Where a hog lives in another group than the services,
     RV(actions[].effective) is false, and its unit's C(CPUWeight) is what to lower.
 options:
@@ -58,7 +58,7 @@ options:
     description: Where C(cpu_relief.json) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
     type: path
 requirements:
-  - root, CAP_SYS_NICE, or a user whose own processes have the RLIMIT_NICE to be put back as they were; what could not be put back is left alone, and
+  - root, CAP_SYS_NICE, or a user whose own processes have the RLIMIT_NICE to be restored; what could not be restored is left alone, and
     the module fails
 author:
   - The wheels.ops maintainers (@wheels-ops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: deployment
-short_description: Manage the lock of a host and the journal of a deployment
+short_description: Manage the deployment lock and journal
 version_added: 1.0.0
 description:
   - Keeps two runs from changing the same host at once. A lock whose holder is alive is never taken over, however old it is.
@@ -23,7 +23,7 @@ attributes:
 options:
   state:
     description:
-      - V(locked) takes the lock, and opens no journal. V(unlocked) gives it back, where the run still holds it.
+      - V(locked) takes the lock, and opens no journal. V(unlocked) releases it, where the run still holds it.
       - V(begun) takes the lock and opens the journal, or goes on with the one that is open.
       - V(finished) and V(rolled_back) close the journal. They fail where the files on the disk are not those that this says.
       - V(queried) says what is open, what is in force, and which of its files are no longer as they were installed.

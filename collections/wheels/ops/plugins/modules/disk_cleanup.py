@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: disk_cleanup
-short_description: Brings filesystems and directories under their targets, oldest files first
+short_description: Delete old files until usage is below a target
 version_added: 1.0.0
 description:
   - Removes old files from the named sources, source after source in the order given, the oldest file first, and stops when every target is met.
@@ -27,7 +27,7 @@ options:
           - V(files) and V(core_dumps) are removed file by file.
           - V(journal) is vacuumed by C(journalctl) of archived journals that begin longer than O(sources[].age) ago.
           - V(packages), downloaded ones, are cleared by C(apt-get clean).
-          - V(backups) are originals of our own deployments that were taken back. What a rollback may need stays.
+          - V(backups) are originals of our own deployments that were rolled back. What a rollback may need stays.
         type: str
         choices: [files, core_dumps, journal, packages, backups]
         default: files

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: health_info
-short_description: Measure every subject of a host, side by side
+short_description: Run all health checks on a host concurrently
 version_added: 1.0.0
 description:
   - Runs all checks in one round trip, each in a thread of its own, and grades what it measured.

@@ -9,7 +9,7 @@ short_description: Install the library of this collection on a host
 version_added: 1.0.0
 description:
   - Puts the library behind the modules of this collection into a directory of the host, for programs that run there without Ansible.
-  - The files are those that Ansible sent with this module, so that the programs measure and mend exactly as the modules do.
+  - The files are those that Ansible sent with this module, so that the programs check and remedy exactly as the modules do.
   - The directory is replaced as a whole. One that holds anything else is refused.
   - An interrupted run is finished by the next one, which also removes what it left beside the directory.
 extends_documentation_fragment:

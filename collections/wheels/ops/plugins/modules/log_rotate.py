@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: log_rotate
-short_description: Rotates logs while they are written, without losing a line
+short_description: Rotate logs that are being written without losing lines
 version_added: 1.0.0
 description:
   - Rotates every log whose bytes on disk are over O(max_size), in the way that those who have it open can bear.

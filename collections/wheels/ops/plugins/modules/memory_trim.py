@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: memory_trim
-short_description: Gives memory back, step by measured step
+short_description: Reduce memory usage step by step
 version_added: 1.0.0
 description:
   - Measures the memory of the host (C(MemAvailable); the cache of ZFS is available down to C(c_min), the pool of huge pages left out), of the container

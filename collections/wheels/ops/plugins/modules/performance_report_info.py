@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: performance_report_info
-short_description: Report what was measured over weeks, and advise on thresholds
+short_description: Report long-term performance and suggest thresholds
 version_added: 1.0.0
 description:
   - Reads what the backend measured (a row for every metric and quarter of an hour, kept for 35 days) and what C(history.jsonl) says that was done.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: recovery_history
-short_description: Note what was done to a host, when, why, and what it gained
+short_description: Append a record to the recovery history
 version_added: 1.0.0
 description:
   - Adds one record to C(history.jsonl) in the state directory; the health API shows it at C(/api/v1/system/recovery/history).

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: recovery_history_info
-short_description: Read what was done to a host
+short_description: Read the recovery history
 version_added: 1.0.0
 description:
   - Gives the newest records of C(history.jsonl) in the state directory.

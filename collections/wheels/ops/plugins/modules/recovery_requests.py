@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: recovery_requests
-short_description: Read what the backend asks of its host, and take away what is done
+short_description: Read and acknowledge recovery requests
 version_added: 1.0.0
 description:
   - The health API leaves a request at C(POST /api/v1/system/recovery/trigger), and where a database does not come back or memory stays short.

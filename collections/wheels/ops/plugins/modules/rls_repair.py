@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: rls_repair
-short_description: Repair recursive row-level-security policies and prove that nothing else changed
+short_description: Repair recursive row-level-security policies and verify that access is unchanged
 version_added: 1.0.0
 description:
   - Finds every access that fails with C(infinite recursion detected in policy) as M(wheels.ops.rls_info) does, chooses the smallest set of table
@@ -22,7 +22,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    description: Does everything including the proof and rolls it back.
+    description: Does everything, including the verification, and rolls it back.
   diff_mode:
     support: full
     description: Shows the policies before and after, and the functions.
@@ -33,7 +33,7 @@ options:
   state:
     description:
       - V(repaired) repairs.
-      - V(undone) takes a repair back with the script in O(undo_path).
+      - V(undone) undoes a repair with the script in O(undo_path).
     type: str
     choices: [repaired, undone]
     default: repaired
@@ -77,7 +77,7 @@ options:
   after_scripts:
     description:
       - In check mode, the SQL scripts that a real run applies before this task, as O(wheels.ops.sql_script#module:scripts) takes them.
-        They run first and are rolled back with the rest, so that the prediction is that of the real run. Locks are held for as long as that lasts.
+        They run first and are rolled back with the rest, so that check mode reports what the real run does. Locks are held for as long as that lasts.
       - A real run ignores them.
     type: list
     elements: dict
@@ -94,7 +94,7 @@ options:
     description: The undo script itself. With O(state=undone) the one to run.
     type: path
   force:
-    description: With O(state=undone), take the repair back even where policies were changed since.
+    description: With O(state=undone), undo the repair even where policies were changed since.
     type: bool
     default: false
   lock_timeout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: service_restart
-short_description: Restarts services in order, each behind a gate
+short_description: Restart services in dependency order with readiness checks
 version_added: 1.0.0
 description:
   - Restarts a graph of services, dependencies first, each one once, and goes on to the next only when the new process of the last one does its work.

@@ -46,10 +46,10 @@ options:
         description: Name in the ledger. By default the file's name without its directory. Needed with O(scripts[].content).
         type: str
       undo_path:
-        description: Script that takes it back. By default C(X.undo.sql) beside C(X.sql), when it exists. Its text is kept in the ledger.
+        description: Undo script. By default C(X.undo.sql) beside C(X.sql), when it exists. Its text is kept in the ledger.
         type: path
       undo_content:
-        description: The script that takes it back, itself, beside O(scripts[].content).
+        description: The text of the undo script, beside O(scripts[].content).
         type: str
       always_run:
         description:
@@ -60,7 +60,7 @@ options:
   state:
     description:
       - V(applied) applies what is not applied.
-      - V(undone) takes back what is applied, with the undo script that was current when it was applied.
+      - V(undone) undoes what is applied, with the undo script that was current when it was applied.
     type: str
     choices: [applied, undone]
     default: applied
@@ -129,7 +129,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changed:
-  description: Whether a script was, or in check mode would be, applied or taken back.
+  description: Whether a script was, or in check mode would be, applied or undone.
   returned: always
   type: bool
 msg:

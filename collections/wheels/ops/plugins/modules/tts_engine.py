@@ -5,13 +5,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: tts_engine
-short_description: Speech engines present, and proved by audio that decodes
+short_description: Install text-to-speech engines and verify their output
 version_added: 1.0.0
 description:
   - Finds the engines of the backend's speech chain, installs those that are missing or too old, and lets each of them speak.
   - Audio is looked into frame by frame. An engine that made none is never called working.
   - Names the engine that would speak now, and why the better ones would not.
-  - Coqui is looked for, and installed if asked for, but proved only by the backend, which has the model.
+  - Coqui is looked for, and installed if asked for, but verified only by the backend, which has the model.
   - The backend's interpreter never runs as root unless it is root's; it runs as O(backend_user), with a home and a temporary directory of its own.
     An interpreter, or an environment, that a third user may write is refused.
 options:
@@ -43,11 +43,11 @@ options:
     type: str
     default: ""
   voice:
-    description: The voice with which Edge proves itself.
+    description: The voice with which Edge is verified.
     type: str
     default: en-US-AriaNeural
   text:
-    description: What is spoken as the proof, at most 500 characters.
+    description: What is spoken to verify an engine, at most 500 characters.
     type: str
     default: The speech engines work.
   install:
@@ -122,7 +122,7 @@ before:
   returned: success
   type: dict
 after:
-  description: The same afterwards, with the proof, and C(engine). In check mode what is to be expected.
+  description: The same afterwards, with the result of the verification, and C(engine). In check mode what is to be expected.
   returned: success
   type: dict
 actions:

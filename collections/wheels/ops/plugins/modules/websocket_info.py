@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: websocket_info
-short_description: Tries a WebSocket as a browser does
+short_description: Check a WebSocket endpoint
 version_added: 1.0.0
 description:
   - Makes the handshake, measures round trips, waits for the heartbeat of the server where that is asked for, and closes in good order.
