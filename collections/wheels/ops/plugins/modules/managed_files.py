@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: backend_patch
-short_description: Install patched files, keep the originals, restore them bit for bit
+module: managed_files
+short_description: Install or restore patched files
 version_added: 1.0.0
 description:
   - Installs whole files, and marked blocks in files that are there, below one directory.
@@ -28,7 +28,7 @@ options:
   state:
     description:
       - V(present) installs O(files) and O(blocks).
-      - V(restored) puts back what the deployment O(deployment_id) replaced.
+      - V(restored) restores what the deployment O(deployment_id) replaced.
     type: str
     choices: [present, restored]
     default: present
@@ -62,11 +62,11 @@ options:
     type: str
     default: "0644"
   interpreter:
-    description: The Python that the application runs under, for the proof.
+    description: The Python that the application runs under, for the import check.
     type: path
     default: ""
   import_module:
-    description: The module that must import in the copy, such as V(app.main). Empty for no proof, as for files that are not code.
+    description: The module that must import in the copy, such as V(app.main). Empty for no import check, as for files that are not code.
     type: str
     default: ""
   user:
@@ -110,7 +110,7 @@ author:
 
 EXAMPLES = r"""
 - name: Install the patched CORS configuration
-  wheels.ops.backend_patch:
+  wheels.ops.managed_files:
     deployment_id: "20250730T0211"
     root: /production
     files:
@@ -118,8 +118,8 @@ EXAMPLES = r"""
     interpreter: /production/venv/bin/python
     import_module: app.main
 
-- name: Put everything back
-  wheels.ops.backend_patch:
+- name: Restore the original files
+  wheels.ops.managed_files:
     state: restored
 """
 
@@ -165,7 +165,7 @@ proof:
       description: What was not verified, and why; empty where everything was.
       type: str
 kept:
-  description: Files that were not put back, because somebody changed them since.
+  description: Files that were not restored, because somebody changed them since.
   returned: O(state=restored)
   type: list
   elements: str
