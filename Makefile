@@ -11,7 +11,7 @@ PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 
 build: run-tools ## Build the collection's tarball into build/
 	@mkdir -p build && $(BIN)/ansible-galaxy collection build $(COLLECTION) --output-path build --force
+
+docs: lint-tools ## Write docs/variables.md and the defaults of the roles' argument_specs.yml
+	@$(BIN)/python -m tests.generate
 
 clean: ## Stop the sandbox and remove everything that make created
 	@[ ! -x $(BIN)/python ] || $(BIN)/python -m tests.sandbox down || true

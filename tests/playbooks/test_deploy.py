@@ -181,8 +181,8 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     assert run.status == 0, run.output[-5000:]
     # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is nothing left to ask for.
     cache = {
-        "wheels.ops.recovery : Say what a real run would clear",
-        "wheels.ops.recovery : Clear what is expired, and give an expiry to what has none",
+        "wheels.ops.host_cleanup : Show how many keys a real run would change",
+        "wheels.ops.host_cleanup : Set an expiry on cache keys without one",
     }
     assert [task for task in run.changed_tasks if task not in cache] == [
         task for task in stage.predicted if task not in cache
@@ -305,16 +305,16 @@ def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
     try:
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("TASK [Health after]"):
+            if line.startswith("TASK [Run health checks after the change]"):
                 os.kill(worker, signal.SIGSTOP)
-            elif line.startswith("TASK [Measure once more what became worse]"):
+            elif line.startswith("TASK [Repeat health checks that got worse]"):
                 os.kill(worker, signal.SIGCONT)
         assert process.wait() == 0, "".join(lines)[-4000:]
     finally:
         os.kill(worker, signal.SIGCONT)
         process.stdout.close()
     once_more = lines.index(
-        next(line for line in lines if line.startswith("TASK [Measure once more what became worse]"))
+        next(line for line in lines if line.startswith("TASK [Repeat health checks that got worse]"))
     )
     assert lines[once_more + 1].startswith("included: "), lines[once_more : once_more + 3]
     assert tree(stage.sandbox.backend) == before
@@ -434,7 +434,7 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("TASK [Environment]"):
+        if line.startswith("TASK [Set the environment variables]"):
             os.killpg(process.pid, signal.SIGKILL)
             break
     process.stdout.close()
@@ -470,7 +470,7 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("TASK [Let systemd read the old settings]"):
+        if line.startswith("TASK [Reload systemd]"):
             os.killpg(process.pid, signal.SIGKILL)
             break
     process.stdout.close()

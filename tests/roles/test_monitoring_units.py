@@ -24,14 +24,17 @@ from tests.support.waiting import wait_until
 
 TEMPLATES = COLLECTION / "roles/monitoring/templates"
 PLACES: t.Dict[str, t.Any] = {
-    "monitoring_python": "/opt/wheels-ops/venv/bin/python",
+    "monitoring_ops_python": "/opt/wheels-ops/venv/bin/python",
     "monitoring_program_dir": "/opt/wheels-ops",
     "monitoring_config_file": "/etc/wheels-ops/monitor.json",
     "monitoring_state_dir": "/var/lib/wheels-ops",
     "monitoring_deadline": 20,
-    "recovery_log_directories": ["/var/log/app"],
-    "recovery_log_reopen": [],
-    "recovery_disk_sources": [{"path": "/srv/100% tmp", "age": "24h"}, {"kind": "packages"}],
+}
+#: What the configuration of the programs says of the recovery.
+RECOVERY: t.Dict[str, t.Any] = {
+    "log_directories": ["/var/log/app"],
+    "log_reopen": [],
+    "disk_sources": [{"path": "/srv/100% tmp", "age": "24h"}, {"kind": "packages"}],
 }
 #: The highest exposure that is accepted, of ten.
 EXPOSURE = {"monitor": 3.5, "recovery": 3.5}
@@ -40,14 +43,15 @@ EXPOSURE = {"monitor": 3.5, "recovery": 3.5}
 def unit(name: str, **places: t.Any) -> str:
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((TEMPLATES / f"{name}.service.j2").read_text(encoding="utf-8"))
-    return template.render({**PLACES, **places})
+    recovery = {**RECOVERY, **{key: places.pop(key) for key in RECOVERY if key in places}}
+    return template.render({**PLACES, "monitoring_gathered": {"recovery": recovery}, **places})
 
 
 @pytest.mark.parametrize(
     ("name", "exposure", "places"),
     [
         *((name, exposure, {}) for name, exposure in EXPOSURE.items()),
-        ("recovery", 3.8, {"recovery_log_reopen": ["kill", "-USR1", "1"]}),
+        ("recovery", 3.8, {"log_reopen": ["kill", "-USR1", "1"]}),
     ],
 )
 def test_systemd_knows_every_line_and_grades_the_unit(
@@ -56,7 +60,7 @@ def test_systemd_knows_every_line_and_grades_the_unit(
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     path = tmp_path / f"wheels-ops-{name}.service"
-    path.write_text(unit(name, monitoring_python="/bin/true", **places))
+    path.write_text(unit(name, monitoring_ops_python="/bin/true", **places))
     command = ["systemd-analyze", "security", "--offline=true", f"--threshold={exposure * 10:.0f}", "--no-pager"]
     graded = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
     assert graded.returncode == 0, graded.stdout[-3000:] + graded.stderr
@@ -141,7 +145,7 @@ def test_both_do_their_work_in_their_sandbox(place: Path, redis: servers.Redis) 
     config.write_text(json.dumps({"checks": checks, "recovery": recovery, "state_dir": str(state), "deadline": 60}))
     config.chmod(0o600)
     files = COLLECTION / "roles/monitoring/files"
-    places = {"monitoring_state_dir": str(state), "recovery_log_directories": [str(logs)], "recovery_disk_sources": []}
+    places = {"monitoring_state_dir": str(state), "log_directories": [str(logs)], "disk_sources": []}
 
     def report(name: str, program: str) -> t.Dict[str, t.Any]:
         output = state / f"{name}.json"
@@ -204,9 +208,9 @@ def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(
         os.chown(path, 65534, 65534)
     places: t.Dict[str, t.Any] = {
         "monitoring_state_dir": str(state),
-        "recovery_log_directories": [str(logs)],
-        "recovery_disk_sources": [],
-        "recovery_log_reopen": ["kill"],
+        "log_directories": [str(logs)],
+        "disk_sources": [],
+        "log_reopen": ["kill"],
     }
     probe = in_its_sandbox(unit("recovery", **places), "touch", str(place / "planted"))
     if "unshare" in probe.stderr or "mount:" in probe.stderr:

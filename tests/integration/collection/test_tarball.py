@@ -132,7 +132,8 @@ def test_awx_finds_the_playbooks() -> None:
 @pytest.mark.parametrize("role", sorted(path.name for path in (COLLECTION / "roles").iterdir()))
 def test_every_default_is_documented_and_every_option_has_its_prefix(role: str) -> None:
     directory = COLLECTION / "roles" / role
-    defaults = set(yaml.safe_load((directory / "defaults/main.yml").read_text()) or {})
+    path = directory / "defaults/main.yml"
+    defaults = set(yaml.safe_load(path.read_text()) or {}) if path.exists() else set()
     specs = yaml.safe_load((directory / "meta/argument_specs.yml").read_text())["argument_specs"]
     documented = set().union(*(entry.get("options", {}) for entry in specs.values()))
     assert defaults - documented == set()

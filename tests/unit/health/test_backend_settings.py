@@ -42,19 +42,24 @@ METRICS = {
 }
 
 
+ROLES = ("services", "host_cleanup", "monitoring")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> t.Dict[str, t.Any]:
     """What the roles make of ``wheels_ops_thresholds``: the backend's environment, and the settings of health check, recovery and programs."""
     place = tmp_path_factory.mktemp("roles")
-    roles = [
-        {"ansible.builtin.include_role": {"name": f"wheels.ops.{name}", "tasks_from": "settings.yml", "public": True}}
-        for name in ("services", "recovery", "monitoring", "environment")
+    files = [COLLECTION / f"roles/{name}/{part}/main.yml" for name in ROLES for part in ("defaults", "vars")]
+    facts = [(name, "program_options.yml") for name in ("services", "host_cleanup")]
+    roles = [{"ansible.builtin.include_vars": str(path)} for path in files if path.exists()] + [
+        {"ansible.builtin.include_role": {"name": f"wheels.ops.{name}", "tasks_from": tasks}}
+        for name, tasks in [*facts, ("environment", "preflight.yml")]
     ]
     content = (
-        "{{ {'environment': environment_all, 'checks': monitoring_configuration.checks.thresholds, 'health':"
+        "{{ {'environment': environment_planned, 'checks': monitoring_configuration.checks.thresholds, 'health':"
         " monitoring_thresholds,"
     )
-    content += " 'memory': recovery_memory_thresholds} | to_json }}"
+    content += " 'memory': host_cleanup_memory_thresholds} | to_json }}"
     tasks: t.List[t.Dict[str, t.Any]] = [
         *roles,
         {"ansible.builtin.copy": {"content": content, "dest": str(place / "out.json"), "mode": "0600"}},

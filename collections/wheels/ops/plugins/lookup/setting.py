@@ -9,7 +9,8 @@ name: setting
 short_description: Give the value of a variable that may be set, or its default
 version_added: 1.1.0
 description:
-  - Gives the value of the first of the named variables that is set, otherwise O(default).
+  - Gives the value of the first of the named variables that is set, otherwise O(default). Without it, the default that this collection
+    has for the first of them that it knows.
   - Unlike the filter C(default), it never takes the default in place of a variable that is set and cannot be
     evaluated, for example because it names a variable of a vault that is missing. That is an error which names both, also where the missing
     one is named by a variable in between, or stands inside a list or a dictionary.
@@ -24,8 +25,13 @@ options:
     elements: str
     required: true
   default:
-    description: What to give where none of them is set.
+    description: What to give where none of them is set, in place of the default of this collection.
     type: raw
+  shipped:
+    description: Whether to give the default of this collection even where the variable is set.
+    type: bool
+    default: false
+    version_added: 1.1.0
 author:
   - The wheels.ops maintainers (@wheels-ops)
 """
@@ -33,7 +39,7 @@ author:
 EXAMPLES = r"""
 - name: Measure the database where one is named
   wheels.ops.health_info:
-    database_dsn: "{{ lookup('wheels.ops.setting', 'wheels_ops_database_dsn', default='') }}"
+    database_dsn: "{{ lookup('wheels.ops.setting', 'wheels_ops_database_dsn') }}"
 """
 
 RETURN = r"""
@@ -48,18 +54,25 @@ import typing as t
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 from ansible_collections.wheels.ops.plugins.plugin_utils import settings
+from ansible_collections.wheels.ops.plugins.plugin_utils.shared_variables import RUN_WIDE, SHARED
 
 
 class LookupModule(LookupBase):
     """See DOCUMENTATION."""
 
     def run(self, terms: t.Sequence[str], variables: t.Any = None, **kwargs: t.Any) -> t.List[t.Any]:
-        default = kwargs.pop("default", None)
-        if kwargs or not terms:
-            raise AnsibleError("The lookup wheels.ops.setting takes names of variables, and default.")
-        for name in terms:
+        shipped = kwargs.pop("shipped", False)
+        shared = [name for name in terms if name in SHARED]
+        if kwargs.keys() - {"default"} or not terms or not ("default" in kwargs or shared):
+            raise AnsibleError(
+                "The lookup wheels.ops.setting takes names of variables, default and shipped."
+                " Without default one of the names must be a shared variable (docs/variables.md)."
+            )
+        for name in () if shipped else terms:
             if name in variables and (values := settings.values_of(self._templar, variables, name)):
                 return values
-            if name in settings.RUN_WIDE and (values := settings.values_of_run(self._templar, variables, name)):
+            if name in RUN_WIDE and (values := settings.values_of_run(self._templar, variables, name)):
                 return values
-        return [default]
+        if "default" in kwargs:
+            return [kwargs["default"]]
+        return [settings.default_of(self._templar, variables, shared[0])]

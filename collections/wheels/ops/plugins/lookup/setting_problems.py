@@ -11,7 +11,8 @@ version_added: 1.1.0
 description:
   - Evaluates every variable of a host that begins with C(wheels_ops_), and every option of the collection's roles that is set, and gives one
     sentence for each that cannot be evaluated or is of another kind than it has.
-  - A variable that nothing reads and that is nearly named like one of ours is warned about.
+  - Warns about a variable that begins with C(wheels_ops_) and that this collection does not know, and says which one is likely meant.
+    A variable that another variable names in its value is taken for the site's own.
   - No sentence repeats a value.
   - Use it at the start of a play, as the first task. Inside a role it would also evaluate that role's defaults, which may need its files.
 options:
@@ -51,6 +52,6 @@ class LookupModule(LookupBase):
     """See DOCUMENTATION."""
 
     def run(self, terms: t.Sequence[str], variables: t.Any = None, **kwargs: t.Any) -> t.List[str]:
-        for sentence in settings.strangers(variables, settings.SHARED):
+        for sentence in settings.unknown_variables(variables):
             Display().warning(sentence)
         return settings.problems(self._templar, variables)

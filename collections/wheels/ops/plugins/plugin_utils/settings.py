@@ -18,53 +18,8 @@ import yaml
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError
 from ansible_collections.wheels.ops.plugins.module_utils.health.thresholds import parse
+from ansible_collections.wheels.ops.plugins.plugin_utils.shared_variables import FORMER_PREFIXES, PREFIX, SHARED
 
-PREFIX = "wheels_ops_"
-#: The variables that roles and playbooks share, with their kind in the words of an argument specification.
-SHARED: t.Dict[str, str] = {
-    "wheels_ops_backend_dir": "str",
-    "wheels_ops_backend_python": "str",
-    "wheels_ops_backend_user": "str",
-    "wheels_ops_base_url": "str",
-    "wheels_ops_cors_origins": "list of str",
-    "wheels_ops_database_dsn": "str",
-    "wheels_ops_deployment_id": "str",
-    "wheels_ops_disk_budgets": "dict of float",
-    "wheels_ops_eda_host": "str",
-    "wheels_ops_eda_port": "int",
-    "wheels_ops_eda_token": "str",
-    "wheels_ops_environment_extra": "dict of scalar",
-    "wheels_ops_environment_file": "str",
-    "wheels_ops_filesystems": "list of str",
-    "wheels_ops_force": "bool",
-    "wheels_ops_hosts": "raw",
-    "wheels_ops_lock_force": "raw",
-    "wheels_ops_log_directories": "list of str",
-    "wheels_ops_memory_limits_mb": "dict of float",
-    "wheels_ops_monitor_config": "str",
-    "wheels_ops_program_dir": "str",
-    "wheels_ops_redis_unit": "str",
-    "wheels_ops_redis_url": "str",
-    "wheels_ops_report_dir": "str",
-    "wheels_ops_schedule_file": "str",
-    "wheels_ops_scope": "str",
-    "wheels_ops_serial": "raw",
-    "wheels_ops_service_manager": "str",
-    "wheels_ops_services": "list of dict",
-    "wheels_ops_socket_activation": "bool",
-    "wheels_ops_state_dir": "str",
-    "wheels_ops_supervisor_socket": "str",
-    "wheels_ops_temporary_directories": "list of str",
-    "wheels_ops_thresholds": "dict of dict",
-    "wheels_ops_token_file": "str",
-    "wheels_ops_venv": "str",
-    "wheels_ops_verify_in_check_mode": "bool",
-    "wheels_ops_websocket_dead_peer_within": "float",
-    "wheels_ops_websocket_heartbeat_within": "float",
-    "wheels_ops_websocket_token": "str",
-}
-#: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
-RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
 _WORDS: t.Dict[str, str] = {
     "str": "a text",
     "path": "a text",
@@ -94,6 +49,9 @@ def role_options() -> t.Mapping[str, str]:
                 kinds[name] = (
                     f"{kind} of {elements}" if kind == "list" and elements in ("str", "path", "dict") else kind
                 )
+    for former, prefix in FORMER_PREFIXES.items():
+        renamed = {former + name[len(prefix) :]: kind for name, kind in kinds.items() if name.startswith(prefix)}
+        kinds = {**renamed, **kinds}
     return kinds
 
 
@@ -172,18 +130,49 @@ def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind:
         _walk(values)
     except Exception as error:
         raise _unusable(name, error) from None
-    expected = kind or SHARED.get(name, "raw")
+    expected = kind or _kind_of(name)
     problem = kind_problem(values[0], expected) if values else ""
     if values and not problem and name == "wheels_ops_thresholds":
         try:
             parse(values[0])
         except OpsError as error:
             raise Unusable(f"{name} must be usable as thresholds. {error}") from None
+    if values and name == "wheels_ops_services" and not values[0] and not problem:
+        raise Unusable(f"{name} must be a list with at least one service, got an empty one.")
     if problem:
         raise Unusable(
             f"{name} must be {_WORDS[expected]}, got {problem}. {_example(name, expected, values[0])}".strip()
         )
     return values
+
+
+def _kind_of(name: str) -> str:
+    return SHARED[name].kind if name in SHARED else "raw"
+
+
+def default_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.Any:
+    """The default of a shared variable, with the variables that it names filled in. Raises ``Unusable`` as ``value_of``."""
+    return _filled(SHARED[name].default, lambda other: value_of(templar, variables, other))
+
+
+def value_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.Any:
+    """The value of a variable, otherwise its default. A variable of a role that is not set is the shared one of its name.
+
+    Raises ``Unusable`` where it is set and cannot be used.
+    """
+    shared = name if name in SHARED else PREFIX + name.partition("_")[2]
+    for each in dict.fromkeys((name, shared)):
+        if each in variables and (values := values_of(templar, variables, each)):
+            return values[0]
+    return default_of(templar, variables, shared)
+
+
+def _filled(value: t.Any, read: t.Callable[[str], t.Any]) -> t.Any:
+    if isinstance(value, str):
+        return re.sub(r"\{(\w+)\}", lambda match: str(read(match[1])), value)
+    if isinstance(value, dict):
+        return {key: _filled(entry, read) for key, entry in value.items()}
+    return [_filled(entry, read) for entry in value] if isinstance(value, list) else value
 
 
 def values_of_run(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.List[t.Any]:
@@ -258,7 +247,7 @@ def problems(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
     for name in sorted(filter(is_ours, variables)):
         shared = name.startswith(PREFIX)
         try:
-            values_of(templar, variables, name, SHARED.get(name, "raw") if shared else role_options()[name])
+            values_of(templar, variables, name, _kind_of(name) if shared else role_options()[name])
         except Unusable as error:
             # An option of a role may need that role's own files, which only it has.
             if shared or error.missing or " must be " in error.sentence:
@@ -266,10 +255,28 @@ def problems(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
     return sentences
 
 
-def strangers(variables: t.Mapping[str, t.Any], known: t.Collection[str]) -> t.List[str]:
-    """Variables that look like ours and that nothing reads: most likely misspelt."""
-    found = []
-    for name in sorted(variables):
-        if name.startswith(PREFIX) and name not in known and (close := difflib.get_close_matches(name, known, 1, 0.85)):
-            found.append(f"Nothing reads {name}. Is {close[0]} meant?")
-    return found
+def unknown_variables(variables: t.Mapping[str, t.Any]) -> t.List[str]:
+    """One sentence for every variable with our prefix that this collection does not know, with the name that is likely meant.
+
+    A variable that another one names in its value is a site's own.
+    """
+    unknown = sorted(name for name in variables if name.startswith(PREFIX) and name not in SHARED)
+    known = {name[len(PREFIX) :]: name for name in SHARED}
+    sentences = []
+    for name in unknown:
+        if _is_named(name, variables):
+            continue
+        likely = difflib.get_close_matches(name[len(PREFIX) :], known, 1, 0.7)
+        reason = f"did you mean {known[likely[0]]}?" if likely else "nothing reads it. See docs/variables.md."
+        sentences.append(f"Unknown variable {name}: {reason}")
+    return sentences
+
+
+def _is_named(name: str, variables: t.Mapping[str, t.Any]) -> bool:
+    """Whether the value of another variable of the inventory names it; what Ansible itself provides is not searched."""
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    return any(
+        word.search(str(value))
+        for other, value in variables.items()
+        if other not in (name, "hostvars", "groups", "vars") and isinstance(value, (str, list, dict))
+    )

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The variables that roles and playbooks share: the one place that has their type, their default and their meaning.
+
+The lookup ``wheels.ops.setting`` reads them here, and ``docs/variables.md`` is generated from here (``make docs``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+PREFIX = "wheels_ops_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """``kind`` is in the words of an argument specification, where ``dict of float`` and the like say more than it can.
+
+    A text in ``default`` may name another variable in braces, such as ``{wheels_ops_venv}/bin/python``. One without the
+    prefix, such as ``{services_redis_url}``, is the variable of a role where it is set, otherwise the shared variable
+    of that name (``wheels_ops_redis_url``). ``required`` variables have no default.
+    """
+
+    kind: str
+    default: t.Any
+    description: str
+    required: bool = False
+
+
+#: The services of the incident report, in the order in which they depend on each other.
+REPORT_SERVICES: t.List[t.Dict[str, t.Any]] = [
+    {
+        "name": "redis",
+        "unit": "{services_redis_unit}",
+        "gate": {"type": "redis", "url": "{services_redis_url}"},
+    },
+    {
+        "name": "pam-backend",
+        "depends_on": ["redis"],
+        "gate": {"type": "http", "url": "{services_base_url}/health"},
+    },
+    {
+        "name": "celery-worker",
+        "depends_on": ["redis"],
+        "gate": {"type": "celery", "url": "{services_redis_url}"},
+    },
+    {
+        "name": "celery-beat",
+        "depends_on": ["redis"],
+        # Beats of another broker belong to another installation.
+        "gate": {"type": "beat", "url": "{services_redis_url}", "schedule_file": "{services_schedule_file}"},
+    },
+]
+
+SHARED: t.Dict[str, Variable] = {
+    "wheels_ops_backend_dir": Variable("str", "/production", "Directory that contains the backend's `app`."),
+    "wheels_ops_backend_python": Variable(
+        "str", "", "Python interpreter of the backend. Empty: the one that the running service uses."
+    ),
+    "wheels_ops_backend_user": Variable(
+        "str",
+        "",
+        "User that the backend runs as. It owns the ops token and the directories that the backend writes to."
+        " Empty: the user of the running service, or the owner of the files.",
+    ),
+    "wheels_ops_base_url": Variable("str", "http://127.0.0.1:8000", "URL of the backend, as its own host reaches it."),
+    "wheels_ops_cors_origins": Variable(
+        "list of str",
+        ["https://wheelsandwins.com", "https://www.wheelsandwins.com"],
+        "Origins of the front ends, which the CORS check requires to be allowed.",
+    ),
+    "wheels_ops_database_dsn": Variable(
+        "str",
+        "",
+        "PostgreSQL connection string or URL (secret). Empty: the checks `database` and `rls` are skipped.",
+    ),
+    "wheels_ops_deployment_id": Variable(
+        "str", "", "Deployment to roll back. Empty: the newest, or the one that was interrupted."
+    ),
+    "wheels_ops_disk_budgets": Variable(
+        "dict of float", {}, "Bytes that directories may hold; a key is one directory, or several joined by `:`."
+    ),
+    "wheels_ops_eda_host": Variable(
+        "str", "127.0.0.1", "Address on which the rulebook listens. See [event-driven.md](event-driven.md)."
+    ),
+    "wheels_ops_eda_port": Variable("int", 5000, "Port on which the rulebook listens."),
+    "wheels_ops_eda_token": Variable(
+        "str", None, "Bearer token that Alertmanager sends to the rulebook (secret).", required=True
+    ),
+    "wheels_ops_environment_extra": Variable(
+        "dict of scalar", {}, "Further environment variables of the backend, or other values."
+    ),
+    "wheels_ops_environment_file": Variable(
+        "str", "/etc/wheels-ops/backend.env", "File with the environment variables of the backend and its workers."
+    ),
+    "wheels_ops_filesystems": Variable(
+        "list of str", ["/"], "Paths whose file systems are measured. Empty: none, only `wheels_ops_disk_budgets`."
+    ),
+    "wheels_ops_force": Variable(
+        "bool", False, "Replace patched files although somebody else changed them after the deployment."
+    ),
+    "wheels_ops_hosts": Variable(
+        "raw", "backend", "Host pattern of the run. The same for all hosts, or given with `-e`."
+    ),
+    "wheels_ops_lock_force": Variable(
+        "raw", "", "Holder of a stale lock that this run may take over, as the error message names it."
+    ),
+    "wheels_ops_log_directories": Variable(
+        "list of str",
+        [],
+        "Directories whose `*.log` are rotated and measured. Empty: nothing is rotated, `/var/log` is measured.",
+    ),
+    "wheels_ops_log_max_size": Variable(
+        "str", "50MB", "Size above which a log is rotated, and above which the disk check reports it."
+    ),
+    "wheels_ops_memory_limits_mb": Variable("dict of float", {}, "MiB that each service may use, by service name."),
+    "wheels_ops_monitor_config": Variable(
+        "str", "/etc/wheels-ops/monitor.json", "Configuration file of the standalone programs."
+    ),
+    "wheels_ops_program_dir": Variable("str", "/opt/wheels-ops", "Directory of the standalone programs."),
+    "wheels_ops_python": Variable(
+        "str",
+        "{wheels_ops_venv}/bin/python",
+        "Python interpreter that runs the modules of this collection on the host.",
+    ),
+    "wheels_ops_redis_unit": Variable("str", "redis-server", "Unit of Redis, as the service manager calls it."),
+    "wheels_ops_redis_url": Variable(
+        "str", "redis://127.0.0.1:6379/0", "URL of the Redis of cache and broker (secret if it has a password)."
+    ),
+    "wheels_ops_report_dir": Variable(
+        "str", "reports/{inventory_hostname}", "Directory on the controller for the reports of this host."
+    ),
+    "wheels_ops_schedule_file": Variable("str", "", "Schedule file of Celery beat. Empty: it is not checked."),
+    "wheels_ops_scope": Variable(
+        "str", "host", "`host`, or `services` on a machine that also serves others: only our services are graded."
+    ),
+    "wheels_ops_serial": Variable(
+        "raw",
+        1,
+        "Hosts at a time, as the play keyword `serial` takes it; the first batch is the canary. The same for all hosts.",
+    ),
+    "wheels_ops_service_manager": Variable(
+        "str",
+        "auto",
+        "`systemd`, `supervisor` or `auto`. `auto` takes supervisord where `wheels_ops_supervisor_socket` is set.",
+    ),
+    "wheels_ops_services": Variable(
+        "list of dict",
+        REPORT_SERVICES,
+        "The services in dependency order, as the module `wheels.ops.service_restart` takes them."
+        " Set it where your units have other names.",
+    ),
+    "wheels_ops_socket_activation": Variable(
+        "bool", False, "Let systemd hold the backend's socket, so that a restart fails no request."
+    ),
+    "wheels_ops_state_dir": Variable(
+        "str", "/var/lib/wheels-ops", "State directory: lock, journal, original files, history."
+    ),
+    "wheels_ops_supervisor_socket": Variable(
+        "str", "", "Unix socket of supervisord. Empty: found where the system keeps it."
+    ),
+    "wheels_ops_temporary_directories": Variable(
+        "list of str", [], "The application's own temporary directories, from which old files are deleted."
+    ),
+    "wheels_ops_thresholds": Variable(
+        "dict of dict",
+        {},
+        "Limits by measure, such as `{cpu: {warning: 80}}`. What is not named keeps the limit of the incident report."
+        " Health check, recovery, programs and backend all use them.",
+    ),
+    "wheels_ops_token_file": Variable(
+        "str", "/etc/wheels-ops/ops-token", "File with the ops tokens of the health API, one per line."
+    ),
+    "wheels_ops_venv": Variable(
+        "str", "/opt/wheels-ops/venv", "Virtual environment for the modules of this collection, made by `prepare`."
+    ),
+    "wheels_ops_verify_in_check_mode": Variable(
+        "bool", False, "Import the patched application in check mode as well, which executes its code."
+    ),
+    "wheels_ops_websocket_dead_peer_within": Variable(
+        "float", 0, "Seconds within which a dead WebSocket peer must be disconnected. 0: not checked."
+    ),
+    "wheels_ops_websocket_heartbeat_within": Variable(
+        "float", 0, "Seconds within which a WebSocket heartbeat must arrive. 0: not checked."
+    ),
+    "wheels_ops_websocket_token": Variable(
+        "str", "", "Token (JWT) with which the check opens the WebSocket (secret). Empty: the refusal is reported."
+    ),
+}
+#: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
+RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
+#: Variables that a renamed role or variable still reads, by the name that replaced each.
+FORMER_PREFIXES: t.Dict[str, str] = {"recovery_": "host_cleanup_"}
