@@ -47,6 +47,7 @@ lint: lint-tools ## Run ansible-lint, ruff, mypy, yamllint and antsibull-docs; i
 
 new-check: lint-tools ## Create and register a check: make new-check NAME=certificate (TITLE="TLS certificate" REMEDIES=service_restart)
 	@$(BIN)/python -m tests.new_check "$(NAME)" --title "$(TITLE)" --remedies "$(REMEDIES)"
+	@$(BIN)/python -m tests.generate
 
 checks-page: lint-tools ## Write docs/checks.md from the registry of subjects
 	@PYTHONPATH=src $(BIN)/python -m tests.new_check --page

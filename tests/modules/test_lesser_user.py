@@ -170,7 +170,7 @@ def installed(scene: Scene, *, check_mode: bool = False, **further: t.Any) -> t.
         "files": {"app/core/cors_config.py": "OURS = 1\n"},
         **further,
     }
-    return module("backend_patch", arguments, check_mode=check_mode)
+    return module("managed_files", arguments, check_mode=check_mode)
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
@@ -198,7 +198,7 @@ def test_installing_and_restoring_follow_no_link(scene: Scene, place: str) -> No
     )
     assert not installed(scene).get("failed")
     scene.link(scene.backend / place, target)
-    restored = module("backend_patch", {"state": "restored", "state_dir": str(scene.state), "deployment_id": "d1"})
+    restored = module("managed_files", {"state": "restored", "state_dir": str(scene.state), "deployment_id": "d1"})
     scene.require_untouched(restored["output"])
     again = installed(scene, deployment_id="d1", force=True)
     scene.require_untouched(again["output"])
@@ -213,7 +213,7 @@ def test_restoring_follows_no_directory_that_is_swapped_meanwhile(scene: Scene) 
                 {"files": {"app/core/cors_config.py": "OURS = 2\n"}, "root": str(scene.backend)},
             ):
                 module(
-                    "backend_patch", {"state_dir": str(scene.state), "deployment_id": "d1", "force": True, **arguments}
+                    "managed_files", {"state_dir": str(scene.state), "deployment_id": "d1", "force": True, **arguments}
                 )
         scene.require_untouched()
 

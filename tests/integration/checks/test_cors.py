@@ -89,7 +89,7 @@ def test_an_allowed_origin_that_a_browser_would_stop(policy: Policy, why: str) -
         check = cors.check(url, [SITE], ["DELETE"], ["authorization"], foreign_origins=[])
     assert check.status == "critical"
     assert why in check.message
-    assert check.remedy == "backend_patch"
+    assert check.remedy == "managed_files"
 
 
 def reflecting(status: int, only: t.Callable[[str], bool]) -> Policy:

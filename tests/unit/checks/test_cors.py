@@ -213,7 +213,7 @@ def test_a_leak_is_named_before_a_refusal() -> None:
         exchange("null", passed=False, expected="refused", status=None, why="no answer: x"),
     ]
     check = cors._judged("http://h/x", found)
-    assert (check.status, check.value, check.remedy) == ("critical", 25.0, "backend_patch")
+    assert (check.status, check.value, check.remedy) == ("critical", 25.0, "managed_files")
     assert check.message == f"3 of 4 answers are wrong; preflight POST from {EVIL}: reflected."
     assert check.details["reflected"] == [EVIL], "one that gave no answer reflects nothing"
 
@@ -230,7 +230,7 @@ def test_who_answers_nothing_is_critical_and_who_has_no_name_is_unknown() -> Non
         [],
     )
     one = cors._judged("http://h/x", [*silent, exchange(SITE, passed=True)])
-    assert "1 requests" not in one.message and one.remedy == "backend_patch"
+    assert "1 requests" not in one.message and one.remedy == "managed_files"
     nobody = cors.check("http://no-such-host.invalid", [SITE])
     assert (nobody.name, nobody.status, nobody.remedy) == ("cors", "unknown", "") and "was not asked" in nobody.message
     assert nobody.details == {"url": "http://no-such-host.invalid/api/v1/pam/chat", "reflected": [], "exchanges": []}

@@ -260,7 +260,7 @@ def test_percentages_have_one_digit(host: t.Callable[..., Check]) -> None:
 
 @pytest.mark.parametrize(
     ("stall", "status", "remedy"),
-    [(500, "ok", ""), (500.6, "warning", "backend_patch"), (1000.6, "critical", "backend_patch")],
+    [(500, "ok", ""), (500.6, "warning", "managed_files"), (1000.6, "critical", "managed_files")],
 )
 def test_a_stall_is_graded_as_a_response_time(
     host: t.Callable[..., Check],

@@ -361,7 +361,7 @@ def test_a_dead_peer_that_is_kept_is_critical(monkeypatch: pytest.MonkeyPatch, b
         "critical",
         12,
         "s, dead peer still connected",
-        "backend_patch",
+        "managed_files",
     )
     assert check.message == "A peer that answers nothing is still connected after 12 s." + (
         "" if before == "ok" else " It is slow."

@@ -148,7 +148,7 @@ def test_remedies_are_those_that_the_check_names(name: str) -> None:
 
 
 def test_with_remedy_gives_the_subjects_in_order() -> None:
-    assert subjects.with_remedy("backend_patch") == ("cpu", "cors", "websocket")
+    assert subjects.with_remedy("managed_files") == ("cpu", "cors", "websocket")
     assert subjects.with_remedy("nothing") == ()
 
 
@@ -205,6 +205,6 @@ def test_options_are_those_of_the_module_and_of_the_role() -> None:
     (block,) = loaded("roles/monitoring/tasks/health.yml")
     task = block["block"][0]["wheels.ops.health_info"]
     configuration = loaded("roles/monitoring/vars/main.yml")["monitoring_configuration"]["checks"]
-    #: These three have no variable: the defaults of the module are those of the incident report.
-    without_variable = {"database_tables", "schemas", "log_max_bytes"}
+    #: These two have no variable: the defaults of the module are those of the incident report.
+    without_variable = {"database_tables", "schemas"}
     assert set(task) == set(configuration) == options - without_variable

@@ -366,7 +366,7 @@ def _judged(url: str, exchanges: t.Sequence[Exchange]) -> Check:
         value=round(share, 1),
         unit="percent",
         message=message,
-        remedy="backend_patch" if wrong else "",
+        remedy="managed_files" if wrong else "",
         details={
             "url": url,
             "reflected": [exchange.origin for exchange in leaks],

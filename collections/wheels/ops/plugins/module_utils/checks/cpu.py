@@ -133,7 +133,7 @@ def check(
         remedy=(
             ""
             if status in ("ok", "unknown")
-            else "backend_patch"
+            else "managed_files"
             if limits.status(percent) == "ok"
             else "celery_throttle"
         ),

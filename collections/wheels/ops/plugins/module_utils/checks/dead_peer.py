@@ -50,7 +50,7 @@ def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
             status="critical",
             value=within,
             unit="s, dead peer still connected",
-            remedy="backend_patch",
+            remedy="managed_files",
             details=details,
             message=f"A peer that answers nothing is still connected after {within:g} s."
             + ("" if check.status == "ok" else f" {check.message}"),

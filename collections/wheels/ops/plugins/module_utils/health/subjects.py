@@ -89,7 +89,7 @@ REGISTRY: t.Tuple[Subject, ...] = (
         "CPU",
         incident=6,
         thresholds=("cpu", "response_time_ms"),
-        remedies=("celery_throttle", "cpu_relief", "backend_patch"),
+        remedies=("celery_throttle", "cpu_relief", "managed_files"),
         scores=(
             ScoreInput("performance", "cpu_percent", detail="host_percent", services_detail="services_percent"),
             ScoreInput("performance", "loop_lag_ms", detail="stall_ms"),
@@ -139,14 +139,14 @@ REGISTRY: t.Tuple[Subject, ...] = (
             ScoreInput("user_experience", "error_rate", detail="error_rate_percent"),
         ),
     ),
-    Subject("cors", "CORS", incident=5, needs=(ORIGIN,), remedies=("service_restart", "backend_patch")),
+    Subject("cors", "CORS", incident=5, needs=(ORIGIN,), remedies=("service_restart", "managed_files")),
     Subject(
         "websocket",
         "WebSocket",
         incident=4,
         needs=(WEBSOCKET_PATH,),
         thresholds=("websocket_ms",),
-        remedies=("service_restart", "backend_patch"),
+        remedies=("service_restart", "managed_files"),
     ),
     Subject(
         "tts",

@@ -60,7 +60,7 @@ def recommendation(check: t.Mapping[str, t.Any]) -> str:
         return ""
     if remedy in ("sql_script", "rls_repair"):
         return "Repair the database: the playbook deploy, or python3 scripts/automated_recovery.py --repair-database."
-    if remedy in ("backend_patch", "tts_engine"):
+    if remedy in ("managed_files", "tts_engine"):
         return "Install the repaired files: the playbook deploy."
     if remedy:
         return f"Run python3 scripts/automated_recovery.py ({remedy})."
