@@ -320,7 +320,8 @@ def _without_expiry(client: t.Any, prefixes: t.Sequence[str], max_keys: int) -> 
         if not part:
             break
         scanned += len(part)
-        mine = [key for key in part if key.startswith(words)]
+        # The broker's client gives texts, that of this check bytes.
+        mine = [key for key in part if key.startswith(words if isinstance(key, bytes) else tuple(prefixes))]
         pipe = client.pipeline(transaction=False)
         for key in mine:
             pipe.pttl(key)
