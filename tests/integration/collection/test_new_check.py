@@ -179,7 +179,7 @@ def test_page_adding_a_check_can_be_followed(tree: Tree) -> None:
     assert list(dict.fromkeys(names)) == failures.splitlines()
     registry = tree.root / new_check.REGISTRY
     text = registry.read_text(encoding="utf-8")
-    registry.write_text(text.replace('    Subject("file_handles", "File handles"),\n', line), encoding="utf-8")
+    registry.write_text(text.replace('Subject("file_handles", "File handles")', line.strip()), encoding="utf-8")
     head, rest = test_file.read_text(encoding="utf-8").split("def test_check_that_is_not_written_is_unknown")
     head = head.replace("from wheels_ops", "from pathlib import Path\n\nimport pytest\n\nfrom wheels_ops", 1)
     test_file.write_text(f"{head}{test}\n\ndef {rest.partition(chr(10) + 'def ')[2]}", encoding="utf-8")
