@@ -18,26 +18,15 @@ import pytest
 from tests.support import browser as browsers
 from tests.support.health_app import OTHER_TOKEN, TOKEN, HealthApp, health_app
 from tests.support.waiting import wait_until
+from wheels_ops.state import history
+from wheels_ops.state.history import HistoryRecord
 
 PAGE = "/api/v1/system/dashboard"
 HISTORY = (
-    {
-        "time": "2026-11-23T03:00:00Z",
-        "run_id": "a1",
-        "trigger": "timer",
-        "subject": "memory",
-        "action": "memory_trim",
-        "outcome": "ok",
-        "duration_s": 1.5,
-    },
-    {
-        "time": "2026-11-23T03:10:00Z",
-        "run_id": "a2",
-        "trigger": "api",
-        "subject": "<img src=x>",
-        "action": "service_restart",
-        "outcome": "failed",
-    },
+    HistoryRecord(
+        action="recover", trigger="timer", before=("memory",), after=(), not_checked=("rls",), duration_s=1.5
+    ),
+    HistoryRecord(action="service_restart", trigger="api", subject="<img src=x>", outcome="failed"),
 )
 
 
@@ -68,7 +57,8 @@ def fill(directory: Path) -> None:
 def app(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[HealthApp]:
     state = tmp_path_factory.mktemp("state")
     fill(state)
-    (state / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in HISTORY))
+    for record in HISTORY:
+        history.append(state / history.FILE, record)
     with health_app(
         state=state, MONITORING_INTERVAL="0.5", HEALTH_CHECK_INTERVAL="0.5", REDIS_URL="redis://127.0.0.1:9/0"
     ) as running:
@@ -107,6 +97,7 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
             assert words in text, words
         assert "redis:connection" in text and "Critical" in text, "what is broken is shown"
         assert "service_restart" in text and "<img src=x>" in text, "the history is shown as text"
+        assert "healthy, 1 not checked" in text and "1.5 s" in text
         assert page.evaluate("document.querySelectorAll('main img').length") == 0
         charts = page.evaluate(
             "[...document.querySelectorAll('svg')].map(s => [s.getAttribute('aria-label'),"

@@ -16,6 +16,7 @@ from wheels_ops.health import check as health
 from wheels_ops.health import thresholds
 from wheels_ops.report import report
 from wheels_ops.state import history
+from wheels_ops.state.history import HistoryRecord
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_prometheus_escapes_labels() -> None:
 
 def _append(path: str) -> None:
     for number in range(50):
-        history.append(Path(path), {"number": number})
+        history.append(Path(path), HistoryRecord(extra={"number": number}))
 
 
 def test_history_from_several_processes_keeps_whole_lines(tmp_path: Path) -> None:
@@ -145,12 +146,12 @@ def test_history_from_several_processes_keeps_whole_lines(tmp_path: Path) -> Non
 def test_history_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text('{"number": 1}\n{"num')
-    history.append(path, {"number": 2})
-    assert [record["number"] for record in history.read(path)] == [2, 1]
+    history.append(path, HistoryRecord(extra={"number": 2}))
+    assert [record.extra["number"] for record in history.read(path)] == [2, 1]
     for number in range(200):
-        history.append(path, {"number": number, "padding": "x" * 100}, max_bytes=5000)
+        history.append(path, HistoryRecord(extra={"number": number, "padding": "x" * 100}), max_bytes=5000)
     assert path.stat().st_size <= 5000
-    assert history.read(path, 1)[0]["number"] == 199
+    assert history.read(path, 1)[0].extra["number"] == 199
 
 
 def test_history_is_not_written_through_a_link(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_history_is_not_written_through_a_link(tmp_path: Path) -> None:
     victim.write_text("")
     (tmp_path / "history.jsonl").symlink_to(victim)
     with pytest.raises(OpsError, match="Cannot write the history"):
-        history.append(tmp_path / "history.jsonl", {})
+        history.append(tmp_path / "history.jsonl", HistoryRecord())
     assert victim.read_text() == ""
 
 

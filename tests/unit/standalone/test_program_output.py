@@ -18,6 +18,7 @@ from wheels_ops.health.thresholds import parse
 from wheels_ops.standalone import monitor, program_output, recovery
 from wheels_ops.standalone.settings import Recovery, Settings
 from wheels_ops.state import history
+from wheels_ops.state.history import HistoryRecord
 
 
 def check(name: str, status: str, **further: t.Any) -> t.Dict[str, t.Any]:
@@ -178,13 +179,13 @@ def test_the_history_is_bounded_and_gives_the_stability(tmp_path: Path) -> None:
         assert "stability" not in t.cast("t.Dict[str, t.Any]", report["scores"])
     monitor.note(given, t.cast("t.Dict[str, t.Any]", report))
     assert t.cast("t.Dict[str, t.Any]", report["scores"])["stability"] == 100.0
-    assert history.read(tmp_path / monitor.HISTORY, 1)[0]["checks"] == {"http": "ok"}
+    assert history.read(tmp_path / monitor.HISTORY, 1)[0].checks == {"http": "ok"}
 
 
 def remembered(path: Path, seconds_ago: float, **result: t.Any) -> None:
-    made = history.append(path, {"results": [result]})
+    made = history.append(path, HistoryRecord(results=(result,)))
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds_ago))
-    path.write_text(path.read_text().replace(made["time"], when))
+    path.write_text(path.read_text().replace(made.time, when))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def remembered(path: Path, seconds_ago: float, **result: t.Any) -> None:
 def test_the_cool_down_is_over_all_runs(
     tmp_path: Path, outcome: str, action: str, seconds_ago: float, waits: bool
 ) -> None:
-    remembered(tmp_path / recovery.HISTORY, seconds_ago, action=action, outcome=outcome)
+    remembered(tmp_path / history.FILE, seconds_ago, action=action, outcome=outcome)
     one = recovery.AutomatedRecovery(Settings(state_dir=tmp_path, recovery=Recovery(cooldown=600)))
     assert (one._recent().get(action, 0.0) > 0) is waits
 

@@ -22,6 +22,7 @@ from wheels_ops.report import performance
 from wheels_ops.standalone import monitor, recovery
 from wheels_ops.standalone.settings import Settings
 from wheels_ops.state import deployments, history, requests
+from wheels_ops.state.history import HistoryRecord
 from wheels_ops.state.restarts import Ledger
 
 OLD, NEW = "20250730T0211", "20250731T0211"
@@ -53,10 +54,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "changed": True,
     }
     history.append(
-        state / "history.jsonl", {"action": "recover", "before": ["disk"], "outcome": "healthy", "results": [result]}
+        state / "history.jsonl",
+        HistoryRecord(action="recover", before=("disk",), outcome="healthy", results=(result,)),
     )
     for _ in range(monitor.ENOUGH):
-        history.append(state / "monitor.jsonl", {"status": "ok", "checks": {"http": "ok"}})
+        history.append(state / "monitor.jsonl", HistoryRecord(action="monitor", checks={"http": "ok"}))
     Notes(state).keep("trim", "web", "host", Note(time.time(), 1, 2, (3,)))
     held = {
         "pid": 1,
@@ -218,7 +220,10 @@ WRITERS: t.Dict[str, t.Tuple[str, t.Callable[[Path], t.Any]]] = {
     "restore": ("deployments", lambda state: backend_patch.restore(str(state), NEW)),
     "restore the old one": ("deployments", lambda state: backend_patch.restore(str(state), OLD)),
     "ledger, written": ("restarts", lambda state: Ledger(state).add(event="begin", service="web")),
-    "history, written": ("history", lambda state: history.append(state / "history.jsonl", {"action": "recover"})),
+    "history, written": (
+        "history",
+        lambda state: history.append(state / "history.jsonl", HistoryRecord(action="recover")),
+    ),
     "monitor": ("monitor", _note),
     "memory, written": ("memory", _keep),
 }
@@ -340,5 +345,5 @@ def test_a_file_where_the_deployments_belong_is_named_and_the_lock_is_not_kept(
 
 def test_a_pipe_beside_the_history_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".history.jsonl.lock")
-    history.append(tmp_path / "history.jsonl", {"action": "recover"})
+    history.append(tmp_path / "history.jsonl", HistoryRecord(action="recover"))
     assert len(history.read(tmp_path / "history.jsonl")) == 1

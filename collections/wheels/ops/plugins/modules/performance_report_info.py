@@ -89,7 +89,9 @@ metrics:
   returned: success
   type: dict
 recovery:
-  description: How often the playbook C(recover) ran, C(healthy) and C(not_healthy); by failing check and trigger; what maintenance freed.
+  description:
+    - How often C(recover) ran, C(healthy), C(healthy_in_part) (some checks were not made) and C(not_healthy); by failing check and trigger;
+      what maintenance freed.
   returned: success
   type: dict
 backend:

@@ -25,7 +25,11 @@ options:
     default: /var/lib/wheels-ops
   record:
     description:
-      - The record. C(time) is added. Usual keys are C(run_id), C(trigger), C(host), C(subject), C(action), C(before), C(after), C(outcome) and C(duration_s).
+      - The record. C(time) is added. Its keys are C(run_id), C(trigger), C(requests), C(host), C(action), C(subject), C(before) and
+        C(after) (the checks that failed before and after the run), C(not_checked) (those that were skipped), C(outcome), C(errors),
+        C(results), C(bytes_freed), and C(started_at) or C(duration_s). Other keys are kept as they are.
+      - With C(after), the outcome is V(healthy), V(healthy, 2 not checked) or V(not healthy), unless C(outcome) says something else.
+      - With C(started_at), a time like V(2025-07-30T02:11:00Z), C(duration_s) is measured from then.
     type: dict
     required: true
 author:
@@ -53,6 +57,7 @@ msg:
   type: str
 """
 
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -62,11 +67,10 @@ from ansible_collections.wheels.ops.plugins.module_utils.state import history
 
 
 def call(module: AnsibleModule) -> Result:
-    path = Path(module.params["state_dir"]) / "history.jsonl"
-    record = module.params["record"]
-    if not module.check_mode:
-        record = history.append(path, record)
-    return Result(msg=f"Noted in {path}.", extra={"record": record})
+    path = Path(module.params["state_dir"]) / history.FILE
+    record = history.HistoryRecord.from_json(module.params["record"])
+    record = record.completed(time.time()) if module.check_mode else history.append(path, record)
+    return Result(msg=f"Noted in {path}.", extra={"record": record.as_json()})
 
 
 def main() -> None:

@@ -57,11 +57,13 @@ from ansible_collections.wheels.ops.plugins.module_utils.state import history
 def call(module: AnsibleModule) -> Result:
     if not 1 <= module.params["limit"] <= 10000:
         raise OpsError(f"limit is {module.params['limit']}.", hint="It goes from 1 to 10000.")
-    path = Path(module.params["state_dir"]) / "history.jsonl"
+    path = Path(module.params["state_dir"]) / history.FILE
     records, damaged = history.read_and_count(path, module.params["limit"])
     warnings = [f"{damaged} lines of {path} are damaged and were passed over."] if damaged else []
     return Result(
-        msg=f"{len(records)} records.", extra={"history": records, "damaged_lines": damaged}, warnings=warnings
+        msg=f"{len(records)} records.",
+        extra={"history": [record.as_json() for record in records], "damaged_lines": damaged},
+        warnings=warnings,
     )
 
 

@@ -16,7 +16,6 @@ import stat
 import tempfile
 import time
 import typing as t
-from calendar import timegm
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ..core.units import readable
 from ..health.thresholds import DEFAULTS, Thresholds
 from ..host import files
 from ..state import history
+from ..state.history import HistoryRecord
 
 #: Seconds of one row, and how many days of them the backend keeps.
 SLOT = 900
@@ -194,11 +194,12 @@ def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[
     return found
 
 
-def recoveries(records: t.Iterable[t.Mapping[str, t.Any]], since: float) -> t.Dict[str, t.Any]:
+def recoveries(records: t.Iterable[HistoryRecord], since: float) -> t.Dict[str, t.Any]:
     """What ``history.jsonl`` says of the time since then: runs of recover by outcome, trigger and failing check; runs of maintenance."""
     runs: t.Dict[str, t.Any] = {
         "runs": 0,
         "healthy": 0,
+        "healthy_in_part": 0,
         "not_healthy": 0,
         "failing": {},
         "triggers": {},
@@ -206,30 +207,23 @@ def recoveries(records: t.Iterable[t.Mapping[str, t.Any]], since: float) -> t.Di
         "bytes_freed": 0,
     }
     for record in records:
-        if (_time_of(record) or 0) < since:
+        if (record.seconds or 0) < since:
             continue
-        if record.get("action") == "recover":
+        if record.action == "recover":
             runs["runs"] += 1
-            runs["healthy" if record.get("outcome") == "healthy" else "not_healthy"] += 1
-            _count(runs["triggers"], [record.get("trigger") or "unknown"])
-            _count(runs["failing"], record.get("before"))
-        elif record.get("action") == "maintenance":
+            state = "healthy" if record.healthy else "healthy_in_part" if record.healthy_in_part else "not_healthy"
+            runs[state] += 1
+            _count(runs["triggers"], [record.trigger or "unknown"])
+            _count(runs["failing"], record.before)
+        elif record.action == "maintenance":
             runs["maintenance_runs"] += 1
-            freed = record.get("bytes_freed")
-            runs["bytes_freed"] += freed if isinstance(freed, int) and not isinstance(freed, bool) else 0
+            runs["bytes_freed"] += int(record.bytes_freed or 0)
     return runs
 
 
-def _time_of(record: t.Mapping[str, t.Any]) -> t.Optional[float]:
-    try:
-        return float(timegm(time.strptime(str(record.get("time")), "%Y-%m-%dT%H:%M:%SZ")))
-    except ValueError:
-        return None
-
-
-def _count(counts: t.Dict[str, int], names: t.Any) -> None:
-    for name in names if isinstance(names, list) else []:
-        counts[str(name)] = counts.get(str(name), 0) + 1
+def _count(counts: t.Dict[str, int], names: t.Iterable[str]) -> None:
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
 
 
 def advise(
@@ -360,7 +354,7 @@ def report(options: Options, *, notes: t.Sequence[str] = (), now: t.Optional[flo
             backend = ask_backend(options.base_url, options.token, options.days, options.timeout)
         except OpsError as error:
             said.append(str(error))
-    past = recoveries(history.read(Path(options.state_dir) / "history.jsonl", _RECORDS), since)
+    past = recoveries(history.read(Path(options.state_dir) / history.FILE, _RECORDS), since)
     found = {
         "generated_at": _stamp(moment),
         "since": _stamp(since),
@@ -403,6 +397,8 @@ def report_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
         lines.append("There is no measured history, so there are no figures.")
     past = found["recovery"]
     lines += ["", f"recover ran {past['runs']} times: {past['healthy']} ended healthy, {past['not_healthy']} did not."]
+    if past["healthy_in_part"]:
+        lines[-1] += f" {past['healthy_in_part']} ended healthy with checks that were not made."
     if past["failing"]:
         lines.append(
             "What was failing: " + ", ".join(f"{name} {count} times" for name, count in _most(past["failing"]))

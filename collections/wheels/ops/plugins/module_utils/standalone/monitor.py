@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import json
+import socket
 import sys
 import time
 import typing as t
@@ -21,6 +22,7 @@ from ..health import scores
 from ..health.subjects import NAMES, REGISTRY
 from ..report import report as reports
 from ..state import history
+from ..state.history import HistoryRecord
 from . import program_output
 from .settings import Settings, load
 
@@ -127,20 +129,25 @@ def note(settings: Settings, report: Report) -> None:
     """Adds the run to the bounded history, and to the report the stability that the runs of the last day show."""
     path = settings.state_dir / HISTORY
     checked = {name: result["status"] for name, result in report["detailed_results"].items() if not result["skipped"]}
+    skipped = [name for name, result in report["detailed_results"].items() if result["skipped"]]
     history.append(
         path,
-        {
-            "status": report["status"],
-            "failing": report["failing"],
-            "checks": checked,
-            "scores": report["scores"],
-            "duration_ms": report["duration_ms"],
-        },
+        HistoryRecord(
+            action="monitor",
+            trigger=program_output.trigger(),
+            host=socket.gethostname(),
+            after=tuple(report["failing"]),
+            not_checked=tuple(skipped),
+            checks=checked,
+            scores=report["scores"],
+            duration_s=round(report["duration_ms"] / 1000, 3),
+            extra={"status": report["status"]},
+        ),
         max_bytes=HISTORY_BYTES,
     )
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY))
-    checks = [entry.get("checks") for entry in history.read(path, 2000) if entry.get("time", "") >= since]
-    serving = [statuses["http"] for statuses in checks if isinstance(statuses, dict) and "http" in statuses]
+    since = time.time() - DAY
+    recent = [record for record in history.read(path, 2000) if (record.seconds or 0) >= since]
+    serving = [record.checks["http"] for record in recent if "http" in record.checks]
     if len(serving) >= ENOUGH:
         up = sum(status in ("ok", "warning") for status in serving)
         report["scores"]["stability"] = scores.stability(uptime_percent=100.0 * up / len(serving))

@@ -278,3 +278,10 @@ def leave(status: int) -> t.NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+def trigger() -> str:
+    """What started this program: ``timer`` (a unit of systemd), ``manual`` (a terminal) or ``scheduled`` (cron, another program)."""
+    if "INVOCATION_ID" in os.environ and "JOURNAL_STREAM" in os.environ:
+        return "timer"
+    return "manual" if sys.stdin is not None and sys.stdin.isatty() else "scheduled"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import calendar
 import contextlib
 import json
 import os
@@ -36,13 +35,13 @@ from ..services.model import parse_services
 from ..state import deployments, history, lock
 from ..state import holder as holders
 from ..state import requests as recovery_requests
+from ..state.history import HistoryRecord
 from ..state.ops_token import token_of
 from . import program_output
 from .settings import Settings, load
 
 Report = t.Dict[str, t.Any]
 Health = t.Mapping[str, t.Any]
-HISTORY = "history.jsonl"
 PREFIX = deployments.RECOVER_PREFIX
 MAX_HISTORY = 100
 
@@ -146,6 +145,7 @@ class AutomatedRecovery:
         return await asyncio.to_thread(self.run)
 
     def run(self) -> Report:
+        started = time.monotonic()
         before = self._confirmed(suite.run(self.settings.checks))
         asked = recovery_requests.handle(self.settings.state_dir / "requests").extra
         done: t.List[RecoveryResult] = []
@@ -160,7 +160,7 @@ class AutomatedRecovery:
         self.recovery_history = (self.recovery_history + done)[-self.max_history :]
         made = t.cast(Report, self.settings.scrubbed(self._report(before, after, done, run_id)))
         if not self.dry_run and (before["failing"] or asked["requests"] or asked["refused"]):
-            self._note(made, asked)
+            self._note(made, asked, round(time.monotonic() - started, 1))
         return made
 
     def _confirmed(self, health: Health) -> Health:
@@ -261,15 +261,17 @@ class AutomatedRecovery:
         Restarts have their own budget, over all runs and for each service, which the playbooks count as well.
         """
         left: t.Dict[str, float] = {}
-        for record in history.read(self.settings.state_dir / HISTORY, MAX_HISTORY):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                ago = max(0.0, time.time() - calendar.timegm(time.strptime(record["time"], "%Y-%m-%dT%H:%M:%SZ")))
-                for each in _list(record.get("results")):
-                    if (
-                        each["outcome"] in ("done", "partly", "failed")
-                        and each["action"] != RecoveryAction.SERVICE_RESTART.value
-                    ):
-                        left.setdefault(each["action"], self.options.cooldown - ago)
+        for record in history.read(self.settings.state_dir / history.FILE, MAX_HISTORY):
+            if record.seconds is None:
+                continue
+            ago = max(0.0, time.time() - record.seconds)
+            for each in record.results:
+                action = str(each.get("action"))
+                if (
+                    each.get("outcome") in ("done", "partly", "failed")
+                    and action != RecoveryAction.SERVICE_RESTART.value
+                ):
+                    left.setdefault(action, self.options.cooldown - ago)
         return left
 
     def _judge(self, done: t.Sequence[RecoveryResult], after: Health) -> None:
@@ -513,7 +515,7 @@ class AutomatedRecovery:
             "settings": self.settings.source,
         }
 
-    def _note(self, made: Report, asked: t.Mapping[str, t.Any]) -> None:
+    def _note(self, made: Report, asked: t.Mapping[str, t.Any], duration_s: float) -> None:
         """The record of the playbook recover, with what became of each remedy; then the requests that led to it are taken away."""
         state = self.settings.state_dir
         kinds = [request["kind"] for request in asked["requests"]]
@@ -522,21 +524,22 @@ class AutomatedRecovery:
             for each in made["recovery_results"]
         ]
         history.append(
-            state / HISTORY,
-            {
-                "run_id": made["run_id"],
-                "trigger": "api" if "recover" in kinds else "backend" if kinds else _trigger(),
-                "requests": asked["requests"],
-                "host": socket.gethostname(),
-                "action": "recover",
-                "before": made["before"]["failing"],
-                "after": made["after"]["failing"],
-                "outcome": "not healthy" if made["after"]["failing"] else "healthy",
-                "errors": [
+            state / history.FILE,
+            HistoryRecord(
+                run_id=made["run_id"],
+                trigger="api" if "recover" in kinds else "backend" if kinds else program_output.trigger(),
+                requests=tuple(asked["requests"]),
+                host=socket.gethostname(),
+                action="recover",
+                before=tuple(made["before"]["failing"]),
+                after=tuple(made["after"]["failing"]),
+                not_checked=tuple(made["after"]["not_measured"]),
+                errors=tuple(
                     f"{each['action']}: {each['message']}" for each in brief if each["outcome"] in ("failed", "partly")
-                ],
-                "results": brief,
-            },
+                ),
+                results=tuple(brief),
+                duration_s=duration_s,
+            ),
         )
         ids = [entry["id"] for entry in (*asked["requests"], *asked["refused"])]
         if ids:
@@ -545,11 +548,9 @@ class AutomatedRecovery:
     def get_recovery_history(self, limit: t.Optional[int] = None) -> t.List[t.Dict[str, t.Any]]:
         """What became of each remedy, the newest run first, over all runs."""
         found = []
-        for record in history.read(self.settings.state_dir / HISTORY, self.max_history):
-            for each in _list(record.get("results")):
-                if isinstance(each, dict) and all(
-                    isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")
-                ):
+        for record in history.read(self.settings.state_dir / history.FILE, self.max_history):
+            for each in record.results:
+                if all(isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")):
                     found.append({"details": None, **each})
         return found[:limit]
 
@@ -566,11 +567,6 @@ def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict
 
 def _outcome(health: Health) -> t.Dict[str, t.Any]:
     return {key: health[key] for key in ("status", "failing", "not_measured", "left_out", "checks")}
-
-
-def _list(value: t.Any) -> t.List[t.Any]:
-    """A list out of a file; an empty one for whatever else stands in its place."""
-    return value if isinstance(value, list) else []
 
 
 def _summary(after: Health) -> t.Dict[str, t.Any]:
@@ -634,12 +630,6 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     }
     summary["logs"]["threshold_mb"] = LOG_MAX_BYTES // 1_000_000
     return summary
-
-
-def _trigger() -> str:
-    if "INVOCATION_ID" in os.environ and "JOURNAL_STREAM" in os.environ:
-        return "timer"
-    return "manual" if sys.stdin is not None and sys.stdin.isatty() else "scheduled"
 
 
 def text(made: Report) -> str:

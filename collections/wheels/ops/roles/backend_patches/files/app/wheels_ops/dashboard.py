@@ -459,26 +459,28 @@ def _thin(points: t.List[Point], most: int) -> t.List[Point]:
     return [max(points[start : start + stride], key=lambda point: point[1]) for start in range(0, len(points), stride)]
 
 
+def _subject(entry: t.Mapping[str, t.Any]) -> str:
+    """What a record is about: the checks that failed before the run, or the subject that it names."""
+    before = entry.get("before")
+    return ", ".join(map(str, before)) if isinstance(before, list) and before else str(entry.get("subject", ""))
+
+
 def _recovery(history: t.List[t.Mapping[str, t.Any]]) -> str:
     if not history:
         return '<h2>Last recovery actions</h2><p class="box">None yet.</p>'
     rows = []
     for entry in history:
         outcome = str(entry.get("outcome", ""))
-        css = (
-            "ok"
-            if outcome in ("ok", "success", "fixed", "relieved", "changed")
-            else "bad"
-            if outcome in ("failed", "error")
-            else ""
-        )
+        # "healthy, 2 not checked" is not healthy as a whole.
+        css = {"healthy": "ok", "not healthy": "bad"}.get(outcome, "warn" if outcome.startswith("healthy,") else "")
         cells = "".join(
-            f"<td>{html.escape(str(entry.get(key, ''))[:200])}</td>" for key in ("action", "subject", "trigger")
+            f"<td>{html.escape(text[:200])}</td>"
+            for text in (str(entry.get("action", "")), _subject(entry), str(entry.get("trigger", "")))
         )
         duration = entry.get("duration_s")
         rows.append(
             f"<tr><td>{html.escape(str(entry.get('time', ''))[:19].replace('T', ' '))}</td>{cells}<td"
-            f' class="{css}">{html.escape(outcome)}</td><td'
+            f' class="{css}">{html.escape(outcome[:200])}</td><td'
             f' class="n">{_number(duration, "s") if isinstance(duration, (int, float)) else ""}</td></tr>'
         )
     titles = ("Time", "Action", "Subject", "Trigger", "Outcome", "Duration")
