@@ -9,23 +9,53 @@ and of a request only known keys are taken, as short texts.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import stat
 import typing as t
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..core.redaction import redact
 from ..core.results import OpsError, Result
+from . import documents
 
 KINDS = ("recover", "restart", "alert")
-KEYS = ("time", "kind", "reason", "requested_by", "service")
 #: Bytes of a request, characters of each of its texts, and how many are looked at in one run.
 MAX_BYTES, MAX_TEXT, MAX_REQUESTS = 65_536, 200, 100
 #: Entries of the directory of any kind.
 MAX_ENTRIES = 10_000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as the health API writes it (``write_request`` of ``app/api/v1/system_health.py``); ``id`` names its file."""
+
+    id: str
+    kind: str
+    time: str = ""
+    reason: str = ""
+    requested_by: str = ""
+    service: str = ""
+
+    @classmethod
+    def from_json(cls, identifier: str, text: bytes) -> Request:
+        """The known keys of a file, each a short text of one line without secrets. Raises ``ValueError`` that says why it is no request."""
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"More than {MAX_BYTES} bytes")
+        try:
+            entry = documents.parse(text)
+        except ValueError:
+            raise ValueError("Not JSON") from None
+        if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
+            raise ValueError(f"Its kind is none of {', '.join(KINDS)}")
+        # Shown on a terminal and kept in the history: no control characters, no secret.
+        keys = ("kind", "time", "reason", "requested_by", "service")
+        return cls(id=identifier, **{key: _plain(str(entry.get(key, ""))) for key in keys})
+
+    def as_json(self) -> t.Dict[str, str]:
+        return asdict(self)
 
 
 def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = False) -> Result:
@@ -61,8 +91,10 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
                 if not check_mode:
                     _unlink(descriptor, name, directory)
             elif len(requests) + len(refused) < MAX_REQUESTS:
-                found = _read(descriptor, name)
-                (refused if "why" in found else requests).append({"id": name[:-5], **found})
+                try:
+                    requests.append(Request.from_json(name[:-5], _content(descriptor, name)).as_json())
+                except ValueError as error:
+                    refused.append({"id": name[:-5], "why": str(error)})
     finally:
         os.close(descriptor)
     return Result(
@@ -94,33 +126,23 @@ def _unlink(descriptor: int, name: str, directory: Path) -> None:
         raise OpsError(f"Cannot remove {directory / name}: {error.strerror}.") from error
 
 
-def _read(descriptor: int, name: str) -> t.Dict[str, t.Any]:
-    """The known keys of one request, or ``why`` it is none."""
+def _content(descriptor: int, name: str) -> bytes:
+    """The first bytes of one file, one more than a request may have. Raises ``ValueError`` that says why they are not read."""
     try:
         # Not to wait for the other end of a named pipe.
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=descriptor)
     except OSError as error:
-        return {"why": error.strerror}
+        raise ValueError(error.strerror) from None
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            return {"why": "Not a regular file"}
+            raise ValueError("Not a regular file")
         if status.st_nlink > 1:
             # The other name may be a file of root's, which its owner could not read.
-            return {"why": f"It has {status.st_nlink} names"}
-        text = os.read(file, MAX_BYTES + 1)
+            raise ValueError(f"It has {status.st_nlink} hard links")
+        return os.read(file, MAX_BYTES + 1)
     finally:
         os.close(file)
-    if len(text) > MAX_BYTES:
-        return {"why": f"More than {MAX_BYTES} bytes"}
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
-        return {"why": "Not JSON"}
-    if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
-        return {"why": f"Its kind is none of {', '.join(KINDS)}"}
-    # Shown on a terminal and kept in the history: no control characters, no secret.
-    return {key: _plain(str(entry.get(key, ""))) for key in KEYS}
 
 
 def _plain(text: str) -> str:
