@@ -182,7 +182,7 @@ def test_a_writer_that_comes_back_before_the_rename_is_met_in_another_way(
             actions = rotate.run([str(log)], options).actions
             assert [action["strategy"] for action in actions if action["action"] == "rotate"] == [expected]
         else:
-            with pytest.raises(OpsError, match="opened again and again"):
+            with pytest.raises(OpsError, match="keeps reopening"):
                 rotate.run([str(log)], options)
         written = stop()
     assert log_writer.account(log_writer.read(tmp_path, log.name), written) == {

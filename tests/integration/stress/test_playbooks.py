@@ -132,7 +132,7 @@ def test_playbooks_against_each_other(stage: Stage, tmp_path: Path) -> None:
         wait_until(lambda: not tasks_that_still_work(stage), timeout=120, what="the end of every task")
         for output in outputs:
             text = output.read_text(errors="replace")
-            assert "Traceback" not in text and "Defect in wheels.ops" not in text, (
+            assert "Traceback" not in text and "Internal error in wheels.ops" not in text, (
                 f"{said}: {output.name}: {text[-3000:]}"
             )
         require_order(stage, old, f"{said}: {kinds} {[run.returncode for run in runs]}, logs in {tmp_path}")

@@ -261,22 +261,22 @@ def test_look_alikes_of_an_origin(origin: str, found: t.Set[str]) -> None:
 
 @pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://", "http://h:0", "http://[", "http://h:99999"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(OpsError, match="not an http"):
+    with pytest.raises(OpsError, match="base_url must be an http.s. URL, got"):
         cors.validate(url, [SITE], [], ["GET"], [], 5)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"origins": []}, "No origin"),
-        ({"origins": ["https://a.b/"]}, "is not an origin"),
-        ({"foreign": ["x"]}, "is not an origin"),
-        ({"origins": ["https://a:0"]}, "is not an origin"),
-        ({"origins": ["https://a:99999"]}, "is not an origin"),
-        ({"foreign": [SITE]}, "at once"),
-        ({"methods": ["G T"]}, "neither a method"),
-        ({"headers": ["a:b"]}, "neither a method"),
-        ({"methods": []}, "No method"),
+        ({"origins": []}, "origins must not be empty"),
+        ({"origins": ["https://a.b/"]}, "origins must be an origin, got 'https://a.b/'"),
+        ({"foreign": ["x"]}, "foreign_origins must be an origin"),
+        ({"origins": ["https://a:0"]}, "origins must be an origin"),
+        ({"origins": ["https://a:99999"]}, "origins must be an origin"),
+        ({"foreign": [SITE]}, "must not overlap"),
+        ({"methods": ["G T"]}, "methods must be words"),
+        ({"headers": ["a:b"]}, "headers must be words"),
+        ({"methods": []}, "methods must not be empty"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": 300.1}, "timeout"),
         ({"timeout": -1}, "timeout"),
@@ -294,7 +294,7 @@ def test_the_edges_of_what_is_allowed_are_allowed() -> None:
 
 @pytest.mark.parametrize("path", ["", "/a b", "http://h/x", "/x#y", "/\n"])
 def test_a_path_that_no_request_can_carry_is_refused(path: str) -> None:
-    with pytest.raises(OpsError, match="not a path"):
+    with pytest.raises(OpsError, match="cors_path|path must be the path of a URL"):
         cors.check("http://h", [SITE], path=path)
 
 

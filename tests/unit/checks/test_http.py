@@ -166,7 +166,7 @@ def test_without_a_path_nothing_is_healthy(monkeypatch: pytest.MonkeyPatch, cloc
     "url", ["backend:8000", "ftp://backend", "http://", "http://backend:0", "http://ba ckend", "http://[1", ""]
 )
 def test_an_address_that_is_none_is_our_fault(url: str) -> None:
-    with pytest.raises(OpsError, match="not an http"):
+    with pytest.raises(OpsError, match="base_url must be an http.s. URL, got"):
         http.check(url)
 
 

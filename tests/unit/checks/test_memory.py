@@ -157,7 +157,7 @@ def test_nothing_to_measure_is_no_health(tree: Tree) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_of_nothing_is_refused(tree: Tree, limit: float) -> None:
-    with pytest.raises(OpsError, match=f"The memory limit of web is {limit} MiB"):
+    with pytest.raises(OpsError, match=f"The memory limit of web must be greater than 0 MiB, got {limit}"):
         tree.check(limits={"web": limit})
 
 

@@ -224,7 +224,7 @@ def test_an_engine_that_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (200, b"<html>", {"Content-Type": "audio/wav"}, "/api/v1/tts/synthesize gives is no audio"),
         (200, _wav(), {}, "calls wav audio"),
-        (200, _wav()[:-2], {"Content-Type": "audio/wav"}, "is no audio: the WAV"),
+        (200, _wav()[:-2], {"Content-Type": "audio/wav"}, "is no audio: truncated WAV"),
         (200, _wav(), {"Content-Type": "audio/mpeg"}, "calls wav audio audio/mpeg"),
         (200, MP3, {"Content-Type": "audio/wav"}, "calls mp3 audio audio/wav"),
         (400, _wav(), {"Content-Type": "audio/wav"}, "answers 400"),

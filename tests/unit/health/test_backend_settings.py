@@ -186,7 +186,7 @@ def test_without_one_of_the_limits_both_still_grade_alike(
 
 
 def test_a_truth_value_is_no_limit() -> None:
-    with pytest.raises(OpsError, match="The limits of cpu are not numbers"):
+    with pytest.raises(OpsError, match="cpu.warning must be a number, got True"):
         parse({"cpu": {"warning": True}})
 
 

@@ -244,7 +244,11 @@ def test_what_recovery_did_is_counted_in_the_time_asked_for(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [({"days": 0}, "days is 0"), ({"days": 36}, "days is 36"), ({"minimum_days": 31}, "minimum_days is 31")],
+    [
+        ({"days": 0}, "days must be between 1 and 35, got 0"),
+        ({"days": 36}, "days must be between 1 and 35, got 36"),
+        ({"minimum_days": 31}, "minimum_days must be between 1 and 30, got 31"),
+    ],
 )
 def test_nonsense_is_refused(tmp_path: Path, words: t.Dict[str, t.Any], message: str) -> None:
     with pytest.raises(OpsError, match=message):

@@ -44,12 +44,12 @@ def test_thresholds_of_the_report(name: str, value: float, status: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"memory": {"warning": 80}}, "do not rise"),
-        ({"memory": {"warning": "x"}}, "not numbers"),
-        ({"ram": {}}, "no threshold 'ram'"),
-        ({"disk": {"critical": 101}}, "out of range"),
-        ({"disk": {"panic": 1}}, "no limit panic"),
-        ({"cpu": 80}, "limits of cpu are no dictionary"),
+        ({"memory": {"warning": 80}}, "Thresholds of memory must be in ascending order, got warning 80, critical 75"),
+        ({"memory": {"warning": "x"}}, "memory.warning must be a number, got 'x'"),
+        ({"ram": {}}, "Unknown threshold 'ram'"),
+        ({"disk": {"critical": 101}}, "disk.critical must be between 0 and 100, got 101"),
+        ({"disk": {"panic": 1}}, "disk has unknown keys: panic"),
+        ({"cpu": 80}, "threshold cpu must be a dictionary, got 80"),
     ],
 )
 def test_nonsense_thresholds_are_refused(given: dict[str, object], message: str) -> None:

@@ -92,7 +92,7 @@ def test_a_link_of_somebody_else_is_refused(tmp_path: Path, place: Path) -> None
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", ""])
 def test_a_path_that_another_run_would_understand_otherwise_is_refused(path: str) -> None:
-    with pytest.raises(OpsError, match="Give an absolute path without"):
+    with pytest.raises(OpsError, match="state_dir must be an absolute path without"):
         directory.require(path)
 
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_reached_is_refused(place: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/a\0b", "/..", "a/b", "./a"])
 def test_more_paths_that_are_refused(path: str) -> None:
-    with pytest.raises(OpsError, match="state_dir is .*Give an absolute path without"):
+    with pytest.raises(OpsError, match="state_dir must be an absolute path without '..', got"):
         directory.require(path)
 
 

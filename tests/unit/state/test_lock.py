@@ -497,7 +497,7 @@ def test_a_process_renews_the_lock_of_the_run_that_started_it(tmp_path: Path, mo
     with lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": str(tmp_path)}):
         assert renewals == [(tmp_path, "one")]
     with (
-        pytest.raises(OpsError, match="Give an absolute path"),
+        pytest.raises(OpsError, match="must be an absolute path"),
         lock.of_the_run({"WHEELS_OPS_LOCK_HOLDER": "one", "WHEELS_OPS_LOCK_DIR": "x"}),
     ):
         pass
@@ -603,5 +603,5 @@ def test_what_changes_files_works_alone(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         work(state, "beside")
     assert len(calls) == 4 and not (tmp_path / ".files.lock").exists()
-    with pytest.raises(OpsError, match="Give an absolute path"):
+    with pytest.raises(OpsError, match="must be an absolute path"):
         work("x")

@@ -54,7 +54,7 @@ def run(
         )
     except Exception as error:  # every defect ends as one message, with the traceback for the report
         module.fail_json(
-            msg=redact(f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", secrets),
+            msg=redact(f"Internal error in wheels.ops; please report it: {type(error).__name__}: {error}", secrets),
             exception=redact(traceback.format_exc(), secrets),
             invocation=invocation,
         )

@@ -50,13 +50,13 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
-from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError, Result
+from ansible_collections.wheels.ops.plugins.module_utils.core.options import in_range
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.state import history
 
 
 def call(module: AnsibleModule) -> Result:
-    if not 1 <= module.params["limit"] <= 10000:
-        raise OpsError(f"limit is {module.params['limit']}.", hint="It goes from 1 to 10000.")
+    in_range("limit", module.params["limit"], 1, 10000)
     path = Path(module.params["state_dir"]) / history.FILE
     records, damaged = history.read_and_count(path, module.params["limit"])
     warnings = [f"{damaged} lines of {path} are damaged and were passed over."] if damaged else []

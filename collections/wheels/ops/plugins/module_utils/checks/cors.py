@@ -10,12 +10,12 @@ method allowed by name unless it is GET, HEAD or POST, every header allowed by n
 from __future__ import annotations
 
 import concurrent.futures
-import re
 import time
 import typing as t
 import urllib.parse
 from dataclasses import asdict, dataclass, field
 
+from ..core import options
 from ..core.results import OpsError
 from ..health.check import Check
 from .context import HostContext, Options
@@ -29,8 +29,6 @@ REQUEST_HEADERS: t.Tuple[str, ...] = ("authorization", "content-type", "apikey",
 _SAFE_METHODS = ("GET", "HEAD", "POST")
 _UNANSWERED = "no answer: "
 _UNRESOLVED = "its name cannot be resolved"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
@@ -205,43 +203,21 @@ def validate(
 ) -> None:
     """Refuses what no browser could send; nothing is sent yet."""
     require_url(base_url)
-    if not origins:
-        raise OpsError("No origin is named.", hint="Give in origins at least one that the backend has to allow.")
-    for origin in (*origins, *foreign):
-        if origin != "null" and not (_ORIGIN.fullmatch(origin) and _port_in_range(origin)):
-            raise OpsError(
-                f"{origin!r} is not an origin.",
-                hint="scheme://host or scheme://host:port, without a path and without a slash at the end.",
-            )
+    options.not_empty("origins", origins, hint="Give at least one origin that the backend has to allow.")
+    for origin in origins:
+        options.origin("origins", origin)
+    for origin in foreign:
+        options.origin("foreign_origins", origin)
     both = sorted(set(origins) & set(foreign))
     if both:
         raise OpsError(
-            f"{', '.join(both)} cannot be allowed and foreign at once.",
-            hint="Take it out of origins or of foreign_origins.",
+            f"origins and foreign_origins must not overlap, got {', '.join(both)} in both.",
+            hint="Remove it from one of them.",
         )
-    for word in (*methods, *headers):
-        if not _TOKEN.fullmatch(word):
-            raise OpsError(
-                f"{word!r} is neither a method nor a header.",
-                hint="Use letters, digits and hyphens in methods and headers.",
-            )
-    if not methods:
-        raise OpsError("No method is named.", hint="Give methods, for example [GET, POST].")
-    if not 0 < timeout <= 300:
-        raise OpsError(f"timeout is {timeout:g} s.", hint="It goes from above 0 to 300.")
-
-
-def _port_in_range(origin: str) -> bool:
-    try:
-        return urllib.parse.urlsplit(origin).port != 0
-    except ValueError:
-        return False
-
-
-def _require_path(name: str, path: str) -> None:
-    """Raises ``OpsError`` for a path that no request line can carry as it stands."""
-    if re.search(r"[\s\x00-\x1f\x7f#]", path) or "://" in path or not path:
-        raise OpsError(f"{name} is {path!r}, which is not a path of a URL.", hint="For example /api/v1/pam/chat.")
+    options.tokens("methods", methods)
+    options.tokens("headers", headers)
+    options.not_empty("methods", methods, hint="For example [GET, POST].")
+    options.in_range("timeout", timeout, 0, 300, unit="seconds", above=True)
 
 
 def _silence(error: Exception) -> str:
@@ -292,9 +268,9 @@ def check(
 
     methods = [method] if isinstance(method, str) else list(dict.fromkeys(method))
     validate(base_url, origins, foreign_origins or [], methods, headers, timeout)
-    _require_path("path", path)
+    options.url_path("path", path)
     if simple_path:
-        _require_path("simple_path", simple_path)
+        options.url_path("simple_path", simple_path)
     origins = list(dict.fromkeys(origins))
     others = list(dict.fromkeys(foreign_origins or []))
     if foreign_origins is None:

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import time
 import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
+from ..core import options
 from ..core.redaction import redact
 from ..core.results import OpsError
 from ..health.check import Check, Finding, conclude, is_ours
@@ -54,21 +54,7 @@ class _Samples:
 
 def require_url(base_url: str, path: str = "") -> None:
     """Raises ``OpsError`` for what no request can be made of: that is a reason of our own, not the backend's."""
-    try:
-        parts = urllib.parse.urlsplit(base_url + path)
-        usable = (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.port != 0
-            and not re.search(r"[\s\x00-\x1f\x7f]", base_url + path)
-        )
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError(
-            f"base_url is {redact(base_url)!r}, which is not an http(s) URL.",
-            hint="For example https://api.wheelsandwins.com.",
-        )
+    options.url("base_url", base_url + path)
 
 
 def unresolved(base_url: str) -> OpsError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
+from ..core.options import in_range
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
@@ -89,8 +90,7 @@ def check(
             shares[f"{name} in its cgroup"], stalled[f"{name} in its cgroup"] = around.percent, around.stalled
     details["cgroups"] = {name: group.as_dict() for name, group in groups.items()}
     for name, limit in limits_mb.items():
-        if limit <= 0:
-            raise OpsError(f"The memory limit of {name} is {limit} MiB.", hint="Give a positive number.")
+        in_range(f"The memory limit of {name}", limit, 0, unit="MiB", above=True)
         pids = list(services.get(name, ()))
         used = resident_bytes(pids)
         shares[name] = 100.0 * used / (limit * MEBIBYTE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ..core.results import OpsError
+from ..core.options import choices
 from ..health import check as health
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY, Subject
@@ -31,9 +31,8 @@ WEBSOCKET_PATHS = websocket.PATHS
 
 def run(options: Options) -> t.Dict[str, t.Any]:
     """Measures and gives ``status``, ``checks`` (in report order), names by outcome, ``scores``, ``duration_ms`` and the time."""
-    strange = sorted(set(options.subjects) - set(SUBJECTS))
-    if strange:
-        raise OpsError(f"Unknown subjects: {', '.join(strange)}.", hint=f"Known are: {', '.join(SUBJECTS)}.")
+    if options.subjects:
+        choices("subjects", options.subjects, SUBJECTS)
     started = time.monotonic()
     context = HostContext(
         parse_services(options.services) if options.services else (),

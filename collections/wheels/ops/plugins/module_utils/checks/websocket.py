@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import ssl
 import statistics
@@ -16,8 +15,8 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass
 
+from ..core import options
 from ..core.redaction import redact, redact_url, secrets_of
-from ..core.results import OpsError
 from ..health.check import Check, is_ours, unknown
 from ..health.thresholds import Thresholds
 from . import dead_peer
@@ -50,9 +49,6 @@ _POLICY = (1008, 4003, 4403)
 #: A path that no release has: how a server answers there says what its answer at another path is worth.
 _NO_SUCH_PATH = "/wheels-ops-no-such-path"
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
 
 def _shown(url: str) -> str:
     """The URL without its query, which says nothing but the token, and without a password."""
@@ -73,50 +69,17 @@ def validate(
     subprotocols: t.Sequence[str] = (),
 ) -> None:
     """Refuses nonsense; nothing is sent yet."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = (
-            parts.scheme in ("ws", "wss")
-            and bool(parts.hostname)
-            and parts.port != 0
-            and not re.search(r"[\s\x00-\x1f\x7f]", url)
-        )
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError(
-            "The url is not that of a WebSocket.",
-            hint="It begins with ws:// or wss://, for example ws://127.0.0.1:8000/api/v1/pam/ws/probe.",
-        )
-    if not 0 <= round_trips <= 1000:
-        raise OpsError(f"round_trips is {round_trips}.", hint="It goes from 0 to 1000.")
-    if not 0 < timeout <= 300:
-        raise OpsError(f"timeout is {timeout:g} s.", hint="It goes from above 0 to 300.")
-    if not 1 <= heartbeats <= 100:
-        raise OpsError(f"heartbeats is {heartbeats}.", hint="It goes from 1 to 100.")
-    if not 0 <= heartbeat_within <= 600:
-        raise OpsError(
-            f"heartbeat_within is {heartbeat_within:g} s.", hint="It goes from 0 to 600; 0 does not wait for one."
-        )
-    if not 0 < max_latency_ms <= 600_000:
-        raise OpsError(f"max_latency_ms is {max_latency_ms:g}.", hint="It goes from above 0 to 600000.")
-    for option, given in (("origin", origin), ("foreign_origin", foreign_origin)):
-        if given and given != "null" and not _ORIGIN.fullmatch(given):
-            raise OpsError(
-                f"{option} is {given!r}, which is no origin.",
-                hint="It looks like https://wheelsandwins.com, without a path.",
-            )
-    for name, value in headers.items():
-        if not _TOKEN.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(value)):
-            raise OpsError(
-                f"headers holds {str(name)!r}, which cannot be sent.",
-                hint="A name of letters, digits and -, a value of one line.",
-            )
-        if str(name).lower() == "origin":
-            raise OpsError("headers names Origin.", hint="Give it in origin.")
-    for word in subprotocols:
-        if not _TOKEN.fullmatch(word):
-            raise OpsError(f"subprotocols holds {word!r}, which is none.", hint="Use letters, digits, - and a dot.")
+    options.url("url", url, options.WEBSOCKET)
+    options.in_range("round_trips", round_trips, 0, 1000)
+    options.in_range("timeout", timeout, 0, 300, unit="seconds", above=True)
+    options.in_range("heartbeats", heartbeats, 1, 100)
+    options.in_range("heartbeat_within", heartbeat_within, 0, 600, unit="seconds", hint="Set 0 to wait for none.")
+    options.in_range("max_latency_ms", max_latency_ms, 0, 600_000, unit="ms", above=True)
+    for option, value in (("origin", origin), ("foreign_origin", foreign_origin)):
+        if value:
+            options.origin(option, value)
+    options.headers("headers", headers, forbidden={"origin": "origin"})
+    options.tokens("subprotocols", subprotocols)
 
 
 @dataclass(frozen=True)
@@ -177,8 +140,7 @@ def check(
         headers=headers or {},
         subprotocols=subprotocols,
     )
-    if ping not in ("frame", "json", "none"):
-        raise OpsError(f"ping {ping!r} is not known.", hint="Choose frame, json or none.")
+    options.choice("ping", ping, ("frame", "json", "none"))
     if token:
         url += ("&" if urllib.parse.urlsplit(url).query else "?") + urllib.parse.urlencode({"token": token})
     details: t.Dict[str, t.Any] = {"url": _shown(url)}

@@ -37,12 +37,12 @@ def _parse(
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
     if not found or found[2].lower() not in units:
         raise OpsError(
-            f"{name} is {value!r}.",
-            hint=f"Give a number that is not negative, with or without a unit, for example {example}.",
+            f"{name} must be a number that is not negative, with or without a unit, got {value!r}.",
+            hint=f"For example {example}.",
         )
     number = float(found[1]) * units[found[2].lower()]
     if number > largest:
-        raise OpsError(f"{name} is {value!r}, which is more than can be meant.", hint=f"For example {example}.")
+        raise OpsError(f"{name} must be at most {largest:,.15g}, got {value!r}.", hint=f"For example {example}.")
     return number
 
 

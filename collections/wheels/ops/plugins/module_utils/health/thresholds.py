@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass
 
+from ..core import options
 from ..core.results import OpsError
 
 Status = str
@@ -24,12 +25,7 @@ class Thresholds:
     emergency: t.Optional[float] = None
 
     def __post_init__(self) -> None:
-        limits = [limit for limit in (self.warning, self.critical, self.emergency) if limit is not None]
-        if limits != sorted(limits):
-            raise OpsError(
-                f"The thresholds {limits} do not rise.",
-                hint="Give them as warning <= critical <= emergency.",
-            )
+        options.ascending("Thresholds", self.as_dict())
 
     def status(self, value: t.Optional[float]) -> Status:
         """The status of a value; ``unknown`` for None."""
@@ -80,26 +76,21 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
     parsed = {}
     for name, limits in given.items():
         if name not in DEFAULTS:
-            raise OpsError(f"There is no threshold {name!r}.", hint=f"Known are: {', '.join(DEFAULTS)}.")
+            raise OpsError(f"Unknown threshold {name!r}.", hint=f"Choose one of {', '.join(DEFAULTS)}.")
         if not isinstance(limits, t.Mapping):
             raise OpsError(
-                f"The limits of {name} are no dictionary: {limits}.", hint="Give them as {warning: ..., critical: ...}."
+                f"The threshold {name} must be a dictionary, {options.got(name, limits)}.",
+                hint="Give it as {warning: ..., critical: ...}.",
             )
         values = {**DEFAULTS[name].as_dict(), **limits}
-        strange = sorted(set(values) - {"warning", "critical", "emergency"})
-        if strange:
-            raise OpsError(
-                f"The threshold {name} has no limit {', '.join(strange)}.",
-                hint="Known are: warning, critical, emergency.",
-            )
-        if any(isinstance(value, bool) for value in values.values()):
-            raise OpsError(f"The limits of {name} are not numbers: {limits}.")
-        try:
-            numbers = {key: None if value is None else float(value) for key, value in values.items()}
-        except (TypeError, ValueError) as error:
-            raise OpsError(f"The limits of {name} are not numbers: {limits}.") from error
-        top = 100 if name in ("memory", "cpu", "disk", "error_rate") else float("inf")
-        if any(number is not None and not 0 <= number <= top for number in numbers.values()):
-            raise OpsError(f"The limits of {name} are out of range: {limits}.", hint=f"They go from 0 to {top:g}.")
+        options.known_keys(f"The threshold {name}", values, ("warning", "critical", "emergency"))
+        top = 100 if name in ("memory", "cpu", "disk", "error_rate") else None
+        numbers: t.Dict[str, t.Optional[float]] = {}
+        for level, value in values.items():
+            numbers[level] = None
+            if value is not None:
+                number = numbers[level] = options.number(f"The threshold {name}.{level}", value)
+                options.in_range(f"The threshold {name}.{level}", number, 0, top)
+        options.ascending(f"Thresholds of {name}", numbers)
         parsed[name] = Thresholds(**numbers)
     return parsed

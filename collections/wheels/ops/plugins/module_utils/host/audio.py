@@ -34,7 +34,7 @@ def _wav(data: bytes) -> t.Dict[str, t.Any]:
     except (wave.Error, EOFError) as error:
         raise OpsError(f"the WAV file does not decode: {error}") from error
     if not count or len(frames) != wanted:
-        raise OpsError(f"the WAV file promises {wanted} bytes of sound and has {len(frames)}")
+        raise OpsError(f"truncated WAV: header declares {wanted} bytes, found {len(frames)}")
     return {"format": "wav", "sample_rate": rate, "duration_ms": int(1000 * count / rate), "silent": not any(frames)}
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 import typing as t
 
+from ..core.options import absolute_path
 from ..core.results import OpsError
 from . import open_files
 
@@ -127,16 +128,9 @@ class Directory:
         return found[::-1]
 
 
-def absolute(path: str, name: str) -> str:
-    """A path without ``..``, made normal. Raises ``OpsError`` that names the option."""
-    if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
-        raise OpsError(f"{name} is {path!r}.", hint="Give an absolute path without '..'.")
-    return os.path.normpath(path).replace("//", "/")
-
-
 def require_safe(path: str, name: str = "path") -> str:
     """The real path of a directory that may be cleaned. Raises ``OpsError`` for one that must not be, before anything is opened."""
-    path = absolute(path, name)
+    path = absolute_path(name, path)
     if os.path.islink(path):
         raise OpsError(f"{path} is a symbolic link.", hint="Name the directory itself.")
     real = os.path.realpath(path)

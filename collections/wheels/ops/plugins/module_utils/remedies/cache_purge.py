@@ -10,6 +10,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from ..core.options import choices, in_range, no_empty_entry
 from ..core.results import OpsError, Result
 from ..services import broker, redis_errors
 
@@ -154,36 +155,28 @@ def validate(options: Options) -> None:
             "Neither a prefix nor a pattern is named.",
             hint="Name what may be removed, for example prefixes: ['user_profile:'].",
         )
-    for prefix in options.prefixes:
-        if not prefix:
-            raise OpsError("An empty prefix names every key.", hint="Name the prefixes of the cache.")
+    no_empty_entry(
+        "prefixes", options.prefixes, reason="it would match every key", hint="Name the prefixes of the cache."
+    )
     for pattern in options.patterns:
         if not re.match(r"(?:[^*?\[\\]|\\.)", pattern):
             raise OpsError(
                 f"The pattern {pattern!r} does not begin with a letter of its own.",
                 hint="It would reach keys of everyone. Begin it with the cache's prefix.",
             )
-    strange = [kind for kind in options.types if kind not in TYPES]
-    if strange or not options.types:
-        raise OpsError(f"Unknown types: {', '.join(strange) or 'none given'}.", hint=f"Choose of {', '.join(TYPES)}.")
-    if not all(options.protect):
-        raise OpsError("protect holds an empty pattern.", hint="Name the keys that are to stay, for example session:*.")
+    choices("types", options.types, TYPES)
+    no_empty_entry("protect", options.protect, hint="Name the keys that are to stay, for example session:*.")
     unknown = [pattern for pattern in options.unprotect if pattern not in PROTECTED]
     if unknown:
         raise OpsError(
-            f"unprotect names {', '.join(unknown)}, which is not protected.",
+            f"unprotect must contain only protected patterns, got {', '.join(unknown)}.",
             hint=f"Name one of these exactly: {', '.join(map(repr, PROTECTED))}.",
         )
-    for name, low, high in (
-        ("idle_time", 0, 10 * 365 * 86400),
-        ("max_keys", 0, 10**9),
-        ("max_seconds", 0, 86400),
-        ("slice_ms", 0.5, 100),
-        ("timeout", 0.1, 300),
-    ):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise OpsError(f"{name} is {value}.", hint=f"It goes from {low} to {high}.")
+    in_range("idle_time", options.idle_time, 0, 10 * 365 * 86400, unit="seconds")
+    in_range("max_keys", options.max_keys, 0, 10**9)
+    in_range("max_seconds", options.max_seconds, 0, 86400, unit="seconds")
+    in_range("slice_ms", options.slice_ms, 0.5, 100, unit="ms")
+    in_range("timeout", options.timeout, 0.1, 300, unit="seconds")
     shield = _matcher([pattern for pattern in PROTECTED if pattern not in options.unprotect])
     for wanted in (*options.prefixes, *options.patterns):
         literal = re.sub(r"[*?\[].*", "", wanted, flags=re.S) if wanted in options.patterns else wanted

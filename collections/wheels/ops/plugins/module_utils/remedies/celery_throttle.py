@@ -9,6 +9,7 @@ import time
 import typing as t
 
 from ..checks.celery import BEAT_KEY, THROTTLE_KEY
+from ..core.options import choice, choices, in_range
 from ..core.results import OpsError, Result
 from ..services import broker, redis_errors
 
@@ -30,31 +31,25 @@ return redis.call('TTL', KEYS[1])
 
 def validate(state: str, level: int, classes: t.Sequence[str], expires_s: int, reason: str) -> None:
     """Refuses what makes no sense, before anything is touched."""
-    if state not in ("throttled", "normal"):
-        raise OpsError(f"The state {state!r} does not exist.", hint="Use throttled or normal.")
-    if not 1 <= level < len(FACTORS):
-        raise OpsError(
-            f"level is {level}, which is out of range.",
-            hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.",
-        )
+    choice("state", state, ("throttled", "normal"))
+    in_range(
+        "level",
+        level,
+        1,
+        len(FACTORS) - 1,
+        hint="1, 2 and 3 make the classes 2, 4 and 8 times rarer; for full rate use state=normal.",
+    )
     forbidden = sorted(set(classes) & set(NEVER))
     if forbidden:
         raise OpsError(
-            f"{', '.join(forbidden)} in classes cannot be throttled: users wait for it.",
+            f"classes must not contain {', '.join(forbidden)}: users wait for it.",
             hint=f"Choose from {', '.join(CLASSES)}.",
         )
-    strange = sorted(set(classes) - set(CLASSES))
-    if strange or (state == "throttled" and not classes):
-        raise OpsError(
-            f"Unknown classes: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(CLASSES)}."
-        )
-    if not MIN_EXPIRES <= expires_s <= MAX_EXPIRES:
-        raise OpsError(
-            f"expires_s is {expires_s}, which is out of range.",
-            hint=f"{MIN_EXPIRES} s to {MAX_EXPIRES} s: a throttle must end by itself.",
-        )
+    if classes or state == "throttled":
+        choices("classes", classes, CLASSES)
+    in_range("expires_s", expires_s, MIN_EXPIRES, MAX_EXPIRES, unit="seconds", hint="A throttle must end by itself.")
     if len(reason) > 200 or not reason.isprintable():
-        raise OpsError("reason is not one line of at most 200 characters.", hint="Shorten it.")
+        raise OpsError("reason must be one line of at most 200 characters.", hint="Shorten it.")
 
 
 def run(
@@ -75,10 +70,8 @@ def run(
     wanted is renewed only when less than half of ``expires_s`` is left; until then nothing changes.
     """
     validate(state, level, classes, expires_s, reason)
-    if not 0 <= wait_timeout <= 300:
-        raise OpsError(f"wait_timeout is {wait_timeout:g} s, which is out of range.", hint="It goes from 0 to 300.")
-    if not 0.1 <= timeout <= 300:
-        raise OpsError(f"timeout is {timeout:g} s, which is out of range.", hint="It goes from 0.1 to 300.")
+    in_range("wait_timeout", wait_timeout, 0, 300, unit="seconds")
+    in_range("timeout", timeout, 0.1, 300, unit="seconds")
     import redis
 
     client = broker.connect(redis_url, timeout=timeout)

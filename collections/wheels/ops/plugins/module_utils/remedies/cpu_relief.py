@@ -19,6 +19,7 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.options import choice, in_range, no_empty_entry, regular_expression
 from ..core.results import OpsError, Result
 from ..host import processes
 from ..host.files import write_atomically
@@ -53,29 +54,16 @@ class Options:
 
 def validate(options: Options) -> None:
     """Refuses nonsense before anything is measured."""
-    if options.state not in ("relieved", "normal"):
-        raise OpsError(f"state {options.state!r} is not known.", hint="Choose relieved or normal.")
-    if options.method not in ("idle", "nice"):
-        raise OpsError(f"method {options.method!r} is not known.", hint="Choose idle or nice.")
-    for name, low, high in (("sample_s", 0.2, 60), ("min_percent", 1, 100), ("revert_after", 0, 7 * 86400)):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
-    for name, expression in [
-        *(("demote", entry) for entry in options.demote),
-        *(("protect", entry) for entry in options.protect),
-    ]:
-        if not expression:
-            raise OpsError(
-                f"{name} holds an empty expression, which matches every process.",
-                hint=f"Name a part of the command line, or leave {name} out.",
-            )
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise OpsError(
-                f"{name} holds {expression!r}, which is no regular expression: {error}.", hint="Correct it."
-            ) from None
+    choice("state", options.state, ("relieved", "normal"))
+    choice("method", options.method, ("idle", "nice"))
+    in_range("sample_s", options.sample_s, 0.2, 60, unit="seconds")
+    in_range("min_percent", options.min_percent, 1, 100, unit="percent")
+    in_range("revert_after", options.revert_after, 0, 7 * 86400, unit="seconds")
+    for name, expressions in (("demote", options.demote), ("protect", options.protect)):
+        hint = f"Name a part of the command line, or leave {name} out."
+        no_empty_entry(name, expressions, reason="it would match every process", hint=hint)
+        for expression in expressions:
+            regular_expression(name, expression)
 
 
 def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:

@@ -10,6 +10,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field, replace
 
+from ..core.options import choice, choices, in_range, no_empty_entry
 from ..core.results import OpsError, Result
 from ..host import processes
 from ..services import broker, gates, redis_config, redis_errors
@@ -65,6 +66,7 @@ _RANGES: t.Tuple[t.Tuple[str, float, float], ...] = (
     ("cooldown", 0, 86400),
     ("log_lines", 0, 1000),
 )
+_COUNTS = ("max_restarts", "log_lines")
 
 
 def run(services: t.Sequence[Service], control: Manager, options: Options, *, check_mode: bool = False) -> Result:
@@ -89,9 +91,7 @@ def run(services: t.Sequence[Service], control: Manager, options: Options, *, ch
 
 def _validate(options: Options, services: t.Sequence[Service] = ()) -> None:
     for name, low, high in _RANGES:
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise OpsError(f"{name} is {value:g}.", hint=f"It goes from {low:g} to {high:g}.")
+        in_range(name, getattr(options, name), low, high, unit="" if name in _COUNTS else "seconds")
     if options.healthy_deadline < options.min_healthy_time:
         raise OpsError("healthy_deadline is shorter than min_healthy_time.", hint="No service could ever pass.")
     for service in services:
@@ -103,13 +103,10 @@ def _validate(options: Options, services: t.Sequence[Service] = ()) -> None:
                 " (min_healthy_time).",
                 hint="It could never pass: give it a longer healthy_deadline.",
             )
-    if not all(options.queues):
-        raise OpsError("queues holds an empty name.", hint="Name Celery queues, for example celery.")
-    if options.state not in ("restarted", "started"):
-        raise OpsError(f"state {options.state!r} is not known.", hint="Choose restarted or started.")
-    strange = sorted(set(options.only_if) - set(REASONS))
-    if strange:
-        raise OpsError(f"only_if does not know {', '.join(strange)}.", hint=f"Choose of {', '.join(REASONS)}.")
+    no_empty_entry("queues", options.queues, hint="Name Celery queues, for example celery.")
+    choice("state", options.state, ("restarted", "started"))
+    if options.only_if:
+        choices("only_if", options.only_if, REASONS)
 
 
 @dataclass

@@ -15,10 +15,10 @@ import signal
 import subprocess
 import time
 import typing as t
-import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.options import choice, choices, in_range, matching, url
 from ..core.results import OpsError, Result
 from ..host import files, run_as, subprocesses
 from ..host.audio import describe
@@ -29,6 +29,7 @@ CHAINS: t.Dict[str, t.Tuple[str, ...]] = {
     "coqui": ("coqui", "edge", "espeak", "pyttsx3"),
     "fallback": ("espeak", "pyttsx3"),
 }
+_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural")
 ENGINES: t.Tuple[str, ...] = CHAINS["edge"]
 #: What ``apt`` and ``pip`` call them, and the oldest version that works: Edge's service refuses edge-tts before 7.2.3 with 403.
 PACKAGES: t.Dict[str, t.Tuple[str, str, str]] = {
@@ -123,28 +124,17 @@ class Engine:
 
 def validate(options: Options) -> None:
     """Refuses what makes no sense, before anything is touched."""
-    strange = sorted(set(options.engines) - set(ENGINES))
-    if strange or not options.engines:
-        raise OpsError(
-            f"Unknown engines: {', '.join(strange) or 'none given'}.", hint=f"Choose from {', '.join(ENGINES)}."
-        )
-    if options.primary not in CHAINS:
-        raise OpsError(f"The primary engine {options.primary!r} is unknown.", hint=f"Choose from {', '.join(CHAINS)}.")
+    choices("engines", options.engines, tuple(ENGINES))
+    choice("primary", options.primary, tuple(CHAINS))
     if not options.text.strip() or len(options.text) > 500 or "\0" in options.text:
         raise OpsError(
-            "The text of the proof is empty, longer than 500 characters or holds a NUL.", hint="Give a short sentence."
+            f"text must be 1 to 500 characters without a NUL, got {len(options.text)}.", hint="Give a short sentence."
         )
-    if not re.fullmatch(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural", options.voice):
-        raise OpsError(f"{options.voice!r} is no voice of Edge.", hint="Such as en-US-AriaNeural.")
-    if not 1 <= options.timeout <= 120 or not 1 <= options.install_timeout <= 7200:
-        raise OpsError("A time limit is out of range.", hint="timeout: 1 to 120 s; install_timeout: 1 to 7200 s.")
-    try:
-        parts = urllib.parse.urlsplit(options.proxy)
-        usable = not options.proxy or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError("The proxy is no http or https URL.", hint="Such as http://proxy:3128.")
+    matching("voice", options.voice, _VOICE, "a voice of Edge", hint="For example en-US-AriaNeural.")
+    in_range("timeout", options.timeout, 1, 120, unit="seconds")
+    in_range("install_timeout", options.install_timeout, 1, 7200, unit="seconds")
+    if options.proxy:
+        url("proxy", options.proxy, hint="For example http://proxy:3128.")
     python = options.backend_python
     if python and not (os.path.isabs(python) and os.access(python, os.X_OK) and os.path.isfile(python)):
         raise OpsError(

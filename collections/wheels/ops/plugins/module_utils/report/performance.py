@@ -19,6 +19,8 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.options import in_range
+from ..core.options import url as require_url
 from ..core.results import OpsError
 from ..core.units import readable
 from ..health.thresholds import DEFAULTS, Thresholds
@@ -154,8 +156,7 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
     import requests
 
     url = f"{base_url}/api/v1/system/performance/report"
-    if not url.startswith(("http://", "https://")):
-        raise OpsError(f"{base_url!r} is no http address.", hint="Correct base_url.")
+    require_url("base_url", base_url)
     try:
         answer = requests.get(url, params={"days": str(days)}, headers={"X-Ops-Token": token}, timeout=timeout)
         if answer.status_code in (401, 403):
@@ -171,7 +172,7 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
             hint="Look whether it runs.",
         ) from error
     if not isinstance(found, dict) or not isinstance(found.get("metrics_summary"), dict):
-        raise OpsError(f"What {url} answered is no performance report.", hint="Look what runs there.")
+        raise OpsError(f"Unexpected response from {url}: no performance report.", hint="Check what listens there.")
     return found
 
 
@@ -336,10 +337,8 @@ class Options:
 
 def report(options: Options, *, notes: t.Sequence[str] = (), now: t.Optional[float] = None) -> t.Dict[str, t.Any]:
     """Everything that was measured in the last ``days``. ``notes`` says what could not be had, beginning with the caller's."""
-    if not 1 <= options.days <= KEPT_DAYS:
-        raise OpsError(f"days is {options.days}.", hint=f"It goes from 1 to {KEPT_DAYS}: the backend keeps no more.")
-    if not 1 <= options.minimum_days <= options.days:
-        raise OpsError(f"minimum_days is {options.minimum_days}.", hint=f"It goes from 1 to days ({options.days}).")
+    in_range("days", options.days, 1, KEPT_DAYS, hint="The backend keeps no more.")
+    in_range("minimum_days", options.minimum_days, 1, options.days, hint="It cannot exceed days.")
     moment = time.time() if now is None else now
     since = moment - 86400 * options.days
     said = list(notes)

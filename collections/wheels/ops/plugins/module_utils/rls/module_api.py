@@ -9,6 +9,7 @@ import datetime
 import typing as t
 from pathlib import Path
 
+from ..core.options import in_range
 from ..core.results import OpsError, Result
 from ..database import connect, scripts
 from .audit.audits import Audit, audit
@@ -31,11 +32,8 @@ def arguments() -> t.Dict[str, t.Dict[str, t.Any]]:
 def _timeouts(params: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     timeouts = {f"{name}_ms": int(params[name] * 1000) for name in ("lock_timeout", "statement_timeout")}
     for name, value in timeouts.items():
-        if value <= 0:
-            raise OpsError(
-                f"{name[:-3]} must be more than 0 seconds.",
-                hint="Without a limit a busy table would hold everything up.",
-            )
+        hint = "Without a limit a busy table would hold everything up."
+        in_range(name[:-3], value / 1000, 0, unit="seconds", above=True, hint=hint)
     return timeouts
 
 

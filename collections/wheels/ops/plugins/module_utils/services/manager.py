@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ..core.options import choice
 from ..core.results import OpsError
 from .model import Manager
 from .supervisor import Supervisor, find_socket
@@ -12,8 +13,7 @@ from .systemd import Systemd, available
 
 def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
     """The service manager: ``systemd``, ``supervisor``, or ``auto``: supervisord where its socket is named, else systemd, else any supervisord."""
-    if kind not in ("auto", "systemd", "supervisor"):
-        raise OpsError(f"{kind!r} is no service manager.", hint="Choose auto, systemd or supervisor.")
+    choice("service_manager", kind, ("auto", "systemd", "supervisor"))
     if kind == "systemd" or (kind == "auto" and not socket and available()):
         return Systemd()
     if kind == "auto" and not socket and not find_socket():

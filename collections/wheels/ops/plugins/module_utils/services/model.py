@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import re
 import typing as t
-import urllib.parse
 from dataclasses import asdict, dataclass, field, replace
 
+from ..core import options
 from ..core.results import OpsError
 from .broker import require_database
 
@@ -17,7 +17,6 @@ GATES: t.Tuple[str, ...] = ("none", "state", "tcp", "http", "redis", "celery", "
 _NAME = re.compile(r"[A-Za-z0-9_@:.\\][A-Za-z0-9_@:.\\-]*")
 
 
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS: t.FrozenSet[str] = frozenset({"name", "unit", "depends_on", "watch_files", "gate"})
 
 
@@ -134,19 +133,11 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
     """
     services = []
     for entry in raw:
-        strange = sorted(map(str, set(entry) - _KEYS))
-        if strange:
-            raise OpsError(
-                f"An entry in services has unknown keys: {', '.join(strange)}.",
-                hint=f"Known are: {', '.join(sorted(_KEYS))}.",
-            )
+        options.known_keys("An entry in services", entry, _KEYS)
         name = str(entry.get("name") or "")
         unit = str(entry.get("unit") or name)
         for word in (name, unit):
-            if not _NAME.fullmatch(word):
-                raise OpsError(
-                    f"{word!r} is not a name of a service.", hint="Use letters, digits and @ _ . : - (not first)."
-                )
+            options.matching("The name of a service", word, _NAME, "letters, digits and @ _ . : - (not first)")
         services.append(
             Service(
                 name=name,
@@ -156,15 +147,12 @@ def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
                 watch_files=tuple(entry.get("watch_files") or ()),
             )
         )
-    if not services:
-        raise OpsError("No service is named.", hint="Give at least one entry in services.")
+    options.not_empty("services", services, hint="Give at least one entry in services.")
     for service in services:
-        for path in (*service.watch_files, service.gate.schedule_file):
-            if path and not path.startswith("/"):
-                raise OpsError(
-                    f"The file {path!r} of {service.name} is not absolute.",
-                    hint="Give its full path in watch_files or schedule_file.",
-                )
+        for path in service.watch_files:
+            options.absolute_path(f"watch_files of {service.name}", path)
+        if service.gate.schedule_file:
+            options.absolute_path(f"schedule_file of {service.name}", service.gate.schedule_file)
     names = [service.name for service in services]
     for name in names:
         if names.count(name) > 1:
@@ -201,77 +189,46 @@ def _with_broker(service: Service, services: t.Sequence[Service]) -> Service:
 def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
     """A gate with its defaults; see ``parse_services`` for the errors."""
     given = {key: value for key, value in raw.items() if value is not None}
-    unknown = sorted(set(given) - set(Gate.__dataclass_fields__))
-    if unknown:
-        raise OpsError(
-            f"The gate of {service} has unknown keys: {', '.join(unknown)}.",
-            hint=f"Known are: {', '.join(Gate.__dataclass_fields__)}.",
-        )
+    options.known_keys(f"The gate of {service}", given, Gate.__dataclass_fields__)
     if "status" in given:
         codes = given["status"] if isinstance(given["status"], (list, tuple)) else [given["status"]]
-        given["status"] = tuple(_number(service, "status", code, int) for code in codes)
+        given["status"] = tuple(options.number(f"status in the gate of {service}", code, int) for code in codes)
     # A dictionary of an inventory comes as it was written: a templated port is a string.
     for key, kind in (("port", int), ("timeout", float), ("min_healthy_time", float), ("healthy_deadline", float)):
         if key in given:
-            given[key] = _number(service, key, given[key], kind)
+            given[key] = options.number(f"{key} in the gate of {service}", given[key], kind)
     for key in ("headers", "body_json"):
         if not isinstance(given.get(key, {}), dict):
             raise OpsError(
-                f"{key} in the gate of {service} is no dictionary.", hint=f"For example {key}: {{NAME: VALUE}}."
+                f"{key} in the gate of {service} must be a dictionary.", hint=f"For example {key}: {{NAME: VALUE}}."
             )
     gate = Gate(**given)
-    if gate.type not in GATES:
-        raise OpsError(
-            f"The gate of {service} has the unknown type {gate.type!r}.", hint=f"Choose one of {', '.join(GATES)}."
-        )
+    options.choice(f"type in the gate of {service}", gate.type, GATES)
     if gate.type in ("http", "redis", "celery") and not gate.url:
         raise OpsError(
             f"The {gate.type} gate of {service} needs a url.",
             hint="For example http://127.0.0.1:8000/readyz or redis://127.0.0.1:6379/0.",
         )
-    schemes = {
-        "http": ("http", "https"),
-        "redis": ("redis", "rediss", "unix"),
-        "celery": ("redis", "rediss", "unix"),
-    }.get(gate.type)
-    if schemes and urllib.parse.urlsplit(gate.url).scheme not in schemes:
-        # The URL itself may hold a password: it is not repeated.
-        raise OpsError(
-            f"The url in the {gate.type} gate of {service} has the wrong scheme.",
-            hint=f"It begins with one of {', '.join(schemes)}.",
-        )
-    if gate.type == "tcp" and not 0 < gate.port < 65536:
-        raise OpsError(f"The tcp gate of {service} needs a port from 1 to 65535.")
+    if gate.type == "tcp":
+        options.in_range(f"port in the gate of {service}", gate.port, 1, 65535)
     if gate.type == "tcp" and not gate.host:
         raise OpsError(f"The tcp gate of {service} needs a host.", hint="For example 127.0.0.1.")
     if gate.url:
-        _require_address(service, gate)
-    for name, header in gate.headers.items():
-        if not _HEADER.fullmatch(str(name)) or re.search(r"[\r\n\0]", str(header)):
-            raise OpsError(
-                f"The gate of {service} has a header that cannot be sent: {str(name)!r}.",
-                hint="A name of letters, digits and -, a value of one line.",
-            )
-    if not all(100 <= code <= 599 for code in gate.status) or not gate.status:
-        raise OpsError(
-            f"The gate of {service} expects the impossible status {list(gate.status)}.",
-            hint="HTTP codes go from 100 to 599.",
-        )
-    try:
-        re.compile(gate.body_regex)
-        re.compile(gate.node)
-    except re.error as error:
-        raise OpsError(f"The gate of {service} has a regular expression that cannot be read: {error}.") from None
+        schemes = {"http": options.HTTP, "redis": options.REDIS, "celery": options.REDIS, "beat": options.REDIS}
+        options.url(f"url in the gate of {service}", gate.url, schemes.get(gate.type, options.ADDRESS))
+        require_database(gate.url)
+    options.headers(f"headers in the gate of {service}", gate.headers)
+    options.not_empty(f"status in the gate of {service}", gate.status, hint="For example [200].")
+    for code in gate.status:
+        options.in_range(f"status in the gate of {service}", code, 100, 599)
+    options.regular_expression(f"body_regex in the gate of {service}", gate.body_regex)
+    options.regular_expression(f"node in the gate of {service}", gate.node)
     for key in ("timeout", "min_healthy_time", "healthy_deadline"):
         value = getattr(gate, key)
-        if value is not None and not 0 <= value <= 3600:
-            raise OpsError(f"{key} in the gate of {service} is {value:g} s.", hint="It goes from 0 to 3600.")
-    for key in ("timeout", "healthy_deadline"):
-        if getattr(gate, key) == 0:
-            raise OpsError(
-                f"{key} in the gate of {service} is 0 s.",
-                hint="It goes from above 0 to 3600: nothing answers in no time.",
-            )
+        if value is not None:
+            # Nothing answers in no time; a gate need not hold for any.
+            above = key != "min_healthy_time"
+            options.in_range(f"{key} in the gate of {service}", value, 0, 3600, unit="seconds", above=above)
     if (
         gate.healthy_deadline is not None
         and gate.min_healthy_time is not None
@@ -281,30 +238,3 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
             f"healthy_deadline in the gate of {service} is shorter than min_healthy_time.", hint="It could never pass."
         )
     return gate
-
-
-def _number(service: str, key: str, value: t.Any, kind: t.Callable[[t.Any], t.Any]) -> t.Any:
-    try:
-        if isinstance(value, bool):
-            raise TypeError("a truth value is no number")
-        return kind(value)
-    except (TypeError, ValueError):
-        raise OpsError(
-            f"{key} in the gate of {service} is {value!r}, which is no number.", hint="Give a number."
-        ) from None
-
-
-def _require_address(service: str, gate: Gate) -> None:
-    """Raises ``OpsError`` where nothing can be asked at the gate's url. The url itself may hold a password: it is not repeated."""
-    try:
-        parts = urllib.parse.urlsplit(gate.url)
-        usable = parts.scheme == "unix" or (bool(parts.hostname) and parts.port != 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError(
-            f"The url in the gate of {service} has no host, or no port from 1 to 65535.",
-            hint="For example http://127.0.0.1:8000/readyz.",
-        )
-    if parts.scheme in ("redis", "rediss"):
-        require_database(gate.url)

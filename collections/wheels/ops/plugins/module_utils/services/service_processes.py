@@ -22,7 +22,7 @@ def service_pids(services: t.Sequence[t.Mapping[str, t.Any]], manager: t.Callabl
     strange = [service.unit for service in parsed if not states[service.unit].exists]
     if strange:
         raise OpsError(
-            f"The service manager does not know {', '.join(strange)} in services.",
+            f"Unknown units in services: {', '.join(strange)}.",
             hint="Install the unit, or name it with unit.",
         )
     return frozenset(pid for service in parsed for pid in control.pids(states[service.unit]))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 # Ansible sends with a module what its files import: these bring everything that the programs and the command line need.
 from .. import __main__ as command_line
+from ..core import options
 from ..core.results import OpsError, Result
 from ..host.files import sha256
 from . import launcher, monitor, program_links, recovery
@@ -61,9 +62,10 @@ def run(
     ``links``, ``link_dir``: the links of the programs, as ``program_links.run`` takes them.
     """
     target = Path(path)
-    if not target.is_absolute() or ".." in target.parts or len(target.parts) < 3:
+    options.absolute_path("path", path)
+    if len(target.parts) < 3:
         raise OpsError(
-            f"path is {path!r}.",
+            f"path must be a directory below another, got {path!r}.",
             hint="Give the absolute path of a directory of its own, such as /opt/wheels-ops/lib/wheels_ops.",
         )
     if target.is_symlink() or (target.exists() and not target.is_dir()):

@@ -26,7 +26,7 @@ PACKAGES: t.Dict[str, str] = {
     "websocket": "websocket-client",
     "pglast": "pglast",
 }
-#: Exit status of a monitor that could not tell.
+#: Exit status of a monitor whose result is unknown.
 UNKNOWN = 3
 _MARK = "WHEELS_OPS_INTERPRETER"
 _DEFAULT_VENV = "/opt/wheels-ops/venv"

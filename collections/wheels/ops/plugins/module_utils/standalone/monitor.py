@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
             f"Measures this host from outside: {', '.join(subject.title for subject in REGISTRY)}. Changes nothing."
         ),
         epilog=(
-            "Exit status: 0 everything is healthy, 1 warning, 2 critical, 3 could not tell. Secrets belong into the"
+            "Exit status: 0 everything is healthy, 1 warning, 2 critical, 3 unknown. Secrets belong into the"
             " configuration (/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and DATABASE_URL, never onto a"
             " command line."
         ),
@@ -210,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(words: t.Optional[t.Sequence[str]] = None) -> int:
-    """The command line; gives the exit status. What cannot be told is 3, in one line on standard error."""
+    """The command line; gives the exit status. What is unknown is 3, in one line on standard error."""
     options = parser().parse_args(words)
     started = time.monotonic()
     settings = None
@@ -224,12 +224,14 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         with program_output.deadline(settings.deadline):
             report = _looked(settings, started)
     except (OpsError, program_output.DeadlineExceeded) as error:
-        return program_output.could_not_tell(str(error), settings, as_json=options.json)
+        return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
-        return program_output.could_not_tell("Interrupted.", settings, as_json=options.json)
+        return program_output.report_unknown("Interrupted.", settings, as_json=options.json)
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return program_output.could_not_tell(
-            f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
+        return program_output.report_unknown(
+            f"Internal error in wheels.ops; please report it: {type(error).__name__}: {error}",
+            settings,
+            as_json=options.json,
         )
     written = program_output.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")

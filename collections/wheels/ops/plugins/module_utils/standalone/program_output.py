@@ -265,7 +265,7 @@ def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
     return True
 
 
-def could_not_tell(message: str, settings: t.Optional[Settings], *, as_json: bool) -> int:
+def report_unknown(message: str, settings: t.Optional[Settings], *, as_json: bool) -> int:
     """Ends a run without a report: one line, without any secret."""
     said = message if settings is None else settings.scrubbed(message)
     sys.stdout.write(json.dumps({"status": "unknown", "msg": said}) + "\n" if as_json else f"UNKNOWN: {said}\n")

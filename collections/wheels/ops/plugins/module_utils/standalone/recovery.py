@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 from ..checks import suite
+from ..core.options import choices
 from ..core.results import OpsError, Result
 from ..database import scripts as sql_script
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
@@ -673,7 +674,7 @@ def parser() -> argparse.ArgumentParser:
         ),
         epilog=(
             "Exit status: 0 everything is healthy (now), 1 a warning is left or a remedy failed, 2 something critical"
-            " is left, 3 could not tell or another run holds the host; with --dry-run that of the present state."
+            " is left, 3 unknown or another run holds the host; with --dry-run that of the present state."
             " Secrets belong into the configuration (/etc/wheels-ops/monitor.json, mode 0600) or into REDIS_URL and"
             " DATABASE_URL, never onto a command line."
         ),
@@ -727,12 +728,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         if options.repair_database:
             settings = replace(settings, recovery=replace(settings.recovery, repair_database=True))
         only = [word for word in options.only.replace(" ", "").split(",") if word]
-        strange = sorted(set(only) - {action.value for action in RecoveryAction})
-        if strange:
-            raise OpsError(
-                f"There is no action {', '.join(strange)}.",
-                hint=f"Choose of {', '.join(action.value for action in RecoveryAction)}.",
-            )
+        if only:
+            choices("--only", only, [action.value for action in RecoveryAction])
         recovery = AutomatedRecovery(
             settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only, lock_force=options.lock_force
         )
@@ -752,14 +749,16 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         ):
             made = recovery.run()
     except OpsError as error:
-        return program_output.could_not_tell(str(error), settings, as_json=options.json)
+        return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
-        return program_output.could_not_tell(
+        return program_output.report_unknown(
             "Interrupted; what was begun is not proved.", settings, as_json=options.json
         )
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
-        return program_output.could_not_tell(
-            f"Defect in wheels.ops, please report it: {type(error).__name__}: {error}", settings, as_json=options.json
+        return program_output.report_unknown(
+            f"Internal error in wheels.ops; please report it: {type(error).__name__}: {error}",
+            settings,
+            as_json=options.json,
         )
     written = program_output.write_report(options.output, made)
     sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")

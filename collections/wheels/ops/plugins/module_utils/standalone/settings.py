@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..checks import suite
+from ..core.options import in_range, known_keys
 from ..core.redaction import redact_value, secrets_of
 from ..core.results import OpsError
 from ..health.thresholds import parse
@@ -117,8 +118,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
         _discover(checks, asked, notes)
     checks.update(asked)
     deadline = _typed("deadline", given.get("deadline", DEADLINE), DEADLINE)
-    if not MARGIN + 1 <= deadline <= 3600:
-        raise OpsError(f"deadline is {deadline:g} s.", hint=f"It goes from {MARGIN + 1:g} to 3600.")
+    in_range("deadline", deadline, MARGIN + 1, 3600, unit="seconds")
     state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", given.get("state_dir", ""), "") or _state_dir(env)
     checks["thresholds"] = parse(checks.get("thresholds") or {})
     options = suite.Options(**checks)
@@ -172,11 +172,7 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
         raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
     if not isinstance(found, dict):
         raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
-    strange = sorted(set(found) - {"checks", "recovery", "state_dir", "deadline"})
-    if strange:
-        raise OpsError(
-            f"{path} has unknown keys: {', '.join(strange)}.", hint="Known are: checks, recovery, state_dir, deadline."
-        )
+    known_keys(str(path), found, ("checks", "recovery", "state_dir", "deadline"))
     return found
 
 
@@ -184,13 +180,8 @@ def _section(given: t.Mapping[str, t.Any], name: str, default: t.Any) -> t.Dict[
     section = given.get(name, {})
     known = {each.name: getattr(default, each.name) for each in fields(default)}
     if not isinstance(section, dict):
-        raise OpsError(f"{name} in the configuration is no object.", hint=f"Its keys are: {', '.join(known)}.")
-    strange = sorted(set(section) - set(known))
-    if strange:
-        raise OpsError(
-            f"{name} in the configuration has unknown keys: {', '.join(strange)}.",
-            hint=f"Known are: {', '.join(known)}.",
-        )
+        raise OpsError(f"{name} in the configuration must be an object.", hint=f"Its keys are {', '.join(known)}.")
+    known_keys(f"{name} in the configuration", section, known)
     return {key: _typed(f"{name}.{key}", value, known[key]) for key, value in section.items()}
 
 
@@ -199,7 +190,10 @@ def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
     kinds: t.Dict[type, t.Tuple[str, t.Callable[[], bool]]] = {
         bool: ("true or false", lambda: isinstance(value, bool)),
         int: ("a whole number", lambda: isinstance(value, int) and not isinstance(value, bool)),
-        float: ("a number", lambda: isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0),
+        float: (
+            "a number that is not negative",
+            lambda: isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0,
+        ),
         str: ("a text", lambda: isinstance(value, str)),
         tuple: ("a list", lambda: isinstance(value, list)),
         dict: ("an object", lambda: isinstance(value, dict)),
@@ -208,7 +202,8 @@ def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
     kind, fits = kinds[type(default)]
     if not fits():
         raise OpsError(
-            f"{name} in the configuration is not {kind}.", hint="Let the role monitoring write it again, or correct it."
+            f"{name} in the configuration must be {kind}.",
+            hint="Let the role monitoring write it again, or correct it.",
         )
     return float(value) if isinstance(default, float) else tuple(value) if isinstance(default, tuple) else value
 

@@ -11,6 +11,7 @@ import stat
 import typing as t
 from pathlib import Path
 
+from ..core.options import absolute_path
 from ..core.results import OpsError
 
 _MAX_LINKS = 40
@@ -32,10 +33,7 @@ def require(
     ``name``, ``setting``: what it is, and the variable that names it, for the message.
     """
     path = Path(directory)
-    if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
-        raise OpsError(
-            f"{setting.replace('wheels_ops_', '')} is {str(directory)!r}.", hint="Give an absolute path without '..'."
-        )
+    absolute_path(setting.replace("wheels_ops_", ""), str(directory))
     links = 0
     place, left = Path("/"), list(path.parts[1:])
     _check(place, path, last=False, words=(name, setting))

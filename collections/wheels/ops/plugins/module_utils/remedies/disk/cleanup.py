@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 from ...checks.disk import directory_bytes, filesystem
 from ...core import units
+from ...core.options import absolute_path, choice, choices, in_range, number
 from ...core.results import OpsError, Result
 from ...host import open_files
-from ...host.safe_tree import Directory, Seen, Tree, absolute, require_safe
+from ...host.safe_tree import Directory, Seen, Tree, require_safe
 from . import sources as disk_sources
 
 #: Candidates that are held in memory at once. Where there are more, the tree is walked again for the next oldest.
@@ -157,16 +158,15 @@ def _name_filter(source: Source) -> t.Optional[t.Callable[[str], object]]:
 def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     """A source from a caller's dictionary; ages and sizes with units. Raises ``OpsError`` for nonsense."""
     kind = str(given.get("kind") or "files")
-    if kind not in KINDS:
-        raise OpsError(f"There is no kind {kind!r} of sources.", hint=f"Choose of {', '.join(KINDS)}.")
+    choice("kind of a source", kind, KINDS)
     named = str(given.get("path") or disk_sources.PLACES.get(kind, ""))
     if not named:
-        raise OpsError("A source of files has no path.", hint="Name its directory.")
+        raise OpsError("path of a source of files must not be empty.", hint="Name its directory.")
     # The programs that own the other kinds clear them; what may not be cleaned as a whole may be cleared so.
     path = (
         require_safe(named, "path of a source")
         if kind in ("files", "core_dumps")
-        else absolute(named, "path of a source")
+        else absolute_path("path of a source", named)
     )
     names = {
         key: tuple(given.get(key) or default)
@@ -175,17 +175,14 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
     for pattern in names["patterns"] + names["exclude"]:
         if not pattern or "/" in pattern or ".." in pattern:
             raise OpsError(
-                f"The pattern {pattern!r} of {path} is no pattern for a name.",
+                f"patterns of {path} must be patterns for a name, got {pattern!r}.",
                 hint="Use *, ? and [a-z]; directories belong into path.",
             )
-    strange = sorted(set(names["age_by"]) - set(_AGES))
-    if strange:
-        raise OpsError(f"age_by of {path} names {', '.join(strange)}.", hint=f"Choose of {', '.join(_AGES)}.")
+    choices(f"age_by of {path}", names["age_by"], _AGES)
     if kind == "core_dumps" and not given.get("patterns"):
         names["patterns"] = ("core*",)
     keep = int(given.get("keep_newest") or 0)
-    if not 0 <= keep <= 1_000_000:
-        raise OpsError(f"keep_newest of {path} is {keep}.", hint="It goes from 0 to 1,000,000.")
+    in_range(f"keep_newest of {path}", keep, 0, 1_000_000)
     return Source(
         path=path,
         age=units.duration(given.get("age") or 0, f"age of {path}"),
@@ -203,18 +200,18 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
 def parse_target(given: t.Mapping[str, t.Any]) -> Target:
     """A target from a caller's dictionary. Raises ``OpsError`` for nonsense."""
     directories = tuple(
-        os.path.realpath(absolute(str(path), "directories of a target")) for path in given.get("directories") or ()
+        os.path.realpath(absolute_path("directories of a target", str(path))) for path in given.get("directories") or ()
     )
     place = str(given.get("filesystem") or "")
     if bool(directories) == bool(place):
-        raise OpsError("A target names neither a filesystem nor directories, or both.", hint="Give one of them.")
-    target = Target(filesystem=absolute(place, "filesystem") if place else "", directories=directories)
+        raise OpsError("A target must have either filesystem or directories.", hint="Give one of them.")
+    target = Target(filesystem=absolute_path("filesystem", place) if place else "", directories=directories)
     for key in ("percent", "inodes_percent"):
         value = given.get(key)
         if value is not None:
-            if not 0 < float(value) <= 100:
-                raise OpsError(f"{key} of the target {target.name} is {value}.", hint="It goes from above 0 to 100.")
-            setattr(target, key, float(value))
+            share = number(f"{key} of the target {target.name}", value)
+            in_range(f"{key} of the target {target.name}", share, 0, 100, unit="percent", above=True)
+            setattr(target, key, share)
     if given.get("free_bytes") is not None:
         target.free_bytes = units.size(given["free_bytes"], f"free_bytes of the target {target.name}")
     if directories:
@@ -250,7 +247,7 @@ class Cleanup:
     ) -> None:
         self.sources = sources
         self.targets = targets
-        self.protect = [absolute(path, "protect") for path in protect]
+        self.protect = [absolute_path("protect", path) for path in protect]
         self.check_mode = check_mode
         self.now = time.time() if now is None else now
         self.batch = batch

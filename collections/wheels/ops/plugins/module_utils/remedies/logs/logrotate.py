@@ -13,6 +13,7 @@ import tempfile
 import typing as t
 from pathlib import Path
 
+from ...core import options
 from ...core.results import OpsError
 from ...host import subprocesses
 
@@ -126,6 +127,7 @@ def tell(command: t.Sequence[str]) -> None:
 
 #: Where logrotate's packages keep policies; each file is read by the nightly run.
 POLICIES = "/etc/logrotate.d"
+_POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 FREQUENCIES: t.Tuple[str, ...] = ("hourly", "daily", "weekly", "monthly")
 _MARK = "# Written by wheels.ops. Changes are lost with the next run."
 
@@ -216,11 +218,8 @@ def validated(text: str) -> None:
 
 
 def policy_path(name: str, directory: str = POLICIES) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        # logrotate passes over names with a dot or a tilde without saying so.
-        raise OpsError(
-            f"name is {name!r}, which cannot be that of a policy.", hint="Use letters, digits, - and _, at most 64."
-        )
+    # logrotate passes over names with a dot or a tilde without saying so.
+    options.matching("name", name, _POLICY, "1 to 64 letters, digits, - and _ (not first)")
     return Path(directory, name)
 
 

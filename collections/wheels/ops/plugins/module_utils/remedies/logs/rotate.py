@@ -28,11 +28,12 @@ import typing as t
 from dataclasses import dataclass
 
 from ...core import units
+from ...core.options import absolute_path, choice, in_range, not_empty
 from ...core.results import OpsError, Result
 from ...health.thresholds import LOG_MAX_BYTES
 from ...host import extents, open_files
 from ...host.files import write_atomically
-from ...host.safe_tree import DANGEROUS_BELOW, absolute, open_directory
+from ...host.safe_tree import DANGEROUS_BELOW, open_directory
 from . import archive, logrotate
 from .archive import Ownership, disk_bytes
 
@@ -103,7 +104,7 @@ def unmatched(patterns: t.Sequence[str]) -> t.List[str]:
 
 def log_pattern(pattern: str) -> str:
     """A path or pattern of ``paths``, made normal. Raises ``OpsError`` for one that reaches what is no log: ``/``, files of the system, a directory."""
-    pattern = absolute(pattern, "paths")
+    pattern = absolute_path("paths", pattern)
     literal = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
     if literal == "/" or any(literal == top or literal.startswith(top + "/") for top in DANGEROUS_BELOW):
         raise OpsError(
@@ -138,7 +139,7 @@ class _OpenedAgain(OpsError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"{path} is opened again and again by a writer.",
+            f"A writer keeps reopening {path}.",
             hint="Say with reopen how it is told to reopen, or run it again.",
         )
 
@@ -225,7 +226,7 @@ class Log:
             if status.st_uid not in (0, os.geteuid()):
                 raise OpsError(
                     f"{self.directory_path}/{self.record} is not ours.",
-                    hint="Somebody planted it. Look at it, and remove it.",
+                    hint="Unexpected owner. Inspect and remove the file.",
                 )
             try:
                 return t.cast(t.Dict[str, t.Any], json.loads(file.read()))
@@ -285,7 +286,7 @@ class Log:
             if opened_again and not self.unreadable:
                 raise _OpenedAgain(self.path)
             raise OpsError(
-                f"Somebody writes {self.path} whom this user cannot see.",
+                f"{self.path} is open for writing by a process that this user cannot inspect.",
                 hint="Run as root, on the host itself and not in a container.",
             )
         if wanted == "rename":
@@ -632,7 +633,7 @@ def options_of(given: t.Mapping[str, t.Any]) -> Options:
         try:
             taken["mode"] = int(str(taken["mode"]), 8)
         except ValueError:
-            raise OpsError(f"mode is {taken['mode']!r}.", hint="Give an octal mode such as 0640.") from None
+            raise OpsError(f"mode must be octal, got {taken['mode']!r}.", hint="For example 0640.") from None
     for option, key, look_up in (
         ("owner", "uid", lambda name: pwd.getpwnam(name).pw_uid),
         ("group", "gid", lambda name: grp.getgrnam(name).gr_gid),
@@ -649,25 +650,21 @@ def options_of(given: t.Mapping[str, t.Any]) -> Options:
 
 def validate(options: Options) -> None:
     """Refuses nonsense before anything is touched."""
-    if options.strategy not in STRATEGIES:
-        raise OpsError(f"strategy is {options.strategy!r}.", hint=f"Choose of {', '.join(STRATEGIES)}.")
+    choice("strategy", options.strategy, STRATEGIES)
     if options.strategy == "copytruncate" and not options.allow_loss:
         raise OpsError(
             "copytruncate loses lines that are written while it cuts.",
             hint="Choose strategy auto, or accept that with allow_loss: true.",
         )
-    if not 1 <= options.keep <= 1000:
-        raise OpsError(f"keep is {options.keep}.", hint="It goes from 1 to 1000.")
-    if options.max_size < 4096:
-        raise OpsError(f"max_size is {options.max_size} bytes.", hint="Give 4096 bytes or more, for example 50MB.")
-    if not 1 <= options.reopen_timeout <= 600:
-        raise OpsError(f"reopen_timeout is {options.reopen_timeout:g}.", hint="It goes from 1 to 600 seconds.")
+    in_range("keep", options.keep, 1, 1000)
+    in_range("max_size", options.max_size, 4096, unit="bytes", hint="For example 50MB.")
+    in_range("reopen_timeout", options.reopen_timeout, 1, 600, unit="seconds")
     if options.strategy == "logrotate" and not options.reopen:
         raise OpsError(
             "strategy logrotate does not know how the writers are told to reopen.", hint="Give the command in reopen."
         )
     if options.mode is not None and not 0 <= options.mode <= 0o777:
-        raise OpsError(f"mode is {options.mode:o}.", hint="Give an octal mode such as 0640.")
+        raise OpsError(f"mode must be between 0 and 0777, got {options.mode:o}.", hint="For example 0640.")
 
 
 def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, want_diff: bool = False) -> Result:
@@ -676,8 +673,7 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
     A log that cannot be rotated safely does not keep the others from it: they are rotated first, then ``OpsError`` names it.
     """
     validate(options)
-    if not paths:
-        raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
+    not_empty("paths", paths, hint="For example /var/log/app/*.log.")
     started = time.monotonic()
     logs = find(paths)
     strange = unmatched(paths)  # before a rename: afterwards the log may be its writer's to create
@@ -739,7 +735,7 @@ def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
     if disk_bytes(status) > log.options.max_size:
         if status.st_nlink != 1:
             raise OpsError(
-                f"{log.path} has {status.st_nlink} names.",
+                f"{log.path} has {status.st_nlink} hard links.",
                 hint="A hard link may lead to a file of somebody else. Remove the other name first.",
             )
         try:
@@ -771,10 +767,8 @@ def manage_policy(
     wanted: t.Optional[str] = None
     if state == "present":
         validate(options)
-        if frequency not in logrotate.FREQUENCIES:
-            raise OpsError(f"frequency is {frequency!r}.", hint=f"Choose of {', '.join(logrotate.FREQUENCIES)}.")
-        if not paths:
-            raise OpsError("No log is named.", hint="Give paths, for example /var/log/app/*.log.")
+        choice("frequency", frequency, logrotate.FREQUENCIES)
+        not_empty("paths", paths, hint="For example /var/log/app/*.log.")
         named = list(dict.fromkeys(log_pattern(entry) for entry in paths))
         wanted = logrotate.policy_text(
             named,

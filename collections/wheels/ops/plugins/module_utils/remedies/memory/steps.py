@@ -17,7 +17,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ...checks.memory import resident_bytes
-from ...core import units
+from ...core import options, units
 from ...core.results import OpsError, Result
 from ...host import heap, memory_pressure, processes
 from ...services import broker, redis_errors
@@ -159,8 +159,7 @@ class Application(Rung):
         import requests
 
         url = f"{context.base_url}/api/v1/system/{path}"
-        if not url.startswith(("http://", "https://")):
-            raise OpsError(f"{context.base_url!r} is no http address.", hint="Correct base_url.")
+        options.url("base_url", context.base_url)
         try:
             answer = requests.request(method, url, headers={"X-Ops-Token": context.token}, timeout=context.timeout)
         except requests.RequestException as error:

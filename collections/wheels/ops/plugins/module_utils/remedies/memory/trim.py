@@ -12,12 +12,11 @@ import contextlib
 import functools
 import time
 import typing as t
-import urllib.parse
 from dataclasses import dataclass, field, replace
 
 from ...checks.memory import MEBIBYTE, resident_bytes
 from ...core import units
-from ...core.redaction import redact
+from ...core.options import REDIS, choice, choices, got, in_range, no_empty_entry, url
 from ...core.results import OpsError, Result
 from ...health.thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
 from ...host import memory_pressure
@@ -291,49 +290,24 @@ class _Run:
 
 def validate(options: Options) -> None:
     """Refuses nonsense before anything is touched."""
-    unknown = sorted(set(options.actions) - {name for name, _tier in LADDER})
-    if unknown:
-        raise OpsError(
-            f"There is no action {', '.join(unknown)}.", hint=f"Choose of {', '.join(name for name, _tier in LADDER)}."
-        )
-    if not options.actions:
-        raise OpsError(
-            "actions is empty, so nothing could be done.",
-            hint=f"Choose of {', '.join(name for name, _tier in LADDER)}.",
-        )
-    try:
-        parts = urllib.parse.urlsplit(options.base_url)
-        usable = not options.base_url or (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        )
-    except ValueError:
-        usable = False
-    if not usable:
-        raise OpsError(
-            f"base_url is {redact(options.base_url)!r}, which is no http(s) URL.",
-            hint="For example http://127.0.0.1:8000.",
-        )
-    if options.redis_url and not options.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise OpsError("redis_url is no URL of a Redis.", hint="It looks like redis://user:PASSWORD@host:6379/0.")
+    choices("actions", options.actions, [name for name, _tier in LADDER])
+    if options.base_url:
+        url("base_url", options.base_url)
+    if options.redis_url:
+        url("redis_url", options.redis_url, REDIS)
     broker.require_database(options.redis_url)
     if not options.token.isascii() or not options.token.isprintable():
         raise OpsError(
-            "The ops token cannot be sent in a header.",
-            hint="It is one word of letters, digits and signs, without a line break.",
+            f"token must be letters, digits and signs, {got('token', options.token)}.",
+            hint="It is sent in a header: use one word without a line break.",
         )
-    if not all(options.protect):
-        raise OpsError("protect holds an empty name.", hint="Name services or programs.")
-    if options.scope not in ("host", "services"):
-        raise OpsError(f"scope is {options.scope!r}.", hint="Choose host or services.")
-    for name, low, high in (
-        ("restart_above", 1, 100),
-        ("target", 0, 100),
-        ("timeout", 1, 600),
-        ("verify_after", 0, 300),
-        ("max_restarts", 0, 1000),
-    ):
-        if not low <= getattr(options, name) <= high:
-            raise OpsError(f"{name} is {getattr(options, name):g}.", hint=f"It goes from {low} to {high}.")
+    no_empty_entry("protect", options.protect, hint="Name services or programs.")
+    choice("scope", options.scope, ("host", "services"))
+    in_range("restart_above", options.restart_above, 1, 100, unit="percent")
+    in_range("target", options.target, 0, 100, unit="percent")
+    in_range("timeout", options.timeout, 1, 600, unit="seconds")
+    in_range("verify_after", options.verify_after, 0, 300, unit="seconds")
+    in_range("max_restarts", options.max_restarts, 0, 1000)
     if options.thresholds.warning is None:
         raise OpsError("The warning threshold is missing.", hint="Give it in percent, for example 65.")
     if options.goal > options.tier("warning"):
@@ -580,13 +554,14 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
         limits = {str(name): float(limit) for name, limit in (given.get("memory_limits_mb") or {}).items()}
     except (TypeError, ValueError) as error:
         raise OpsError(
-            "memory_limits_mb is not a number of MiB for every service.", hint="For example {pam-backend: 512}."
+            "memory_limits_mb must be a number of MiB for each service.", hint="For example {pam-backend: 512}."
         ) from error
     options = Options(**taken)
     validate(options)
     if options.application and options.application not in [service.name for service in known]:
         raise OpsError(
-            f"application is {options.application!r}, which is not in services.", hint="Name one of its entries."
+            f"application must be one of services, {got('application', options.application)}.",
+            hint="Name one of its entries.",
         )
     if options.base_url and "application" in options.actions:
         options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
@@ -598,7 +573,7 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
     strange = [unit for unit, state in states.items() if not state.exists]
     if strange:
         raise OpsError(
-            f"The service manager does not know {', '.join(strange)} in services.",
+            f"Unknown units in services: {', '.join(strange)}.",
             hint="Install the unit, or name it with unit.",
         )
     return run(known, control, limits, options, check_mode=check_mode)

@@ -180,7 +180,7 @@ def _once(
             ) from error
         except psycopg2.errors.DeadlockDetected as error:
             raise OpsError(
-                "PostgreSQL resolved a deadlock against us.",
+                "Deadlock detected; PostgreSQL aborted this transaction.",
                 hint="Nothing was changed. Run again.",
                 sqlstate=error.pgcode,
             ) from error
