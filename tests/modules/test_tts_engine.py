@@ -149,18 +149,18 @@ def test_an_edge_library_that_the_service_refuses_is_replaced(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"engines": ("festival",)}, "Unknown engines"),
-        ({"engines": ()}, "none given"),
-        ({"primary": "openai"}, "unknown"),
+        ({"engines": ("festival",)}, "engines must contain only .*, got festival"),
+        ({"engines": ()}, "engines must not be empty"),
+        ({"primary": "openai"}, "primary must be one of .*, got .openai"),
         ({"engines": ("edge",)}, "backend_python"),
         ({"engines": ("espeak",), "backend_python": "python3"}, "is no program"),
         ({"engines": ("espeak",), "backend_python": "/etc/passwd"}, "is no program"),
-        ({"engines": ("espeak",), "text": "  "}, "text of the proof"),
-        ({"engines": ("espeak",), "text": "x" * 501}, "text of the proof"),
-        ({"engines": ("espeak",), "voice": "'; drop"}, "no voice"),
-        ({"engines": ("espeak",), "timeout": 0}, "time limit"),
-        ({"engines": ("espeak",), "proxy": "socks://x"}, "no http"),
-        ({"engines": ("espeak",), "proxy": "http://x:99999"}, "no http"),
+        ({"engines": ("espeak",), "text": "  "}, "text must be 1 to 500 characters"),
+        ({"engines": ("espeak",), "text": "x" * 501}, "text must be 1 to 500 characters"),
+        ({"engines": ("espeak",), "voice": "'; drop"}, "voice must be a voice of Edge"),
+        ({"engines": ("espeak",), "timeout": 0}, "timeout must be between 1 and 120 seconds"),
+        ({"engines": ("espeak",), "proxy": "socks://x"}, "proxy must be an http.s. URL"),
+        ({"engines": ("espeak",), "proxy": "http://x:99999"}, "proxy must be an http.s. URL"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_touched(options: t.Dict[str, t.Any], words: str) -> None:

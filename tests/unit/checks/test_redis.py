@@ -12,6 +12,7 @@ import redis as library
 from wheels_ops.checks import redis as redis_check
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.thresholds import Thresholds
+from wheels_ops.services import redis_errors
 
 INFO: t.Dict[str, t.Any] = {
     "redis_version": "7.0.15",
@@ -269,9 +270,9 @@ def test_a_refused_write_is_critical_and_names_what_helps(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, remedy: str
 ) -> None:
     check = measured(monkeypatch, Wire(probe=error, keys=[(b"user_profile:1", 10)]))
-    why, help_with, _module = redis_check.REFUSALS[code]
+    refused = redis_errors.WRITE_REFUSALS[code]
     assert (check.status, check.remedy, check.details["writes"]) == ("critical", remedy, f"refused: {code}")
-    assert check.message == f"Redis refuses writes ({code}): {why}; {help_with}."
+    assert check.message == f"Redis refuses writes ({code}): {refused.meaning}; {refused.advice}."
     assert "takes writes" not in check.message
 
 

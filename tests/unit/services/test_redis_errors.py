@@ -109,7 +109,7 @@ def test_an_error_says_what_it_means_and_what_to_do(error: errors.RedisError, ki
     found = redis_errors.explain(error, URL)
     assert found.details["redis_error"] == kind == redis_errors.kind(error)
     assert said in found.message and hint in found.hint and "10.0.0.1" in found.message and "word@" not in str(found)
-    assert (kind in redis_errors.REFUSALS) is (kind != "silent")
+    assert redis_errors.answered(error) is (kind != "silent")
     assert redis_errors.missing_right(error) == found.details.get("missing_right", "")
 
 

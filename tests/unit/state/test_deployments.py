@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from wheels_ops.core.results import OpsError
-from wheels_ops.host import json_files, marked_blocks
+from wheels_ops.host import marked_blocks
 from wheels_ops.remedies import backend_patch
 from wheels_ops.state import deployments, documents, leftovers
 
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The lock is the first file that is written, the journal the second."""
     state = tmp_path / "state"
     writes: t.List[Path] = []
-    real = json_files.write_atomically
+    real = documents.write_atomically
 
     def full(path: Path, content: bytes, **options: t.Any) -> None:
         writes.append(path)
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise OpsError(f"Cannot write {path}: No space left on device.")
         real(path, content, **options)
 
-    monkeypatch.setattr(json_files, "write_atomically", full)
+    monkeypatch.setattr(documents, "write_atomically", full)
     with pytest.raises(OpsError, match="No space left"):
         deployments.begin(str(state), "a", holder="one")
     assert [path for path in state.rglob("*") if path.is_file()] == []

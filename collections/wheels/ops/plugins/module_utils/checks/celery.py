@@ -14,7 +14,7 @@ from ..health.check import Check, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import broker, celery_workers, gates, redis_errors
 from .context import HostContext, Options
-from .redis import REFUSALS, answered, error_code, remedy_helps, unserved
+from .redis import remedy_helps
 
 #: Written by the patched backend's beat at every tick (5 s at most), with an expiry of 60 s.
 BEAT_KEY = "pam:beat:heartbeat"
@@ -67,18 +67,17 @@ def check(
     except redis.RedisError as error:
         if redis_errors.missing_right(error):
             raise redis_errors.explain(error, redis_url) from error
-        refusal = error_code(error)
+        refusal = redis_errors.code(error)
         if refusal:
             # A worker that is restarted now cannot write either: it would end in a crash loop.
-            why, help_with, remedy = REFUSALS[refusal]
-            if remedy and not remedy_helps(refusal, client):
-                remedy = ""
+            refused = redis_errors.WRITE_REFUSALS[refusal]
+            remedy = refused.remedy if remedy_helps(refusal, client) else ""
             return Check(
                 name="celery",
                 status="critical",
                 unit="waiting tasks",
                 remedy=remedy,
-                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {why}; {help_with}.",
+                message=f"The broker at {redact_url(redis_url)} refuses writes ({refusal}): {refused.meaning}; {refused.advice}.",
                 details={"workers": {}, "beat": {}},
             )
         if is_ours(error):
@@ -86,14 +85,14 @@ def check(
                 f"The broker at {redact_url(redis_url)} cannot be asked: {str(error).rstrip('.')}.",
                 hint="Check host, name resolution and rights.",
             ) from error
-        lives = answered(error)
+        lives = redis_errors.answered(error)
         return Check(
             name="celery",
             status="critical",
             unit="waiting tasks",
             message=(
                 f"The broker at {redact_url(redis_url)}"
-                f" {unserved(error) if lives else f'does not answer: {type(error).__name__}'}."
+                f" {redis_errors.unserved(error) if lives else f'does not answer: {type(error).__name__}'}."
             ),
             # Workers that are restarted would meet the same refusal.
             remedy="" if lives else "service_restart",

@@ -59,42 +59,6 @@ _LOOKED_AT = 20_000
 #: A write that changes nothing: Redis judges it as any other that needs memory (LOADING, MISCONF, OOM, READONLY, NOREPLICAS, CLUSTERDOWN), and
 #: with an empty value and no such key it makes none (redis.io/commands/setrange). The prefix is one that the application may write under.
 WRITE_PROBE: t.Tuple[str, ...] = ("SETRANGE", "pam:cache:wheels-ops-write-probe", "0", "")
-#: Why Redis refuses writes, by its error code: what it means, what helps, and the module that does it.
-REFUSALS: t.Dict[str, t.Tuple[str, str, str]] = {
-    "OOM": (
-        "its memory is full and nothing may be evicted",
-        "remove what is not needed, or raise maxmemory",
-        "cache_purge",
-    ),
-    "MISCONF": (
-        "it cannot save its data to disk",
-        "free space on its disk, or correct the rights of its directory",
-        "disk_cleanup",
-    ),
-    "READONLY": ("it is a replica", "give the URL of the primary", ""),
-    "NOREPLICAS": ("too few replicas are connected (min-replicas-to-write)", "bring the replicas back", ""),
-    "LOADING": ("it still loads its data", "wait: a restart would begin anew", ""),
-    "MASTERDOWN": (
-        "its primary is gone and it may not serve what it has",
-        "bring the primary back, or promote this one",
-        "",
-    ),
-    "CLUSTERDOWN": ("the cluster is down", "bring the missing nodes back", ""),
-}
-_CODES = {
-    "OutOfMemoryError": "OOM",
-    "ReadOnlyError": "READONLY",
-    "BusyLoadingError": "LOADING",
-    "MasterDownError": "MASTERDOWN",
-    "ClusterDownError": "CLUSTERDOWN",
-}
-
-
-def error_code(error: BaseException) -> str:
-    """The code of Redis' answer (``OOM``, ``MISCONF``, ...), which redis-py takes out of the text of some; empty where there is none."""
-    known = next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), "")
-    first = str(error).split(" ", 1)[0]
-    return known or (first if first in REFUSALS else "")
 
 
 def check(
@@ -149,8 +113,8 @@ def check(
         findings = [
             Finding(
                 "critical",
-                f"Redis at {redact_url(url)} {unserved(error)}",
-                "" if answered(error) else "service_restart",
+                f"Redis at {redact_url(url)} {redis_errors.unserved(error)}",
+                "" if redis_errors.answered(error) else "service_restart",
             )
         ]
     finally:
@@ -167,24 +131,6 @@ def check(
     )
 
 
-def answered(error: BaseException) -> bool:
-    """Whether the server lives and said no, so that a restart of it would change nothing."""
-    return redis_errors.kind(error) != "silent"
-
-
-def unserved(error: BaseException) -> str:
-    """What is the matter with a server that gave us no service, as the end of a sentence about it."""
-    text = str(error).rstrip(".")
-    if not answered(error):
-        return f"does not answer: {text}"
-    what = redis_errors.kind(error)
-    if what == "clients":
-        return f"has no connection free ({text}): close some, or raise maxclients"
-    if what == "busy":
-        return f"is busy with a script ({text}): wait for it, or end it with SCRIPT KILL"
-    return f"answers with an error: {text}; check the user and the database in its URL"
-
-
 def _look(
     client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]
 ) -> t.List[Finding]:
@@ -197,7 +143,7 @@ def _look(
     try:
         client.ping()
     except (redis.ResponseError, redis.exceptions.BusyLoadingError) as error:
-        refusal = error_code(error)  # LOADING, MISCONF and MASTERDOWN refuse a PING, too
+        refusal = redis_errors.code(error)  # LOADING, MISCONF and MASTERDOWN refuse a PING, too
         if not refusal:
             raise
     facts["latency_ms"] = round((time.monotonic() - started) * 1000, 2)
@@ -225,12 +171,15 @@ def _look(
     # A cache that may evict is full all the time, and works.
     full = limits.status(percent) if percent is not None and facts["maxmemory_policy"] == "noeviction" else "ok"
     if refusal:
-        why, help_with, remedy = REFUSALS[refusal]
+        refused = redis_errors.WRITE_REFUSALS[refusal]
+        remedy = refused.remedy
         if refusal == "OOM" and not cached:
             remedy = ""  # nothing of the cache's is there to be purged
         share = f", {percent:.0f} % of maxmemory in use" if refusal == "OOM" and percent is not None else ""
         status = worst(["critical", full]) if refusal == "OOM" else "critical"
-        findings.append(Finding(status, f"Redis refuses writes ({refusal}{share}): {why}; {help_with}", remedy))
+        findings.append(
+            Finding(status, f"Redis refuses writes ({refusal}{share}): {refused.meaning}; {refused.advice}", remedy)
+        )
     if full != "ok" and refusal != "OOM":
         findings.append(
             Finding(
@@ -255,7 +204,7 @@ def _look(
 
 
 def remedy_helps(refusal: str, client: t.Any) -> bool:
-    """Whether the remedy of ``REFUSALS`` would change something: without a key of the cache nothing can be purged."""
+    """Whether the remedy of ``WRITE_REFUSALS`` would change something: without a key of the cache nothing can be purged."""
     import redis
 
     if refusal != "OOM":
@@ -292,7 +241,7 @@ def _refusal(client: t.Any) -> t.Tuple[str, bool]:
     try:
         client.execute_command(*WRITE_PROBE)
     except (redis.ResponseError, redis.exceptions.BusyLoadingError) as error:
-        return error_code(error), bool(error_code(error))
+        return redis_errors.code(error), bool(redis_errors.code(error))
     return "", True
 
 

@@ -254,7 +254,7 @@ class _Run:
                 self.tasks[service.name] = {"before": None, "after": None, "unknown": cause.message}
                 return
             hint = cause.hint
-            if cause.details["redis_error"] not in redis_errors.REFUSALS:
+            if not redis_errors.answered(error):
                 hint = (
                     "Find out why (its log, the url of its gate). Where it is past saving, allow_task_loss restarts it;"
                     " what is not on disk is lost then."

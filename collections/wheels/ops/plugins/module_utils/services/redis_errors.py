@@ -6,14 +6,75 @@ from __future__ import annotations
 
 import re
 import typing as t
+from dataclasses import dataclass
 
 from ..core.redaction import redact_url
 from ..core.results import OpsError
 
-#: Kinds after which it is certain that the server lives: it answered, and only refused.
-REFUSALS: t.FrozenSet[str] = frozenset(
-    {"permission", "password", "loading", "busy", "refused", "replica", "clients", "error"}
-)
+
+@dataclass(frozen=True)
+class WriteRefusal:
+    """Why Redis takes no writes: what its code means, what a person does, and the module that does it (empty: none)."""
+
+    meaning: str
+    advice: str
+    remedy: str = ""
+
+
+#: By the code of the answer (redis.io/docs/latest/develop/reference/protocol-spec, "Simple errors").
+WRITE_REFUSALS: t.Mapping[str, WriteRefusal] = {
+    "OOM": WriteRefusal(
+        "its memory is full and nothing may be evicted",
+        "remove what is not needed, or raise maxmemory",
+        "cache_purge",
+    ),
+    "MISCONF": WriteRefusal(
+        "it cannot save its data to disk",
+        "free space on its disk, or correct the rights of its directory",
+        "disk_cleanup",
+    ),
+    "READONLY": WriteRefusal("it is a replica", "give the URL of the primary"),
+    "NOREPLICAS": WriteRefusal("too few replicas are connected (min-replicas-to-write)", "bring the replicas back"),
+    "LOADING": WriteRefusal("it still loads its data", "wait: a restart would begin anew"),
+    "MASTERDOWN": WriteRefusal(
+        "its primary is gone and it may not serve what it has", "bring the primary back, or promote this one"
+    ),
+    "CLUSTERDOWN": WriteRefusal("the cluster is down", "bring the missing nodes back"),
+    "TRYAGAIN": WriteRefusal("the cluster moves these keys to another node", "wait until it is done"),
+}
+#: Classes of redis-py whose text has lost the code.
+_CLASSES: t.Mapping[str, str] = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "TryAgainError": "TRYAGAIN",
+}
+
+
+def code(error: BaseException) -> str:
+    """The code with which Redis refuses writes (``OOM``, ``MISCONF``, ...); empty for any other error."""
+    known = next((_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CLASSES), "")
+    first = (getattr(error, "status_code", None) or str(error).partition(" ")[0]).upper()
+    return known or (first if first in WRITE_REFUSALS else "")
+
+
+def answered(error: BaseException) -> bool:
+    """Whether the server lives and said no, so that a restart of it would change nothing."""
+    return kind(error) != "silent"
+
+
+def unserved(error: BaseException) -> str:
+    """What is the matter with a server that gave us no service, as the end of a sentence about it."""
+    text, what = str(error).rstrip("."), kind(error)
+    if what == "silent":
+        return f"does not answer: {text}"
+    if what == "clients":
+        return f"has no connection free ({text}): close some, or raise maxclients"
+    if what == "busy":
+        return f"is busy with a script ({text}): wait for it, or end it with SCRIPT KILL"
+    return f"answers with an error: {text}; check the user and the database in its URL"
 
 
 def missing_right(error: BaseException) -> str:
@@ -51,17 +112,13 @@ def kind(error: BaseException) -> str:
         return "clients"  # a connection error for redis-py, yet the server's own answer
     if isinstance(error, redis.exceptions.AuthenticationError):
         return "password"
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        return "loading"
-    if isinstance(error, redis.exceptions.ReadOnlyError):
-        return "replica"
+    refusal = code(error)
+    if refusal:
+        return {"LOADING": "loading", "READONLY": "replica"}.get(refusal, "refused")
     if word == "BUSY":
         return "busy"
     if isinstance(error, redis.exceptions.ResponseError):
-        # Redis-py takes the code off the text where it has a class for it.
-        refused = ("OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-        out_of_memory = type(error).__name__ == "OutOfMemoryError"
-        return "refused" if word in refused or out_of_memory else "error"
+        return "error"
     return "silent"
 
 
@@ -92,6 +149,7 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
         return OpsError(
             f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=what
         )
+    refused = WRITE_REFUSALS.get(code(error))
     messages = {
         "loading": (
             f"Redis at {where} still loads its data.",
@@ -104,7 +162,7 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
         "replica": (f"Redis at {where} is a read-only replica.", "Give the URL of the primary."),
         "refused": (
             f"Redis at {where} refuses to write: {text}.",
-            "Look at its memory (maxmemory), its disk and its log.",
+            f"{refused.advice[0].upper()}{refused.advice[1:]}." if refused else "",
         ),
         "clients": (
             f"Redis at {where} has no connection free: {text}.",

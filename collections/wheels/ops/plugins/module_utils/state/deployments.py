@@ -30,7 +30,6 @@ from pathlib import Path
 from ..core.results import OpsError, Result
 from ..host import marked_blocks, run_as
 from ..host.files import read_regular, sha256
-from ..host.json_files import write_json
 from . import directory as state_directory
 from . import documents, leftovers, lock
 
@@ -109,7 +108,7 @@ class Journal:
     def write(self, manifest: t.Mapping[str, t.Any]) -> None:
         path = self.directory(manifest["id"]) / "manifest.json"
         try:
-            write_json(path, manifest)
+            documents.write(path, manifest)
         except OSError as error:
             raise OpsError(
                 f"Cannot write {path}: {error.strerror}.",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Reads JSON that a crash, a full disk or a person may have damaged."""
+"""JSON in files: written whole, so that a power cut leaves the old content or the new, and read although it may be damaged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typing as t
 from pathlib import Path
 
 from ..core.results import OpsError
+from ..host.files import make_directories, write_atomically
 
 #: A manifest of a thousand files has some 500 kB.
 MAX_BYTES = 64 << 20
@@ -38,6 +39,12 @@ def load(path: Path, *, hint: str) -> t.Optional[t.Dict[str, t.Any]]:
     if not isinstance(value, dict):
         raise Damaged(path, f"it holds {kind(value)} where an object belongs", hint)
     return value
+
+
+def write(path: Path, value: t.Any) -> None:
+    """Raises ``OSError`` where its directory cannot be made, ``OpsError`` where it cannot be written."""
+    make_directories(path.parent)
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
 def content(path: Path, *, hint: str) -> t.Optional[bytes]:

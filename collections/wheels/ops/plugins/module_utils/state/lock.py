@@ -37,7 +37,6 @@ from pathlib import Path
 
 from ..core.results import OpsError
 from ..host.files import sweep_directory
-from ..host.json_files import write_json
 from . import directory, documents
 from . import holder as holders
 
@@ -260,7 +259,7 @@ def write(root: Path, holder: str, purpose: str, *, at: str = "") -> None:
         "host": socket.gethostname(),
         "purpose": purpose,
     }
-    write_json(root / NAME, entry)
+    documents.write(root / NAME, entry)
 
 
 def remove(root: Path) -> None:

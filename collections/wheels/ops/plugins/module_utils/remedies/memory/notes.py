@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...core.results import OpsError
-from ...host import json_files
 from ...state import documents
 from ...state.restarts import require_writable
 
@@ -87,7 +86,7 @@ class Notes:
         whole = [item for item in every.items() if isinstance(item[1], dict) and documents.number(item[1].get("time"))]
         newest = sorted(whole, key=lambda item: -float(item[1]["time"]))[:200]
         try:
-            json_files.write_json(self.path, dict(newest))
+            documents.write(self.path, dict(newest))
         except OSError as error:
             raise OpsError(
                 f"The state directory {self.path.parent} cannot be written: {error.strerror}.",
