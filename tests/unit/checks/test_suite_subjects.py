@@ -11,6 +11,7 @@ import typing as t
 
 import pytest
 
+from wheels_ops.checks import context as check_context
 from wheels_ops.checks import cpu, dead_peer, suite
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
@@ -65,11 +66,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     for name, module in MODULES.items():
         monkeypatch.setattr(module, "check", stand_in(name, module.check))
 
-    def open_manager(kind: str = "auto", socket: str = "") -> Manager:
-        collected["manager"] = {"kind": kind, "socket": socket}
+    def open_manager(kind: str = "auto", socket: str = "", *, username: str, password: str) -> Manager:
+        collected["manager"] = {"kind": kind, "socket": socket, "account": (username, password)}
         return Manager()
 
-    monkeypatch.setattr(suite, "open_manager", open_manager)
+    monkeypatch.setattr(check_context, "open_manager", open_manager)
     return collected
 
 
@@ -176,6 +177,8 @@ def test_what_was_named_reaches_its_check(calls: Calls) -> None:
         "logs": ["/var/log/*.log"],
         "service_manager": "supervisor",
         "supervisor_socket": "/run/s.sock",
+        "supervisor_username": "ops",
+        "supervisor_password": "s3cret",
         "memory_limits_mb": {"api": 512.0},
     }
     suite.run(suite.Options(**options))
@@ -214,7 +217,7 @@ def test_what_was_named_reaches_its_check(calls: Calls) -> None:
     _has(calls["celery"], redis_url="redis://redis/0", waiting=limits["waiting_tasks"])
     assert list(calls["services"].values())[0] == EVERYTHING["services"]
     _has(calls["services"], manager="supervisor", supervisor_socket="/run/s.sock")
-    assert calls["manager"] == {"kind": "supervisor", "socket": "/run/s.sock"}
+    assert calls["manager"] == {"kind": "supervisor", "socket": "/run/s.sock", "account": ("ops", "s3cret")}
 
 
 def test_what_was_not_named_is_as_the_incident_report_and_the_releases_have_it(calls: Calls) -> None:
@@ -226,7 +229,7 @@ def test_what_was_not_named_is_as_the_incident_report_and_the_releases_have_it(c
     _has(calls["rls"], schemas=None)
     _has(calls["websocket"], heartbeat_within=0.0)
     _has(calls["services"], manager="auto", supervisor_socket="")
-    assert calls["manager"] == {"kind": "auto", "socket": ""}
+    assert calls["manager"] == {"kind": "auto", "socket": "", "account": ("", "")}
     assert suite.Options().timeout == 60
 
 
@@ -259,7 +262,7 @@ def test_services_that_cannot_be_asked_for_hide_no_disk(calls: Calls, monkeypatc
     def refuse(*_: t.Any) -> t.Any:
         raise OpsError("Neither systemd nor supervisord runs on this host.")
 
-    monkeypatch.setattr(suite, "open_manager", refuse)
+    monkeypatch.setattr(check_context, "open_manager", refuse)
     report = suite.run(suite.Options(subjects=["memory", "disk"], **EVERYTHING))
     assert [(check["name"], check["status"]) for check in report["checks"]] == [("memory", "unknown"), ("disk", "ok")]
     assert (report["status"], report["failing"]) == ("unknown", ["memory"])

@@ -21,6 +21,7 @@ from wheels_ops.health import scores, subjects
 from wheels_ops.health.subjects import INCIDENTS, NAMES, REGISTRY, Subject
 from wheels_ops.health.thresholds import DEFAULTS
 from wheels_ops.report import report
+from wheels_ops.services import arguments
 from wheels_ops.standalone import monitor, program_output
 from wheels_ops.standalone.settings import Settings
 
@@ -200,7 +201,7 @@ def test_subjects_that_an_inventory_or_scenario_names_exist() -> None:
 def test_options_are_those_of_the_module_and_of_the_role() -> None:
     """What ``Options`` has can be given to the module, and the role passes it on to module and standalone programs."""
     options = {field.name for field in dataclasses.fields(suite.Options)}
-    documented = set(documentation("health_info")["options"]) | {"services"}
+    documented = set(documentation("health_info")["options"]) | {"services", *arguments.MANAGER}
     assert documented == options
     (block,) = loaded("roles/monitoring/tasks/health.yml")
     task = block["block"][0]["wheels.ops.health_info"]

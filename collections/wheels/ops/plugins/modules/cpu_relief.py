@@ -19,14 +19,6 @@ options:
     type: str
     choices: [relieved, normal]
     default: relieved
-  manager:
-    description: What runs the services.
-    type: str
-    choices: [auto, systemd, supervisor]
-    default: auto
-  supervisor_socket:
-    description: The unix socket of supervisord.
-    type: path
   demote:
     description: Regular expressions of command lines that may be made to yield; everything that is not protected where it is empty.
     type: list
@@ -65,6 +57,7 @@ author:
 extends_documentation_fragment:
   - wheels.ops.attributes
   - wheels.ops.services
+  - wheels.ops.service_manager
 attributes:
   diff_mode:
     support: full
@@ -148,7 +141,7 @@ from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import cpu_relief
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
-from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
+from ansible_collections.wheels.ops.plugins.module_utils.services.manager import from_params
 from ansible_collections.wheels.ops.plugins.module_utils.services.service_processes import service_pids
 
 
@@ -157,8 +150,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["relieved", "normal"], "default": "relieved"},
             "services": {**arguments.SERVICES, "default": []},
-            "manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
-            "supervisor_socket": {"type": "path"},
+            **arguments.MANAGER,
             "demote": {"type": "list", "elements": "str", "default": []},
             "protect": {"type": "list", "elements": "str", "default": []},
             "method": {"type": "str", "choices": ["idle", "nice"], "default": "idle"},
@@ -172,7 +164,7 @@ def main() -> None:
     p = module.params
 
     def call() -> Result:
-        pids = service_pids(p["services"], lambda: open_manager(p["manager"], p["supervisor_socket"] or ""))
+        pids = service_pids(p["services"], lambda: from_params(p))
         options = cpu_relief.Options(
             state=p["state"],
             demote=tuple(p["demote"]),

@@ -13,6 +13,7 @@ description:
 extends_documentation_fragment:
   - wheels.ops.attributes.info
   - wheels.ops.services
+  - wheels.ops.service_manager
 options:
   subjects:
     description: What to measure; everything by default.
@@ -118,15 +119,6 @@ options:
     description: Bytes above which a log is too large.
     type: int
     default: 50000000
-  service_manager:
-    description: What runs the services.
-    type: str
-    choices: [auto, systemd, supervisor]
-    default: auto
-  supervisor_socket:
-    description: supervisord's unix socket.
-    type: path
-    default: ""
   memory_limits_mb:
     description: MiB that each service may use, by name.
     type: dict
@@ -253,8 +245,7 @@ def main() -> None:
             "logs": {"type": "list", "elements": "str", "default": []},
             "log_max_bytes": {"type": "int", "default": suite.Options.log_max_bytes},
             "services": {**arguments.SERVICES, "default": []},
-            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
-            "supervisor_socket": {"type": "path", "default": ""},
+            **arguments.MANAGER,
             "memory_limits_mb": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

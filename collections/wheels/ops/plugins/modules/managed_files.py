@@ -17,6 +17,7 @@ description:
   - An interrupted run is finished by the next one.
 extends_documentation_fragment:
   - wheels.ops.attributes
+  - wheels.ops.service_manager
 attributes:
   check_mode:
     support: full
@@ -84,15 +85,6 @@ options:
       - Import with the environment of this running service, so that its settings are found.
       - Its interpreter is taken as well where O(interpreter) is empty. Without effect where the service does not run.
     type: str
-    default: ""
-  service_manager:
-    description: What runs O(environment_of_service).
-    type: str
-    choices: [auto, systemd, supervisor]
-    default: auto
-  supervisor_socket:
-    description: supervisord's unix socket.
-    type: path
     default: ""
   import_environment:
     description:
@@ -180,7 +172,8 @@ from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.host.processes import environment_of, interpreter_of, user_of
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import backend_patch
-from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
+from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
+from ansible_collections.wheels.ops.plugins.module_utils.services.manager import from_params
 
 
 def call(module: AnsibleModule) -> Result:
@@ -199,7 +192,7 @@ def call(module: AnsibleModule) -> Result:
     )
     interpreter, environment, service_uid = given["interpreter"], {}, None
     if given["environment_of_service"] and given["import_module"]:
-        manager = open_manager(given["service_manager"], given["supervisor_socket"])
+        manager = from_params(given)
         pid = manager.states([given["environment_of_service"]])[given["environment_of_service"]].pid
         if pid:
             environment, service_uid = environment_of(pid), user_of(pid)
@@ -231,8 +224,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "verify_in_check_mode": {"type": "bool", "default": False},
             "environment_of_service": {"type": "str", "default": ""},
-            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
-            "supervisor_socket": {"type": "path", "default": ""},
+            **arguments.MANAGER,
             "import_environment": {"type": "dict", "default": {}},
             "force": {"type": "bool", "default": False},
         },

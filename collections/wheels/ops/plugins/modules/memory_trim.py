@@ -24,15 +24,6 @@ description:
     To restart it all the same there is M(wheels.ops.service_restart).
   - Each step is measured. It never drops the page cache, never kills, and puts no code into a running process.
 options:
-  service_manager:
-    description: Who runs the services.
-    type: str
-    choices: [auto, systemd, supervisor]
-    default: auto
-  supervisor_socket:
-    description: The socket of supervisord, where it is not in the usual place.
-    type: path
-    default: ""
   scope:
     description: V(host) measures the host too, V(services) only services, for a machine that serves others.
     type: str
@@ -118,6 +109,7 @@ author:
 extends_documentation_fragment:
   - wheels.ops.attributes
   - wheels.ops.services
+  - wheels.ops.service_manager
 attributes:
   diff_mode:
     support: full
@@ -254,8 +246,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "services": {**arguments.SERVICES, "default": []},
-            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
-            "supervisor_socket": {"type": "path", "default": ""},
+            **arguments.MANAGER,
             "scope": {"type": "str", "choices": ["host", "services"], "default": "host"},
             "memory_limits_mb": {"type": "dict", "default": {}},
             "thresholds": {"type": "dict", "default": {}},

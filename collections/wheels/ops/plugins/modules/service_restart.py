@@ -48,20 +48,6 @@ options:
     description: Whether what depends on a restarted service is restarted too.
     type: bool
     default: true
-  manager:
-    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd, else any supervisord.
-    type: str
-    choices: [auto, systemd, supervisor]
-    default: auto
-  supervisor_socket:
-    description: The unix socket of supervisord; looked for in C(/run) where it is not given.
-    type: path
-  supervisor_username:
-    description: The user of supervisord's C([unix_http_server]), where it asks for one.
-    type: str
-  supervisor_password:
-    description: The password for O(supervisor_username).
-    type: str
   wait_timeout:
     description: Seconds that the manager has to stop or start one service, 1 to 3600.
     type: float
@@ -122,6 +108,7 @@ author:
 extends_documentation_fragment:
   - wheels.ops.attributes
   - wheels.ops.services.graph
+  - wheels.ops.service_manager
 attributes:
   diff_mode:
     support: full
@@ -270,7 +257,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import service_restart
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
-from ansible_collections.wheels.ops.plugins.module_utils.services.manager import open_manager
+from ansible_collections.wheels.ops.plugins.module_utils.services.manager import from_params
 from ansible_collections.wheels.ops.plugins.module_utils.services.model import parse_services
 
 
@@ -287,10 +274,7 @@ def main() -> None:
                 "default": [],
             },
             "with_dependents": {"type": "bool", "default": True},
-            "manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
-            "supervisor_socket": {"type": "path"},
-            "supervisor_username": {"type": "str"},
-            "supervisor_password": {"type": "str", "no_log": True},
+            **arguments.MANAGER,
             "wait_timeout": {"type": "float", "default": 120},
             "wait_sleep": {"type": "float", "default": 0.5},
             "min_healthy_time": {"type": "float", "default": 3},
@@ -315,12 +299,7 @@ def main() -> None:
         module,
         lambda: service_restart.run(
             parse_services(p["services"]),
-            open_manager(
-                p["manager"],
-                p["supervisor_socket"] or "",
-                username=p["supervisor_username"] or "",
-                password=p["supervisor_password"] or "",
-            ),
+            from_params(p),
             service_restart.options_of(p),
             check_mode=module.check_mode,
         ),

@@ -157,8 +157,14 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_state_dir": Variable(
         "str", "/var/lib/wheels-ops", "State directory: lock, journal, original files, history."
     ),
+    "wheels_ops_supervisor_password": Variable(
+        "str", "", "Password for `wheels_ops_supervisor_username`. Keep it in a vault."
+    ),
     "wheels_ops_supervisor_socket": Variable(
         "str", "", "Unix socket of supervisord. Empty: found where the system keeps it."
+    ),
+    "wheels_ops_supervisor_username": Variable(
+        "str", "", "User of supervisord's `[unix_http_server]`, where it asks for one."
     ),
     "wheels_ops_temporary_directories": Variable(
         "list of str", [], "The application's own temporary directories, from which old files are deleted."

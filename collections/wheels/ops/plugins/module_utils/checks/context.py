@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ..health import subjects
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds
+from ..services.manager import open_manager
 from ..services.model import Manager, Service, ServiceState
 
 T = t.TypeVar("T")
@@ -48,7 +49,18 @@ class Options:
     services: t.Sequence[t.Mapping[str, t.Any]] = ()
     service_manager: str = "auto"
     supervisor_socket: str = ""
+    supervisor_username: str = ""
+    supervisor_password: str = field(default="", repr=False)
     memory_limits_mb: t.Mapping[str, float] = field(default_factory=dict)
+
+    def open_manager(self) -> Manager:
+        """The manager of this host's services. Raises ``OpsError`` where there is none."""
+        return open_manager(
+            self.service_manager,
+            self.supervisor_socket,
+            username=self.supervisor_username,
+            password=self.supervisor_password,
+        )
 
     def limits(self, threshold: str) -> Thresholds:
         """The limits of one of the thresholds, by default those of the incident report."""

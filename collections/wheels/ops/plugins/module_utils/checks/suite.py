@@ -11,7 +11,6 @@ from ..core.options import choices
 from ..health import check as health
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY, Subject
-from ..services.manager import open_manager
 from ..services.model import parse_services
 from . import celery, cors, cpu, database, disk, http, memory, redis, rls, services, tts, websocket
 from .context import HostContext, Options
@@ -36,7 +35,7 @@ def run(options: Options) -> t.Dict[str, t.Any]:
     started = time.monotonic()
     context = HostContext(
         parse_services(options.services) if options.services else (),
-        lambda: open_manager(options.service_manager, options.supervisor_socket),
+        options.open_manager,
     )
     calls = _calls(options, context)
     wanted = {name: calls[name] for name in SUBJECTS if name in options.subjects}

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The module option ``services``; kept in step with ``doc_fragments/services.py``. What it holds is checked by ``model.parse_services``."""
+"""Options of several modules: ``services`` and those of the service manager.
+
+Kept in step with ``doc_fragments/services.py`` and ``doc_fragments/service_manager.py``. What ``services`` holds is checked
+by ``model.parse_services``.
+"""
 
 from __future__ import annotations
 
@@ -35,4 +39,16 @@ SERVICES: t.Dict[str, t.Any] = {
         "watch_files": {"type": "list", "elements": "path", "default": []},
         "gate": {"type": "dict", "default": {}, "options": _GATE},
     },
+}
+#: Read by ``manager.from_params``.
+MANAGER: t.Dict[str, t.Dict[str, t.Any]] = {
+    "service_manager": {
+        "type": "str",
+        "choices": ["auto", "systemd", "supervisor"],
+        "default": "auto",
+        "aliases": ["manager"],
+    },
+    "supervisor_socket": {"type": "path", "default": ""},
+    "supervisor_username": {"type": "str", "default": ""},
+    "supervisor_password": {"type": "str", "default": "", "no_log": True},
 }

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from ..core.options import choice
 from ..core.results import OpsError
 from .model import Manager
@@ -19,6 +21,16 @@ def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", pa
     if kind == "auto" and not socket and not find_socket():
         raise OpsError(
             "Neither systemd nor supervisord runs on this host.",
-            hint="Set manager, and supervisor_socket where it is not in /run.",
+            hint="Set service_manager, and supervisor_socket where it is not in /run.",
         )
     return Supervisor(socket, username=username, password=password)
+
+
+def from_params(params: t.Mapping[str, t.Any]) -> Manager:
+    """The service manager that the options in ``arguments.MANAGER`` name."""
+    return open_manager(
+        params.get("service_manager") or "auto",
+        params.get("supervisor_socket") or "",
+        username=params.get("supervisor_username") or "",
+        password=params.get("supervisor_password") or "",
+    )

@@ -29,6 +29,12 @@ SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_ST
     60,
     70,
 )
+#: The same two names are options of every module, keys of ``checks`` in the configuration of the programs, and, with ``wheels_ops_``
+#: before them, variables of the inventory.
+_PASSWORD_HINT = (
+    "Set supervisor_username and supervisor_password to those of [unix_http_server] (in the inventory:"
+    " wheels_ops_supervisor_username and wheels_ops_supervisor_password)."
+)
 _FAULTS = {
     SHUTDOWN_STATE: "supervisord itself is shutting down. Start it again first.",
     BAD_NAME: (
@@ -144,7 +150,7 @@ class Supervisor:
                 fault=error.faultCode,
             ) from None
         except xmlrpc.client.ProtocolError as error:
-            hint = "Set supervisor_username and supervisor_password." if error.errcode == 401 else ""
+            hint = _PASSWORD_HINT if error.errcode == 401 else ""
             raise OpsError(f"supervisord answers {error.errcode} {error.errmsg}.", hint=hint) from None
         except (OSError, http.client.HTTPException) as error:
             hint = f"Is it running, and may this user open {self._path}? (become: true for a socket of root)"

@@ -118,7 +118,7 @@ class Systemd:
             raise OpsError(
                 "systemd does not run on this host.",
                 hint=(
-                    "Set manager to supervisor and supervisor_socket to its socket, or run this on a host whose init is"
+                    "Set service_manager to supervisor and supervisor_socket to its socket, or run this on a host whose init is"
                     " systemd."
                 ),
             )

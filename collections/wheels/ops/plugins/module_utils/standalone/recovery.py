@@ -31,7 +31,6 @@ from ..remedies.logs import rotate
 from ..remedies.memory import trim
 from ..report import report
 from ..rls import module_api as rls_entry
-from ..services.manager import open_manager
 from ..services.model import parse_services
 from ..state import deployments, history, lock
 from ..state import holder as holders
@@ -341,7 +340,7 @@ class AutomatedRecovery:
                 raise Refused(
                     f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse."
                 )
-        manager = open_manager(checks.service_manager, checks.supervisor_socket)
+        manager = checks.open_manager()
         return service_restart.run(parse_services(services), manager, options, check_mode=self.dry_run)
 
     def _repair_database(self, before: Health) -> Result:
@@ -474,6 +473,8 @@ class AutomatedRecovery:
                 "services": list(checks.services),
                 "service_manager": checks.service_manager,
                 "supervisor_socket": checks.supervisor_socket,
+                "supervisor_username": checks.supervisor_username,
+                "supervisor_password": checks.supervisor_password,
                 "scope": checks.scope,
                 "memory_limits_mb": dict(checks.memory_limits_mb),
                 "thresholds": limits.as_dict() if limits else {},

@@ -95,7 +95,7 @@ class Settings:
 
     def secrets(self) -> t.List[str]:
         """Every secret in it, the longest first: what no output may show."""
-        return secrets_of([getattr(self.checks, each.name) for each in fields(self.checks)])
+        return secrets_of({each.name: getattr(self.checks, each.name) for each in fields(self.checks)})
 
     def scrubbed(self, value: t.Any) -> t.Any:
         """A copy of any output without a secret in any of its texts."""

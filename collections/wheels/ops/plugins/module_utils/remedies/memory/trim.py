@@ -20,8 +20,7 @@ from ...core.options import REDIS, choice, choices, got, in_range, no_empty_entr
 from ...core.results import OpsError, Result
 from ...health.thresholds import DEFAULTS, MEMORY_RESTART, Thresholds, parse
 from ...host import memory_pressure
-from ...services import broker
-from ...services.manager import open_manager
+from ...services import broker, manager
 from ...services.model import Manager, Service, parse_services
 from ...state import restarts
 from ...state.ops_token import token_of
@@ -566,9 +565,7 @@ def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Resul
     if options.base_url and "application" in options.actions:
         options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
         validate(options)
-    control = (
-        open_manager(given.get("service_manager") or "auto", given.get("supervisor_socket") or "") if known else None
-    )
+    control = manager.from_params(given) if known else None
     states = control.states([service.unit for service in known]) if control else {}
     strange = [unit for unit, state in states.items() if not state.exists]
     if strange:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The options of every module that talks to the service manager; kept in step with ``module_utils/services/arguments.py``."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  service_manager:
+    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd, else any supervisord.
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+    aliases: [manager]
+  supervisor_socket:
+    description: The unix socket of supervisord; looked for in C(/run) where it is not given.
+    type: path
+    default: ""
+  supervisor_username:
+    description: The user of supervisord's C([unix_http_server]), where it asks for one.
+    type: str
+    default: ""
+  supervisor_password:
+    description: The password for O(supervisor_username). It is not shown.
+    type: str
+    default: ""
+"""
