@@ -18,6 +18,7 @@ from wheels_ops.checks import cpu
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
 from wheels_ops.health.thresholds import Thresholds
+from wheels_ops.host import memory_pressure, processes
 
 URL = "http://backend:8000"
 CPU, RESPONSE = Thresholds(70, 85), Thresholds(500, 1000)
@@ -52,7 +53,8 @@ def _files(monkeypatch: pytest.MonkeyPatch, contents: t.Dict[str, str]) -> None:
             raise FileNotFoundError(2, "No such file or directory", path)
         return io.StringIO(contents[path])
 
-    monkeypatch.setattr(cpu, "open", opened, raising=False)
+    for module in (cpu, memory_pressure, processes):
+        monkeypatch.setattr(module, "open", opened, raising=False)
 
 
 def test_ticks_of_the_host_are_those_of_all_cpus_without_guests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_ticks_of_the_host_are_those_of_all_cpus_without_guests(monkeypatch: pyt
 
 
 def test_ticks_of_processes_are_those_of_user_and_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "{} (a ) name) S 1 2 3 4 5 6 7 8 9 10 {} {} 500 600 20 0"
+    line = "{} (a ) name) S 1 2 3 4 5 6 7 8 9 10 {} {} 500 600 20 0 1 0 99"
     _files(monkeypatch, {"/proc/7/stat": line.format(7, 30, 4), "/proc/9/stat": line.format(9, 200, 1000)})
     assert cpu._process_ticks([7]) == 34
     assert cpu._process_ticks([7, 8, 9]) == 1234

@@ -14,6 +14,7 @@ import pytest
 from wheels_ops.checks import memory
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.thresholds import Thresholds
+from wheels_ops.host import processes
 
 MIB = 1 << 20
 #: Above any number that the kernel gives a process here, so that no real one is measured.
@@ -231,20 +232,22 @@ def test_shared_pages_count_once(monkeypatch: pytest.MonkeyPatch, pids: t.List[i
     """A fourth process hides its pages, a fifth one has ended."""
     files = {**NEW, **BIG, **OLD, **HIDDEN}
 
-    def read(path: str) -> t.Dict[str, int]:
+    def read(pid: int, name: str) -> t.Dict[str, int]:
+        path = f"/proc/{pid}/{name}"
         if path not in files:
             raise FileNotFoundError(path)
         return files[path]
 
-    monkeypatch.setattr(memory, "_kilobytes", read)
+    monkeypatch.setattr(processes, "kilobytes", read)
     assert memory.resident_bytes(pids) == kilobytes * 1024
 
 
 def test_only_kilobytes_are_read(tmp_path: Path) -> None:
-    (tmp_path / "status").write_text(
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/status").write_text(
         "Name: python\nThreads: 3\nVmRSS:\t  120 kB\nSize: 7 MB\nOdd: 1 2 kB\nPss:  5 kB\n"
     )
-    assert memory._kilobytes(str(tmp_path / "status")) == {"VmRSS": 120, "Pss": 5}
+    assert processes.kilobytes(7, "status", proc=str(tmp_path)) == {"VmRSS": 120, "Pss": 5}
 
 
 def test_the_longest_wait_is_named(tree: Tree) -> None:

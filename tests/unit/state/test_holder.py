@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wheels_ops.host import processes
 from wheels_ops.state import holder
 
 HERE = socket.gethostname()
@@ -53,7 +54,7 @@ def test_the_start_is_that_of_the_kernel() -> None:
 def test_a_command_may_hold_anything_and_a_zombie_has_no_start(
     monkeypatch: pytest.MonkeyPatch, stat: str, start: str
 ) -> None:
-    monkeypatch.setattr(holder.Path, "read_text", lambda _path, **_options: stat)
+    monkeypatch.setattr(processes, "_read", lambda _path: stat)
     assert holder.started(7) == start
 
 

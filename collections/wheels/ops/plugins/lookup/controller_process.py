@@ -42,25 +42,21 @@ _raw:
 
 import os
 import typing as t
-from pathlib import Path
 
 from ansible.plugins.lookup import LookupBase
+from ansible_collections.wheels.ops.plugins.module_utils.host import processes
 from ansible_collections.wheels.ops.plugins.module_utils.state import holder
 
 
 def this_run() -> str:
     """The outermost ancestor that is still Ansible: workers come and go, it stays."""
-    pid = found = os.getpid()
+    pid = outermost = os.getpid()
     while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
+        facts = processes.stat(pid)
+        if facts is None or not any("ansible" in word for word in processes.command_line(pid)):
             break
-        if b"ansible" not in words:
-            break
-        found, pid = pid, parent
-    return holder.name_of(found)
+        outermost, pid = pid, facts.parent
+    return holder.name_of(outermost)
 
 
 class LookupModule(LookupBase):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
+from ..host import memory_pressure, processes
 from .context import HostContext, Options
 from .http import require_url
 
@@ -27,24 +28,13 @@ def _host_ticks() -> t.Tuple[int, int]:
 
 
 def _process_ticks(pids: t.Iterable[int]) -> int:
-    total = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended meanwhile
-        total += int(fields[11]) + int(fields[12])
-    return total
+    every = (processes.stat(pid) for pid in pids)
+    return sum(facts.user + facts.system for facts in every if facts is not None)  # None: it ended meanwhile
 
 
 def pressure(path: str = "/proc/pressure/cpu") -> t.Optional[float]:
     """The share of the last ten seconds in which something waited for a CPU (PSI some avg10), None where the kernel does not say."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return float(file.readline().split("avg10=")[1].split()[0])
-    except (OSError, IndexError, ValueError):
-        return None
+    return (memory_pressure.stalls(path) or {}).get("some_avg10")
 
 
 def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) -> float:

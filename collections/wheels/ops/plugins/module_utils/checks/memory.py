@@ -11,7 +11,7 @@ from ..core.options import in_range
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
-from ..host import memory_pressure
+from ..host import memory_pressure, processes
 from .context import HostContext, Options
 
 MEBIBYTE = 1024 * 1024
@@ -28,27 +28,20 @@ def resident_bytes(pids: t.Iterable[int]) -> int:
     total = files = 0
     for pid in pids:
         try:
-            rollup = _kilobytes(f"/proc/{pid}/smaps_rollup")
+            rollup = processes.kilobytes(pid, "smaps_rollup")
             parts = [rollup[name] for name in ("Pss_Anon", "Pss_Shmem")]  # older kernels know only the sum
-            files = max(files, _kilobytes(f"/proc/{pid}/status")["RssFile"])
+            files = max(files, processes.kilobytes(pid, "status")["RssFile"])
             total += sum(parts)
         except (OSError, KeyError):
             try:
-                known = _kilobytes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
+                known = processes.kilobytes(pid, "smaps_rollup").get("Pss", 0)
             except OSError:
                 known = 0
             try:
-                total += known or _kilobytes(f"/proc/{pid}/status").get("VmRSS", 0)
+                total += known or processes.kilobytes(pid, "status").get("VmRSS", 0)
             except OSError:
                 continue  # it ended meanwhile
     return (total + files) * 1024
-
-
-def _kilobytes(path: str) -> t.Dict[str, int]:
-    """The lines ``Name:   123 kB`` of a file under /proc."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        fields = (line.split() for line in file)
-        return {words[0].rstrip(":"): int(words[1]) for words in fields if len(words) == 3 and words[2] == "kB"}
 
 
 def check(

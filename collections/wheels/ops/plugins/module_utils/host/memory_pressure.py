@@ -17,6 +17,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ..core.results import OpsError
+from . import processes
 
 #: Percent of ten seconds in which every task that could run waited for memory, from which that is pressure. A judgement: systemd-oomd ends
 #: processes at 60 % for 30 s, and a machine that merely reads many files stays below 5.
@@ -126,7 +127,7 @@ def _met(proc: str) -> t.Dict[str, int]:
 
 
 def stalls(path: str = "/proc/pressure/memory") -> t.Optional[t.Dict[str, float]]:
-    """Percent of time in which some, or all, tasks waited for memory, over the last 10 s; None where the kernel has no PSI."""
+    """Percent of time in which some, or all, tasks waited for memory (or for what ``path`` is about), over the last 10 s; None where the kernel has no PSI."""
     try:
         text = _text(path)
     except OSError:
@@ -161,9 +162,9 @@ def _mounts(proc: str) -> t.List[_Mount]:
 def _directories(pid: t.Union[int, str], proc: str, root: str) -> t.Iterator[t.Tuple[int, str, str]]:
     """The cgroup directories of a process, innermost first, up to the hierarchy's top: version, directory, path in the hierarchy."""
     mounts = _mounts(proc)
-    for line in _text(f"{proc}/{pid}/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        version = 2 if number == "0" and not controllers else 1 if "memory" in controllers.split(",") else 0
+    for group in processes.control_groups(pid, proc=proc):
+        path = group.path
+        version = 2 if group.hierarchy == "0" and not group.controllers else 1 if "memory" in group.controllers else 0
         for mount in mounts:
             if mount.version != version:
                 continue

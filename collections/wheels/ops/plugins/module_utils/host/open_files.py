@@ -17,6 +17,8 @@ import stat
 import typing as t
 from dataclasses import dataclass, field
 
+from . import processes
+
 Identity = t.Tuple[int, int]
 
 
@@ -53,14 +55,6 @@ def _flags(proc: str, pid: str, fd: str) -> int:
             if line.startswith("flags:"):
                 return int(line.split()[1], 8)
     return 0
-
-
-def _command(proc: str, pid: str) -> str:
-    try:
-        with open(f"{proc}/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except OSError:
-        return ""
 
 
 def open_files(
@@ -102,7 +96,7 @@ def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pi
         return  # closed meanwhile
     holder = Holder(
         int(pid),
-        _command(proc, pid),
+        processes.program(pid, proc=proc),
         int(fd),
         path,
         bool(flags & os.O_APPEND),
@@ -140,7 +134,15 @@ def _look_at_maps(
         if wanted is None or identity in wanted:
             deleted = path.endswith(" (deleted)")
             found.files.setdefault(identity, []).append(
-                Holder(int(pid), _command(proc, pid), None, path, False, "w" in fields[1] and "s" in fields[1], deleted)
+                Holder(
+                    int(pid),
+                    processes.program(pid, proc=proc),
+                    None,
+                    path,
+                    False,
+                    "w" in fields[1] and "s" in fields[1],
+                    deleted,
+                )
             )
 
 

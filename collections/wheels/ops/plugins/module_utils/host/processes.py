@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Processes and listening sockets as /proc shows them. Own processes need no right, those of others need root."""
+"""Processes and listening sockets as /proc shows them; each of its files has one reader, here.
+
+Own processes need no right, those of others need root. ``proc`` is where /proc is mounted; tests give another directory.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,75 @@ def _read(path: str) -> str:
         return file.read()
 
 
+@dataclass(frozen=True)
+class Stat:
+    """What proc(5) says of a process in /proc/PID/stat. ``state`` is a letter; times are in clock ticks, ``start`` counts from the boot."""
+
+    state: str
+    parent: int
+    user: int
+    system: int
+    start: int
+
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time, in seconds."""
+        return (self.user + self.system) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """A line of /proc/PID/cgroup: hierarchy 0 without controllers is that of cgroup v2."""
+
+    hierarchy: str
+    controllers: t.Tuple[str, ...]
+    path: str
+
+
+def pids() -> t.List[int]:
+    """Every process there is."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def stat(pid: int, *, proc: str = "/proc") -> t.Optional[Stat]:
+    """None where the process is gone."""
+    try:
+        # The command stands in brackets and may hold anything: fields count from the last bracket.
+        fields = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
+        return Stat(fields[0], int(fields[1]), int(fields[11]), int(fields[12]), int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def status(pid: t.Union[int, str]) -> t.Dict[str, str]:
+    """The lines of /proc/PID/status by their names; ``self`` is this process. Raises ``OSError`` where it is gone."""
+    rows = (line.partition(":") for line in _read(f"/proc/{pid}/status").splitlines())
+    return {name: value.strip() for name, _colon, value in rows}
+
+
+def kilobytes(pid: int, name: str, *, proc: str = "/proc") -> t.Dict[str, int]:
+    """The lines ``Name:   123 kB`` of a file of a process (``status``, ``smaps_rollup``). Raises ``OSError`` where it is gone."""
+    fields = (line.split() for line in _read(f"{proc}/{pid}/{name}").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in fields if len(words) == 3 and words[2] == "kB"}
+
+
+def control_groups(pid: t.Union[int, str], *, proc: str = "/proc") -> t.List[ControlGroup]:
+    """The control group of a process in each hierarchy. Raises ``OSError`` where it is gone."""
+    lines = (line.split(":", 2) for line in _read(f"{proc}/{pid}/cgroup").splitlines())
+    return [
+        ControlGroup(words[0], tuple(filter(None, words[1].split(","))), words[2]) for words in lines if len(words) == 3
+    ]
+
+
+def uptime() -> float:
+    """Seconds since the boot."""
+    return float(_read("/proc/uptime").split()[0])
+
+
 def parents() -> t.Dict[int, int]:
     """The parent of every process that is not a zombie."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                # The command stands in brackets and may hold anything: fields count from the last bracket.
-                fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
-            except OSError:
-                continue  # it ended meanwhile
-            if fields[0] != "Z":
-                found[int(entry)] = int(fields[1])
-    return found
+    every = ((pid, stat(pid)) for pid in pids())
+    return {pid: facts.parent for pid, facts in every if facts is not None and facts.state != "Z"}
 
 
 def tree(root: int) -> t.Set[int]:
@@ -74,10 +133,10 @@ def command_line(pid: int) -> t.List[str]:
     return words[:-1] if words and not words[-1] else words
 
 
-def program(pid: int) -> str:
+def program(pid: t.Union[int, str], *, proc: str = "/proc") -> str:
     """The kernel's name of it, at most 15 characters; empty where it is gone."""
     try:
-        return _read(f"/proc/{pid}/comm").strip()
+        return _read(f"{proc}/{pid}/comm").strip()
     except OSError:
         return ""
 
@@ -85,27 +144,34 @@ def program(pid: int) -> str:
 def environment(pid: int, names: t.Collection[str]) -> t.Dict[str, str]:
     """Some variables that a process was started with; empty where it is gone or may not be read."""
     try:
-        words = _read(f"/proc/{pid}/environ").split("\0")
+        return {name: value for name, value in _environ(pid).items() if name in names}
     except OSError:
         return {}
-    return {name: value for name, _sign, value in (word.partition("=") for word in words) if name in names}
 
 
-def hidden(pid: int) -> bool:
-    """Whether a process is somebody else's, whose environment this user may not read."""
+def _environ(pid: int) -> t.Dict[str, str]:
+    """Raises ``OSError``."""
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        pairs = (word.partition(b"=") for word in file.read().split(b"\0"))
+        return {os.fsdecode(name): os.fsdecode(value) for name, sign, value in pairs if sign}
+
+
+def hidden(pid: int, name: str = "environ") -> bool:
+    """Whether a process is somebody else's, whose environment (or memory map, ``smaps``) this user may not read.
+
+    The mode of the file does not say: the kernel looks at who opens it.
+    """
     try:
-        _read(f"/proc/{pid}/environ")
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
+        with open(f"/proc/{pid}/{name}", "rb"):
+            return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
 def ending(pid: int) -> bool:
     """Whether a process has given its memory back: what is left of it belongs to root, also where its user asks (proc(5), /proc/PID)."""
     try:
-        return "\nVmSize:" not in _read(f"/proc/{pid}/status")
+        return "VmSize" not in status(pid)
     except OSError:
         return True
 
@@ -128,13 +194,9 @@ def has_open(pid: int, paths: t.Iterable[str]) -> bool:
 
 def start_time(pid: int) -> t.Optional[float]:
     """When it was started, in seconds since the epoch, to a hundredth; None where it is gone."""
-    try:
-        ticks = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
-        up = float(_read("/proc/uptime").split()[0])
-    except (OSError, IndexError, ValueError):
-        return None
+    facts = stat(pid)
     # Not by btime of /proc/stat: that is a whole second.
-    return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    return None if facts is None else time.time() - (uptime() - facts.start / os.sysconf("SC_CLK_TCK"))
 
 
 def cpu_demand(pid: int) -> float:
@@ -147,24 +209,20 @@ def cpu_demand(pid: int) -> float:
         return sum(int(words[0]) + int(words[1]) for words in threads) / 1e9
     except (OSError, IndexError, ValueError):
         pass
-    try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0
+    facts = stat(pid)
+    return facts.cpu_seconds if facts is not None else 0.0
 
 
 def all_stopped(pids: t.Collection[int]) -> int:
     """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one can run."""
     stopped = []
     for pid in sorted(pids):
-        try:
-            letter = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
-        except (OSError, IndexError):
+        facts = stat(pid)
+        if facts is None:
             continue
-        if letter in "Tt":
+        if facts.state in "Tt":
             stopped.append(pid)
-        elif letter != "Z":
+        elif facts.state != "Z":
             return 0
     return stopped[0] if stopped else 0
 
@@ -267,25 +325,22 @@ def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None)
 def environment_of(pid: int) -> t.Dict[str, str]:
     """The environment that a process was started with. Needs its user or root."""
     try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
+        return _environ(pid)
     except OSError as error:
         raise OpsError(
             f"Cannot read the environment of process {pid}: {error.strerror}.",
             hint="Run this task as that process's user, or as root.",
         ) from error
-    pairs = (entry.split(b"=", 1) for entry in raw.split(b"\0") if b"=" in entry)
-    return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
 
 
 def user_of(pid: int) -> int:
     """The number of the user whose rights a process has (its effective one)."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        return int(status(pid)["Uid"].split()[1])
     except OSError as error:
         raise OpsError(
             f"Cannot look at process {pid}: {error.strerror}.", hint="Run this task as that process's user, or as root."
         ) from error
-    return next(int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:"))
 
 
 def interpreter_of(pid: int) -> str:

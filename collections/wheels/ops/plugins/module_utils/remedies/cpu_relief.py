@@ -68,17 +68,8 @@ def validate(options: Options) -> None:
 
 def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:
     """User and system seconds of every process, with its start time in ticks to tell it from another of the same number."""
-    found = {}
-    hertz = os.sysconf("SC_CLK_TCK")
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with (
-                contextlib.suppress(OSError, IndexError, ValueError),
-                open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file,
-            ):
-                fields = file.read().rpartition(")")[2].split()
-                found[int(entry)] = ((int(fields[11]) + int(fields[12])) / hertz, float(fields[19]))
-    return found
+    every = ((pid, processes.stat(pid)) for pid in processes.pids())
+    return {pid: (facts.cpu_seconds, float(facts.start)) for pid, facts in every if facts is not None}
 
 
 def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
@@ -105,13 +96,12 @@ def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
 def control_group(pid: int) -> str:
     """The group whose weight decides about a process's CPU: that of the cpu controller, or of the one hierarchy there is."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            lines = [line.strip().split(":", 2) for line in file]
+        groups = processes.control_groups(pid)
     except OSError:
         return ""
     return next(
-        (path for _number, names, path in lines if "cpu" in names.split(",")),
-        next((path for number, names, path in lines if not names), ""),
+        (group.path for group in groups if "cpu" in group.controllers),
+        next((group.path for group in groups if not group.controllers), ""),
     )
 
 
@@ -295,8 +285,7 @@ def _make_yield(
 
 def _privileged() -> bool:
     """Whether this process has CAP_SYS_NICE, so that every process may be changed, and put back."""
-    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
-    return bool(capabilities and int(capabilities[1], 16) >> _CAP_SYS_NICE & 1)
+    return bool(int(processes.status("self").get("CapEff", "0"), 16) >> _CAP_SYS_NICE & 1)
 
 
 def _may_be_put_back(pid: int, states: t.Mapping[int, t.Mapping[str, int]]) -> bool:

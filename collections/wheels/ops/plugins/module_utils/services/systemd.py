@@ -150,9 +150,7 @@ class Systemd:
             return {}
         names = [unit if re.search(r"\.(service|socket|target|timer)$", unit) else f"{unit}.service" for unit in units]
         output = self._run(["show", f"--property={','.join(_PROPERTIES)}", "--", *names])
-        with open("/proc/uptime", encoding="ascii") as file:
-            uptime = float(file.read().split()[0])
-        return parse_show(output, units, uptime=uptime)
+        return parse_show(output, units, uptime=processes.uptime())
 
     def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
         """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time limits say."""

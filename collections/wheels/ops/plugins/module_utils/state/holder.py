@@ -18,6 +18,8 @@ import socket
 import typing as t
 from pathlib import Path
 
+from ..host import processes
+
 ALIVE, DEAD, UNKNOWN = "alive", "dead", "unknown"
 _ID = re.compile(
     r"(?P<host>[^:]+):(?P<pid>[0-9]{1,10}):(?P<start>[0-9]*)(?::(?P<machine>[^:-]*)-(?P<boot>[^:-]*)-(?P<namespace>[^:-]*))?"
@@ -26,12 +28,8 @@ _ID = re.compile(
 
 def started(pid: int) -> str:
     """When a process started, in clock ticks since boot; empty where there is none, or none that still works (a zombie)."""
-    try:
-        # The second field is the command in parentheses and may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZXx" else fields[19]
-    except (OSError, IndexError):
-        return ""
+    facts = processes.stat(pid)
+    return "" if facts is None or facts.state in "ZXx" else str(facts.start)
 
 
 def machine() -> t.Tuple[str, str, str]:

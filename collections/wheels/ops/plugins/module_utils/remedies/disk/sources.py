@@ -16,7 +16,7 @@ import typing as t
 
 from ...checks.disk import directory_bytes
 from ...core.results import OpsError
-from ...host import open_files, subprocesses
+from ...host import open_files, processes, subprocesses
 from ...state.deployments import ROLLED_BACK, Journal
 
 #: Where each kind lies unless a path is given.
@@ -148,11 +148,10 @@ def deleted_but_open(
 def unit_of(pid: int) -> str:
     """The systemd unit of a process, empty where there is none."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            found = re.findall(r"/([^/\n]+\.(?:service|scope))$", file.read(), re.M)
+        names = [group.path.rpartition("/")[2] for group in processes.control_groups(pid)]
     except OSError:
         return ""
-    return found[-1] if found else ""
+    return next((name for name in reversed(names) if name.endswith((".service", ".scope"))), "")
 
 
 def releasable(entry: t.Mapping[str, t.Any], patterns: t.Sequence[str]) -> bool:

@@ -74,15 +74,6 @@ class Outcome:
     whole: bool = True
 
 
-def _hidden(pid: int) -> bool:
-    """Whether a process' memory map is not ours to read. The mode of the file does not say: the kernel looks at who opens it."""
-    try:
-        with open(f"/proc/{pid}/smaps", "rb"):
-            return False
-    except OSError as error:
-        return isinstance(error, PermissionError)
-
-
 class Rung(abc.ABC):
     """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless. ``replaces``: it ends
     processes, so that it is a change even where it gives nothing back."""
@@ -147,7 +138,7 @@ class Application(Rung):
     def predict(self, context: Context, target: str) -> int:
         pids = context.pids(target) if target in context.names else set()
         heaps = _heaps(pids)
-        if pids and not heaps and any(_hidden(pid) for pid in pids):
+        if pids and not heaps and any(processes.hidden(pid, "smaps") for pid in pids):
             raise OpsError(
                 f"What a trim of {target} could give back cannot be seen.",
                 hint="Run as root, or as the user of the service.",
