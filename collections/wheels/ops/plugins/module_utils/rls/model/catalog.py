@@ -31,9 +31,12 @@ _FUNCTION = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)")
 _RELATION = re.compile(r":rtekind 0 :relid (\d+)")
 _IDENTIFIER = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _COLUMN = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
-_SELF_COMPARISON = re.compile(rf"(?<![\w\".])(\({_COLUMN}\)::[\w. ]+?|{_COLUMN}) = \1(?![\w\".:(])")
-#: What every self-comparison has, and quick to search for.
-_SUSPECT = re.compile(r"([\w\"]+)(?:\)::[\w. ]+)? = \(?(?:[^ ]*\.)?\1(?!\w)")
+_CAST = r"\)::[\w.\"$ ]+?"
+_SELF_COMPARISON = re.compile(rf"(?<![\w$\".])(\({_COLUMN}{_CAST}|{_COLUMN}) = \1(?![\w$\".:(])")
+#: What every self-comparison has, and quick to search for: the same last name on both sides, or quoted names.
+_SUSPECT = re.compile(
+    rf"([\w$]+)(?:{_CAST})? = \(?(?:{_IDENTIFIER}\.)*\1(?![\w$])|\"(?:{_CAST})? = \(?(?:{_IDENTIFIER}\.)*\""
+)
 
 
 @dataclass(frozen=True, eq=False)
