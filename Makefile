@@ -8,6 +8,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHON
 BIN := .venv/bin
 PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
+# Whatever an interrupted run started is ended.
+SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
@@ -34,13 +36,13 @@ test: dev-tools ## Run lint and every test that this machine can run, or one par
 	@tests/run $(T)
 
 unit: lint-tools ## Run the unit tests: no server, no system packages (half a minute)
-	@$(BIN)/pytest -q tests/unit
+	@$(SUPERVISED) $(BIN)/pytest -q tests/unit
 
 stress: dev-tools ## Run everything that changes a host side by side and kill it at random: 400 runs of the library, 10 of playbooks (ten minutes)
-	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 $(BIN)/pytest -q --timeout=3000 tests/integration/stress
+	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 $(SUPERVISED) $(BIN)/pytest -q --timeout=3000 tests/integration/stress
 
 test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
-	@$(BIN)/python -m tests.fleet test
+	@$(SUPERVISED) $(BIN)/python -m tests.fleet test
 
 lint: lint-tools ## Run ansible-lint, ruff, mypy, yamllint and antsibull-docs; installs no system packages
 	@tests/lint
@@ -53,10 +55,10 @@ checks-page: lint-tools ## Write docs/checks.md from the registry of subjects
 	@PYTHONPATH=src $(BIN)/python -m tests.new_check --page
 
 mutants: dev-tools ## Inject small faults into checks, scores, lock and journal; fail if the tests notice less than 90 % (minutes; ONLY="checks/http.py" NUMBER=50 SEED=2)
-	@$(BIN)/python -m tests.mutants $(ONLY) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(SUPERVISED) $(BIN)/python -m tests.mutants $(ONLY) $(if $(NUMBER),--number $(NUMBER)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: dev-tools ## Run benchmarks, each against a peer in the same run: make bench, or make bench ONLY="W C"
-	@$(BIN)/python -m tests.bench.harness $(ONLY)
+	@$(SUPERVISED) $(BIN)/python -m tests.bench.harness $(ONLY)
 
 sandbox-up: run-tools ## Start PostgreSQL, Redis, the stand-in backend, a Celery worker and beat
 	@$(BIN)/python -m tests.sandbox up

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import supervise
 from tests.support import collection, servers
 from tests.support.app_modules import app_modules as app_modules
 
@@ -37,6 +38,7 @@ class _NameFailures:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    supervise.interrupt_on_terminate()
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_NameFailures(reporter))

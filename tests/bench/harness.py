@@ -24,6 +24,8 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import supervise
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 Measure = t.Callable[[], float]
 Pair = t.Tuple[Measure, t.Optional[Measure]]
@@ -179,6 +181,7 @@ def write(records: t.Sequence[t.Mapping[str, t.Any]]) -> None:
 
 
 def main(words: t.Optional[t.Sequence[str]] = None) -> int:
+    supervise.interrupt_on_terminate()
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
