@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import collections
+import json
+import os
 import typing as t
 from pathlib import Path
 
@@ -18,10 +21,32 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+#: Seconds by file, of those that take ten and more. ``WHEELS_OPS_RECORD_DURATIONS=1 make test`` writes it anew.
+DURATIONS = Path(__file__).with_name("durations.json")
+
+
 def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
-    """Files with slow tests first: of files that run side by side, a long one that is begun last would keep the others waiting."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """The longest file first: of files that run side by side, a long one that is begun last keeps the others waiting."""
+    recorded: t.Dict[Path, float] = {
+        collection.REPOSITORY / name: seconds for name, seconds in json.loads(DURATIONS.read_text()).items()
+    }
+    marked = {item.path: 30.0 for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: -recorded.get(item.path, marked.get(item.path, 0.0)))
+
+
+class _RecordDurations:
+    """Adds up what each file takes, also its fixtures."""
+
+    def __init__(self) -> None:
+        self._seconds: t.Dict[str, float] = collections.defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid.split("::")[0]] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        longest = sorted(self._seconds.items(), key=lambda item: -item[1])
+        rounded = {name: round(seconds) for name, seconds in longest if seconds >= 10}
+        DURATIONS.write_text(json.dumps(rounded, indent=1) + "\n")
 
 
 class _NameFailures:
@@ -42,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_NameFailures(reporter))
+        if os.environ.get("WHEELS_OPS_RECORD_DURATIONS"):
+            config.pluginmanager.register(_RecordDurations())
 
 
 @pytest.fixture(scope="session")

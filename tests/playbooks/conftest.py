@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One sandbox of its own for these tests, beside any that runs in the repository's own directory."""
+"""A sandbox for each file, beside any that runs in the repository's own directory."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ class Stage:
         return supervisor.rpc(self.sandbox)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Stage]:
-    """A sandbox in the broken state."""
+    """A sandbox in the broken state, of this file alone."""
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
     try:
         lifecycle.up(sandbox)

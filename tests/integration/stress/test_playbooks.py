@@ -19,7 +19,7 @@ import pytest
 
 from tests.backend.materialise import materialise
 from tests.playbooks.conftest import Stage
-from tests.playbooks.test_deploy import LOOK, tree
+from tests.playbooks.witnesses import LOOK, tree
 from tests.sandbox import lifecycle
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Sandbox

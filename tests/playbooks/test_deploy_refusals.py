@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deployments that are refused, before anything is changed or with nothing of it left; on the broken backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from tests.playbooks.conftest import Stage
+from tests.playbooks.witnesses import LOOK, fingerprint, tree
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def read_only(directory: Path) -> t.Iterator[None]:
+    """For its owner by its mode; for root, whom no mode stops, by a mount."""
+    if os.geteuid():
+        directory.chmod(0o555)
+        try:
+            yield
+        finally:
+            directory.chmod(0o755)
+        return
+    if subprocess.run(
+        ["mount", "--bind", "-o", "ro", str(directory), str(directory)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("root may not mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('{"wheels_ops_backend_dir": "/nowhere"}', "There is no app/main.py in /nowhere"),
+        (
+            '{"prerequisites_free_bytes": 900000000000000}',
+            "are needed for the new files and the originals. Nothing was changed.",
+        ),
+        ('{"wheels_ops_hosts": "nobody"}', "No host matches nobody."),
+        ('{"wheels_ops_state_dir": "/proc/nowhere"}', "The state directory /proc/nowhere cannot be written"),
+        ('{"wheels_ops_environment_extra": {"BAD": "it\'s"}}', "a value with a quote or a line break"),
+        (
+            '{"services_of_the_report": [{"name": "no-such-service"}]}',
+            "The service manager does not know no-such-service",
+        ),
+        ('{"wheels_ops_database_dsn": "host=127.0.0.1 port=1 dbname=x user=x"}', "Nothing listens there"),
+        ('{"database_scripts": [{"path": "/nowhere/missing.sql"}]}', "/nowhere/missing.sql: No such file or directory"),
+        ("read-only directory", "app/core cannot be written, so app/core/cors_config.py cannot be installed"),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_changed(stage: Stage, extra: str, message: str) -> None:
+    """On the broken backend, where there is much to change: no file, no log, no table, no process is touched."""
+    before = fingerprint(stage)
+    with contextlib.ExitStack() as stack:
+        if not extra.startswith("{"):
+            stack.enter_context(read_only(stage.sandbox.backend / "app/core"))
+            extra = "{}"
+        run = stage.playbook("deploy", "-e", extra, *LOOK)
+    assert run.status != 0
+    assert message in run.text, run.output[-3000:]
+    assert run.changed == 0
+    assert fingerprint(stage) == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
+        (
+            '{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}',
+            "Leave the SQL scripts on the host: Destination directory",
+        ),
+    ],
+)
+def test_what_only_a_step_can_find_replaces_no_file(stage: Stage, extra: str, message: str) -> None:
+    before = tree(stage.sandbox.backend)
+    run = stage.playbook("deploy", "-e", extra, *LOOK)
+    assert run.status != 0
+    assert message in run.text, run.output[-3000:]
+    assert tree(stage.sandbox.backend) == before

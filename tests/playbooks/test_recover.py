@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What breaks after a deployment is named, repaired and tidied up. The tests of this file build on each other, in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+import requests
+
+from tests.playbooks.conftest import Stage
+from tests.playbooks.witnesses import LOOK, report
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deployed(stage: Stage) -> None:
+    """That the deployment itself makes everything healthy is asserted in ``test_deploy.py``."""
+    run = stage.playbook("deploy", *LOOK)
+    assert run.status == 0, run.output[-4000:]
+
+
+def test_verify_names_whatever_is_broken_again(stage: Stage, tmp_path: Path) -> None:
+    stage.sql(
+        "create policy broken on group_trip_participants for select to authenticated using "
+        "(exists (select 1 from group_trip_participants other where other.trip_id = group_trip_participants.trip_id))"
+    )
+    stage.rpc().stopProcess("celery-beat", True)
+    patched = stage.sandbox.backend / "app/services/cache_service.py"
+    aside = Path(shutil.move(patched, tmp_path))
+    redis_client.Redis.from_url(stage.facts.redis_url).set("user_profile:again", "1")
+    run = stage.playbook("verify")
+    shutil.move(aside, patched)
+    assert run.status != 0
+    for words in (
+        "group_trip_participants",
+        "celery-beat",
+        "1 cache keys never expire",
+        f"files: {patched}: not as the deployment left them",
+    ):
+        assert words in run.text, words
+
+
+def test_recover_repairs_it(stage: Stage) -> None:
+    run = stage.playbook("recover")
+    assert run.status == 0, run.output[-4000:]
+    assert stage.playbook("verify").status == 0
+    history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["outcome"] == "healthy"
+    assert {"rls", "services"} <= set(history[-1]["before"])
+
+
+def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
+    """Asked for over the API, done by the host, seen over the API; a file that is no request is not in the way."""
+    key = {"X-Ops-Token": (stage.sandbox.etc / "ops-token").read_text().strip()}
+    asked = requests.post(f"{stage.facts.base_url}/api/v1/system/recovery/trigger", headers=key, timeout=10).json()[
+        "request_id"
+    ]
+    pending = stage.sandbox.state / "requests"
+    (pending / "nonsense.json").write_text("{")
+    run = stage.playbook("recover", "--check", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert {path.stem for path in pending.glob("*.json")} == {asked, "nonsense"}
+    run = stage.playbook("recover", *LOOK)
+    assert run.status == 0, run.output[-3000:]
+    assert list(pending.glob("*.json")) == []
+    newest = requests.get(
+        f"{stage.facts.base_url}/api/v1/system/recovery/history?limit=1", headers=key, timeout=10
+    ).json()["history"][0]
+    assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
+    assert [entry["id"] for entry in newest["requests"]] == [asked]
+
+
+def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> None:
+    """Weekly is foretold, done, and then has nothing left to do; the reports hold what happened in this sandbox and make up nothing."""
+    log, old = stage.sandbox.log / "access.log", stage.sandbox.tmp / "old.part"
+    log.write_bytes(b"a line\n" * 9_000_000)
+    old.write_bytes(b"x" * 100_000)
+    os.utime(old, (time.time() - 90_000,) * 2)
+    cache = redis_client.Redis.from_url(stage.facts.redis_url)
+    cache.set("response:asked-for", "1", ex=600)
+    misspelt = stage.playbook("maintenance", "--tags", "weekyl")
+    assert misspelt.status != 0
+    assert "Nothing is tagged weekyl. There are: weekly, monthly, quarterly." in misspelt.text
+    foretold = stage.playbook("maintenance", "--check", "--diff", "--tags", "weekly")
+    assert foretold.status == 0, foretold.output[-3000:]
+    assert str(old) in foretold.text
+    assert "performance report" not in foretold.text
+    assert (log.stat().st_size, old.exists()) == (63_000_000, True)
+    run = stage.playbook("maintenance")
+    assert run.status == 0, run.output[-3000:]
+    assert run.changed_tasks == foretold.changed_tasks
+    assert (log.stat().st_size, old.exists()) == (0, False)
+    assert cache.get("response:asked-for") == b"1"
+    again = stage.playbook("maintenance")
+    assert (again.status, again.changed) == (0, 0), again.output[-3000:]
+    history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
+    assert [entry["action"] for entry in history].count("maintenance") == 1
+    assert history[-1]["bytes_freed"] > 60_000_000
+    found = report(stage, "performance.json")
+    assert found["recovery"]["runs"] == [entry["action"] for entry in history].count("recover") > 0
+    assert found["metrics"]["memory_percent"]["highest"] > 0
+    assert found["backend"]["alert_summary"].keys() == {"warning", "critical", "emergency"}
+    assert {entry["verdict"] for entry in report(stage, "thresholds.json")} == {"unknown"}, (
+        "minutes of history are no ground for advice"
+    )
