@@ -113,11 +113,15 @@ def main(words: t.Sequence[str]) -> int:
 
     _prctl(_SET_CHILD_SUBREAPER, 1)
     parent = os.getppid()
-    # A handler of our own also where the shell had SIGINT ignored; it becomes the default again in the command.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # A handler of our own also where the shell had SIGINT ignored, as it does in the background; it becomes the default
+    # again in the command. Where SIGHUP is ignored, it is so by nohup.
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
+    for number in handled:
         signal.signal(number, lambda number, _frame: received.append(number))
     command = subprocess.Popen(words, preexec_fn=_separate)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in handled:
         signal.signal(number, receive)
     _send([command.pid] * len(received), signal.SIGTERM)
     # The shell in between may be killed alone: then nobody waits for this run any more.

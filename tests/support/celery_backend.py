@@ -104,7 +104,7 @@ class CeleryBackend:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def python(self, code: str, timeout: float = 60) -> str:
+    def python(self, code: str, timeout: float = 300) -> str:
         """Runs code in the backend's interpreter and directory, gives what it printed."""
         done = subprocess.run(
             [str(BACKEND_PYTHON), "-c", code],

@@ -84,7 +84,7 @@ class Tree:
         self,
         scenario: str,
         *,
-        timeout: float = 120,
+        timeout: float = 400,
         env: t.Optional[t.Mapping[str, t.Optional[str]]] = None,
         **arguments: t.Any,
     ) -> t.Any:

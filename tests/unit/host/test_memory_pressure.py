@@ -3,63 +3,16 @@
 
 from __future__ import annotations
 
-import struct
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from wheels_ops.core.results import OpsError
-from wheels_ops.host import heap, memory_pressure
-from wheels_ops.remedies.memory import steps, trim
+from tests.support.recorded_host import MIB, Host
+from wheels_ops.host import memory_pressure
 
-MIB = 1024 * 1024
-#: As a machine of 24 GB shows it.
-MEMINFO = (
-    "MemTotal:       24683952 kB\nMemFree:         1683952 kB\nMemAvailable:   20683952 kB\nSwapTotal:             0"
-    " kB\n"
-)
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "36 31 0:33 / /sys/fs/cgroup/memory rw shared:16 - cgroup cgroup rw,memory\n"
-
-
-class Host:
-    """A recorded /proc and /sys."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.write("proc/meminfo", MEMINFO)
-
-    @property
-    def proc(self) -> str:
-        return str(self.root / "proc")
-
-    def write(self, path: str, text: str) -> None:
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
-
-    def process(self, mounts: str, cgroup: str) -> None:
-        self.write("proc/self/mountinfo", mounts)
-        self.write("proc/77/cgroup", cgroup)
-
-    def v2(self, path: str, limit: str, current: int, cache: int = 0) -> None:
-        self.write(f"sys/fs/cgroup{path}/memory.max", f"{limit}\n")
-        self.write(f"sys/fs/cgroup{path}/memory.current", f"{current}\n")
-        self.write(
-            f"sys/fs/cgroup{path}/memory.stat",
-            f"anon {current - cache}\nfile {cache}\ninactive_file {cache}\nactive_file 0\nfile_dirty 0\n",
-        )
-
-    def v1(self, path: str, limit: int, usage: int, cache: int = 0) -> None:
-        self.write(f"sys/fs/cgroup/memory{path}/memory.limit_in_bytes", f"{limit}\n")
-        self.write(f"sys/fs/cgroup/memory{path}/memory.usage_in_bytes", f"{usage}\n")
-        self.write(
-            f"sys/fs/cgroup/memory{path}/memory.stat", f"cache {cache}\ninactive_file 0\ntotal_inactive_file {cache}\n"
-        )
-
-    def scope(self) -> t.Optional[memory_pressure.Scope]:
-        return memory_pressure.cgroup(77, proc=self.proc, root=str(self.root))
 
 
 @pytest.fixture
@@ -314,63 +267,6 @@ def test_events_of_the_machine(host: Host) -> None:
     assert memory_pressure.host(host.proc).events == {"allocstall": 7, "oom_kill": 1}
 
 
-def scope(
-    percent: float, full: t.Optional[float], events: t.Optional[t.Dict[str, int]] = None
-) -> memory_pressure.Scope:
-    stalls = None if full is None else {"some_avg10": full, "full_avg10": full}
-    return memory_pressure.Scope("host", "/", 1000 * MIB, int(percent * 10 * MIB), stalls, events or {})
-
-
-@pytest.mark.parametrize(
-    ("scopes", "restarted"),
-    [
-        ([scope(97.0, 0.0)], False),
-        ([scope(97.0, 9.9)], False),
-        ([scope(97.0, 40.0)], True),
-        ([scope(89.0, 40.0)], False),
-        ([scope(97.0, None)], False),
-        ([scope(97.0, None, {"max": number}) for number in range(20)], True),
-    ],
-    ids=["calm", "nearly calm", "pressure", "pressure below the tier", "the kernel does not say", "limits are met"],
-)
-def test_a_percentage_alone_restarts_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scopes: t.List[memory_pressure.Scope], restarted: bool
-) -> None:
-    """The whole ladder on a machine that is given; a restart is what the last rung asks for."""
-    acted: t.List[str] = []
-
-    class Last(steps.Rung):
-        replaces = True
-
-        def targets(self, context: steps.Context, among: t.Sequence[str]) -> t.List[str]:
-            return ["web"]
-
-        def act(self, context: steps.Context, target: str, emergency: bool) -> steps.Outcome:
-            acted.append(target)
-            return steps.Outcome(replaced=True)
-
-    waiting = list(scopes)
-    monkeypatch.setattr(trim.memory_pressure, "host", lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0])
-    monkeypatch.setattr(trim.memory_pressure, "cgroup", lambda *words: None)
-    monkeypatch.setattr(trim, "_WATCHED", 0.01)
-    monkeypatch.setitem(steps.RUNGS, "restart", Last())
-    options = trim.Options(actions=("restart",), allow_restart=True, state_dir=str(tmp_path))
-    foreseen = trim.run([], None, {}, options, check_mode=True)
-    assert acted == []
-    done = trim.run([], None, {}, options)
-    assert (acted == ["web"]) is restarted
-    assert done.changed is foreseen.changed is restarted
-    if scopes[0].percent > 90 and not restarted:
-        assert "a percentage alone restarts nothing" in done.msg and "skipped" in done.actions[0]
-
-
-def test_pressure_below_the_warning_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trim.memory_pressure, "host", lambda: scope(20.0, 70.0))
-    monkeypatch.setattr(trim.memory_pressure, "cgroup", lambda *words: None)
-    done = trim.run([], None, {}, trim.Options(state_dir=str(tmp_path)))
-    assert not done.changed and "the host, at 20.0 %, is under pressure: all tasks waited for memory 70.0 %" in done.msg
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -386,95 +282,3 @@ def test_pressure_stalls(tmp_path: Path, text: str, expected: t.Optional[t.Dict[
     path.write_text(text)
     assert memory_pressure.stalls(str(path)) == expected
     assert memory_pressure.stalls(str(tmp_path / "none")) is None
-
-
-def test_reclaim_asks_for_file_cache_only_and_counts_it_apart(host: Host) -> None:
-    """The kernel's file is a plain one here, so what was written to it can be read."""
-    host.v2("/a", "max", 300 * MIB, cache=100 * MIB)
-    directory = str(host.root / "sys/fs/cgroup/a")
-    host.write("sys/fs/cgroup/a/memory.reclaim", "")
-    outcome = steps.reclaim(directory, proc=host.proc)
-    assert Path(directory, "memory.reclaim").read_text() == f"{100 * MIB} swappiness=0"
-    assert outcome.details == {"cache_bytes_freed": 0, "anonymous_bytes": 0}
-
-
-def test_reclaim_of_nothing_is_said(host: Host) -> None:
-    host.v2("/a", "max", 300 * MIB)
-    with pytest.raises(OpsError, match="holds no file cache"):
-        steps.reclaim(str(host.root / "sys/fs/cgroup/a"), proc=host.proc)
-
-
-SMAPS = """\
-55d0c1c00000-55d0d1c00000 rw-p 00000000 00:00 0                          [heap]
-Rss:              262144 kB
-Anonymous:        262144 kB
-Swap:                  0 kB
-7f3a00000000-7f3a02000000 rw-p 00000000 00:00 0
-Rss:               30000 kB
-Anonymous:         30000 kB
-Swap:                  4 kB
-7f3a02000000-7f3a04000000 ---p 00000000 00:00 0
-Rss:                   0 kB
-Anonymous:             0 kB
-7f3a11000000-7f3a19000000 rw-p 00000000 00:00 0
-Rss:              100000 kB
-Anonymous:        100000 kB
-Swap:                  0 kB
-7f3a20000000-7f3a20100000 r-xp 00000000 fe:00 1234                       /usr/lib/x86_64-linux-gnu/libc.so.6
-Rss:                1000 kB
-Anonymous:             0 kB
-7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
-Rss:                 100 kB
-Anonymous:           100 kB
-"""
-
-
-def test_the_heap_is_told_from_small_objects(tmp_path: Path) -> None:
-    (tmp_path / "5").mkdir()
-    (tmp_path / "5" / "smaps").write_text(SMAPS)
-    found = heap.look(5, proc=str(tmp_path))
-    assert found.trim_bound == (262144 + 30000) * 1024  # the heap, and the arena with its guard
-    assert found.other_anonymous == 100000 * 1024  # a mapping that merely is large
-    assert found.swap == 4096 and found.allocator == "glibc"
-
-
-@pytest.mark.parametrize(
-    ("library", "name"),
-    [("libjemalloc.so.2", "jemalloc"), ("libmimalloc.so.2.0", "mimalloc"), ("ld-musl-x86_64.so.1", "musl")],
-)
-def test_other_allocators_are_not_trimmed(tmp_path: Path, library: str, name: str) -> None:
-    (tmp_path / "5").mkdir()
-    (tmp_path / "5" / "smaps").write_text(SMAPS.replace("libc.so.6", library))
-    found = heap.look(5, proc=str(tmp_path))
-    assert found.allocator == name and found.trim_bound == 0
-
-
-def test_small_objects_that_end_where_a_heap_could_are_told_from_one_by_its_head(tmp_path: Path) -> None:
-    """The kernel lays pymalloc's memory at multiples of 2 MiB: by its position alone, every 32nd such mapping looks like a heap."""
-    (tmp_path / "5").mkdir()
-    mappings = [
-        ("04000000-04800000", 8192),
-        ("09a00000-10000000", 90000),
-        ("13f00000-18000000", 66000),
-        ("18000000-1c000000", 0),
-    ]
-    access = {"18000000-1c000000": "---p"}
-    text = "".join(
-        f"{name} {access.get(name, 'rw-p')} 00000000 00:00 0\nRss: {size} kB\nAnonymous: {size} kB\n"
-        for name, size in mappings
-    )
-    (tmp_path / "5" / "smaps").write_text(text)
-    arena = 64 * 1024 * 1024
-    with (tmp_path / "5" / "mem").open("wb") as memory:
-        memory.truncate(0x20000000)
-        for address, head in (
-            (0x4000000, (0x4000030, 0, 8192 * 1024, 8192 * 1024)),
-            (0x14000000, (0x4000030, 0x4000000, arena, arena)),
-        ):
-            memory.seek(address)
-            memory.write(struct.pack("@PPNN", *head))
-        memory.seek(0xC000000)
-        memory.write(struct.pack("@PPNN", 7, 0xC0001A0, 0xC0021A0, 0xC0041A0))  # a pool of pymalloc's
-    found = heap.look(5, proc=str(tmp_path))
-    assert found.trim_bound == 8192 * 1024 + min(arena, 66000 * 1024)
-    assert found.other_anonymous == 90000 * 1024 + 66000 * 1024 - arena

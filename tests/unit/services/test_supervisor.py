@@ -8,6 +8,7 @@ import typing as t
 import pytest
 
 from wheels_ops.core.results import OpsError
+from wheels_ops.services import supervisor
 from wheels_ops.services.supervisor import SPAWN_ERROR, Supervisor
 
 QUICK = "Exited too quickly (process log may have details)"
@@ -53,3 +54,32 @@ def test_supervisord_that_gives_up_is_reported_as_where_the_program_ends_later(m
 def test_what_cannot_be_spawned_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OpsError, match="refuses startProcess"):
         supervisord(monkeypatch, ("BACKOFF", "unknown error during fork"), ("RUNNING", "")).start("web", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "running", "failed", "up"),
+    [
+        ("RUNNING", True, False, True),
+        ("STARTING", False, False, True),
+        ("STOPPING", False, False, True),
+        ("BACKOFF", False, True, True),
+        ("FATAL", False, True, False),
+        ("STOPPED", False, False, False),
+        ("EXITED", False, False, False),
+    ],
+)
+def test_states_of_supervisord(name: str, running: bool, failed: bool, up: bool) -> None:
+    pid = 7 if name in ("RUNNING", "STARTING", "STOPPING") else 0
+    info = {
+        "statename": name,
+        "pid": pid,
+        "start": 100,
+        "now": 130,
+        "exitstatus": 0,
+        "spawnerr": "",
+        "group": "g",
+        "name": "p",
+    }
+    found = supervisor.state_of("p", info)
+    assert (found.running, found.failed, found.up) == (running, failed, up)
+    assert found.uptime_s == (30 if running else None)

@@ -12,7 +12,7 @@ import yaml
 import wheels_ops
 from wheels_ops.__main__ import main
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until
 from wheels_ops import rls
 from wheels_ops.core.results import OpsError
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 CASE = next(case for case in db.CASES if case.stem.startswith("08_")).read_text()
 WAITING = "select true from pg_locks where not granted and mode = 'AccessExclusiveLock'"
 ALONE = (
