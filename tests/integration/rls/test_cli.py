@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.integration.rls.test_migration import RECURSION, TABLES, command
+from tests.integration.rls.repair.test_migration import RECURSION, TABLES, command
 from tests.support import servers
 from tests.support.waiting import wait_until
 
