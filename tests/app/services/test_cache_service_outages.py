@@ -22,7 +22,7 @@ from tests.support.cache_program import Talk, run
 from tests.support.patched_tree import Tree, patched_tree
 from tests.support.redaction_vectors import REDIS_URLS
 from tests.support.tcp_gate import gate
-from tests.support.waiting import free_port, port_open, wait_until
+from tests.support.waiting import free_port, port_open, slowness, wait_until
 from wheels_ops.checks import redis as redis_check
 from wheels_ops.services import broker
 
@@ -93,7 +93,7 @@ say({"back": back, "after": await cache.get("after"), "gone": await cache.get("g
 
 def judge_outage(report: t.Dict[str, t.Any]) -> None:
     """Limits of R4 that do not depend on how busy this machine is; the strict ones are measured by the benchmark."""
-    assert max(report["first"][:3]) < 5 and report["rest"] < 0.5, report
+    assert max(report["first"][:3]) < 5 * slowness() and report["rest"] < 0.5 * slowness(), report
     assert report["known"] == {"a": 1} and report["breaker"] is True and report["loaded"] == 5
     assert report["swept"] == [0, False]
 
@@ -123,7 +123,7 @@ def test_redis_away_and_back(tree: Tree, kind: str) -> None:
             talk.say()
             report = talk.said()
             again.close()
-        assert report["back"] < 10 and report["after"] == 1 and report["opened"] == 1
+        assert report["back"] < 10 * slowness() and report["after"] == 1 and report["opened"] == 1
         assert report["gone"] is None, "an invalidation that Redis missed is delivered before it is trusted again"
     assert len([line for line in tree.logged() if "does not answer" in line["event"]]) == 1, (
         "one line for an outage, not one for a request"
@@ -168,7 +168,7 @@ def test_a_start_without_redis(tree: Tree) -> None:
         """,
     ) as talk:
         took, client, same, value = talk.said()
-        assert took < 5 and client is None and same is True and value is None
+        assert took < 5 * slowness() and client is None and same is True and value is None
         with redis_on(port, tree.directory):
             talk.say()
             assert talk.said() == [2, "2"]

@@ -300,10 +300,13 @@ def test_time_is_not_spent_waiting_when_redis_is_a_black_hole(redis: servers.Red
             backend.python(
                 "import time\n"
                 "from app.wheels_ops.celery_throttle import LoadPublisher\n"
-                "p = LoadPublisher('redis://192.0.2.1:6379/0')\n"
-                "s = time.monotonic()\n"
-                "for _ in range(20): p.observe(99.0)\n"
-                "print(time.monotonic() - s)\n"
+                "def seconds():\n"
+                "    p = LoadPublisher('redis://192.0.2.1:6379/0')\n"
+                "    s = time.monotonic()\n"
+                "    for _ in range(20): p.observe(99.0)\n"
+                "    return time.monotonic() - s\n"
+                # Whoever waits, waits each time; a busy machine holds a process up now and then.
+                "print(min(seconds() for _ in range(5)))\n"
             )
         )
     assert seconds < 0.4, "one time-out of its connection would be 0.5 s"
