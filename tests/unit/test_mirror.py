@@ -43,8 +43,6 @@ LIBRARY_WITHOUT: t.FrozenSet[str] = frozenset(
         "rls/repair/compare.py",
         "rls/repair/migration_source.py",
         "rls/repair/plans.py",
-        "rls/repair/rewrite.py",
-        "services/arguments.py",
         "services/celery_workers.py",
         "services/manager.py",
         "services/service_processes.py",
