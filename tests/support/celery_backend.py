@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,9 +143,9 @@ def celery_backend(
         path = directory / "app/workers/celery.py"
         source = path.read_text()
         for name, seconds in (schedule or {}).items():
-            lines = [line for line in source.splitlines() if f'"{name}"' in line]
-            assert len(lines) == 1, (name, lines)
-            source = source.replace(lines[0], lines[0].replace("86400.0", str(seconds)).replace("3600.0", str(seconds)))
+            entry = re.compile(rf'("{name}": \{{[^}}]*?"schedule": )[0-9.]+')
+            source, count = entry.subn(rf"\g<1>{seconds}", source)
+            assert count == 1, f"{count} periodic tasks are called {name}"
         path.write_text(source)
         if recorders:
             for kind, module in MODULES.items():
