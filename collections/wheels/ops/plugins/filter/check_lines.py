@@ -9,7 +9,7 @@ name: check_lines
 short_description: Give checks of a health report as lines
 version_added: 1.1.0
 description:
-  - Gives C(name: message) for each check that is named, in the order of the report.
+  - Gives the name and the message of each check that is named, in the order of the report.
 positional: names
 options:
   _input:
@@ -22,7 +22,7 @@ options:
     elements: str
     required: true
   status:
-    description: Whether to give C(name, status, message).
+    description: Whether to give the status as well.
     type: bool
     default: false
 author:
