@@ -283,24 +283,25 @@ def test_a_broker_that_does_not_work_is_critical(
 @pytest.mark.parametrize(
     ("keys", "ttls", "remedy"),
     [
-        ([b"pam:cache:1"], [5], "cache_purge"),
+        (["pam:cache:1"], [5], "cache_purge"),
+        (["other", "pam:cache:1"], [-1], "cache_purge"),
         ([b"pam:cache:1"], [-1], "cache_purge"),
-        ([b"celery-task-meta-1"], [], ""),
+        (["celery-task-meta-1"], [], ""),
         ([], [], ""),
         (None, [], ""),
     ],
 )
 def test_a_full_broker_is_purged_only_where_the_cache_has_a_key(
-    broker: Broker, keys: t.Optional[t.List[bytes]], ttls: t.List[int], remedy: str
+    broker: Broker, keys: t.Optional[t.List[t.Union[str, bytes]]], ttls: t.List[int], remedy: str
 ) -> None:
     class Pipeline:
-        def pttl(self, key: bytes) -> None:
+        def pttl(self, key: t.Union[str, bytes]) -> None:
             assert keys and key in keys
 
         def execute(self) -> t.List[int]:
             return ttls
 
-    def scan(**_options: t.Any) -> t.Iterator[bytes]:
+    def scan(**_options: t.Any) -> t.Iterator[t.Union[str, bytes]]:
         if keys is None:
             raise redis.exceptions.NoPermissionError("scan")
         return iter(keys)

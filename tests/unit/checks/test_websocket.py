@@ -212,6 +212,28 @@ def test_other_answers_are_critical_without_a_token_too(status: int, words: str)
     assert check.status == "critical" and f"answered with {status}: " in check.message and words in check.message
 
 
+def test_a_foreign_origin_that_is_let_in_stays_critical_where_a_token_is_asked_for_later() -> None:
+    def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        if connection.request.headers.get("Origin") == "https://evil.example":
+            echo(connection)
+        else:
+            connection.close(4001)
+
+    with server(handler) as url:
+        check = websocket.check(url, anonymous=True, foreign_origin="https://evil.example")
+    assert check.status == "critical"
+    assert check.message.startswith("The foreign origin https://evil.example is let in")
+
+
+def test_a_foreign_origin_whose_connection_stays_open_is_let_in(line: t.Callable[..., Line]) -> None:
+    """It answers no ping in time, and closes nothing either."""
+    line(frame(10, b"another"), library.WebSocketTimeoutException())
+    assert websocket._refuses("ws://h/x", "https://evil.example", 1, True) is False
+    line(frame(10, b"another"), library.WebSocketConnectionClosedException())
+    assert websocket._refuses("ws://h/x", "https://evil.example", 1, True) is True
+
+
 @contextlib.contextmanager
 def raw(answer: bytes) -> t.Iterator[str]:
     """A server that gives every connection these bytes once it has asked; without any it keeps still."""
@@ -720,6 +742,7 @@ def test_how_a_browser_connects(line: t.Callable[..., Line]) -> None:
         0,
         False,
     )
+    assert wire.options["enable_multithread"] is False
     wire = line(CLOSED)
     websocket.check("ws://h/x?a=b", token="c", ping="none")
     options = {
@@ -775,8 +798,11 @@ def test_a_long_error_is_cut_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch
         (405, "there is no WebSocket"),
         (418, "it is refused"),
         (426, "a proxy in between"),
-        (502, "the proxy finds no backend"),
-        (503, "full or draining"),
+        (502, "the proxy finds no backend$"),
+        (503, "the server is full or draining$"),
+        (504, "the proxy waited in vain for the backend$"),
+        (500, "the backend broke before it could answer$"),
+        (429, "this address asked too often and is locked out for a while$"),
     ],
 )
 def test_what_an_answer_to_the_upgrade_means(line: t.Callable[..., Line], status: int, words: str) -> None:

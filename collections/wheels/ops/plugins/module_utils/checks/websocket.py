@@ -42,7 +42,7 @@ _REFUSALS = {
 }
 #: Answers for which a proxy or our own address is the reason: a restart of the backend changes none of them.
 _NOT_OURS = frozenset({400, 426, 429})
-_REDIRECTS = (300, 301, 302, 303, 307, 308)
+_REDIRECTS = (301, 302, 303, 307, 308)
 #: Close codes of a server that asks for a token: 4001 of the backend, 4401 and 3000 (IANA: unauthorized) of others.
 _UNAUTHORIZED = (3000, 4001, 4401)
 #: Close codes for a broken rule, whichever it is: the reason says whether it is the token.
