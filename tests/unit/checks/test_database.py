@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.answers import Clock
 from wheels_ops.checks import database, rls
+from wheels_ops.checks.context import HostContext, Options
 from wheels_ops.core.results import OpsError
 from wheels_ops.database import connect as postgres
 from wheels_ops.health import check as health
@@ -111,6 +112,7 @@ def test_what_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session({})
     asked(monkeypatch, session, required=TABLES, schema="elsewhere", timeout=3)
     (limit, seconds), (_facts, _none), (_catalog, words) = session.questions
+    assert limit == "select set_config('statement_timeout', %s, true)"
     assert "statement_timeout" in limit and seconds == ("3000",) and words == ("elsewhere", ["wanted", "other"])
     session = Session({})
     asked(monkeypatch, session)
@@ -161,7 +163,9 @@ def test_a_read_only_database_is_critical_and_a_standby_is_named_as_that(monkeyp
     whole = {"wanted": ["id", "name"], "other": ["id"]}
     check = asked(monkeypatch, Session(whole, read_only=True), required=TABLES)
     assert (check.status, check.remedy, check.value, check.details["read_only"]) == ("critical", "", 0, True)
-    assert check.message.startswith("The database takes no writes (default_transaction_read_only is on)")
+    assert check.message == (
+        "The database takes no writes (default_transaction_read_only is on): find out who turned it on, a full disk does."
+    )
     check = asked(monkeypatch, Session(whole, standby=True), required=TABLES)
     assert (check.status, check.remedy, check.details["standby"], check.details["read_only"]) == (
         "critical",
@@ -232,6 +236,8 @@ def test_what_was_never_asked_is_unknown(monkeypatch: pytest.MonkeyPatch, text: 
     monkeypatch.setattr(psycopg2, "connect", connect)
     (check,) = health.measure({"database": lambda: database.check("host=h")})
     assert check.status == ("critical" if asked else "unknown"), check.message
+    if asked:
+        assert database.check("host=h").name == "database"
     (check,) = health.measure({"rls": lambda: rls.check("host=h")})
     assert check.status == ("critical" if asked else "unknown"), check.message
 
@@ -266,3 +272,12 @@ def test_a_server_that_goes_away_in_between_is_critical(monkeypatch: pytest.Monk
     check = database.check("host=h")
     assert (check.status, check.remedy) == ("critical", "") and gone.closed
     assert check.message.startswith("The database does not answer: server closed the connection")
+
+
+def test_the_suite_asks_for_the_tables_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session({})
+    monkeypatch.setattr(database.connect, "connect", lambda dsn, **_options: session)
+    options = Options(database_dsn="host=h", database_tables=TABLES)
+    found = database.measure(t.cast("HostContext", None), options)
+    assert (found.name, found.status, found.message) == ("database", "critical", "Missing tables: wanted, other.")
+    assert session.questions[2][1] == ("public", ["wanted", "other"])

@@ -229,9 +229,9 @@ def test_a_foreign_origin_that_is_let_in_stays_critical_where_a_token_is_asked_f
 def test_a_foreign_origin_whose_connection_stays_open_is_let_in(line: t.Callable[..., Line]) -> None:
     """It answers no ping in time, and closes nothing either."""
     line(frame(10, b"another"), library.WebSocketTimeoutException())
-    assert websocket._refuses("ws://h/x", "https://evil.example", 1, True) is False
+    assert websocket._refuses("ws://h/x", "https://evil.example", 5, True) is False
     line(frame(10, b"another"), library.WebSocketConnectionClosedException())
-    assert websocket._refuses("ws://h/x", "https://evil.example", 1, True) is True
+    assert websocket._refuses("ws://h/x", "https://evil.example", 5, True) is True
 
 
 @contextlib.contextmanager
