@@ -41,14 +41,15 @@ _QUERY_HARMLESS = re.compile(r"\d{1,4}|\*\*\*.*", re.IGNORECASE)
 
 #: What follows a name in a sentence. A secret that is one of these words protects nothing.
 _PROSE_WORDS = """
-    a after again against an and any are as at authentication be because before below but by called can cannot
-    change changed check command commands correct cram-md5 default differ differs does empty expired expires
-    failed fails false file for from given has have if in include incorrect instead into invalid is it its
-    login masterauth may mechanism method missing must needed needs never nil no none not null of off omit on
-    once only or over password permission plain prompt refused refuses rejected required requirepass requires
-    rule same-origin scram-sha-256 set should so succeeded successful such takes than that the their them then
-    there this to token too true try undefined unknown unless until use used user uses via was were when where
-    which while who with without wrong xoauth2 yes you your
+    a above absent after again against an and another any are as at authentication be because before below
+    both but by called can cannot change changed check command commands correct cram-md5 default differ
+    differs does either empty expired expires failed fails false file for from given has have hidden if in
+    include incorrect instead into invalid is it its less login longer masked masterauth may mechanism method
+    missing more must needed needs neither never nil no none nopass not null of off omit on once only or over
+    password permission plain present prompt redacted refused refuses rejected required requirepass requires
+    rule same-origin scram-sha-256 set shorter should so succeeded successful such takes than that the their
+    them then there this to token too true try unchanged undefined under unknown unless until use used user
+    uses via was were when where which while who with without wrong xoauth2 yes you your
 """
 _PROSE = frozenset(_PROSE_WORDS.split())
 _DETERMINER = re.compile(
