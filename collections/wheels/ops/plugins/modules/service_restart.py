@@ -40,6 +40,8 @@ options:
       - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than its process;
         V(unhealthy), its gate does not hold. A Celery worker that only does not answer is not restarted while a delivery is unfinished, while it
         uses a CPU, or while its pool V(solo) is away from the queue; one whose C(worker_enable_remote_control) is off but that takes tasks is healthy.
+      - A worker with the pool V(solo) that is at a task is healthy for as long as a task may take, by C(--time-limit) on its command line or
+        else 3600 seconds. Beyond that it is named, and still not restarted.
     type: list
     elements: str
     choices: [failed, stopped, stale, unhealthy]
