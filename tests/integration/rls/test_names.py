@@ -166,3 +166,21 @@ def test_object(server: servers.Postgres, tmp_path: Path, name: str) -> None:
         assert due and db.see(connection, "select id from t order by id", user=db.PEOPLE[0]) == due
         rls.undo(connection, tmp_path / "undo.sql")
         assert db.snapshot(connection) == before
+
+
+def test_audit_finds_a_captured_column_of_any_name(server: servers.Postgres) -> None:
+    """The author meant the column of his own table; the inner table has one of the same name, and takes it."""
+    with db.database(server) as connection:
+        with connection.cursor() as cursor:
+            for number, name in enumerate(NAMES):
+                n = quoted(name)
+                cursor.execute(
+                    f"create table outer_{number} ({n} int); create table inner_{number} ({n} int);"
+                    f" alter table outer_{number} enable row level security;"
+                    f" create policy p on outer_{number} for select to authenticated"
+                    f" using (exists (select 1 from inner_{number} i where i.{n} = {n}))"
+                )
+        captured = {
+            finding.details["table"] for finding in rls.audit(connection).findings if finding.kind == "captured_column"
+        }
+        assert captured == {f"public.outer_{number}" for number in range(len(NAMES))}
