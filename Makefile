@@ -99,7 +99,7 @@ sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 build: run-tools ## Build the collection's tarball into build/
 	@mkdir -p build && $(BIN)/ansible-galaxy collection build $(COLLECTION) --output-path build --force
 
-docs: lint-tools ## Write docs/variables.md and the defaults of the roles' argument_specs.yml
+docs: checks-page ## Write docs/variables.md, docs/checks.md and the defaults of the roles' argument_specs.yml
 	@$(BIN)/python -m tests.generate
 
 clean: ## Stop the sandbox and remove everything that make created
