@@ -67,8 +67,6 @@ MODULES_WITHOUT: t.FrozenSet[str] = frozenset(
 APP_WITHOUT: t.FrozenSet[str] = frozenset(
     {
         "wheels_ops/scores.py",
-        "wheels_ops/websocket/asgi.py",
-        "wheels_ops/websocket/poll.py",
         "wheels_ops/wiring.py",
     }
 )
