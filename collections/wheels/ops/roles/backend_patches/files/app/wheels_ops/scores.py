@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The four scores. The host side (``module_utils/health/scores.py``) has the same formulas; a test proves that both agree."""
+"""The four scores. The host side (``module_utils/health/scores.py``) has the same formulas; a test proves that both
+agree."""
 
 from __future__ import annotations
 
