@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import typing as t
 
@@ -436,3 +437,86 @@ def test_what_is_our_fault_is_unknown(monkeypatch: pytest.MonkeyPatch, inner: Ex
 def test_a_url_that_is_none_is_our_fault(url: str) -> None:
     with pytest.raises(OpsError):
         redis_check.check(url)
+
+
+#: What each refusal means and what helps, by hand: a person reads these words in the middle of the night.
+REFUSALS = {
+    "OOM": (
+        "its memory is full and nothing may be evicted",
+        "remove what is not needed, or raise maxmemory",
+        "cache_purge",
+    ),
+    "MISCONF": (
+        "it cannot save its data to disk",
+        "free space on its disk, or correct the rights of its directory",
+        "disk_cleanup",
+    ),
+    "READONLY": ("it is a replica", "give the URL of the primary", ""),
+    "NOREPLICAS": ("too few replicas are connected (min-replicas-to-write)", "bring the replicas back", ""),
+    "LOADING": ("it still loads its data", "wait: a restart would begin anew", ""),
+    "MASTERDOWN": (
+        "its primary is gone and it may not serve what it has",
+        "bring the primary back, or promote this one",
+        "",
+    ),
+    "CLUSTERDOWN": ("the cluster is down", "bring the missing nodes back", ""),
+    "TRYAGAIN": ("the cluster moves these keys to another node", "wait until it is done", ""),
+}
+
+
+def test_what_a_refusal_means_and_what_helps() -> None:
+    assert {code: dataclasses.astuple(refused) for code, refused in redis_errors.WRITE_REFUSALS.items()} == REFUSALS
+    assert redis_check.WRITE_PROBE == ("SETRANGE", "pam:cache:wheels-ops-write-probe", "0", "")
+
+
+@pytest.mark.parametrize(
+    ("info", "tried", "code"),
+    [
+        ({}, False, ""),
+        (INFO, False, ""),
+        ({**INFO, "loading": 1}, False, "LOADING"),
+        ({**INFO, "loading": 1}, True, ""),
+        ({**INFO, "role": "slave"}, False, "READONLY"),
+        ({**INFO, "maxmemory": 500}, False, "OOM"),
+        ({**INFO, "maxmemory": 501}, False, ""),
+        ({**INFO, "maxmemory": 500, "maxmemory_policy": "allkeys-lru"}, False, ""),
+        ({"used_memory": 5, "maxmemory": 5}, False, "OOM"),
+    ],
+)
+def test_what_info_tells_of_refused_writes(info: t.Dict[str, t.Any], tried: bool, code: str) -> None:
+    assert redis_check._refusal_by(info, tried) == code
+
+
+def test_what_info_does_not_tell_is_nothing() -> None:
+    facts = redis_check._facts({"redis_version": "7", "used_memory": 1, "connected_clients": 2})
+    assert facts == {
+        "version": "7",
+        "used_memory_bytes": 1,
+        "maxmemory_percent": None,
+        "maxmemory_policy": "noeviction",
+        "hit_rate_percent": None,
+        "evicted_keys": 0,
+        "expired_keys": 0,
+        "connected_clients": 2,
+        "role": "",
+    }
+    assert redis_check._facts({**INFO, "keyspace_hits": 2, "keyspace_misses": 1})["hit_rate_percent"] == 66.7
+    assert redis_check._facts({}) == {}
+
+
+def test_no_more_keys_are_looked_at_than_the_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wire, "pipeline", lambda _self, transaction: Pipe({b"user_profile:1": 5}))
+    keys = [(b"other", 5)] * 200_600
+    assert measured(monkeypatch, Wire(keys=keys)).details["scanned"] == 200_000
+    assert measured(monkeypatch, Wire(keys=keys[:1200]), max_keys=600).details["scanned"] == 1000
+    client = Wire(keys=[*keys[:20_000], (b"user_profile:1", 5)])
+    assert redis_check.remedy_helps("OOM", client) is False
+    assert redis_check.remedy_helps("OOM", Wire(keys=[*keys[:19_999], (b"user_profile:1", 5)])) is True
+    assert redis_check.remedy_helps("OOM", Wire(keys=library.ConnectionError("gone"))) is False
+    assert redis_check.remedy_helps("MISCONF", client) is True
+
+
+def test_only_the_first_sentence_of_a_refused_password_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = library.AuthenticationError("WRONGPASS invalid username-password pair. More of it")
+    check = measured(monkeypatch, Wire(ping=error))
+    assert "refuses the password (WRONGPASS invalid username-password pair): check the one in its URL" in check.message
