@@ -12,7 +12,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from tests.support.collection import COLLECTION
-from wheels_ops.checks import suite
+from wheels_ops.checks import context, suite
 from wheels_ops.core.results import Result
 from wheels_ops.remedies import service_restart
 from wheels_ops.standalone import recovery
@@ -56,7 +56,7 @@ def test_the_program_leaves_them_out(
         return Result()
 
     monkeypatch.setattr(service_restart, "run", run)
-    monkeypatch.setattr(recovery, "open_manager", lambda *_words: None)
+    monkeypatch.setattr(context, "open_manager", lambda *_words, **_account: None)
     one = recovery.AutomatedRecovery(Settings(checks=suite.Options(services=SERVICES), state_dir=tmp_path))
     one._restart_services(health(writes))
     assert [service.name for service in restarted] == names
