@@ -41,4 +41,4 @@ def test_history_of_a_host_without_one_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [0, -1, 10_001])
 def test_limit_out_of_range_is_refused_by_name(tmp_path: Path, limit: int) -> None:
     result = run_module("recovery_history_info", state_dir=str(tmp_path), limit=limit)
-    assert result["failed"] and "limit" in result["msg"] and str(limit) in result["msg"]
+    assert result["failed"] and "limit" in result["msg"] and f"{limit:,}" in result["msg"]

@@ -24,7 +24,6 @@ LIBRARY_WITHOUT: t.FrozenSet[str] = frozenset(
         "host/child.py",
         "host/extents.py",
         "host/open_files.py",
-        "host/processes.py",
         "host/run_as.py",
         "host/subprocesses.py",
         "remedies/disk/sources.py",
@@ -44,10 +43,8 @@ LIBRARY_WITHOUT: t.FrozenSet[str] = frozenset(
         "rls/repair/migration_source.py",
         "rls/repair/plans.py",
         "services/celery_workers.py",
-        "services/manager.py",
         "services/service_processes.py",
         "standalone/monitor.py",
-        "state/history.py",
     }
 )
 MODULES_WITHOUT: t.FrozenSet[str] = frozenset(

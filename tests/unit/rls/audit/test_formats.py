@@ -63,7 +63,7 @@ def test_sarif_names_rule_level_and_place(report: formats.Report) -> None:
     (location,) = run["results"][0]["locations"]
     assert location["physicalLocation"]["artifactLocation"]["uri"] == "migrations/0002_odd.sql"
     assert location["logicalLocations"][0]["fullyQualifiedName"] == ODD
-    prints = [result["partialFingerprints"]["finding/v1"] for result in run["results"]]
+    prints = [result["partialFingerprints"]["finding/v2"] for result in run["results"]]
     assert len(set(prints)) == len(prints)
 
 
