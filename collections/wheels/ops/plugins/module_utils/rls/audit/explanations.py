@@ -8,42 +8,43 @@ import typing as t
 
 EXPLANATIONS: t.Dict[str, str] = {
     "recursion": """
-PostgreSQL refuses the access with 42P17, "infinite recursion detected in policy": to decide which rows a role may see, the
-policy reads a table whose own policies read, directly or through others, the first table again. Every access on that path
-fails, whatever the rows are.
+PostgreSQL refuses the access with 42P17, "infinite recursion detected in policy": to decide which rows a role may
+see, the policy reads a table whose own policies read, directly or through others, the first table again. Every
+access on that path fails, whatever the rows are.
 
-By hand: let one reference on the path read its table without row-level security. Move that sub-select into a function
-with SECURITY DEFINER, SET search_path = '' and an owner that row-level security does not bind, in a schema that the API
-does not expose, returning only the caller's rows; call the function in the policy. ``rls repair`` does this for the
-smallest number of references and verifies that no other access changes.
+By hand: let one reference on the path read its table without row-level security. Move that sub-select into a
+function with SECURITY DEFINER, SET search_path = '' and an owner that row-level security does not bind, in a schema
+that the API does not expose, returning only the caller's rows; call the function in the policy. ``rls repair`` does
+this for the smallest number of references and verifies that no other access changes.
 """,
     "possible_54001": """
 The recursion goes through a function, so PostgreSQL sees it only when the function runs: 54001, "stack depth limit
 exceeded". A policy calls a function that reads the policy's own table with the caller's rights.
 
-By hand: make the function SECURITY DEFINER with SET search_path = '' and an owner with BYPASSRLS, if all its callers may
-see what it returns. ``rls repair`` leaves the function alone and uses a copy in the policy.
+By hand: make the function SECURITY DEFINER with SET search_path = '' and an owner with BYPASSRLS, if all its
+callers may see what it returns. ``rls repair`` leaves the function alone and uses a copy in the policy.
 """,
     "rewrite_error": """
-PostgreSQL refuses the access while it rewrites the query, with another error than a recursion: a column, a function or an
-operator that the policy or the view names is missing, for example.
+PostgreSQL refuses the access while it rewrites the query, with another error than a recursion: a column, a function
+or an operator that the policy or the view names is missing, for example.
 
 By hand: run the statement as the role that is named, read the error, and define the policy or the view again.
 """,
     "captured_column": """
-Inside a sub-select a column name without a table belongs to the innermost table that has such a column. A policy such as
-``id = boards.id`` inside ``SELECT ... FROM boards`` compares the inner table's column with itself, which is always true: the
-condition lets in more rows than its author meant, or all.
+Inside a sub-select a column name without a table belongs to the innermost table that has such a column. A policy
+such as ``id = boards.id`` inside ``SELECT ... FROM boards`` compares the inner table's column with itself, which is
+always true: the condition lets in more rows than its author meant, or all.
 
-By hand: qualify the column with the policy's own table, or give the inner table an alias: ``FROM boards b WHERE b.id =
-boards.id``. Nothing is repaired before, as a repair would open the table; ``--accept-captured-columns`` does it all the same.
+By hand: qualify the column with the policy's own table, or give the inner table an alias: ``FROM boards b WHERE
+b.id = boards.id``. Nothing is repaired before, as a repair would open the table; ``--accept-captured-columns`` does
+it all the same.
 """,
     "inner_table_denied": """
-The policy reads a table on which the role has no SELECT: the access fails with 42501, "permission denied", also where the
-policy would let the row through.
+The policy reads a table on which the role has no SELECT: the access fails with 42501, "permission denied", also
+where the policy would let the row through.
 
-By hand: GRANT SELECT on that table (or the columns that the policy reads) to the role, or move the sub-select into a
-SECURITY DEFINER function.
+By hand: GRANT SELECT on that table (or the columns that the policy reads) to the role, or move the sub-select into
+a SECURITY DEFINER function.
 """,
     "reads_auth_users": """
 A policy reads auth.users, which the API's roles may not read: the access fails with 42501.
@@ -51,89 +52,93 @@ A policy reads auth.users, which the API's roles may not read: the access fails 
 By hand: use auth.uid(), auth.jwt() or a profile table of your own instead.
 """,
     "policy_without_rls": """
-The table has policies, but row-level security is off: PostgreSQL ignores them, and whoever has the table's privileges
-reads and writes every row.
+The table has policies, but row-level security is off: PostgreSQL ignores them, and whoever has the table's
+privileges reads and writes every row.
 
 By hand: ALTER TABLE ... ENABLE ROW LEVEL SECURITY, after checking that the policies are complete.
 """,
     "table_without_rls": """
-The table stands in a schema that the API exposes, a role of the API has privileges on it, and row-level security is off:
-whoever has the project's public key reads, and with the privilege writes, every row.
+The table stands in a schema that the API exposes, a role of the API has privileges on it, and row-level security is
+off: whoever has the project's public key reads, and with the privilege writes, every row.
 
 By hand: ALTER TABLE ... ENABLE ROW LEVEL SECURITY, then create policies; or REVOKE the privileges from anon and
 authenticated where only the server uses the table.
 """,
     "view_bypasses_rls": """
-A view runs with its owner's rights, and its owner is not bound by the policies of the tables that it reads: through the
-view a role of the API sees rows that the policies would hide.
+A view runs with its owner's rights, and its owner is not bound by the policies of the tables that it reads: through
+the view a role of the API sees rows that the policies would hide.
 
-By hand: ALTER VIEW ... SET (security_invoker = true) on PostgreSQL 15 and newer; before, revoke the view from the API's
-roles. A view that is public on purpose is better moved out of the exposed schema.
+By hand: ALTER VIEW ... SET (security_invoker = true) on PostgreSQL 15 and newer; before, revoke the view from the
+API's roles. A view that is public on purpose is better moved out of the exposed schema.
 """,
     "user_metadata": """
-The policy reads user_metadata from the token, or raw_user_meta_data. Every user can change his own (auth.updateUser), and
-so claim any role or tenant that the policy reads there.
+The policy reads user_metadata from the token, or raw_user_meta_data. Every user can change his own
+(auth.updateUser), and so claim any role or tenant that the policy reads there.
 
 By hand: read ``auth.jwt() -> 'app_metadata'``, which only the server writes, or a table.
 """,
     "no_select_policy": """
-The role has policies for writing and none for SELECT. A plain INSERT works; INSERT ... RETURNING, which client libraries
-send when they return the row, fails with 42501; UPDATE and DELETE with a WHERE find no row and report success.
+The role has policies for writing and none for SELECT. A plain INSERT works; INSERT ... RETURNING, which client
+libraries send when they return the row, fails with 42501; UPDATE and DELETE with a WHERE find no row and report
+success.
 
 By hand: create a policy for SELECT that shows a user what he may write.
 """,
     "soft_delete_hidden": """
-All SELECT policies of the role demand that a row is not marked as deleted. PostgreSQL checks the new row of an UPDATE that
-has a WHERE or RETURNING against them as well: setting deleted_at makes the row invisible, so that the UPDATE fails with
-42501, "new row violates row-level security policy".
+All SELECT policies of the role demand that a row is not marked as deleted. PostgreSQL checks the new row of an
+UPDATE that has a WHERE or RETURNING against them as well: setting deleted_at makes the row invisible, so that the
+UPDATE fails with 42501, "new row violates row-level security policy".
 
-By hand: mark rows in a SECURITY DEFINER function, or let the row's owner see it when it is marked, and filter in the query.
+By hand: mark rows in a SECURITY DEFINER function, or let the row's owner see it when it is marked, and filter in
+the query.
 """,
     "bucket_listing": """
-The policy on storage.objects asks for nothing but the bucket, so that its roles may list all its files, with their names. A
-public bucket serves its files by their address without any policy.
+The policy on storage.objects asks for nothing but the bucket, so that its roles may list all its files, with their
+names. A public bucket serves its files by their address without any policy.
 
 By hand: drop the policy, or add a condition on the owner or the folder.
 """,
     "always_true": """
 The policy's condition is true for every row, so that it protects nothing for its roles and commands.
 
-By hand: drop it if it was a leftover, or restrict it. For data that is public on purpose, say so in a COMMENT ON POLICY.
+By hand: drop it if it was a leftover, or restrict it. For data that is public on purpose, say so in a COMMENT ON
+POLICY.
 """,
     "latent_recursion": """
-The access works today only because an identity call such as auth.uid() stands in the policy as it is. Wrapped into a
-sub-select, ``(select auth.uid())``, as the usual advice for speed has it, PostgreSQL would follow the policy's other
-references and find a recursion.
+The access works today only because an identity call such as auth.uid() stands in the policy as it is. Wrapped into
+a sub-select, ``(select auth.uid())``, as the usual advice for speed has it, PostgreSQL would follow the policy's
+other references and find a recursion.
 
 By hand: repair the recursion before wrapping the call, or let ``rls repair --fix recursion,initplan`` do both.
 """,
     "unknown_function": """
-The policy calls a function whose body cannot be followed (another language, dynamic SQL): whether it reads a table that
-leads back to the policy is not known.
+The policy calls a function whose body cannot be followed (another language, dynamic SQL): whether it reads a table
+that leads back to the policy is not known.
 
 By hand: read the function. If it reads no table with policies, nothing is to be done.
 """,
     "definer_exposed": """
-A function with SECURITY DEFINER stands in a schema that the API exposes: anybody may call it as an RPC, with its owner's
-rights and arguments of his own choice.
+A function with SECURITY DEFINER stands in a schema that the API exposes: anybody may call it as an RPC, with its
+owner's rights and arguments of his own choice.
 
 By hand: move it into a schema that is not exposed, or REVOKE EXECUTE from PUBLIC, anon and authenticated.
 """,
     "definer_search_path": """
-A function with SECURITY DEFINER has no search_path of its own: whoever may create objects in a schema on the caller's
-search_path can make it read his objects with the owner's rights.
+A function with SECURITY DEFINER has no search_path of its own: whoever may create objects in a schema on the
+caller's search_path can make it read his objects with the owner's rights.
 
 By hand: ALTER FUNCTION ... SET search_path = '', and qualify every name in its body.
 """,
     "definer_not_bypassing": """
-A function with SECURITY DEFINER is meant to read a table without its policies, but its owner is bound by them (FORCE ROW
-LEVEL SECURITY, or an owner that is neither the table's owner nor has BYPASSRLS): the recursion that it should end goes on.
+A function with SECURITY DEFINER is meant to read a table without its policies, but its owner is bound by them
+(FORCE ROW LEVEL SECURITY, or an owner that is neither the table's owner nor has BYPASSRLS): the recursion that it
+should end goes on.
 
 By hand: ALTER FUNCTION ... OWNER TO a role with BYPASSRLS.
 """,
     "unwrapped_auth": """
-The policy calls auth.uid(), auth.jwt() or current_setting() for every row. In a sub-select, ``(select auth.uid())``, it is
-called once for the query.
+The policy calls auth.uid(), auth.jwt() or current_setting() for every row. In a sub-select, ``(select
+auth.uid())``, it is called once for the query.
 
 By hand: wrap it, unless ``latent_recursion`` is reported as well. ``rls repair --fix initplan`` does it.
 """,
@@ -143,7 +148,8 @@ An identity call is wrapped into sub-selects more than once. It works, and says 
 By hand: write ``(select auth.uid())``.
 """,
     "multiple_permissive": """
-Several permissive policies apply to one role and command. PostgreSQL evaluates all of them for every row and joins them with OR.
+Several permissive policies apply to one role and command. PostgreSQL evaluates all of them for every row and joins
+them with OR.
 
 By hand: merge them into one policy with OR. ``rls repair --fix multiple_permissive`` does it.
 """,
@@ -153,8 +159,8 @@ The policy looks rows up by a column that has no index: every access reads the w
 By hand: CREATE INDEX CONCURRENTLY on that column. ``rls repair --fix indexes`` does it.
 """,
     "rls_without_policy": """
-Row-level security is on and there is no policy: nobody but the owner and roles with BYPASSRLS sees a row. That is right for
-tables that only the server reads.
+Row-level security is on and there is no policy: nobody but the owner and roles with BYPASSRLS sees a row. That is
+right for tables that only the server reads.
 
 By hand: nothing, if that is meant; otherwise create policies.
 """,
