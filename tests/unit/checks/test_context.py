@@ -10,7 +10,6 @@ import typing as t
 
 import pytest
 
-from wheels_ops.checks import context as check_context
 from wheels_ops.checks import cpu, memory, suite
 from wheels_ops.checks import services as services_check
 from wheels_ops.checks.context import HostContext, Once
@@ -114,7 +113,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> t.Counter[str]:
         calls["parse_services"] += 1
         return model.parse_services(raw)
 
-    for module in (check_context, services_check):
+    for module in (suite, services_check):
         monkeypatch.setattr(module, "open_manager", open_manager)
     for module in (suite, services_check):
         monkeypatch.setattr(module, "parse_services", parse)
@@ -142,7 +141,7 @@ def no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_words: t.Any, **_options: t.Any) -> t.NoReturn:
         raise OpsError("Neither systemd nor supervisord runs on this host.")
 
-    monkeypatch.setattr(check_context, "open_manager", refuse)
+    monkeypatch.setattr(suite, "open_manager", refuse)
     details = {"host_percent": 9.0, "services_percent": 0.0}
     monkeypatch.setattr(cpu, "check", lambda *_words, **_options: Check("cpu", "ok", 9.0, details=details))
 

@@ -11,7 +11,6 @@ import typing as t
 
 import pytest
 
-from wheels_ops.checks import context as check_context
 from wheels_ops.checks import cpu, dead_peer, suite
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
@@ -70,7 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         collected["manager"] = {"kind": kind, "socket": socket, "account": (username, password)}
         return Manager()
 
-    monkeypatch.setattr(check_context, "open_manager", open_manager)
+    monkeypatch.setattr(suite, "open_manager", open_manager)
     return collected
 
 
@@ -262,7 +261,7 @@ def test_services_that_cannot_be_asked_for_hide_no_disk(calls: Calls, monkeypatc
     def refuse(*_: t.Any) -> t.Any:
         raise OpsError("Neither systemd nor supervisord runs on this host.")
 
-    monkeypatch.setattr(check_context, "open_manager", refuse)
+    monkeypatch.setattr(suite, "open_manager", refuse)
     report = suite.run(suite.Options(subjects=["memory", "disk"], **EVERYTHING))
     assert [(check["name"], check["status"]) for check in report["checks"]] == [("memory", "unknown"), ("disk", "ok")]
     assert (report["status"], report["failing"]) == ("unknown", ["memory"])

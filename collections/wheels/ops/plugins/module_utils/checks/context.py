@@ -55,12 +55,16 @@ class Options:
 
     def open_manager(self) -> Manager:
         """The manager of this host's services. Raises ``OpsError`` where there is none."""
-        return open_manager(
-            self.service_manager,
-            self.supervisor_socket,
-            username=self.supervisor_username,
-            password=self.supervisor_password,
-        )
+        return open_manager(**self.manager_arguments())
+
+    def manager_arguments(self) -> t.Dict[str, str]:
+        """What ``services.manager.open_manager`` takes."""
+        return {
+            "kind": self.service_manager,
+            "socket": self.supervisor_socket,
+            "username": self.supervisor_username,
+            "password": self.supervisor_password,
+        }
 
     def limits(self, threshold: str) -> Thresholds:
         """The limits of one of the thresholds, by default those of the incident report."""

@@ -11,6 +11,7 @@ from ..core.options import choices
 from ..health import check as health
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY, Subject
+from ..services.manager import open_manager
 from ..services.model import parse_services
 from . import celery, cors, cpu, database, disk, http, memory, redis, rls, services, tts, websocket
 from .context import HostContext, Options
@@ -35,7 +36,7 @@ def run(options: Options) -> t.Dict[str, t.Any]:
     started = time.monotonic()
     context = HostContext(
         parse_services(options.services) if options.services else (),
-        options.open_manager,
+        lambda: open_manager(**options.manager_arguments()),
     )
     calls = _calls(options, context)
     wanted = {name: calls[name] for name in SUBJECTS if name in options.subjects}
