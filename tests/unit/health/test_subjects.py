@@ -148,6 +148,14 @@ def test_remedies_are_those_that_the_check_names(name: str) -> None:
     assert texts & MODULES <= remedies
 
 
+def test_remedies_are_those_of_the_plan() -> None:
+    """What a check may name is what the recovery plan carries out, under the same names."""
+    plan = pytest.importorskip("wheels_ops.remedies.plan", reason="there is no recovery plan in this tree")
+    assert {module for remedy in plan.REMEDIES for module in remedy.modules} == {
+        module for subject in REGISTRY for module in subject.remedies
+    }
+
+
 def test_with_remedy_gives_the_subjects_in_order() -> None:
     assert subjects.with_remedy("managed_files") == ("cpu", "cors", "websocket")
     assert subjects.with_remedy("nothing") == ()
