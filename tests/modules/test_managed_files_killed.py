@@ -65,7 +65,7 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("killed")
     # In a process of its own: one that has threads, as this one, had better not fork.
     words = [sys.executable, "-m", killed_patches.__name__, str(root), request.param]
-    done = subprocess.run(words, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     places = [root / str(number) for number in range(1, int(done.stdout) + 1)]
     assert len(places) > 20
