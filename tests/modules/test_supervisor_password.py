@@ -15,6 +15,7 @@ import yaml
 
 from tests.support.collection import COLLECTION
 from tests.support.supervised import Program, Supervisord, supervisord
+from tests.support.waiting import wait_until
 
 PASSWORD = "hunter2-of-supervisord"
 ACCOUNT = {"supervisor_username": "ops", "supervisor_password": PASSWORD}
@@ -25,6 +26,7 @@ BACKEND = Path(__file__).parents[2] / "backend"
 @pytest.fixture(scope="module")
 def daemon() -> t.Iterator[Supervisord]:
     with supervisord({"web": Program("sleep 600")}, username="ops", password=PASSWORD) as running:
+        wait_until(lambda: "RUNNING" in running.ctl("status", "web"), what="web")
         yield running
 
 
