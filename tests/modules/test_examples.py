@@ -19,6 +19,7 @@ NAMES = sorted(path.stem for path in MODULES.glob("*.py") if path.stem != "__ini
 VARIABLES: t.Dict[str, t.Any] = {
     "services_list": [{"name": "pam-backend", "gate": {"type": "http", "url": "http://127.0.0.1:8000/readyz"}}],
     "database_dsn": "postgresql://postgres@127.0.0.1/postgres",
+    "health.checks": [{"name": "redis", "status": "warning", "remedy": "cache_purge"}],
     "health_before": {"checks": []},
     "health_after": {"checks": []},
     "wheels_ops_run_id": "20250730T0211",

@@ -54,6 +54,11 @@ def test_recover_repairs_it(stage: Stage) -> None:
     history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
     assert history[-1]["outcome"] == "healthy"
     assert {"rls", "services"} <= set(history[-1]["before"])
+    outcomes = {result["action"]: result["outcome"] for result in history[-1]["results"]}
+    assert (outcomes["service_restart"], outcomes["database_repair"], outcomes["cache_clear"]) == ("done",) * 3
+    # What a person on call reads: what was wrong, and what became of it.
+    for words in ("What was wrong", "celery-beat", "What was done", "done     database_repair (rls)"):
+        assert words in run.text, words
 
 
 def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:

@@ -34,6 +34,7 @@ PLACES: t.Dict[str, t.Any] = {
 RECOVERY: t.Dict[str, t.Any] = {
     "log_directories": ["/var/log/app"],
     "log_reopen": [],
+    "install_speech": False,
     "disk_sources": [{"path": "/srv/100% tmp", "age": "24h"}, {"kind": "packages"}],
 }
 #: The highest exposure that is accepted, of ten.
@@ -52,6 +53,7 @@ def unit(name: str, **places: t.Any) -> str:
     [
         *((name, exposure, {}) for name, exposure in EXPOSURE.items()),
         ("recovery", 3.8, {"log_reopen": ["kill", "-USR1", "1"]}),
+        ("recovery", 3.8, {"install_speech": True}),
     ],
 )
 def test_systemd_knows_every_line_and_grades_the_unit(

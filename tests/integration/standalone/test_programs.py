@@ -22,6 +22,7 @@ from tests.sandbox.binaries import REPOSITORY
 from tests.support.servers import Postgres
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
+from wheels_ops.remedies import cpu_relief
 from wheels_ops.standalone import recovery
 from wheels_ops.state import deployments
 from wheels_ops.state import holder as holders
@@ -234,8 +235,35 @@ def test_a_service_that_is_down_is_named_and_started_within_the_budget(place: Pl
     place.running.ctl("stop", "redis")
     status, made = place.report(RECOVERY)
     result = next(each for each in made["recovery_results"] if each["action"] == "service_restart")
-    assert status == 2 and result["outcome"] == "failed" and "budget of 1 restarts" in result["message"]
+    assert status == 2 and result["outcome"] == "refused" and "budget of 1 restarts" in result["message"]
+    assert "Find out why it needs restarts" in result["advice"]
     assert not place.running.pid("redis")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="restoring a priority needs root (CAP_SYS_NICE)")
+def test_a_priority_that_was_lowered_is_restored_by_the_next_run_when_its_time_is_over(place: Place) -> None:
+    word = f"hog-{place.port}-{os.getpid()}"
+    with subprocess.Popen([sys.executable, str(REPOSITORY / "tests/support/hog.py"), word]) as hog:
+
+        def policy() -> str:
+            shown = subprocess.run(["ps", "-o", "cls=", "-p", str(hog.pid)], capture_output=True, text=True, check=True)
+            return shown.stdout.strip()
+
+        try:
+            options = cpu_relief.Options(
+                demote=(word,), min_percent=1, sample_s=1, revert_after=0.1, state_dir=str(place.state)
+            )
+            assert cpu_relief.run(options).changed and policy() == "IDL"
+            assert "cpu_relief_end" in place.run(RECOVERY, "--dry-run").stdout and policy() == "IDL"
+            status, made = place.report(RECOVERY)
+            assert (status, policy()) == (0, "TS")
+            assert [(each["action"], each["outcome"]) for each in made["recovery_results"]] == [
+                ("cpu_relief_end", "done")
+            ]
+            assert "nothing was done" in place.run(RECOVERY).stdout
+        finally:
+            hog.kill()
 
 
 def test_two_at_once_do_not_get_in_each_others_way(place: Place) -> None:

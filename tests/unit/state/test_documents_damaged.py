@@ -16,8 +16,9 @@ import pytest
 
 from wheels_ops.checks import suite
 from wheels_ops.core.results import OpsError
-from wheels_ops.remedies import backend_patch, cpu_relief
+from wheels_ops.remedies import backend_patch, cpu_relief, recovery_state
 from wheels_ops.remedies.memory.notes import Note, Notes
+from wheels_ops.remedies.plan import Policy
 from wheels_ops.report import performance
 from wheels_ops.standalone import monitor, recovery
 from wheels_ops.standalone.settings import Settings
@@ -204,7 +205,7 @@ READERS: t.Dict[str, t.Callable[[Path], t.Any]] = {
     "metrics": lambda state: performance.read_store(state / "metrics/metrics.sqlite", 0),
     "requests": (lambda state: json.dumps(requests.handle(state / "requests").extra, ensure_ascii=False).encode()),
     "recovery history": _tried,
-    "recovery, recent": lambda state: recovery.AutomatedRecovery(_settings(state))._recent(),
+    "recovery, state": lambda state: recovery_state.read(state, [{"name": "web"}], Policy()),
     "memory": lambda state: Notes(state).last("trim", "web", "host"),
     "relief": lambda state: cpu_relief.run(cpu_relief.Options(state="normal", state_dir=str(state)), check_mode=True),
 }

@@ -30,6 +30,8 @@ PROTECTED = r"^(?:\[|/?(?:\S*/)?(?:systemd\S*|init|sshd\S*|dbus\S*|postgres\S*|r
 
 #: The capability's number, capabilities(7).
 _CAP_SYS_NICE = 23
+#: What yields, in the state directory.
+_FILE = "cpu_relief.json"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
     """Makes consumers yield, or puts everything back. Raises ``OpsError`` where the right is missing."""
     validate(options)
     directory = restarts.state_dir(options.state_dir)
-    path = directory / "cpu_relief.json"
+    path = directory / _FILE
     if check_mode:
         restarts.require_writable(directory)
         return _run(options, path, check_mode)
@@ -166,6 +168,13 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
         return _run(options, path, check_mode)
     finally:
         os.close(lock)
+
+
+def ends_at(directory: Path) -> float:
+    """When the first process that yields is due to be put back, in seconds since the epoch; 0 where none is. Raises ``OpsError``."""
+    alive = {pid: born for pid, (_seconds, born) in cpu_seconds().items()}
+    held = [entry for entry in _read(directory / _FILE) if alive.get(entry["pid"]) == entry["born"]]
+    return min((float(entry["until"]) for entry in held if entry["until"]), default=0.0)
 
 
 def _run(options: Options, path: Path, check_mode: bool) -> Result:
@@ -202,12 +211,18 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
         },
         after={"held": len(held)},
         actions=actions,
-        msg=f"{count} processes {would}{verb}." if actions else "Nothing to do.",
+        msg=f"{count} processes {would}{verb}." if actions else _idle(options),
         diff=(
             [{"before": "", "after": text, "before_header": "scheduling", "after_header": "scheduling"}] if text else []
         ),
         extra={"top": [{key: value for key, value in entry.items() if key != "born"} for entry in top[:10]]},
     )
+
+
+def _idle(options: Options) -> str:
+    if options.state == "normal":
+        return "Nothing to do: no process was made to yield."
+    return f"Nothing to do: no process that may be made to yield uses {options.min_percent:g} % of a core or more."
 
 
 def _chosen(top: t.Sequence[t.Dict[str, t.Any]], options: Options) -> t.List[t.Dict[str, t.Any]]:

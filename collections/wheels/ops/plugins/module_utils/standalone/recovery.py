@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""``scripts/automated_recovery.py``: what the playbook ``recover`` does, on the host itself: look, one remedy for every failing check, proof.
+"""``scripts/automated_recovery.py``: what the playbook ``recover`` does, on the host itself: check, remedy, verify.
 
-Remedies, order, budget of restarts, lock and history are those of the playbook; both can be used beside each other.
+Both carry out the plan of ``remedies/plan.py`` and write one history; both can be used beside each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import typing as t
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 
 from ..checks import suite
@@ -25,13 +25,15 @@ from ..core.options import choices
 from ..core.results import OpsError, Result
 from ..database import scripts as sql_script
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
-from ..remedies import cache_purge, celery_throttle, service_restart
+from ..remedies import cache_purge, celery_throttle, cpu_relief, plan, recovery_state, service_restart, tts_engine
 from ..remedies.disk import cleanup
 from ..remedies.logs import rotate
 from ..remedies.memory import trim
-from ..report import report
+from ..remedies.recovery_results import RecoveryResult, brief, verify
+from ..report import recovery_text, report
 from ..rls import module_api as rls_entry
 from ..services.model import parse_services
+from ..services.service_processes import service_pids
 from ..state import deployments, history, lock
 from ..state import holder as holders
 from ..state import requests as recovery_requests
@@ -47,56 +49,23 @@ MAX_HISTORY = 100
 
 
 class RecoveryAction(Enum):
-    LOG_ROTATION = "log_rotation"
-    DISK_CLEANUP = "disk_cleanup"
-    SERVICE_RESTART = "service_restart"
-    DATABASE_REPAIR = "database_repair"
-    CACHE_CLEAR = "cache_clear"
-    BACKGROUND_THROTTLE = "background_throttle"
-    MEMORY_CLEANUP = "memory_cleanup"
+    """The remedies of ``plan.REMEDIES``, in their order."""
 
-
-#: In the order of the playbook recover: what depends on another comes after it. Which checks each remedy is for.
-SUBJECTS: t.Dict[RecoveryAction, t.Tuple[str, ...]] = {
-    RecoveryAction.LOG_ROTATION: ("disk",),
-    RecoveryAction.DISK_CLEANUP: ("disk",),
-    RecoveryAction.SERVICE_RESTART: ("services", "http", "celery", "redis", "websocket", "tts"),
-    RecoveryAction.DATABASE_REPAIR: ("database", "rls"),
-    RecoveryAction.CACHE_CLEAR: ("redis",),
-    RecoveryAction.BACKGROUND_THROTTLE: ("cpu", "celery"),
-    RecoveryAction.MEMORY_CLEANUP: ("memory",),
-}
-
-
-@dataclass
-class RecoveryResult:
-    """What became of one remedy. ``success``: no error, and the checks that asked for it are healthy in the proof; None in a dry run.
-
-    ``changed`` says whether it changed (in a dry run: would change) anything, ``refused`` why it was not begun. ``outcome`` is one word:
-    ``done``, ``partly`` (it changed something, yet a check still fails), ``nothing`` (there was nothing that it could do), ``failed``,
-    ``refused``, or in a dry run ``would``.
-    """
-
-    action: str
-    success: t.Optional[bool]
-    message: str
-    timestamp: str
-    details: t.Dict[str, t.Any] = field(default_factory=dict)
-    changed: bool = False
-    refused: str = ""
-    outcome: str = ""
-    checks: t.List[str] = field(default_factory=list)
-
-    def as_dict(self) -> t.Dict[str, t.Any]:
-        return asdict(self)
-
-
-class Refused(Exception):
-    """A remedy that is not begun, and why: a right, a means or a permission is missing."""
+    LOG_ROTATION = plan.LOG_ROTATION
+    DISK_CLEANUP = plan.DISK_CLEANUP
+    CPU_RELIEF = plan.CPU_RELIEF
+    CPU_RELIEF_END = plan.CPU_RELIEF_END
+    SERVICE_RESTART = plan.SERVICE_RESTART
+    DATABASE_REPAIR = plan.DATABASE_REPAIR
+    CACHE_CLEAR = plan.CACHE_CLEAR
+    BACKGROUND_THROTTLE = plan.BACKGROUND_THROTTLE
+    SPEECH_ENGINE = plan.SPEECH_ENGINE
+    MEMORY_CLEANUP = plan.MEMORY_CLEANUP
+    DEPLOY = plan.DEPLOY
 
 
 class AutomatedRecovery:
-    """One loop: check, remedy, proof. ``dry_run`` foretells and changes nothing; ``only`` bounds which remedies are tried."""
+    """One loop: check, remedy, verify. ``dry_run`` changes nothing; ``only`` limits which remedies are tried."""
 
     def __init__(
         self,
@@ -121,13 +90,17 @@ class AutomatedRecovery:
         self.notes: t.List[str] = []
         self.recovery_history: t.List[RecoveryResult] = []
         self.thresholds = self._thresholds()
-        self.recovery_actions: t.Dict[RecoveryAction, t.Callable[[Health], Result]] = {
+        #: All but the deployment, which only the playbook does.
+        self.recovery_actions: t.Dict[RecoveryAction, t.Callable[[Health, plan.Step], Result]] = {
             RecoveryAction.LOG_ROTATION: self._rotate_logs,
             RecoveryAction.DISK_CLEANUP: self._clean_disk,
+            RecoveryAction.CPU_RELIEF: self._relieve_cpu,
+            RecoveryAction.CPU_RELIEF_END: self._relieve_cpu,
             RecoveryAction.SERVICE_RESTART: self._restart_services,
             RecoveryAction.DATABASE_REPAIR: self._repair_database,
             RecoveryAction.CACHE_CLEAR: self._clear_cache,
             RecoveryAction.BACKGROUND_THROTTLE: self._throttle,
+            RecoveryAction.SPEECH_ENGINE: self._install_speech,
             RecoveryAction.MEMORY_CLEANUP: self._trim_memory,
         }
 
@@ -146,40 +119,83 @@ class AutomatedRecovery:
 
     def run(self) -> Report:
         started = time.monotonic()
-        before = self._confirmed(suite.run(self.settings.checks))
+        before, confirmed = self._confirmed(suite.run(self.settings.checks))
+        steps = self._plan(before, confirmed)
         asked = recovery_requests.handle(self.settings.state_dir / "requests").extra
         done: t.List[RecoveryResult] = []
         after = before
         run_id = f"{PREFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        if before["failing"]:
+        if before["failing"] or any(not step.refused for step in steps):
             with self._held(run_id, before["failing"]):
-                done = self._remedies(before)
+                done = self._remedies(before, steps)
                 if not self.dry_run and any(each.changed for each in done):
                     after = suite.run(self.settings.checks)
-            self._judge(done, after)
+            verify(done, after["checks"], check_mode=self.dry_run)
         self.recovery_history = (self.recovery_history + done)[-self.max_history :]
-        made = t.cast(Report, self.settings.scrubbed(self._report(before, after, done, run_id)))
-        if not self.dry_run and (before["failing"] or asked["requests"] or asked["refused"]):
+        made = t.cast(Report, self.settings.scrubbed(self._report(before, after, done, steps, run_id)))
+        if not self.dry_run and (before["failing"] or done or asked["requests"] or asked["refused"]):
             self._note(made, asked, round(time.monotonic() - started, 1))
         return made
 
-    def _confirmed(self, health: Health) -> Health:
-        """What fails, measured once more: one answer that came too late on a busy host is no reason to change anything."""
-        if not health["failing"] or not self.options.confirm_after:
-            return health
+    def _confirmed(self, health: Health) -> t.Tuple[Health, t.List[str]]:
+        """(the health with what fails measured once more, the names that failed twice). See ``plan.confirm``."""
+        names = plan.to_confirm(health["checks"], self._policy())
+        if not names:
+            return health, list(health["failing"])
         time.sleep(self.options.confirm_after)
-        again = suite.run(replace(self.settings.checks, subjects=tuple(health["failing"])))
-        newer = {check["name"]: check for check in again["checks"]}
-        checks = [newer.get(check["name"], check) for check in health["checks"]]
-        statuses = [check["status"] for check in checks if check["status"] != "skipped"]
-        return {
+        again = suite.run(replace(self.settings.checks, subjects=tuple(names)))
+        checks = plan.confirm(health["checks"], again["checks"])
+        merged = {
             **health,
             "checks": checks,
-            "failing": again["failing"],
-            "status": report.worst(statuses),
+            "failing": plan.failing(checks),
+            "status": report.worst([check["status"] for check in checks if check["status"] != "skipped"]),
             "measured_at": again["measured_at"],
             "duration_ms": round(health["duration_ms"] + again["duration_ms"], 1),
         }
+        return merged, plan.failing(checks)
+
+    def _policy(self) -> plan.Policy:
+        options = self.options
+        return plan.Policy(
+            confirm_after=options.confirm_after,
+            cooldown=options.cooldown,
+            max_cooldown=options.max_cooldown,
+            budget=options.budget,
+            max_restarts=options.max_restarts,
+        )
+
+    def _plan(self, health: Health, confirmed: t.Sequence[str]) -> t.List[plan.Step]:
+        options, policy = self.options, self._policy()
+        services = self.settings.checks.services
+        state, warnings = recovery_state.read(
+            self.settings.state_dir, services, policy, confirmed=set(confirmed) if policy.confirm_after else None
+        )
+        self.notes += warnings
+        means = {
+            plan.LOG_ROTATION: options.log_directories,
+            plan.DISK_CLEANUP: options.disk_sources,
+            plan.SERVICE_RESTART: services,
+            plan.DATABASE_REPAIR: self.settings.checks.database_dsn,
+            plan.CACHE_CLEAR: options.cache_prefixes or os.path.exists(options.token_file),
+            plan.BACKGROUND_THROTTLE: self.settings.checks.redis_url,
+        }
+        permissions = {
+            plan.DATABASE_REPAIR: options.repair_database,
+            plan.BACKGROUND_THROTTLE: options.throttle,
+            plan.CPU_RELIEF: options.relieve_cpu,
+            plan.SPEECH_ENGINE: options.install_speech,
+        }
+        allowed = plan.Allowed(
+            services=services,
+            unavailable={name for name, present in means.items() if not present},
+            forbidden={name for name, permitted in permissions.items() if not permitted},
+            only=self.only,
+            ignore_cooldown=self.ignore_cooldown,
+            policy=policy,
+            caller=plan.PROGRAM,
+        )
+        return plan.plan(health["checks"], allowed, state)
 
     @contextlib.contextmanager
     def _held(self, run_id: str, failing: t.Sequence[str]) -> t.Iterator[None]:
@@ -203,97 +219,44 @@ class AutomatedRecovery:
                 state, begun.extra["deployment_id"], holder=holder, state=deployments.FINISHED, check_mode=self.dry_run
             )
 
-    def _remedies(self, before: Health) -> t.List[RecoveryResult]:
+    def _remedies(self, before: Health, steps: t.Sequence[plan.Step]) -> t.List[RecoveryResult]:
+        """Carries out the steps, one after the other; what no remedy is known for is no result."""
         done = []
-        recent = {} if self.ignore_cooldown else self._recent()
-        for action, subjects in SUBJECTS.items():
-            asking = [name for name in subjects if name in before["failing"]]
-            if not asking or (self.only and action.value not in self.only) or not self._wanted(action, before):
+        for step in steps:
+            if not step.remedy:
                 continue
             result = RecoveryResult(
-                action=action.value, success=None, message="", timestamp=deployments.now(), checks=asking
+                action=step.remedy, timestamp=deployments.now(), checks=list(step.subjects), advice=step.advice
             )
             done.append(result)
+            if step.refused:
+                result.refuse(step.refused, step.advice)
+                continue
+            if self.stopping:
+                result.refuse("The run was told to end before it was begun.")
+                continue
             try:
-                if self.stopping:
-                    raise Refused("The run was told to end before it was begun.")
-                waits = recent.get(action.value, 0.0)
-                if waits > 0:
-                    ago = self.options.cooldown - waits
-                    raise Refused(
-                        f"It was tried {ago:.0f} s ago; the cool-down of {self.options.cooldown:g} s lasts {waits:.0f}"
-                        " s more (--now)."
-                    )
-                made = self.recovery_actions[action](before)
-            except Refused as why:
-                result.refused = result.message = str(why)
-                result.success, result.outcome = False, "refused"
+                outcome = self.recovery_actions[RecoveryAction(step.remedy)](before, step)
             except OpsError as error:
                 # What was done before the error is among its details.
                 result.changed = bool(error.details.get("changed"))
-                result.message, result.success, result.outcome = str(error), False, "failed"
+                result.fail(str(error))
                 result.details = {
                     key: error.details[key] for key in ("before", "after", "actions", "refused") if key in error.details
                 }
             except Exception as error:  # one remedy that breaks must not keep the others from being tried
-                result.message, result.success, result.outcome = f"{type(error).__name__}: {error}", False, "failed"
+                result.fail(f"{type(error).__name__}: {error}")
             else:
-                result.changed, result.message = made.changed, made.msg
-                result.details = {"before": made.before, "after": made.after, "actions": made.actions, **made.extra}
+                result.changed, result.message = outcome.changed, outcome.msg
+                result.details = {
+                    "before": outcome.before,
+                    "after": outcome.after,
+                    "actions": outcome.actions,
+                    **outcome.extra,
+                }
         return done
 
-    def _wanted(self, action: RecoveryAction, before: Health) -> bool:
-        """Whether the checks that fail are of the kind that this remedy cures, where one check has several remedies."""
-        remedies = {check["name"]: check["remedy"] for check in before["checks"]}
-        values = {check["name"]: check["value"] for check in before["checks"]}
-        if action is RecoveryAction.DATABASE_REPAIR:
-            # What could not be asked is not repaired.
-            return remedies.get("database") == "sql_script" or remedies.get("rls") == "rls_repair"
-        if action is RecoveryAction.CACHE_CLEAR:
-            return bool(values.get("redis"))
-        if action is RecoveryAction.BACKGROUND_THROTTLE:
-            return "celery_throttle" in (remedies.get("cpu"), remedies.get("celery"))
-        return True
-
-    def _recent(self) -> t.Dict[str, float]:
-        """Seconds of cool-down that are left, by remedy: one that did something or failed is not tried again at once.
-
-        Restarts have their own budget, over all runs and for each service, which the playbooks count as well.
-        """
-        left: t.Dict[str, float] = {}
-        for record in history.read(self.settings.state_dir / history.FILE, MAX_HISTORY):
-            if record.seconds is None:
-                continue
-            ago = max(0.0, time.time() - record.seconds)
-            for each in record.results:
-                action = str(each.get("action"))
-                if (
-                    each.get("outcome") in ("done", "partly", "failed")
-                    and action != RecoveryAction.SERVICE_RESTART.value
-                ):
-                    left.setdefault(action, self.options.cooldown - ago)
-        return left
-
-    def _judge(self, done: t.Sequence[RecoveryResult], after: Health) -> None:
-        """A remedy succeeded where the proof says so, not where it returned."""
-        if self.dry_run:
-            for result in done:
-                result.outcome = result.outcome or ("would" if result.changed else "nothing")
-            return
-        states = {check["name"]: check for check in after["checks"]}
-        for result in done:
-            left = [name for name in result.checks if name in after["failing"]]
-            if result.success is None:
-                result.success = not left
-                result.outcome = ("partly" if left else "done") if result.changed else "nothing"
-                if left:
-                    result.message += " Still: " + "; ".join(
-                        f"{name}: {states[name]['status']}: {states[name]['message']}" for name in left
-                    )
-
-    def _rotate_logs(self, _before: Health) -> Result:
-        if not self.options.log_directories:
-            raise Refused("No directory of logs is configured (recovery.log_directories).")
+    def _rotate_logs(self, _before: Health, _step: plan.Step) -> Result:
         return rotate.run_with(
             {
                 "paths": [f"{directory.rstrip('/')}/*.log" for directory in self.options.log_directories],
@@ -305,9 +268,7 @@ class AutomatedRecovery:
             check_mode=self.dry_run,
         )
 
-    def _clean_disk(self, _before: Health) -> Result:
-        if not self.options.disk_sources:
-            raise Refused("No directory is configured from which old files may go (recovery.disk_sources).")
+    def _clean_disk(self, _before: Health, _step: plan.Step) -> Result:
         return cleanup.run(
             self.options.disk_sources,
             self.options.disk_targets,
@@ -315,10 +276,21 @@ class AutomatedRecovery:
             check_mode=self.dry_run,
         )
 
-    def _restart_services(self, before: Health) -> Result:
+    def _relieve_cpu(self, _before: Health, step: plan.Step) -> Result:
         checks = self.settings.checks
-        if not checks.services:
-            raise Refused("No service is configured (checks.services).")
+        pids = service_pids(checks.services, checks.open_manager)
+        options = cpu_relief.Options(
+            state="normal" if step.remedy == plan.CPU_RELIEF_END else "relieved",
+            protect=tuple(self.options.relief_protect),
+            protected_pids=pids,
+            min_percent=self.options.relief_min_percent,
+            revert_after=self.options.relief_seconds,
+            state_dir=str(self.settings.state_dir),
+        )
+        return cpu_relief.run(options, check_mode=self.dry_run)
+
+    def _restart_services(self, _before: Health, step: plan.Step) -> Result:
+        checks = self.settings.checks
         options = service_restart.Options(
             only_if=("failed", "stopped", "unhealthy"),
             max_restarts=self.options.max_restarts,
@@ -329,27 +301,11 @@ class AutomatedRecovery:
             reason="automated recovery",
             state_dir=str(self.settings.state_dir),
         )
-        services: t.Sequence[t.Mapping[str, t.Any]] = checks.services
-        refusal = next(
-            (check["details"].get("writes", "") for check in before["checks"] if check["name"] == "redis"), ""
-        )
-        if refusal.startswith("refused"):
-            # Nothing that needs Redis comes up while it takes no writes, and Redis itself might lose what it cannot save.
-            services = without_broker(services)
-            if not services:
-                raise Refused(
-                    f"Redis takes no writes ({refusal}): restarting it, its workers or its beat would make it worse."
-                )
+        services = plan.remaining_services(checks.services, step.without)
         manager = checks.open_manager()
         return service_restart.run(parse_services(services), manager, options, check_mode=self.dry_run)
 
-    def _repair_database(self, before: Health) -> Result:
-        if not self.options.repair_database:
-            raise Refused(
-                "The database is not changed without being asked. Foretell: python3 scripts/automated_recovery.py"
-                " --repair-database --dry-run; then without --dry-run; or the playbook recover. For good:"
-                " recovery.repair_database."
-            )
+    def _repair_database(self, before: Health, _step: plan.Step) -> Result:
         dsn = self.settings.checks.database_dsn
         scripts = [
             {
@@ -399,19 +355,13 @@ class AutomatedRecovery:
             msg=f"{total.msg} {repaired['msg']}".strip(),
         )
 
-    def _clear_cache(self, before: Health) -> Result:
+    def _clear_cache(self, before: Health, _step: plan.Step) -> Result:
         """The repaired ``clear_expired()`` itself, by the health API; without one, the prefixes that the configuration gives away."""
         eternal = next(int(check["value"] or 0) for check in before["checks"] if check["name"] == "redis")
         checks = self.settings.checks
         if self.options.cache_prefixes:
             options = cache_purge.Options(prefixes=tuple(self.options.cache_prefixes), missing_ttl=True)
             return cache_purge.run(checks.redis_url, options, check_mode=self.dry_run)
-        if not os.path.exists(self.options.token_file):
-            raise Refused(
-                f"There is no ops token in {self.options.token_file}, so this backend has no health API that clears the"
-                " cache: the playbook deploy brings it. Or name the prefixes that may be purged"
-                " (recovery.cache_prefixes)."
-            )
         token = token_of("", self.options.token_file)
         action = {
             "action": "clear",
@@ -453,9 +403,7 @@ class AutomatedRecovery:
             msg=f"Keys without an expiry: {eternal} before, {left} now.",
         )
 
-    def _throttle(self, _before: Health) -> Result:
-        if not self.settings.checks.redis_url:
-            raise Refused("No Redis is configured (checks.redis_url).")
+    def _throttle(self, _before: Health, _step: plan.Step) -> Result:
         return celery_throttle.run(
             self.settings.checks.redis_url,
             level=self.options.throttle_level,
@@ -464,13 +412,17 @@ class AutomatedRecovery:
             check_mode=self.dry_run,
         )
 
-    def _trim_memory(self, _before: Health) -> Result:
+    def _install_speech(self, _before: Health, _step: plan.Step) -> Result:
+        # It needs neither the network nor the backend's environment; the chain of a deployed backend ends with it.
+        return tts_engine.run(tts_engine.Options(engines=("espeak",), primary="fallback"), check_mode=self.dry_run)
+
+    def _trim_memory(self, _before: Health, step: plan.Step) -> Result:
         checks = self.settings.checks
         token = self.options.token_file if os.path.exists(self.options.token_file) else ""
         limits = checks.thresholds.get("memory")
         return trim.run_with(
             {
-                "services": list(checks.services),
+                "services": plan.remaining_services(checks.services, step.without),
                 "service_manager": checks.service_manager,
                 "supervisor_socket": checks.supervisor_socket,
                 "supervisor_username": checks.supervisor_username,
@@ -490,7 +442,14 @@ class AutomatedRecovery:
             check_mode=self.dry_run,
         )
 
-    def _report(self, before: Health, after: Health, done: t.Sequence[RecoveryResult], run_id: str) -> Report:
+    def _report(
+        self,
+        before: Health,
+        after: Health,
+        done: t.Sequence[RecoveryResult],
+        steps: t.Sequence[plan.Step],
+        run_id: str,
+    ) -> Report:
         taken = [result for result in done if result.changed]
         # What has no remedy here, and where it is to be had.
         tried = {name for result in done for name in result.checks}
@@ -508,6 +467,11 @@ class AutomatedRecovery:
             "failed_recoveries": sum(result.outcome in ("failed", "partly") for result in done),
             "refused_recoveries": sum(bool(result.refused) for result in done),
             "recovery_results": [result.as_dict() for result in done],
+            "without_remedy": [
+                RecoveryResult("", refused=step.refused, checks=list(step.subjects), advice=step.advice).as_dict()
+                for step in steps
+                if not step.remedy
+            ],
             "remaining": [{**program_output.issue(check), "tried": check["name"] in tried} for check in left],
             "system_health_summary": _summary(after),
             "status": after["status"],
@@ -521,10 +485,7 @@ class AutomatedRecovery:
         """The record of the playbook recover, with what became of each remedy; then the requests that led to it are taken away."""
         state = self.settings.state_dir
         kinds = [request["kind"] for request in asked["requests"]]
-        brief = [
-            {key: each[key] for key in ("action", "success", "outcome", "message", "timestamp", "changed")}
-            for each in made["recovery_results"]
-        ]
+        results = [brief(each) for each in made["recovery_results"]]
         history.append(
             state / history.FILE,
             HistoryRecord(
@@ -537,9 +498,11 @@ class AutomatedRecovery:
                 after=tuple(made["after"]["failing"]),
                 not_checked=tuple(made["after"]["not_measured"]),
                 errors=tuple(
-                    f"{each['action']}: {each['message']}" for each in brief if each["outcome"] in ("failed", "partly")
+                    f"{each['action']}: {each['message']}"
+                    for each in results
+                    if each["outcome"] in ("failed", "partly")
                 ),
-                results=tuple(brief),
+                results=tuple(results),
                 duration_s=duration_s,
             ),
         )
@@ -555,16 +518,6 @@ class AutomatedRecovery:
                 if all(isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")):
                     found.append({"details": None, **each})
         return found[:limit]
-
-
-def without_broker(services: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[t.Dict[str, t.Any]]:
-    """The services that are neither the broker nor live from it; the playbook recover has the same rule (``recover_services``)."""
-    kept = [
-        each
-        for each in services
-        if (each.get("gate") or {}).get("type") not in ("redis", "celery", "beat") and "celery" not in str(each["name"])
-    ]
-    return [{**each, "depends_on": []} for each in kept]
 
 
 def _outcome(health: Health) -> t.Dict[str, t.Any]:
@@ -637,25 +590,15 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
 def text(made: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
     was, now = made["before"], made["after"]
-    if not was["failing"]:
+    if not was["failing"] and not made["recovery_results"]:
         return "\n".join(
             [f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])]
         )
-    lines = ["What is wrong", *(f"  {line}" for line in report.remaining({"checks": was["checks"]})), ""]
-    lines.append("What would be done" if made["dry_run"] else "What was done")
-    for each in made["recovery_results"]:
-        lines.append(f"  {each['outcome']:8} {each['action']:20} {each['message']}")
-    if not made["recovery_results"]:
-        lines.append("  nothing: no remedy for it is to be had here")
+    results = [*made["recovery_results"], *made["without_remedy"]]
+    lines = recovery_text.lines(was["checks"], now["checks"], results, check_mode=made["dry_run"])
     if made["dry_run"]:
-        return "\n".join([*lines, "", "Nothing was changed.", *(f"note: {each}" for each in made["notes"])])
-    lines.append("")
-    if now["failing"]:
-        lines += [
-            "What is left",
-            *(f"  {each['check']}: {each['issue']} {each['recommendation']}" for each in made["remaining"]),
-        ]
-    else:
+        return "\n".join([*lines, "Nothing was changed.", *(f"note: {each}" for each in made["notes"])])
+    if not now["failing"]:
         lines.append(f"Now: {report.summary(now)}" if now["not_measured"] else "Everything is healthy now.")
         if now["left_out"] and not now["not_measured"]:
             lines.append(f"Left out on purpose: {', '.join(now['left_out'])}.")
@@ -670,8 +613,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="automated_recovery.py",
         description=(
-            "Looks at this host, tries one remedy for every failing check, and proves what became of it; as the"
-            " playbook recover does."
+            "Runs all health checks on this host, applies the remedies of the recovery plan in their order, and"
+            " verifies the result; as the playbook recover does."
         ),
         epilog=(
             "Exit status: 0 everything is healthy (now), 1 a warning is left or a remedy failed, 2 something critical"
@@ -688,7 +631,7 @@ def parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         dest="dry_run",
-        help="foretell what would be done, and change nothing",
+        help="show what would be done, and change nothing",
     )
     made.add_argument("--json", action="store_true", help="the whole report as JSON")
     made.add_argument(
@@ -742,7 +685,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             )
             return 0
         _end_in_order(recovery)
-        # Begun beside another run, this one would act on what that one has mended meanwhile. A dry run writes nothing, not even a lock.
+        # Begun beside another run, this one would act on what that one has fixed meanwhile. A dry run writes nothing, not
+        # even a lock.
         with (
             contextlib.nullcontext()
             if options.dry_run
@@ -753,7 +697,7 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
         return program_output.report_unknown(
-            "Interrupted; what was begun is not proved.", settings, as_json=options.json
+            "Interrupted; what was begun is not verified.", settings, as_json=options.json
         )
     except Exception as error:  # exit status 1, that of a traceback, would say: a warning
         return program_output.report_unknown(

@@ -49,8 +49,9 @@ VARIABLES: t.Dict[str, str] = {"BASE_URL": "base_url", "REDIS_URL": "redis_url",
 class Recovery:
     """How the automated recovery behaves; the names are those of the roles ``recovery``, ``services`` and ``database`` without the role's.
 
-    ``confirm_after``: seconds after which what fails is measured once more before a remedy is begun. ``cooldown``: seconds within which a
-    remedy that was tried is not tried again. ``repair_database``: whether the database may be changed without being asked.
+    ``confirm_after``, ``cooldown``, ``max_cooldown``, ``budget`` and ``max_restarts`` are those of ``plan.Policy``.
+    ``repair_database``, ``throttle``, ``relieve_cpu`` and ``install_speech`` permit a remedy. ``throttle_seconds`` and
+    ``relief_seconds``: when what was slowed down gets its full rate again.
     """
 
     token_file: str = "/etc/wheels-ops/ops-token"
@@ -71,14 +72,22 @@ class Recovery:
     wait_timeout: float = 120.0
     max_restarts: int = 3
     allow_task_loss: bool = False
+    throttle: bool = True
     throttle_level: int = 2
     throttle_seconds: int = 900
+    relieve_cpu: bool = True
+    relief_seconds: float = 3600.0
+    relief_min_percent: float = 25.0
+    relief_protect: t.Sequence[str] = ()
+    install_speech: bool = False
     repair_database: bool = False
     database_scripts: t.Sequence[str] = ()
     rls_allow_unbounded: bool = False
     rls_accept_captured_columns: bool = False
     confirm_after: float = 5.0
     cooldown: float = 600.0
+    max_cooldown: float = 14_400.0
+    budget: int = 6
     timeout: float = 60.0
 
 

@@ -138,17 +138,25 @@ class Ledger:
 
     def blocked(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> str:
         """Why a service may not be restarted now; empty where it may."""
+        return self.blocked_until(service, max_restarts=max_restarts, window=window, cooldown=cooldown)[0]
+
+    def blocked_until(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> t.Tuple[str, float]:
+        """(why a service may not be restarted now, until when in seconds since the epoch); an empty text and 0 where it may."""
+        now = time.time()
         starts = self.starts(service, max(window, cooldown))
-        if starts and cooldown and time.time() - starts[-1] < cooldown:
-            left = cooldown - (time.time() - starts[-1])
+        if starts and cooldown and now - starts[-1] < cooldown:
+            left = cooldown - (now - starts[-1])
             return (
-                f"it was restarted {time.time() - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts"
-                f" {left:.0f} s more"
+                f"it was restarted {now - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts {left:.0f} s"
+                " more",
+                now + left,
             )
-        inside = [start for start in starts if start > time.time() - window]
+        inside = [start for start in starts if start > now - window]
         if max_restarts and len(inside) >= max_restarts:
+            until = inside[-max_restarts] + window
             return (
                 f"its budget of {max_restarts} restarts in {window:g} s is spent; one is free again in"
-                f" {inside[-max_restarts] + window - time.time():.0f} s"
+                f" {until - now:.0f} s",
+                until,
             )
-        return ""
+        return "", 0.0
