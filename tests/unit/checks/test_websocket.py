@@ -290,6 +290,7 @@ def test_a_redirect_is_named_with_its_target(status: int, location: str, shown: 
     assert check.status == "critical" and check.remedy == ""
     assert check.message.startswith(f"The upgrade is redirected to {expected} ({status}), which no WebSocket follows: ")
     assert advice in check.message and check.details["status"] == status and "s3cret" not in repr(check)
+    assert check.details["location"] == expected
 
 
 def test_a_redirect_that_an_older_library_takes_for_a_connection_is_none(line: t.Callable[..., Line]) -> None:
@@ -322,6 +323,15 @@ def test_tls_where_there_is_none_is_named_and_nothing_restarted() -> None:
         check.message
         == "No connection: the certificate or TLS does not hold: the server speaks no TLS there, use ws://"
     )
+
+
+def test_a_name_that_is_not_resolved_is_said_in_these_words() -> None:
+    assert websocket._silence(socket.gaierror(-2, "x"), 1) == "the name of the host cannot be resolved"
+
+
+def test_a_limit_out_of_range_is_named_by_its_option() -> None:
+    with pytest.raises(OpsError, match="^max_latency_ms "):
+        websocket.check("ws://h/x", max_latency_ms=600_001)
 
 
 def test_a_certificate_that_does_not_hold_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
