@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import sys
 import typing as t
 from pathlib import Path
 
@@ -156,7 +158,7 @@ def test_no_secret_of_the_settings_is_shown() -> None:
     assert url.secrets() == ["in-url"]
 
 
-def test_what_is_found_without_a_configuration_is_what_the_roles_say() -> None:
+def test_what_is_found_without_a_configuration_is_what_the_roles_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """The defaults of the roles, which a program on the host cannot read."""
 
     def defaults(role: str) -> t.Dict[str, t.Any]:
@@ -164,12 +166,18 @@ def test_what_is_found_without_a_configuration_is_what_the_roles_say() -> None:
             "t.Dict[str, t.Any]", yaml.safe_load((COLLECTION / f"roles/{role}/defaults/main.yml").read_text())
         )
 
+    monkeypatch.setattr(sys, "path", [*sys.path, str(COLLECTION.parents[1])])
     monitoring, services, recovery = defaults("monitoring"), defaults("services"), defaults("host_cleanup")
     assert settings.REPORTED["websocket_path"] == monitoring["monitoring_websocket_path"]
-    for origin in settings.REPORTED["cors_origins"]:
-        assert repr(origin) in monitoring["monitoring_cors_origins"]
-    assert repr(settings.BASE_URL) in monitoring["monitoring_base_url"]
-    assert repr(settings.REDIS_URL) in monitoring["monitoring_redis_url"]
+    shared = importlib.import_module("ansible_collections.wheels.ops.plugins.plugin_utils.shared_variables").SHARED
+    expected: t.Dict[str, t.Any] = {
+        "cors_origins": list(settings.REPORTED["cors_origins"]),
+        "base_url": settings.BASE_URL,
+        "redis_url": settings.REDIS_URL,
+    }
+    for name, value in expected.items():
+        assert f"'wheels_ops_{name}'" in monitoring[f"monitoring_{name}"]
+        assert shared[f"wheels_ops_{name}"].default == value
     assert monitoring["monitoring_deadline"] == settings.DEADLINE
     named = [{"name": entry["name"], "unit": entry["name"]} for entry in services["services_of_the_report"]]
     built = settings._with_gates(named, {})
