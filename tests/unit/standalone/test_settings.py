@@ -179,14 +179,13 @@ def test_what_is_found_without_a_configuration_is_what_the_roles_say(monkeypatch
         assert f"'wheels_ops_{name}'" in monitoring[f"monitoring_{name}"]
         assert shared[f"wheels_ops_{name}"].default == value
     assert monitoring["monitoring_deadline"] == settings.DEADLINE
-    named = [{"name": entry["name"], "unit": entry["name"]} for entry in services["services_of_the_report"]]
+    reported = shared["wheels_ops_services"].default
+    named = [{"name": entry["name"], "unit": entry["name"]} for entry in reported]
     built = settings._with_gates(named, {})
     assert [(each["name"], each["gate"]["type"]) for each in built] == [
-        (each["name"], each["gate"]["type"]) for each in services["services_of_the_report"]
+        (each["name"], each["gate"]["type"]) for each in reported
     ]
-    assert [each["depends_on"] for each in built] == [
-        each.get("depends_on", []) for each in services["services_of_the_report"]
-    ]
+    assert [each["depends_on"] for each in built] == [each.get("depends_on", []) for each in reported]
     ours = settings.Recovery()
     for key, value in services.items():
         name = key[len("services_") :]
