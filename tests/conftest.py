@@ -26,7 +26,9 @@ DURATIONS = Path(__file__).with_name("durations.json")
 
 
 def pytest_collection_modifyitems(items: t.List[pytest.Item]) -> None:
-    """The longest file first: of files that run side by side, a long one that is begun last keeps the others waiting."""
+    """The longest file first: of files that run side by side, a long one that is begun last keeps the
+    others waiting.
+    """
     recorded: t.Dict[Path, float] = {
         collection.REPOSITORY / name: seconds for name, seconds in json.loads(DURATIONS.read_text()).items()
     }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What molecule/fleet needs beside Ansible: facts, a witness that asks every host all the time, and one command for all of it.
+"""What molecule/fleet needs beside Ansible: facts, a witness that asks every host all the time, and one command for all
+of it.
 
 python -m tests.fleet facts DIRECTORY                          DIRECTORY/fleet.json: addresses on each host, secrets; made once
 python -m tests.fleet watch DIRECTORY NAME=ADDRESS ...         asks each host's /health until DIRECTORY/watch.stop is there
@@ -61,7 +62,10 @@ def facts(directory: Path) -> int:
 
 
 def watch(directory: Path, hosts: t.Mapping[str, str]) -> int:
-    """A line a round: the status that each host answered with, 0 where nobody did. A slow answer of a busy machine is an answer."""
+    """A line a round: the status that each host answered with, 0 where nobody did.
+
+    A slow answer of a busy machine is an answer.
+    """
     with open(directory / "watch.jsonl", "a", encoding="utf-8") as output:
         while directory.is_dir() and not (directory / "watch.stop").exists():
             output.write(json.dumps({name: _status(address) for name, address in hosts.items()}) + "\n")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what is generated from the variables: the defaults in the roles' ``argument_specs.yml``, and ``docs/variables.md``.
+"""Writes what is generated from the variables: the defaults in the roles' ``argument_specs.yml``, and
+``docs/variables.md``.
 
 ``make docs`` runs it; ``python -m tests.generate --check`` only names what is stale.
 
-Of a specification, a person writes the description, type and choices of each option, once, in any entry point. Which entry
-point reads it and what its default is are taken from the role's tasks and defaults.
+Of a specification, a person writes the description, type and choices of each option, once, in any entry point. Which
+entry point reads it and what its default is are taken from the role's tasks and defaults.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ def names_in(files: t.Iterable[t.Tuple[Path, str]]) -> t.Set[str]:
 
 
 def _words(text: str) -> t.Set[str]:
-    """Every name in a text; a shared variable is read only by a lookup, which has it in quotes, and messages name it too."""
+    """Every name in a text; a shared variable is read only by a lookup, which has it in quotes, and messages name it
+    too.
+    """
     return {name for name in re.findall(r"[a-z_][a-z0-9_]+", text) if not name.startswith("wheels_ops_")} | set(
         re.findall(r"'(wheels_ops_\w+)'", text)
     )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``python -m tests.supervise COMMAND...``: runs a command and ends whatever it leaves behind.
 
-A test starts servers, and servers start processes in sessions of their own. When the run is interrupted (Ctrl-C, SIGTERM,
-or the end of the shell that started it), the command gets the signal and the time to tear down what it set up; what is
-left then is ended here. As the subreaper (see prctl(2)) of the run this process is the parent of every orphan, so none is
-missed and none of somebody else is met.
+A test starts servers, and servers start processes in sessions of their own. When the run is interrupted (Ctrl-C,
+SIGTERM, or the end of the shell that started it), the command gets the signal and the time to tear down what it set up;
+what is left then is ended here. As the subreaper (see prctl(2)) of the run this process is the parent of every orphan,
+so none is missed and none of somebody else is met.
 
 Exit status: the command's; 128 plus the signal's number after an interruption.
 """
@@ -27,7 +27,10 @@ PATIENCE, LAST_WORDS = 40.0, 5.0
 
 
 def interrupt_on_terminate() -> None:
-    """SIGTERM interrupts this process as Ctrl-C does, so that what it set up is torn down. Its forks die of it as usual."""
+    """SIGTERM interrupts this process as Ctrl-C does, so that what it set up is torn down.
+
+    Its forks die of it as usual.
+    """
     owner = os.getpid()
 
     def interrupt(number: int, _frame: t.Optional[types.FrameType]) -> None:
@@ -44,7 +47,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _separate() -> None:
-    """In the command: Ctrl-C reaches it once, through us, as a second one would cut its clean-up short; nor does it outlive us."""
+    """In the command: Ctrl-C reaches it once, through us, as a second one would cut its clean-up short; nor does it
+    outlive us.
+    """
     os.setpgid(0, 0)
     _prctl(_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs inside a patched release, prints what its callers find as one line of JSON: signatures, attributes, keys of results."""
+"""Runs inside a patched release, prints what its callers find as one line of JSON: signatures, attributes, keys of
+results.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def surface(owner: t.Any) -> t.Dict[str, str]:
 
 
 def signature(owner: t.Any, name: str) -> str:
-    """``async (hours=1)``: what a caller may write, without annotations; ``property`` and plain values by their type."""
+    """``async (hours=1)``: what a caller may write, without annotations; ``property`` and plain values
+    by their type.
+    """
     found = inspect.getattr_static(owner, name)
     if isinstance(found, property):
         return "property"

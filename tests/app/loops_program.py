@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs inside a patched release: its services used on one event loop after another, as test clients and scripts do; prints one line of JSON."""
+"""Runs inside a patched release: its services used on one event loop after another, as test clients and scripts do;
+prints one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ async def shutdown_together_with_an_event(ticks: int) -> bool:
 
 
 async def dropped_together_with_an_error() -> bool:
-    """An attempt that nobody wants any more at the moment in which its engine fails; whose error is never retrieved is said at exit."""
+    """An attempt that nobody wants any more at the moment in which its engine fails; whose error is never retrieved is
+    said at exit.
+    """
     from app.services.tts import tts_service
 
     gate = asyncio.Event()
@@ -133,7 +137,9 @@ def dropped() -> bool:
 
 
 async def cancelled_together_with_an_error(ticks: int) -> bool:
-    """A check that is ended some ticks of the event loop after its server is gone; whose error is never retrieved is said at exit."""
+    """A check that is ended some ticks of the event loop after its server is gone; whose error is never retrieved is
+    said at exit.
+    """
     from app.monitoring.memory_optimizer import within
 
     gate = asyncio.Event()
@@ -189,7 +195,9 @@ def package_without_a_spec() -> t.Dict[str, t.Any]:
 
 
 def api() -> t.List[t.List[t.Any]]:
-    """The router in an application of somebody's own; outside ``with`` the client has an event loop for each request."""
+    """The router in an application of somebody's own; outside ``with`` the client has an event loop for
+    each request.
+    """
     from app.api.v1 import system_health
     from fastapi import FastAPI
     from starlette.testclient import TestClient
@@ -218,7 +226,9 @@ def api() -> t.List[t.List[t.Any]]:
 
 
 def lifespans() -> t.List[t.List[t.Any]]:
-    """The whole installation: three lives one after the other, then one whose event loop ends without a shutdown, and another one."""
+    """The whole installation: three lives one after the other, then one whose event loop ends without a shutdown, and
+    another one.
+    """
     from app.api.v1 import system_health
     from app.wheels_ops import health_checks
     from app.wheels_ops.wiring import install

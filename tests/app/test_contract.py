@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the callers of monitoring, health API and speech rely on, name by name, with our files in each of the three releases."""
+"""What the callers of monitoring, health API and speech rely on, name by name, with our files in each of the three
+releases.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Services that outlive an event loop: a test client has one for each request, a script one for each ``asyncio.run``."""
+"""Services that outlive an event loop: a test client has one for each request, a script one for each
+``asyncio.run``.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from tests.support.waiting import wait_until
 ANNA = database.USERS["anna"]
 EVERYTHING = tuple(sorted(path.name for path in PATCHES.iterdir() if path.name != "__pycache__"))
 
-#: What a release's start leaves with the process: the optimizer is started before that in two releases, after it in the third.
+#: What a release's start leaves with the process: the optimizer is started before that in two releases, after it in the
+#: third.
 LEFT_MB = 200
 
 

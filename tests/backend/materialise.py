@@ -24,7 +24,8 @@ ABSENT: t.Mapping[str, t.Tuple[str, ...]] = {"august": ("app/monitoring/memory_o
 
 
 def materialise(release: str, target: Path) -> Path:
-    """Copies the release's files below ``target`` (made if absent, files overwritten), so that ``target/app/main.py`` is there.
+    """Copies the release's files below ``target`` (made if absent, files overwritten), so that ``target/app/main.py``
+    is there.
 
     Raises ``ValueError`` for a release that does not exist.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The incident release before a deployment and after it, under the same bursty load: memory, the slowest request, the first audio.
+"""The incident release before a deployment and after it, under the same bursty load: memory, the slowest request, the
+first audio.
 
-B1 to B3: the backend alone, with and without the patched files and marked blocks. B4 to B6: the whole sandbox, broken, then
-after `deploy.yml` has run on it, as ``python -m tests.sandbox compare`` shows it. The load is that of
+B1 to B3: the backend alone, with and without the patched files and marked blocks. B4 to B6: the whole sandbox, broken,
+then after `deploy.yml` has run on it, as ``python -m tests.sandbox compare`` shows it. The load is that of
 ``tests.support.bursty_load``. A machine without the internet cannot reach Edge: what speaks afterwards is espeak-ng,
 before it is nothing.
 """
@@ -25,7 +26,8 @@ from tests.support import servers
 from tests.support.backend_env import PATCHES, running_backend
 from tests.support.bursty_load import CUT_OFF, SECONDS, USER, bursts_and_pace, first_audio
 
-#: TTS_PRIMARY_ENGINE and MEMORY_LIMIT_MB after it; the budget makes a burst pressure, as it was on the hosts of the incident.
+#: TTS_PRIMARY_ENGINE and MEMORY_LIMIT_MB after it; the budget makes a burst pressure, as it was on the hosts of the
+#: incident.
 AFTER = ("fallback", "400")
 
 

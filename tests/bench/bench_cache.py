@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Cache: sweeping and clearing beside other clients, outages, hits. The naive peer is the first version, written from its defects.
+"""Cache: sweeping and clearing beside other clients, outages, hits. The naive peer is the first version, written from
+its defects.
 
 ``WHEELS_OPS_BENCH_KEYS`` (default 100,000) is the number of keys for the runs that include the naive sweep, which takes
 100 s for a million; what only ours or a single command of the peer does runs on a million.
@@ -179,7 +180,9 @@ def stampede() -> t.Iterator[Pair]:
 
 @functools.cache
 def outage(who: str) -> t.Dict[str, float]:
-    """Redis is stopped under a connected client: seconds of the first three reads, of the others (p99), and until it is used again."""
+    """Redis is stopped under a connected client: seconds of the first three reads, of the others (p99), and until it is
+    used again.
+    """
     with scene() as (server, tree):
         process = subprocess.Popen(
             [str(BACKEND_PYTHON), str(PROGRAM), who, "outage"],

@@ -19,8 +19,9 @@ from tests.support.celery_backend import CeleryBackend, celery_backend
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.remedies import celery_throttle
 
-#: Periodic background work of 0.4 s of processor time every 0.5 s in each of two classes: it keeps both children of the worker busy.
-#: What users gain is the share of the processors that it had; on a machine with other tenants a smaller one.
+#: Periodic background work of 0.4 s of processor time every 0.5 s in each of two classes: it keeps both children of the
+#: worker busy. What users gain is the share of the processors that it had; on a machine with other tenants a smaller
+#: one.
 SCHEDULE = {"cleanup-expired-data": 0.5, "process-analytics-hourly": 0.5, "maintenance-check-daily": 1.0}
 LOW = ("cleanup_expired_data", "process_hourly_analytics")
 BURN = """
@@ -41,13 +42,15 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 """
-#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring: under hogs an answer takes a tenth of
-#: a second and more, and a 95th percentile of fewer than a hundred answers is one or two stragglers.
+#: Seconds that the machine is busy before it is measured (the goal allows ten), and of measuring: under hogs an answer
+#: takes a tenth of a second and more, and a 95th percentile of fewer than a hundred answers is one or two stragglers.
 BUSY, MEASURED = 10.0, 20.0
 
 
 def experiment(install: bool) -> t.Dict[str, float]:
-    """Two processor hogs beside worker, beat and a web process: runs of background work, and response times, after ten seconds of it."""
+    """Two processor hogs beside worker, beat and a web process: runs of background work, and response times, after ten
+    seconds of it.
+    """
     with (
         servers.redis() as redis,
         celery_backend(redis.url, install=install, schedule=SCHEDULE, recorders=False) as backend,
@@ -165,7 +168,9 @@ def critical() -> t.Iterator[Pair]:
 @benchmark("L2", what="full rate after the throttle's writer died", unit="s", goal="ours <= 100", runs=1)
 @contextlib.contextmanager
 def recovery() -> t.Iterator[Pair]:
-    """With the expiry of an operator's throttle at a third of that of the automatic one (30 s instead of 90); 60 s are added."""
+    """With the expiry of an operator's throttle at a third of that of the automatic one (30 s instead of 90); 60 s are
+    added.
+    """
 
     def run() -> float:
         backend.redis.set("pam:throttle:observer", "bench", ex=600)

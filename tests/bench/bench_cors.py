@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CORS: conformance, CPU per request and hostile header lists, against Starlette's middleware and the incident's stack."""
+"""CORS: conformance, CPU per request and hostile header lists, against Starlette's middleware and the
+incident's stack.
+"""
 
 from __future__ import annotations
 

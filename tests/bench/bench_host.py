@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Host remedies: memory given back, scanning and its safety, rotation under load. Peers run in the same run, on the same files.
+"""Host remedies: memory given back, scanning and its safety, rotation under load. Peers run in the same run, on the
+same files.
 
 ``WHEELS_OPS_SCAN_FILES=100000`` scans fewer files than the goal names, which takes a fifth of the time.
 """
@@ -40,7 +41,10 @@ def tool(name: str) -> str:
 
 @contextlib.contextmanager
 def shaped(shape: str, directory: Path) -> t.Iterator[t.Tuple[Supervisord, str, int]]:
-    """A supervised server that has wasted memory once, its address, and what a fresh one takes. Started again it wastes nothing: the load is over."""
+    """A supervised server that has wasted memory once, its address, and what a fresh one takes.
+
+    Started again it wastes nothing: the load is over.
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     flag, program = directory / "wasted", directory / "once.py"
@@ -83,7 +87,8 @@ def given_back(shape: str, how: str) -> float:
                     "state_dir": place,
                     "min_gain": "8M",
                     "restart_above": 50.0,
-                    # With the usual tiers, the ladder stops at a service that is below 65 %: here all of the waste is to come back.
+                    # With the usual tiers, the ladder stops at a service that is below 65 %: here all of the waste is
+                    # to come back.
                     "thresholds": {"warning": 30, "critical": 40, "emergency": 50},
                 }
             )
@@ -123,7 +128,9 @@ def tree(count: int) -> t.Iterator[Path]:
 
 
 def cpu_of(call: t.Callable[[], object]) -> float:
-    """CPU seconds of this process and of those that it started, which a busy machine does not stretch as it does wall time."""
+    """CPU seconds of this process and of those that it started, which a busy machine does not stretch as it does wall
+    time.
+    """
 
     def spent() -> float:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

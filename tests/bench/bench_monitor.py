@@ -2,10 +2,10 @@
 """Monitoring, memory optimizer and health API: what they cost and what they gain.
 
 The first optimizer was removed because it cost more than it saved; P2 is the proof that ours does not: the same bursty
-work with and without it, in turn: so many requests, so many bursts, whoever does it, and what memory that was given back
-costs when the next burst wants it again is part of it. By default three seeds of ``WHEELS_OPS_P2_SECONDS`` = 60 s each,
-with two bursts; the full run is ``WHEELS_OPS_P2_SECONDS=1200``, with a burst a minute. The process has a budget of 400 MB
-(``MEMORY_LIMIT_MB``), so that bursts are pressure, as they were on the hosts of the incident.
+work with and without it, in turn: so many requests, so many bursts, whoever does it, and what memory that was given
+back costs when the next burst wants it again is part of it. By default three seeds of ``WHEELS_OPS_P2_SECONDS`` = 60 s
+each, with two bursts; the full run is ``WHEELS_OPS_P2_SECONDS=1200``, with a burst a minute. The process has a budget
+of 400 MB (``MEMORY_LIMIT_MB``), so that bursts are pressure, as they were on the hosts of the incident.
 
 The peers of the others are written to the descriptions of the defects.
 """
@@ -222,7 +222,8 @@ def layer_cost() -> t.Iterator[Pair]:
         yield lambda: run("requests_layer", 100_000, "ours")["us"] - run("requests_layer", 100_000, "none")["us"], None
 
 
-# -- the API with every dependency black-holed ---------------------------------------------------------------------------
+# -- the API with every dependency black-holed
+# ---------------------------------------------------------------------------
 
 
 class Hole:
@@ -273,8 +274,8 @@ def waited(*threads: int) -> t.List[float]:
 def latency(port: int, rate: float, seconds: float, path: str = "/api/v1/system/health", server: int = 0) -> float:
     """p99 in ms of requests at a steady rate over one kept connection.
 
-    With the ``server``'s process number, less the time that it, or we, waited for a processor that somebody else had: the
-    longer of both, as they may have waited at the same time.
+    With the ``server``'s process number, less the time that it, or we, waited for a processor that somebody else had:
+    the longer of both, as they may have waited at the same time.
     """
     threads = (server, threading.get_native_id()) if server else ()
     times: t.List[float] = []
@@ -351,7 +352,9 @@ PRODUCTION_INTERVALS = {"HEALTH_CHECK_INTERVAL": "5", "HEALTH_CHECK_TIMEOUT": "1
 )
 @contextlib.contextmanager
 def faults_seen() -> t.Iterator[Pair]:
-    """Each dependency gone, frozen and black-holed, full disk, memory pressure, stalled loop, recursive policy, and the others of the tests."""
+    """Each dependency gone, frozen and black-holed, full disk, memory pressure, stalled loop, recursive policy, and the
+    others of the tests.
+    """
 
     def longest() -> float:
         seen: t.Dict[str, float] = {}

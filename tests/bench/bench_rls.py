@@ -53,7 +53,8 @@ def large(cursor: t.Any) -> None:
 
 @contextlib.contextmanager
 def large_database() -> t.Iterator[t.Tuple[servers.Postgres, Connection]]:
-    # The subtransactions of 5,000 policies take more locks than a small server is set up for only while tables are made.
+    # The subtransactions of 5,000 policies take more locks than a small server is set up for only while tables are
+    # made.
     with servers.postgres(settings=["max_locks_per_transaction=1024"]) as server, db.database(server) as connection:
         with connection.cursor() as cursor:
             large(cursor)

@@ -77,7 +77,8 @@ def restart_under_load(daemon: Supervisord, name: str, port: int) -> float:
 def failed_requests() -> t.Iterator[Pair]:
     port, plain = free_port(), free_port()
     environment = {"START_SECONDS": "1.5"}
-    # supervisord closes an inherited socket with the last process of its group: the first program of the group holds it.
+    # supervisord closes an inherited socket with the last process of its group: the first program of the group holds
+    # it.
     drained = f"{BACKEND_PYTHON} {LAUNCHER} restarting_app:app --fd 0 --app-dir {SUPPORT} --log-level warning"
     holder = Program(
         f"/bin/sh -c '[ %(process_num)d = 0 ] && exec sleep infinity; exec {drained}'",
@@ -164,7 +165,9 @@ class Faults:
         return True
 
     def plain(self, name: str) -> bool:
-        """Whether a restart and one HTTP 200 within eight seconds let it pass: what a playbook with ``supervisorctl`` and ``uri`` does."""
+        """Whether a restart and one HTTP 200 within eight seconds let it pass: what a playbook with ``supervisorctl``
+        and ``uri`` does.
+        """
         self.daemon.ctl("restart", name)
         words = [
             "curl",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Speech: time to the first audio when Edge is dead, start, cache. "Edge" is the fake edge endpoint, which speaks the service's protocol."""
+"""Speech: time to the first audio when Edge is dead, start, cache.
+
+"Edge" is the fake edge endpoint, which speaks the service's protocol.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from tests.bench.harness import Pair, Unavailable, benchmark
 from tests.support import tts_backend
 from tests.support.fake_edge_tts import FAULTS
 
-#: Seconds after which the peer is cut off in each fault: a lower bound. edge-tts itself gives up after 10, 60 or no seconds at all.
+#: Seconds after which the peer is cut off in each fault: a lower bound. edge-tts itself gives up after 10, 60 or no
+#: seconds at all.
 CUT_OFF = 4.0
 LOCAL = {"TTS_PRIMARY_ENGINE": "fallback"}
 

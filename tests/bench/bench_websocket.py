@@ -140,7 +140,9 @@ def heartbeat_slot() -> t.Iterator[Pair]:
 
 
 async def our_detection(seed: int) -> float:
-    """The longest time in which one of 1,000 peers, silent from a random moment on, was found; real defaults, a clock of our own."""
+    """The longest time in which one of 1,000 peers, silent from a random moment on, was found; real defaults, a clock
+    of our own.
+    """
     chance, clock = random.Random(seed), Clock()
     manager = load_manager().ConnectionManager(clock)
     manager.max_per_user, manager._start_heartbeat = 0, lambda: None
@@ -455,7 +457,9 @@ def latency() -> t.Iterator[Pair]:
 
 
 def drain(server: t.Callable[..., t.ContextManager[SocketBackend]], clients: int) -> t.Tuple[float, int, float]:
-    """Seconds to the exit, clients that got 1012 or 1001, and the peak of reconnects within 100 ms if each does as it is told."""
+    """Seconds to the exit, clients that got 1012 or 1001, and the peak of reconnects within 100 ms if each does as it
+    is told.
+    """
     with server() as backend, Crowd() as crowd:
         crowd.open(backend.port, clients)
         seconds = backend.stop(signal.SIGTERM, 30)

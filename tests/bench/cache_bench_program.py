@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run by the backend's interpreter: one measurement of the cache. Arguments: ``ours`` or ``naive``, what. Prints JSON, last line.
+"""Run by the backend's interpreter: one measurement of the cache. Arguments: ``ours`` or ``naive``, what. Prints JSON,
+last line.
 
-``naive`` is the first version, written from the description of its defects: no prefix, a pool with long timeouts and the client's
-default retries, a sweep by KEYS and one TTL for each key, everything read from Redis.
+``naive`` is the first version, written from the description of its defects: no prefix, a pool with long timeouts and
+the client's default retries, a sweep by KEYS and one TTL for each key, everything read from Redis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run by the backend's interpreter: CPU per request of a CORS layer. Reads ``layer case`` lines, answers each with microseconds.
+"""Run by the backend's interpreter: CPU per request of a CORS layer. Reads ``layer case`` lines, answers each with
+microseconds.
 
-Layers: ``none``, ``ours``, ``starlette`` (of this interpreter's path) and ``original``: the incident's stack, written from the
-description of its defects (Starlette's middleware under two BaseHTTPMiddlewares, one of which keeps answers by origin and path).
+Layers: ``none``, ``ours``, ``starlette`` (of this interpreter's path) and ``original``: the incident's stack, written
+from the description of its defects (Starlette's middleware under two BaseHTTPMiddlewares, one of which keeps answers by
+origin and path).
 """
 
 from __future__ import annotations
@@ -119,7 +121,9 @@ async def swallow(message: t.Any) -> None:
 
 
 async def measure(layer: t.Any, case: str) -> float:
-    """CPU microseconds per request; the least of several rounds, which is what the machine's other work disturbs least."""
+    """CPU microseconds per request; the least of several rounds, which is what the machine's other work
+    disturbs least.
+    """
     method, more = CASES[case]
     scope = {
         "type": "http",

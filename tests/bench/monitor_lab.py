@@ -37,7 +37,9 @@ class Stall:
 
 
 class Queue:
-    """Seconds that this thread was ready to run and had no processor, by the kernel: what other programs did to it, on a machine with cores to spare."""
+    """Seconds that this thread was ready to run and had no processor, by the kernel: what other programs did to it, on
+    a machine with cores to spare.
+    """
 
     def __init__(self) -> None:
         self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
@@ -89,8 +91,8 @@ RATE = 400
 async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
     """Mean RSS, p99 latency, CPU seconds and trims over a bursty workload, which is the same work whoever does it.
 
-    RATE requests a second keep nearly half a core busy; every BURST_EVERY seconds eight threads parse 40 MB each, and two
-    percent of it stays until the next burst, as sessions and caches do.
+    RATE requests a second keep nearly half a core busy; every BURST_EVERY seconds eight threads parse 40 MB each, and
+    two percent of it stays until the next burst, as sessions and caches do.
     """
     loop = asyncio.get_running_loop()
     optimizer: t.Any = None
@@ -125,7 +127,8 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
                     json.dumps({"rows": [{"id": number, "text": "x" * own.randrange(20, 200)} for number in range(60)]})
                 )
             await asyncio.sleep(0)
-            # Waiting for the interpreter's lock, for pages and for the memory map counts; for a processor that somebody else has it does not.
+            # Waiting for the interpreter's lock, for pages and for the memory map counts; for a processor that somebody
+            # else has it does not.
             latencies.append(time.perf_counter() - before - (queue.waited() - waited))
 
     kept: t.Dict[int, t.List[t.Any]] = {}
@@ -169,7 +172,9 @@ async def bursts(seconds: float, seed: int, which: str) -> t.Dict[str, float]:
 
 
 async def sampler(seconds: float, which: str) -> t.Dict[str, float]:
-    """CPU in percent of a core and RSS of the monitor alone, and the worst stall of the loop, at the interval of production."""
+    """CPU in percent of a core and RSS of the monitor alone, and the worst stall of the loop, at the interval of
+    production.
+    """
     from app.core import performance_monitor as module
 
     base, longest = rss(), 0.0

@@ -19,7 +19,8 @@ from tests.support.waiting import port_open, wait_until
 
 SUPERVISE = (sys.executable, "-m", "tests.supervise")
 MARK = "WHEELS_OPS_INTERRUPTED_RUN"
-#: A server, something that leaves its session and its parent and lets nobody end it in peace, and a test that does not end.
+#: A server, something that leaves its session and its parent and lets nobody end it in peace, and a test that does not
+#: end.
 SUITE = """
 import signal, subprocess, sys, time
 import pytest
@@ -55,7 +56,9 @@ def marked(mark: str) -> t.Dict[int, str]:
 
 @contextlib.contextmanager
 def started(words: t.Sequence[str], directory: Path) -> t.Iterator[t.Tuple[subprocess.Popen[str], str]]:
-    """A command in the way that a shell or ``make`` starts it; ended with all that belongs to it, whatever the test found."""
+    """A command in the way that a shell or ``make`` starts it; ended with all that belongs to it, whatever the test
+    found.
+    """
     mark = uuid.uuid4().hex
     environment = {
         **os.environ,
@@ -92,7 +95,9 @@ def suite(tmp_path: Path) -> t.Tuple[str, ...]:
 def test_main_ends_everything_of_an_interrupted_suite(
     suite: t.Tuple[str, ...], tmp_path: Path, number: signal.Signals, workers: t.Tuple[str, ...]
 ) -> None:
-    """Fixtures are torn down first, and what is left then is ended, also what ignores SIGTERM in a session of its own."""
+    """Fixtures are torn down first, and what is left then is ended, also what ignores SIGTERM in a
+    session of its own.
+    """
     with started((*SUPERVISE, *suite, *workers), tmp_path) as (process, mark):
         wait_until((tmp_path / "begun").exists, timeout=60, what="the test to begin")
         port = int((tmp_path / "port").read_text())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""cache_purge against a real Redis that holds a cache, Celery's tasks and other people's keys; redis-cli is the witness."""
+"""cache_purge against a real Redis that holds a cache, Celery's tasks and other people's keys; redis-cli is the
+witness.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +164,9 @@ def test_two_patterns_that_share_a_key_count_it_once(redis: Redis) -> None:
 
 
 def test_a_million_keys_in_slices_that_nobody_notices(redis: Redis) -> None:
-    """The load of the incident's host: a large cache and queued tasks; another client looks at its own latency meanwhile."""
+    """The load of the incident's host: a large cache and queued tasks; another client looks at its own latency
+    meanwhile.
+    """
     for _ in range(20):
         redis.cli(
             "EVAL",

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""cpu_relief on real hogs, found by a word of their own so that nothing else on this machine is touched; chrt and ps are the witnesses."""
+"""cpu_relief on real hogs, found by a word of their own so that nothing else on this machine is touched; chrt and ps
+are the witnesses.
+"""
 
 from __future__ import annotations
 

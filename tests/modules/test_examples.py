@@ -59,7 +59,9 @@ def spec_of(name: str, monkeypatch: pytest.MonkeyPatch) -> t.Dict[str, t.Any]:
 
 
 def filled(value: t.Any) -> t.Any:
-    """A value of an example with its templates replaced; an unknown one is an error of the example or of the table above."""
+    """A value of an example with its templates replaced; an unknown one is an error of the example or of the table
+    above.
+    """
     if isinstance(value, dict):
         return {key: filled(entry) for key, entry in value.items()}
     if isinstance(value, list):

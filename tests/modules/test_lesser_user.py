@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A user without rights owns the backend's tree, its logs and its virtual environment, and lays traps; root runs our modules over them.
+"""A user without rights owns the backend's tree, its logs and its virtual environment, and lays traps; root runs our
+modules over them.
 
-Nothing of his runs as root, nothing outside his directories changes, nothing that he cannot read is shown, and no trap holds a run up.
+Nothing of his runs as root, nothing outside his directories changes, nothing that he cannot read is shown, and no trap
+holds a run up.
 """
 
 from __future__ import annotations

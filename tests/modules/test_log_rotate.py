@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rotation under a writer of 20,000 lines a second: no line lost, none doubled, none torn, in every mode that is offered without allow_loss."""
+"""Rotation under a writer of 20,000 lines a second: no line lost, none doubled, none torn, in every mode that is
+offered without allow_loss.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_several_writers_at_once(tmp_path: Path) -> None:
 
 
 def test_a_log_with_a_hole_is_under_its_size_after_one_run(tmp_path: Path) -> None:
-    """A line begins with a block once in 405,504 bytes here: the cut that spares a line must not leave more than the limit."""
+    """A line begins with a block once in 405,504 bytes here: the cut that spares a line must not leave more than the
+    limit.
+    """
     log = tmp_path / "access.log"
     lines = b"".join(log_writer.line(number) for number in range(6000))
     hole = 4 * 1024 * 1024

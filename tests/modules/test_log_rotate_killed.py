@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A rotation that is killed at each of its steps, one after the other, under a running writer: the next run finishes it, no line is lost or doubled."""
+"""A rotation that is killed at each of its steps, one after the other, under a running writer: the next run finishes
+it, no line is lost or doubled.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ def test_killed_at_every_step(
                 )
                 written += 3000
             else:
-                # After a kill between renaming and telling, the writer goes on in the renamed file until the next run tells it.
+                # After a kill between renaming and telling, the writer goes on in the renamed file until the next run
+                # tells it.
                 wait_until(
                     lambda: (
                         (tmp_path / ".access.log.rotation").exists()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The application's code runs as its owner, apart from everything that is root's, and not at all where a third user may write it."""
+"""The application's code runs as its owner, apart from everything that is root's, and not at all where a third user may
+write it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Patched files: killed at any change of the disk, also within a write, the next run ends it, and nothing of ours stays behind."""
+"""Patched files: killed at any change of the disk, also within a write, the next run ends it, and nothing of ours stays
+behind.
+"""
 
 from __future__ import annotations
 

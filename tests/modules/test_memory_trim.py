@@ -119,7 +119,9 @@ def test_small_objects_are_not_asked_for_in_vain_and_a_restart_is_the_cure() -> 
 
 
 def test_the_share_does_not_depend_on_what_else_runs() -> None:
-    """A library counts the same however many other programs have it mapped: PSS fell by 8 % as soon as another Python ran."""
+    """A library counts the same however many other programs have it mapped: PSS fell by 8 % as soon as another Python
+    ran.
+    """
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
     with service("live") as (daemon, _given, _size):
         pid = daemon.pid("web")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real worker's idle children are replaced by its own remote control: a child at work finishes its task, and no task is lost."""
+"""A real worker's idle children are replaced by its own remote control: a child at work finishes its task, and no task
+is lost.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The remedies on a host whose services systemd runs: check mode changes nothing, the run does, the next run finds nothing to do.
+"""The remedies on a host whose services systemd runs: check mode changes nothing, the run does, the next run finds
+nothing to do.
 
-What happened is looked at by the host's own programs. Then the same as a user without rights: it works, or the right that is missing is named.
+What happened is looked at by the host's own programs. Then the same as a user without rights: it works, or the right
+that is missing is named.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def host() -> t.Iterator[ContainerHost]:
 def three(
     host: ContainerHost, name: str, arguments: t.Mapping[str, t.Any], look: t.Callable[[], t.Any], *, user: str = "root"
 ) -> t.Tuple[t.Dict[str, t.Any], t.Dict[str, t.Any]]:
-    """Check mode, the run, and the run again, with ``look`` as the witness; gives what was foretold and what was done."""
+    """Check mode, the run, and the run again, with ``look`` as the witness; gives what was foretold and
+    what was done.
+    """
     before = look()
     foretold = host.module(name, arguments, check_mode=True, user=user)
     assert foretold.get("changed"), foretold
@@ -314,7 +318,9 @@ def test_without_rights_the_missing_one_is_named(host: ContainerHost) -> None:
 
 
 def test_the_health_monitor_runs_by_its_timer(host: ContainerHost) -> None:
-    """The role on a host with systemd: its timer runs the monitor, a critical host shows as a failed unit, and all of it can be taken away."""
+    """The role on a host with systemd: its timer runs the monitor, a critical host shows as a failed unit, and all of
+    it can be taken away.
+    """
     variables = {
         "wheels_ops_hosts": "all",
         "ansible_python_interpreter": sys.executable,

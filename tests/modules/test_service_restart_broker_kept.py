@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restarts below a Celery that has work to do: real Redis, worker and beat under supervisord; redis-cli counts the tasks."""
+"""Restarts below a Celery that has work to do: real Redis, worker and beat under supervisord; redis-cli counts the
+tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Workers that answer no remote control: at work in their own process, or told not to. Real Redis and Celery; redis-cli says what became of tasks."""
+"""Workers that answer no remote control: at work in their own process, or told not to.
+
+Real Redis and Celery; redis-cli says what became of tasks.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def nap(name):
 
 
 class Host:
-    """One Redis; ``solo`` runs tasks in its own process (database 0), ``quiet`` has no remote control (1), ``shop`` a key prefix (2)."""
+    """One Redis; ``solo`` runs tasks in its own process (database 0), ``quiet`` has no remote control (1), ``shop`` a
+    key prefix (2).
+    """
 
     DATABASES: t.ClassVar[t.Dict[str, int]] = {"solo": 0, "quiet": 1, "shop": 2}
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restarts of a Redis that would forget something: real Redis under supervisord, tasks sent by Celery itself, redis-cli as the witness."""
+"""Restarts of a Redis that would forget something: real Redis under supervisord, tasks sent by Celery itself, redis-cli
+as the witness.
+"""
 
 from __future__ import annotations
 

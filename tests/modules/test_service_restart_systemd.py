@@ -113,7 +113,10 @@ def test_eight_faults_are_caught(host: ContainerHost) -> None:
 
 
 def test_a_storm_of_restarts_never_ends_in_start_limit_hit(host: ContainerHost) -> None:
-    """systemd counts restarts by hand: the sixth within ten seconds leaves the service down. The naive loop shows it."""
+    """systemd counts restarts by hand: the sixth within ten seconds leaves the service down.
+
+    The naive loop shows it.
+    """
     web(host, "naive", 8200)
     results = [host.run("systemctl", "restart", "naive", check=False).returncode for _ in range(6)]
     assert any(results)
@@ -187,7 +190,9 @@ PLAY = """
 
 
 def test_the_role_moves_the_backend_onto_a_socket_and_restarts_fail_no_request(host: ContainerHost) -> None:
-    """From a plain uvicorn that holds its port itself to the drain launcher; then restarts under load of both kinds of clients."""
+    """From a plain uvicorn that holds its port itself to the drain launcher; then restarts under load of both kinds of
+    clients.
+    """
     support = REPOSITORY / "tests/support"
     plain = f"{BACKEND_PYTHON} -m uvicorn restarting_app:app --app-dir {support} --port 8300"
     host.unit("drained", plain, Environment="START_SECONDS=0.5", StartLimitIntervalSec="0")

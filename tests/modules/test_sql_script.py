@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The remedy ``sql_script`` on a real server: transactions, ledger, locks, errors, check mode, and its end in the middle."""
+"""The remedy ``sql_script`` on a real server: transactions, ledger, locks, errors, check mode, and its end in the
+middle.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,10 @@ def test_the_fixes_through_the_remedy(server: servers.Postgres, generation: str)
 
 
 def test_what_a_script_leaves_in_its_session_stays_there(dsn: str) -> None:
-    """As dumps do: a search_path, a role, a temporary table. Check mode runs all in one session and must not mix them up."""
+    """As dumps do: a search_path, a role, a temporary table.
+
+    Check mode runs all in one session and must not mix them up.
+    """
     query(dsn, "create schema app; grant all on schema app, public to pg_monitor")
     first = Script(
         "1",
@@ -236,7 +241,9 @@ def test_two_runners_apply_it_once(dsn: str) -> None:
 
 
 def test_writers_are_neither_lost_nor_held_up(postgres: servers.Postgres) -> None:
-    """While the fixes are applied and undone, people of the API go on joining in; every write that was acknowledged is there."""
+    """While the fixes are applied and undone, people of the API go on joining in; every write that was acknowledged is
+    there.
+    """
     dsn = pam.create(postgres)
     query(dsn, "create table beats (n int primary key)")
     done = threading.Event()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tts_engine: what is there, what is installed, and who speaks. Programs are real; apt and pip are played where they would change this machine."""
+"""tts_engine: what is there, what is installed, and who speaks.
+
+Programs are real; apt and pip are played where they would change this machine.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,9 @@ def test_an_engine_that_makes_no_audio_is_never_called_working(
 
 
 def test_an_edge_library_that_the_service_refuses_is_replaced(tmp_path: Path) -> None:
-    """A virtual environment of its own with edge-tts 6.1.9, the version the incident's backend pinned, in place of which pip is asked for a newer one."""
+    """A virtual environment of its own with edge-tts 6.1.9, the version the incident's backend pinned, in place of
+    which pip is asked for a newer one.
+    """
     site = tmp_path / "site"
     (site / "edge_tts").mkdir(parents=True)
     (site / "edge_tts" / "__init__.py").write_text("")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tts_engine: the interpreter of a backend's environment runs as its owner, not as root, and not at all in check mode."""
+"""tts_engine: the interpreter of a backend's environment runs as its owner, not as root, and not at all
+in check mode.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ pytestmark = [
 
 
 class Backend:
-    """A virtual environment of another user. Its interpreter says as whom it ran before it does what it is told; its pip installs nothing."""
+    """A virtual environment of another user.
+
+    Its interpreter says as whom it ran before it does what it is told; its pip installs nothing.
+    """
 
     def __init__(self, place: Path) -> None:
         place.chmod(0o755)

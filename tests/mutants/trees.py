@@ -29,8 +29,8 @@ SCOPE = (
     "state/holder.py",
     "state/lock.py",
 )
-#: The unit tests of a file where they are not to be told from names and imports: every test of a remedy imports the lock
-#: and the journal for its own sake.
+#: The unit tests of a file where they are not to be told from names and imports: every test of a remedy imports the
+#: lock and the journal for its own sake.
 TESTS: t.Dict[str, t.Tuple[str, ...]] = {
     "checks/dead_peer.py": ("tests/unit/checks/test_websocket.py",),
     "state/deployments.py": ("tests/unit/state/test_deployments.py",),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The main job: a broken backend becomes healthy, on real parts. The tests of this file build on each other, in their order."""
+"""The main job: a broken backend becomes healthy, on real parts.
+
+The tests of this file build on each other, in their order.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     )
     run = stage.playbook("deploy")
     assert run.status == 0, run.output[-5000:]
-    # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is nothing left to ask for.
+    # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is
+    # nothing left to ask for.
     cache = {
         "wheels.ops.host_cleanup : Show how many keys a real run would change",
         "wheels.ops.host_cleanup : Set an expiry on cache keys without one",
@@ -172,7 +176,9 @@ def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
 
 
 def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
-    """The worker stands still while the health is measured after the deployment, and goes on when it is measured once more."""
+    """The worker stands still while the health is measured after the deployment, and goes on when it is measured once
+    more.
+    """
     worker = t.cast("t.Dict[str, t.Any]", stage.rpc().getProcessInfo("celery-worker"))["pid"]
     before = tree(stage.sandbox.backend)
     look = ("-e", '{"monitoring_subjects": ["http", "services"]}')

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A user without rights owns the backend's directory, its virtual environment, its logs and what it asks of the host; root runs every playbook.
+"""A user without rights owns the backend's directory, its virtual environment, its logs and what it asks of the host;
+root runs every playbook.
 
-Nothing of his runs as root, nothing outside his directories changes, nothing that only root may read is shown or sent to him, and no trap holds
-a run up. The tests build on each other, in their order; most of the runs fail or refuse, which is right.
+Nothing of his runs as root, nothing outside his directories changes, nothing that only root may read is shown or sent
+to him, and no trap holds a run up. The tests build on each other, in their order; most of the runs fail or refuse,
+which is right.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ LIMIT = 240
 WITNESS = "import os\nwith open({path!r}, 'a') as file: file.write(f'{{os.geteuid()}}\\n')\n"
 #: What a program imports that is started where he may write.
 MODULES = ("sitecustomize", "usercustomize", "psutil", "redis", "requests", "ansible", "wheels_ops")
-#: Where a file of an attacker makes him root, or where our own defaults lie: nothing of it is a part of this host's inventory.
+#: Where a file of an attacker makes him root, or where our own defaults lie: nothing of it is a part of this host's
+#: inventory.
 HOST = (
     "/etc",
     "/var/spool/cron",
@@ -51,7 +54,8 @@ HOST = (
     "/root/.ssh",
     "/production",
 )
-#: Other tests may make accounts at the same time. A directory's time and number of names say no more than the names in it.
+#: Other tests may make accounts at the same time. A directory's time and number of names say no more than the names in
+#: it.
 ACCOUNTS = tuple(
     f"/etc/{name}{end}"
     for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")
@@ -60,7 +64,10 @@ ACCOUNTS = tuple(
 
 
 def fingerprint(*roots: t.Union[str, Path]) -> t.Dict[str, str]:
-    """Names, kinds, modes, owners, times and contents of everything below some directories. Nothing is opened but regular files."""
+    """Names, kinds, modes, owners, times and contents of everything below some directories.
+
+    Nothing is opened but regular files.
+    """
     shape = {}
     for root in map(Path, roots):
         for path in (root, *root.rglob("*")):
@@ -246,7 +253,10 @@ class Host:
             Path(f"{place}.aside").rename(place)
 
     def playbook(self, name: str, *words: str, **further: t.Any) -> t.Tuple[int, str]:
-        """Runs it as root, and asks whether anything of root's was touched, run or shown. It has done something: a recap is there."""
+        """Runs it as root, and asks whether anything of root's was touched, run or shown.
+
+        It has done something: a recap is there.
+        """
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         variables = json.dumps({**self.variables, **further})
         command = [program, "-i", "here,", "-c", "local", f"playbooks/{name}.yml", "--diff", "-e", variables, *words]
@@ -287,7 +297,8 @@ class Host:
         assert [each for each in self.his_program.received if SECRET in each] == [], (
             "what only root may read was sent to him"
         )
-        # Reports are the controller's; what is of root's on the host belongs to root, and he can read none of it but by its purpose.
+        # Reports are the controller's; what is of root's on the host belongs to root, and he can read none of it but by
+        # its purpose.
         for path in (*self.state.rglob("*"), *(self.root / "reports").rglob("*")):
             if stat.S_ISREG(path.lstat().st_mode):
                 assert SECRET.encode() not in path.read_bytes(), path

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Molecule scenario that users run in their CI: check mode on a host where nothing ever ran, deploy, again without a change, verify."""
+"""The Molecule scenario that users run in their CI: check mode on a host where nothing ever ran, deploy, again without
+a change, verify.
+"""
 
 from __future__ import annotations
 

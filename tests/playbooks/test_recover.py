@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What breaks after a deployment is named, repaired and tidied up. The tests of this file build on each other, in their order."""
+"""What breaks after a deployment is named, repaired and tidied up.
+
+The tests of this file build on each other, in their order.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,9 @@ def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
 
 
 def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> None:
-    """Weekly is foretold, done, and then has nothing left to do; the reports hold what happened in this sandbox and make up nothing."""
+    """Weekly is foretold, done, and then has nothing left to do; the reports hold what happened in this sandbox and
+    make up nothing.
+    """
     log, old = stage.sandbox.log / "access.log", stage.sandbox.tmp / "old.part"
     log.write_bytes(b"a line\n" * 9_000_000)
     old.write_bytes(b"x" * 100_000)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How deploy and recover go from host to host: which are reached when one fails. What is done on a host is replaced, the playbooks are as installed."""
+"""How deploy and recover go from host to host: which are reached when one fails.
+
+What is done on a host is replaced, the playbooks are as installed.
+"""
 
 from __future__ import annotations
 

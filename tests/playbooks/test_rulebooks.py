@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Structure of the rulebooks for Event-Driven Ansible; docs/event-driven.md says what was tried with the real engine."""
+"""Structure of the rulebooks for Event-Driven Ansible; docs/event-driven.md says what was tried with
+the real engine.
+"""
 
 from __future__ import annotations
 

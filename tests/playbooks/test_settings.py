@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Variables that an inventory names and that cannot be used: every playbook, and a role alone, refuse them by name and without their value."""
+"""Variables that an inventory names and that cannot be used: every playbook, and a role alone, refuse them by name and
+without their value.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ monitoring_subjects: [database, rls, disk]
 
 
 def play(place: Path, playbook: str, variables: str, *words: str) -> t.Tuple[int, str]:
-    """A playbook on this machine with an inventory of these variables: exit status, and everything that was said, in one line."""
+    """A playbook on this machine with an inventory of these variables: exit status, and everything that was said, in
+    one line.
+    """
     group = place / "group_vars"
     group.mkdir(exist_ok=True)
     (group / "backend.yml").write_text(variables)
@@ -171,7 +175,9 @@ def test_a_role_alone_refuses_them_too(tmp_path: Path, variables: str, words: st
 
 
 def test_what_is_of_the_whole_run_is_read_from_the_inventory(tmp_path: Path) -> None:
-    """Ansible evaluates ``hosts`` and ``serial`` without any host, where the inventory's variables of hosts are not seen."""
+    """Ansible evaluates ``hosts`` and ``serial`` without any host, where the inventory's variables of hosts are not
+    seen.
+    """
     (tmp_path / "hosts.yml").write_text(
         json.dumps({"all": {"children": {"others": {"hosts": dict.fromkeys("abcd", {"ansible_connection": "local"})}}}})
     )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The environment role where the backend runs as a user of its own, as in production: it reaches what is its own, and nothing else."""
+"""The environment role where the backend runs as a user of its own, as in production: it reaches what is its own, and
+nothing else.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook monitor: check mode, run, run again; without systemd, as any user. It is taken away in ``modules/test_remedies_under_systemd.py``."""
+"""The playbook monitor: check mode, run, run again; without systemd, as any user.
+
+It is taken away in ``modules/test_remedies_under_systemd.py``.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Site:
         }
 
     def playbook(self, *words: str, status: int = 0, **further: t.Any) -> t.Tuple[int, str]:
-        """How many tasks changed something, and the output; the run has to end as it is said, well unless told otherwise."""
+        """How many tasks changed something, and the output; the run has to end as it is said, well unless told
+        otherwise.
+        """
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         command = [
             program,

@@ -73,8 +73,8 @@ def test_systemd_knows_every_line_and_grades_the_unit(
 
 
 def in_its_sandbox(text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program with what a unit leaves it, by other means than systemd's: a file system that is read-only but for ReadWritePaths and
-    RuntimeDirectory, the unit's environment, and no capability outside CapabilityBoundingSet.
+    """Runs a program with what a unit leaves it, by other means than systemd's: a file system that is read-only but for
+    ReadWritePaths and RuntimeDirectory, the unit's environment, and no capability outside CapabilityBoundingSet.
     """
     values = [line.partition("=") for line in text.splitlines()]
     places = [
@@ -125,7 +125,9 @@ def place() -> t.Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")
 def test_both_do_their_work_in_their_sandbox(place: Path, redis: servers.Redis) -> None:
-    """The monitor measures another user's log and process; the recovery rotates it, keeps its owner, and neither writes anywhere else."""
+    """The monitor measures another user's log and process; the recovery rotates it, keeps its owner, and neither writes
+    anywhere else.
+    """
     logs, state, elsewhere = place / "logs", place / "state", place / "elsewhere"
     for directory in (logs, state, elsewhere):
         directory.mkdir()
@@ -198,7 +200,9 @@ while True:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")
 def test_the_recovery_has_logrotate_rename_a_log_of_another_user_in_its_sandbox(place: Path) -> None:
-    """logrotate takes the rights of the directory's owner, and needs a place for its policy: neither /tmp nor any other of the system is writable."""
+    """logrotate takes the rights of the directory's owner, and needs a place for its policy: neither /tmp nor any other
+    of the system is writable.
+    """
     if not shutil.which("logrotate"):
         pytest.skip("logrotate is not installed")
     logs, state = place / "logs", place / "state"

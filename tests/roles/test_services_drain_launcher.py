@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The drain launcher under supervisord, which holds the socket: no request fails while the application restarts under load."""
+"""The drain launcher under supervisord, which holds the socket: no request fails while the application restarts under
+load.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ def test_no_request_fails_over_restarts(keep_alive: bool) -> None:
 
 
 def test_an_open_connection_is_answered_and_told_to_leave() -> None:
-    # Long enough for a busy machine to look at it meanwhile: the end comes when the answer was given, not with these times.
+    # Long enough for a busy machine to look at it meanwhile: the end comes when the answer was given, not with these
+    # times.
     with (
         drained(drain_seconds=60, keep_alive=60) as (daemon, port),
         socket.create_connection(("127.0.0.1", port), 20) as sock,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``python -m tests.sandbox compare``: the same load on the broken sandbox and on the same one after ``deploy``, side by side.
+"""``python -m tests.sandbox compare``: the same load on the broken sandbox and on the same one after ``deploy``, side
+by side.
 
-Measured from outside: resident memory of the backend's process tree from /proc, response times of an HTTP client, the first
-audio of the speech endpoint. The broken backend and the deployed one get the same load for the same time.
+Measured from outside: resident memory of the backend's process tree from /proc, response times of an HTTP client, the
+first audio of the speech endpoint. The broken backend and the deployed one get the same load for the same time.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def table(before: Figures, after: Figures) -> str:
 
 
 def run(sandbox: Sandbox) -> int:
-    """0 when memory, slowest request and first audio are all better after the deployment; ``compare.json`` keeps the figures."""
+    """0 when memory, slowest request and first audio are all better after the deployment; ``compare.json`` keeps the
+    figures.
+    """
     started = time.monotonic()
     before, after = measured(sandbox)
     (sandbox.reports / "compare.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")

@@ -17,7 +17,8 @@ from tests.sandbox import binaries, unprivileged
 from tests.sandbox.binaries import REPOSITORY
 from tests.sandbox.layout import Facts, Sandbox
 
-#: Stands in the environment of every process of a sandbox, with its directory, so that none is ever taken for another's.
+#: Stands in the environment of every process of a sandbox, with its directory, so that none is ever taken for
+#: another's.
 MARK = "WHEELS_OPS_SANDBOX_PROCESS"
 
 

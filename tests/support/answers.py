@@ -16,7 +16,9 @@ Answer = t.Tuple[int, t.Any]
 
 @dataclass
 class Backend:
-    """``routes`` gives the answer of each path, or a list of them, of which the last one stays; ``asked`` counts what arrived."""
+    """``routes`` gives the answer of each path, or a list of them, of which the last one stays; ``asked`` counts what
+    arrived.
+    """
 
     url: str
     routes: t.Dict[str, t.Union[Answer, t.List[Answer]]]
@@ -60,7 +62,9 @@ def serve(routes: t.Dict[str, t.Union[Answer, t.List[Answer]]]) -> t.Iterator[Ba
 
 @dataclass
 class Clock:
-    """Stands in for the module ``time``: it stands still unless it is moved, so that a limit is met to the millisecond."""
+    """Stands in for the module ``time``: it stands still unless it is moved, so that a limit is met to
+    the millisecond.
+    """
 
     now: float = 1000.0
     slept: t.List[float] = field(default_factory=list)

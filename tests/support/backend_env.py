@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starts the stand-in backend under its own interpreter, as it is deployed: uvicorn, PostgreSQL, Redis, one directory."""
+"""Starts the stand-in backend under its own interpreter, as it is deployed: uvicorn, PostgreSQL, Redis,
+one directory.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ class Backend:
         headers: t.Optional[t.Mapping[str, str]] = None,
         timeout: float = 30.0,
     ) -> Answer:
-        """One request (a status of 400 or more is an answer, not an error); ``user`` signs in, ``body`` is sent as JSON."""
+        """One request (a status of 400 or more is an answer, not an error); ``user`` signs in, ``body`` is sent as
+        JSON.
+        """
         sent = dict(headers or {})
         if user:
             sent["Authorization"] = f"Bearer {self.jwt(user)}"
@@ -147,7 +151,9 @@ def postgres_url(dsn: str) -> str:
 
 
 def overlay(directory: Path, patched: t.Sequence[str]) -> None:
-    """Copies files or folders of ``backend_patches/files/app`` over the release; names are relative to it (``app/`` may lead)."""
+    """Copies files or folders of ``backend_patches/files/app`` over the release; names are relative to it (``app/`` may
+    lead).
+    """
     for name in patched:
         relative = name[4:] if name.startswith("app/") else name
         source, target = PATCHES / relative, directory / "app" / relative
@@ -171,7 +177,9 @@ def install_blocks(directory: Path) -> None:
 def environment(
     directory: Path, *, database_url: str, redis_url: t.Optional[str], port: int, **extra: t.Optional[str]
 ) -> t.Dict[str, str]:
-    """The backend's environment, and nothing of this process's that it would read; ``extra`` wins, None leaves a name out."""
+    """The backend's environment, and nothing of this process's that it would read; ``extra`` wins, None leaves a name
+    out.
+    """
     for name in ("logs", "tmp", "state"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     base: t.Dict[str, t.Optional[str]] = {
@@ -208,8 +216,8 @@ def running_backend(
     """One release, materialised into a directory of its own and running on a free port until the block ends.
 
     ``patched`` files replace those of the release, ``install_block`` writes the marked blocks, ``prepare`` is called
-    with the directory before the start (for a change of one's own), ``env`` adds to the environment (None takes a name out;
-    ``redis_url`` None leaves ``REDIS_URL`` unset). Raises ``DidNotStart``.
+    with the directory before the start (for a change of one's own), ``env`` adds to the environment (None takes a name
+    out; ``redis_url`` None leaves ``REDIS_URL`` unset). Raises ``DidNotStart``.
     """
     if seed:
         database.seed(postgres_dsn)

@@ -157,8 +157,8 @@ class Browser:
 def browser(*, hosts: t.Optional[t.Mapping[str, str]] = None, flags: t.Sequence[str] = ()) -> t.Iterator[Browser]:
     """A browser of its own with an empty profile.
 
-    ``hosts`` maps ``host`` or ``host:port`` to where it really is; every other name resolves to nothing, so that nothing
-    leaves the machine. Certificates are not checked (``certificate()`` makes one).
+    ``hosts`` maps ``host`` or ``host:port`` to where it really is; every other name resolves to nothing, so that
+    nothing leaves the machine. Certificates are not checked (``certificate()`` makes one).
     """
     path = program()
     if path is None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bursty load of the incident, seen from outside of the backend: resident memory, the slowest request, the first audio.
+"""The bursty load of the incident, seen from outside of the backend: resident memory, the slowest request, the first
+audio.
 
-Two users load their history, BURST_MB of rendered messages, every BURST_EVERY seconds; one asks at a steady pace meanwhile. The same
-program measures a backend before a deployment and after it. It knows the port, a token and a way to ask the kernel for memory,
-and takes nothing from the backend's own word.
+Two users load their history, BURST_MB of rendered messages, every BURST_EVERY seconds; one asks at a steady pace
+meanwhile. The same program measures a backend before a deployment and after it. It knows the port, a token and a way to
+ask the kernel for memory, and takes nothing from the backend's own word.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ def first_audio(port: int, token: str, number: int) -> float:
 def bursts_and_pace(
     port: int, token: str, resident: t.Callable[[], float], seconds: float = SECONDS
 ) -> t.Dict[str, float]:
-    """``mean_rss`` and ``peak_rss`` in MB, ``worst`` and ``p95`` in ms, over ``seconds`` of load; ``resident`` gives MB.
+    """``mean_rss`` and ``peak_rss`` in MB, ``worst`` and ``p95`` in ms, over ``seconds`` of load; ``resident`` gives
+    MB.
 
-    A burst that fails, or a steady request that gets another answer than 200, is an error: less work would look like less memory.
+    A burst that fails, or a steady request that gets another answer than 200, is an error: less work would look like
+    less memory.
     """
     end = time.monotonic() + seconds
     memory: t.List[float] = []

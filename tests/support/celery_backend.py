@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The stand-in backend's real Celery worker and beat, with our file installed as a deployment installs it, and a short schedule."""
+"""The stand-in backend's real Celery worker and beat, with our file installed as a deployment installs it, and a short
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,8 @@ def celery_backend(
 ) -> t.Iterator[CeleryBackend]:
     """A release whose periodic tasks have the intervals of ``schedule`` (by entry name, seconds). Starts nothing.
 
-    ``look`` is how often a worker looks for the throttle and gives its sign of life, in seconds, in place of every five.
+    ``look`` is how often a worker looks for the throttle and gives its sign of life, in seconds, in place of every
+    five.
     """
     directory = Path(tempfile.mkdtemp(prefix="wops-celery-"))
     backend = None

@@ -21,7 +21,9 @@ def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 
 
 def install(place: Path) -> Path:
-    """Builds and installs below ``place``; gives the directory for ANSIBLE_COLLECTIONS_PATH, which holds nothing but our collection."""
+    """Builds and installs below ``place``; gives the directory for ANSIBLE_COLLECTIONS_PATH, which holds nothing but
+    our collection.
+    """
     (place / "ansible.cfg").touch()
     home = {"ANSIBLE_HOME": str(place / "home"), "ANSIBLE_CONFIG": str(place / "ansible.cfg")}
     built = run(

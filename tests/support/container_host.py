@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host of its own with systemd as its first process, in a container made from the fleet's image; the repository is mounted read-only."""
+"""A host of its own with systemd as its first process, in a container made from the fleet's image; the repository is
+mounted read-only.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A local endpoint that speaks the protocol of Edge's speech service. It proves our code against the protocol, not against Microsoft.
+"""A local endpoint that speaks the protocol of Edge's speech service. It proves our code against the protocol, not
+against Microsoft.
 
-The client is the unchanged library edge-tts: it believes to talk to ``speech.platform.bing.com`` through a CONNECT proxy
-(its public ``proxy`` argument), with TLS on. The endpoint's certificate is for that name, from a certificate authority of
-this test, which alone is added to what the client trusts. What is spoken is real speech in the service's own format
-(24 kHz, 48 kbit/s, mono MP3): espeak-ng through lame. ``python tests/support/fake_edge_tts.py DIRECTORY`` runs it; it
-writes ``ready.json`` there and reads its fault mode from the file ``mode``, at every connection anew.
+The client is the unchanged library edge-tts: it believes to talk to ``speech.platform.bing.com`` through a CONNECT
+proxy (its public ``proxy`` argument), with TLS on. The endpoint's certificate is for that name, from a certificate
+authority of this test, which alone is added to what the client trusts. What is spoken is real speech in the service's
+own format (24 kHz, 48 kbit/s, mono MP3): espeak-ng through lame. ``python tests/support/fake_edge_tts.py DIRECTORY``
+runs it; it writes ``ready.json`` there and reads its fault mode from the file ``mode``, at every connection anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A web service that starts in one of the ways in which services start wrongly: ``python faulty_app.py PORT MODE_FILE``.
+"""A web service that starts in one of the ways in which services start wrongly: ``python faulty_app.py PORT
+MODE_FILE``.
 
-``/`` says whether it lives, ``/readyz`` whether it is ready; the mode is read once, at the start. Standard library only.
+``/`` says whether it lives, ``/readyz`` whether it is ready; the mode is read once, at the start. Standard library
+only.
 """
 
 from __future__ import annotations

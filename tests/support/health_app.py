@@ -197,7 +197,8 @@ def health_app(
     wait: bool = True,
     **env: str,
 ) -> t.Iterator[HealthApp]:
-    """Runs it under the backend's interpreter; ``environments`` and ``env`` are its environment beside the essentials, ``state`` its state directory.
+    """Runs it under the backend's interpreter; ``environments`` and ``env`` are its environment beside the essentials,
+    ``state`` its state directory.
 
     ``wait``: until it answers.
     """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kills a call with SIGKILL before its first change of the disk, in its first write, before its second change, and so on."""
+"""Kills a call with SIGKILL before its first change of the disk, in its first write, before its second change, and so
+on.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ class _Points:
         return self._write(descriptor, content)
 
     def wrap(self) -> None:
-        """Puts the points in front of the interpreter's functions. For a child that ends soon: nothing takes them away again."""
+        """Puts the points in front of the interpreter's functions.
+
+        For a child that ends soon: nothing takes them away again.
+        """
         for name in _CHANGES:
             setattr(os, name, self._before(getattr(os, name)))
         opener, points, opener_of_files = os.open, self, io.open
@@ -87,7 +92,10 @@ class _Points:
 
 
 def killed_at(number: int, call: t.Callable[[], object]) -> bool:
-    """Runs a call in a child that is killed at a point; False where the call ended before it came to so many. The process has no threads."""
+    """Runs a call in a child that is killed at a point; False where the call ended before it came to so many.
+
+    The process has no threads.
+    """
     child = os.fork()
     if not child:
         status = 1

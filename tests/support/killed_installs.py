@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Kills a change of an installed library before its first touch of the disk, in its first write, and so on.
 
-``python -m tests.support.killed_installs ROOT STATE`` leaves one library after another as ``ROOT/NUMBER/wheels_ops``, and prints how many.
+``python -m tests.support.killed_installs ROOT STATE`` leaves one library after another as ``ROOT/NUMBER/wheels_ops``,
+and prints how many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kills an installation of patched files, or its rollback, at every point at which it changes the disk, each in a tree of its own.
+"""Kills an installation of patched files, or its rollback, at every point at which it changes the disk, each in a tree
+of its own.
 
-``python -m tests.support.killed_patches PLACE install|restore`` leaves ``PLACE/NUMBER/production`` and ``PLACE/NUMBER/state``, and prints how many.
+``python -m tests.support.killed_patches PLACE install|restore`` leaves ``PLACE/NUMBER/production`` and
+``PLACE/NUMBER/state``, and prints how many.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HTTP load without a retry: ``python -m tests.support.load --port 8000 --seconds 20 [--keep-alive]``, prints what came of it as JSON.
+"""HTTP load without a retry: ``python -m tests.support.load --port 8000 --seconds 20 [--keep-alive]``, prints what came
+of it as JSON.
 
-Raw connections, so that nothing (a pool, a retry of a library) hides a failure. A request fails when it gets no whole answer with 200.
-A keep-alive connection that the server has closed, or has announced to close, before the request is sent is not a failure: a client
-sees that and opens another.
+Raw connections, so that nothing (a pool, a retry of a library) hides a failure. A request fails when it gets no whole
+answer with 200. A keep-alive connection that the server has closed, or has announced to close, before the request is
+sent is not a failure: a client sees that and opens another.
 """
 
 from __future__ import annotations

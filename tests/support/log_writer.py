@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A writer of numbered lines, and the count of what became of them.
 
-Run as a program: ``log_writer.py PATH append|plain|reopen|each LINES_PER_SECOND START``. It ends on SIGTERM and says how many lines it wrote.
-``reopen`` opens the log again on SIGHUP, ``each`` opens it for every line, ``plain`` does not append.
+Run as a program: ``log_writer.py PATH append|plain|reopen|each LINES_PER_SECOND START``. It ends on SIGTERM and says
+how many lines it wrote. ``reopen`` opens the log again on SIGHUP, ``each`` opens it for every line, ``plain`` does not
+append.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A server that wastes memory in a known shape, with an endpoint that gives back what gc.collect and malloc_trim can.
 
-Run as a program: ``memory_shapes.py PORT SHAPE MEGABYTES``. Two in a hundred objects survive, scattered; of the shape ``live`` all do, and
-``POST /grow`` adds 40 MB to them.
+Run as a program: ``memory_shapes.py PORT SHAPE MEGABYTES``. Two in a hundred objects survive, scattered; of the shape
+``live`` all do, and ``POST /grow`` adds 40 MB to them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Node:
 
 
 def medium(size: int, seed: int = 1, together: t.Optional[threading.Barrier] = None) -> None:
-    """With ``together``, every thread holds all of its memory before the first lets go: each has an arena of its own then."""
+    """With ``together``, every thread holds all of its memory before the first lets go: each has an arena of its own
+    then.
+    """
     chance = random.Random(seed)
     made, used = [], 0
     if together:

@@ -85,7 +85,9 @@ def query(dsn: str, sql: str, values: t.Sequence[t.Any] = ()) -> t.List[t.Tuple[
 def ask(
     dsn: str, person: t.Optional[str], sql: str, *, role: str = "authenticated", keep: bool = False
 ) -> t.Union[t.List[t.Any], str, int]:
-    """A statement as one user of the API: its rows (single columns unpacked), how many rows it touched, or the SQLSTATE that refused it."""
+    """A statement as one user of the API: its rows (single columns unpacked), how many rows it touched, or the SQLSTATE
+    that refused it.
+    """
     connection = psycopg2.connect(dsn)
     try:
         with connection.cursor() as cursor:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""An ASGI application that takes a while to start, as the backend does: ``/`` answers at once, ``/slow`` after 0.8 s, both with the PID."""
+"""An ASGI application that takes a while to start, as the backend does: ``/`` answers at once, ``/slow`` after 0.8 s,
+both with the PID.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Databases with Supabase's roles and schema for the tests of the policy engine, on servers with and without contrib modules."""
+"""Databases with Supabase's roles and schema for the tests of the policy engine, on servers with and without contrib
+modules.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def shim(*, contrib: bool) -> str:
 
 @contextlib.contextmanager
 def database(server: servers.Postgres, sql: str = "", *, user: str = "postgres") -> t.Iterator[Connection]:
-    """A connection (autocommit) to a new database with Supabase's roles and ``sql``; roles that a repair makes are dropped afterwards."""
+    """A connection (autocommit) to a new database with Supabase's roles and ``sql``; roles that a repair makes are
+    dropped afterwards.
+    """
     dsn = server.database()
     name = dsn.split("dbname=")[1].split()[0]
     with contextlib.closing(psycopg2.connect(dsn)) as admin:
@@ -58,7 +62,9 @@ def database(server: servers.Postgres, sql: str = "", *, user: str = "postgres")
 
 
 def snapshot(connection: Connection) -> t.List[t.Tuple[t.Any, ...]]:
-    """``pg_policy`` as it is: table, name, command, permissive, roles, both expressions, comment; read without the library's help."""
+    """``pg_policy`` as it is: table, name, command, permissive, roles, both expressions, comment; read without the
+    library's help.
+    """
     with connection.cursor() as cursor:
         cursor.execute("select set_config('search_path', '', false)")
         cursor.execute(

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs that change one host, as processes that can be killed anywhere: deploy, rollback, recover, maintenance, the standalone recovery.
+"""Runs that change one host, as processes that can be killed anywhere: deploy, rollback, recover, maintenance, the
+standalone recovery.
 
-Each does at the level of the library what its playbook or program does. Who believes that he holds the lock also takes a lock of the kernel on a
-witness, which shares no code with ours and ends with its process: where that one is taken by a process that lives, there are two holders.
+Each does at the level of the library what its playbook or program does. Who believes that he holds the lock also takes
+a lock of the kernel on a witness, which shares no code with ours and ends with its process: where that one is taken by
+a process that lives, there are two holders.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class Host:
         return {str(path.relative_to(self.root)): _shown(path) for path in sorted(self.root.rglob("*"))}
 
     def versions(self) -> t.Set[int]:
-        """Which versions are in the tree: 0 is the original, where the added files are missing and main.py has no block. -1: none of ours."""
+        """Which versions are in the tree: 0 is the original, where the added files are missing and main.py has no
+        block. -1: none of ours.
+        """
         found = set()
         for name in FILES:
             path = self.root / name

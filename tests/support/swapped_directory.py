@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Swaps a directory for a link and back, as fast as it can, until its input ends: ``swapped_directory.py DIRECTORY TARGET``."""
+"""Swaps a directory for a link and back, as fast as it can, until its input ends: ``swapped_directory.py DIRECTORY
+TARGET``.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A TCP relay that can delay, cut, or go silent like a network that lost its path (no FIN, no RST): a half-open connection."""
+"""A TCP relay that can delay, cut, or go silent like a network that lost its path (no FIN, no RST): a half-open
+connection.
+"""
 
 from __future__ import annotations
 

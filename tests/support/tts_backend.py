@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The patched speech files in a release of the stand-in backend, and scenarios that run there under the backend's interpreter."""
+"""The patched speech files in a release of the stand-in backend, and scenarios that run there under the backend's
+interpreter.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ PATCHED = ("services/tts/tts_service.py", "services/tts/fallback_tts.py", "wheel
 
 @dataclass
 class FakeEdge:
-    """A running fake edge endpoint: its CONNECT proxy, and a directory whose ``sitecustomize`` makes Python trust its CA."""
+    """A running fake edge endpoint: its CONNECT proxy, and a directory whose ``sitecustomize`` makes Python trust its
+    CA.
+    """
 
     directory: Path
     proxy: str
@@ -75,7 +79,10 @@ def fake_edge() -> t.Iterator[FakeEdge]:
 
 @dataclass
 class Tree:
-    """A release with the patched speech files. Its own time limits hold ``patience`` times: on a busy machine they end in text, as they should."""
+    """A release with the patched speech files.
+
+    Its own time limits hold ``patience`` times: on a busy machine they end in text, as they should.
+    """
 
     directory: Path
     patience: float = 1.0

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs under the backend's interpreter: ``tts_scenarios.py DIRECTORY FUNCTION ARGUMENTS``; prints the result as one line of JSON."""
+"""Runs under the backend's interpreter: ``tts_scenarios.py DIRECTORY FUNCTION ARGUMENTS``; prints the result as one
+line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -513,7 +515,9 @@ def percentile(values: t.Sequence[float], share: float) -> float:
 
 
 async def first_audio(modes: t.Sequence[str], each: int, keep_open: bool = False) -> t.Any:
-    """The 99th percentile of the time to the first audio in ms: per request another text, and a breaker that knows nothing (or is open)."""
+    """The 99th percentile of the time to the first audio in ms: per request another text, and a breaker that knows
+    nothing (or is open).
+    """
     set_mode("ok")
     made = await service()
     times: t.List[float] = []

@@ -26,8 +26,8 @@ def slowness() -> float:
 def wait_until(condition: t.Callable[[], T], *, timeout: float = 20.0, every: float = 0.05, what: str = "") -> T:
     """Calls ``condition`` until it gives something true, and gives that; exceptions count as "not yet".
 
-    Raises ``AssertionError`` with the last thing seen after ``timeout`` seconds, which are those of a machine with nothing
-    else to do.
+    Raises ``AssertionError`` with the last thing seen after ``timeout`` seconds, which are those of a machine with
+    nothing else to do.
     """
     started = time.monotonic()
     last: object = None

@@ -20,8 +20,9 @@ FLOORS: t.Tuple[t.FrozenSet[str], ...] = (
     frozenset({"database", "health", "host"}),
     frozenset({"core"}),
 )
-#: Beside the rooms: the meeting point with Ansible, which modules alone import, the names of release 1.0, and the command line. ``standalone`` names the
-#: latter so that Ansible sends it along with the module that installs the library.
+#: Beside the rooms: the meeting point with Ansible, which modules alone import, the names of release 1.0, and the
+#: command line. ``standalone`` names the latter so that Ansible sends it along with the module that installs the
+#: library.
 DOORS = frozenset({"__init__", "__main__", "_ansible", "_moved"})
 #: Inside ``rls``, top to bottom.
 RLS_FLOORS: t.Tuple[t.FrozenSet[str], ...] = (

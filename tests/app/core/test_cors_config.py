@@ -148,7 +148,10 @@ def test_every_way_in_which_files_of_variables_write_a_list(tree: Tree, text: st
 
 
 def test_no_foreign_origin_is_ever_reflected(tree: Tree) -> None:
-    """Property: an answer names an origin only if the policy has it, whatever is sent. Seed and number by environment."""
+    """Property: an answer names an origin only if the policy has it, whatever is sent.
+
+    Seed and number by environment.
+    """
     count, seed = os.environ.get("WHEELS_OPS_FUZZ", "100000"), os.environ.get("WHEELS_OPS_SEED", "1")
     program = (Path(__file__).with_name("cors") / "fuzz_program.py").read_text(encoding="utf-8")
     found = tree.json(program, count, seed, timeout=240)
@@ -234,7 +237,9 @@ print(json.dumps([type(layer.app).__module__, out]))
 
 
 def test_an_error_outside_the_application_still_carries_the_headers(tree: Tree) -> None:
-    """Between this layer and Starlette's error handler lie other layers; their errors must not look like CORS failures."""
+    """Between this layer and Starlette's error handler lie other layers; their errors must not look
+    like CORS failures.
+    """
     found = tree.json("""
 import asyncio, json
 from app.core.cors_config import CORSMiddleware, install

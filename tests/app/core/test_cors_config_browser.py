@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The policy as a real browser sees it, from a page of ours and from a foreign one; and the oracle against that browser."""
+"""The policy as a real browser sees it, from a page of ours and from a foreign one; and the oracle against that
+browser.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +218,9 @@ def test_websockets_follow_the_same_origins(scene: Scene, own: browsers.Page, fo
 
 
 def origin_values() -> t.List[str]:
-    """Values of Access-Control-Allow-Origin, after the list of WPT's cors/origin.htm: exact, nearly exact, wildcards, lists, junk."""
+    """Values of Access-Control-Allow-Origin, after the list of WPT's cors/origin.htm: exact, nearly exact, wildcards,
+    lists, junk.
+    """
     host = OWN.removeprefix("https://")
     exact = [OWN, f" {OWN}", f"{OWN} ", f"{OWN}\t", "*", " *", "* "]
     nearly = [

@@ -195,7 +195,9 @@ def test_all_request_vectors(served: Served) -> None:
 
 
 def test_the_vectors_find_what_starlettes_own_middleware_lacks(tmp_path: Path) -> None:
-    """The runner is worth something only if it can fail: the incident release's middleware, with the same policy, does."""
+    """The runner is worth something only if it can fail: the incident release's middleware, with the
+    same policy, does.
+    """
     with serving(tmp_path, "0.47.3", "starlette") as served:
         failed = judged(served)
     given = [

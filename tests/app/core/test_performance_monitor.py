@@ -75,7 +75,10 @@ async def test_no_flaps_on_an_oscillation_around_a_threshold(
 def test_raised_within_fifteen_seconds_and_cleared_within_thirty(
     monitor: t.Any, app_modules: Modules, name: str, limit: float
 ) -> None:
-    """P3 on a simulated clock, for an excursion that begins at any moment between two samples. CPU is a mean since the sample before."""
+    """P3 on a simulated clock, for an excursion that begins at any moment between two samples.
+
+    CPU is a mean since the sample before.
+    """
     from datetime import datetime, timezone
 
     def value(before: float, now: float) -> float:
@@ -131,7 +134,9 @@ async def test_a_stall_is_sampled_at_once(monitor: t.Any, monkeypatch: pytest.Mo
 async def test_every_sample_measures_the_disk(
     monitor: t.Any, app_modules: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three samples that confirm an alert are three measurements, and a directory that is gone costs its own numbers only."""
+    """Three samples that confirm an alert are three measurements, and a directory that is gone costs its own numbers
+    only.
+    """
     module, percent = app_modules("core.performance_monitor"), iter((10.0, 90.0))
     monitor._paths_are_local = True
     monkeypatch.setattr(module, "disk_usage", lambda path: (next(percent), 1.0, 0))
@@ -258,7 +263,9 @@ async def test_status_and_report_keep_their_keys(
 
 
 def test_the_processor_has_a_value_also_within_one_tick_of_the_start(app_modules: Modules, tmp_path: Path) -> None:
-    """A status that is asked for at once has all its keys: until the kernel's clock has moved on, the share since boot."""
+    """A status that is asked for at once has all its keys: until the kernel's clock has moved on, the
+    share since boot.
+    """
     stat = tmp_path / "stat"
     stat.write_text("cpu  200 0 100 600 100 0 0 0 0 0\n")
     reader = app_modules("core.performance_monitor").CpuReader(str(tmp_path))

@@ -291,7 +291,9 @@ async def test_memory_in_use_is_asked_again_ever_less_often(parts: t.Any) -> Non
 
 
 async def test_what_was_in_use_during_a_burst_is_asked_for_afterwards(parts: t.Any) -> None:
-    """A trim amid a burst cannot free what is in use; later that is waste, though RSS is the same and there is no pressure any more."""
+    """A trim amid a burst cannot free what is in use; later that is waste, though RSS is the same and there is no
+    pressure any more.
+    """
     optimizer, reader, heap = parts
     reader.percent, reader.rss, heap.predicted, heap.freed = 70.0, 600 * MIB, 200 * MIB, 190 * MIB
     await optimizer._tick()

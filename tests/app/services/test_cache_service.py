@@ -107,7 +107,9 @@ def test_ttl_forms(tree: Tree, redis: servers.Redis) -> None:
 
 
 def test_no_ttl_raises_or_looks_like_an_outage(tree: Tree, redis: servers.Redis) -> None:
-    """Text out of a settings file, numbers beyond Redis's clock, no number at all: the entry is there and has an end."""
+    """Text out of a settings file, numbers beyond Redis's clock, no number at all: the entry is there
+    and has an end.
+    """
     found = run(
         tree,
         redis.url,
@@ -164,7 +166,10 @@ def test_a_value_that_cannot_be_written_or_a_key_that_cannot_be_hashed_raises_no
 
 
 def test_nothing_is_served_after_its_end(tree: Tree, redis: servers.Redis) -> None:
-    """Not even by this process's own memory, which would keep an entry for longer. Read as often as it takes to see the end."""
+    """Not even by this process's own memory, which would keep an entry for longer.
+
+    Read as often as it takes to see the end.
+    """
     found = run(
         tree,
         redis.url,

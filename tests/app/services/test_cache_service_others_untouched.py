@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""R2: sweeping and deleting touch nothing of others: every foreign key byte for byte and TTL for TTL, every queued task executed."""
+"""R2: sweeping and deleting touch nothing of others: every foreign key byte for byte and TTL for TTL, every queued task
+executed.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""R3, R4, R6 and the ways to reach Redis: stampedes, a Redis that is stopped, swallowed or killed, poisoned values, secrets."""
+"""R3, R4, R6 and the ways to reach Redis: stampedes, a Redis that is stopped, swallowed or killed, poisoned values,
+secrets.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def redis_on(port: int, directory: Path, *options: str) -> t.Iterator[None]:
 
 
 def cluster_port() -> int:
-    """A port for a Redis of a cluster: it listens to the others 10000 above, where an outgoing connection of this machine may be."""
+    """A port for a Redis of a cluster: it listens to the others 10000 above, where an outgoing connection of this
+    machine may be.
+    """
     while True:
         port = free_port()
         with socket.socket() as bus, contextlib.suppress(OSError):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The cache file in each release of the stand-in backend: callers get what they call, and a Redis that hangs holds up nobody."""
+"""The cache file in each release of the stand-in backend: callers get what they call, and a Redis that hangs holds up
+nobody.
+"""
 
 from __future__ import annotations
 

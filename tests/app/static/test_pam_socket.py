@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The browser client in a real headless Chromium, with the server killed, frozen, restarted and hidden behind a proxy under it."""
+"""The browser client in a real headless Chromium, with the server killed, frozen, restarted and hidden behind a proxy
+under it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SETTINGS: t.Dict[str, t.Any] = {
     "WEBSOCKET_MAX_PER_USER": "0",
     "WEBSOCKET_MAX_PER_ADDRESS": "0",
 }
-#: The client's times, shortened; what is not named keeps its real value. The watchdog waits for ten heartbeats: a busy machine is no silence.
+#: The client's times, shortened; what is not named keeps its real value. The watchdog waits for ten heartbeats: a busy
+#: machine is no silence.
 TIMING = {"base": 100, "cap": 1000, "watchdog": 2000, "stable": 300}
 
 
@@ -91,7 +94,10 @@ class Client:
 
 
 class Proxy:
-    """A proxy that does not let WebSockets through: it refuses the upgrade, or swallows it. ``block`` may change at any time."""
+    """A proxy that does not let WebSockets through: it refuses the upgrade, or swallows it.
+
+    ``block`` may change at any time.
+    """
 
     def __init__(self, target: int, block: str) -> None:
         self.target, self.block = target, block

@@ -42,7 +42,9 @@ def sent(backend: CeleryBackend) -> t.Counter[str]:
 
 
 def during(backend: CeleryBackend, times: int) -> t.Counter[str]:
-    """How often each task was sent while the one that is never throttled was sent so many times: no clock but beat's own."""
+    """How often each task was sent while the one that is never throttled was sent so many times: no clock but beat's
+    own.
+    """
     before = sent(backend)
     wait_until(
         lambda: sent(backend)[OTHER] >= before[OTHER] + times, timeout=60 + 3 * times, what=f"{OTHER}, {times} times"
@@ -70,7 +72,9 @@ def test_beat_slows_by_class_and_returns_by_itself(backend: CeleryBackend, redis
 
 
 def test_an_entry_that_waits_does_not_hold_up_those_behind_it(backend: CeleryBackend, redis: servers.Redis) -> None:
-    """Celery looks at nothing before the first entry of its heap: with factor 8 a wrong time there would stop everything."""
+    """Celery looks at nothing before the first entry of its heap: with factor 8 a wrong time there would stop
+    everything.
+    """
     celery_throttle.run(redis.url, level=3, expires_s=60, wait_timeout=0)
     backend.beat()
     wait_until(lambda: "level 0 -> 3" in backend.log("beat"), timeout=40, what="throttle in force")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the backend's dashboard says of checks that are not made; the page itself is seen in ``test_dashboard_browser.py``."""
+"""What the backend's dashboard says of checks that are not made; the page itself is seen in
+``test_dashboard_browser.py``.
+"""
 
 from __future__ import annotations
 

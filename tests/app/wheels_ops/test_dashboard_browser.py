@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The dashboard in a real headless browser: sign in, read, charts, dark mode, small screen, sign out; and its session."""
+"""The dashboard in a real headless browser: sign in, read, charts, dark mode, small screen, sign out;
+and its session.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,9 @@ def test_what_is_not_checked_is_no_health(app: HealthApp) -> None:
 
 
 def test_now_lies_between_lowest_and_highest(app: HealthApp) -> None:
-    """Also before the half minute that it belongs to has been stored; and the extremes are those of samples, not of half minutes."""
+    """Also before the half minute that it belongs to has been stored; and the extremes are those of samples, not of
+    half minutes.
+    """
     for _ in range(5):
         labels = re.findall(r'aria-label="([^"]*)"', app.request("GET", PAGE, token=TOKEN).body.decode())
         assert len(labels) >= 5, labels

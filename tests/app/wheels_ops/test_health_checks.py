@@ -230,7 +230,9 @@ def test_the_log_is_found_by_the_greps_of_the_report(around: World) -> None:
 
 
 def test_answers_never_wait_for_a_dependency(around: World) -> None:
-    """H1 as behaviour: with both stores black-holed the answer comes from the sample; its speed is measured in tests/bench."""
+    """H1 as behaviour: with both stores black-holed the answer comes from the sample; its speed is measured in
+    tests/bench.
+    """
     app = around.app
     wait_until(lambda: is_healthy(app), timeout=40)
     with (

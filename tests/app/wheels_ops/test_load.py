@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From measurements to a level, and from a task to its class: functions of the patched file, under the backend's interpreter."""
+"""From measurements to a level, and from a task to its class: functions of the patched file, under the backend's
+interpreter.
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def test_an_end_that_is_asked_for_during_the_start_is_no_crash(tmp_path: Path, m
     """uvicorn notes SIGTERM while the application starts, and ends after it without ``lifespan.shutdown``."""
     with health_app(QUICK, state=tmp_path):
         pass
-    # A database that accepts and says nothing: the first round of the checks, which the start waits for, takes its whole timeout.
+    # A database that accepts and says nothing: the first round of the checks, which the start waits for, takes its
+    # whole timeout.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         database = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x"
         with health_app(QUICK, state=tmp_path, wait=False, START_SECONDS=seconds, DATABASE_URL=database) as app:

@@ -47,7 +47,10 @@ def seeded(dsn: str) -> bool:
 
 
 def seed(dsn: str) -> None:
-    """Loads the shim of Supabase, where it is missing, and the seed; does nothing to a seeded database. Superuser needed."""
+    """Loads the shim of Supabase, where it is missing, and the seed; does nothing to a seeded database.
+
+    Superuser needed.
+    """
     if seeded(dsn):
         return
     with _cursor(dsn) as cursor:

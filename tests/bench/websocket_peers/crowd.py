@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Thousands of cheap WebSocket clients in one process: they answer pings and note when what arrived. No compression is offered.
+"""Thousands of cheap WebSocket clients in one process: they answer pings and note when what arrived. No compression is
+offered.
 
 As a program it obeys JSON lines on standard input and answers each with one. ``Crowd`` is its handle.
 """

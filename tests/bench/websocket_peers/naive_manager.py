@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A connection manager as one writes it first: one loop over all sockets, each awaited in turn.
 
-It has the properties, and the defects, that the backend's callers know of the file it stands for: a serial heartbeat that gives
-each socket five seconds, missed pings counted only after the timeout, a serial broadcast without any bound, sockets that are
-dropped from the books but never closed, no latency.
+It has the properties, and the defects, that the backend's callers know of the file it stands for: a serial heartbeat
+that gives each socket five seconds, missed pings counted only after the timeout, a serial broadcast without any bound,
+sockets that are dropped from the books but never closed, no latency.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The stand-in backend fails as production did, shown by what its users saw; and each release starts, or does not, as it did."""
+"""The stand-in backend fails as production did, shown by what its users saw; and each release starts, or does not, as
+it did.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,9 @@ def test_tables_are_missing(incident: Backend, method: str, path: str, body: t.O
 def test_answers_of_the_database_are_right_once_the_policies_are(
     postgres: servers.Postgres, redis: servers.Redis
 ) -> None:
-    """The failures above come from the database alone: with the generation that works, the same routes answer with the user's rows."""
+    """The failures above come from the database alone: with the generation that works, the same routes answer with the
+    user's rows.
+    """
     dsn = postgres.database()
     with running_backend("incident", dsn, redis.url) as backend:
         database.apply_generation(dsn, "20250731")
@@ -259,7 +263,9 @@ asyncio.run(main())
 
 
 def test_a_dropped_peer_is_not_told(postgres: servers.Postgres, redis: servers.Redis) -> None:
-    """A real socket, with the release's times divided by 60: it is forgotten without being closed, and heartbeats cease."""
+    """A real socket, with the release's times divided by 60: it is forgotten without being closed, and heartbeats
+    cease.
+    """
 
     def hurry(directory: Path) -> None:
         with open(directory / "app/main.py", "a", encoding="utf-8") as main:

@@ -12,7 +12,8 @@ from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
 
-#: Accesses that fail as anon, authenticated or service_role (a view's own SELECT included), and those that can end in 54001.
+#: Accesses that fail as anon, authenticated or service_role (a view's own SELECT included), and those that can end in
+#: 54001.
 EXPECTED: t.Dict[str, t.Tuple[int, int]] = {
     "01_self_participants": (6, 0),
     "02_mutual_trips": (25, 0),
@@ -131,7 +132,9 @@ def test_generations_of_the_backend(server: servers.Postgres, case: Path, tmp_pa
 
 
 def test_ids_that_are_no_uuids(server: servers.Postgres, tmp_path: Path) -> None:
-    """A column of text may name others than accounts ("system"): auth.uid() fails for such a subject, which is no fault of the repair."""
+    """A column of text may name others than accounts ("system"): auth.uid() fails for such a subject, which is no fault
+    of the repair.
+    """
     sql = """
         create table m(id int primary key, trip int, who text, role text); alter table m enable row level security;
         create policy a on m for select using (exists (select 1 from m x where x.who = auth.uid()::text and x.trip = m.trip));

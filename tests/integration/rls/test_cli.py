@@ -143,7 +143,9 @@ def test_undo_leaves_no_right_where_another_database_was_repaired_too(
 
 
 def test_repair_while_another_creates_its_role(tmp_path: Path) -> None:
-    """A repair of another database of the server creates the role that owns the functions, and commits after ours began."""
+    """A repair of another database of the server creates the role that owns the functions, and commits after ours
+    began.
+    """
     with servers.postgres() as server, contextlib.closing(psycopg2.connect(server.dsn())) as other:
         dsn = server.database(supabase=True)
         server.psql(dsn, sql=TABLES + RECURSION)

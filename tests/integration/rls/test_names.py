@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names and objects that break tools: quotes, dots, unicode, 63 bytes, reserved words, partitions, inheritance, views, domains."""
+"""Names and objects that break tools: quotes, dots, unicode, 63 bytes, reserved words, partitions, inheritance, views,
+domains.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One random schema: what everyone can do before, the repair, what everyone can do after, what the definition says, and the undo."""
+"""One random schema: what everyone can do before, the repair, what everyone can do after, what the definition says, and
+the undo.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from wheels_ops.database import schema_snapshot
 RECURSION = "42P17"
 DENIED = "42501"
 
-#: Runs each statement as a user of the API, undoes it, and tells what came of it: a result, a number of rows, or an SQLSTATE.
+#: Runs each statement as a user of the API, undoes it, and tells what came of it: a result, a number of rows, or an
+#: SQLSTATE.
 _ATTEMPT = """
 create or replace function pg_temp.attempt(who text, claims text, statements text[]) returns text[] language plpgsql as $$
 declare found text[] := '{}'; statement text; said text; touched bigint;
@@ -57,7 +60,9 @@ class Access(t.NamedTuple):
 
 @dataclass
 class Outcome:
-    """``problem`` is empty when everything holds; ``kind`` is its first word, which stays the same while a schema is made smaller."""
+    """``problem`` is empty when everything holds; ``kind`` is its first word, which stays the same while a schema is
+    made smaller.
+    """
 
     problem: str = ""
     failing: int = 0

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a repaired schema must give, worked out without the repair, without row level security and without our catalog code.
+"""What a repaired schema must give, worked out without the repair, without row level security and without our catalog
+code.
 
-Definition (D2): an access that failed gives what the text of the ORIGINAL policies says, where a reference that was cut reads the whole
-table and every other one reads what the caller sees of it. So a superuser, whom no policy touches, evaluates the original texts in
-which each table's name is replaced: by the table itself, or by a temporary table with the rows that the caller sees.
+Definition (D2): an access that failed gives what the text of the ORIGINAL policies says, where a reference that was cut
+reads the whole table and every other one reads what the caller sees of it. So a superuser, whom no policy touches,
+evaluates the original texts in which each table's name is replaced: by the table itself, or by a temporary table with
+the rows that the caller sees.
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ class Evaluator:
         return self.seen[name]
 
     def condition(self, name: Name, command: str, slot: str) -> str:
-        """The text that PostgreSQL would apply to a row of ``name`` for ``command``: permissive ones joined by OR, restrictive ones by AND."""
+        """The text that PostgreSQL would apply to a row of ``name`` for ``command``: permissive ones joined by OR,
+        restrictive ones by AND.
+        """
         if name not in self.original.secured:
             return "true"
         serving = [
@@ -177,7 +181,9 @@ _TARGET, _ROLE = "wops_target", "wops-role"
 
 @functools.cache
 def _template(text: str) -> t.Tuple[str, t.Tuple[Name, ...]]:
-    """The text with a mark in the place of every table and of ``current_user``, and the tables in the order of their marks."""
+    """The text with a mark in the place of every table and of ``current_user``, and the tables in the order of their
+    marks.
+    """
     tree = pglast.parse_sql(text)
     marks = _Mark()
     marks(tree)

@@ -24,7 +24,9 @@ _NAMES = ("trips", "people", "notes", "teams", "User", 'odd "name', "sélection"
 
 @dataclass
 class Group:
-    """``a and b`` or ``a or b``; the parts are SQL or groups, so that a failing schema can be made smaller part by part."""
+    """``a and b`` or ``a or b``; the parts are SQL or groups, so that a failing schema can be made smaller part by
+    part.
+    """
 
     word: str
     parts: t.List[t.Union[str, Group]]
@@ -202,7 +204,9 @@ class Generator:
         self.budget = 0
 
     def make(self) -> Schema:
-        """Draws until a schema is small enough: PostgreSQL expands the policies of every reference anew, and its planner grows with that."""
+        """Draws until a schema is small enough: PostgreSQL expands the policies of every reference anew, and its
+        planner grows with that.
+        """
         while True:
             self.functions = []
             self.budget = self.random.choice((2, 2, 3, 3, 4, 5, 6))

@@ -12,7 +12,10 @@ from tests.integration.rls_fuzz.generator import Schema
 def shrink(
     checker: Checker, schema: Schema, outcome: Outcome, *, seconds: float = 120.0, allow_unbounded: bool = True
 ) -> Schema:
-    """Takes away one thing after the other: policies, views, tables, parts of conditions, rows. Ends after ``seconds`` with the best so far."""
+    """Takes away one thing after the other: policies, views, tables, parts of conditions, rows.
+
+    Ends after ``seconds`` with the best so far.
+    """
     deadline = time.monotonic() + seconds
     progress = True
     while progress and time.monotonic() < deadline:

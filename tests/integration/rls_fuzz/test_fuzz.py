@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Random schemas: found, repaired, compared with an independent evaluation of the original policies, taken back.
 
-``WHEELS_OPS_FUZZ=500`` runs that many on PostgreSQL 15 and a fifth of it on the newest; ``WHEELS_OPS_FUZZ_SEED=123`` begins with that seed
-(``WHEELS_OPS_FUZZ_SEED=123 WHEELS_OPS_FUZZ=1`` runs it alone). A failing schema is made smaller and printed as SQL: put it
-into ``tests/integration/rls/cases`` when the defect is mended.
+``WHEELS_OPS_FUZZ=500`` runs that many on PostgreSQL 15 and a fifth of it on the newest; ``WHEELS_OPS_FUZZ_SEED=123``
+begins with that seed (``WHEELS_OPS_FUZZ_SEED=123 WHEELS_OPS_FUZZ=1`` runs it alone). A failing schema is made smaller
+and printed as SQL: put it into ``tests/integration/rls/cases`` when the defect is mended.
 """
 
 from __future__ import annotations

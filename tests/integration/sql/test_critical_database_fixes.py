@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``sql/critical_database_fixes.sql`` and its undo, on every generation of the schema, judged by what users of the API can do."""
+"""``sql/critical_database_fixes.sql`` and its undo, on every generation of the schema, judged by what users of the API
+can do.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Both programs as a person or cron starts them, against a real Redis under a real supervisord, real logs and a real PostgreSQL."""
+"""Both programs as a person or cron starts them, against a real Redis under a real supervisord, real logs and a real
+PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -433,7 +435,10 @@ def test_a_report_that_cannot_be_written_is_shown_all_the_same(place: Place) -> 
 
 
 def test_a_probe_that_hangs_does_not_hold_the_monitor_over_its_deadline(place: Place) -> None:
-    """Redis stopped in the middle of its work: it accepts and says nothing. The report comes, and the process ends although its thread hangs."""
+    """Redis stopped in the middle of its work: it accepts and says nothing.
+
+    The report comes, and the process ends although its thread hangs.
+    """
     pid = place.running.pid("redis")
     place.settings["deadline"] = 4
     os.kill(pid, 19)

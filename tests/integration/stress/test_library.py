@@ -14,7 +14,8 @@ from pathlib import Path
 from tests.support.stress_runs import BROKEN, DONE, FILES, KINDS, REFUSED, Host, Run
 from wheels_ops.state import deployments, holder, lock
 
-#: ``make stress`` makes it long. A seed of an earlier run gives its order and its kills again, though not the kernel's scheduling.
+#: ``make stress`` makes it long. A seed of an earlier run gives its order and its kills again, though not the kernel's
+#: scheduling.
 RUNS = int(os.environ.get("WHEELS_OPS_STRESS_RUNS") or 90)
 SEED = int(os.environ.get("WHEELS_OPS_STRESS_SEED") or random.randrange(1 << 32))
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whole playbooks and the standalone recovery against each other on the sandbox, killed at random moments. Only with ``make stress``: some minutes."""
+"""Whole playbooks and the standalone recovery against each other on the sandbox, killed at random moments.
+
+Only with ``make stress``: some minutes.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,9 @@ def holders(stage: Stage) -> t.Set[str]:
 
 
 def require_order(stage: Stage, old: t.Dict[str, str], said: str) -> None:
-    """What is on the disk is what the journal says; a deployment that was interrupted may have left anything, as long as it is open."""
+    """What is on the disk is what the journal says; a deployment that was interrupted may have left anything, as long
+    as it is open.
+    """
     journal = deployments.Journal(str(stage.sandbox.state))
     manifests, damaged = journal.scan()
     assert not damaged, said

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the celery check grades what it sees: the broker's answers are given, the status, the message and the remedy are looked at."""
+"""How the celery check grades what it sees: the broker's answers are given, the status, the message and the remedy are
+looked at.
+"""
 
 from __future__ import annotations
 

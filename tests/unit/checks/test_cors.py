@@ -298,7 +298,8 @@ def test_a_path_that_no_request_can_carry_is_refused(path: str) -> None:
         cors.check("http://h", [SITE], path=path)
 
 
-# -- the whole check -------------------------------------------------------------------------------------------------------
+# -- the whole check
+# -------------------------------------------------------------------------------------------------------
 
 
 class Everywhere(Session):

@@ -21,7 +21,9 @@ Step = t.Union[t.Tuple[float, int], Exception]
 
 
 class Wire:
-    """Stands in for the network: each request takes the next step, (milliseconds, status) or an error, and the clock moves by as much."""
+    """Stands in for the network: each request takes the next step, (milliseconds, status) or an error, and the clock
+    moves by as much.
+    """
 
     def __init__(self, clock: Clock, steps: t.Sequence[Step], body: t.Any = None) -> None:
         self.clock, self.steps, self.body = clock, list(steps), body

@@ -371,7 +371,8 @@ def test_who_does_not_listen_is_critical_and_who_has_no_name_is_unknown() -> Non
     assert nobody.status == "unknown" and "cannot be resolved" in nobody.message and "s3cret" not in repr(nobody)
 
 
-# -- a peer that died ------------------------------------------------------------------------------------------------------
+# -- a peer that died
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_how_long_a_dead_peer_is_kept() -> None:
@@ -539,7 +540,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(change: t.Dict[s
         websocket.check("ws://127.0.0.1:1/", **change)
 
 
-# -- frame by frame --------------------------------------------------------------------------------------------------------
+# -- frame by frame
+# --------------------------------------------------------------------------------------------------------
 
 
 class Line:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One host, one truth: a threshold that is set turns every one that grades by it, the host's side and the backend's own."""
+"""One host, one truth: a threshold that is set turns every one that grades by it, the host's side and the backend's
+own.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ ROLES = ("services", "host_cleanup", "monitoring")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> t.Dict[str, t.Any]:
-    """What the roles make of ``wheels_ops_thresholds``: the backend's environment, and the settings of health check, recovery and programs."""
+    """What the roles make of ``wheels_ops_thresholds``: the backend's environment, and the settings of health check,
+    recovery and programs.
+    """
     place = tmp_path_factory.mktemp("roles")
     files = [COLLECTION / f"roles/{name}/{part}/main.yml" for name in ROLES for part in ("defaults", "vars")]
     facts = [(name, "program_options.yml") for name in ("services", "host_cleanup")]

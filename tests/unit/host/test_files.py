@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files below a directory of somebody else: no link is followed at any moment, and what is no file is refused without waiting for it."""
+"""Files below a directory of somebody else: no link is followed at any moment, and what is no file is refused without
+waiting for it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def swapping(directory: Path, target: Path) -> t.Iterator[None]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory that nobody may write to but its owner, with a file of the name that the attacker wants to be written."""
+    """A directory that nobody may write to but its owner, with a file of the name that the attacker wants to be
+    written.
+    """
     directory = tmp_path / "outside"
     directory.mkdir()
     (directory / "cors_config.py").write_text("SECRET = 1\n")

@@ -56,7 +56,9 @@ def test_other_allocators_are_not_trimmed(tmp_path: Path, library: str, name: st
 
 
 def test_small_objects_that_end_where_a_heap_could_are_told_from_one_by_its_head(tmp_path: Path) -> None:
-    """The kernel lays pymalloc's memory at multiples of 2 MiB: by its position alone, every 32nd such mapping looks like a heap."""
+    """The kernel lays pymalloc's memory at multiples of 2 MiB: by its position alone, every 32nd such mapping looks
+    like a heap.
+    """
     (tmp_path / "5").mkdir()
     mappings = [
         ("04000000-04800000", 8192),

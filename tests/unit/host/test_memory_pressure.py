@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Limits as they lie in cgroup v1, v2, both at once, nested and in containers: recorded trees, with the roots passed in."""
+"""Limits as they lie in cgroup v1, v2, both at once, nested and in containers: recorded trees, with the roots passed
+in.
+"""
 
 from __future__ import annotations
 

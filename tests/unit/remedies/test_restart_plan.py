@@ -132,7 +132,9 @@ def test_circles_strangers_and_unknown_targets_are_refused() -> None:
 
 @given(st.integers(2, 8), st.randoms(use_true_random=False))
 def test_every_graph(count: int, chance: random.Random) -> None:
-    """For any graph without a circle and any targets: dependencies first, nobody twice, exactly the targets and what is above them."""
+    """For any graph without a circle and any targets: dependencies first, nobody twice, exactly the targets and what is
+    above them.
+    """
     names = [f"s{number}" for number in range(count)]
     graph = [
         Service(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The performance report and the advice on thresholds: from what the backend's own store wrote, and from nothing else."""
+"""The performance report and the advice on thresholds: from what the backend's own store wrote, and
+from nothing else.
+"""
 
 from __future__ import annotations
 

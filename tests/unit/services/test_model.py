@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How services are described, what is refused before anything is touched, and what recorded answers of the managers mean."""
+"""How services are described, what is refused before anything is touched, and what recorded answers of the managers
+mean.
+"""
 
 from __future__ import annotations
 

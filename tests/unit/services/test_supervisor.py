@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A start that supervisord answers with SPAWN_ERROR. Its answers are made here, as which one it gives depends on how busy the machine is."""
+"""A start that supervisord answers with SPAWN_ERROR.
+
+Its answers are made here, as which one it gives depends on how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ QUICK = "Exited too quickly (process log may have details)"
 
 
 def supervisord(monkeypatch: pytest.MonkeyPatch, *states: t.Tuple[str, str]) -> Supervisor:
-    """Answers ``startProcess`` with the fault, and is then in one state (name, spawnerr) after the other; the last one stays."""
+    """Answers ``startProcess`` with the fault, and is then in one state (name, spawnerr) after the other; the last one
+    stays.
+    """
     left = [("STOPPED", ""), ("STOPPED", ""), *states]
 
     def answer(method: str, *words: t.Any) -> t.Any:

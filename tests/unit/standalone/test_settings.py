@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the standalone programs take from their file, the environment and the host, and that no secret of it is shown."""
+"""What the standalone programs take from their file, the environment and the host, and that no secret
+of it is shown.
+"""
 
 from __future__ import annotations
 

@@ -187,7 +187,8 @@ def test_an_interpreter_of_a_lesser_user_is_refused_and_not_run(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
-# -- the shape of a manifest -----------------------------------------------------------------------------------------------
+# -- the shape of a manifest
+# -----------------------------------------------------------------------------------------------
 
 OLD, NEW, NEWEST = (hashlib.sha256(content).hexdigest() for content in (b"old", b"new", b"newest"))
 ENTRY: t.Dict[str, t.Any] = {
@@ -320,7 +321,8 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, changes: t.Dict[
     )
 
 
-# -- what the journals of a host say together ------------------------------------------------------------------------------
+# -- what the journals of a host say together
+# ------------------------------------------------------------------------------
 
 
 def entry(name: str, state: str = "finished", minute: int = 11, **changes: t.Any) -> t.Dict[str, t.Any]:
@@ -439,7 +441,8 @@ def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) ->
     ]
 
 
-# -- rollback and installation note what they do ---------------------------------------------------------------------------
+# -- rollback and installation note what they do
+# ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -515,7 +518,8 @@ def test_a_step_is_noted(tmp_path: Path) -> None:
         deployments.hold(str(tmp_path), kind="recover", holder="one")
 
 
-# -- the beginning ---------------------------------------------------------------------------------------------------------
+# -- the beginning
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_beginning_says_and_writes(tmp_path: Path) -> None:
@@ -672,7 +676,8 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path, monkeypa
         deployments.hold(str(tmp_path / "x"), kind="deploy", holder="one")
 
 
-# -- the end ---------------------------------------------------------------------------------------------------------------
+# -- the end
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

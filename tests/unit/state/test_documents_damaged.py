@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every file of the state directory, damaged in every way, under everything that reads it: a result, or an error that names the file."""
+"""Every file of the state directory, damaged in every way, under everything that reads it: a result, or an error that
+names the file.
+"""
 
 from __future__ import annotations
 

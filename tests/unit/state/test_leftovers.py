@@ -43,7 +43,9 @@ def test_token_of_what_is_none_is_empty(token: t.Any) -> None:
 
 
 def test_sweep_removes_the_very_names_of_the_manifest(tmp_path: Path) -> None:
-    """Check mode names the same and removes nothing; entries that cannot be understood keep nothing from being swept."""
+    """Check mode names the same and removes nothing; entries that cannot be understood keep nothing
+    from being swept.
+    """
     root = tmp_path / "backend"
     root.mkdir()
     mine = root / files.temporary_name("a.py", TOKEN)

@@ -297,7 +297,8 @@ def test_what_a_killed_process_left_in_the_state_directory_is_swept_by_the_next_
     ]
 
 
-# -- what the file says ----------------------------------------------------------------------------------------------------
+# -- what the file says
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_lock_says_who_since_when_where_and_for_what(tmp_path: Path) -> None:
@@ -358,7 +359,8 @@ def test_a_lock_that_names_nobody_is_damaged(tmp_path: Path, changes: t.Dict[str
     assert lock.holder_of(tmp_path) == ""
 
 
-# -- the claim -------------------------------------------------------------------------------------------------------------
+# -- the claim
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_claim_says_who_had_it(tmp_path: Path) -> None:
@@ -418,7 +420,8 @@ def test_a_damaged_lock_that_is_gone_meanwhile_is_none_to_take_over(tmp_path: Pa
         lock._claim_damaged(damaged)
 
 
-# -- renewal and release ---------------------------------------------------------------------------------------------------
+# -- renewal and release
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("age", "renewed"), [(0, False), (9.9, False), (10, True), (3000, True), (-1, True)])
@@ -503,7 +506,8 @@ def test_a_process_renews_the_lock_of_the_run_that_started_it(tmp_path: Path, mo
         pass
 
 
-# -- one process at a time -------------------------------------------------------------------------------------------------
+# -- one process at a time
+# -------------------------------------------------------------------------------------------------
 
 
 def test_another_process_is_waited_for_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

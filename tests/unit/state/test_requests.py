@@ -87,7 +87,9 @@ def test_a_directory_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_traps_in_the_directory_are_refused_at_once_and_show_nothing(tmp_path: Path) -> None:
-    """What the backend's user can put there: a pipe, a device, links to files that he cannot read, letters that steer a terminal."""
+    """What the backend's user can put there: a pipe, a device, links to files that he cannot read, letters that steer a
+    terminal.
+    """
     directory = tmp_path / "requests"
     directory.mkdir()
     secret = tmp_path / "of-root.json"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The patched files in the three releases of the backend: started, asked, stopped; the callers of each find what they look for."""
+"""The patched files in the three releases of the backend: started, asked, stopped; the callers of each find what they
+look for.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run by the backend's interpreter: an API behind the CORS layer with the production policy, over TLS. Arguments: port, certificate, key."""
+"""Run by the backend's interpreter: an API behind the CORS layer with the production policy, over TLS.
+
+Arguments: port, certificate, key.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Further vectors in the form of ``vectors/given.json``, written from the Fetch standard, RFC 9110 and WPT's cors/ directory."""
+"""Further vectors in the form of ``vectors/given.json``, written from the Fetch standard, RFC 9110 and WPT's cors/
+directory.
+"""
 
 from __future__ import annotations
 

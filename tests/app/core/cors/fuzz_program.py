@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run by the backend's interpreter with a number and a seed: invented origins against the CORS layer; prints what came back as JSON."""
+"""Run by the backend's interpreter with a number and a seed: invented origins against the CORS layer; prints what came
+back as JSON.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a browser that follows the Fetch standard concludes from a response. It shares no code with the layer under test.
+"""What a browser that follows the Fetch standard concludes from a response. It shares no code with the layer under
+test.
 
 https://fetch.spec.whatwg.org/#concept-cors-check and #cors-preflight-fetch-0, step by step.
 """
@@ -62,7 +63,9 @@ def preflight_check(
 
 
 def verdict(method: str, sent: Headers, status: int, headers: Headers) -> str:
-    """``allow`` (with credentials), ``allow-anonymous``, ``deny``, or ``n/a`` when the request was not a CORS request."""
+    """``allow`` (with credentials), ``allow-anonymous``, ``deny``, or ``n/a`` when the request was not
+    a CORS request.
+    """
     origin = get(sent, "origin")
     if origin is None:
         return "n/a"

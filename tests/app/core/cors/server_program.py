@@ -42,7 +42,9 @@ class Limiter(BaseHTTPMiddleware):
 
 
 class Verbose:
-    """An inner middleware that writes CORS headers and Vary of its own, in capitals and more than once, and an early end of its own."""
+    """An inner middleware that writes CORS headers and Vary of its own, in capitals and more than once, and an early
+    end of its own.
+    """
 
     def __init__(self, app: t.Any) -> None:
         self.app = app

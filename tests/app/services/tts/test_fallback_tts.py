@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The machine's own engines: the text cannot become an option, a path or code; nothing is left behind; text only is said to be so."""
+"""The machine's own engines: the text cannot become an option, a path or code; nothing is left behind; text only is
+said to be so.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import pytest
 from tests.support.tts_backend import Tree, path_with
 from wheels_ops.host.audio import describe
 
-#: Options of espeak, paths, shells, substitutions, control characters, markup, phoneme input, and texts that are merely long or strange.
+#: Options of espeak, paths, shells, substitutions, control characters, markup, phoneme input, and texts that are merely
+#: long or strange.
 CORPUS = [
     "-f/etc/passwd",
     "-f /etc/passwd",
@@ -83,7 +86,10 @@ def with_sizes(data: bytes) -> bytes:
 
 
 def test_fifty_injections_are_spoken_as_they_stand_and_read_nothing(tree: Tree, tmp_path: Path) -> None:
-    """The witness: espeak-ng reading the same text from a file. Its arguments are recorded by a program in its place."""
+    """The witness: espeak-ng reading the same text from a file.
+
+    Its arguments are recorded by a program in its place.
+    """
     assert len(CORPUS) == len(set(CORPUS)) == 50
     real = shutil.which("espeak-ng")
     record = tmp_path / "arguments"

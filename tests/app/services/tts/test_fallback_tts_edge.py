@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Edge's engine against the fake edge endpoint: the unchanged client library, TLS, the service's framing; not Microsoft's service."""
+"""Edge's engine against the fake edge endpoint: the unchanged client library, TLS, the service's framing; not
+Microsoft's service.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,9 @@ def test_disk_cache_survives_a_restart_and_is_private(tree: Tree) -> None:
 
 
 def test_coqui_interface_with_a_fake_coqui_engine(tree: Tree, edge: FakeEdge) -> None:
-    """There is no Coqui model here: what is tested is that the chain uses the application's engine class, whatever it is called."""
+    """There is no Coqui model here: what is tested is that the chain uses the application's engine class, whatever it
+    is called.
+    """
     package = tree.directory / "fakes" / "TTS"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("")

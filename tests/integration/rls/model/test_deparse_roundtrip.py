@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Texts that PostgreSQL reads back into another tree than the one from which it wrote them: kept and restored exactly all the same."""
+"""Texts that PostgreSQL reads back into another tree than the one from which it wrote them: kept and restored exactly
+all the same.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_unknown_lists_stay() -> None:
 
 
 def test_repair_and_undo_keep_such_policies(server: servers.Postgres, tmp_path: Path) -> None:
-    """The part that is not cut keeps its text where an access that works draws it in, and everything is restored by the undo."""
+    """The part that is not cut keeps its text where an access that works draws it in, and everything is restored by the
+    undo.
+    """
     undo = tmp_path / "undo.sql"
     policies = """
         alter table m enable row level security; alter table n enable row level security;

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A repair that is killed leaves the old or the new policies, never a mixture; writers wait no longer than lock_timeout and lose nothing."""
+"""A repair that is killed leaves the old or the new policies, never a mixture; writers wait no longer than lock_timeout
+and lose nothing.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,9 @@ def ended(session: t.Any) -> bool:
 
 
 def test_killed_server(tmp_path: Path) -> None:
-    """The server dies (SIGQUIT, as a crash: no checkpoint) while the repair holds half of its changes; recovery gives the old policies."""
+    """The server dies (SIGQUIT, as a crash: no checkpoint) while the repair holds half of its changes; recovery gives
+    the old policies.
+    """
     # What was committed before the crash must survive it, which the fast settings of the other tests do not promise.
     durable = ["fsync=on", "synchronous_commit=on", "full_page_writes=on"]
     with servers.postgres(settings=durable) as server, db.database(server, CASE) as connection:
@@ -141,7 +145,8 @@ def test_killed_server(tmp_path: Path) -> None:
         os.kill(backend, signal.SIGKILL)  # PostgreSQL takes every session down with it and recovers
         process.communicate()
         assert process.returncode != 0
-        # The client hears of it before the postmaster does. Once the bystander is thrown out, whoever gets in is past the recovery.
+        # The client hears of it before the postmaster does. Once the bystander is thrown out, whoever gets in is past
+        # the recovery.
         wait_until(lambda: ended(blocker), what="the crash has reached every session")
         again = wait_until(lambda: psycopg2.connect(connection.dsn), what="the server has recovered")
         again.autocommit = True
@@ -155,7 +160,9 @@ def test_killed_server(tmp_path: Path) -> None:
 
 
 def test_concurrent_writers(postgres: servers.Postgres, tmp_path: Path) -> None:
-    """Writers insert all the time: none of their rows is lost, none waits longer than lock_timeout, and the comparison is not disturbed."""
+    """Writers insert all the time: none of their rows is lost, none waits longer than lock_timeout, and the comparison
+    is not disturbed.
+    """
     with db.database(postgres, CASE) as connection:
         db.fill(connection)
         stop = threading.Event()

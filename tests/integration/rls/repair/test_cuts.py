@@ -10,7 +10,8 @@ from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
 
-#: anon reads parts through a policy that recurses for authenticated; the only other reference to cut is not bound to anything.
+#: anon reads parts through a policy that recurses for authenticated; the only other reference to cut is not bound to
+#: anything.
 BY_ROLE = """
 create table public.trips(id int primary key, owner uuid, is_public boolean default false);
 create table public.parts(id int primary key, trip_id int, user_id uuid);
@@ -130,7 +131,9 @@ def test_roles_that_cannot_be_told_apart_are_left_to_a_person(server: servers.Po
 
 
 def test_unwrapping_where_no_function_may_be_made(server: servers.Postgres, tmp_path: Path) -> None:
-    """A second visit that only a FROM-less sub-select makes an error is repaired by taking that away, which changes no row."""
+    """A second visit that only a FROM-less sub-select makes an error is repaired by taking that away, which changes no
+    row.
+    """
     sql = """
     create table public.staff(id int primary key, user_id uuid, boss int);
     alter table staff enable row level security;
@@ -150,8 +153,9 @@ def test_unwrapping_where_no_function_may_be_made(server: servers.Postgres, tmp_
 
 
 def test_what_works_in_the_end_needs_no_person(server: servers.Postgres, tmp_path: Path) -> None:
-    """The planner gives up on a policy that serves a role for which it works and a member of that role for which it fails; then the last
-    sub-select of the other policy goes, and with it the failure."""
+    """The planner gives up on a policy that serves a role for which it works and a member of that role for which it
+    fails; then the last sub-select of the other policy goes, and with it the failure.
+    """
     sql = """
     do $$ begin if not exists (select from pg_roles where rolname = 'rls_staff') then create role rls_staff; end if; end $$;
     grant rls_staff to authenticated;

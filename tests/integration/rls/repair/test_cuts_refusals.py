@@ -116,7 +116,9 @@ def test_refused_with_reason_and_the_rest_repaired(
 
 
 def test_nothing_is_changed_that_would_mend_nothing(postgres: servers.Postgres, tmp_path: Path) -> None:
-    """Two cycles through the same table, one of which needs a person: cutting the other alone would leave every access as it is."""
+    """Two cycles through the same table, one of which needs a person: cutting the other alone would leave every access
+    as it is.
+    """
     sql = """
     create table public.nodes(id int primary key, parent int, u uuid); create table public.shares(node int, u uuid);
     alter table nodes enable row level security; alter table shares enable row level security;
@@ -139,7 +141,9 @@ def test_nothing_is_changed_that_would_mend_nothing(postgres: servers.Postgres, 
 
 
 def test_captured_column_behind_someone_elses_cycle(postgres: servers.Postgres, tmp_path: Path) -> None:
-    """Cutting the cheap reference elsewhere would take the error, and with it the protection, from the captured column."""
+    """Cutting the cheap reference elsewhere would take the error, and with it the protection, from the
+    captured column.
+    """
     sql = """
     create table public.a(id int primary key, u uuid, b_id int); create table public.b(id int primary key, a_id int, u uuid);
     alter table a enable row level security; alter table b enable row level security;

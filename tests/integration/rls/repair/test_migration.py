@@ -72,7 +72,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def project(server: servers.Postgres, folder: Path) -> t.Tuple[str, str]:
-    """(superuser's DSN, DSN of a role with the rights of Supabase's postgres) of a database with those migrations and rows."""
+    """(superuser's DSN, DSN of a role with the rights of Supabase's postgres) of a database with those migrations and
+    rows.
+    """
     dsn = server.database(supabase=True)
     server.psql(
         dsn,
@@ -132,7 +134,9 @@ def write(server: servers.Postgres, folder: Path, *words: str) -> subprocess.Com
 def test_write_from_files_is_accepted_twice_and_undone(
     server: servers.Postgres, folder: Path, project: t.Tuple[str, str]
 ) -> None:
-    """The file runs with psql -1 as a role that is no superuser; a second run changes nothing; the undo restores everything."""
+    """The file runs with psql -1 as a role that is no superuser; a second run changes nothing; the undo restores
+    everything.
+    """
     dsn, theirs = project
     before = catalog(server, dsn)
     assert "42P17" in as_person(server, dsn, "\\set VERBOSITY verbose") or "infinite recursion" in as_person(
@@ -237,7 +241,8 @@ def test_split_policies_can_be_written(server: servers.Postgres, folder: Path) -
     assert (result["changed"], result["failing_after"]) == (True, 0), completed.stdout
 
 
-# -- without Ansible, with nothing but the wheel -------------------------------------------------------------------------
+# -- without Ansible, with nothing but the wheel
+# -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who repairs: a superuser, the role that hosted Supabase calls postgres, the tables' owner; and with what rights the functions run."""
+"""Who repairs: a superuser, the role that hosted Supabase calls postgres, the tables' owner; and with what rights the
+functions run.
+"""
 
 from __future__ import annotations
 

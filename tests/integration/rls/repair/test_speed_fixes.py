@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fixes that only make policies faster: the same rows, nothing left for a second run, never a recursion, taken back exactly."""
+"""The fixes that only make policies faster: the same rows, nothing left for a second run, never a recursion, taken back
+exactly.
+"""
 
 from __future__ import annotations
 

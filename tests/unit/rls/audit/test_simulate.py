@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated rewriter against its rule, written down plainly; a server is asked in ``tests/integration/rls_fuzz``."""
+"""The simulated rewriter against its rule, written down plainly; a server is asked in
+``tests/integration/rls_fuzz``.
+"""
 
 from __future__ import annotations
 

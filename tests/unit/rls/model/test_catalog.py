@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the catalog's texts and node trees say, without a server. The node trees are as PostgreSQL 15 writes them, shortened."""
+"""What the catalog's texts and node trees say, without a server.
+
+The node trees are as PostgreSQL 15 writes them, shortened.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Constructs that PostgreSQL writes out as AND and OR, put back; a server verifies the same in ``tests/integration/rls/model``."""
+"""Constructs that PostgreSQL writes out as AND and OR, put back; a server verifies the same in
+``tests/integration/rls/model``.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ def test_body_reads_and_writes_what_its_statements_name(source: str, relations: 
     ],
 )
 def test_body_calls_what_its_calls_can_mean(source: str, called: t.Set[int]) -> None:
-    """Arguments may be left out, so that a call with fewer can mean the function; a schema off the path cannot be meant."""
+    """Arguments may be left out, so that a call with fewer can mean the function; a schema off the path cannot be
+    meant.
+    """
     assert body(source).functions == called
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Policies as statements, read back by PostgreSQL's own parser; and a change undone, on a table of policies of our own."""
+"""Policies as statements, read back by PostgreSQL's own parser; and a change undone, on a table of
+policies of our own.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ ROWS = st.lists(
 def test_role_classes_join_exactly_the_roles_that_are_alike(
     rows: t.List[t.Tuple[bool, t.List[int], t.List[str]]],
 ) -> None:
-    """Two roles share a class where they hold the same policy roles and see the same schemas; nobody is lost or doubled."""
+    """Two roles share a class where they hold the same policy roles and see the same schemas; nobody is lost or
+    doubled.
+    """
     roles: t.List[Row] = [(number, name, *row) for (number, row), name in zip(enumerate(rows, 1), NAMES)]
     classes = role_classes(RecordedCursor(roles))
     assert sorted(name for one in classes for name in one.members) == sorted(row[1] for row in roles)

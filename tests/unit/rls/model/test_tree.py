@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SQL expressions parsed, printed, walked and changed; PostgreSQL's own scanner and parser (pglast) say what a text is."""
+"""SQL expressions parsed, printed, walked and changed; PostgreSQL's own scanner and parser (pglast) say
+what a text is.
+"""
 
 from __future__ import annotations
 

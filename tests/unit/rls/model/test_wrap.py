@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Identity calls are wrapped once each, wherever they stand; the reading of the result is PostgreSQL's grammar, not ours."""
+"""Identity calls are wrapped once each, wherever they stand; the reading of the result is PostgreSQL's grammar, not
+ours.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from wheels_ops.rls.model import tree, wrap
 
 
 class Calls(Visitor):
-    """Counts identity calls by whether a FROM-less SELECT stands directly around them: pglast's own walk, with parents."""
+    """Counts identity calls by whether a FROM-less SELECT stands directly around them: pglast's own
+    walk, with parents.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,8 +11,10 @@ options:
   dsn:
     description:
       - How to connect, as C(postgresql://USER:PASSWORD@HOST:PORT/DATABASE) or in libpq's C(key=value) form.
-      - A SQLAlchemy URL (C(postgresql+asyncpg://)) is understood, so that the backend's own C(DATABASE_URL) can be given.
-      - What is not given here nor in the options below is taken from libpq's variables (E(PGHOST), E(PGUSER), E(PGPASSWORD)).
+      - A SQLAlchemy URL (C(postgresql+asyncpg://)) is understood, so that the backend's own C(DATABASE_URL) can be
+        given.
+      - What is not given here nor in the options below is taken from libpq's variables (E(PGHOST), E(PGUSER),
+        E(PGPASSWORD)).
     type: str
   login_host:
     description: Host or socket directory. Wins over O(dsn).

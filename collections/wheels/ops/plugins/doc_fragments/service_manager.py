@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The options of every module that talks to the service manager; kept in step with ``module_utils/services/arguments.py``."""
+"""The options of every module that talks to the service manager; kept in step with
+``module_utils/services/arguments.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   service_manager:
-    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd, else any supervisord.
+    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd,
+      else any supervisord.
     type: str
     choices: [auto, systemd, supervisor]
     default: auto

@@ -10,7 +10,8 @@ class ModuleDocFragment:
 options:
   services:
     description:
-      - The services, with what they depend on and when each counts as ready. Those that do not depend on each other keep this order.
+      - The services, with what they depend on and when each counts as ready. Those that do not depend on each other
+        keep this order.
     type: list
     elements: dict
     default: []
@@ -28,7 +29,8 @@ options:
         elements: str
         default: []
       watch_files:
-        description: Files that it reads when it starts, absolute. It is stale where one of them is newer than its process.
+        description: Files that it reads when it starts, absolute. It is stale where one of them is newer than its
+          process.
         type: list
         elements: path
         default: []
@@ -52,7 +54,8 @@ options:
           url:
             description:
               - For V(http), V(redis) and V(celery), what is asked.
-              - For V(beat), the broker, which tells beats of several installations apart. That of the services it depends on where it is not given.
+              - For V(beat), the broker, which tells beats of several installations apart. That of the services it
+                depends on where it is not given.
               - A password in it is not shown.
             type: str
           host:
@@ -71,7 +74,8 @@ options:
             description: A regular expression that the HTTP body has to match somewhere.
             type: str
           body_json:
-            description: Values that the HTTP body has to hold, by dotted path, for example C(checks.database) with V(ok).
+            description: Values that the HTTP body has to hold, by dotted path, for example C(checks.database) with
+              V(ok).
             type: dict
             default: {}
           headers:
@@ -96,7 +100,8 @@ options:
             description: For V(celery), a regular expression for the names of the nodes that count.
             type: str
           app:
-            description: For V(beat), the application as in C(celery -A), where beats of several applications share a host.
+            description: For V(beat), the application as in C(celery -A), where beats of several applications share a
+              host.
             type: str
           schedule_file:
             description: For V(beat), its schedule file (C(celery beat -s)), which it writes when it starts.

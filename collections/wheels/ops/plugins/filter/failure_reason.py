@@ -9,7 +9,8 @@ name: failure_reason
 short_description: Give the reason why a task failed
 version_added: 1.1.0
 description:
-  - Gives the message of a failed result. Of a loop, where the message of Ansible says only that an item failed, gives those of the items.
+  - Gives the message of a failed result. Of a loop, where the message of Ansible says only that an item failed, gives
+    those of the items.
 positional: fallback
 options:
   _input:

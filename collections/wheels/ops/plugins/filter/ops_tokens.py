@@ -9,7 +9,8 @@ name: ops_tokens
 short_description: Read ops tokens from the text of their file
 version_added: 1.1.0
 description:
-  - Reads the text as the backend does. Lines that begin with C(#) are comments, and a shorter text than sixteen characters is no token.
+  - Reads the text as the backend does. Lines that begin with C(#) are comments, and a shorter text than sixteen
+    characters is no token.
 options:
   _input:
     description: The text of the file.

@@ -9,7 +9,8 @@ name: rollback_verdict
 short_description: Judge the health check after a rollback
 version_added: 1.1.0
 description:
-  - A backend that answers passes. A warning is no reason to doubt that, as restarts by systemd while the deployment failed are one for
+  - A backend that answers passes. A warning is no reason to doubt that, as restarts by systemd while the deployment
+    failed are one for
     the next hour.
 positional: failing_before, restart_error, check_mode
 options:

@@ -9,7 +9,8 @@ name: size_in_bytes
 short_description: Convert a size such as 50MB to bytes
 version_added: 1.1.0
 description:
-  - Reads sizes as the modules of this collection do. C(K), C(M) and C(G) are powers of 1024; C(KB), C(MB) and C(GB) are powers of 1000.
+  - Reads sizes as the modules of this collection do. C(K), C(M) and C(G) are powers of 1024; C(KB), C(MB) and C(GB) are
+    powers of 1000.
 positional: name
 options:
   _input:

@@ -9,7 +9,8 @@ name: threshold_variables
 short_description: Give thresholds as variables of the backend's environment
 version_added: 1.1.0
 description:
-  - Takes what the option O(wheels.ops.health_info#module:thresholds) takes, and gives the variables by which the backend grades itself,
+  - Takes what the option O(wheels.ops.health_info#module:thresholds) takes, and gives the variables by which the
+    backend grades itself,
     such as C(CPU_WARNING_THRESHOLD). A limit that is not given is that of the incident report.
 options:
   _input:

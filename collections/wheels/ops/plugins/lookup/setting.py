@@ -9,13 +9,16 @@ name: setting
 short_description: Give the value of a variable that may be set, or its default
 version_added: 1.1.0
 description:
-  - Gives the value of the first of the named variables that is set, otherwise O(default). Without it, the default that this collection
+  - Gives the value of the first of the named variables that is set, otherwise O(default). Without it, the default that
+    this collection
     has for the first of them that it knows.
   - Unlike the filter C(default), it never takes the default in place of a variable that is set and cannot be
-    evaluated, for example because it names a variable of a vault that is missing. That is an error which names both, also where the missing
+    evaluated, for example because it names a variable of a vault that is missing. That is an error which names both,
+    also where the missing
     one is named by a variable in between, or stands inside a list or a dictionary.
   - A value of another kind than the variable has, such as a text in place of a list, is an error too.
-  - What is of a whole run (C(wheels_ops_hosts), C(wheels_ops_serial)) is also found where the inventory has it for hosts, if all that
+  - What is of a whole run (C(wheels_ops_hosts), C(wheels_ops_serial)) is also found where the inventory has it for
+    hosts, if all that
     have it agree.
   - No error repeats a value.
 options:

@@ -9,12 +9,15 @@ name: setting_problems
 short_description: List the variables of this collection that are set and cannot be used
 version_added: 1.1.0
 description:
-  - Evaluates every variable of a host that begins with C(wheels_ops_), and every option of the collection's roles that is set, and gives one
+  - Evaluates every variable of a host that begins with C(wheels_ops_), and every option of the collection's roles that
+    is set, and gives one
     sentence for each that cannot be evaluated or is of another kind than it has.
-  - Warns about a variable that begins with C(wheels_ops_) and that this collection does not know, and says which one is likely meant.
+  - Warns about a variable that begins with C(wheels_ops_) and that this collection does not know, and says which one is
+    likely meant.
     A variable that another variable names in its value is taken for the site's own.
   - No sentence repeats a value.
-  - Use it at the start of a play, as the first task. Inside a role it would also evaluate that role's defaults, which may need its files.
+  - Use it at the start of a play, as the first task. Inside a role it would also evaluate that role's defaults, which
+    may need its files.
 options:
   _terms:
     description: None are taken.

@@ -8,10 +8,12 @@ module: cache_purge
 short_description: Delete cache keys from a shared Redis
 version_added: 1.0.0
 description:
-  - Removes keys under the prefixes of the cache, by C(SCAN) and C(UNLINK) in slices whose size follows the time that the last one took.
+  - Removes keys under the prefixes of the cache, by C(SCAN) and C(UNLINK) in slices whose size follows the time that
+    the last one took.
     C(KEYS), C(FLUSHDB) and C(DEL) are never sent.
   - Each key is looked at and removed in one atomic step. A key that was refreshed meanwhile stays.
-  - Never touches what Celery, the rate limiter and the security log keep in the same database, nor a queue that the broker knows. A protected
+  - Never touches what Celery, the rate limiter and the security log keep in the same database, nor a queue that the
+    broker knows. A protected
     pattern has to be named in O(unprotect) to be reached.
 options:
   url:
@@ -29,7 +31,8 @@ options:
     elements: str
     default: []
   idle_time:
-    description: Only keys that were neither read nor written for so many seconds, up to ten years. Not with an LFU eviction policy.
+    description: Only keys that were neither read nor written for so many seconds, up to ten years. Not with an LFU
+      eviction policy.
     type: int
     default: 0
   missing_ttl:
@@ -50,9 +53,12 @@ options:
   unprotect:
     description:
       - Protected patterns, exactly as they stand, that may be reached in this run.
-      - These are protected. C(_kombu.*), C(unacked*), C(celery*), C(_celery*), C(celery-task-meta-*), C(celery-taskset-meta-*),
-        C(*.reply.celery.pidbox), priority queues of kombu, C(redbeat*), C(email), C(default), C(maintenance), C(analytics), C(cleanup),
-        C(notifications), C(rate_limit:*), C(security_event:*), C(threats:*), C(severity_count:*), C(blocked_ip:*), C(blocked_user:*),
+      - These are protected. C(_kombu.*), C(unacked*), C(celery*), C(_celery*), C(celery-task-meta-*),
+        C(celery-taskset-meta-*),
+        C(*.reply.celery.pidbox), priority queues of kombu, C(redbeat*), C(email), C(default), C(maintenance),
+        C(analytics), C(cleanup),
+        C(notifications), C(rate_limit:*), C(security_event:*), C(threats:*), C(severity_count:*), C(blocked_ip:*),
+        C(blocked_user:*),
         C(sess:*), C(session:*).
       - Results of Celery match C(celery*) and C(celery-task-meta-*); name both to reach them.
     type: list
@@ -149,7 +155,8 @@ bytes_freed:
   returned: success
   type: int
 left:
-  description: How many matching keys were left, as they are V(protected), of another V(type), V(expires) by itself, or V(in_use).
+  description: How many matching keys were left, as they are V(protected), of another V(type), V(expires) by itself, or
+    V(in_use).
   returned: success
   type: dict
 complete:

@@ -8,7 +8,8 @@ module: celery_throttle
 short_description: Temporarily reduce the rate of periodic Celery tasks
 version_added: 1.0.0
 description:
-  - Writes the signal that the patched backend's Celery beat and workers obey. Periodic tasks of the chosen classes come 2, 4 or 8 times as
+  - Writes the signal that the patched backend's Celery beat and workers obey. Periodic tasks of the chosen classes come
+    2, 4 or 8 times as
     rarely. At level 3 the workers also leave the queues of these classes alone.
   - Nothing is lost. What waits stays in its queue and is taken up again.
   - The throttle ends by itself after O(expires_s), whatever happens to whoever set it.
@@ -37,7 +38,8 @@ options:
     elements: str
     default: [cleanup, analytics, digest]
   expires_s:
-    description: Seconds after which it ends by itself, 10 to 86400. It is renewed by a run that finds less than half of it left.
+    description: Seconds after which it ends by itself, 10 to 86400. It is renewed by a run that finds less than half of
+      it left.
     type: int
     default: 900
   reason:
@@ -45,7 +47,8 @@ options:
     type: str
     default: by an operator
   wait_timeout:
-    description: Seconds to wait until beat shows that it obeys, 0 to 300. Where beat shows no heartbeat, nothing is waited for.
+    description: Seconds to wait until beat shows that it obeys, 0 to 300. Where beat shows no heartbeat, nothing is
+      waited for.
     type: float
     default: 10
   timeout:
@@ -64,7 +67,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - A throttle that is in force as wanted is renewed, which is a change, when less than half of O(expires_s) is left.
+      - A throttle that is in force as wanted is renewed, which is a change, when less than half of O(expires_s) is
+        left.
 """
 
 EXAMPLES = r"""
@@ -84,7 +88,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: C(level), C(factor), C(classes), C(source), C(reason), C(expires_s), and C(queued), the waiting tasks by queue.
+  description: C(level), C(factor), C(classes), C(source), C(reason), C(expires_s), and C(queued), the waiting tasks by
+    queue.
   returned: success
   type: dict
   sample: {level: 0, factor: 1, classes: [], source: "", reason: "", expires_s: 0, queued: {unacked: 0}}

@@ -8,9 +8,11 @@ module: cors_info
 short_description: Check a CORS policy with real preflight requests
 version_added: 1.0.0
 description:
-  - Sends real preflights from the origins that have to be allowed, with each method and all headers, and reads the answers by the rules of
+  - Sends real preflights from the origins that have to be allowed, with each method and all headers, and reads the
+    answers by the rules of
     the Fetch standard.
-  - Sends them from foreign origins too, which must not be given anything. An answer that reflects a foreign origin is critical, whatever
+  - Sends them from foreign origins too, which must not be given anything. An answer that reflects a foreign origin is
+    critical, whatever
     its status.
   - The task does not fail because of a bad policy. Assert on C(check.status).
 options:
@@ -32,7 +34,8 @@ options:
     required: true
   foreign_origins:
     description:
-      - Origins that must get nothing. Where it is not given, V(https://evil.example), V(null) and look-alikes of the first origin are tried
+      - Origins that must get nothing. Where it is not given, V(https://evil.example), V(null) and look-alikes of the
+        first origin are tried
         (a suffix, a prefix, another scheme, another port, a dot replaced).
     type: list
     elements: str
@@ -89,7 +92,8 @@ check:
   type: dict
   contains:
     status:
-      description: V(ok), V(critical) where one answer is wrong, or V(unknown) where the name of the host does not resolve.
+      description: V(ok), V(critical) where one answer is wrong, or V(unknown) where the name of the host does not
+        resolve.
       type: str
     value:
       description: Right answers in percent.
@@ -101,7 +105,8 @@ check:
       description: C(reflected) names the foreign origins that were let in, C(exchanges) every request with its answer.
       type: dict
 exchanges:
-  description: Every request with C(kind), C(origin), C(method), C(status), C(expected), C(passed), C(why) and the headers that decided.
+  description: Every request with C(kind), C(origin), C(method), C(status), C(expected), C(passed), C(why) and the
+    headers that decided.
   returned: success
   type: list
   elements: dict

@@ -8,9 +8,11 @@ module: cpu_relief
 short_description: Temporarily lower the priority of CPU-intensive processes
 version_added: 1.0.0
 description:
-  - Finds what uses the CPU now, over a sample and not over a lifetime, and lets it run only when nobody else wants the core.
+  - Finds what uses the CPU now, over a sample and not over a lifetime, and lets it run only when nobody else wants the
+    core.
   - The processes of O(services) are never touched. A service that the manager does not know is refused.
-  - Nothing is stopped or killed. What was changed is recorded on disk and restored exactly, by O(state=normal) or after O(revert_after).
+  - Nothing is stopped or killed. What was changed is recorded on disk and restored exactly, by O(state=normal) or after
+    O(revert_after).
   - The kernel compares processes within one control group. Where a hog lives in another group than the services,
     RV(actions[].effective) is false, and its unit's C(CPUWeight) is what to lower.
 options:
@@ -20,7 +22,8 @@ options:
     choices: [relieved, normal]
     default: relieved
   demote:
-    description: Regular expressions of command lines that may be made to yield; everything that is not protected where it is empty.
+    description: Regular expressions of command lines that may be made to yield; everything that is not protected where
+      it is empty.
     type: list
     elements: str
     default: []
@@ -47,10 +50,12 @@ options:
     type: float
     default: 3600
   state_dir:
-    description: Where C(cpu_relief.json) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
+    description: Where C(cpu_relief.json) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else
+      C(/var/lib/wheels-ops), where it is not given.
     type: path
 requirements:
-  - root, CAP_SYS_NICE, or a user whose own processes have the RLIMIT_NICE to be restored; what could not be restored is left alone, and
+  - root, CAP_SYS_NICE, or a user whose own processes have the RLIMIT_NICE to be restored; what could not be restored is
+    left alone, and
     the module fails
 author:
   - The wheels.ops maintainers (@wheels-ops)

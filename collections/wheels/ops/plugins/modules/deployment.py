@@ -8,12 +8,15 @@ module: deployment
 short_description: Manage the deployment lock and journal
 version_added: 1.0.0
 description:
-  - Keeps two runs from changing the same host at once. A lock whose holder is alive is never taken over, however old it is.
+  - Keeps two runs from changing the same host at once. A lock whose holder is alive is never taken over, however old it
+    is.
   - Finds a deployment that was interrupted, by a crash of the controller or of the host, and goes on under its id.
   - Bookkeeping in O(state_dir) alone; the backend is not touched, and the task never counts as a change.
-  - Needs nothing but Python's standard library, so it runs before the virtual environment of the other modules is there.
+  - Needs nothing but Python's standard library, so it runs before the virtual environment of the other modules is
+    there.
   - A run that holds the lock gives its holder and O(state_dir) to its other tasks in the environment variables
-    E(WHEELS_OPS_LOCK_HOLDER) and E(WHEELS_OPS_LOCK_DIR). Each module of this collection then renews the lock while it works,
+    E(WHEELS_OPS_LOCK_HOLDER) and E(WHEELS_OPS_LOCK_DIR). Each module of this collection then renews the lock while it
+    works,
     and fails where the lock was lost.
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -25,7 +28,8 @@ options:
     description:
       - V(locked) takes the lock, and opens no journal. V(unlocked) releases it, where the run still holds it.
       - V(begun) takes the lock and opens the journal, or goes on with the one that is open.
-      - V(finished) and V(rolled_back) close the journal. They fail where the files on the disk are not those that this says.
+      - V(finished) and V(rolled_back) close the journal. They fail where the files on the disk are not those that this
+        says.
       - V(queried) says what is open, what is in force, and which of its files are no longer as they were installed.
     type: str
     choices: [locked, unlocked, begun, finished, rolled_back, queried]
@@ -33,7 +37,8 @@ options:
   kind:
     description:
       - What kind of run it is.
-      - Where a deployment was interrupted, V(recover), V(maintenance) and V(monitor) are refused. V(deploy) finishes it, V(rollback) rolls it back.
+      - Where a deployment was interrupted, V(recover), V(maintenance) and V(monitor) are refused. V(deploy) finishes
+        it, V(rollback) rolls it back.
     type: str
     choices: [deploy, recover, rollback, maintenance, monitor, prepare]
     default: deploy
@@ -56,12 +61,14 @@ options:
     elements: str
     default: []
   failing:
-    description: The checks that fail before the deployment, kept in the journal. Who rolls it back can tell what was broken all along.
+    description: The checks that fail before the deployment, kept in the journal. Who rolls it back can tell what was
+      broken all along.
     type: list
     elements: str
     default: []
   force:
-    description: The id of the holder from whom to take the lock, even if it is alive. The message of a refused run names it.
+    description: The id of the holder from whom to take the lock, even if it is alive. The message of a refused run
+      names it.
     type: str
     default: ""
   release:
@@ -71,18 +78,21 @@ options:
   interpreter:
     description:
       - For O(state=queried), the Python with which the run goes on.
-      - Fails where another user than root and that of the task can write it, what it imports, or a directory above it. Nothing of it is run.
+      - Fails where another user than root and that of the task can write it, what it imports, or a directory above it.
+        Nothing of it is run.
     type: str
     default: ""
   directories:
     description:
-      - For O(state=queried), directories in which the run reads or writes with modules that follow links, each by the variable that names it.
+      - For O(state=queried), directories in which the run reads or writes with modules that follow links, each by the
+        variable that names it.
       - Fails where one of them, or a directory above it, can be changed by another user than root and that of the task.
     type: dict
     default: {}
     version_added: 1.1.0
   state_dir:
-    description: Where the lock and the journal lie. Refused where it, or a directory above it, can be changed by others.
+    description: Where the lock and the journal lie. Refused where it, or a directory above it, can be changed by
+      others.
     type: path
     default: /var/lib/wheels-ops
 author:
@@ -130,7 +140,8 @@ in_force:
   type: list
   elements: str
 drifted:
-  description: Files that are no longer as those deployments left them; what is around our block in a file of the backend does not count.
+  description: Files that are no longer as those deployments left them; what is around our block in a file of the
+    backend does not count.
   returned: O(state=queried)
   type: list
   elements: str

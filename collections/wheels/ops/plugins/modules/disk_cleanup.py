@@ -8,12 +8,16 @@ module: disk_cleanup
 short_description: Delete old files until usage is below a target
 version_added: 1.0.0
 description:
-  - Removes old files from the named sources, source after source in the order given, the oldest file first, and stops when every target is met.
+  - Removes old files from the named sources, source after source in the order given, the oldest file first, and stops
+    when every target is met.
     Without targets everything that the sources name goes.
-  - Works through directory descriptors only. A symbolic link, a rename or a mount that appears meanwhile leads nowhere else.
-  - Never removes a file that somebody has open (the kernel says so by a lease), a hard link, a link, a socket, a protected path, nor anything in a
+  - Works through directory descriptors only. A symbolic link, a rename or a mount that appears meanwhile leads nowhere
+    else.
+  - Never removes a file that somebody has open (the kernel says so by a lease), a hard link, a link, a socket, a
+    protected path, nor anything in a
     directory that holds a database or a repository (C(PG_VERSION), C(.git)).
-  - Memory is bounded however many files there are. A scan that takes longer than a tenth of a second is shared with a second process, where the
+  - Memory is bounded however many files there are. A scan that takes longer than a tenth of a second is shared with a
+    second process, where the
     host has more than one processor.
 options:
   sources:
@@ -41,13 +45,15 @@ options:
         type: str
         default: "0"
       age_by:
-        description: The times that count. A file is as old as the newest of them. C(ctime) cannot be set back by anyone.
+        description: The times that count. A file is as old as the newest of them. C(ctime) cannot be set back by
+          anyone.
         type: list
         elements: str
         choices: [atime, mtime, ctime]
         default: [atime, mtime, ctime]
       patterns:
-        description: Only files with a name that one of these globs matches. By default all, and C(core*) for V(core_dumps).
+        description: Only files with a name that one of these globs matches. By default all, and C(core*) for
+          V(core_dumps).
         type: list
         elements: str
       exclude:
@@ -94,13 +100,15 @@ options:
         type: str
   release_deleted:
     description:
-      - Globs for the names of logs. One that was deleted, but is still open and appended to, is emptied where its name matches.
+      - Globs for the names of logs. One that was deleted, but is still open and appended to, is emptied where its name
+        matches.
       - Other deleted files are only named in RV(deleted_open), with their owner.
     type: list
     elements: str
     default: []
   deleted_min_size:
-    description: Name deleted files that are still open in RV(deleted_open) from so many bytes on disk, for example V(4K). V(0) names all.
+    description: Name deleted files that are still open in RV(deleted_open) from so many bytes on disk, for example
+      V(4K). V(0) names all.
     type: str
     default: 1M
   protect:
@@ -149,7 +157,8 @@ before:
   description: Every target before, as it was measured, and the used bytes of every source's filesystem.
   returned: success
   type: dict
-  sample: {targets: {/: {percent: 84.1, used_bytes: 84100000000, available_bytes: 15900000000, inodes_percent: 12.0, met: false}}}
+  sample: {targets: {/: {percent: 84.1, used_bytes: 84100000000, available_bytes: 15900000000, inodes_percent: 12.0,
+    met: false}}}
 after:
   description: The same afterwards, measured; in check mode what is to be expected.
   returned: success
@@ -179,7 +188,8 @@ actions:
       description: Files that were old enough.
       type: int
     skipped:
-      description: Why files were left. V(young), V(kept), V(open), V(protected), V(hardlink), V(special), V(mount), V(data), V(changed), V(refused),
+      description: Why files were left. V(young), V(kept), V(open), V(protected), V(hardlink), V(special), V(mount),
+        V(data), V(changed), V(refused),
         V(deep), V(unreadable).
       type: dict
 files:
@@ -191,7 +201,8 @@ bytes_freed:
   returned: success
   type: int
 deleted_open:
-  description: Files without a name that take room until their owner lets go. C(path), C(bytes), C(pid), C(command), C(unit). Largest first.
+  description: Files without a name that take room until their owner lets go. C(path), C(bytes), C(pid), C(command),
+    C(unit). Largest first.
   returned: success
   type: list
   elements: dict

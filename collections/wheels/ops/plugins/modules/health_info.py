@@ -9,7 +9,8 @@ short_description: Run all health checks on a host concurrently
 version_added: 1.0.0
 description:
   - Runs all checks in one round trip, each in a thread of its own, and grades what it measured.
-  - A subject for which nothing is given (no DSN, no URL) is V(skipped). One that could not be measured is V(unknown), which is never shown as healthy.
+  - A subject for which nothing is given (no DSN, no URL) is V(skipped). One that could not be measured is V(unknown),
+    which is never shown as healthy.
 extends_documentation_fragment:
   - wheels.ops.attributes.info
   - wheels.ops.services
@@ -34,7 +35,8 @@ options:
   thresholds:
     description:
       - Limits by measure, each a dictionary with C(warning), C(critical) and C(emergency).
-      - V(memory), V(cpu), V(disk) and V(error_rate) in percent (V(memory) also grades Redis' C(maxmemory)), V(response_time_ms) of HTTP answers and of the
+      - V(memory), V(cpu), V(disk) and V(error_rate) in percent (V(memory) also grades Redis' C(maxmemory)),
+        V(response_time_ms) of HTTP answers and of the
         event loop's stall, V(waiting_tasks) of Celery, V(websocket_ms) of a round trip.
       - The incident report's by default.
     type: dict
@@ -50,12 +52,14 @@ options:
     default: [/health]
   health_path:
     description:
-      - Where a deployed backend says how it is. Its reasons count, but for what is measured from outside (memory, CPU, disk, answers, CORS, sockets, speech).
+      - Where a deployed backend says how it is. Its reasons count, but for what is measured from outside (memory, CPU,
+        disk, answers, CORS, sockets, speech).
       - A release that has no such path is no fault; empty to not ask.
     type: str
     default: /api/v1/system/health
   stall_path:
-    description: A path during whose answer the first of O(http_paths) must stay fast; empty to leave the event loop out.
+    description: A path during whose answer the first of O(http_paths) must stay fast; empty to leave the event loop
+      out.
     type: str
     default: /api/memory
   database_dsn:
@@ -86,7 +90,8 @@ options:
     description:
       - Path of the WebSocket endpoint, with the token in its query where one is needed.
       - Without a token the handshake is tried, and that the server asks for one.
-      - In place of V(/api/v1/pam/ws/wheels-ops-health), which releases before August 2025 do not have, V(/api/v1/pam/ws) is tried too.
+      - In place of V(/api/v1/pam/ws/wheels-ops-health), which releases before August 2025 do not have,
+        V(/api/v1/pam/ws) is tried too.
     type: str
     default: ""
   websocket_heartbeat_within:
@@ -167,7 +172,8 @@ failing:
   type: list
   elements: str
 not_measured:
-  description: Names of the checks that were not made, as nothing is given for them. They are neither healthy nor failing; each is warned about.
+  description: Names of the checks that were not made, as nothing is given for them. They are neither healthy nor
+    failing; each is warned about.
   returned: success
   type: list
   elements: str
@@ -189,7 +195,8 @@ duration_ms:
   returned: success
   type: float
 msg:
-  description: The outcome in words, with what was not measured and why. It says that everything is healthy only where every subject was measured.
+  description: The outcome in words, with what was not measured and why. It says that everything is healthy only where
+    every subject was measured.
   returned: always
   type: str
 """

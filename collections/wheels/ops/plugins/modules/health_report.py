@@ -9,7 +9,8 @@ short_description: Write the report of a run as JSON and HTML
 version_added: 1.0.0
 description:
   - Takes two results of M(wheels.ops.health_info), from before and after a run, and what was done in between.
-    It writes C(before.json), C(after.json), C(done.json) and C(report.html) into O(dest), each readable by its owner alone.
+    It writes C(before.json), C(after.json), C(done.json) and C(report.html) into O(dest), each readable by its owner
+    alone.
   - Without O(before) it reports one result, as C(health.json), C(health.html), C(health.txt) and C(health.prom).
   - Run it on the controller with C(delegate_to=localhost).
 extends_documentation_fragment:

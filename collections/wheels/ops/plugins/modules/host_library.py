@@ -8,8 +8,10 @@ module: host_library
 short_description: Install the library of this collection on a host
 version_added: 1.0.0
 description:
-  - Puts the library behind the modules of this collection into a directory of the host, for programs that run there without Ansible.
-  - The files are those that Ansible sent with this module, so that the programs check and remedy exactly as the modules do.
+  - Puts the library behind the modules of this collection into a directory of the host, for programs that run there
+    without Ansible.
+  - The files are those that Ansible sent with this module, so that the programs check and remedy exactly as the modules
+    do.
   - The directory is replaced as a whole. One that holds anything else is refused.
   - An interrupted run is finished by the next one, which also removes what it left beside the directory.
 extends_documentation_fragment:
@@ -38,7 +40,8 @@ options:
     default: ""
     version_added: 1.1.0
   links:
-    description: Symbolic links to make, or to remove, each path below O(link_dir) with its target. What is not ours is left alone, and named.
+    description: Symbolic links to make, or to remove, each path below O(link_dir) with its target. What is not ours is
+      left alone, and named.
     type: dict
     default: {}
     version_added: 1.1.0
@@ -62,7 +65,8 @@ after:
   returned: success
   type: dict
 actions:
-  description: What was, or would be, installed, updated or removed, with the number of C(files) that differ; C(tidy) is what an interrupted run left.
+  description: What was, or would be, installed, updated or removed, with the number of C(files) that differ; C(tidy) is
+    what an interrupted run left.
   returned: success
   type: list
   elements: dict

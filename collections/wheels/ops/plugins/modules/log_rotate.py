@@ -10,23 +10,28 @@ version_added: 1.0.0
 description:
   - Rotates every log whose bytes on disk are over O(max_size), in the way that those who have it open can bear.
   - A log that nobody writes is renamed. The kernel says so by a lease, which also holds off whoever comes in between.
-  - Where O(reopen) says how the writers are told to reopen, C(logrotate) renames and tells them. The old file is compressed when nobody
+  - Where O(reopen) says how the writers are told to reopen, C(logrotate) renames and tells them. The old file is
+    compressed when nobody
     writes it any more.
-  - Where every writer appends (C(O_APPEND)) and the filesystem can (ext4, xfs), the head is archived and then taken out of the file in place.
-  - Where a writer does not append, the archived head becomes a hole. The length of the file goes on growing, the disk does not fill.
+  - Where every writer appends (C(O_APPEND)) and the filesystem can (ext4, xfs), the head is archived and then taken out
+    of the file in place.
+  - Where a writer does not append, the archived head becomes a hole. The length of the file goes on growing, the disk
+    does not fill.
   - C(copytruncate), which loses lines, is used with O(allow_loss) only.
   - A run that was killed is finished by the next one. No line is lost or doubled by it.
 options:
   state:
     description:
       - V(rotated) rotates now what is too large.
-      - V(present) installs a permanent policy O(name) for C(logrotate), which has to read it without an error first. It needs O(reopen).
+      - V(present) installs a permanent policy O(name) for C(logrotate), which has to read it without an error first. It
+        needs O(reopen).
       - V(absent) removes that policy.
     type: str
     choices: [rotated, present, absent]
     default: rotated
   name:
-    description: The name of the policy in C(/etc/logrotate.d), letters, digits, C(-) and C(_), at most 64. logrotate passes over names with a dot.
+    description: The name of the policy in C(/etc/logrotate.d), letters, digits, C(-) and C(_), at most 64. logrotate
+      passes over names with a dot.
     type: str
     default: wheels-ops
   frequency:
@@ -49,7 +54,8 @@ options:
     description:
       - How to rotate.
       - V(auto) chooses by who has the log open.
-      - V(rename) renames a log that nobody writes, V(logrotate) has C(logrotate) rename it and tells the writers by O(reopen).
+      - V(rename) renames a log that nobody writes, V(logrotate) has C(logrotate) rename it and tells the writers by
+        O(reopen).
       - V(collapse) takes the head out in place, V(punch) makes a hole of it.
       - V(copytruncate) copies and truncates, and needs O(allow_loss).
     type: str
@@ -57,7 +63,8 @@ options:
     default: auto
   reopen:
     description:
-      - The command, as a list of words, that tells the writers to open their logs again, for example C(systemctl kill -s HUP nginx).
+      - The command, as a list of words, that tells the writers to open their logs again, for example C(systemctl kill
+        -s HUP nginx).
       - It is run without a shell. Its first word has to be a program of this host.
     type: list
     elements: str
@@ -89,7 +96,8 @@ options:
     type: str
 notes:
   - Run it as root, or as the owner of the logs where no other user writes them.
-  - Readers that follow a log (C(tail -F), log shippers) see it become shorter. What they had not read yet is in the rotated part.
+  - Readers that follow a log (C(tail -F), log shippers) see it become shorter. What they had not read yet is in the
+    rotated part.
   - Rotated parts are called C(NAME.20250730T021107Z.gz) and sort as their lines do.
 requirements:
   - logrotate, for O(strategy=logrotate) and O(state=present) only
@@ -135,7 +143,8 @@ after:
   type: dict
 actions:
   description:
-    - What was done, or would be. V(rotate), V(finish) (of a run that was killed), V(compress), V(delete) (beyond O(keep)).
+    - What was done, or would be. V(rotate), V(finish) (of a run that was killed), V(compress), V(delete) (beyond
+      O(keep)).
     - For a policy V(install) or V(remove).
   returned: always
   type: list

@@ -9,9 +9,12 @@ short_description: Install or restore patched files
 version_added: 1.0.0
 description:
   - Installs whole files, and marked blocks in files that are there, below one directory.
-  - Before anything is replaced, the new tree is compiled and imported in a copy, under the application's own interpreter.
-  - The application's code never runs as root unless it is root's; it runs as O(user), with a home and a temporary directory of its own, without
-    the network where the host can do that and the import does not need it. A tree or an interpreter that a third user may write is refused.
+  - Before anything is replaced, the new tree is compiled and imported in a copy, under the application's own
+    interpreter.
+  - The application's code never runs as root unless it is root's; it runs as O(user), with a home and a temporary
+    directory of its own, without
+    the network where the host can do that and the import does not need it. A tree or an interpreter that a third user
+    may write is refused.
   - No symbolic link below O(root) is followed, whenever it appears.
   - The original of every replaced file is kept in the state directory with its owner, mode and time of change.
   - An interrupted run is finished by the next one.
@@ -22,7 +25,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - Nothing of the application is executed in check mode unless O(verify_in_check_mode); RV(proof) says what was left out.
+      - Nothing of the application is executed in check mode unless O(verify_in_check_mode); RV(proof) says what was
+        left out.
   diff_mode:
     support: full
 options:
@@ -67,13 +71,15 @@ options:
     type: path
     default: ""
   import_module:
-    description: The module that must import in the copy, such as V(app.main). Empty for no import check, as for files that are not code.
+    description: The module that must import in the copy, such as V(app.main). Empty for no import check, as for files
+      that are not code.
     type: str
     default: ""
   user:
     description:
       - The user, by name or number, as whom the application is compiled and imported.
-      - If empty, the user of O(environment_of_service) where it runs, otherwise the owner of O(root). Never root where another user owns the code.
+      - If empty, the user of O(environment_of_service) where it runs, otherwise the owner of O(root). Never root where
+        another user owns the code.
     type: str
     default: ""
   verify_in_check_mode:
@@ -134,7 +140,8 @@ after:
   returned: success
   type: dict
 proof:
-  description: What was compiled and imported before anything was replaced. Empty where nothing changes, or without O(import_module).
+  description: What was compiled and imported before anything was replaced. Empty where nothing changes, or without
+    O(import_module).
   returned: O(state=present)
   type: dict
   contains:
@@ -151,7 +158,8 @@ proof:
       description: As whom its code ran.
       type: str
     network:
-      description: V(off) or V(on), whether the import had the network; V(on) where the host cannot withhold it or the import needs it.
+      description: V(off) or V(on), whether the import had the network; V(on) where the host cannot withhold it or the
+        import needs it.
       type: str
     left_out:
       description: What was not verified, and why; empty where everything was.

@@ -8,19 +8,29 @@ module: memory_trim
 short_description: Reduce memory usage step by step
 version_added: 1.0.0
 description:
-  - Measures the memory of the host (C(MemAvailable); the cache of ZFS is available down to C(c_min), the pool of huge pages left out), of the container
-    around it, and of each service against its limit and that of its cgroup (v1 and v2, the lower of C(memory.max) and C(memory.high), without clean file
+  - Measures the memory of the host (C(MemAvailable); the cache of ZFS is available down to C(c_min), the pool of huge
+    pages left out), of the container
+    around it, and of each service against its limit and that of its cgroup (v1 and v2, the lower of C(memory.max) and
+    C(memory.high), without clean file
     cache). Where a share is above the warning it climbs the ladder, and stops as soon as O(target) is reached.
-  - Above V(warning) the application is asked to trim itself, where C(/proc/PID/smaps) says that it is worth it, and Redis to purge its allocator.
-  - Above V(critical) idle children of Celery workers are replaced by their own remote control, and a cgroup v2 gives up file cache.
-  - Above V(emergency) the largest worker of a gunicorn or a uvicorn with several workers is ended gracefully, and replaced by its server.
+  - Above V(warning) the application is asked to trim itself, where C(/proc/PID/smaps) says that it is worth it, and
+    Redis to purge its allocator.
+  - Above V(critical) idle children of Celery workers are replaced by their own remote control, and a cgroup v2 gives up
+    file cache.
+  - Above V(emergency) the largest worker of a gunicorn or a uvicorn with several workers is ended gracefully, and
+    replaced by its server.
   - Above O(restart_above) the service is restarted behind its gate, with O(allow_restart) only.
-  - The host, a container or a cgroup at a percentage is no reason to end a process that serves. The last two steps are taken for them only where the
-    kernel reports pressure too, that is, where all tasks waited for memory for a tenth of the last 10 seconds (PSI), or, on a kernel without PSI, where
-    limits are met within 2 seconds (C(memory.events), C(memory.failcnt), C(allocstall)). A limit of O(memory_limits_mb) is a budget that somebody gave,
+  - The host, a container or a cgroup at a percentage is no reason to end a process that serves. The last two steps are
+    taken for them only where the
+    kernel reports pressure too, that is, where all tasks waited for memory for a tenth of the last 10 seconds (PSI),
+    or, on a kernel without PSI, where
+    limits are met within 2 seconds (C(memory.events), C(memory.failcnt), C(allocstall)). A limit of O(memory_limits_mb)
+    is a budget that somebody gave,
     of memory that the processes themselves hold; it counts as it is.
-  - A step that replaces processes and gave nothing back is not taken again until the service has grown by O(min_gain) and a twentieth. A service that
-    uses as much after its restart as before needs a higher limit, which is said; one that has grown back within ten minutes is not restarted either.
+  - A step that replaces processes and gave nothing back is not taken again until the service has grown by O(min_gain)
+    and a twentieth. A service that
+    uses as much after its restart as before needs a higher limit, which is said; one that has grown back within ten
+    minutes is not restarted either.
     To restart it all the same there is M(wheels.ops.service_restart).
   - Each step is measured. It never drops the page cache, never kills, and puts no code into a running process.
 options:
@@ -34,11 +44,13 @@ options:
     type: dict
     default: {}
   thresholds:
-    description: The tiers C(warning), C(critical) and C(emergency) in percent, rising, 0 to 100. What is not given is 65, 75, 85.
+    description: The tiers C(warning), C(critical) and C(emergency) in percent, rising, 0 to 100. What is not given is
+      65, 75, 85.
     type: dict
     default: {}
   restart_above:
-    description: Restart above so many percent, 1 to 100 and not below the other tiers, if cleaning up was not enough and O(allow_restart) is given.
+    description: Restart above so many percent, 1 to 100 and not below the other tiers, if cleaning up was not enough
+      and O(allow_restart) is given.
     type: float
     default: 90
   target:
@@ -62,7 +74,8 @@ options:
     description: The ops token of the application.
     type: str
   token_file:
-    description: A file on the host whose first line that is no comment is the ops token. It has to be there in check mode too.
+    description: A file on the host whose first line that is no comment is the ops token. It has to be there in check
+      mode too.
     type: path
     default: ""
   redis_url:
@@ -75,13 +88,15 @@ options:
     default: false
   protect:
     description:
-      - Names of services and programs that are never recycled, reclaimed from or restarted, beside V(redis), V(redis-server), V(postgres),
+      - Names of services and programs that are never recycled, reclaimed from or restarted, beside V(redis),
+        V(redis-server), V(postgres),
         V(postgresql), V(sshd), V(systemd), V(dockerd), V(containerd) and V(supervisord).
     type: list
     elements: str
     default: []
   min_gain:
-    description: A step that gives back less was not worth it, and the module did not change anything by it. Bytes, or with a unit such as V(32M).
+    description: A step that gives back less was not worth it, and the module did not change anything by it. Bytes, or
+      with a unit such as V(32M).
     type: str
     default: 32M
   timeout:
@@ -133,10 +148,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: C(subjects) with percent and bytes, C(stalls) of the host as the kernel counts them (PSI), and the C(tier) of the worst.
+  description: C(subjects) with percent and bytes, C(stalls) of the host as the kernel counts them (PSI), and the
+    C(tier) of the worst.
   returned: success
   type: dict
-  sample: {subjects: {pam-backend: {percent: 88.2, used_bytes: 397642956, limit_bytes: 450887680}}, stalls: {some_avg10: 0.0}, tier: emergency}
+  sample: {subjects: {pam-backend: {percent: 88.2, used_bytes: 397642956, limit_bytes: 450887680}}, stalls: {some_avg10:
+    0.0}, tier: emergency}
 after:
   description: The same afterwards, measured; in check mode what is to be expected at best.
   returned: success

@@ -8,9 +8,12 @@ module: performance_report_info
 short_description: Report long-term performance and suggest thresholds
 version_added: 1.0.0
 description:
-  - Reads what the backend measured (a row for every metric and quarter of an hour, kept for 35 days) and what C(history.jsonl) says that was done.
-  - Gives a performance report, and for every threshold whether the measured history speaks for another warning limit. It sets none.
-  - What was not measured is not in the report. Where there is too little history for advice, the verdict is V(unknown) and says how much there is.
+  - Reads what the backend measured (a row for every metric and quarter of an hour, kept for 35 days) and what
+    C(history.jsonl) says that was done.
+  - Gives a performance report, and for every threshold whether the measured history speaks for another warning limit.
+    It sets none.
+  - What was not measured is not in the report. Where there is too little history for advice, the verdict is V(unknown)
+    and says how much there is.
 extends_documentation_fragment:
   - wheels.ops.attributes.info
 options:
@@ -84,18 +87,21 @@ quarter_hours:
   type: int
 metrics:
   description:
-    - By name of the metric C(mean), C(lowest) and C(highest) value, C(p95) of the means of the quarter hours, and how many C(quarter_hours) there are.
+    - By name of the metric C(mean), C(lowest) and C(highest) value, C(p95) of the means of the quarter hours, and how
+      many C(quarter_hours) there are.
     - Where a threshold is known also C(above_warning_percent), the share of quarter hours above it.
   returned: success
   type: dict
 recovery:
   description:
-    - How often C(recover) ran, C(healthy), C(healthy_in_part) (some checks were not made) and C(not_healthy); by failing check and trigger;
+    - How often C(recover) ran, C(healthy), C(healthy_in_part) (some checks were not made) and C(not_healthy); by
+      failing check and trigger;
       what maintenance freed.
   returned: success
   type: dict
 backend:
-  description: The backend's own C(alert_summary), C(scores), C(slowest_routes), C(recommendations) and C(source); empty where it was not asked.
+  description: The backend's own C(alert_summary), C(scores), C(slowest_routes), C(recommendations) and C(source); empty
+    where it was not asked.
   returned: success
   type: dict
 advice:

@@ -8,7 +8,8 @@ module: recovery_history
 short_description: Append a record to the recovery history
 version_added: 1.0.0
 description:
-  - Adds one record to C(history.jsonl) in the state directory; the health API shows it at C(/api/v1/system/recovery/history).
+  - Adds one record to C(history.jsonl) in the state directory; the health API shows it at
+    C(/api/v1/system/recovery/history).
   - The file is bounded, the oldest records are dropped first. Writing it is bookkeeping and never counts as a change.
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -25,10 +26,13 @@ options:
     default: /var/lib/wheels-ops
   record:
     description:
-      - The record. C(time) is added. Its keys are C(run_id), C(trigger), C(requests), C(host), C(action), C(subject), C(before) and
-        C(after) (the checks that failed before and after the run), C(not_checked) (those that were skipped), C(outcome), C(errors),
+      - The record. C(time) is added. Its keys are C(run_id), C(trigger), C(requests), C(host), C(action), C(subject),
+        C(before) and
+        C(after) (the checks that failed before and after the run), C(not_checked) (those that were skipped),
+        C(outcome), C(errors),
         C(results), C(bytes_freed), and C(started_at) or C(duration_s). Other keys are kept as they are.
-      - With C(after), the outcome is V(healthy), V(healthy, 2 not checked) or V(not healthy), unless C(outcome) says something else.
+      - With C(after), the outcome is V(healthy), V(healthy, 2 not checked) or V(not healthy), unless C(outcome) says
+        something else.
       - With C(started_at), a time like V(2025-07-30T02:11:00Z), C(duration_s) is measured from then.
     type: dict
     required: true

@@ -8,8 +8,10 @@ module: recovery_requests
 short_description: Read and acknowledge recovery requests
 version_added: 1.0.0
 description:
-  - The health API leaves a request at C(POST /api/v1/system/recovery/trigger), and where a database does not come back or memory stays short.
-  - The playbook C(recover) reads them first and takes them away when it has noted what it did, so a run that fails loses none.
+  - The health API leaves a request at C(POST /api/v1/system/recovery/trigger), and where a database does not come back
+    or memory stays short.
+  - The playbook C(recover) reads them first and takes them away when it has noted what it did, so a run that fails
+    loses none.
   - A request says that something is wanted, never what is to be done. The backend's user can write anything there.
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -43,7 +45,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 requests:
-  description: What is pending, oldest first, with C(id), C(time), C(kind) (V(recover), V(restart) or V(alert)), C(reason), C(requested_by) and C(service).
+  description: What is pending, oldest first, with C(id), C(time), C(kind) (V(recover), V(restart) or V(alert)),
+    C(reason), C(requested_by) and C(service).
   returned: success
   type: list
   elements: dict

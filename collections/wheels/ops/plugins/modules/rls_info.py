@@ -9,10 +9,13 @@ module: rls_info
 short_description: Find row-level-security policies that fail, leak or are slow
 version_added: 1.0.0
 description:
-  - Asks PostgreSQL about every class of roles, every table with row-level security and each way of using it (nine variants of SELECT, INSERT,
-    UPDATE and DELETE), and every view, in one round trip. The server's own answer is compared with a simulation of its query rewriter,
+  - Asks PostgreSQL about every class of roles, every table with row-level security and each way of using it (nine
+    variants of SELECT, INSERT,
+    UPDATE and DELETE), and every view, in one round trip. The server's own answer is compared with a simulation of its
+    query rewriter,
     which tells how each recursion comes about. Where the two disagree the module fails.
-  - Reports C(infinite recursion detected in policy) (SQLSTATE 42P17), recursion through functions (54001), and what else is wrong with policies.
+  - Reports C(infinite recursion detected in policy) (SQLSTATE 42P17), recursion through functions (54001), and what
+    else is wrong with policies.
   - Runs in a READ ONLY transaction and creates nothing. It takes no lock that blocks writers.
 extends_documentation_fragment:
   - wheels.ops.attributes.info
@@ -114,7 +117,8 @@ failing:
       description: Table or view, qualified and quoted.
       type: str
     command:
-      description: One of V(select), V(select_for_update), V(insert), V(insert_returning), V(upsert), V(update_blind), V(update), V(delete_blind), V(delete).
+      description: One of V(select), V(select_for_update), V(insert), V(insert_returning), V(upsert), V(update_blind),
+        V(update), V(delete_blind), V(delete).
       type: str
     sqlstate:
       description: The error code.

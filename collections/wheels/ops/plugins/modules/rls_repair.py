@@ -9,11 +9,16 @@ module: rls_repair
 short_description: Repair recursive row-level-security policies and verify that access is unchanged
 version_added: 1.0.0
 description:
-  - Finds every access that fails with C(infinite recursion detected in policy) as M(wheels.ops.rls_info) does, chooses the smallest set of table
-    references to replace, and replaces each by a C(STABLE SECURITY DEFINER) function in a schema of its own that the API does not expose.
-  - An access that worked before keeps exactly its rows. Where a policy serves both accesses that work and accesses that fail it is split. What cannot be
-    repaired safely is left as it is and listed in RV(needs_review) with the reason and what a person should do; the rest is repaired.
-  - Everything happens in one transaction. Inside it the server is asked again about every access, and what a sample of users sees is compared with
+  - Finds every access that fails with C(infinite recursion detected in policy) as M(wheels.ops.rls_info) does, chooses
+    the smallest set of table
+    references to replace, and replaces each by a C(STABLE SECURITY DEFINER) function in a schema of its own that the
+    API does not expose.
+  - An access that worked before keeps exactly its rows. Where a policy serves both accesses that work and accesses that
+    fail it is split. What cannot be
+    repaired safely is left as it is and listed in RV(needs_review) with the reason and what a person should do; the
+    rest is repaired.
+  - Everything happens in one transaction. Inside it the server is asked again about every access, and what a sample of
+    users sees is compared with
     what they saw before. Any difference rolls it back and fails the module.
   - The undo script is on disk before anything is applied.
 extends_documentation_fragment:
@@ -48,7 +53,8 @@ options:
   fix:
     description:
       - What to repair. V(recursion) are the failing accesses.
-      - V(initplan) wraps identity calls so that they run once for a query instead of once for each row; never where that would cause a recursion.
+      - V(initplan) wraps identity calls so that they run once for a query instead of once for each row; never where
+        that would cause a recursion.
       - V(indexes) builds indexes, concurrently, for the columns by which policies look rows up.
       - V(multiple_permissive) merges permissive policies of the same roles and command.
     type: list
@@ -56,13 +62,16 @@ options:
     choices: [recursion, initplan, indexes, multiple_permissive]
     default: [recursion]
   allow_unbounded:
-    description: Allow functions that give back all rows of a table, where the policy ties the reference neither to the caller nor to its own row.
+    description: Allow functions that give back all rows of a table, where the policy ties the reference neither to the
+      caller nor to its own row.
     type: bool
     default: false
   accept_captured_columns:
     description:
-      - Repair policies that compare a column with itself (C(x.trip_id = trip_id), where C(trip_id) is taken from C(x) as well).
-      - The recursion hides them. Without it they let through more than their author meant, so that they are left to a person by default.
+      - Repair policies that compare a column with itself (C(x.trip_id = trip_id), where C(trip_id) is taken from C(x)
+        as well).
+      - The recursion hides them. Without it they let through more than their author meant, so that they are left to a
+        person by default.
     type: bool
     default: false
   helper_schema:
@@ -72,12 +81,15 @@ options:
   owner:
     description:
       - Role to own the functions, which must have BYPASSRLS.
-      - By default a superuser makes the role C(rls_definer), which cannot log in; a role with BYPASSRLS owns them itself; else the tables' owners do.
+      - By default a superuser makes the role C(rls_definer), which cannot log in; a role with BYPASSRLS owns them
+        itself; else the tables' owners do.
     type: str
   after_scripts:
     description:
-      - In check mode, the SQL scripts that a real run applies before this task, as O(wheels.ops.sql_script#module:scripts) takes them.
-        They run first and are rolled back with the rest, so that check mode reports what the real run does. Locks are held for as long as that lasts.
+      - In check mode, the SQL scripts that a real run applies before this task, as
+        O(wheels.ops.sql_script#module:scripts) takes them.
+        They run first and are rolled back with the rest, so that check mode reports what the real run does. Locks are
+        held for as long as that lasts.
       - A real run ignores them.
     type: list
     elements: dict
@@ -98,7 +110,8 @@ options:
     type: bool
     default: false
   lock_timeout:
-    description: Seconds to wait for a lock, and for which locks on tables are held at most. After that it is rolled back and tried again.
+    description: Seconds to wait for a lock, and for which locks on tables are held at most. After that it is rolled
+      back and tried again.
     type: float
     default: 5
   statement_timeout:
@@ -159,7 +172,8 @@ before:
 after:
   description:
     - How many fail now, or would; how many accesses were asked for and how many results compared.
-    - C(strict_reading) says for each table whether its users see more than the strict reading of the policies (their least fixpoint) allows.
+    - C(strict_reading) says for each table whether its users see more than the strict reading of the policies (their
+      least fixpoint) allows.
   returned: success
   type: dict
   sample: {failing: 0, checked: 90, comparisons: 24}
@@ -184,7 +198,8 @@ needs_review:
       description: What a person should do.
       type: str
 plan:
-  description: Every statement, the undo statements, and the references that are replaced with the form that replaces them.
+  description: Every statement, the undo statements, and the references that are replaced with the form that replaces
+    them.
   returned: when O(state=repaired)
   type: dict
 undo:

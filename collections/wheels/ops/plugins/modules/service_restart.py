@@ -8,19 +8,28 @@ module: service_restart
 short_description: Restart services in dependency order with readiness checks
 version_added: 1.0.0
 description:
-  - Restarts a graph of services, dependencies first, each one once, and goes on to the next only when the new process of the last one does its work.
-  - A gate has to hold without a break for O(min_healthy_time), and it has to be answered by the new process. A port that a stale process
+  - Restarts a graph of services, dependencies first, each one once, and goes on to the next only when the new process
+    of the last one does its work.
+  - A gate has to hold without a break for O(min_healthy_time), and it has to be answered by the new process. A port
+    that a stale process
     still holds, a status 200 from the wrong process, and a service that dies after its start do not pass.
-  - Celery workers and beat are stopped before the Redis below them and started after it. What waits in Redis is counted before and after, Redis
-    is brought to disk before it is stopped, and a restart that would lose tasks is refused. In every database of the server each list and each
-    stream counts, whoever uses it, as do unfinished deliveries of Celery (C(unacked), under any C(global_keyprefix)), messages of dramatiq, and the
+  - Celery workers and beat are stopped before the Redis below them and started after it. What waits in Redis is counted
+    before and after, Redis
+    is brought to disk before it is stopped, and a restart that would lose tasks is refused. In every database of the
+    server each list and each
+    stream counts, whoever uses it, as do unfinished deliveries of Celery (C(unacked), under any C(global_keyprefix)),
+    messages of dramatiq, and the
     sorted sets in which arq, rq, Sidekiq and huey keep jobs. Other sorted sets, hashes and strings do not.
-  - A Redis whose configuration file says something else than it runs with (C(appendonly), C(dir), C(dbfilename)), so that its next start would not
-    read what it keeps, is not restarted while anything waits in it. Its dump is set aside before a restart, as C(dump.rdb.wheels-ops-TIME), three at
+  - A Redis whose configuration file says something else than it runs with (C(appendonly), C(dir), C(dbfilename)), so
+    that its next start would not
+    read what it keeps, is not restarted while anything waits in it. Its dump is set aside before a restart, as
+    C(dump.rdb.wheels-ops-TIME), three at
     most.
   - A second beat on the host is refused, as it would send every periodic task twice.
-  - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery can do.
-  - systemd counts restarts by hand too, and leaves a service down at its start limit. The module waits before it would reach it.
+  - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery
+    can do.
+  - systemd counts restarts by hand too, and leaves a service down at its start limit. The module waits before it would
+    reach it.
 options:
   state:
     description:
@@ -30,17 +39,22 @@ options:
     choices: [restarted, started]
     default: restarted
   only:
-    description: Names of services to look at; all where it is empty. What depends on a restarted one is restarted with it.
+    description: Names of services to look at; all where it is empty. What depends on a restarted one is restarted with
+      it.
     type: list
     elements: str
     default: []
   only_if:
     description:
       - Restart a service only for one of these reasons. Without any, everything chosen is restarted.
-      - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than its process;
-        V(unhealthy), its gate does not hold. A Celery worker that only does not answer is not restarted while a delivery is unfinished, while it
-        uses a CPU, or while its pool V(solo) is away from the queue; one whose C(worker_enable_remote_control) is off but that takes tasks is healthy.
-      - A worker with the pool V(solo) that is at a task is healthy for as long as a task may take, by C(--time-limit) on its command line or
+      - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than
+        its process;
+        V(unhealthy), its gate does not hold. A Celery worker that only does not answer is not restarted while a
+        delivery is unfinished, while it
+        uses a CPU, or while its pool V(solo) is away from the queue; one whose C(worker_enable_remote_control) is off
+        but that takes tasks is healthy.
+      - A worker with the pool V(solo) that is at a task is healthy for as long as a task may take, by C(--time-limit)
+        on its command line or
         else 3600 seconds. Beyond that it is named, and still not restarted.
     type: list
     elements: str
@@ -59,7 +73,8 @@ options:
     type: float
     default: 0.5
   min_healthy_time:
-    description: Seconds that a gate has to hold without a break, 0 to 600. A process that dies 1.5 seconds after its start passes with less than 2.
+    description: Seconds that a gate has to hold without a break, 0 to 600. A process that dies 1.5 seconds after its
+      start passes with less than 2.
     type: float
     default: 3
   healthy_deadline:
@@ -79,12 +94,14 @@ options:
     type: float
     default: 0
   allow_task_loss:
-    description: Restart a Redis although tasks that wait in it would be lost, or cannot be counted because it does not answer.
+    description: Restart a Redis although tasks that wait in it would be lost, or cannot be counted because it does not
+      answer.
     type: bool
     default: false
   queues:
     description:
-      - Celery queues, besides those that the broker itself knows. Every list is counted; in these and C(unacked) a task may move about, so that their
+      - Celery queues, besides those that the broker itself knows. Every list is counted; in these and C(unacked) a task
+        may move about, so that their
         sum must not be less after the restart.
     type: list
     elements: str
@@ -97,11 +114,14 @@ options:
     description: Why, for C(restarts.jsonl).
     type: str
   state_dir:
-    description: Where C(restarts.jsonl) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else C(/var/lib/wheels-ops), where it is not given.
+    description: Where C(restarts.jsonl) lies. The environment variable E(WHEELS_OPS_STATE_DIR), else
+      C(/var/lib/wheels-ops), where it is not given.
     type: path
 notes:
-  - On the Redis that is restarted it needs C(+ping +info +config|get +select +scan +hscan +llen +hlen +xlen +zcard +smembers +time +bgsave +multi +exec) and
-    all keys (C(~*)); for the gate V(celery) also C(+sadd +srem +publish +blpop +del +client|list) and all channels (C(&*)). What is missing is named.
+  - On the Redis that is restarted it needs C(+ping +info +config|get +select +scan +hscan +llen +hlen +xlen +zcard
+    +smembers +time +bgsave +multi +exec) and
+    all keys (C(~*)); for the gate V(celery) also C(+sadd +srem +publish +blpop +del +client|list) and all channels
+    (C(&*)). What is missing is named.
 requirements:
   - redis (Python library), for the gates V(redis) and V(celery)
   - requests, for the gate V(http)
@@ -154,7 +174,8 @@ before:
   description: What the manager said of every service before, by name.
   returned: always
   type: dict
-  sample: {redis: {unit: redis-server, running: true, state: active/running, pid: 812, instance: 3f0c..., uptime_s: 86400.0}}
+  sample: {redis: {unit: redis-server, running: true, state: active/running, pid: 812, instance: 3f0c..., uptime_s:
+    86400.0}}
 after:
   description: The same afterwards. In check mode a restarted service has the instance V((new\)).
   returned: always
@@ -203,7 +224,8 @@ actions:
       type: str
     persisted:
       description:
-        - For a Redis, how it was brought to disk (C(method)), the C(dump_copy) that was set aside or why it was C(not_copied), and the
+        - For a Redis, how it was brought to disk (C(method)), the C(dump_copy) that was set aside or why it was
+          C(not_copied), and the
           C(differences) between what it runs with and its configuration file, or why that was C(not_compared).
       type: dict
 order:
@@ -213,7 +235,8 @@ order:
   elements: str
 queued_tasks:
   description:
-    - For every Redis that was restarted, what waits by queue before and after; C(unacked) are those that a worker had taken. What lies in another
+    - For every Redis that was restarted, what waits by queue before and after; C(unacked) are those that a worker had
+      taken. What lies in another
       database than that of the gate has its number behind its name.
   returned: always
   type: dict

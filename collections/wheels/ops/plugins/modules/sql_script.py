@@ -9,12 +9,15 @@ module: sql_script
 short_description: Apply SQL scripts once, each in one transaction
 version_added: 1.0.0
 description:
-  - Applies scripts in order. Each runs in one transaction, together with its line in a ledger inside the database, under an advisory lock,
+  - Applies scripts in order. Each runs in one transaction, together with its line in a ledger inside the database,
+    under an advisory lock,
     so that it is there as a whole or not at all, whoever else runs it at the same time and however the run ends.
   - A script that the ledger knows as applied with the same checksum is not run again. A changed one is.
-  - Before anything runs, each script is read with PostgreSQL's own parser. Transaction control, C(VACUUM), C(CONCURRENTLY), C(COPY) from standard
+  - Before anything runs, each script is read with PostgreSQL's own parser. Transaction control, C(VACUUM),
+    C(CONCURRENTLY), C(COPY) from standard
     input and commands of psql are refused with their line.
-  - In check mode the scripts run in one transaction that is rolled back, and the result says what would change in the catalog.
+  - In check mode the scripts run in one transaction that is rolled back, and the result says what would change in the
+    catalog.
     Locks are taken for as long as that lasts; O(rehearse=false) is a look without.
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -25,13 +28,16 @@ attributes:
     description: Runs the scripts and rolls them back; the result has the same shape as that of a real run.
   diff_mode:
     support: full
-    description: Shows what becomes different in the catalog (tables, columns, policies, functions, indexes, triggers, grants).
+    description: Shows what becomes different in the catalog (tables, columns, policies, functions, indexes, triggers,
+      grants).
   idempotent:
     support: full
-    description: A second run finds every script in the ledger. A script with C(always_run) is run each time, and is a change when something differs.
+    description: A second run finds every script in the ledger. A script with C(always_run) is run each time, and is a
+      change when something differs.
 options:
   scripts:
-    description: The scripts, in the order in which they are applied. With O(state=undone) they are worked on in reverse.
+    description: The scripts, in the order in which they are applied. With O(state=undone) they are worked on in
+      reverse.
     type: list
     elements: dict
     required: true
@@ -43,10 +49,12 @@ options:
         description: The script itself, for a script that lies on the controller and is read with a lookup.
         type: str
       name:
-        description: Name in the ledger. By default the file's name without its directory. Needed with O(scripts[].content).
+        description: Name in the ledger. By default the file's name without its directory. Needed with
+          O(scripts[].content).
         type: str
       undo_path:
-        description: Undo script. By default C(X.undo.sql) beside C(X.sql), when it exists. Its text is kept in the ledger.
+        description: Undo script. By default C(X.undo.sql) beside C(X.sql), when it exists. Its text is kept in the
+          ledger.
         type: path
       undo_content:
         description: The text of the undo script, beside O(scripts[].content).
@@ -54,7 +62,8 @@ options:
       always_run:
         description:
           - Run it even when the ledger knows it, to find what someone changed since.
-          - It is then reported as changed when the catalog differs afterwards or one of its statements wrote rows. Rows that a C(DO) block wrote do not count.
+          - It is then reported as changed when the catalog differs afterwards or one of its statements wrote rows. Rows
+            that a C(DO) block wrote do not count.
         type: bool
         default: false
   state:
@@ -73,12 +82,14 @@ options:
   rehearse:
     description:
       - Whether check mode runs the scripts and rolls them back.
-      - With V(false) it reads and judges them, connects, and takes from the ledger which would be run. No lock is taken, C(catalog) stays empty, and
+      - With V(false) it reads and judges them, connects, and takes from the ledger which would be run. No lock is
+        taken, C(catalog) stays empty, and
         a script with C(always_run) counts as a change. It is for a look beforehand whether they could run at all.
     type: bool
     default: true
   lock_timeout:
-    description: Seconds that one statement may wait for a lock. After that the transaction is rolled back and tried again.
+    description: Seconds that one statement may wait for a lock. After that the transaction is rolled back and tried
+      again.
     type: float
     default: 5
   statement_timeout:
@@ -86,11 +97,13 @@ options:
     type: float
     default: 300
   retries:
-    description: How often a transaction is repeated that lost a lock to someone else, was chosen in a deadlock, or could not be serialized.
+    description: How often a transaction is repeated that lost a lock to someone else, was chosen in a deadlock, or
+      could not be serialized.
     type: int
     default: 5
   retry_delay:
-    description: Seconds before the second attempt. Each further wait is twice as long, at most 30 seconds, less a random part.
+    description: Seconds before the second attempt. Each further wait is twice as long, at most 30 seconds, less a
+      random part.
     type: float
     default: 0.5
   run_id:
@@ -176,7 +189,8 @@ actions:
       description: How many attempts it took to get the locks.
       type: int
     catalog:
-      description: What became different, with kind, name, change (created, changed, dropped), before and after. The ledger is left out.
+      description: What became different, with kind, name, change (created, changed, dropped), before and after. The
+        ledger is left out.
       type: list
       elements: dict
 script:

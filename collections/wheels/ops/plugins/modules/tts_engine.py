@@ -8,11 +8,13 @@ module: tts_engine
 short_description: Install text-to-speech engines and verify their output
 version_added: 1.0.0
 description:
-  - Finds the engines of the backend's speech chain, installs those that are missing or too old, and lets each of them speak.
+  - Finds the engines of the backend's speech chain, installs those that are missing or too old, and lets each of them
+    speak.
   - Audio is looked into frame by frame. An engine that made none is never called working.
   - Names the engine that would speak now, and why the better ones would not.
   - Coqui is looked for, and installed if asked for, but verified only by the backend, which has the model.
-  - The backend's interpreter never runs as root unless it is root's; it runs as O(backend_user), with a home and a temporary directory of its own.
+  - The backend's interpreter never runs as root unless it is root's; it runs as O(backend_user), with a home and a
+    temporary directory of its own.
     An interpreter, or an environment, that a third user may write is refused.
 options:
   engines:
@@ -22,16 +24,19 @@ options:
     choices: [edge, coqui, espeak, pyttsx3]
     default: [edge, espeak]
   primary:
-    description: Where the backend's chain begins, its C(TTS_PRIMARY_ENGINE). V(fallback) for the host's own engines only.
+    description: Where the backend's chain begins, its C(TTS_PRIMARY_ENGINE). V(fallback) for the host's own engines
+      only.
     type: str
     choices: [edge, coqui, fallback]
     default: edge
   backend_python:
-    description: The Python in the backend's virtual environment, where V(edge), V(coqui) and V(pyttsx3) live. Without it they are not looked at.
+    description: The Python in the backend's virtual environment, where V(edge), V(coqui) and V(pyttsx3) live. Without
+      it they are not looked at.
     type: path
     default: ""
   backend_user:
-    description: The user, by name or number, as whom O(backend_python) runs. If empty, the owner of its environment, who installs packages in any case.
+    description: The user, by name or number, as whom O(backend_python) runs. If empty, the owner of its environment,
+      who installs packages in any case.
     type: str
     default: ""
   verify_in_check_mode:
@@ -78,7 +83,8 @@ attributes:
     support: full
     details:
       - An engine of the host itself is verified in check mode as well, which changes nothing.
-      - Nothing in the environment of O(backend_python) is executed in check mode unless O(verify_in_check_mode); RV(left_out) names what was not
+      - Nothing in the environment of O(backend_python) is executed in check mode unless O(verify_in_check_mode);
+        RV(left_out) names what was not
         verified. What is installed there is read from its files.
   diff_mode:
     support: full
@@ -122,7 +128,8 @@ before:
   returned: success
   type: dict
 after:
-  description: The same afterwards, with the result of the verification, and C(engine). In check mode what is to be expected.
+  description: The same afterwards, with the result of the verification, and C(engine). In check mode what is to be
+    expected.
   returned: success
   type: dict
 actions:

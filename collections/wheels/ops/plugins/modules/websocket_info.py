@@ -8,7 +8,8 @@ module: websocket_info
 short_description: Check a WebSocket endpoint
 version_added: 1.0.0
 description:
-  - Makes the handshake, measures round trips, waits for the heartbeat of the server where that is asked for, and closes in good order.
+  - Makes the handshake, measures round trips, waits for the heartbeat of the server where that is asked for, and closes
+    in good order.
   - Says how each of them went, and what a refusal means.
   - The task does not fail because of a bad socket. Assert on RV(check.status).
 options:
@@ -112,7 +113,8 @@ check:
       type: str
     details:
       description:
-        - C(handshake_ms), C(round_trips_ms), C(heartbeats_s) (seconds after the wait began), C(heartbeat_period_s), C(close) with C(clean),
+        - C(handshake_ms), C(round_trips_ms), C(heartbeats_s) (seconds after the wait began), C(heartbeat_period_s),
+          C(close) with C(clean),
           C(code) and C(duration_ms), C(foreign_origin_refused), which is none where no server answered.
       type: dict
 msg:

@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Reads the variables that a site sets, so that none is silently replaced by a default.
 
-Jinja's ``default`` cannot tell a variable that nobody set from one that an inventory names and that cannot be evaluated,
-such as ``"{{ vault_dsn }}"`` without the vault. Here the first has its default, the second is an error that names both.
+Jinja's ``default`` cannot tell a variable that nobody set from one that an inventory names and that cannot be
+evaluated, such as ``"{{ vault_dsn }}"`` without the vault. Here the first has its default, the second is an error that
+names both.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Unusable(AnsibleError):
 def values_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str, kind: str = "") -> t.List[t.Any]:
     """The value of a variable that is set, in a list; empty where it is set to C(omit).
 
-    Raises ``Unusable``, with the variable's name and without any value, where it cannot be evaluated or is of another kind.
+    Raises ``Unusable``, with the variable's name and without any value, where it cannot be evaluated or is of another
+    kind.
     """
     try:
         # In a list, as what is omitted is left out of one.
@@ -151,12 +153,16 @@ def _kind_of(name: str) -> str:
 
 
 def default_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.Any:
-    """The default of a shared variable, with the variables that it names filled in. Raises ``Unusable`` as ``value_of``."""
+    """The default of a shared variable, with the variables that it names filled in.
+
+    Raises ``Unusable`` as ``value_of``.
+    """
     return _filled(SHARED[name].default, lambda other: value_of(templar, variables, other))
 
 
 def value_of(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.Any:
-    """The value of a variable, otherwise its default. A variable of a role that is not set is the shared one of its name.
+    """The value of a variable, otherwise its default. A variable of a role that is not set is the shared one of its
+    name.
 
     Raises ``Unusable`` where it is set and cannot be used.
     """
@@ -178,8 +184,8 @@ def _filled(value: t.Any, read: t.Callable[[str], t.Any]) -> t.Any:
 def values_of_run(templar: t.Any, variables: t.Mapping[str, t.Any], name: str) -> t.List[t.Any]:
     """The one value that the inventory has for a variable of ``RUN_WIDE``, in a list; empty where it has none.
 
-    Raises ``Unusable`` where hosts have different ones: a play has one order and one pattern. Before the first play of a
-    run Ansible knows no host, and the list is empty.
+    Raises ``Unusable`` where hosts have different ones: a play has one order and one pattern. Before the first play of
+    a run Ansible knows no host, and the list is empty.
     """
     hosts = variables.get("hostvars") or {}
     values: t.Dict[str, t.Any] = {}
@@ -213,7 +219,9 @@ def _chain(error: t.Optional[BaseException]) -> t.Iterator[BaseException]:
 
 
 def _unusable(name: str, error: BaseException) -> Unusable:
-    """Why, without any value: the message of a filter or a parser may repeat what it was given, that of a missing name does not."""
+    """Why, without any value: the message of a filter or a parser may repeat what it was given, that of a missing name
+    does not.
+    """
     chain = list(_chain(error))
     missing = [each for each in chain if isinstance(each, AnsibleUndefinedVariable)]
     if missing:
@@ -256,7 +264,8 @@ def problems(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
 
 
 def unknown_variables(variables: t.Mapping[str, t.Any]) -> t.List[str]:
-    """One sentence for every variable with our prefix that this collection does not know, with the name that is likely meant.
+    """One sentence for every variable with our prefix that this collection does not know, with the name that is likely
+    meant.
 
     A variable that another one names in its value is a site's own.
     """

@@ -43,7 +43,9 @@ def setup_logging() -> None:
 
 
 def get_logger(name: t.Optional[str] = None) -> t.Any:
-    """A structlog ``BoundLogger``: an event with keyword arguments, or ``%`` style arguments as in the standard library."""
+    """A structlog ``BoundLogger``: an event with keyword arguments, or ``%`` style arguments as in the standard
+    library.
+    """
     return structlog.get_logger(name) if name else structlog.get_logger()
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Metrics, alerts and automatic remediation. Nothing starts it: it waits for ``POST /api/v1/system/monitoring/start``."""
+"""Metrics, alerts and automatic remediation.
+
+Nothing starts it: it waits for ``POST /api/v1/system/monitoring/start``.
+"""
 
 from __future__ import annotations
 

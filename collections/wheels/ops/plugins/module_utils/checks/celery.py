@@ -35,10 +35,10 @@ def check(
 ) -> Check:
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
-    The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work, or the broker does not
-    answer. Warning: one of them does not answer and may be at work, or is at one task for longer than a task may take
-    (``celery_workers``), or nothing tells of a beat, neither its heartbeat in Redis nor a process on this host. A worker
-    that is seen to ask for tasks or to be at one does its work, whether it answers or not.
+    The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work,
+    or the broker does not answer. Warning: one of them does not answer and may be at work, or is at one task for longer
+    than a task may take (``celery_workers``), or nothing tells of a beat, neither its heartbeat in Redis nor a process
+    on this host. A worker that is seen to ask for tasks or to be at one does its work, whether it answers or not.
     Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
@@ -144,7 +144,10 @@ def check(
 def _silent(
     watch: celery_workers.Watch, nodes: t.Mapping[str, t.Mapping[str, t.Any]]
 ) -> t.List[celery_workers.Silence]:
-    """The workers that are seen and did not answer. One whose process is not seen may be one that did: so many of these are left out."""
+    """The workers that are seen and did not answer.
+
+    One whose process is not seen may be one that did: so many of these are left out.
+    """
     answered = {int(stats.get("pid") or 0) for stats in nodes.values()}
     every = watch.silent()
     here = len([entry for entry in every if entry.pid and entry.pid in answered])

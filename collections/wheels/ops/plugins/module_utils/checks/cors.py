@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """CORS as a browser meets it: real preflights from the origins that must pass, and from some that must not.
 
-The rules are those of the Fetch standard (CORS check, CORS-preflight fetch): a browser goes on only after an ok status (200 to 299), an
-``Access-Control-Allow-Origin`` that is byte for byte the origin (never ``*`` where cookies go along), credentials exactly ``true``, the
-method allowed by name unless it is GET, HEAD or POST, every header allowed by name.
+The rules are those of the Fetch standard (CORS check, CORS-preflight fetch): a browser goes on only after an ok status
+(200 to 299), an ``Access-Control-Allow-Origin`` that is byte for byte the origin (never ``*`` where cookies go along),
+credentials exactly ``true``, the method allowed by name unless it is GET, HEAD or POST, every header allowed by name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Exchange:
 
 
 def variants(origin: str) -> t.List[str]:
-    """Origins that look like an allowed one and are not: what prefix, suffix, unescaped-dot and case-blind matching let through."""
+    """Origins that look like an allowed one and are not: what prefix, suffix, unescaped-dot and case-blind matching let
+    through.
+    """
     parts = urllib.parse.urlsplit(origin)
     host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
     found = [
@@ -102,7 +104,9 @@ def preflight(
 def simple(
     session: t.Any, url: str, origin: str, *, allowed: bool, credentials: bool, timeout: float, verify: bool = True
 ) -> Exchange:
-    """A plain GET across origins: there is no preflight, the answer's own headers decide whether the page may read it."""
+    """A plain GET across origins: there is no preflight, the answer's own headers decide whether the
+    page may read it.
+    """
     import requests
 
     expected = "allowed" if allowed else "refused"
@@ -181,7 +185,10 @@ def _granted(reply: t.Any, origin: str, *, method: str, headers: t.Sequence[str]
 
 
 def _refused(reply: t.Any, origin: str) -> str:
-    """What a foreign site would be given; empty where it gets nothing. The status does not matter: only headers let a page read."""
+    """What a foreign site would be given; empty where it gets nothing.
+
+    The status does not matter: only headers let a page read.
+    """
     granted = _header(reply, "Access-Control-Allow-Origin").strip()
     with_cookies = _header(reply, "Access-Control-Allow-Credentials") == "true"
     if granted == origin:
@@ -260,9 +267,10 @@ def check(
 ) -> Check:
     """Preflights ``path`` from every origin with every method, and from foreign origins, which must get nothing.
 
-    ``foreign_origins`` None tries look-alikes of the first origin (see ``variants``). ``simple_path`` adds a plain GET across origins.
-    ``critical`` where a foreign origin may read an answer or an allowed one may not; ``value`` is the share of right answers in percent.
-    Few paths are asked on purpose: the backend locks out an address that asks for more than 20 different ones in a minute.
+    ``foreign_origins`` None tries look-alikes of the first origin (see ``variants``). ``simple_path`` adds a plain GET
+    across origins. ``critical`` where a foreign origin may read an answer or an allowed one may not; ``value`` is the
+    share of right answers in percent. Few paths are asked on purpose: the backend locks out an address that asks for
+    more than 20 different ones in a minute.
     """
     import requests
 

@@ -33,12 +33,16 @@ def _process_ticks(pids: t.Iterable[int]) -> int:
 
 
 def pressure(path: str = "/proc/pressure/cpu") -> t.Optional[float]:
-    """The share of the last ten seconds in which something waited for a CPU (PSI some avg10), None where the kernel does not say."""
+    """The share of the last ten seconds in which something waited for a CPU (PSI some avg10), None where the kernel
+    does not say.
+    """
     return (memory_pressure.stalls(path) or {}).get("some_avg10")
 
 
 def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) -> float:
-    """The longest answer of a light endpoint, in ms, while a heavy one is served: what a stalled event loop costs others."""
+    """The longest answer of a light endpoint, in ms, while a heavy one is served: what a stalled event loop costs
+    others.
+    """
     import requests
 
     def ask(path: str) -> float:

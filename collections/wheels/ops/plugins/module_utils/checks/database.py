@@ -114,7 +114,9 @@ def check(
 
 
 def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:
-    """``version``, ``latency_ms``, ``standby``, ``read_only``, and ``present``: the columns of each table that is there."""
+    """``version``, ``latency_ms``, ``standby``, ``read_only``, and ``present``: the columns of each table that is
+    there.
+    """
     started = time.monotonic()
     connection = connect.connect(dsn, connect_timeout=timeout)
     try:

@@ -12,7 +12,8 @@ from ..health.check import Check
 
 
 def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Optional[float]:
-    """Opens a socket, answers nothing, and gives the seconds until the server ends it; None when it does not ``within``.
+    """Opens a socket, answers nothing, and gives the seconds until the server ends it; None when it does not
+    ``within``.
 
     Frames are read raw, so that the library does not answer pings for us: a dead peer answers none.
     """
@@ -39,7 +40,9 @@ def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Opti
 
 
 def add_to(check: Check, url: str, *, within: float, origin: str = "") -> Check:
-    """A WebSocket check with the end of a dead peer measured as well; one that could not connect, or was let in without a token only, is given as it is."""
+    """A WebSocket check with the end of a dead peer measured as well; one that could not connect, or was let in without
+    a token only, is given as it is.
+    """
     if "handshake_ms" not in check.details or not check.details.get("authenticated", True):
         return check  # a server that sends us away at once says nothing of peers that die
     took = seconds_until_closed(url, within=within, origin=origin)

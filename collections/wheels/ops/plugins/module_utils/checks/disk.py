@@ -16,7 +16,9 @@ from .context import HostContext, Options
 
 
 def filesystem(path: str) -> t.Dict[str, t.Any]:
-    """Use of the filesystem that holds ``path``: percent of what users may fill, as df shows it, and percent of inodes."""
+    """Use of the filesystem that holds ``path``: percent of what users may fill, as df shows it, and
+    percent of inodes.
+    """
     try:
         found = os.statvfs(path)
     except OSError as error:
@@ -83,7 +85,8 @@ def check(
     log_max_bytes: int = LOG_MAX_BYTES,
     thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
-    """The worst of: each filesystem's percent (bytes and inodes), each budgeted directory's percent, logs over the limit.
+    """The worst of: each filesystem's percent (bytes and inodes), each budgeted directory's percent, logs over the
+    limit.
 
     ``budgets`` maps a set of directories, joined by ``:``, to the bytes that they may hold together.
     """

@@ -37,7 +37,8 @@ _LONGEST_WORDS = 400
 
 @dataclass
 class _Samples:
-    """What came of asking the paths: ``times`` in ms, how many were asked, errors by name, and the last document of each path.
+    """What came of asking the paths: ``times`` in ms, how many were asked, errors by name, and the last document of
+    each path.
 
     ``elsewhere``: paths that redirect to another host, and which.
     """
@@ -77,12 +78,14 @@ def check(
     response: t.Optional[Thresholds] = None,
     errors: t.Optional[Thresholds] = None,
 ) -> Check:
-    """Asks every path ``samples`` times over one connection. The value is the 95th percentile of the time to the answer in ms.
+    """Asks every path ``samples`` times over one connection. The value is the 95th percentile of the time to the answer
+    in ms.
 
-    ``response`` grades that time, ``errors`` the percentage of answers that are no answer or 400 and above. What the paths and ``health_path``
-    (empty: not asked) say of the application's health in JSON counts as well, without what the suite measures from outside
-    (``self_report``); where a health is bad, it is asked for again for ``settle`` seconds. A release without ``health_path`` is no fault:
-    ``details.application`` says so. The few distinct paths keep the backend's own address blocking from seeing a scan.
+    ``response`` grades that time, ``errors`` the percentage of answers that are no answer or 400 and above. What the
+    paths and ``health_path`` (empty: not asked) say of the application's health in JSON counts as well, without what
+    the suite measures from outside (``self_report``); where a health is bad, it is asked for again for ``settle``
+    seconds. A release without ``health_path`` is no fault: ``details.application`` says so. The few distinct paths keep
+    the backend's own address blocking from seeing a scan.
     """
     import requests
 
@@ -238,7 +241,8 @@ def _ask_application(
     code = facts["http_status"] = answer.status_code
     said = self_report.read(_document(answer))
     if code < 500 and (code >= 300 or said is None):
-        # A release before the deployment, or one whose firewall knows no such path: nothing is known, and nothing is wrong.
+        # A release before the deployment, or one whose firewall knows no such path: nothing is known, and nothing is
+        # wrong.
         facts["status"] = "not deployed" if code == 404 else "not readable"
         what = "is not there" if code == 404 else "says nothing of health" if code < 300 else "refuses us"
         return [Finding("ok", f"the application's own health is not known: {path} {what} ({code})")], facts

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Memory: of the host as the kernel sees it, of the container around us, and of every service against its own limit and that of its cgroup."""
+"""Memory: of the host as the kernel sees it, of the container around us, and of every service against its own limit and
+that of its cgroup.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,17 @@ from ..host import memory_pressure, processes
 from .context import HostContext, Options
 
 MEBIBYTE = 1024 * 1024
-#: Percent of ten seconds in which all tasks of a scope waited for memory (PSI full): pressure, much of it, and what systemd-oomd ends processes for.
+#: Percent of ten seconds in which all tasks of a scope waited for memory (PSI full): pressure, much of it, and what
+#: systemd-oomd ends processes for.
 STALLS = Thresholds(memory_pressure.STALLED, 30, 60)
 
 
 def resident_bytes(pids: t.Iterable[int]) -> int:
     """Resident bytes of several processes, of the same service.
 
-    Anonymous and shared memory counts by its share (PSS), so that what the processes share counts once. Of programs and libraries the pages of
-    the process that has most of them count, once: their PSS would rise and fall with whatever else runs on the machine.
+    Anonymous and shared memory counts by its share (PSS), so that what the processes share counts once. Of programs and
+    libraries the pages of the process that has most of them count, once: their PSS would rise and fall with whatever
+    else runs on the machine.
     """
     total = files = 0
     for pid in pids:
@@ -53,11 +57,13 @@ def check(
     proc: str = "/proc",
     root: str = "",
 ) -> Check:
-    """The worst of the host's percentage, that of the container around us, and of each service's share of its limits; and where the kernel
-    says that tasks wait for memory (``STALLS``), that, whatever the percentages are. ``value`` is the highest percentage.
+    """The worst of the host's percentage, that of the container around us, and of each service's share of its limits;
+    and where the kernel says that tasks wait for memory (``STALLS``), that, whatever the percentages are. ``value`` is
+    the highest percentage.
 
-    ``services`` gives the processes of each, ``limits_mb`` its limit in MiB; a limit of the service's own cgroup counts too. ``scope``
-    ``services`` leaves the host out, for a machine that serves others too. ``proc`` and ``root`` are given by tests.
+    ``services`` gives the processes of each, ``limits_mb`` its limit in MiB; a limit of the service's own cgroup counts
+    too. ``scope`` ``services`` leaves the host out, for a machine that serves others too. ``proc`` and ``root`` are
+    given by tests.
     """
     limits = thresholds or DEFAULTS["memory"]
     details: t.Dict[str, t.Any] = {"services": {}, "stalls": memory_pressure.stalls(f"{proc}/pressure/memory")}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Redis and the application's cache in it: answers, takes writes, has room, and holds no key of the application without an expiry."""
+"""Redis and the application's cache in it: answers, takes writes, has room, and holds no key of the application without
+an expiry.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ..services import redis_errors
 from ..services.broker import readable, require_database
 from .context import HostContext, Options
 
-#: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others are not ours.
+#: Prefixes under which the backend caches. Only these are looked at, and only plain strings: queues and locks of others
+#: are not ours.
 CACHE_PREFIXES: t.Tuple[str, ...] = (
     "pam:cache:",
     "user_profile:",
@@ -56,8 +59,9 @@ _SLICE = 500
 _LOOKED_AT = 20_000
 
 
-#: A write that changes nothing: Redis judges it as any other that needs memory (LOADING, MISCONF, OOM, READONLY, NOREPLICAS, CLUSTERDOWN), and
-#: with an empty value and no such key it makes none (redis.io/commands/setrange). The prefix is one that the application may write under.
+#: A write that changes nothing: Redis judges it as any other that needs memory (LOADING, MISCONF, OOM, READONLY,
+#: NOREPLICAS, CLUSTERDOWN), and with an empty value and no such key it makes none (redis.io/commands/setrange). The
+#: prefix is one that the application may write under.
 WRITE_PROBE: t.Tuple[str, ...] = ("SETRANGE", "pam:cache:wheels-ops-write-probe", "0", "")
 
 
@@ -69,11 +73,13 @@ def check(
     timeout: float = 5.0,
     thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
-    """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys without an expiry.
+    """PING, INFO, a write that changes nothing (``WRITE_PROBE``), then a SCAN of at most ``max_keys`` keys for own keys
+    without an expiry.
 
-    ``critical`` where it does not answer, refuses the password or refuses writes. ``thresholds`` grade the share of ``maxmemory`` in use, where
-    nothing may be evicted. ``warning`` where keys never expire or its last save failed. ``unknown`` where the user lacks a right. A server
-    that answers is never named for a restart: it lives, and would refuse the same afterwards.
+    ``critical`` where it does not answer, refuses the password or refuses writes. ``thresholds`` grade the share of
+    ``maxmemory`` in use, where nothing may be evicted. ``warning`` where keys never expire or its last save failed.
+    ``unknown`` where the user lacks a right. A server that answers is never named for a restart: it lives, and would
+    refuse the same afterwards.
     """
     import redis
     from redis.backoff import NoBackoff
@@ -134,7 +140,10 @@ def check(
 def _look(
     client: t.Any, prefixes: t.Sequence[str], max_keys: int, limits: Thresholds, facts: t.Dict[str, t.Any]
 ) -> t.List[Finding]:
-    """What there is to say of a server that answers; fills ``facts``. Raises the library's error where it does not answer."""
+    """What there is to say of a server that answers; fills ``facts``.
+
+    Raises the library's error where it does not answer.
+    """
     import redis
 
     findings: t.List[Finding] = []
@@ -204,7 +213,9 @@ def _look(
 
 
 def remedy_helps(refusal: str, client: t.Any) -> bool:
-    """Whether the remedy of ``WRITE_REFUSALS`` would change something: without a key of the cache nothing can be purged."""
+    """Whether the remedy of ``WRITE_REFUSALS`` would change something: without a key of the cache nothing can be
+    purged.
+    """
     import redis
 
     if refusal != "OOM":

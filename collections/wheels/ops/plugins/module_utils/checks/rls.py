@@ -16,7 +16,8 @@ API_ROLES = frozenset({"anon", "authenticated"})
 def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int = 20) -> Check:
     """Asks the server to prepare every command on every table as every role; counts the tables that answer 42P17.
 
-    ``critical`` also where the server gives no session: what recurses there, nobody can say, and the application cannot ask either.
+    ``critical`` also where the server gives no session: what recurses there, nobody can say, and the application cannot
+    ask either.
     """
     from ..rls.audit import oracle
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What an application says of its own health, in JSON: the only one who knows whether *its* logins work is the application.
+"""What an application says of its own health, in JSON: the only one who knows whether *its* logins work is the
+application.
 
-The shapes that are read: health+json (draft-inadarei-api-health-check-06: ``status``, ``checks`` with lists of ``{"status", "output"}``), which
-the deployed backend answers under ``/api/v1/system/health``; and what other releases and frameworks answer, one word under ``status`` or
-``overall_status`` and an object or a list of components under ``checks``, ``components``, ``services`` or ``dependencies``; either of them alone,
-as a list of components, as a component by its own name, or inside ``data``, ``detail`` (an exception of FastAPI) or
-``result``. Components may have components. A status that nobody understands is ``unknown``: it is not health.
+The shapes that are read: health+json (draft-inadarei-api-health-check-06: ``status``, ``checks`` with lists of
+``{"status", "output"}``), which the deployed backend answers under ``/api/v1/system/health``; and what other releases
+and frameworks answer, one word under ``status`` or ``overall_status`` and an object or a list of components under
+``checks``, ``components``, ``services`` or ``dependencies``; either of them alone, as a list of components, as a
+component by its own name, or inside ``data``, ``detail`` (an exception of FastAPI) or ``result``. Components may have
+components. A status that nobody understands is ``unknown``: it is not health.
 """
 
 from __future__ import annotations
@@ -157,9 +159,10 @@ _AROUND = ("data", "detail", "result", "health")
 #: Levels that are read: more is no report of health.
 _DEEPEST = 5
 _REASONS = ("output", "error", "message", "reason", "detail")
-#: Components that the suite measures itself: resources of the host (in which the application's own thresholds would count a second time), the time
-#: and the errors of answers, and what is asked of the application from outside as users ask it (CORS, sockets, speech). The history of a process
-#: (``process:stability``) is what was, not what is. Everything else counts: the logins to database, Redis and broker are the application's own.
+#: Components that the suite measures itself: resources of the host (in which the application's own thresholds would
+#: count a second time), the time and the errors of answers, and what is asked of the application from outside as users
+#: ask it (CORS, sockets, speech). The history of a process (``process:stability``) is what was, not what is. Everything
+#: else counts: the logins to database, Redis and broker are the application's own.
 MEASURED_OUTSIDE = frozenset(
     {subject.name for subject in REGISTRY if not subject.backend_reports} | {"eventloop", "load", "process", "system"}
 )
@@ -169,7 +172,9 @@ _LONGEST = 120
 
 @dataclass(frozen=True)
 class SelfReport:
-    """``reasons`` made the status, the worst first; ``left_out`` are components that are not well and are measured from outside."""
+    """``reasons`` made the status, the worst first; ``left_out`` are components that are not well and are measured from
+    outside.
+    """
 
     status: Status
     reasons: t.Tuple[str, ...] = ()

@@ -29,10 +29,10 @@ def check(
 ) -> Check:
     """One probe of every service's gate; ``services`` are dictionaries as ``service_restart`` takes them.
 
-    ``value`` is the share of healthy services in percent. ``critical`` where one is down or does not do its work, ``warning`` where one
-    runs for less than ``min_uptime`` seconds or its manager had to start it again within the last hour, ``unknown`` where the manager
-    cannot be asked or a gate cannot be judged (a right is missing). ``context`` has the services and their manager where a run has looked
-    them up already.
+    ``value`` is the share of healthy services in percent. ``critical`` where one is down or does not do its work,
+    ``warning`` where one runs for less than ``min_uptime`` seconds or its manager had to start it again within the last
+    hour, ``unknown`` where the manager cannot be asked or a gate cannot be judged (a right is missing). ``context`` has
+    the services and their manager where a run has looked them up already.
     """
     if context is None:
         context = HostContext(

@@ -30,7 +30,9 @@ WEBSOCKET_PATHS = websocket.PATHS
 
 
 def run(options: Options) -> t.Dict[str, t.Any]:
-    """Measures and gives ``status``, ``checks`` (in report order), names by outcome, ``scores``, ``duration_ms`` and the time."""
+    """Measures and gives ``status``, ``checks`` (in report order), names by outcome, ``scores``, ``duration_ms`` and
+    the time.
+    """
     if options.subjects:
         choices("subjects", options.subjects, SUBJECTS)
     started = time.monotonic()
@@ -56,8 +58,8 @@ def run(options: Options) -> t.Dict[str, t.Any]:
 def scores_of(checks: t.Iterable[health.Check], *, scope: str = "host") -> t.Dict[str, t.Optional[float]]:
     """The scores of one look at a host. Stability is that of a day, of which one look knows nothing: None.
 
-    What was not asked for does not count. Where something that was asked for could not be measured there is no score: the rest alone would
-    look better than the host may be.
+    What was not asked for does not count. Where something that was asked for could not be measured there is no score:
+    the rest alone would look better than the host may be.
     """
     checks = list(checks)
     unknown = {check.name for check in checks if check.status == "unknown"}

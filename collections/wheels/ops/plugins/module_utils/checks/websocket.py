@@ -85,7 +85,9 @@ def validate(
 
 @dataclass(frozen=True)
 class Refusal:
-    """An upgrade that was answered with an HTTP status: what that means, whether the server would take it with a token, or from another origin."""
+    """An upgrade that was answered with an HTTP status: what that means, whether the server would take it with a token,
+    or from another origin.
+    """
 
     text: str
     wants_token: bool = False
@@ -116,17 +118,18 @@ def check(
 ) -> Check:
     """Connects as a browser does and measures.
 
-    ``ping`` says how a round trip is made: ``frame`` (a control frame, answered by the server's library), ``json`` (the backend's own
-    ``{"type": "ping"}``, answered by its code) or ``none``. ``heartbeat_within`` seconds is how long to wait for ``heartbeats`` pings of
-    the server (frames or ``{"type": "ping"}``, which are answered). ``foreign_origin`` is tried too and has to be refused.
+    ``ping`` says how a round trip is made: ``frame`` (a control frame, answered by the server's library), ``json`` (the
+    backend's own ``{"type": "ping"}``, answered by its code) or ``none``. ``heartbeat_within`` seconds is how long to
+    wait for ``heartbeats`` pings of the server (frames or ``{"type": "ping"}``, which are answered). ``foreign_origin``
+    is tried too and has to be refused.
 
-    ``value`` is the median round trip in milliseconds. ``critical``: no connection, a lost round trip, no heartbeat, an unclean close, a
-    foreign origin let in. ``warning``: slower than ``max_latency_ms``; ``thresholds`` take its place where they are given. ``unknown``: the name of the
-    host does not resolve.
+    ``value`` is the median round trip in milliseconds. ``critical``: no connection, a lost round trip, no heartbeat, an
+    unclean close, a foreign origin let in. ``warning``: slower than ``max_latency_ms``; ``thresholds`` take its place
+    where they are given. ``unknown``: the name of the host does not resolve.
 
-    ``anonymous`` says that we have no token: a server that makes the handshake, or knows the path, and then asks for one is ``ok`` as far as it
-    can be tried, and ``details.authenticated`` is False. ``assumed_path`` says that nobody named the path: where a release has no WebSocket there,
-    the check is ``unknown`` instead of ``critical``.
+    ``anonymous`` says that we have no token: a server that makes the handshake, or knows the path, and then asks for
+    one is ``ok`` as far as it can be tried, and ``details.authenticated`` is False. ``assumed_path`` says that nobody
+    named the path: where a release has no WebSocket there, the check is ``unknown`` instead of ``critical``.
     """
     limits = thresholds or Thresholds(max_latency_ms)
     validate(
@@ -247,7 +250,10 @@ def _unauthenticated(text: str, details: t.Dict[str, t.Any], limits: Thresholds)
 
 
 def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: float, validate_certs: bool) -> Refusal:
-    """What a refused upgrade means. 403 means three things, which two more requests tell apart: starlette answers a missing route with it, too."""
+    """What a refused upgrade means.
+
+    403 means three things, which two more requests tell apart: starlette answers a missing route with it, too.
+    """
     status = error.details.get("status")
     path = urllib.parse.urlsplit(url).path or "/"
     if status == 200:
@@ -578,7 +584,9 @@ def _is_ping(data: bytes) -> bool:
 
 
 def measure(_context: HostContext, options: Options) -> Check:
-    """Tries the other known paths too where nobody named one (``PATHS``), and a peer that dies where a limit is given for it."""
+    """Tries the other known paths too where nobody named one (``PATHS``), and a peer that dies where a limit is given
+    for it.
+    """
     origin = options.cors_origins[0] if options.cors_origins else ""
     path, mark, query = options.websocket_path.partition("?")
     assumed = path == PATHS[0]

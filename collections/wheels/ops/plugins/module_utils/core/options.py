@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Validators of options, one for each kind of value. Every error has one form and names the option:
 
-``timeout must be between 1 and 600 seconds, got 700.``, then a hint that says what to do. A value that may hold a secret
-is not repeated: ``got a value of 21 characters``.
+``timeout must be between 1 and 600 seconds, got 700.``, then a hint that says what to do. A value that may hold a
+secret is not repeated: ``got a value of 21 characters``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def in_range(
     above: bool = False,
     hint: str = "",
 ) -> None:
-    """Require ``low <= value <= high``; with ``above`` more than ``low``; without ``high`` no upper limit. NaN is refused."""
+    """Require ``low <= value <= high``; with ``above`` more than ``low``; without ``high`` no upper limit.
+
+    NaN is refused.
+    """
     fits = (value > low if above else value >= low) and (high is None or value <= high)
     if fits:
         return
@@ -132,7 +135,9 @@ def regular_expression(name: str, value: str) -> t.Pattern[str]:
 def url(
     name: str, value: str, schemes: t.Tuple[str, ...] = HTTP, *, hint: str = ""
 ) -> t.Optional[urllib.parse.SplitResult]:
-    """Require an address at which something can be asked: one of ``schemes``, a host, a port that is not 0, no space in it."""
+    """Require an address at which something can be asked: one of ``schemes``, a host, a port that is not 0, no space in
+    it.
+    """
     try:
         parts = urllib.parse.urlsplit(value)
         usable = (

@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The one redactor: takes secrets out of whatever is shown or kept, and leaves everything else as it is.
 
-Two ways lead to a secret, and both are gone for every text. Its place: the password of a URL, a parameter such as ``password=`` or
-``token=``, a connection string of libpq, a header. Its value: the caller gives the secrets that it was given itself (``secrets_of``), and
-each is hidden in every spelling (as it is, percent-encoded, escaped), wherever it stands.
+Two ways lead to a secret, and both are gone for every text. Its place: the password of a URL, a parameter such as
+``password=`` or ``token=``, a connection string of libpq, a header. Its value: the caller gives the secrets that it was
+given itself (``secrets_of``), and each is hidden in every spelling (as it is, percent-encoded, escaped), wherever it
+stands.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _NAME = re.compile(
     rf"|{KEY_VARIABLE}|x-(?:amz|goog)-(?:signature|credential)",
     re.IGNORECASE,
 )
-#: The same inside a text, from the beginning of a word. Anchored there, so that a text of one long word takes linear time.
+#: The same inside a text, from the beginning of a word. Anchored there, so that a text of one long word takes linear
+#: time.
 _NAMED = (
     rf"(?<![\w.%-])(?:[\w.-]*[_.-])?{WORDS}|(?<![\w.%-])[\w.-]*(?:password|passwd|secret|token|apikey)|(?<!"
     rf"[\w.%-])pgpass|\b{KEY_VARIABLE}"
@@ -123,12 +125,17 @@ _ENCODED_WORD = re.compile(
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value under this name is a secret: ``password``, ``SECRET_KEY``, ``X-Ops-Token``; not ``token_file``."""
+    """Whether the value under this name is a secret: ``password``, ``SECRET_KEY``, ``X-Ops-Token``; not
+    ``token_file``.
+    """
     return _NAME.fullmatch(unquote(name)) is not None
 
 
 def redact_url(url: str) -> str:
-    """One URL without its secrets: ``redis://user:***@host:6379/0``. What is no URL, or cannot be read, is not shown at all."""
+    """One URL without its secrets: ``redis://user:***@host:6379/0``.
+
+    What is no URL, or cannot be read, is not shown at all.
+    """
     if _SCHEME.match(url) is None:
         return HIDDEN
     shown = [_url(piece, whole=True) for piece in _pieces(url)]
@@ -136,7 +143,10 @@ def redact_url(url: str) -> str:
 
 
 def _is_readable(url: str) -> bool:
-    """Whether a URL, already without its password, has an address and a port that can be read. Only one host has a port that can be told."""
+    """Whether a URL, already without its password, has an address and a port that can be read.
+
+    Only one host has a port that can be told.
+    """
     try:
         parts = urlsplit(url)
         return bool(re.search(r"[;,]", parts.netloc)) or parts.port is None or parts.port >= 0
@@ -145,15 +155,19 @@ def _is_readable(url: str) -> bool:
 
 
 def url_problem(error: ValueError) -> str:
-    """Why a URL cannot be read, without the part of it that Python or redis-py quote: it may be a piece of the password."""
+    """Why a URL cannot be read, without the part of it that Python or redis-py quote: it may be a piece of the
+    password.
+    """
     reason = str(error)
     return reason if reason.startswith("Invalid value for") else re.sub(r"'[^']*'|\"[^\"]*\"", f"'{HIDDEN}'", reason)
 
 
 def redact(text: str, secrets: t.Sequence[str] = (), *, source: bool = False) -> str:
-    """A text without secrets. ``secrets``: values that are to be hidden wherever they stand, the longest first (``secrets_of``).
+    """A text without secrets. ``secrets``: values that are to be hidden wherever they stand, the longest first
+    (``secrets_of``).
 
-    ``source``: the text is the content of a file, in which ``token=token`` is code: of assignments only variables of an environment go.
+    ``source``: the text is the content of a file, in which ``token=token`` is code: of assignments only variables of an
+    environment go.
     """
     for secret in secrets:
         text = _without(text, secret)
@@ -189,7 +203,8 @@ def is_environment(text: str) -> bool:
 
 
 def redact_environment(text: str, other: str = "") -> str:
-    """An environment file with the names of its variables, and of their values only those that can be no secret: numbers, switches, paths.
+    """An environment file with the names of its variables, and of their values only those that can be no secret:
+    numbers, switches, paths.
 
     A value that ``other``, the same file at another time, has differently under this name is marked as another one.
     """
@@ -207,7 +222,9 @@ def redact_environment(text: str, other: str = "") -> str:
 
 
 def redact_diff(diff: t.Any, secrets: t.Sequence[str] = ()) -> t.Any:
-    """What ``--diff`` prints: entries with ``before`` and ``after``, each the content of a file, or with ``prepared``, lines of ``diff -u``."""
+    """What ``--diff`` prints: entries with ``before`` and ``after``, each the content of a file, or with ``prepared``,
+    lines of ``diff -u``.
+    """
     if isinstance(diff, (list, tuple)):
         return [redact_diff(entry, secrets) for entry in diff]
     if not isinstance(diff, dict):
@@ -237,7 +254,9 @@ def _redact_unified(text: str) -> str:
 
 
 def redact_value(value: t.Any, secrets: t.Sequence[str] = (), *, source: bool = False) -> t.Any:
-    """A copy of anything that JSON knows, every text in it redacted; under the name of a secret no text is left, and no value of a header."""
+    """A copy of anything that JSON knows, every text in it redacted; under the name of a secret no text is left, and no
+    value of a header.
+    """
     if isinstance(value, str):
         return redact(value, secrets, source=source)
     if isinstance(value, dict):
@@ -248,7 +267,9 @@ def redact_value(value: t.Any, secrets: t.Sequence[str] = (), *, source: bool = 
 
 
 def secrets_of(*values: t.Any) -> t.List[str]:
-    """Every secret in options that were given, the longest first: passwords of URLs and connection strings, tokens of queries, values of headers."""
+    """Every secret in options that were given, the longest first: passwords of URLs and connection strings, tokens of
+    queries, values of headers.
+    """
     words: t.Set[str] = set()
     for value in values:
         _collect(value, words)
@@ -277,7 +298,10 @@ def _entry(key: t.Any, value: t.Any, secrets: t.Sequence[str], source: bool) -> 
 
 
 def _without(text: str, secret: str) -> str:
-    """The text without one secret in any spelling. One of a few letters goes where a URL or a connection string has it."""
+    """The text without one secret in any spelling.
+
+    One of a few letters goes where a URL or a connection string has it.
+    """
     if len(secret) < SHORT:
         return text.replace(f":{secret}@", f":{HIDDEN}@").replace(f"password={secret}", f"password={HIDDEN}")
     for spelling in _spellings(secret):
@@ -325,7 +349,10 @@ def _hide_parameter(match: t.Match[str]) -> str:
 
 
 def _hide_assigned(match: t.Match[str]) -> str:
-    """``name=value`` outside a URL. After ``?`` or ``&`` it is a query, where ``&`` ends the value; in a connection string only room does."""
+    """``name=value`` outside a URL.
+
+    After ``?`` or ``&`` it is a query, where ``&`` ends the value; in a connection string only room does.
+    """
     value = match["value"]
     before = match.string[match.start() - 1 : match.start()]
     if value[0] in "'\"":
@@ -342,7 +369,10 @@ def _hide_assigned(match: t.Match[str]) -> str:
 
 
 def _urls(text: str) -> str:
-    """Every URL of a text redacted. One ends with the word, with the quotation mark that was opened before it, or where another begins."""
+    """Every URL of a text redacted.
+
+    One ends with the word, with the quotation mark that was opened before it, or where another begins.
+    """
     starts = [
         match.start() for match in _SCHEME.finditer(text) if match.start() == 0 or text[match.start() - 1] in _BREAK
     ]
@@ -401,7 +431,9 @@ def _first(rest: str, start: int) -> int:
 
 
 def _authority(authority: str) -> str:
-    """The part between ``://`` and the path; several hosts, each with a password of its own, are told apart by their ports."""
+    """The part between ``://`` and the path; several hosts, each with a password of its own, are told apart by their
+    ports.
+    """
     done = ""
     while True:
         user, sign, rest = authority.partition("@")

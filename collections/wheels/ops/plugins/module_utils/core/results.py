@@ -34,7 +34,8 @@ class Result:
     ``actions`` is a list of dictionaries, each with at least ``action`` (a verb), ``target`` and ``changed``; what was
     measured stands beside it with its unit in the key (``bytes_freed``, ``rows``, ``duration_ms``).
     ``diff`` is what ``--diff`` prints: dictionaries with ``before``, ``after`` and optional headers.
-    ``warnings`` are sentences about what is probably not as it was meant; Ansible shows them apart, so they are not in ``as_dict``.
+    ``warnings`` are sentences about what is probably not as it was meant; Ansible shows them apart, so they are not in
+    ``as_dict``.
     """
 
     changed: bool = False

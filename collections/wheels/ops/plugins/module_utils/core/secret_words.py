@@ -3,9 +3,9 @@
 """The names under which secrets stand, and secrets that follow their name as a word does, not behind ``=`` or in a URL.
 
 ``password: x`` of YAML and of logs, ``requirepass x``, ``AUTH user x``, ``--password x``, ``redis-cli -a x``, JSON Web
-Tokens and private keys. Prose has the same names, so what follows one is kept where it is plainly a word of the sentence:
-``AUTH failed``, ``refuses the password: set the right one``. In doubt it is hidden: a word too few in a message harms
-less than a password too many. Only ``redaction`` calls this.
+Tokens and private keys. Prose has the same names, so what follows one is kept where it is plainly a word of the
+sentence: ``AUTH failed``, ``refuses the password: set the right one``. In doubt it is hidden: a word too few in a
+message harms less than a password too many. Only ``redaction`` calls this.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ def _parse(
 
 
 def size(value: t.Union[str, int, float], name: str) -> int:
-    """Bytes of ``50M`` (1024 * 1024 each), ``50MB`` (1000 * 1000 each) or a bare number. Raises ``OpsError`` that names the option."""
+    """Bytes of ``50M`` (1024 * 1024 each), ``50MB`` (1000 * 1000 each) or a bare number.
+
+    Raises ``OpsError`` that names the option.
+    """
     return int(_parse(value, _SIZES, name, "50MB", _LARGEST_SIZE))
 
 

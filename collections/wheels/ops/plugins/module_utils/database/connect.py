@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Connecting to PostgreSQL: one place for the options, the session's settings and the words of an error.
 
-Whatever the server or libpq says is translated into an ``OpsError`` that tells a person what to do next. A password or a
-whole connection string never appears in a message.
+Whatever the server or libpq says is translated into an ``OpsError`` that tells a person what to do next. A password or
+a whole connection string never appears in a message.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ _SQLSTATE_HINTS: t.Dict[str, str] = {
 
 
 class Unavailable(OpsError):
-    """The server was asked and gave no session: it refused, has none free, or did not answer. Any other ``OpsError``: it was never asked."""
+    """The server was asked and gave no session: it refused, has none free, or did not answer.
+
+    Any other ``OpsError``: it was never asked.
+    """
 
 
 def argument_spec() -> t.Dict[str, t.Dict[str, t.Any]]:
@@ -154,12 +157,14 @@ def connect(
     dbname: t.Optional[str] = None,
     connect_timeout: int = 10,
 ) -> Connection:
-    """A new connection, not in autocommit; single options win over the DSN, and libpq's variables fill what neither gives.
+    """A new connection, not in autocommit; single options win over the DSN, and libpq's variables fill what neither
+    gives.
 
     ``dsn`` is libpq's ``key=value`` form or a URL; the driver that SQLAlchemy puts into a URL's scheme
     (``postgresql+asyncpg://``) is dropped, so that the backend's own ``DATABASE_URL`` can be given.
 
-    Raises ``Unavailable`` where the server gives no connection, another ``OpsError`` where it could not be asked, with a hint for the usual reasons.
+    Raises ``Unavailable`` where the server gives no connection, another ``OpsError`` where it could not be asked, with
+    a hint for the usual reasons.
     """
     import psycopg2
 
@@ -181,7 +186,9 @@ def connect(
 
 
 def libpq_dsn(dsn: str) -> str:
-    """The DSN as libpq reads it: no driver in the scheme, none of the parameters that only SQLAlchemy's drivers know."""
+    """The DSN as libpq reads it: no driver in the scheme, none of the parameters that only SQLAlchemy's
+    drivers know.
+    """
     if "://" not in dsn:
         return dsn
     try:
@@ -241,7 +248,10 @@ def _connect_hint(message: str) -> str:
 
 
 def _never_asked(message: str) -> bool:
-    """Whether a failed connection is our own fault. What a server itself says begins with FATAL, whatever words follow."""
+    """Whether a failed connection is our own fault.
+
+    What a server itself says begins with FATAL, whatever words follow.
+    """
     low = message.lower()
     return any(words in low for words in _NEVER_ASKED) and not any(
         words in low for words in ("fatal:", "refused", "timeout expired")

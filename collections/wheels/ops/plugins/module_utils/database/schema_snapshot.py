@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a database consists of, as text that can be compared: the answer to "what did, or would, this script change?"."""
+"""What a database consists of, as text that can be compared: the answer to "what did, or would, this
+script change?".
+"""
 
 from __future__ import annotations
 
 import re
 import typing as t
 
-#: ``(kind, name)`` to its definition. Kinds: schema, table, column, constraint, index, trigger, policy, function, view, sequence, type.
+#: ``(kind, name)`` to its definition. Kinds: schema, table, column, constraint, index, trigger, policy, function, view,
+#: sequence, type.
 Snapshot = t.Dict[t.Tuple[str, str], str]
 
 #: A list of grants, sorted: the server keeps them in the order in which they were made.
@@ -78,7 +81,8 @@ select 'type', pg_catalog.format('%I.%I', nspname, typname),
 
 
 def snapshot(cursor: t.Any) -> Snapshot:
-    """Everything outside the system's schemas, in one query. Runs inside the caller's transaction, so it sees its changes.
+    """Everything outside the system's schemas, in one query. Runs inside the caller's transaction, so it sees its
+    changes.
 
     Names come out schema-qualified, whatever ``search_path`` a script has set: the setting is put aside for the query.
     """
@@ -94,7 +98,9 @@ def snapshot(cursor: t.Any) -> Snapshot:
 def difference(
     before: Snapshot, after: Snapshot, *, ignored: t.Callable[[str, str], bool] = lambda kind, name: False
 ) -> t.List[t.Dict[str, str]]:
-    """What was created, changed and dropped: ``kind``, ``name``, ``change``, ``before`` and ``after`` (empty when absent)."""
+    """What was created, changed and dropped: ``kind``, ``name``, ``change``, ``before`` and ``after`` (empty when
+    absent).
+    """
     found = []
     for key in sorted(set(before) | set(after)):
         old, new = before.get(key, ""), after.get(key, "")

@@ -58,8 +58,8 @@ _REFUSED: t.Dict[str, str] = {
 class Script:
     """One script: its name in the ledger, its text, and the text that takes it back ("" when there is none).
 
-    With ``always_run`` it runs even when the ledger knows it; that is a change when the catalog differs afterwards or a statement wrote rows.
-    What a DO block did to rows cannot be seen from outside and does not count.
+    With ``always_run`` it runs even when the ledger knows it; that is a change when the catalog differs afterwards or a
+    statement wrote rows. What a DO block did to rows cannot be seen from outside and does not count.
     """
 
     name: str
@@ -82,7 +82,9 @@ class Statement:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a lock and a statement may take (milliseconds), and how often and how patiently a lost race is repeated."""
+    """How long a lock and a statement may take (milliseconds), and how often and how patiently a lost
+    race is repeated.
+    """
 
     lock_timeout_ms: int = 5000
     statement_timeout_ms: int = 300_000
@@ -91,7 +93,9 @@ class Limits:
 
 
 def read_script(path: str, *, undo_path: str = "", name: str = "", always_run: bool = False) -> Script:
-    """Reads a script and its undo script; without ``undo_path``, ``X.undo.sql`` beside ``X.sql`` is taken when it exists."""
+    """Reads a script and its undo script; without ``undo_path``, ``X.undo.sql`` beside ``X.sql`` is taken when it
+    exists.
+    """
     file = Path(path)
     undo_file = Path(undo_path) if undo_path else file.with_suffix(".undo.sql")
     return Script(
@@ -155,23 +159,25 @@ def sql_script(
 ) -> Result:
     """Brings every script to ``state`` (``applied``, or ``undone`` in reverse order).
 
-    Each script runs in a transaction of its own, together with its line in the ledger, under one advisory lock: whatever
-    happens, it is there as a whole or not at all. In check mode all of them run in one transaction that is rolled back,
-    so that the second sees what the first would have done.
+    Each script runs in a transaction of its own, together with its line in the ledger, under one advisory lock:
+    whatever happens, it is there as a whole or not at all. In check mode all of them run in one transaction that is
+    rolled back, so that the second sees what the first would have done.
 
     Args:
         connect: gives a new connection; called once per attempt.
         variables: names and values that scripts read with ``current_setting('wheels_ops.NAME', true)``.
         run_id: written into the ledger, to find the run again.
-        rehearse: in check mode, run the scripts and roll them back; else they are read and judged, and the ledger alone says what would be run.
+        rehearse: in check mode, run the scripts and roll them back; else they are read and judged, and the ledger alone
+        says what would be run.
 
     Returns:
-        ``actions``: one per script, in the order worked on: ``action`` (apply, undo, keep), ``target``, ``changed``, ``checksum``,
-        ``statements``, ``rows``, ``duration_ms``, ``attempts``, and ``catalog``, what became different in the database.
-        ``before`` and ``after`` give state and checksum of each script in the ledger.
+        ``actions``: one per script, in the order worked on: ``action`` (apply, undo, keep), ``target``, ``changed``,
+        ``checksum``, ``statements``, ``rows``, ``duration_ms``, ``attempts``, and ``catalog``, what became different in
+        the database. ``before`` and ``after`` give state and checksum of each script in the ledger.
 
     Raises:
-        OpsError: with ``script``, ``line``, ``statement`` and ``sqlstate``. What earlier scripts did is kept; the failing one left nothing.
+        OpsError: with ``script``, ``line``, ``statement`` and ``sqlstate``. What earlier scripts did is kept; the
+        failing one left nothing.
     """
     limits = limits or Limits()
     names = [script.name for script in scripts]
@@ -209,7 +215,9 @@ def rehearse(
     variables: t.Optional[t.Mapping[str, str]] = None,
     limits: t.Optional[Limits] = None,
 ) -> None:
-    """Runs those scripts that a real run would apply, and leaves the transaction open: whatever is asked next on the connection sees what they do."""
+    """Runs those scripts that a real run would apply, and leaves the transaction open: whatever is asked next on the
+    connection sees what they do.
+    """
     _Run(lambda: connection, "applied", dict(variables or {}), limits or Limits(), "", True, time.sleep).open(
         connection, scripts
     )
@@ -299,7 +307,9 @@ class _Run:
         cursor.execute("select set_config('statement_timeout', %s, true)", (f"{self.limits.statement_timeout_ms}ms",))
 
     def _forget(self, cursor: t.Any) -> None:
-        """What a script leaves in its session does not reach the next one, which in a real run has a connection of its own."""
+        """What a script leaves in its session does not reach the next one, which in a real run has a connection of its
+        own.
+        """
         with translated("Resetting the session"):
             # psycopg2 reads dates as ISO and sees to it once, when it connects.
             cursor.execute("reset session authorization; reset all; discard temp; set datestyle = iso")
@@ -489,7 +499,9 @@ def _without_leading_comments(text: str) -> str:
 
 
 def _error_line(statement: Statement, error: t.Any) -> int:
-    """The line in the script: of the position that the server names, of the line inside a DO block, else of the statement."""
+    """The line in the script: of the position that the server names, of the line inside a DO block, else of the
+    statement.
+    """
     position = error.diag.statement_position
     if position:
         return statement.line + statement.sql.count("\n", 0, int(position) - 1)

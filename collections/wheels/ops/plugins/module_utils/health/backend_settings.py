@@ -14,8 +14,8 @@ def _variables(prefix: str, *levels: str) -> t.Dict[str, str]:
     return {level: f"{prefix}_{level.upper()}_THRESHOLD" for level in ("warning", "critical", *levels)}
 
 
-#: threshold -> variables of the backend by limit. The limits of the disk are those of its bytes and of its inodes. Of waiting tasks the
-#: backend only warns; a WebSocket's round trip is measured from outside, and by the host alone.
+#: threshold -> variables of the backend by limit. The limits of the disk are those of its bytes and of its inodes. Of
+#: waiting tasks the backend only warns; a WebSocket's round trip is measured from outside, and by the host alone.
 VARIABLES: t.Mapping[str, t.Sequence[t.Mapping[str, str]]] = {
     "memory": (_variables("MEMORY", "emergency"),),
     "cpu": (_variables("CPU"),),
@@ -26,17 +26,19 @@ VARIABLES: t.Mapping[str, t.Sequence[t.Mapping[str, str]]] = {
     "websocket_ms": (),
 }
 _LEVELS = ("warning", "critical", "emergency")
-#: The backend has no word for "no such limit": what no value is above. Of milliseconds a day; of tasks more than a Redis can hold.
+#: The backend has no word for "no such limit": what no value is above. Of milliseconds a day; of tasks more than a
+#: Redis can hold.
 _NEVER = {"response_time_ms": 86_400_000.0, "waiting_tasks": 1e12}
 
 
 def threshold_variables(
     thresholds: t.Mapping[str, t.Any], beside: t.Optional[t.Mapping[str, t.Any]] = None
 ) -> t.Dict[str, str]:
-    """Every limit as a variable: the given ones, the incident report's for the others. A limit that a host has not is the next higher one, as
-    the backend lets none of its limits lie below the one before.
+    """Every limit as a variable: the given ones, the incident report's for the others. A limit that a host has not is
+    the next higher one, as the backend lets none of its limits lie below the one before.
 
-    Raises ``OpsError`` for nonsense, and where one of the variables ``beside`` them says otherwise: one host would have two truths.
+    Raises ``OpsError`` for nonsense, and where one of the variables ``beside`` them says otherwise: one host would have
+    two truths.
     """
     limits = {**DEFAULTS, **parse(thresholds)}
     variables = {}

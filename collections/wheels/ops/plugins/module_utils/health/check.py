@@ -4,13 +4,15 @@
 
 What could not be measured is one of two things. The rule for every check and every error:
 
-* ``critical`` where the subject was asked and cannot be used: refused, no answer to one question within the time for it, no connection free,
-  a wrong password, an error for an answer. The application has the same server and mostly the same login; and where it has another, a
-  person has to look. Monitoring plugins for Nagios do the same.
-* ``unknown`` where we could not ask for a reason of our own: an option that makes no sense, a name that does not resolve, a library or a
-  right that we lack, the time limit for all checks together, a check that breaks. A check raises ``OpsError`` then, or gives ``unknown``.
+* ``critical`` where the subject was asked and cannot be used: refused, no answer to one question within the time for
+  it, no connection free, a wrong password, an error for an answer. The application has the same server and mostly the
+  same login; and where it has another, a person has to look. Monitoring plugins for Nagios do the same.
+* ``unknown`` where we could not ask for a reason of our own: an option that makes no sense, a name that does not
+  resolve, a library or a right that we lack, the time limit for all checks together, a check that breaks. A check
+  raises ``OpsError`` then, or gives ``unknown``.
 
-Where several things are wrong with one subject, its status is that of the worst, and the message begins with it (``conclude``).
+Where several things are wrong with one subject, its status is that of the worst, and the message begins with it
+(``conclude``).
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def unknown(name: str, why: str, **details: t.Any) -> Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check saw of its subject. ``text`` is a clause without a full stop, ``remedy`` what cures this one."""
+    """One thing that a check saw of its subject.
+
+    ``text`` is a clause without a full stop, ``remedy`` what cures this one.
+    """
 
     status: Status
     text: str
@@ -60,9 +65,11 @@ class Finding:
 
 
 def conclude(name: str, findings: t.Iterable[Finding], *, fine: str, **further: t.Any) -> Check:
-    """A check from what was found. The worst finding gives the status, begins the message and names the remedy; the others follow.
+    """A check from what was found. The worst finding gives the status, begins the message and names the remedy; the
+    others follow.
 
-    ``fine`` is the clause for a subject with which nothing is wrong; findings that are ``ok`` are remarks and stand behind it.
+    ``fine`` is the clause for a subject with which nothing is wrong; findings that are ``ok`` are remarks and stand
+    behind it.
     """
     ordered = sorted(findings, key=lambda finding: -STATUSES.index(finding.status))
     wrong = [finding for finding in ordered if finding.status not in ("ok", "skipped")]
@@ -75,7 +82,8 @@ def conclude(name: str, findings: t.Iterable[Finding], *, fine: str, **further: 
 
 
 def is_ours(error: t.Optional[BaseException]) -> bool:
-    """Whether an error of connecting has a reason of our own: a host name that does not resolve here, or a right that we lack.
+    """Whether an error of connecting has a reason of our own: a host name that does not resolve here, or a right that
+    we lack.
 
     Libraries wrap the error of the socket several times, as a cause, a context, an argument or a ``reason``.
     """

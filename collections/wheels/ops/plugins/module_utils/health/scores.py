@@ -33,7 +33,10 @@ def on_curve(value: float, curve: Curve) -> float:
 
 
 def combine(parts: t.Iterable[t.Optional[float]]) -> t.Optional[float]:
-    """Half the worst part, half the mean: one exhausted resource must show, whatever the others do. None without parts."""
+    """Half the worst part, half the mean: one exhausted resource must show, whatever the others do.
+
+    None without parts.
+    """
     known = [part for part in parts if part is not None]
     if not known:
         return None
@@ -81,7 +84,10 @@ def user_experience(
 
 
 def overall(statuses: t.Iterable[str]) -> str:
-    """``healthy``, ``warning`` or ``critical`` from the statuses of all checks. What is unknown is never shown as healthy."""
+    """``healthy``, ``warning`` or ``critical`` from the statuses of all checks.
+
+    What is unknown is never shown as healthy.
+    """
     found = [status for status in statuses if status != "skipped"]
     if any(status in ("critical", "emergency", "fail") for status in found):
         return "critical"

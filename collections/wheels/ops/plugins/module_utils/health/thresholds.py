@@ -11,8 +11,9 @@ from ..core import options
 from ..core.results import OpsError
 
 Status = str
-#: Worst last, the one order of severity: ``report``, the exit status of the programs and the exposition follow it. ``skipped`` was not asked
-#: for. ``unknown`` could not be measured: it may be anything, so that it is worse than a warning, of which one knows how bad it is.
+#: Worst last, the one order of severity: ``report``, the exit status of the programs and the exposition follow it.
+#: ``skipped`` was not asked for. ``unknown`` could not be measured: it may be anything, so that it is worse than a
+#: warning, of which one knows how bad it is.
 STATUSES: t.Tuple[Status, ...] = ("skipped", "ok", "warning", "unknown", "critical", "emergency")
 
 
@@ -48,8 +49,9 @@ class Thresholds:
         return asdict(self)
 
 
-#: "Automated Alerts" and "Key Performance Indicators" of the incident report. The last two are judgement: two workers finish a thousand short
-#: tasks in seconds, and a round trip over a socket that is open takes a second only where the event loop stalls.
+#: "Automated Alerts" and "Key Performance Indicators" of the incident report. The last two are judgement: two workers
+#: finish a thousand short tasks in seconds, and a round trip over a socket that is open takes a second only where the
+#: event loop stalls.
 DEFAULTS: t.Dict[str, Thresholds] = {
     "memory": Thresholds(65, 75, 85),
     "cpu": Thresholds(70, 85),
@@ -72,7 +74,10 @@ def worst(statuses: t.Iterable[Status]) -> Status:
 
 
 def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
-    """Thresholds from a caller's dictionaries; what is not given keeps its default. Raises ``OpsError`` for nonsense."""
+    """Thresholds from a caller's dictionaries; what is not given keeps its default.
+
+    Raises ``OpsError`` for nonsense.
+    """
     parsed = {}
     for name, limits in given.items():
         if name not in DEFAULTS:

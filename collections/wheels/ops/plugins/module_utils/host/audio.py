@@ -19,7 +19,10 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 
 
 def describe(data: bytes) -> t.Dict[str, t.Any]:
-    """``format`` (wav, mp3), ``sample_rate`` in Hz, ``duration_ms``, ``silent``. Raises ``OpsError`` for what does not play."""
+    """``format`` (wav, mp3), ``sample_rate`` in Hz, ``duration_ms``, ``silent``.
+
+    Raises ``OpsError`` for what does not play.
+    """
     if data[:4] == b"RIFF":
         return _wav(data)
     return _mp3(data)
@@ -39,7 +42,9 @@ def _wav(data: bytes) -> t.Dict[str, t.Any]:
 
 
 def _mp3(data: bytes) -> t.Dict[str, t.Any]:
-    """Follows the chain of layer III frames from the first to the last byte; what is cut off in the last frame is let pass."""
+    """Follows the chain of layer III frames from the first to the last byte; what is cut off in the last frame is let
+    pass.
+    """
     position = 0
     if data[:3] == b"ID3" and len(data) > 10:
         position = 10 + ((data[6] & 127) << 21 | (data[7] & 127) << 14 | (data[8] & 127) << 7 | data[9] & 127)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What stands between us and a program of another user: gives up every right, then becomes the program, or reads his files for us.
+"""What stands between us and a program of another user: gives up every right, then becomes the program, or reads his
+files for us.
 
-``run_as`` hands the source of this file to our own interpreter, so that nothing is done between ``fork`` and ``exec`` of a process that has
-threads. It imports the standard library alone. Its settings come as JSON through one descriptor, and what it reports goes as a line of JSON
-through another; neither is inherited by the program.
+``run_as`` hands the source of this file to our own interpreter, so that nothing is done between ``fork`` and ``exec``
+of a process that has threads. It imports the standard library alone. Its settings come as JSON through one descriptor,
+and what it reports goes as a line of JSON through another; neither is inherited by the program.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def _raise(error: OSError) -> t.NoReturn:
 
 
 def _site_packages(interpreter: str) -> t.List[str]:
-    """The packages of the virtual environment that an interpreter belongs to, found without running it; none where it belongs to no environment."""
+    """The packages of the virtual environment that an interpreter belongs to, found without running it; none where it
+    belongs to no environment.
+    """
     prefix = os.path.dirname(os.path.dirname(interpreter))
     if not os.path.isfile(os.path.join(prefix, "pyvenv.cfg")):
         return []
@@ -141,7 +144,10 @@ def inspect(settings: Settings) -> t.Dict[str, t.Any]:
 
 
 def stage(settings: Settings) -> t.Dict[str, t.Any]:
-    """Copies a tree without what ``left_out`` names, and ``files`` (base64) over it. Without ``destination`` the tree is looked at alone."""
+    """Copies a tree without what ``left_out`` names, and ``files`` (base64) over it.
+
+    Without ``destination`` the tree is looked at alone.
+    """
     trust = _Trust(settings)
     source, destination = settings["source"], settings["destination"]
     trust.chain(source)
@@ -194,7 +200,9 @@ def _copy(source: str, destination: str, left_out: t.Sequence[str], trust: _Trus
 
 
 def packages(settings: Settings) -> t.Dict[str, t.Any]:
-    """The version of every package in the virtual environment of ``interpreter``, and the names that can be imported; nothing of it is run."""
+    """The version of every package in the virtual environment of ``interpreter``, and the names that can be imported;
+    nothing of it is run.
+    """
     places = _site_packages(settings["interpreter"])
     entries = [entry for place in places for entry in os.listdir(place)]
     # The names of these directories are specified ("Recording installed projects", packaging.python.org).

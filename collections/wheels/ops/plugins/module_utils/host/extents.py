@@ -32,7 +32,10 @@ def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 
 
 def collapse(descriptor: int, length: int) -> None:
-    """Takes the first ``length`` bytes out of a file; what follows moves to its beginning. In one step for every writer and reader."""
+    """Takes the first ``length`` bytes out of a file; what follows moves to its beginning.
+
+    In one step for every writer and reader.
+    """
     _fallocate(descriptor, COLLAPSE_RANGE, 0, length)
 
 
@@ -69,7 +72,8 @@ def supports(directory: int, operation: str) -> bool:
 def physical(descriptor: int, offset: int) -> t.Optional[int]:
     """Where on the device the byte at ``offset`` lies (FIEMAP); None for a hole or where the filesystem does not say.
 
-    Collapsing moves the mapping, not the data: this tells a file before it from the same file after it, whatever was written since.
+    Collapsing moves the mapping, not the data: this tells a file before it from the same file after it, whatever was
+    written since.
     """
     request = bytearray(struct.pack("=QQLLLL", offset, 1, _FIEMAP_SYNC, 0, 1, 0) + bytes(56))
     try:

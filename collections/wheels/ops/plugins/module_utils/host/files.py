@@ -2,12 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Reading and writing files below directories that somebody else may own.
 
-Every directory is opened by its descriptor, one name at a time, with O_NOFOLLOW, and every name is read, made, renamed or removed relative to
-such a descriptor: whoever swaps a directory for a link, at any moment, is refused and never followed. Owner, mode and time are set by the
-descriptor of a new file before it takes its name, so that whoever kills us leaves the old file or the new one, complete.
+Every directory is opened by its descriptor, one name at a time, with O_NOFOLLOW, and every name is read, made, renamed
+or removed relative to such a descriptor: whoever swaps a directory for a link, at any moment, is refused and never
+followed. Owner, mode and time are set by the descriptor of a new file before it takes its name, so that whoever kills
+us leaves the old file or the new one, complete.
 
-A new file is written as ``.NAME.TOKEN.wheels-ops`` under an exclusive ``flock``. A writer that was killed holds no lock any more: what it left
-is told apart from the file of a writer that lives, and is removed by the next.
+A new file is written as ``.NAME.TOKEN.wheels-ops`` under an exclusive ``flock``. A writer that was killed holds no lock
+any more: what it left is told apart from the file of a writer that lives, and is removed by the next.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def sha256(content: bytes) -> str:
 
 
 def real_directory(path: t.Union[str, Path]) -> str:
-    """The path of a directory without links. Raises ``OpsError`` for a link that nobody should follow, ``OSError`` where there is no directory."""
+    """The path of a directory without links.
+
+    Raises ``OpsError`` for a link that nobody should follow, ``OSError`` where there is no directory.
+    """
     descriptor, real = _follow(str(path))
     os.close(descriptor)
     return real
@@ -55,8 +59,8 @@ def open_real_directory(path: t.Union[str, Path]) -> int:
 def _follow(path: str) -> t.Tuple[int, str]:
     """A descriptor of a directory and its real path.
 
-    A link is followed where root or this user made it in a directory of such a user; a link of anybody else only to a directory of his own,
-    where he can write anyway (the rule of systemd's CHASE_SAFE).
+    A link is followed where root or this user made it in a directory of such a user; a link of anybody else only to a
+    directory of his own, where he can write anyway (the rule of systemd's CHASE_SAFE).
     """
     trusted = {0, os.geteuid()}
     stack = [os.open("/", _PASS | os.O_DIRECTORY)]
@@ -125,7 +129,10 @@ def _parts(path: Path, below: str) -> t.List[str]:
 
 
 def _open(path: Path, below: str) -> int:
-    """A descriptor of a directory. ``below``: the real path of a directory under which no link at all is followed. Raises ``OSError``."""
+    """A descriptor of a directory. ``below``: the real path of a directory under which no link at all is followed.
+
+    Raises ``OSError``.
+    """
     if not below:
         return _follow(str(path))[0]
     if str(path) == below:
@@ -149,7 +156,9 @@ def _open(path: Path, below: str) -> int:
 
 
 def nearest(path: Path, *, below: str) -> t.Tuple[t.List[Path], os.stat_result]:
-    """The directories that are missing on the way to a file, the innermost first, and the status of the innermost that is there."""
+    """The directories that are missing on the way to a file, the innermost first, and the status of the innermost that
+    is there.
+    """
     missing = []
     for parent in path.parents:
         try:
@@ -169,8 +178,8 @@ def nearest(path: Path, *, below: str) -> t.Tuple[t.List[Path], os.stat_result]:
 def read_regular(path: Path, below: str = "") -> t.Optional[t.Tuple[bytes, os.stat_result]]:
     """A file's content and status; None where there is none.
 
-    Raises ``OpsError`` for what is no regular file, without opening it (a FIFO would block, a device may act), and for one of more than
-    ``MAX_BYTES``.
+    Raises ``OpsError`` for what is no regular file, without opening it (a FIFO would block, a device may act), and for
+    one of more than ``MAX_BYTES``.
     """
     try:
         directory = _open(path.parent, below)
@@ -238,7 +247,10 @@ def require_single(path: Path, status: os.stat_result) -> None:
 
 
 def temporary_name(name: str, token: str) -> str:
-    """The name under which a file is written before it takes its own. ``token``: 8 hexadecimal digits that nobody can guess."""
+    """The name under which a file is written before it takes its own.
+
+    ``token``: 8 hexadecimal digits that nobody can guess.
+    """
     return f".{name}.{token}{SUFFIX}"
 
 
@@ -254,10 +266,11 @@ def make_directories(
     owner: t.Optional[t.Tuple[int, int]] = None,
     ours: t.Collection[Path] = (),
 ) -> None:
-    """Makes a directory with ``mode``, and those above it that are missing, which everybody may pass. Raises ``OSError`` or ``OpsError``.
+    """Makes a directory with ``mode``, and those above it that are missing, which everybody may pass. Raises
+    ``OSError`` or ``OpsError``.
 
-    ``ours``: directories that get ``owner`` (uid, gid; where we may set it) and ``mode`` whether they are missing or not: a run that was killed
-    may have made them and come no further.
+    ``ours``: directories that get ``owner`` (uid, gid; where we may set it) and ``mode`` whether they are missing or
+    not: a run that was killed may have made them and come no further.
     """
     missing: t.List[Path] = []
     descriptor = -1
@@ -313,9 +326,10 @@ def write_atomically(
 ) -> None:
     """Writes beside the target and renames over it. ``owner`` is (uid, gid), given where we may set it.
 
-    ``below``: the real path of a directory under which no link is followed; without it links are followed as ``real_directory`` does.
-    ``token``: of the temporary name, where a journal knows it and sweeps what is left; without it this call removes what an earlier one left.
-    Raises ``OpsError`` that names the path and what stands in the way (read-only, full, no right, a link).
+    ``below``: the real path of a directory under which no link is followed; without it links are followed as
+    ``real_directory`` does. ``token``: of the temporary name, where a journal knows it and sweeps what is left; without
+    it this call removes what an earlier one left. Raises ``OpsError`` that names the path and what stands in the way
+    (read-only, full, no right, a link).
     """
     directory = -1
     temporary = ""
@@ -375,7 +389,9 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 def _sweep_matching(directory: int, name: str) -> None:
-    """Removes what earlier calls left of the files that a regular expression names: temporary files of this user or the directory's owner."""
+    """Removes what earlier calls left of the files that a regular expression names: temporary files of this user or the
+    directory's owner.
+    """
     pattern = re.compile(rf"\.{name}\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
     owners = {os.geteuid(), os.fstat(directory).st_uid}
     with contextlib.suppress(OSError):
@@ -395,7 +411,10 @@ def sweep_directory(path: Path) -> None:
 
 
 def _sweep_name(directory: int, name: str, *, dry: bool = False) -> bool:
-    """Removes a temporary file whose writer is dead; whether there was one. What is no regular file, or is locked, stays."""
+    """Removes a temporary file whose writer is dead; whether there was one.
+
+    What is no regular file, or is locked, stays.
+    """
     descriptor = -1
     try:
         before = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -423,7 +442,10 @@ def _sweep_name(directory: int, name: str, *, dry: bool = False) -> bool:
 
 
 def sweep(path: Path, token: str, *, below: str, dry: bool = False) -> bool:
-    """Removes the temporary file that a killed writer of ``path`` left under ``token``; whether there was one. ``dry`` only tells."""
+    """Removes the temporary file that a killed writer of ``path`` left under ``token``; whether there was one.
+
+    ``dry`` only tells.
+    """
     try:
         directory = _open(path.parent, below)
     except (OSError, OpsError):
@@ -499,7 +521,10 @@ def set_time(path: Path, mtime_ns: int, *, below: str) -> None:
 
 
 def listing(path: Path, *, below: str) -> t.Tuple[str, int]:
-    """A digest of the names in a directory, and its time of change in nanoseconds. Raises ``OSError`` or ``OpsError``."""
+    """A digest of the names in a directory, and its time of change in nanoseconds.
+
+    Raises ``OSError`` or ``OpsError``.
+    """
     descriptor = _open(path, below)
     try:
         names = "\0".join(sorted(os.listdir(descriptor)))

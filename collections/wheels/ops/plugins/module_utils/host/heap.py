@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a process' memory is made of, read from /proc/PID/smaps and a few words of /proc/PID/mem, without stopping it: is a trim worth it?"""
+"""What a process' memory is made of, read from /proc/PID/smaps and a few words of /proc/PID/mem, without stopping it:
+is a trim worth it?
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _ALLOCATORS = ("jemalloc", "mimalloc", "tcmalloc", "ld-musl")
 
 @dataclass(frozen=True)
 class Heap:
-    """Bytes. ``trim_bound``: malloc_trim can give back no more than this, and gave 91 to 96 % of it where the heap was waste.
-    ``other_anonymous``: pymalloc's small objects and large blocks, which only recycling the process gives back."""
+    """Bytes. ``trim_bound``: malloc_trim can give back no more than this, and gave 91 to 96 % of it where the heap was
+    waste. ``other_anonymous``: pymalloc's small objects and large blocks, which only recycling the process gives back.
+    """
 
     rss: int
     trim_bound: int
@@ -60,7 +63,9 @@ def mappings(pid: t.Union[int, str], proc: str = "/proc") -> t.List[_Mapping]:
 
 @contextlib.contextmanager
 def _memory(pid: t.Union[int, str], proc: str) -> t.Iterator[t.Optional[int]]:
-    """A descriptor of the process' memory; None where the kernel wants more for it than for smaps (Yama's ptrace_scope)."""
+    """A descriptor of the process' memory; None where the kernel wants more for it than for smaps (Yama's
+    ptrace_scope).
+    """
     try:
         descriptor = os.open(f"{proc}/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -72,12 +77,16 @@ def _memory(pid: t.Union[int, str], proc: str) -> t.Iterator[t.Optional[int]]:
             os.close(descriptor)
 
 
-#: The head of glibc's struct heap_info (malloc/arena.c): its arena, the heap before it, its size, how much of it was ever made usable.
+#: The head of glibc's struct heap_info (malloc/arena.c): its arena, the heap before it, its size, how much of it was
+#: ever made usable.
 _HEAP_INFO = struct.Struct("@PPNN")
 
 
 def _heap_sizes(memory: int, addresses: t.Iterable[int]) -> t.List[int]:
-    """Bytes of the glibc heaps that begin at ``addresses``, as their heads say. Raises ``OSError`` where the memory may not be read."""
+    """Bytes of the glibc heaps that begin at ``addresses``, as their heads say.
+
+    Raises ``OSError`` where the memory may not be read.
+    """
     found = []
     for address in addresses:
         arena, _before, size, usable = _HEAP_INFO.unpack(os.pread(memory, _HEAP_INFO.size, address))
@@ -90,9 +99,10 @@ def _heap_sizes(memory: int, addresses: t.Iterable[int]) -> t.List[int]:
 def _arena_bytes(mapping: _Mapping, following: t.Optional[_Mapping], memory: t.Optional[int]) -> int:
     """How much of an anonymous mapping may belong to arenas.
 
-    A heap of an arena begins at a multiple of 64 MiB; its unused rest follows without any access. The kernel joins neighbours, so that a heap
-    may begin inside a mapping. Where the process' ``memory`` may not be read, position is all there is to tell by: one mapping in 32 of
-    pymalloc's, which the kernel lays at multiples of 2 MiB, looks the same.
+    A heap of an arena begins at a multiple of 64 MiB; its unused rest follows without any access. The kernel joins
+    neighbours, so that a heap may begin inside a mapping. Where the process' ``memory`` may not be read, position is
+    all there is to tell by: one mapping in 32 of pymalloc's, which the kernel lays at multiples of 2 MiB, looks the
+    same.
     """
     first = -(-mapping.start // ARENA) * ARENA
     if first >= mapping.end:

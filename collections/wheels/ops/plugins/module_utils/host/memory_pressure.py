@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Memory as the kernel accounts it: the host, the tightest cgroup around a process (v1, v2, both at once), and pressure stalls (PSI).
+"""Memory as the kernel accounts it: the host, the tightest cgroup around a process (v1, v2, both at once), and pressure
+stalls (PSI).
 
-A percentage says how much is in use that could not be had back at once. Whether that hurts anybody, the kernel says itself: by the time that
-tasks wait for memory (PSI), or by how often it ran into a limit where it was built without PSI.
+A percentage says how much is in use that could not be had back at once. Whether that hurts anybody, the kernel says
+itself: by the time that tasks wait for memory (PSI), or by how often it ran into a limit where it was built without
+PSI.
 
 ``proc`` and ``root`` are given by tests, which record whole trees.
 """
@@ -19,8 +21,8 @@ from dataclasses import dataclass, field
 from ..core.results import OpsError
 from . import processes
 
-#: Percent of ten seconds in which every task that could run waited for memory, from which that is pressure. A judgement: systemd-oomd ends
-#: processes at 60 % for 30 s, and a machine that merely reads many files stays below 5.
+#: Percent of ten seconds in which every task that could run waited for memory, from which that is pressure. A
+#: judgement: systemd-oomd ends processes at 60 % for 30 s, and a machine that merely reads many files stays below 5.
 STALLED = 10.0
 
 
@@ -28,8 +30,9 @@ STALLED = 10.0
 class Scope:
     """What bounds a process: ``host``, or the cgroup at ``path``. ``used_bytes`` leaves out caches that can go at once.
 
-    ``limit_bytes`` of a cgroup is the lower of what ends processes (memory.max) and what freezes them (memory.high). ``stalls`` as of
-    ``stalls()``, None without PSI; ``events`` counts since boot or the cgroup's start how often a limit was met.
+    ``limit_bytes`` of a cgroup is the lower of what ends processes (memory.max) and what freezes them (memory.high).
+    ``stalls`` as of ``stalls()``, None without PSI; ``events`` counts since boot or the cgroup's start how often a
+    limit was met.
     """
 
     kind: str
@@ -61,7 +64,10 @@ class Scope:
 
 
 def pressed(now: Scope, earlier: t.Optional[Scope] = None) -> str:
-    """What the kernel says of pressure in a scope; empty where it reports none. Without PSI the events since ``earlier`` decide."""
+    """What the kernel says of pressure in a scope; empty where it reports none.
+
+    Without PSI the events since ``earlier`` decide.
+    """
     if now.stalled is not None:
         return f"all tasks waited for memory {now.stalled:.1f} % of the last 10 s" if now.stalled >= STALLED else ""
     if earlier is None:
@@ -86,23 +92,28 @@ def meminfo(proc: str = "/proc") -> t.Dict[str, int]:
 
 
 def host(proc: str = "/proc") -> Scope:
-    """The machine. MemAvailable is the kernel's own estimate of what can be had without swapping: page cache counts as available.
+    """The machine. MemAvailable is the kernel's own estimate of what can be had without swapping: page cache counts as
+    available.
 
-    Two things it does not know of: the cache of ZFS (ARC), which shrinks to ``c_min`` on demand but counts as the kernel's own memory (htop and
-    arc_summary take the same part off), and the pool of huge pages, which nothing but its users can have, so that it is neither in use nor free.
+    Two things it does not know of: the cache of ZFS (ARC), which shrinks to ``c_min`` on demand but counts as the
+    kernel's own memory (htop and arc_summary take the same part off), and the pool of huge pages, which nothing but its
+    users can have, so that it is neither in use nor free.
     """
     values = meminfo(proc)
     pool = values.get("Hugetlb", values.get("HugePages_Total", 0) * values.get("Hugepagesize", 0))
     total = values["MemTotal"] - (pool if pool < values["MemTotal"] else 0)
     available = values["MemAvailable"] if "MemAvailable" in values else values.get("MemFree", 0)
     used = max(0, total - available)
-    # In a container with a /proc of its own (lxcfs) the ARC is the host's, and no part of what is used here: processes' memory never is.
+    # In a container with a /proc of its own (lxcfs) the ARC is the host's, and no part of what is used here: processes'
+    # memory never is.
     used = max(min(used, values.get("AnonPages", 0) + values.get("Shmem", 0)), used - _arc(proc, used))
     return Scope("host", "/", total, used, stalls(f"{proc}/pressure/memory"), _met(proc))
 
 
 def _arc(proc: str, used: int) -> int:
-    """Bytes that the cache of ZFS gives back on demand; 0 without ZFS, and where it is larger than all that is in use here."""
+    """Bytes that the cache of ZFS gives back on demand; 0 without ZFS, and where it is larger than all that is in use
+    here.
+    """
     try:
         rows = (line.split() for line in _text(f"{proc}/spl/kstat/zfs/arcstats").splitlines())
         values = {fields[0]: int(fields[2]) for fields in rows if len(fields) == 3 and fields[2].isdigit()}
@@ -113,7 +124,9 @@ def _arc(proc: str, used: int) -> int:
 
 
 def _met(proc: str) -> t.Dict[str, int]:
-    """How often a task of this machine had to free memory itself before it got some, and how often one was ended for want of it."""
+    """How often a task of this machine had to free memory itself before it got some, and how often one was ended for
+    want of it.
+    """
     try:
         rows = [line.split() for line in _text(f"{proc}/vmstat").splitlines()]
     except OSError:
@@ -127,7 +140,9 @@ def _met(proc: str) -> t.Dict[str, int]:
 
 
 def stalls(path: str = "/proc/pressure/memory") -> t.Optional[t.Dict[str, float]]:
-    """Percent of time in which some, or all, tasks waited for memory (or for what ``path`` is about), over the last 10 s; None where the kernel has no PSI."""
+    """Percent of time in which some, or all, tasks waited for memory (or for what ``path`` is about), over the last 10
+    s; None where the kernel has no PSI.
+    """
     try:
         text = _text(path)
     except OSError:
@@ -160,7 +175,9 @@ def _mounts(proc: str) -> t.List[_Mount]:
 
 
 def _directories(pid: t.Union[int, str], proc: str, root: str) -> t.Iterator[t.Tuple[int, str, str]]:
-    """The cgroup directories of a process, innermost first, up to the hierarchy's top: version, directory, path in the hierarchy."""
+    """The cgroup directories of a process, innermost first, up to the hierarchy's top: version, directory, path in the
+    hierarchy.
+    """
     mounts = _mounts(proc)
     for group in processes.control_groups(pid, proc=proc):
         path = group.path
@@ -202,7 +219,9 @@ def _statistics(directory: str) -> t.Dict[str, int]:
 
 
 def cgroup(pid: t.Union[int, str] = "self", *, proc: str = "/proc", root: str = "") -> t.Optional[Scope]:
-    """The cgroup around a process that is nearest to its limit; None where nothing limits it, or less than the machine does."""
+    """The cgroup around a process that is nearest to its limit; None where nothing limits it, or less than the machine
+    does.
+    """
     total = meminfo(proc)["MemTotal"]
     tightest: t.Optional[Scope] = None
     try:
@@ -256,7 +275,9 @@ def own_directory(pid: int, *, proc: str = "/proc", root: str = "") -> str:
 
 
 def file_cache(directory: str, version: int = 2) -> int:
-    """Bytes of file cache that a cgroup is charged for and that are not dirty, not shared memory: what was used often as well as what was not."""
+    """Bytes of file cache that a cgroup is charged for and that are not dirty, not shared memory: what was used often
+    as well as what was not.
+    """
     values = _statistics(directory)
     clean, dirty = ("inactive_file", "active_file"), ("file_dirty", "file_writeback")
     if version == 1:

@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Who has a file open: the processes that /proc names, and the kernel's own word by a lease.
 
-/proc names owners and flags, but shows nothing of other users' processes to a user who is not root. A write lease is granted
-only where no other open of the inode exists anywhere, in whatever container or namespace, and holds off new ones.
+/proc names owners and flags, but shows nothing of other users' processes to a user who is not root. A write lease is
+granted only where no other open of the inode exists anywhere, in whatever container or namespace, and holds off new
+ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ Identity = t.Tuple[int, int]
 
 @dataclass(frozen=True)
 class Holder:
-    """One open file of one process. ``fd`` is None for a mapping. ``append``: every write goes to the end, wherever that is then."""
+    """One open file of one process. ``fd`` is None for a mapping.
+
+    ``append``: every write goes to the end, wherever that is then.
+    """
 
     pid: int
     command: str
@@ -60,7 +64,10 @@ def _flags(proc: str, pid: str, fd: str) -> int:
 def open_files(
     wanted: t.Optional[t.Collection[Identity]] = None, *, proc: str = "/proc", mappings: bool = True
 ) -> Open:
-    """One pass over every process: all open regular files, or only those of ``wanted``. Our own descriptors are left out."""
+    """One pass over every process: all open regular files, or only those of ``wanted``.
+
+    Our own descriptors are left out.
+    """
     found = Open()
     own = str(os.getpid())
     mapped: t.Set[str] = set()
@@ -109,7 +116,10 @@ def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pi
 def _look_at_maps(
     found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pid: str, seen: t.Set[str]
 ) -> None:
-    """Files that are mapped may be open no more. Each distinct file is looked at once: all processes map the same libraries."""
+    """Files that are mapped may be open no more.
+
+    Each distinct file is looked at once: all processes map the same libraries.
+    """
     try:
         with open(f"{proc}/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()
@@ -148,10 +158,12 @@ def _look_at_maps(
 
 @contextlib.contextmanager
 def lease(descriptor: int, *, writers_only: bool = False) -> t.Iterator[t.Optional[bool]]:
-    """Asks the kernel whether anyone else has the file of ``descriptor`` open: True nobody has, False somebody, None it cannot say.
+    """Asks the kernel whether anyone else has the file of ``descriptor`` open: True nobody has, False somebody, None it
+    cannot say.
 
-    ``writers_only``: readers do not count; ``descriptor`` has to be open for reading only. With True, whoever opens the file inside the
-    block (for writing, with ``writers_only``) waits in open() until the block ends, at most for /proc/sys/fs/lease-break-time.
+    ``writers_only``: readers do not count; ``descriptor`` has to be open for reading only. With True, whoever opens the
+    file inside the block (for writing, with ``writers_only``) waits in open() until the block ends, at most for
+    /proc/sys/fs/lease-break-time.
     """
     free: t.Optional[bool] = None
     try:

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Processes and listening sockets as /proc shows them; each of its files has one reader, here.
 
-Own processes need no right, those of others need root. ``proc`` is where /proc is mounted; tests give another directory.
+Own processes need no right, those of others need root. ``proc`` is where /proc is mounted; tests give another
+directory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def _read(path: str) -> str:
 
 @dataclass(frozen=True)
 class Stat:
-    """What proc(5) says of a process in /proc/PID/stat. ``state`` is a letter; times are in clock ticks, ``start`` counts from the boot."""
+    """What proc(5) says of a process in /proc/PID/stat.
+
+    ``state`` is a letter; times are in clock ticks, ``start`` counts from the boot.
+    """
 
     state: str
     parent: int
@@ -83,7 +87,10 @@ def status(pid: t.Union[int, str]) -> t.Dict[str, str]:
 
 
 def kilobytes(pid: int, name: str, *, proc: str = "/proc") -> t.Dict[str, int]:
-    """The lines ``Name:   123 kB`` of a file of a process (``status``, ``smaps_rollup``). Raises ``OSError`` where it is gone."""
+    """The lines ``Name:   123 kB`` of a file of a process (``status``, ``smaps_rollup``).
+
+    Raises ``OSError`` where it is gone.
+    """
     fields = (line.split() for line in _read(f"{proc}/{pid}/{name}").splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in fields if len(words) == 3 and words[2] == "kB"}
 
@@ -169,7 +176,9 @@ def hidden(pid: int, name: str = "environ") -> bool:
 
 
 def ending(pid: int) -> bool:
-    """Whether a process has given its memory back: what is left of it belongs to root, also where its user asks (proc(5), /proc/PID)."""
+    """Whether a process has given its memory back: what is left of it belongs to root, also where its user asks
+    (proc(5), /proc/PID).
+    """
     try:
         return "VmSize" not in status(pid)
     except OSError:
@@ -200,7 +209,8 @@ def start_time(pid: int) -> t.Optional[float]:
 
 
 def cpu_demand(pid: int) -> float:
-    """Seconds in which its threads ran or waited for a free CPU, so far: on a host that is too busy, one at work gets little. 0 where it is gone.
+    """Seconds in which its threads ran or waited for a free CPU, so far: on a host that is too busy, one at work gets
+    little. 0 where it is gone.
 
     By schedstat, nanoseconds; a kernel that was built without it has only the time that they ran.
     """
@@ -214,7 +224,9 @@ def cpu_demand(pid: int) -> float:
 
 
 def all_stopped(pids: t.Collection[int]) -> int:
-    """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one can run."""
+    """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one
+    can run.
+    """
     stopped = []
     for pid in sorted(pids):
         facts = stat(pid)
@@ -228,8 +240,10 @@ def all_stopped(pids: t.Collection[int]) -> int:
 
 
 def connected(port: int, pids: t.Optional[t.Collection[int]] = None) -> t.Dict[int, int]:
-    """The processes, among ``pids`` or all that may be read, with a TCP connection to a remote port, by their local port. A socket that a
-    process has passed on to its children is the parent's. Raises ``OpsError`` as ``holders`` does."""
+    """The processes, among ``pids`` or all that may be read, with a TCP connection to a remote port, by their local
+    port. A socket that a process has passed on to its children is the parent's. Raises ``OpsError`` as ``holders``
+    does.
+    """
     local: t.Dict[int, int] = {}
     for name in ("tcp", "tcp6"):
         for space in sorted(pids)[:1] if pids else ["self"]:

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Runs a program whose code another user controls as that user, never as root.
 
-It gets a HOME and a TMPDIR of its own, an environment of its own, no descriptor of ours, no terminal, no way to gain rights, no network where that
-is asked for and the host can do it, and a time limit after which its whole process group is killed. A program that a third user may write is
-refused before (``require_trusted``).
+It gets a HOME and a TMPDIR of its own, an environment of its own, no descriptor of ours, no terminal, no way to gain
+rights, no network where that is asked for and the host can do it, and a time limit after which its whole process group
+is killed. A program that a third user may write is refused before (``require_trusted``).
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def _number_of(user: str) -> int:
 def owner_of(paths: t.Iterable[t.Union[str, Path]], *, user: str = "", uid: t.Optional[int] = None) -> Identity:
     """As whom the code in ``paths`` is run: ``user``, or ``uid`` (of the service that runs it), or its owner.
 
-    Root's code may run as root; where anybody else owns one of the paths, root is never the answer. Who is not root runs what is his own or root's.
-    Raises ``OpsError`` for a user that does not exist or that we may not become, and for code of another user where we are not root.
+    Root's code may run as root; where anybody else owns one of the paths, root is never the answer. Who is not root
+    runs what is his own or root's. Raises ``OpsError`` for a user that does not exist or that we may not become, and
+    for code of another user where we are not root.
     """
     owner, group = 0, 0
     for path in paths:
@@ -249,10 +250,12 @@ def run(
     stdin: bytes = b"",
     network: bool = True,
 ) -> Completed:
-    """Runs a program to its end as ``who``. ``place``: of ``private_directory``. ``environment``: beside what every program gets.
+    """Runs a program to its end as ``who``. ``place``: of ``private_directory``. ``environment``: beside what every
+    program gets.
 
-    ``network`` False: without one, where the host can do that; the result says whether it could. Raises ``TimedOut`` after ``timeout`` seconds, when
-    the process group is killed, and ``OpsError`` where the program cannot be started as that user.
+    ``network`` False: without one, where the host can do that; the result says whether it could. Raises ``TimedOut``
+    after ``timeout`` seconds, when the process group is killed, and ``OpsError`` where the program cannot be started as
+    that user.
     """
     settings = {
         "action": "exec",
@@ -274,7 +277,9 @@ def require_trusted(
     directories: t.Sequence[t.Union[str, Path]] = (),
     timeout: float = 60,
 ) -> None:
-    """Raises ``OpsError`` where somebody else than root, the owner and ``who`` may write an interpreter, what it imports, or a directory above it."""
+    """Raises ``OpsError`` where somebody else than root, the owner and ``who`` may write an interpreter, what it
+    imports, or a directory above it.
+    """
     user_site = [os.path.join(who.home, ".local", "lib")] if who.home and who.uid else []
     settings = {
         "action": "inspect",
@@ -293,7 +298,8 @@ def stage(
     left_out: t.Sequence[str],
     timeout: float = 180,
 ) -> None:
-    """Copies a tree, with ``files`` in it, into a directory of ``who``, by his own rights. Raises ``OpsError`` where a third user may write its code.
+    """Copies a tree, with ``files`` in it, into a directory of ``who``, by his own rights. Raises ``OpsError`` where a
+    third user may write its code.
 
     ``destination`` None: the tree is looked at alone.
     """
@@ -308,7 +314,9 @@ def stage(
 
 
 def packages_of(who: Identity, interpreter: str) -> t.Dict[str, t.Any]:
-    """``environment`` (whether the interpreter belongs to a virtual environment), ``versions`` by package, and ``modules``; nothing of it is run."""
+    """``environment`` (whether the interpreter belongs to a virtual environment), ``versions`` by package, and
+    ``modules``; nothing of it is run.
+    """
     return _ask({"action": "packages", "interpreter": interpreter}, who, 60)
 
 
@@ -399,7 +407,10 @@ def _start(
 def _communicate(
     process: subprocess.Popen[bytes], report: int, stdin: bytes, timeout: float, what: str
 ) -> t.Tuple[bytes, bytes, bytes]:
-    """Feeds and reads a process until it has ended. Something that it started, and that holds a pipe open, is not waited for."""
+    """Feeds and reads a process until it has ended.
+
+    Something that it started, and that holds a pipe open, is not waited for.
+    """
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise ValueError("the process needs pipes for its input, its output and its errors")
     outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray(), report: bytearray()}
@@ -445,5 +456,8 @@ def _communicate(
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a process has ended. It is not reaped yet, so that its number, which names its group too, is nobody else's when that is killed."""
+    """Whether a process has ended.
+
+    It is not reaped yet, so that its number, which names its group too, is nobody else's when that is killed.
+    """
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Walks and removes below one directory through descriptors only, so that no symlink, rename or mount can lead elsewhere.
+"""Walks and removes below one directory through descriptors only, so that no symlink, rename or mount can lead
+elsewhere.
 
-Every directory is opened relative to its parent's descriptor with O_NOFOLLOW and compared with what was seen there: device and inode. A bind
-mount of the same filesystem has the same device, but another inode than the directory under it. Names are removed relative to such a descriptor.
+Every directory is opened relative to its parent's descriptor with O_NOFOLLOW and compared with what was seen there:
+device and inode. A bind mount of the same filesystem has the same device, but another inode than the directory under
+it. Names are removed relative to such a descriptor.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from ..core.results import OpsError
 from . import open_files
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: The times of a status, the one first that is the newest of almost every file. As whole seconds they are its items 9, 8 and 7.
+#: The times of a status, the one first that is the newest of almost every file. As whole seconds they are its items 9,
+#: 8 and 7.
 _TIMES = ("st_ctime_ns", "st_mtime_ns", "st_atime_ns")
 #: One open descriptor a level; whoever nests deeper than this hides something.
 MAX_DEPTH = 200
-#: A walk that has taken so many seconds is shared with a second process; forking one and reading its result takes about a tenth of that.
+#: A walk that has taken so many seconds is shared with a second process; forking one and reading its result takes about
+#: a tenth of that.
 SHARE_AFTER = 0.1
 #: The directories that are shared are drawn in so many lots at most: their numbers fit into one pipe.
 _LOTS = 4096
@@ -115,7 +119,9 @@ class Directory:
         self.inode = inode
 
     def __lt__(self, other: Directory) -> bool:
-        """Any order will do: it lets a heap of files hold directories (one inode is seen twice where somebody moves it meanwhile)."""
+        """Any order will do: it lets a heap of files hold directories (one inode is seen twice where somebody moves it
+        meanwhile).
+        """
         return (self.device, self.inode) < (other.device, other.inode)
 
     def names(self) -> t.List[str]:
@@ -129,7 +135,10 @@ class Directory:
 
 
 def require_safe(path: str, name: str = "path") -> str:
-    """The real path of a directory that may be cleaned. Raises ``OpsError`` for one that must not be, before anything is opened."""
+    """The real path of a directory that may be cleaned.
+
+    Raises ``OpsError`` for one that must not be, before anything is opened.
+    """
     path = absolute_path(name, path)
     if os.path.islink(path):
         raise OpsError(f"{path} is a symbolic link.", hint="Name the directory itself.")
@@ -183,7 +192,10 @@ _Draw = t.Callable[[], t.Optional[int]]
 
 
 def _may_fork() -> bool:
-    """Whether a second process pays: not on one processor. And a thread that holds a lock while the others are forked would never give it back."""
+    """Whether a second process pays: not on one processor.
+
+    And a thread that holds a lock while the others are forked would never give it back.
+    """
     return len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
@@ -192,7 +204,9 @@ class _SecondLost(Exception):
 
 
 class _Shared(t.Generic[T]):
-    """A second process that walks its part of a tree: two of them take 0.6 of the time of one, threads gain nothing (one holds the interpreter)."""
+    """A second process that walks its part of a tree: two of them take 0.6 of the time of one, threads gain nothing
+    (one holds the interpreter).
+    """
 
     def __init__(self, consume: t.Callable[[t.Iterator[Seen]], T], after: float) -> None:
         self._consume = consume
@@ -206,7 +220,10 @@ class _Shared(t.Generic[T]):
         return not self._tried and time.monotonic() >= self._after and _may_fork()
 
     def start(self, tree: Tree, lots: int, drawn: t.Callable[[_Draw], t.Iterator[Seen]]) -> _Draw:
-        """Forks; gives what draws the next lot, None when there are no more. Where no process is to be had, it draws all of them."""
+        """Forks; gives what draws the next lot, None when there are no more.
+
+        Where no process is to be had, it draws all of them.
+        """
         self._tried = True
         parent = os.getpid()
         try:
@@ -330,10 +347,11 @@ class Tree:
     ) -> t.List[T]:
         """What ``consume`` makes of every regular file that may be removed: its directory, name and status.
 
-        One result, or two where a long walk was shared with a second process. ``consume`` begins anew at each call, sees every file in one of
-        the calls, and gives something that can be pickled. ``named``: only files for whose name it gives something true. ``until``: only files
-        of which every time in ``by`` is at most that, in nanoseconds since 1970. What is left alone is counted in ``skipped``: ``special``
-        (links, sockets, pipes, devices), ``young`` (later than ``until``), ``hardlink``, ``mount``, ``protected``, ``data`` (below a marker of
+        One result, or two where a long walk was shared with a second process. ``consume`` begins anew at each call,
+        sees every file in one of the calls, and gives something that can be pickled. ``named``: only files for whose
+        name it gives something true. ``until``: only files of which every time in ``by`` is at most that, in
+        nanoseconds since 1970. What is left alone is counted in ``skipped``: ``special`` (links, sockets, pipes,
+        devices), ``young`` (later than ``until``), ``hardlink``, ``mount``, ``protected``, ``data`` (below a marker of
         ``DATA_MARKERS``), ``deep``, ``unreadable``, ``changed`` (another directory took its name).
         """
         # The newest time of almost every file is the first of these.
@@ -361,7 +379,10 @@ class Tree:
     def _below(
         self, top: Directory, opened: int, depth: int, files: _Files, shared: t.Optional[_Shared[t.Any]] = None
     ) -> t.Iterator[Seen]:
-        """The files of a directory and of all in it. ``opened``: its descriptor, which is closed here; ``depth``: how deep it lies below the root."""
+        """The files of a directory and of all in it.
+
+        ``opened``: its descriptor, which is closed here; ``depth``: how deep it lies below the root.
+        """
         levels: t.List[_Level] = []
         fresh: t.Optional[t.Tuple[Directory, int]] = (top, opened)
         try:
@@ -399,7 +420,9 @@ class Tree:
         return None if opened is None else (Directory(directory, name, self.device, inode), opened)
 
     def _share(self, levels: t.Sequence[_Level], depth: int, files: _Files, shared: _Shared[t.Any]) -> t.Iterator[Seen]:
-        """Draws the directories that are still to be entered, lot by lot, together with a second process, which has inherited the descriptors."""
+        """Draws the directories that are still to be entered, lot by lot, together with a second process, which has
+        inherited the descriptors.
+        """
         pending = [
             (directory, descriptor, depth + level, name, inode)
             for level, (directory, descriptor, inner) in enumerate(levels, start=1)
@@ -431,7 +454,10 @@ class Tree:
         until: t.Optional[int],
         times: t.Sequence[str],
     ) -> t.Iterator[t.Tuple[Directory, str, os.stat_result]]:
-        """The files of one directory; ``inner`` gets the directories in it. What most files end at comes first: this runs a million times."""
+        """The files of one directory; ``inner`` gets the directories in it.
+
+        What most files end at comes first: this runs a million times.
+        """
         skipped, device = self.skipped, self.device
         protects = bool(self._protected or self._protected_paths)
         moments = [operator.attrgetter(name) for name in times]
@@ -504,7 +530,8 @@ class Tree:
         if status.st_dev != self.device:
             why = "mount"
         elif inode is None or status.st_ino != inode:
-            # A listing shows the directory under a mount, and opening it leads to what is mounted: only the same inode is the same directory.
+            # A listing shows the directory under a mount, and opening it leads to what is mounted: only the same inode
+            # is the same directory.
             why = "mount" if mount_id(descriptor) != self.mount else "" if inode is None else "changed"
         elif (status.st_dev, status.st_ino) in self._protected:
             why = "protected"
@@ -515,7 +542,10 @@ class Tree:
         return descriptor
 
     def descriptor_of(self, directory: Directory) -> t.Optional[int]:
-        """A descriptor of a directory that was walked, found again from the root; None if it is not there any more. Kept open for the next use."""
+        """A descriptor of a directory that was walked, found again from the root; None if it is not there any more.
+
+        Kept open for the next use.
+        """
         if directory.parent is None:
             return self._root
         cached = self._cache.get(directory)
@@ -543,10 +573,12 @@ class Tree:
         is_open: t.Callable[[open_files.Identity], t.Optional[bool]],
         dry: bool = False,
     ) -> str:
-        """Unlinks a file that is still the one that was seen and that nobody has open. Gives ``removed``, or why it was left; ``dry`` only tells.
+        """Unlinks a file that is still the one that was seen and that nobody has open. Gives ``removed``, or why it was
+        left; ``dry`` only tells.
 
-        ``is_open`` is asked where the kernel gives no lease. ``open``: somebody has it open. ``unseen``: somebody may, whom we cannot see.
-        ``changed``: it is another file, or was written since. ``refused``: no right, read-only, a mount point or immutable.
+        ``is_open`` is asked where the kernel gives no lease. ``open``: somebody has it open. ``unseen``: somebody may,
+        whom we cannot see. ``changed``: it is another file, or was written since. ``refused``: no right, read-only, a
+        mount point or immutable.
         """
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)

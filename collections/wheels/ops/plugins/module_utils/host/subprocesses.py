@@ -7,8 +7,8 @@ from __future__ import annotations
 import subprocess
 import typing as t
 
-# ansible-test asks for AnsibleModule.run_command. This library is also used without Ansible, where there is no such object, and that knows no time-out.
-# pylint: disable=ansible-bad-function
+# ansible-test asks for AnsibleModule.run_command. This library is also used without Ansible, where there is no such
+# object, and that knows no time-out. pylint: disable=ansible-bad-function
 
 
 def run(
@@ -18,9 +18,11 @@ def run(
     cwd: t.Optional[str] = None,
     environment: t.Optional[t.Mapping[str, str]] = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end, without a shell and without input. ``environment``: the whole of it; ours where it is not given.
+    """Runs a program to its end, without a shell and without input. ``environment``: the whole of it; ours where it is
+    not given.
 
-    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds, when it is killed, and ``OSError`` where it cannot be started.
+    Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds, when it is killed, and ``OSError`` where it cannot
+    be started.
     """
     return subprocess.run(
         list(words),
@@ -38,7 +40,8 @@ def run(
 def start(
     words: t.Sequence[str], *, cwd: str, environment: t.Mapping[str, str], descriptors: t.Collection[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Starts a program with pipes, as the leader of a group of its own, so that all that it starts can be ended with it. Raises ``OSError``.
+    """Starts a program with pipes, as the leader of a group of its own, so that all that it starts can be ended with
+    it. Raises ``OSError``.
 
     ``descriptors``: those of ours that it inherits, under the same numbers.
     """

@@ -54,10 +54,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Proof:
-    """How the tree is verified before one file of it is replaced: compiled and imported in a copy, by the user whose code it is.
+    """How the tree is verified before one file of it is replaced: compiled and imported in a copy, by the user whose
+    code it is.
 
-    ``user``: as whom, by name or number; otherwise ``service_uid``, as whom the service runs; otherwise the owner of the tree. In check mode nothing
-    of the application is executed unless ``in_check_mode``.
+    ``user``: as whom, by name or number; otherwise ``service_uid``, as whom the service runs; otherwise the owner of
+    the tree. In check mode nothing of the application is executed unless ``in_check_mode``.
     """
 
     interpreter: str = ""
@@ -176,8 +177,9 @@ def install(
 def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, want_diff: bool = False) -> Result:
     """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
-    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. Everything is read before anything is
-    changed. Raises ``OpsError``, with nothing changed, for a link, a FIFO, a device or a damaged original. Killed anywhere, the next call ends it.
+    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. Everything is
+    read before anything is changed. Raises ``OpsError``, with nothing changed, for a link, a FIFO, a device or a
+    damaged original. Killed anywhere, the next call ends it.
     """
     journal = Journal(state_dir)
     manifest = journal.read(deployment_id)
@@ -278,7 +280,9 @@ def _put_back(
     theirs: t.Optional[os.stat_result],
     token: str,
 ) -> None:
-    """``theirs``: the status of a file that somebody changed since, which keeps its owner and mode, and loses our block alone."""
+    """``theirs``: the status of a file that somebody changed since, which keeps its owner and mode, and loses our block
+    alone.
+    """
     if target is None:
         files.remove(real, below=root)
         _remove_empty_parents(name, entry, real, root)
@@ -297,7 +301,8 @@ def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
     """Gives directories that hold the same names as before the deployment the time that they had then."""
     directories = manifest.get("directories", {})
     for place, entry in directories.items() if isinstance(directories, dict) else ():
-        # A time is worth no failed rollback: it is left where the directory, or what the journal says of it, is not as it was.
+        # A time is worth no failed rollback: it is left where the directory, or what the journal says of it, is not as
+        # it was.
         with contextlib.suppress(OSError, OpsError, KeyError, TypeError):
             names, mtime_ns = files.listing(Path(place), below=entry["root"])
             if names == entry["names"] and mtime_ns != entry["mtime_ns"]:
@@ -305,7 +310,10 @@ def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
 
 
 def latest(state_dir: str) -> str:
-    """The id of the deployment that was interrupted, or of the newest that is in force. Raises ``OpsError`` where there is none."""
+    """The id of the deployment that was interrupted, or of the newest that is in force.
+
+    Raises ``OpsError`` where there is none.
+    """
     return Journal(state_dir).latest()
 
 
@@ -404,7 +412,10 @@ def _keep_originals(journal: Journal, deployment_id: str, changes: t.Sequence[_C
 
 
 def _entry(change: _Change, directories: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
-    """What a rollback needs of one file. ``directories`` gets the innermost directory that is there, as its time changes with the names in it."""
+    """What a rollback needs of one file.
+
+    ``directories`` gets the innermost directory that is there, as its time changes with the names in it.
+    """
     missing, above = files.nearest(change.real, below=change.root)
     place = change.real.parents[len(missing)]
     if str(place) not in directories:
@@ -463,10 +474,11 @@ def _without_block(content: bytes) -> bytes:
 
 
 def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: bool) -> t.Dict[str, t.Any]:
-    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays untouched.
+    """Compiles and imports the application with the changes in a copy, so that a release they do not fit stays
+    untouched.
 
-    Nobody but the owner of the application, the user it runs as and root may write the interpreter, its packages and the tree. Where not to
-    ``execute``, our own interpreter compiles the files, and the result says what was left out.
+    Nobody but the owner of the application, the user it runs as and root may write the interpreter, its packages and
+    the tree. Where not to ``execute``, our own interpreter compiles the files, and the result says what was left out.
     """
     if not proof.interpreter or not Path(proof.interpreter).exists():
         raise OpsError(
@@ -538,7 +550,9 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
 
 
 def _import(run: t.Callable[..., run_as.Completed], program: str) -> run_as.Completed:
-    """Without the network; once more with it where that fails, as an application may ask its database when it is imported."""
+    """Without the network; once more with it where that fails, as an application may ask its database when it is
+    imported.
+    """
     try:
         completed = run(program, network=False)
         if not completed.returncode or completed.network:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Removes cache keys from a Redis that Celery shares: SCAN in measured slices, one atomic look and UNLINK a key, never a protected key."""
+"""Removes cache keys from a Redis that Celery shares: SCAN in measured slices, one atomic look and UNLINK a key, never
+a protected key.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from ..core.options import choices, in_range, no_empty_entry
 from ..core.results import OpsError, Result
 from ..services import broker, redis_errors
 
-#: What other parts of the backend and Celery keep in the same database. Named one by one in ``unprotect``, or never touched.
+#: What other parts of the backend and Celery keep in the same database. Named one by one in ``unprotect``, or never
+#: touched.
 PROTECTED: t.Tuple[str, ...] = (
     "_kombu.*",
     "unacked*",
@@ -69,10 +72,12 @@ _LEFT = ("type", "expires", "in_use")
 
 @dataclass(frozen=True)
 class Options:
-    """What is removed. A key is taken when it is under one of ``prefixes`` or matches one of ``patterns`` (Redis globs), and all else holds:
+    """What is removed. A key is taken when it is under one of ``prefixes`` or matches one of ``patterns`` (Redis
+    globs), and all else holds:
 
-    it is of one of ``types``; it was not read or written for ``idle_time`` seconds; with ``missing_ttl`` it never expires by itself; no
-    protected pattern matches it. ``max_keys`` and ``max_seconds`` bound one run (0: no bound). ``slice_ms`` is what one step may take.
+    it is of one of ``types``; it was not read or written for ``idle_time`` seconds; with ``missing_ttl`` it never
+    expires by itself; no protected pattern matches it. ``max_keys`` and ``max_seconds`` bound one run (0: no bound).
+    ``slice_ms`` is what one step may take.
     """
 
     prefixes: t.Tuple[str, ...] = ()
@@ -302,8 +307,8 @@ def _sweep(
 ) -> None:
     """One SCAN over the database for one pattern.
 
-    COUNT follows the time that a slice took, so that a busy or slow server is asked for less at once. Between two slices we rest for half
-    of that time: others get the server meanwhile.
+    COUNT follows the time that a slice took, so that a busy or slow server is asked for less at once. Between two
+    slices we rest for half of that time: others get the server meanwhile.
     """
     script = client.register_script(_SCRIPT)
     kinds = f",{','.join(options.types)},"

@@ -189,7 +189,9 @@ def _state(client: t.Any) -> t.Dict[str, t.Any]:
 
 
 def _obeyed(client: t.Any, factor: int, wait_timeout: float) -> t.Optional[bool]:
-    """Whether beat's heartbeat shows the factor; None where beat shows none (stopped, or the backend is not patched)."""
+    """Whether beat's heartbeat shows the factor; None where beat shows none (stopped, or the backend is
+    not patched).
+    """
     deadline = time.monotonic() + wait_timeout
     while True:
         raw = client.get(BEAT_KEY)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Gives the services the CPU that others burn: what uses much of it is made to yield, for a time, and put back as it was.
+"""Gives the services the CPU that others burn: what uses much of it is made to yield, for a time, and put back as it
+was.
 
-Measured beside four CPU hogs on two cores: plain 0.35 to 0.41 of the throughput without them, nice 19 0.81 to 1.0, SCHED_IDLE 0.9 to 1.0.
-Both work among the processes of one control group only; across groups the groups' own weights decide, and the result says so.
+Measured beside four CPU hogs on two cores: plain 0.35 to 0.41 of the throughput without them, nice 19 0.81 to 1.0,
+SCHED_IDLE 0.9 to 1.0. Both work among the processes of one control group only; across groups the groups' own weights
+decide, and the result says so.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ _FILE = "cpu_relief.json"
 
 @dataclass(frozen=True)
 class Options:
-    """``demote``: regular expressions of command lines that may be made to yield; everything that is not protected where there are none.
+    """``demote``: regular expressions of command lines that may be made to yield; everything that is not protected
+    where there are none.
 
-    ``protect``: further expressions that may not. ``min_percent``: of one core, over ``sample_s`` seconds. ``method``: ``idle``
-    (SCHED_IDLE: runs only when nobody else wants the core) or ``nice`` (19). ``revert_after`` seconds later the next run of this module
-    puts it back, 0 never does by itself.
+    ``protect``: further expressions that may not. ``min_percent``: of one core, over ``sample_s`` seconds. ``method``:
+    ``idle`` (SCHED_IDLE: runs only when nobody else wants the core) or ``nice`` (19). ``revert_after`` seconds later
+    the next run of this module puts it back, 0 never does by itself.
     """
 
     state: str = "relieved"
@@ -69,13 +72,18 @@ def validate(options: Options) -> None:
 
 
 def cpu_seconds() -> t.Dict[int, t.Tuple[float, float]]:
-    """User and system seconds of every process, with its start time in ticks to tell it from another of the same number."""
+    """User and system seconds of every process, with its start time in ticks to tell it from another of the same
+    number.
+    """
     every = ((pid, processes.stat(pid)) for pid in processes.pids())
     return {pid: (facts.cpu_seconds, float(facts.start)) for pid, facts in every if facts is not None}
 
 
 def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
-    """What every process used over a sample, most first: ``pid``, ``percent`` of one core, ``command``. Not over its life: over now."""
+    """What every process used over a sample, most first: ``pid``, ``percent`` of one core, ``command``.
+
+    Not over its life: over now.
+    """
     before, started = cpu_seconds(), time.monotonic()
     time.sleep(sample_s)
     after, took = cpu_seconds(), time.monotonic() - started
@@ -96,7 +104,9 @@ def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
 
 
 def control_group(pid: int) -> str:
-    """The group whose weight decides about a process's CPU: that of the cpu controller, or of the one hierarchy there is."""
+    """The group whose weight decides about a process's CPU: that of the cpu controller, or of the one hierarchy there
+    is.
+    """
     try:
         groups = processes.control_groups(pid)
     except OSError:
@@ -110,7 +120,8 @@ def control_group(pid: int) -> str:
 def autogroup(pid: int) -> t.Tuple[str, int]:
     """Name and nice of the group that the kernel makes of a session (sched(7)); empty where there is none.
 
-    Between two sessions only this nice counts: the hog of a cron job yields to a service of systemd only with both changed.
+    Between two sessions only this nice counts: the hog of a cron job yields to a service of systemd only with both
+    changed.
     """
     try:
         with (
@@ -171,7 +182,10 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
 
 
 def ends_at(directory: Path) -> float:
-    """When the first process that yields is due to be put back, in seconds since the epoch; 0 where none is. Raises ``OpsError``."""
+    """When the first process that yields is due to be put back, in seconds since the epoch; 0 where none is.
+
+    Raises ``OpsError``.
+    """
     alive = {pid: born for pid, (_seconds, born) in cpu_seconds().items()}
     held = [entry for entry in _read(directory / _FILE) if alive.get(entry["pid"]) == entry["born"]]
     return min((float(entry["until"]) for entry in held if entry["until"]), default=0.0)
@@ -304,7 +318,9 @@ def _privileged() -> bool:
 
 
 def _may_be_put_back(pid: int, states: t.Mapping[int, t.Mapping[str, int]]) -> bool:
-    """Whether one without privileges may both take from a process of theirs and give back: its RLIMIT_NICE says how far (setrlimit(2), sched(7))."""
+    """Whether one without privileges may both take from a process of theirs and give back: its RLIMIT_NICE says how far
+    (setrlimit(2), sched(7)).
+    """
     try:
         if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
             return False
@@ -353,7 +369,10 @@ def _shown(states: t.Mapping[int, t.Mapping[str, int]]) -> str:
 
 
 def _read(path: Path) -> t.List[t.Dict[str, t.Any]]:
-    """What is held; entries that are none are passed over. Raises ``OpsError`` for a file that is not a list: what it held would be lost."""
+    """What is held; entries that are none are passed over.
+
+    Raises ``OpsError`` for a file that is not a list: what it held would be lost.
+    """
     hint = f"Remove {path} when none of its processes runs any more."
     content = documents.content(path, hint=hint)
     if content is None:

@@ -16,7 +16,10 @@ REASONS: t.Tuple[str, ...] = ("failed", "stopped", "stale", "unhealthy")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do. ``action``: ``pause`` (stop now, a later step starts it), ``restart``, ``start`` or ``verify`` (its gate only)."""
+    """One thing to do.
+
+    ``action``: ``pause`` (stop now, a later step starts it), ``restart``, ``start`` or ``verify`` (its gate only).
+    """
 
     action: str
     service: Service
@@ -24,7 +27,10 @@ class Step:
 
 
 def order(services: t.Sequence[Service]) -> t.List[Service]:
-    """Dependencies first; services that do not depend on each other keep the caller's order. Raises ``OpsError`` for a circle."""
+    """Dependencies first; services that do not depend on each other keep the caller's order.
+
+    Raises ``OpsError`` for a circle.
+    """
     by_name = {service.name: service for service in services}
     placed: t.List[Service] = []
     done: t.Set[str] = set()
@@ -71,10 +77,11 @@ def plan(
 ) -> t.List[Step]:
     """The steps of a run; empty where there is nothing to do.
 
-    ``states`` are by unit. ``targets`` narrows the services that are looked at (all where empty). With ``only_if`` a service is restarted
-    only for one of these reasons: it ``failed``, it is ``stopped``, it is ``stale`` (a watched file is newer than its process) or it is
-    ``unhealthy`` (its gate does not hold); ``stale`` and ``unhealthy`` say for which services that is so, and why. What depends on a
-    restarted service is restarted after it, each once. ``state=started`` starts what does not run and leaves the rest alone.
+    ``states`` are by unit. ``targets`` narrows the services that are looked at (all where empty). With ``only_if`` a
+    service is restarted only for one of these reasons: it ``failed``, it is ``stopped``, it is ``stale`` (a watched
+    file is newer than its process) or it is ``unhealthy`` (its gate does not hold); ``stale`` and ``unhealthy`` say for
+    which services that is so, and why. What depends on a restarted service is restarted after it, each once.
+    ``state=started`` starts what does not run and leaves the rest alone.
     """
     ordered = order(services)
     unknown = sorted(set(targets) - {service.name for service in ordered})
@@ -138,7 +145,9 @@ def _reason(
 def _steps(
     ordered: t.Sequence[Service], states: t.Mapping[str, ServiceState], reasons: t.Mapping[str, str]
 ) -> t.List[Step]:
-    """Who takes tasks or sends them is stopped before the Redis below it, so that what waits there can be counted and kept."""
+    """Who takes tasks or sends them is stopped before the Redis below it, so that what waits there can be counted and
+    kept.
+    """
     chosen = [service for service in ordered if service.name in reasons]
     stores = [service.name for service in chosen if service.gate.type == "redis" and states[service.unit].up]
     below = dependents(ordered, stores)

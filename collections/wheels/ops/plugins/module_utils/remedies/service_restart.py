@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Restarts services in order: each waits until the one below it does its work, nothing that waits in a queue is lost."""
+"""Restarts services in order: each waits until the one below it does its work, nothing that waits in a
+queue is lost.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,10 @@ _SERVERS = frozenset({"redis-server", "valkey-server", "keydb-server"})
 class Options:
     """How a run behaves; times are seconds.
 
-    ``wait_timeout``: for the manager to stop or start one service. ``wait_sleep``: between two probes of a gate. ``min_healthy_time``: a
-    gate has to hold this long without a break. ``healthy_deadline``: from the start of a service until it did. ``max_restarts`` in
-    ``window`` and ``cooldown`` bound restarts of one service over all runs; 0 turns either off.
+    ``wait_timeout``: for the manager to stop or start one service. ``wait_sleep``: between two probes of a gate.
+    ``min_healthy_time``: a gate has to hold this long without a break. ``healthy_deadline``: from the start of a
+    service until it did. ``max_restarts`` in ``window`` and ``cooldown`` bound restarts of one service over all runs; 0
+    turns either off.
     """
 
     state: str = "restarted"
@@ -70,10 +73,12 @@ _COUNTS = ("max_restarts", "log_lines")
 
 
 def run(services: t.Sequence[Service], control: Manager, options: Options, *, check_mode: bool = False) -> Result:
-    """Plans and carries out one run; see ``restart_plan.plan`` for the order and the module's documentation for the result.
+    """Plans and carries out one run; see ``restart_plan.plan`` for the order and the module's documentation for the
+    result.
 
-    Raises ``OpsError`` before anything was touched where the plan is not allowed, and after it where a service does not get healthy; then
-    what was paused and can run runs again, and ``details`` carries ``actions``, ``last_state``, ``last_probe`` and ``log``.
+    Raises ``OpsError`` before anything was touched where the plan is not allowed, and after it where a service does not
+    get healthy; then what was paused and can run runs again, and ``details`` carries ``actions``, ``last_state``,
+    ``last_probe`` and ``log``.
     """
     _validate(options, services)
     book = restarts.Ledger(restarts.state_dir(options.state_dir))
@@ -375,7 +380,8 @@ class _Run:
             entry["failed"] = error.message
             with contextlib.suppress(OpsError):  # its manager may be what went away
                 now = self.control.states([service.unit])[service.unit]
-                # What its manager refused to do changed nothing. One that was down may have been started and have died: that counts.
+                # What its manager refused to do changed nothing. One that was down may have been started and have died:
+                # that counts.
                 entry["changed"] = not state.instance or now.instance != state.instance
             outcome = "failed" if entry["changed"] else restarts.REFUSED
             self.book.add(event="end", service=service.name, outcome=outcome, message=error.message)
@@ -406,7 +412,10 @@ class _Run:
             self.count_again(service)
 
     def start_delay(self, service: Service) -> float:
-        """Seconds until its manager allows a start; refuses where waiting would take too long. At the limit of systemd a service stays down."""
+        """Seconds until its manager allows a start; refuses where waiting would take too long.
+
+        At the limit of systemd a service stays down.
+        """
         delay = self.control.start_delay(service.unit)
         if delay > self.options.wait_timeout:
             raise OpsError(
@@ -420,8 +429,9 @@ class _Run:
         return delay
 
     def persist(self, service: Service) -> t.Dict[str, t.Any]:
-        """Counts what waits, now that nobody takes from it, brings it to disk, and sets the dump aside: a start that reads something else
-        replaces it at its next save."""
+        """Counts what waits, now that nobody takes from it, brings it to disk, and sets the dump aside: a start that
+        reads something else replaces it at its next save.
+        """
         import redis
 
         outlook = self.outlooks.get(service.name, redis_config.Outlook(unknown="it could not be asked"))
@@ -444,7 +454,9 @@ class _Run:
         return {**done, **outlook.as_dict(), **self.set_aside(service, outlook, needed="rdb" in done["method"])}
 
     def set_aside(self, service: Service, outlook: redis_config.Outlook, *, needed: bool) -> t.Dict[str, str]:
-        """The copy of the dump (``dump_copy``), or why there is none (``not_copied``, a warning where there is a dump)."""
+        """The copy of the dump (``dump_copy``), or why there is none (``not_copied``, a warning where
+        there is a dump).
+        """
         directory, name = outlook.running.get("dir", ""), outlook.running.get("dbfilename", "")
         if not directory or not (needed or os.path.lexists(f"{outlook.root}{directory}/{name}")):
             return {"dump_copy": ""}
@@ -493,7 +505,10 @@ class _Run:
             )
 
     def resume(self) -> t.List[str]:
-        """After a failure: what was paused and is still down is started again, without its gate. A forgotten beat is worse than a failing one."""
+        """After a failure: what was paused and is still down is started again, without its gate.
+
+        A forgotten beat is worse than a failing one.
+        """
         started = []
         for service in reversed(self.paused):
             try:
@@ -568,8 +583,9 @@ class _Run:
 
 
 def count_lost(before: t.Mapping[str, int], after: t.Mapping[str, int], queues: t.Collection[str]) -> int:
-    """Entries that a restart lost. Celery moves tasks between its queues and ``unacked`` by itself, so that their sum counts; another list,
-    which its application may have taken from meanwhile, is lost where nothing is left of it."""
+    """Entries that a restart lost. Celery moves tasks between its queues and ``unacked`` by itself, so that their sum
+    counts; another list, which its application may have taken from meanwhile, is lost where nothing is left of it.
+    """
     moving = {
         name for name in {*before, *after} if name in queues or name.partition(" (database ")[0].endswith("unacked")
     }

@@ -31,7 +31,8 @@ CHAINS: t.Dict[str, t.Tuple[str, ...]] = {
 }
 _VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}(-[A-Za-z]+)?-[A-Za-z]+Neural")
 ENGINES: t.Tuple[str, ...] = CHAINS["edge"]
-#: What ``apt`` and ``pip`` call them, and the oldest version that works: Edge's service refuses edge-tts before 7.2.3 with 403.
+#: What ``apt`` and ``pip`` call them, and the oldest version that works: Edge's service refuses edge-tts before 7.2.3
+#: with 403.
 PACKAGES: t.Dict[str, t.Tuple[str, str, str]] = {
     "espeak": ("apt", "espeak-ng", ""),
     "edge": ("pip", "edge-tts", "7.2.3"),
@@ -78,10 +79,12 @@ engine.runAndWait()
 
 @dataclass(frozen=True)
 class Options:
-    """``engines`` must be there; ``backend_python`` is the interpreter of the backend's virtual environment, empty for none.
+    """``engines`` must be there; ``backend_python`` is the interpreter of the backend's virtual environment, empty for
+    none.
 
     ``proxy`` is for Edge. ``install`` False only looks. ``allow_text_only`` makes a host without any audio a success.
-    ``backend_user``: as whom the backend's interpreter runs; its owner, if empty. In check mode it runs only with ``verify_in_check_mode``.
+    ``backend_user``: as whom the backend's interpreter runs; its owner, if empty. In check mode it runs only with
+    ``verify_in_check_mode``.
     """
 
     engines: t.Tuple[str, ...] = ("edge", "espeak")
@@ -100,7 +103,9 @@ class Options:
 
 @dataclass
 class Engine:
-    """What is known of one engine: ``speaks`` is None where it was not tried, ``unknown`` says that it was not looked for."""
+    """What is known of one engine: ``speaks`` is None where it was not tried, ``unknown`` says that it was not looked
+    for.
+    """
 
     name: str
     present: bool = False
@@ -248,11 +253,14 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
 def would_speak(
     engines: t.Mapping[str, Engine], primary: str, *, predicted: t.Collection[str] = ()
 ) -> t.Tuple[str, t.Dict[str, str]]:
-    """The first engine of the chain that made audio (or, in check mode, would be installed), and why the better ones did not."""
+    """The first engine of the chain that made audio (or, in check mode, would be installed), and why the better ones
+    did not.
+    """
     reasons: t.Dict[str, str] = {}
     for name in CHAINS[primary]:
         engine = engines[name]
-        # That Edge can be installed does not mean that its service can be reached; a local engine speaks once it is there.
+        # That Edge can be installed does not mean that its service can be reached; a local engine speaks once it is
+        # there.
         if engine.speaks or (name in predicted and name not in ("edge", "coqui") and not engine.unknown):
             return name, reasons
         reasons[name] = engine.why or "it made no audio"
@@ -274,7 +282,9 @@ def _numbers(version: str) -> t.Tuple[int, ...]:
 
 
 def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
-    """What is there; starts nothing but ``--version`` and the backend's interpreter, the latter only where to ``execute``."""
+    """What is there; starts nothing but ``--version`` and the backend's interpreter, the latter only where to
+    ``execute``.
+    """
     found = {name: Engine(name) for name in ENGINES}
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
     espeak = found["espeak"]
@@ -323,7 +333,10 @@ def _versions(options: Options) -> t.Dict[str, str]:
 
 
 def _versions_without_running(options: Options) -> t.Optional[t.Dict[str, str]]:
-    """What the files of the virtual environment say. Without one the interpreter is a program of this system: it is asked where it is ours, else None."""
+    """What the files of the virtual environment say.
+
+    Without one the interpreter is a program of this system: it is asked where it is ours, else None.
+    """
     who = _identity(options.backend_python, options.backend_user)
     packages = run_as.packages_of(who, options.backend_python)
     if not packages["environment"]:
@@ -397,7 +410,10 @@ def _apt(package: str, timeout: float) -> None:
 
 
 def _pip(python: str, requirement: str, timeout: float) -> None:
-    """From wheels only: no code of a package runs while it is installed. Runs as the owner of the environment, whose files they become."""
+    """From wheels only: no code of a package runs while it is installed.
+
+    Runs as the owner of the environment, whose files they become.
+    """
     environment = run_as.installer_environment()
     try:
         _run([python, "-m", "pip", "--version"], timeout=60)
@@ -508,7 +524,8 @@ def _run(
     who: t.Optional[run_as.Identity] = None,
     output: str = "",
 ) -> bytes:
-    """Runs a program in ``/`` (nothing is imported from where we happen to be) as the user whose code it is, and gives what it printed.
+    """Runs a program in ``/`` (nothing is imported from where we happen to be) as the user whose code it is, and gives
+    what it printed.
 
     ``output``: the file in its TMPDIR that is given instead.
     """

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What was measured over weeks, and what follows from it: the performance report, and advice on thresholds. Nothing is changed.
+"""What was measured over weeks, and what follows from it: the performance report, and advice on thresholds. Nothing is
+changed.
 
-The backend keeps a row for every metric and quarter of an hour, 35 days long, in ``metrics.sqlite``; what recovery did lies in
-``history.jsonl``. A figure that nobody measured is not there: where there is too little, the report says how little.
+The backend keeps a row for every metric and quarter of an hour, 35 days long, in ``metrics.sqlite``; what recovery did
+lies in ``history.jsonl``. A figure that nobody measured is not there: where there is too little, the report says how
+little.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ MEASURES: t.Mapping[str, t.Tuple[str, str, str]] = {
     "response_time_ms": ("response_time_ms", "ms", "http"),
     "error_rate": ("error_rate", "%", "http"),
 }
-#: Those for which another limit can be right: a host may well work at 80 % CPU, but a disk that fills up is never normal.
+#: Those for which another limit can be right: a host may well work at 80 % CPU, but a disk that fills up is never
+#: normal.
 _ADJUSTABLE: t.Mapping[str, t.Tuple[float, float]] = {"memory": (5, 40), "cpu": (5, 40), "response_time_ms": (50, 100)}
 #: An alert that is on for more than one hour in twenty is not read any more.
 OFTEN_PERCENT = 5.0
@@ -76,7 +79,10 @@ Series = t.Mapping[str, t.Sequence[Slot]]
 
 
 def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
-    """metric -> its quarter hours since then, oldest first. Raises ``OpsError`` where the file is missing or is no such history."""
+    """metric -> its quarter hours since then, oldest first.
+
+    Raises ``OpsError`` where the file is missing or is no such history.
+    """
     hint = "The playbook deploy brings a backend that keeps its metrics."
     try:
         status = os.lstat(path)
@@ -109,8 +115,9 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
 def _copy(path: Path, place: Path) -> Path:
     """A copy of the database and of its writer's log in a directory of ours.
 
-    SQLite gives a log, which it opens for writing, to the owner of the database: run as root beside files of the backend's user, it would
-    give away whatever file has the log's name as a second one. So it never opens anything in his directory.
+    SQLite gives a log, which it opens for writing, to the owner of the database: run as root beside files of the
+    backend's user, it would give away whatever file has the log's name as a second one. So it never opens anything in
+    his directory.
     """
     log = path.with_name(f"{path.name}-wal")
     for _attempt in range(_COPIES):
@@ -177,7 +184,9 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
 
 
 def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[str, t.Dict[str, t.Any]]:
-    """metric -> mean, lowest and highest value, 95th percentile of the quarter hours, their number; with a threshold also the share above it."""
+    """metric -> mean, lowest and highest value, 95th percentile of the quarter hours, their number; with a threshold
+    also the share above it.
+    """
     limits = {metric: thresholds.get(name, DEFAULTS[name]) for name, (metric, _unit, _subject) in MEASURES.items()}
     found = {}
     for name, slots in sorted(series.items()):
@@ -196,7 +205,9 @@ def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[
 
 
 def recoveries(records: t.Iterable[HistoryRecord], since: float) -> t.Dict[str, t.Any]:
-    """What ``history.jsonl`` says of the time since then: runs of recover by outcome, trigger and failing check; runs of maintenance."""
+    """What ``history.jsonl`` says of the time since then: runs of recover by outcome, trigger and failing check; runs
+    of maintenance.
+    """
     runs: t.Dict[str, t.Any] = {
         "runs": 0,
         "healthy": 0,
@@ -232,7 +243,8 @@ def advise(
 ) -> t.List[t.Dict[str, t.Any]]:
     """One entry for every threshold: what the quarter hours say about its warning limit.
 
-    ``failing`` counts how often recovery had to act on each subject: where it had to, the limit told the truth and is not raised.
+    ``failing`` counts how often recovery had to act on each subject: where it had to, the limit told the truth and is
+    not raised.
     """
     return [
         _advice(name, series.get(MEASURES[name][0], ()), thresholds.get(name, DEFAULTS[name]), failing, minimum_days)
@@ -308,7 +320,9 @@ def _advice(
 
 
 def percentile(values: t.Sequence[float], percent: float) -> float:
-    """The smallest value that so many percent of all do not exceed (nearest rank); of values that were measured, never between two."""
+    """The smallest value that so many percent of all do not exceed (nearest rank); of values that were measured, never
+    between two.
+    """
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
@@ -336,7 +350,10 @@ class Options:
 
 
 def report(options: Options, *, notes: t.Sequence[str] = (), now: t.Optional[float] = None) -> t.Dict[str, t.Any]:
-    """Everything that was measured in the last ``days``. ``notes`` says what could not be had, beginning with the caller's."""
+    """Everything that was measured in the last ``days``.
+
+    ``notes`` says what could not be had, beginning with the caller's.
+    """
     in_range("days", options.days, 1, KEPT_DAYS, hint="The backend keeps no more.")
     in_range("minimum_days", options.minimum_days, 1, options.days, hint="It cannot exceed days.")
     moment = time.time() if now is None else now

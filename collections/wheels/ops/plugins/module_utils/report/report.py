@@ -20,9 +20,11 @@ _COLOURS = {"ok": "32", "warning": "33", "unknown": "35", "critical": "31", "eme
 
 
 def summary(health: Health) -> str:
-    """The outcome of one look in one or two sentences: what fails, how many are healthy, and what was not measured, with the reasons.
+    """The outcome of one look in one or two sentences: what fails, how many are healthy, and what was not measured,
+    with the reasons.
 
-    Only where everything that was asked for was measured is *everything* healthy. ``left_out`` are subjects that somebody chose not to have.
+    Only where everything that was asked for was measured is *everything* healthy. ``left_out`` are subjects that
+    somebody chose not to have.
     """
     checks = health.get("checks", [])
     failing = [check["name"] for check in checks if check["status"] not in ("ok", "skipped")]
@@ -56,8 +58,9 @@ def not_measured(health: Health) -> t.Dict[str, t.List[str]]:
 def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.Dict[str, str]]:
     """One row an incident: status and measured value before, what was done, status and measured value after.
 
-    ``done`` says in words what was done, by check name. A subject that both runs left out has no row; one that was asked for and that a run
-    did not measure is ``skipped`` there. A check that the registry does not have (another release measured it) has a row of its own name.
+    ``done`` says in words what was done, by check name. A subject that both runs left out has no row; one that was
+    asked for and that a run did not measure is ``skipped`` there. A check that the registry does not have (another
+    release measured it) has a row of its own name.
     """
     table = []
     registered = report_rows()
@@ -146,8 +149,8 @@ def listing(health: Health) -> str:
 def prometheus(health: Health, *, host: str = "") -> str:
     """One health result in Prometheus' text format, for the textfile collector of node_exporter.
 
-    ``wheels_ops_check_severity`` rises with the status, 0 for ok. A check that was not made has none; ``wheels_ops_check_status`` names the
-    status of every check, also of those.
+    ``wheels_ops_check_severity`` rises with the status, 0 for ok. A check that was not made has none;
+    ``wheels_ops_check_status`` names the status of every check, also of those.
     """
     severities = {status: number for number, status in enumerate(STATUSES[STATUSES.index("ok") :])}
 

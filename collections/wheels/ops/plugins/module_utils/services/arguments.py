@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Options of several modules: ``services`` and those of the service manager.
 
-Kept in step with ``doc_fragments/services.py`` and ``doc_fragments/service_manager.py``. What ``services`` holds is checked
-by ``model.parse_services``.
+Kept in step with ``doc_fragments/services.py`` and ``doc_fragments/service_manager.py``. What ``services`` holds is
+checked by ``model.parse_services``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import typing as t
 
 _GATE: t.Dict[str, t.Any] = {
     "type": {"type": "str", "choices": ["none", "state", "tcp", "http", "redis", "celery", "beat"], "default": "state"},
-    # The address of a broker may hold a password: with no_log it would blank every "redis" of the result, so messages mask it instead.
+    # The address of a broker may hold a password: with no_log it would blank every "redis" of the result, so messages
+    # mask it instead.
     "url": {"type": "str", "no_log": False},
     "host": {"type": "str", "default": "127.0.0.1"},
     "port": {"type": "int"},

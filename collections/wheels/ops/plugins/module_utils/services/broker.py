@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Redis as Celery's broker: the tasks that wait in it, whether it would keep them over a restart, and the workers that listen.
+"""Redis as Celery's broker: the tasks that wait in it, whether it would keep them over a restart, and the workers that
+listen.
 
 The layout is that of kombu's Redis transport (kombu/transport/redis.py and kombu/pidbox.py of 5.3 to 5.6).
 """
@@ -29,7 +30,9 @@ _BINDING = "_kombu.binding."
 
 
 def require_database(url: str) -> None:
-    """Raises ``OpsError`` where a Redis URL names a database that is no number: redis-py takes database 0 then, without a word."""
+    """Raises ``OpsError`` where a Redis URL names a database that is no number: redis-py takes database 0 then, without
+    a word.
+    """
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
@@ -46,7 +49,10 @@ def require_database(url: str) -> None:
 
 
 def readable(url: str) -> str:
-    """The URL as redis-py takes it. Celery wants ``ssl_cert_reqs=CERT_NONE`` in the URL that both read, redis-py ``none``."""
+    """The URL as redis-py takes it.
+
+    Celery wants ``ssl_cert_reqs=CERT_NONE`` in the URL that both read, redis-py ``none``.
+    """
     return re.sub(
         r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)",
         lambda found: found[1].lower(),
@@ -82,7 +88,9 @@ def connect(url: str, *, timeout: float = 5.0) -> t.Any:
 
 
 def prefixes(client: t.Any) -> t.List[str]:
-    """What stands before every key of an application (Celery's ``global_keyprefix``): empty, and those under which bindings lie in this database."""
+    """What stands before every key of an application (Celery's ``global_keyprefix``): empty, and those under which
+    bindings lie in this database.
+    """
     return sorted(
         {"", *(key.partition(_BINDING)[0] for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"))}
     )
@@ -103,8 +111,9 @@ def queues(client: t.Any, named: t.Sequence[str] = QUEUES) -> t.List[str]:
 
 
 def waiting_tasks(client: t.Any, named: t.Sequence[str]) -> t.Dict[str, int]:
-    """Waiting tasks of these queues in this database by queue, whatever their priorities; and ``unacked``: those that a worker took and has
-    not finished. One atomic moment."""
+    """Waiting tasks of these queues in this database by queue, whatever their priorities; and ``unacked``: those that a
+    worker took and has not finished. One atomic moment.
+    """
     lists = sorted(set(client.scan_iter(match=f"*{SEPARATOR}*", count=1000, _type="LIST")) | set(named))
     wanted = [key for key in lists if queue_of(key) in named]
     unacked = [f"{prefix}unacked" for prefix in prefixes(client)]
@@ -122,7 +131,10 @@ def waiting_tasks(client: t.Any, named: t.Sequence[str]) -> t.Dict[str, int]:
 
 
 def _counted(answer: t.Any) -> int:
-    """A length; a key of another type under the name of a queue answers with an error and holds no task. Any other error is raised."""
+    """A length; a key of another type under the name of a queue answers with an error and holds no task.
+
+    Any other error is raised.
+    """
     if isinstance(answer, Exception):
         if "WRONGTYPE" in str(answer):
             return 0
@@ -131,7 +143,9 @@ def _counted(answer: t.Any) -> int:
 
 
 def queue_of(key: str) -> str:
-    """The queue that a list belongs to: kombu keeps every priority but the lowest in a list of its own, whatever ``priority_steps`` are."""
+    """The queue that a list belongs to: kombu keeps every priority but the lowest in a list of its own, whatever
+    ``priority_steps`` are.
+    """
     queue, separator, step = key.rpartition(SEPARATOR)
     return queue if separator and step.isdigit() else key
 
@@ -155,7 +169,8 @@ class Stock:
         return printable(queue_of(self.key))
 
 
-#: Sorted sets that hold jobs of other queues on Redis (arq, rq, Sidekiq, huey). Any other sorted set may be a ranking or a rate limit.
+#: Sorted sets that hold jobs of other queues on Redis (arq, rq, Sidekiq, huey). Any other sorted set may be a ranking
+#: or a rate limit.
 _JOB_SETS = re.compile(
     r"(?:^|:)(?:arq:queue(?::.*)?|rq:(?:scheduled|deferred|wip):.*|schedule|retry|huey\.schedule\..*)$"
 )
@@ -169,11 +184,13 @@ def databases(client: t.Any) -> t.List[int]:
 
 
 def inventory(client: t.Any) -> t.List[Stock]:
-    """Everything in every database of the server that may be work which somebody misses; nothing of what it says is read out.
+    """Everything in every database of the server that may be work which somebody misses; nothing of what it says is
+    read out.
 
-    Every list and every stream counts, whoever uses it: names do not tell whose queue it is (``global_keyprefix``, ``priority_steps``, other
-    brokers than Celery). Beside them the hashes of kombu's unfinished deliveries and dramatiq's messages, and the sorted sets of ``_JOB_SETS``.
-    Replies of remote control do not count. Raises what redis-py raises; a right that is missing is such an error.
+    Every list and every stream counts, whoever uses it: names do not tell whose queue it is (``global_keyprefix``,
+    ``priority_steps``, other brokers than Celery). Beside them the hashes of kombu's unfinished deliveries and
+    dramatiq's messages, and the sorted sets of ``_JOB_SETS``. Replies of remote control do not count. Raises what
+    redis-py raises; a right that is missing is such an error.
     """
     found: t.List[Stock] = []
     own = database(client)
@@ -223,12 +240,16 @@ def _stock(client: t.Any, number: int) -> t.List[Stock]:
 
 
 def _in_cluster(client: t.Any) -> bool:
-    """Whether the server is in cluster mode: one transaction cannot span its slots, so that what it holds is counted key by key."""
+    """Whether the server is in cluster mode: one transaction cannot span its slots, so that what it holds is counted
+    key by key.
+    """
     return bool(int(client.info("cluster").get("cluster_enabled", 0)))
 
 
 def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
-    """The hashes in which kombu keeps unfinished deliveries: by their name, or by what one entry looks like where ``unacked_key`` gives another."""
+    """The hashes in which kombu keeps unfinished deliveries: by their name, or by what one entry looks like where
+    ``unacked_key`` gives another.
+    """
     named = [key for key in hashes if key.endswith("unacked")]
     others = [key for key in hashes if not key.endswith("unacked")][:_HASHES_LOOKED_INTO]
     for start in range(0, len(others), 200):  # a small hash is given whole
@@ -243,7 +264,8 @@ def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
 
 
 def count_tasks(client: t.Any, named: t.Sequence[str] = ()) -> t.Dict[str, int]:
-    """What waits in the whole server by queue (see ``inventory``), and ``unacked``: what a worker of this database took and has not finished.
+    """What waits in the whole server by queue (see ``inventory``), and ``unacked``: what a worker of this database took
+    and has not finished.
 
     What lies in another database has its number behind its name. ``named`` queues count in any case, as the others do.
     """
@@ -260,7 +282,10 @@ def by_name(stocks: t.Iterable[Stock], own: int) -> t.Dict[str, int]:
 
 
 def persistence(client: t.Any) -> t.Dict[str, t.Any]:
-    """How this server keeps its data: ``aof``, ``rdb`` (a save schedule), ``info``. Raises what redis-py raises where INFO or CONFIG is refused."""
+    """How this server keeps its data: ``aof``, ``rdb`` (a save schedule), ``info``.
+
+    Raises what redis-py raises where INFO or CONFIG is refused.
+    """
     info = client.info("persistence")
     schedule = bool(client.config_get("save").get("save"))
     return {"aof": bool(int(info.get("aof_enabled", 0))), "rdb": schedule, "info": info}
@@ -277,10 +302,12 @@ def why_not_kept(kept: t.Mapping[str, t.Any]) -> str:
 
 
 def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bool = False) -> t.Dict[str, t.Any]:
-    """Brings everything to disk and waits for it; gives ``method`` and ``duration_ms``. Raises ``OpsError`` where it fails.
+    """Brings everything to disk and waits for it; gives ``method`` and ``duration_ms``. Raises ``OpsError`` where it
+    fails.
 
-    With an append-only file the server itself writes and syncs it when it is stopped: its health is looked at, and a rewrite in progress waited
-    for, as the file is not whole before the first one has ended. With ``dump`` there is one beside, for a start without that file.
+    With an append-only file the server itself writes and syncs it when it is stopped: its health is looked at, and a
+    rewrite in progress waited for, as the file is not whole before the first one has ended. With ``dump`` there is one
+    beside, for a start without that file.
     """
     import redis
 
@@ -352,10 +379,12 @@ def workers(
     arguments: t.Optional[t.Mapping[str, t.Any]] = None,
     destination: t.Optional[t.Sequence[str]] = None,
 ) -> t.Dict[str, t.Any]:
-    """Asks every Celery worker for its ``stats`` as ``celery inspect`` does; by node name, until ``wanted`` is satisfied or time is up.
+    """Asks every Celery worker for its ``stats`` as ``celery inspect`` does; by node name, until ``wanted`` is
+    satisfied or time is up.
 
-    ``celery inspect`` starts an interpreter with the whole application (2.1 s measured); this is one publish and one pop (7 ms), and the
-    answer carries the worker's ``pid``. Another remote control command is sent with ``method`` and ``arguments``, to the nodes in ``destination``.
+    ``celery inspect`` starts an interpreter with the whole application (2.1 s measured); this is one publish and one
+    pop (7 ms), and the answer carries the worker's ``pid``. Another remote control command is sent with ``method`` and
+    ``arguments``, to the nodes in ``destination``.
     """
     oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
     reply_queue = f"{oid}.reply.{_CONTROL}"
@@ -389,7 +418,9 @@ def workers(
     asked: t.List[str] = []
 
     def ask(prefix: str) -> int:
-        """How many listen to the remote control of one application: one with a key prefix has a channel and a reply queue of its own."""
+        """How many listen to the remote control of one application: one with a key prefix has a channel and a reply
+        queue of its own.
+        """
         asked.append(prefix)
         client.sadd(f"{prefix}{binding}", member)
         return int(client.publish(f"{prefix}{channel}", json.dumps(message)))

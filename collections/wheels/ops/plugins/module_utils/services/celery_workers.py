@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a Celery worker does that answers no remote control: at work, without remote control, stopped, or hung.
 
-A worker that waits for tasks has a connection that is blocked in BRPOP, which it asks anew every second or so; one that runs a task in its own
-process (pool solo) has not, and answers nobody until the task has ended. Seen from the server by CLIENT LIST, from the host by /proc.
+A worker that waits for tasks has a connection that is blocked in BRPOP, which it asks anew every second or so; one that
+runs a task in its own process (pool solo) has not, and answers nobody until the task has ended. Seen from the server by
+CLIENT LIST, from the host by /proc.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ CONSUMING, BUSY, STOPPED, HUNG, UNCLEAR = "consuming", "busy", "stopped", "hung"
 
 @dataclass(frozen=True)
 class Silence:
-    """One worker that did not answer. ``verdict``: ``consuming`` (it takes tasks: remote control is off), ``busy`` (it works on a delivery),
-    ``unclear`` (it may be at work, which cannot be seen), ``stopped`` (by a signal) or ``hung``. ``begun``: it has asked for tasks before.
-    ``since``: seconds since it turned from the queue to a task, where that is seen; ``limit``: seconds that a task may
-    take.
+    """One worker that did not answer. ``verdict``: ``consuming`` (it takes tasks: remote control is off), ``busy`` (it
+    works on a delivery), ``unclear`` (it may be at work, which cannot be seen), ``stopped`` (by a signal) or ``hung``.
+    ``begun``: it has asked for tasks before. ``since``: seconds since it turned from the queue to a task, where that is
+    seen; ``limit``: seconds that a task may take.
     """
 
     verdict: str
@@ -84,7 +85,9 @@ class Watch:
         return set(self.owners.values()) if self.members is None else set(self.members)
 
     def _owners(self) -> t.Tuple[t.Dict[int, int], bool]:
-        """The processes that are connected to the broker by their local port, and whether that could not be seen of all."""
+        """The processes that are connected to the broker by their local port, and whether that could not be seen of
+        all.
+        """
         if not self.port:
             return {}, True  # a unix socket has no port to know its two ends by
         try:
@@ -93,12 +96,15 @@ class Watch:
             return {}, True
 
     def wait(self, seconds: float) -> None:
-        """Watches for that long in all: where nobody listens a ping ends at once, before CPU could be measured or BRPOP asked anew."""
+        """Watches for that long in all: where nobody listens a ping ends at once, before CPU could be measured or BRPOP
+        asked anew.
+        """
         time.sleep(max(0.0, self.started + seconds - time.monotonic()))
 
     def silent(self) -> t.List[Silence]:
-        """One entry for each worker that is seen, and one for a service none of whose connections are. Raises what redis-py raises, but for the
-        right to CLIENT LIST: without it workers are unclear."""
+        """One entry for each worker that is seen, and one for a service none of whose connections are. Raises what
+        redis-py raises, but for the right to CLIENT LIST: without it workers are unclear.
+        """
         import redis
 
         share = self._share()
@@ -131,8 +137,9 @@ class Watch:
         return seen
 
     def _polls(self) -> t.List[t.Mapping[str, str]]:
-        """The clients of this database that last asked for a task; blocked where they were so in one of a few moments: on a busy host some time
-        passes between two of a worker's questions."""
+        """The clients of this database that last asked for a task; blocked where they were so in one of a few moments:
+        on a busy host some time passes between two of a worker's questions.
+        """
         database = str(broker.database(self.client))
         blocked: t.Set[str] = set()
         for attempt in range(_MOMENTS):
@@ -209,5 +216,7 @@ def _port(entry: t.Mapping[str, str]) -> int:
 
 
 def _in_process(pid: int) -> bool:
-    """Whether a worker runs its tasks itself: it has no children, or says so on its command line (beat with -B is a child too)."""
+    """Whether a worker runs its tasks itself: it has no children, or says so on its command line (beat with -B is a
+    child too).
+    """
     return pid not in processes.parents().values() or any("solo" in word for word in processes.command_line(pid))

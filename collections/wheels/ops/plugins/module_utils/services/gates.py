@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Whether a service does its work: one predicate for each type of gate, and waiting until it holds and keeps holding.
 
-``rc`` of a restart and ``is-active`` caught none of eight start-up faults, an open port three, HTTP 200 five; an answer from the new
-process (the socket's owner is in the service, the instance stays the same) that lasts for three seconds caught all eight.
+``rc`` of a restart and ``is-active`` caught none of eight start-up faults, an open port three, HTTP 200 five; an answer
+from the new process (the socket's owner is in the service, the instance stays the same) that lasts for three seconds
+caught all eight.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .model import Gate, Manager, Service, ServiceState
 class Seen:
     """What one probe saw. ``ready`` False says in ``why`` what is missing; ``answer`` is the evidence.
 
-    ``ready`` True with a ``why`` is worth to be known all the same. ``unfinished``: it is not ready, but ending it may kill work that it has begun.
+    ``ready`` True with a ``why`` is worth to be known all the same. ``unfinished``: it is not ready, but ending it may
+    kill work that it has begun.
     """
 
     ready: bool
@@ -194,7 +196,9 @@ def _redis(service: Service, state: ServiceState, manager: Manager) -> Seen:
 
 
 def _redis_facts(client: t.Any) -> t.Dict[str, t.Any]:
-    """What INFO says of a server that has answered a PING, which it does not while it loads; without the right to INFO, that right."""
+    """What INFO says of a server that has answered a PING, which it does not while it loads; without the right to INFO,
+    that right.
+    """
     import redis
 
     try:
@@ -257,7 +261,9 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
 
 
 def beats(app: str = "") -> t.Dict[int, t.List[str]]:
-    """The processes on this host that run a Celery beat (``celery beat``, or a worker with ``-B``), for one application or all."""
+    """The processes on this host that run a Celery beat (``celery beat``, or a worker with ``-B``), for one application
+    or all.
+    """
     found = {}
     above = processes.parents()
     for pid in above:
@@ -310,9 +316,10 @@ def _broker_of(pid: int) -> t.Optional[t.Tuple[str, int, str]]:
 def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t.List[str]]:
     """Other beats of the same application and the same broker, which would send every periodic task a second time.
 
-    A beat that names another broker is of another installation (staging beside production). Which broker is ours says the gate's url,
-    else the running beat's environment; where neither is known, every beat of the application counts. Whoever is not root cannot ask the
-    beat of another user for its broker: that one is of another installation too, as services of one installation that we may restart are ours.
+    A beat that names another broker is of another installation (staging beside production). Which broker is ours says
+    the gate's url, else the running beat's environment; where neither is known, every beat of the application counts.
+    Whoever is not root cannot ask the beat of another user for its broker: that one is of another installation too, as
+    services of one installation that we may restart are ours.
     """
     own = [pid for pid in members if is_beat(processes.command_line(pid))]
     app = service.gate.app or next((application(processes.command_line(pid)) for pid in own), "")
@@ -342,7 +349,8 @@ def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
         written = schedule_written(gate.schedule_file)
         begun = processes.start_time(pid)
         fresh = written is not None and (begun is None or written >= begun - 1)
-        # Berkeley DB, which Debian's Python takes, and SQLite, which 3.13 takes, hold the file open and write it when beat ends.
+        # Berkeley DB, which Debian's Python takes, and SQLite, which 3.13 takes, hold the file open and write it when
+        # beat ends.
         if written is None or not (
             fresh or processes.has_open(pid, [gate.schedule_file + suffix for suffix in _SCHEDULE_SUFFIXES])
         ):
@@ -402,7 +410,8 @@ def wait_healthy(
 ) -> Passed:
     """Probes until the service was healthy for ``min_healthy_time`` without a break, and the same instance all along.
 
-    Raises ``NotHealthy`` after ``healthy_deadline``, or as soon as its manager has given up or it restarted twice meanwhile.
+    Raises ``NotHealthy`` after ``healthy_deadline``, or as soon as its manager has given up or it restarted twice
+    meanwhile.
     """
     stable_for = service.gate.min_healthy_time if service.gate.min_healthy_time is not None else min_healthy_time
     allowed = service.gate.healthy_deadline if service.gate.healthy_deadline is not None else healthy_deadline
@@ -461,7 +470,9 @@ def wait_healthy(
 
 
 def tail(manager: Manager, unit: str, lines: int) -> t.List[str]:
-    """The last lines of a service for a failure's report; the failure itself matters more than a log that cannot be read."""
+    """The last lines of a service for a failure's report; the failure itself matters more than a log that cannot be
+    read.
+    """
     try:
         return [line[:500] for line in manager.log_tail(unit, lines)]
     except OpsError as error:

@@ -14,7 +14,9 @@ from .systemd import Systemd, available
 
 
 def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
-    """The service manager: ``systemd``, ``supervisor``, or ``auto``: supervisord where its socket is named, else systemd, else any supervisord."""
+    """The service manager: ``systemd``, ``supervisor``, or ``auto``: supervisord where its socket is named, else
+    systemd, else any supervisord.
+    """
     choice("service_manager", kind, ("auto", "systemd", "supervisor"))
     if kind == "systemd" or (kind == "auto" and not socket and available()):
         return Systemd()

@@ -24,8 +24,9 @@ _KEYS: t.FrozenSet[str] = frozenset({"name", "unit", "depends_on", "watch_files"
 class ServiceState:
     """What the service manager says of one service in one moment.
 
-    ``instance`` is a word that changes with every start (systemd's InvocationID, supervisord's ``pid@start``), empty where nothing
-    runs; ``uptime_s`` is None where nothing runs; ``restarts`` counts automatic restarts where the manager does so.
+    ``instance`` is a word that changes with every start (systemd's InvocationID, supervisord's ``pid@start``), empty
+    where nothing runs; ``uptime_s`` is None where nothing runs; ``restarts`` counts automatic restarts where the
+    manager does so.
     """
 
     unit: str
@@ -43,7 +44,9 @@ class ServiceState:
 
     @property
     def up(self) -> bool:
-        """Whether something of it runs or is about to: starting it would leave that in place, only a restart replaces it."""
+        """Whether something of it runs or is about to: starting it would leave that in place, only a restart replaces
+        it.
+        """
         return self.running or bool(self.instance) or not self.settled or self.state == "BACKOFF"
 
     @property
@@ -60,7 +63,10 @@ class ServiceState:
 
 
 class Manager(t.Protocol):
-    """A service manager. Every call has its own deadline in seconds and raises ``OpsError`` with the last state seen."""
+    """A service manager.
+
+    Every call has its own deadline in seconds and raises ``OpsError`` with the last state seen.
+    """
 
     name: str
 
@@ -89,7 +95,9 @@ class Manager(t.Protocol):
         """Seconds until the manager's own start limit allows one more start; 0 where it does now."""
 
     def require_right(self) -> None:
-        """Raises ``OpsError`` where this user is known to have no right to start and stop services; sometimes only trying shows it."""
+        """Raises ``OpsError`` where this user is known to have no right to start and stop services; sometimes only
+        trying shows it.
+        """
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,8 @@ class Service:
 def parse_services(raw: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Service]:
     """The caller's dictionaries as services, in their order.
 
-    Raises ``OpsError`` for a name given twice, a dependency that is not in the list or runs in a circle, and for a gate that lacks what
-    its type needs; nothing was touched by then.
+    Raises ``OpsError`` for a name given twice, a dependency that is not in the list or runs in a circle, and for a gate
+    that lacks what its type needs; nothing was touched by then.
     """
     services = []
     for entry in raw:

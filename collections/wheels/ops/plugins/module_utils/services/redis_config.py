@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""How a Redis will come back: the settings that it runs with beside those that its next start will read, and the dump that is set aside before.
+"""How a Redis will come back: the settings that it runs with beside those that its next start will read, and the dump
+that is set aside before.
 
-A Redis that keeps a dump and finds ``appendonly yes`` in its configuration file starts with what the append-only file says. Where there is
-none yet it starts empty, and its next save replaces the dump by nothing (redis.io, "Redis persistence": switch by CONFIG SET first).
+A Redis that keeps a dump and finds ``appendonly yes`` in its configuration file starts with what the append-only file
+says. Where there is none yet it starts empty, and its next save replaces the dump by nothing (redis.io, "Redis
+persistence": switch by CONFIG SET first).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from dataclasses import dataclass, field
 from ..core.results import OpsError
 from ..host import processes
 
-#: Settings that decide from where Redis reads its data when it starts. ``save`` decides only what it keeps from then on.
+#: Settings that decide from where Redis reads its data when it starts. ``save`` decides only what it keeps from then
+#: on.
 DECISIVE: t.Tuple[str, ...] = ("appendonly", "dir", "dbfilename", "appenddirname", "appendfilename")
 _DEFAULTS: t.Mapping[str, str] = {
     "appendonly": "no",
@@ -36,9 +39,10 @@ _MARK = ".wheels-ops-"
 
 
 def read(path: str, *, root: str = "", files: t.Optional[t.List[str]] = None, depth: int = 0) -> t.Dict[str, str]:
-    """The directives of a configuration file that are of interest here, with those of files that it includes, as Redis reads them: the last
-    counts, ``save`` adds up. ``root`` stands before every path; every file that was read is added to ``files``. Raises ``OSError`` or
-    ``ValueError`` where one cannot be read."""
+    """The directives of a configuration file that are of interest here, with those of files that it includes, as Redis
+    reads them: the last counts, ``save`` adds up. ``root`` stands before every path; every file that was read is added
+    to ``files``. Raises ``OSError`` or ``ValueError`` where one cannot be read.
+    """
     found: t.Dict[str, str] = {}
     if files is not None:
         files.append(root + path)
@@ -74,8 +78,9 @@ def _text(path: str) -> str:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the next start will do. ``differences``: setting to (running, in the file). ``unknown``: why that could not be compared. ``root``:
-    what stands before the server's paths to reach them from here."""
+    """What the next start will do. ``differences``: setting to (running, in the file). ``unknown``: why that could not
+    be compared. ``root``: what stands before the server's paths to reach them from here.
+    """
 
     running: t.Mapping[str, str] = field(default_factory=dict)
     differences: t.Mapping[str, t.Tuple[str, str]] = field(default_factory=dict)
@@ -90,7 +95,8 @@ class Outlook:
     def why_lost(self) -> str:
         """Why the next start would not read what this server keeps; empty where it would, or where that is not known.
 
-        An append-only file that is on now and off in the file loses nothing: a dump that is written before is what that start reads.
+        An append-only file that is on now and off in the file loses nothing: a dump that is written before is what that
+        start reads.
         """
         reasons = []
         for name, (now, then) in self.differences.items():
@@ -116,8 +122,9 @@ class Outlook:
 
 
 def outlook(client: t.Any, members: t.Collection[int]) -> Outlook:
-    """Compares a running server with its configuration file. ``members``: the processes of its service. Raises what redis-py raises for INFO
-    and CONFIG GET."""
+    """Compares a running server with its configuration file. ``members``: the processes of its service. Raises what
+    redis-py raises for INFO and CONFIG GET.
+    """
     server = client.info("server")
     running = {name: value for name in (*DECISIVE, "save") for value in client.config_get(name).values()}
     path, pid = str(server.get("config_file") or ""), int(server.get("process_id") or 0)
@@ -161,7 +168,10 @@ def _differ(name: str, now: str, then: str) -> bool:
 
 
 def _reconfigured(client: t.Any) -> bool:
-    """Whether settings may have been changed since the start. Redis 6 does not tell CONFIG SET from CONFIG GET: it may."""
+    """Whether settings may have been changed since the start.
+
+    Redis 6 does not tell CONFIG SET from CONFIG GET: it may.
+    """
     statistics = client.info("commandstats")
     return any(f"cmdstat_config{which}" in statistics for which in ("", "|set", "|resetstat", "|rewrite"))
 
@@ -169,8 +179,9 @@ def _reconfigured(client: t.Any) -> bool:
 def set_aside(directory: str, name: str, *, root: str = "", now: t.Optional[float] = None) -> str:
     """Keeps the dump as it is now under a name of ours beside it, and gives that name; the newest ``KEPT`` stay.
 
-    A hard link: Redis replaces its dump by a rename and never writes into it, so the old one stays whole, with its owner and mode, without
-    room for a second one, and an interruption leaves all or nothing. Raises ``OpsError`` where it cannot be done.
+    A hard link: Redis replaces its dump by a rename and never writes into it, so the old one stays whole, with its
+    owner and mode, without room for a second one, and an interruption leaves all or nothing. Raises ``OpsError`` where
+    it cannot be done.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     try:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What an error of Redis means, and what a person does about it: one translation for everything that talks to a Redis of the user."""
+"""What an error of Redis means, and what a person does about it: one translation for everything that talks to a Redis
+of the user.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,8 @@ def unserved(error: BaseException) -> str:
 
 
 def missing_right(error: BaseException) -> str:
-    """The right that a NOPERM names, as ``ACL SETUSER`` takes it (``+config|get``, ``~*``, ``&*``); empty for any other error.
+    """The right that a NOPERM names, as ``ACL SETUSER`` takes it (``+config|get``, ``~*``, ``&*``); empty for any other
+    error.
 
     Redis 7 names the subcommand ("the 'config|get' command"), Redis 6 only the command.
     """
@@ -99,8 +102,8 @@ def missing_right(error: BaseException) -> str:
 def kind(error: BaseException) -> str:
     """What kind of answer it is, or that there was none.
 
-    ``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``clients`` (all connections are taken),
-    ``error`` (another answer) or ``silent``.
+    ``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``clients``
+    (all connections are taken), ``error`` (another answer) or ``silent``.
     """
     import redis
 
@@ -123,8 +126,8 @@ def kind(error: BaseException) -> str:
 
 
 def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "does not answer") -> OpsError:
-    """The error as one of ours. Where the server does not answer at all, ``silent`` says so and ``hint`` what to do; the URL is shown without its
-    password.
+    """The error as one of ours. Where the server does not answer at all, ``silent`` says so and ``hint`` what to do;
+    the URL is shown without its password.
 
     ``details`` has ``redis_error`` (see ``kind``), and for NOPERM ``missing_right``.
     """

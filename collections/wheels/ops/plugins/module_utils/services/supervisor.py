@@ -29,8 +29,8 @@ SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_ST
     60,
     70,
 )
-#: The same two names are options of every module, keys of ``checks`` in the configuration of the programs, and, with ``wheels_ops_``
-#: before them, variables of the inventory.
+#: The same two names are options of every module, keys of ``checks`` in the configuration of the programs, and, with
+#: ``wheels_ops_`` before them, variables of the inventory.
 _PASSWORD_HINT = (
     "Set supervisor_username and supervisor_password to those of [unix_http_server] (in the inventory:"
     " wheels_ops_supervisor_username and wheels_ops_supervisor_password)."
@@ -45,7 +45,8 @@ _FAULTS = {
     ABNORMAL_TERMINATION: "It ended sooner than startsecs. Its log says why.",
     SPAWN_ERROR: "It could not be spawned: look at its command, user and directory.",
 }
-#: ``spawnerr`` of supervisor/process.py for a program that ended before ``startsecs``; the other ones say why nothing was begun.
+#: ``spawnerr`` of supervisor/process.py for a program that ended before ``startsecs``; the other ones say why nothing
+#: was begun.
 _TOO_QUICKLY = "Exited too quickly (process log may have details)"
 #: statecode of supervisor/states.py: what is on its way to somewhere else.
 _MOVING = ("STARTING", "STOPPING")
@@ -72,7 +73,9 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 
 def _logged_at(line: str) -> float:
-    """When supervisord wrote a line of its log (``2026-11-23 20:00:01,123 WARN exited: ...``), in seconds since the epoch; 0 for another."""
+    """When supervisord wrote a line of its log (``2026-11-23 20:00:01,123 WARN exited: ...``), in seconds since the
+    epoch; 0 for another.
+    """
     try:
         return time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
     except ValueError:
@@ -221,8 +224,9 @@ class Supervisor:
             if error.faultCode != ALREADY_STARTED:
                 raise
         except OpsError as error:
-            # supervisord looks once more before it answers: a program that has ended by then is a SPAWN_ERROR as well, though it was spawned and
-            # is begun again (startretries). Whether it gives up is to be waited for, as where the program ends a moment later.
+            # supervisord looks once more before it answers: a program that has ended by then is a SPAWN_ERROR as well,
+            # though it was spawned and is begun again (startretries). Whether it gives up is to be waited for, as where
+            # the program ends a moment later.
             if error.details.get("fault") != SPAWN_ERROR or self.states([unit])[unit].result not in ("", _TOO_QUICKLY):
                 raise
         return self._wait(
@@ -294,7 +298,8 @@ class Supervisor:
         since = time.time() - seconds
         found = 0
         for line in text.splitlines():
-            # Somebody stopped it, or supervisord gave up and somebody started it: systemd begins to count anew there, too.
+            # Somebody stopped it, or supervisord gave up and somebody started it: systemd begins to count anew there,
+            # too.
             if f"stopped: {program} (" in line or f"gave up: {program} " in line:
                 found = 0
             elif f"exited: {program} (" in line and _logged_at(line) >= since:

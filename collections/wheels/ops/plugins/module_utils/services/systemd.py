@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""systemd through its own commands: one ``systemctl show`` for all units, jobs without blocking, the journal for what happened."""
+"""systemd through its own commands: one ``systemctl show`` for all units, jobs without blocking, the journal for what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def span(text: str) -> float:
 def parse_show(output: str, units: t.Sequence[str], *, uptime: float) -> t.Dict[str, ServiceState]:
     """The states in the output of ``systemctl show`` for ``units``; ``uptime`` is that of the host in seconds.
 
-    The blocks come in the order of the arguments, so an alias (``redis`` for ``redis-server``) is found although its Id differs.
+    The blocks come in the order of the arguments, so an alias (``redis`` for ``redis-server``) is found although its Id
+    differs.
     """
     blocks = [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -108,7 +111,10 @@ def available() -> bool:
 
 
 class Systemd:
-    """The system manager. Starting and stopping needs root, or a rule of polkit for ``org.freedesktop.systemd1.manage-units``."""
+    """The system manager.
+
+    Starting and stopping needs root, or a rule of polkit for ``org.freedesktop.systemd1.manage-units``.
+    """
 
     name = "systemd"
 
@@ -153,7 +159,9 @@ class Systemd:
         return parse_show(output, units, uptime=processes.uptime())
 
     def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
-        """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time limits say."""
+        """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time
+        limits say.
+        """
         name = self.states([unit])[unit].details["id"]
         self._run([verb, "--no-block", "--", name])
         deadline = time.monotonic() + timeout
@@ -231,7 +239,8 @@ class Systemd:
     def events(self, unit: str, seconds: float, message_id: str = STARTED) -> t.List[t.Dict[str, t.Any]]:
         """What systemd itself logged about a unit in the last seconds: ``time`` (epoch), ``invocation``.
 
-        NRestarts counts automatic restarts only and is reset by a manual one: the journal is the only witness of starts.
+        NRestarts counts automatic restarts only and is reset by a manual one: the journal is the only witness of
+        starts.
         """
         name = self.states([unit])[unit].details["id"]
         entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", f"UNIT={name}"])
@@ -246,7 +255,9 @@ class Systemd:
         return len(self.events(unit, seconds, AUTOMATIC_RESTART))
 
     def start_delay(self, unit: str) -> float:
-        """systemd counts manual starts too and leaves the service down at the limit: the last free start is not spent."""
+        """systemd counts manual starts too and leaves the service down at the limit: the last free
+        start is not spent.
+        """
         state = self.states([unit])[unit]
         interval, burst = state.details["start_limit_interval_s"], state.details["start_limit_burst"]
         if not burst or not interval or interval == float("inf"):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Installs this library on a host, out of the very files that run here: what Ansible sent with a module, or the directory they lie in."""
+"""Installs this library on a host, out of the very files that run here: what Ansible sent with a module, or the
+directory they lie in.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,10 @@ def _listing(files: t.Mapping[str, bytes], names: t.Sequence[str]) -> str:
 
 
 def _change(target: Path, files: t.Optional[t.Mapping[str, bytes]]) -> None:
-    """Puts the files in the place of what is there, or takes that away where there are none; ``None`` leaves it. One run at a time."""
+    """Puts the files in the place of what is there, or takes that away where there are none; ``None`` leaves it.
+
+    One run at a time.
+    """
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

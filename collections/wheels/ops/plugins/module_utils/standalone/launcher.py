@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Finds a Python that has what the library imports, and says in one line what to do where there is none.
 
-Only the standard library is imported here: ``python3 production_health_monitor.py`` is the system's Python, which has nothing of ours.
+Only the standard library is imported here: ``python3 production_health_monitor.py`` is the system's Python, which has
+nothing of ours.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def missing() -> t.List[str]:
 
 
 def interpreters(program: Path) -> t.List[Path]:
-    """Where a Python of ours may be, the likeliest first: named, beside the program, in a clone, where the role makes it."""
+    """Where a Python of ours may be, the likeliest first: named, beside the program, in a clone, where the role makes
+    it.
+    """
     named = [Path(directory) / "bin/python" for directory in [os.environ.get("WHEELS_OPS_VENV")] if directory]
     chosen = []
     with contextlib.suppress(OSError):
@@ -56,7 +59,8 @@ def interpreters(program: Path) -> t.List[Path]:
 
 
 def is_ours(python: Path, program: Path) -> bool:
-    """Whether a Python, its environment and the directories above it are written by nobody but root, this user and the owner of the program that runs.
+    """Whether a Python, its environment and the directories above it are written by nobody but root, this user and the
+    owner of the program that runs.
 
     The backend's virtual environment may lie above the program as well; its owner's code does not run as us.
     """
@@ -82,7 +86,8 @@ def _members(gid: int) -> t.Set[int]:
 
 
 def ensure(program: Path, words: t.Sequence[str]) -> str:
-    """Starts the program again under the first Python of ours, where this one lacks packages; gives what is missing where there is none.
+    """Starts the program again under the first Python of ours, where this one lacks packages; gives what is missing
+    where there is none.
 
     The answer is one line for a person, empty where nothing is missing.
     """

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""``production_health_monitor.py``: the checks of ``health_info`` from outside the backend, for cron, Nagios, or a person at night."""
+"""``production_health_monitor.py``: the checks of ``health_info`` from outside the backend, for cron, Nagios, or a
+person at night.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ ENOUGH = 12
 
 
 class ProductionHealthMonitor:
-    """Measures a host from outside. One look is ``run_all_checks()``; each check can be had alone, with the keys of the first version."""
+    """Measures a host from outside.
+
+    One look is ``run_all_checks()``; each check can be had alone, with the keys of the first version.
+    """
 
     def __init__(self, settings: t.Optional[Settings] = None) -> None:
         self.settings = settings if settings is not None else load()

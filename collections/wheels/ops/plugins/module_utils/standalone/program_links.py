@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The programs' links in a directory that may be somebody else's, made and removed through descriptors: nobody leads us to another directory."""
+"""The programs' links in a directory that may be somebody else's, made and removed through descriptors: nobody leads us
+to another directory.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ _HINT = "Nothing is put behind it: name the directory itself with monitoring_lin
 def run(
     links: t.Mapping[str, str], directory: str, *, state: str, check_mode: bool
 ) -> t.Tuple[t.List[t.Dict[str, t.Any]], t.List[str]]:
-    """Makes (``present``) or removes (``absent``) each link of ``links`` (path below ``directory``: target). What is not ours is left alone.
+    """Makes (``present``) or removes (``absent``) each link of ``links`` (path below ``directory``: target). What is
+    not ours is left alone.
 
-    Gives the actions, and what there is to say. Without the directory there is nothing to do. Raises ``OpsError`` where another user's link is in
-    the way, and where a link cannot be made.
+    Gives the actions, and what there is to say. Without the directory there is nothing to do. Raises ``OpsError`` where
+    another user's link is in the way, and where a link cannot be made.
     """
     actions: t.List[t.Dict[str, t.Any]] = []
     said: t.List[str] = []

@@ -72,7 +72,10 @@ def recommendation(check: t.Mapping[str, t.Any]) -> str:
 
 
 def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
-    """One check with the keys of the first version beside ours. What was not measured is not there; ``healthy`` is None for a skipped check."""
+    """One check with the keys of the first version beside ours.
+
+    What was not measured is not there; ``healthy`` is None for a skipped check.
+    """
     skipped = check["status"] == "skipped"
     found = {
         **check,
@@ -87,7 +90,9 @@ def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
 
 
 def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
-    """What the first version called the measures of a check; subjects that it did not have are shown by the keys of every check alone."""
+    """What the first version called the measures of a check; subjects that it did not have are shown by the keys of
+    every check alone.
+    """
     measures = FIRST_VERSION.get(check["name"])
     return measures(check, check.get("details") or {}) if measures else {}
 
@@ -149,7 +154,8 @@ def _issues(check: t.Mapping[str, t.Any], _details: t.Mapping[str, t.Any]) -> t.
     return {"issues": [] if is_quiet(check) else [check["message"]]}
 
 
-#: subject -> the measures of its check and its details, by the keys of the first version; None where one was not measured.
+#: subject -> the measures of its check and its details, by the keys of the first version; None where one was not
+#: measured.
 FIRST_VERSION: t.Mapping[str, t.Callable[[t.Mapping[str, t.Any], t.Mapping[str, t.Any]], t.Dict[str, t.Any]]] = {
     "memory": _memory,
     "disk": _disk,
@@ -171,7 +177,9 @@ def issue(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
 
 
 def summary(results: t.Mapping[str, t.Mapping[str, t.Any]], duration: float) -> t.Dict[str, t.Any]:
-    """The summary of the first version, over everything that was asked for: a skipped check is neither healthy nor an issue."""
+    """The summary of the first version, over everything that was asked for: a skipped check is neither healthy nor an
+    issue.
+    """
     measured = {name: result for name, result in results.items() if not result.get("skipped")}
     bad = [result for result in measured.values() if not result.get("healthy")]
     levels = [str(result.get("severity", "medium")) for result in bad]
@@ -203,7 +211,10 @@ def exit_status(status: str) -> int:
 
 @contextlib.contextmanager
 def exclusive(path: Path, wait: float) -> t.Iterator[None]:
-    """Holds a lock that ends with its process. Raises ``OpsError`` where another run has it for more than ``wait`` seconds."""
+    """Holds a lock that ends with its process.
+
+    Raises ``OpsError`` where another run has it for more than ``wait`` seconds.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -250,7 +261,8 @@ def deadline(seconds: float) -> t.Iterator[None]:
 
 
 def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
-    """The report as JSON in one file, replaced as a whole, readable by its owner only; False, and a note in the report, where that fails.
+    """The report as JSON in one file, replaced as a whole, readable by its owner only; False, and a note in the report,
+    where that fails.
 
     A full disk is no reason to lose what was measured.
     """
@@ -281,7 +293,9 @@ def leave(status: int) -> t.NoReturn:
 
 
 def trigger() -> str:
-    """What started this program: ``timer`` (a unit of systemd), ``manual`` (a terminal) or ``scheduled`` (cron, another program)."""
+    """What started this program: ``timer`` (a unit of systemd), ``manual`` (a terminal) or ``scheduled`` (cron, another
+    program).
+    """
     if "INVOCATION_ID" in os.environ and "JOURNAL_STREAM" in os.environ:
         return "timer"
     return "manual" if sys.stdin is not None and sys.stdin.isatty() else "scheduled"

@@ -114,7 +114,10 @@ class AutomatedRecovery:
         }
 
     async def check_and_recover(self) -> Report:
-        """The loop; gives the report without any secret. Raises ``OpsError`` where another run or an interrupted deployment holds the host."""
+        """The loop; gives the report without any secret.
+
+        Raises ``OpsError`` where another run or an interrupted deployment holds the host.
+        """
         return await asyncio.to_thread(self.run)
 
     def run(self) -> Report:
@@ -356,7 +359,9 @@ class AutomatedRecovery:
         )
 
     def _clear_cache(self, before: Health, _step: plan.Step) -> Result:
-        """The repaired ``clear_expired()`` itself, by the health API; without one, the prefixes that the configuration gives away."""
+        """The repaired ``clear_expired()`` itself, by the health API; without one, the prefixes that the configuration
+        gives away.
+        """
         eternal = next(int(check["value"] or 0) for check in before["checks"] if check["name"] == "redis")
         checks = self.settings.checks
         if self.options.cache_prefixes:
@@ -482,7 +487,9 @@ class AutomatedRecovery:
         }
 
     def _note(self, made: Report, asked: t.Mapping[str, t.Any], duration_s: float) -> None:
-        """The record of the playbook recover, with what became of each remedy; then the requests that led to it are taken away."""
+        """The record of the playbook recover, with what became of each remedy; then the requests that led to it are
+        taken away.
+        """
         state = self.settings.state_dir
         kinds = [request["kind"] for request in asked["requests"]]
         results = [brief(each) for each in made["recovery_results"]]
@@ -685,8 +692,8 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             )
             return 0
         _end_in_order(recovery)
-        # Begun beside another run, this one would act on what that one has fixed meanwhile. A dry run writes nothing, not
-        # even a lock.
+        # Begun beside another run, this one would act on what that one has fixed meanwhile. A dry run writes nothing,
+        # not even a lock.
         with (
             contextlib.nullcontext()
             if options.dry_run
@@ -713,7 +720,9 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
 
 
 def _end_in_order(one: AutomatedRecovery) -> None:
-    """A first SIGTERM or Ctrl-C lets the remedy that is under way end, so that no service stays stopped; a second breaks off."""
+    """A first SIGTERM or Ctrl-C lets the remedy that is under way end, so that no service stays stopped; a second
+    breaks off.
+    """
 
     def stop(number: int, _frame: t.Any) -> None:
         one.stopping = True

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the programs know of their host: a file that the role ``monitoring`` writes, the environment, and what can be found without either.
+"""What the programs know of their host: a file that the role ``monitoring`` writes, the environment, and what can be
+found without either.
 
-The file is JSON and holds secrets. Keys: ``state_dir``, ``deadline``, ``checks`` (the options of ``suite.Options``) and ``recovery`` (the fields
-of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the environment take the place of what the file says.
+The file is JSON and holds secrets. Keys: ``state_dir``, ``deadline``, ``checks`` (the options of ``suite.Options``) and
+``recovery`` (the fields of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the environment take the
+place of what the file says.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ VARIABLES: t.Dict[str, str] = {"BASE_URL": "base_url", "REDIS_URL": "redis_url",
 
 @dataclass(frozen=True)
 class Recovery:
-    """How the automated recovery behaves; the names are those of the roles ``recovery``, ``services`` and ``database`` without the role's.
+    """How the automated recovery behaves; the names are those of the roles ``recovery``, ``services`` and ``database``
+    without the role's.
 
     ``confirm_after``, ``cooldown``, ``max_cooldown``, ``budget`` and ``max_restarts`` are those of ``plan.Policy``.
     ``repair_database``, ``throttle``, ``relieve_cpu`` and ``install_speech`` permit a remedy. ``throttle_seconds`` and
@@ -93,7 +96,9 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Settings:
-    """``checks`` without the thresholds parsed away; ``source`` says where it came from, ``notes`` what a person should know of it."""
+    """``checks`` without the thresholds parsed away; ``source`` says where it came from, ``notes`` what a person should
+    know of it.
+    """
 
     checks: suite.Options = field(default_factory=suite.Options)
     recovery: Recovery = field(default_factory=Recovery)
@@ -112,7 +117,10 @@ class Settings:
 
 
 def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) -> Settings:
-    """The settings of this host. Raises ``OpsError`` for a file that cannot be read, that is not ours, or that says what nobody knows."""
+    """The settings of this host.
+
+    Raises ``OpsError`` for a file that cannot be read, that is not ours, or that says what nobody knows.
+    """
     env = os.environ if environment is None else environment
     path = config or env.get("WHEELS_OPS_CONFIG", "") or _noted()
     given: t.Dict[str, t.Any] = {}
@@ -146,7 +154,9 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
 
 
 def _noted() -> str:
-    """The configuration that the role noted beside an installed library, else the usual one if it is there; empty for none."""
+    """The configuration that the role noted beside an installed library, else the usual one if it is there; empty for
+    none.
+    """
     with contextlib.suppress(OSError):
         return Path(__file__).resolve().parents[2].joinpath("config").read_text(encoding="utf-8").strip()
     return CONFIG if os.path.lexists(CONFIG) else ""
@@ -245,7 +255,9 @@ def _state_dir(env: t.Mapping[str, str]) -> str:
 
 
 def _discover(checks: t.Dict[str, t.Any], asked: t.Dict[str, str], notes: t.List[str]) -> None:
-    """What this host shows without a configuration: the backend's own ``.env`` here, services by the names of the report, open ports."""
+    """What this host shows without a configuration: the backend's own ``.env`` here, services by the names of the
+    report, open ports.
+    """
     for option, value in _dotenv().items():
         asked.setdefault(option, value)
     found = _services()

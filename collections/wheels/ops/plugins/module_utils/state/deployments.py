@@ -13,8 +13,8 @@ The manifest is written before a file is touched. What was interrupted is found 
     deploy    rolling_back  installs it anew, under the same id     finishes the rollback   refuse
     recover   begun         closes it: it replaces no file          closes it               close it
 
-Originals that are already kept are never replaced by a file of ours. Manifests of the first version have no ``kind``; their id has it.
-A manifest that cannot be read stops nothing but the rollback of its own deployment.
+Originals that are already kept are never replaced by a file of ours. Manifests of the first version have no ``kind``;
+their id has it. A manifest that cannot be read stops nothing but the rollback of its own deployment.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ class Journal:
         return [entry for entry in reversed(self.all()) if entry["state"] != ROLLED_BACK and kind_of(entry) == DEPLOY]
 
     def latest(self) -> str:
-        """The deployment to roll back where none is named. Raises ``OpsError`` where there is none, or where its manifest is damaged."""
+        """The deployment to roll back where none is named.
+
+        Raises ``OpsError`` where there is none, or where its manifest is damaged.
+        """
         unfinished = self.open_one()
         if unfinished:
             return str(unfinished["id"])
@@ -172,7 +175,8 @@ class Journal:
     def settle(self, name: str, wanted: t.Mapping[str, str]) -> None:
         """Notes which content (path: SHA-256) each file has after an installation, also where it had it before.
 
-        A deployment that was interrupted may be finished with another version of the files, down to that of the originals.
+        A deployment that was interrupted may be finished with another version of the files, down to that of the
+        originals.
         """
         manifest = self.find(name)
         if manifest is None or manifest["state"] != BEGUN:
@@ -194,7 +198,9 @@ class Journal:
                 self.drop(manifest["id"])
 
     def drop(self, name: str) -> None:
-        """Removes the journal of a run that replaced no file, with the originals that it had kept before it was killed."""
+        """Removes the journal of a run that replaced no file, with the originals that it had kept
+        before it was killed.
+        """
         directory = self.directory(name)
         originals = directory / "originals"
         with contextlib.suppress(OSError):
@@ -259,12 +265,13 @@ def begin(
     force: str = "",
     check_mode: bool = False,
 ) -> Result:
-    """Takes the lock, where the run does not hold it yet, and opens the journal; a deployment goes on with one that was interrupted.
+    """Takes the lock, where the run does not hold it yet, and opens the journal; a deployment goes on with one that was
+    interrupted.
 
-    ``holder`` names the run; ``dead_holders`` and ``living_holders`` are those of which the controller knows it, ``force`` is the id of the
-    holder from whom to take the lock. ``failing`` names the checks that fail before it, for whoever rolls it back.
-    Gives ``deployment_id`` and ``resumed``. Raises ``OpsError`` where somebody else holds the lock, and for anything but a deployment
-    where a deployment was interrupted.
+    ``holder`` names the run; ``dead_holders`` and ``living_holders`` are those of which the controller knows it,
+    ``force`` is the id of the holder from whom to take the lock. ``failing`` names the checks that fail before it, for
+    whoever rolls it back. Gives ``deployment_id`` and ``resumed``. Raises ``OpsError`` where somebody else holds the
+    lock, and for anything but a deployment where a deployment was interrupted.
     """
     journal = Journal(state_dir)
     journal.directory(name)
@@ -312,10 +319,11 @@ def hold(
     force: str = "",
     check_mode: bool = False,
 ) -> Result:
-    """Takes the lock for a run of that kind, without a journal. ``deployment_id``: the one that a rollback was told to roll back.
+    """Takes the lock for a run of that kind, without a journal. ``deployment_id``: the one that a rollback was told to
+    roll back.
 
-    Gives ``unfinished``, the deployment that was interrupted. Raises as ``begin`` does, and for the rollback of another deployment
-    than the one that was interrupted.
+    Gives ``unfinished``, the deployment that was interrupted. Raises as ``begin`` does, and for the rollback of another
+    deployment than the one that was interrupted.
     """
     journal = Journal(state_dir)
     kind = _kind(kind)
@@ -379,7 +387,8 @@ def _take(journal: Journal, claim: lock.Claim, holder: str, kind: str) -> None:
     if claim.previous != holder:
         lock.sweep(journal.root)
     if kind not in (DEPLOY, ROLLBACK):
-        # What a killed run left in the trees. A deployment and a rollback remove that themselves, and report it as check mode does.
+        # What a killed run left in the trees. A deployment and a rollback remove that themselves, and report it as
+        # check mode does.
         leftovers.sweep(journal.root, journal.all())
     journal._close_others()
 
@@ -395,7 +404,9 @@ def _interrupted(manifest: t.Mapping[str, t.Any]) -> str:
 
 
 def _require_new(journal: Journal, name: str) -> None:
-    """Raises ``OpsError`` where a journal of that id keeps originals: two controllers, or a clock that was set back, may name two alike."""
+    """Raises ``OpsError`` where a journal of that id keeps originals: two controllers, or a clock that was set back,
+    may name two alike.
+    """
     manifest = journal.find(name)
     if manifest is not None and manifest["files"]:
         raise OpsError(
@@ -405,7 +416,9 @@ def _require_new(journal: Journal, name: str) -> None:
 
 
 def _after_all(journal: Journal) -> str:
-    """The present time, or a second after the newest deployment where the clock was set back: which one is the newest has to stay true."""
+    """The present time, or a second after the newest deployment where the clock was set back: which one is the newest
+    has to stay true.
+    """
     newest = max((manifest["began_at"] for manifest in journal.all()), default="")
     if now() <= newest:
         # Not where the time in a manifest is none, or the last that there is.
@@ -451,9 +464,9 @@ def end(
 ) -> Result:
     """Closes the journal with ``finished`` or ``rolled_back``, and with ``release`` gives the lock back.
 
-    A deployment that replaced no file leaves no journal behind. Raises ``OpsError``, and changes nothing, where another run holds the lock,
-    and where the files on the disk are not those that the state says: a deployment that finishes has every file as it installed it,
-    one that was rolled back has none.
+    A deployment that replaced no file leaves no journal behind. Raises ``OpsError``, and changes nothing, where another
+    run holds the lock, and where the files on the disk are not those that the state says: a deployment that finishes
+    has every file as it installed it, one that was rolled back has none.
     """
     journal = Journal(state_dir)
     manifest = journal.find(name)
@@ -550,11 +563,12 @@ def drifted(journal: Journal) -> t.List[str]:
 
 
 def query(state_dir: str, *, interpreter: str = "", directories: t.Optional[t.Mapping[str, str]] = None) -> Result:
-    """Who holds the lock, what was interrupted, what is in force, and what of it is no longer as it was installed; changes nothing.
+    """Who holds the lock, what was interrupted, what is in force, and what of it is no longer as it was installed;
+    changes nothing.
 
-    ``interpreter``: the Python that this run goes on with. Raises ``OpsError`` where another user than root and ours could write it, what it
-    imports, or a directory above it; nothing of it is run. ``directories``: in which this run reads or writes with modules that follow links,
-    each by the variable that names it; the same goes for them.
+    ``interpreter``: the Python that this run goes on with. Raises ``OpsError`` where another user than root and ours
+    could write it, what it imports, or a directory above it; nothing of it is run. ``directories``: in which this run
+    reads or writes with modules that follow links, each by the variable that names it; the same goes for them.
     """
     for setting, place in (directories or {}).items():
         state_directory.require(place, name=f"directory of {setting}", setting=setting)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Who can change a directory that root trusts: what is kept in the state directory decides what root writes elsewhere."""
+"""Who can change a directory that root trusts: what is kept in the state directory decides what root
+writes elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from ..core.options import absolute_path
 from ..core.results import OpsError
 
 _MAX_LINKS = 40
-#: Debian gives /usr/local and /var/local to this group (policy, section 9.1.2), which may install what root runs. No program is setgid to it.
+#: Debian gives /usr/local and /var/local to this group (policy, section 9.1.2), which may install what root runs. No
+#: program is setgid to it.
 _ADMINISTRATORS = ("staff", 50)
 
 
@@ -24,10 +27,10 @@ def require(
 ) -> Path:
     """The directory, which need not exist yet. Raises ``OpsError`` where somebody else could put his own in its place.
 
-    It, and every directory above it, has to belong to root or to the user of this process, and may be writable by nobody else.
-    Accepted above it: a directory with the sticky bit that root owns (/tmp), in which nobody can rename what belongs to others. A group
-    that has no member but its user of the same name counts as that user, and Debian's group ``staff`` (/var/local) as root while nobody
-    is in it. Symbolic links on the way are checked like directories,
+    It, and every directory above it, has to belong to root or to the user of this process, and may be writable by
+    nobody else. Accepted above it: a directory with the sticky bit that root owns (/tmp), in which nobody can rename
+    what belongs to others. A group that has no member but its user of the same name counts as that user, and Debian's
+    group ``staff`` (/var/local) as root while nobody is in it. Symbolic links on the way are checked like directories,
     and followed.
 
     ``name``, ``setting``: what it is, and the variable that names it, for the message.
@@ -123,7 +126,9 @@ def _members(gid: int) -> t.List[str]:
 
 
 def _has_access_list(place: Path) -> bool:
-    """Whether a directory has an access list; the bits of its group are then what any user in the list may have at most (``acl(5)``)."""
+    """Whether a directory has an access list; the bits of its group are then what any user in the list may have at most
+    (``acl(5)``).
+    """
     try:
         return bool(os.getxattr(place, "system.posix_acl_access", follow_symlinks=False))
     except OSError:

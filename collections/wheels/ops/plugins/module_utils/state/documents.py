@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""JSON in files: written whole, so that a power cut leaves the old content or the new, and read although it may be damaged."""
+"""JSON in files: written whole, so that a power cut leaves the old content or the new, and read although it may be
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ class Damaged(OpsError):
 
 
 def load(path: Path, *, hint: str) -> t.Optional[t.Dict[str, t.Any]]:
-    """The JSON object in a regular file, None where there is no file. Raises ``Damaged`` with ``hint`` for everything else."""
+    """The JSON object in a regular file, None where there is no file.
+
+    Raises ``Damaged`` with ``hint`` for everything else.
+    """
     text = content(path, hint=hint)
     if text is None:
         return None
@@ -48,7 +53,10 @@ def write(path: Path, value: t.Any) -> None:
 
 
 def content(path: Path, *, hint: str) -> t.Optional[bytes]:
-    """The bytes of a regular file, None where there is no file. Raises ``Damaged`` with ``hint`` for everything else."""
+    """The bytes of a regular file, None where there is no file.
+
+    Raises ``Damaged`` with ``hint`` for everything else.
+    """
     try:
         # Neither through a link, nor to wait for the other end of a named pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

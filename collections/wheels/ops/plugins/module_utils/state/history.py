@@ -48,8 +48,8 @@ class HistoryRecord:
 
     ``before`` and ``after`` are the names of the checks that failed before and after it, ``not_checked`` those that
     were skipped in the last health run; ``after`` is None where nothing was checked afterwards. ``results`` has an
-    object for each remedy, ``checks`` the status of each check by name (of the monitor). ``extra`` holds every other key
-    of the line, and every key of ours whose value has another shape, so that no reader loses what a writer wrote.
+    object for each remedy, ``checks`` the status of each check by name (of the monitor). ``extra`` holds every other
+    key of the line, and every key of ours whose value has another shape, so that no reader loses what a writer wrote.
     """
 
     time: str = ""
@@ -195,7 +195,8 @@ def append(path: Path, record: HistoryRecord, *, max_bytes: int = MAX_BYTES) -> 
     """Add one record with the time in UTC, and return it as written.
 
     Readers see whole lines only: the file is replaced when it is cut, and a line is written with one call otherwise.
-    A line that a crash left unfinished is ended first. Raises ``OpsError`` where the file is a link or cannot be written.
+    A line that a crash left unfinished is ended first. Raises ``OpsError`` where the file is a link or cannot be
+    written.
     """
     # The health API and monthly reports show it, and part of it is what the backend wrote.
     entry = redact_value(record.completed(time.time()).as_json())
@@ -228,7 +229,9 @@ def read(path: Path, limit: int = 50) -> t.List[HistoryRecord]:
 
 
 def read_and_count(path: Path, limit: int = 50) -> t.Tuple[t.List[HistoryRecord], int]:
-    """``read``, and how many lines of the whole file are no records: objects with no other ``time`` than ``append`` writes."""
+    """``read``, and how many lines of the whole file are no records: objects with no other ``time`` than ``append``
+    writes.
+    """
     content = documents.content(path, hint="Look at the file; move it away.")
     entries, damaged = documents.objects(content or b"")
     usable = [

@@ -4,9 +4,10 @@
 
     HOST:PID:START:MACHINE-BOOT-NAMESPACE
 
-``START`` is in clock ticks since boot, against reused process ids. ``MACHINE`` is six digits of the SHA-256 of the machine id, ``BOOT``
-eight of the kernel's boot id, ``NAMESPACE`` the inode of the process' PID namespace: two hosts of one name, and two containers of
-one kernel, cannot ask each other for their processes. An id without the last field is of an earlier version.
+``START`` is in clock ticks since boot, against reused process ids. ``MACHINE`` is six digits of the SHA-256 of the
+machine id, ``BOOT`` eight of the kernel's boot id, ``NAMESPACE`` the inode of the process' PID namespace: two hosts of
+one name, and two containers of one kernel, cannot ask each other for their processes. An id without the last field is
+of an earlier version.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _ID = re.compile(
 
 
 def started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty where there is none, or none that still works (a zombie)."""
+    """When a process started, in clock ticks since boot; empty where there is none, or none that still works (a
+    zombie).
+    """
     facts = processes.stat(pid)
     return "" if facts is None or facts.state in "ZXx" else str(facts.start)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a killed installation or restore left in the trees of others, known from the journal that was written before it."""
+"""What a killed installation or restore left in the trees of others, known from the journal that was
+written before it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from ..host import files
 
 
 def place_of(name: str, entry: t.Mapping[str, t.Any]) -> t.Tuple[Path, str]:
-    """The real path of a file in a manifest, and the directory below which no link is followed to it. Raises ``OpsError`` for a damaged entry."""
+    """The real path of a file in a manifest, and the directory below which no link is followed to it.
+
+    Raises ``OpsError`` for a damaged entry.
+    """
     root, relative = entry.get("root", "/"), entry.get("relative", name.lstrip("/"))
     if (
         not isinstance(root, str)
@@ -38,11 +43,13 @@ def token_of(manifest: t.Mapping[str, t.Any]) -> str:
 def sweep(
     state_dir: t.Union[str, Path], manifests: t.Iterable[t.Mapping[str, t.Any]], *, check_mode: bool = False
 ) -> t.List[str]:
-    """Removes the temporary files of writers that are dead, in the trees that the manifests name and in the state directory itself.
+    """Removes the temporary files of writers that are dead, in the trees that the manifests name and in the state
+    directory itself.
 
-    In a tree, a file is ours only under the very name that a manifest records; what a living run writes is locked and stays. Gives the paths
-    below the trees of what was, or in check mode would be, removed. An entry that cannot be understood or reached is passed over.
-    Directories that a killed installation made are removed by ``backend_patch.restore``.
+    In a tree, a file is ours only under the very name that a manifest records; what a living run writes is locked and
+    stays. Gives the paths below the trees of what was, or in check mode would be, removed. An entry that cannot be
+    understood or reached is passed over. Directories that a killed installation made are removed by
+    ``backend_patch.restore``.
     """
     if not check_mode:
         for place in (

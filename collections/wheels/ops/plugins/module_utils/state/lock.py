@@ -4,22 +4,24 @@
 
     {"holder": ID, "since": SECONDS, "at": TIME, "host": NAME, "purpose": "deploy"}
 
-``holder`` is the id of the run (see ``holder``), ``at`` when it took the lock, ``since`` when it last renewed it, in seconds since the
-epoch by the clock of this host, which is the only one that writes it. The tasks of a playbook are processes of their own, so the lock
-is a file that outlives them; it is read and replaced under a guard, a lock of the kernel that ends with its process, so that of many
-takers exactly one gets it.
+``holder`` is the id of the run (see ``holder``), ``at`` when it took the lock, ``since`` when it last renewed it, in
+seconds since the epoch by the clock of this host, which is the only one that writes it. The tasks of a playbook are
+processes of their own, so the lock is a file that outlives them; it is read and replaced under a guard, a lock of the
+kernel that ends with its process, so that of many takers exactly one gets it.
 
 Who may take it from its holder:
 
 - alive: its process runs, on this host or on the controller that asks. Nobody, however old the lock is.
 - dead: its process has ended. Everybody, at once.
-- unknown: it runs on another controller, which cannot be asked from here. Everybody, ``EXPIRES`` seconds after the last renewal, or where
-  the time of that renewal lies further in the future than that: the clock was set back, and the time says nothing any more.
+- unknown: it runs on another controller, which cannot be asked from here. Everybody, ``EXPIRES`` seconds after the last
+  renewal, or where the time of that renewal lies further in the future than that: the clock was set back, and the time
+  says nothing any more.
 
-Renewal: the playbooks give ``WHEELS_OPS_LOCK_HOLDER`` and ``WHEELS_OPS_LOCK_DIR`` to every task. Each of our modules renews the lock when it
-begins, and every ``RENEWAL`` seconds while it works, however long that takes; it fails where the lock was lost. Between two of our
-modules there are only tasks of ansible.builtin, of which the longest installs packages (minutes), far from ``EXPIRES``.
-A person can take the lock from a living or unknown holder by giving its id, so that nobody takes it from another than he means.
+Renewal: the playbooks give ``WHEELS_OPS_LOCK_HOLDER`` and ``WHEELS_OPS_LOCK_DIR`` to every task. Each of our modules
+renews the lock when it begins, and every ``RENEWAL`` seconds while it works, however long that takes; it fails where
+the lock was lost. Between two of our modules there are only tasks of ansible.builtin, of which the longest installs
+packages (minutes), far from ``EXPIRES``. A person can take the lock from a living or unknown holder by giving its id,
+so that nobody takes it from another than he means.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from . import holder as holders
 NAME = "deploy.lock"
 EXPIRES = 1800.0
 RENEWAL = 60.0
-#: A module renews no lock that was renewed so recently (seconds): a run of short modules would write it again and again.
+#: A module renews no lock that was renewed so recently (seconds): a run of short modules would write it again and
+#: again.
 _FRESH = 10.0
 #: How long another process may stay between reading and replacing a file of ours, which takes milliseconds.
 _WAIT = 10.0
@@ -98,14 +101,20 @@ def holder_of(root: Path) -> str:
 
 @contextlib.contextmanager
 def guard(root: Path) -> t.Iterator[None]:
-    """Keeps everybody else from reading and replacing the lock and the manifests meanwhile. The directory has to exist."""
+    """Keeps everybody else from reading and replacing the lock and the manifests meanwhile.
+
+    The directory has to exist.
+    """
     with exclusive(root / f".{NAME}.guard", "takes the lock"):
         yield
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> t.Iterator[None]:
-    """A lock of the kernel on a file that is there only while it is held. Raises ``OpsError`` where another process keeps it."""
+    """A lock of the kernel on a file that is there only while it is held.
+
+    Raises ``OpsError`` where another process keeps it.
+    """
     until = time.monotonic() + _WAIT
     while True:
         try:
@@ -148,9 +157,11 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def changes_files(function: _Function) -> _Function:
-    """For a function of a state directory that installs or restores files: no two such processes work beside each other.
+    """For a function of a state directory that installs or restores files: no two such processes work beside each
+    other.
 
-    The lock of the run keeps runs apart; this keeps a task whose run was killed, and which still works, from the next run's.
+    The lock of the run keeps runs apart; this keeps a task whose run was killed, and which still works, from the next
+    run's.
     """
 
     @functools.wraps(function)
@@ -177,9 +188,11 @@ class Claim:
 def claim(
     root: Path, holder: str, *, living: t.Collection[str] = (), dead: t.Collection[str] = (), force: str = ""
 ) -> Claim:
-    """Looks whether a run may take the lock; changes nothing. Raises ``OpsError`` that names the holder where it may not.
+    """Looks whether a run may take the lock; changes nothing. Raises ``OpsError`` that names the holder where it may
+    not.
 
-    ``living`` and ``dead`` are ids of which the caller knows it; ``force`` is the id of the holder from whom to take the lock.
+    ``living`` and ``dead`` are ids of which the caller knows it; ``force`` is the id of the holder from whom to take
+    the lock.
     """
     if not holder:
         raise OpsError("The lock has no holder.", hint="Name the run with holder.")
@@ -304,7 +317,10 @@ def release(root: Path, holder: str) -> bool:
 
 @contextlib.contextmanager
 def heartbeat(root: Path, holder: str) -> t.Iterator[None]:
-    """Renews the lock now, and every ``RENEWAL`` seconds until the end. Raises ``OpsError`` where it is lost before the beginning."""
+    """Renews the lock now, and every ``RENEWAL`` seconds until the end.
+
+    Raises ``OpsError`` where it is lost before the beginning.
+    """
     renew(root, holder)
     ended = threading.Event()
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The token of the health API, out of its file: one a line, as the backend reads it; a line that begins with ``#`` is a comment."""
+"""The token of the health API, out of its file: one a line, as the backend reads it; a line that begins with ``#`` is a
+comment.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def parse(text: str) -> t.Tuple[t.List[str], int]:
 
 
 def token_of(given: str, path: str) -> str:
-    """The ops token: given, or the first of a file. Raises ``OpsError`` for a file that cannot be read or holds none, and for a short one."""
+    """The ops token: given, or the first of a file.
+
+    Raises ``OpsError`` for a file that cannot be read or holds none, and for a short one.
+    """
     given = given.strip()
     if given and len(given) < MIN_LENGTH:
         raise OpsError(
@@ -54,7 +59,10 @@ def token_of(given: str, path: str) -> str:
 
 
 def _read(path: str) -> str:
-    """The content of a small regular file. A link that a lesser user may have set is not followed: its target's first line would be sent."""
+    """The content of a small regular file.
+
+    A link that a lesser user may have set is not followed: its target's first line would be sent.
+    """
     try:
         # By its real name, and whatever somebody makes a link meanwhile is refused.
         directory = open_directory(real_directory(os.path.dirname(path) or "."))

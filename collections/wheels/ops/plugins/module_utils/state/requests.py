@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the backend asks of the host: one JSON file each in ``requests`` of the state directory, written by the health API.
+"""What the backend asks of the host: one JSON file each in ``requests`` of the state directory, written by the health
+API.
 
-The backend's user owns that directory, so nothing in it is trusted: it is reached through one descriptor, links are not followed,
-and of a request only known keys are taken, as short texts.
+The backend's user owns that directory, so nothing in it is trusted: it is reached through one descriptor, links are not
+followed, and of a request only known keys are taken, as short texts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as the health API writes it (``write_request`` of ``app/api/v1/system_health.py``); ``id`` names its file."""
+    """One request, as the health API writes it (``write_request`` of ``app/api/v1/system_health.py``); ``id`` names its
+    file.
+    """
 
     id: str
     kind: str
@@ -41,7 +44,10 @@ class Request:
 
     @classmethod
     def from_json(cls, identifier: str, text: bytes) -> Request:
-        """The known keys of a file, each a short text of one line without secrets. Raises ``ValueError`` that says why it is no request."""
+        """The known keys of a file, each a short text of one line without secrets.
+
+        Raises ``ValueError`` that says why it is no request.
+        """
         if len(text) > MAX_BYTES:
             raise ValueError(f"More than {MAX_BYTES} bytes")
         try:
@@ -61,8 +67,9 @@ class Request:
 def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = False) -> Result:
     """Reads what is pending, oldest first, and takes the files of the ids ``done`` away.
 
-    ``extra`` has ``requests`` and ``refused``, both without those that are done; an entry's ``id`` is the name of its file without
-    ``.json``. Raises ``OpsError`` for an id that cannot be one and for a directory that cannot be read or changed.
+    ``extra`` has ``requests`` and ``refused``, both without those that are done; an entry's ``id`` is the name of its
+    file without ``.json``. Raises ``OpsError`` for an id that cannot be one and for a directory that cannot be read or
+    changed.
     """
     for name in done:
         if not _ID.fullmatch(name):
@@ -108,7 +115,9 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
 
 
 def _names(descriptor: int) -> t.List[str]:
-    """The names that may be requests, oldest first; of a directory that somebody filled up, no more than are looked at in some runs."""
+    """The names that may be requests, oldest first; of a directory that somebody filled up, no more than are looked at
+    in some runs.
+    """
     names = []
     with os.scandir(descriptor) as entries:
         for entry in itertools.islice(entries, MAX_ENTRIES):
@@ -127,7 +136,10 @@ def _unlink(descriptor: int, name: str, directory: Path) -> None:
 
 
 def _content(descriptor: int, name: str) -> bytes:
-    """The first bytes of one file, one more than a request may have. Raises ``ValueError`` that says why they are not read."""
+    """The first bytes of one file, one more than a request may have.
+
+    Raises ``ValueError`` that says why they are not read.
+    """
     try:
         # Not to wait for the other end of a named pipe.
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=descriptor)

@@ -27,7 +27,8 @@ _MAX_BYTES = 1 << 20
 def state_dir(given: str = "") -> Path:
     """The directory of our state on this host.
 
-    Raises ``OpsError`` for one that is not absolute (the next run would look elsewhere), and for one that somebody else can change.
+    Raises ``OpsError`` for one that is not absolute (the next run would look elsewhere), and for one that somebody else
+    can change.
     """
     return state_directory.require(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
 
@@ -55,7 +56,10 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> t.Iterator[None]:
-        """Holds the lock of restarts. It ends with the process, even with one that is killed. Raises ``OpsError`` where another run has it."""
+        """Holds the lock of restarts. It ends with the process, even with one that is killed.
+
+        Raises ``OpsError`` where another run has it.
+        """
         try:
             self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
             descriptor = os.open(
@@ -79,7 +83,10 @@ class Ledger:
             os.close(descriptor)
 
     def read(self) -> t.List[t.Dict[str, t.Any]]:
-        """All entries, oldest first. A line that is none, as one that was cut by a crash, is passed over and counted in ``damaged``."""
+        """All entries, oldest first.
+
+        A line that is none, as one that was cut by a crash, is passed over and counted in ``damaged``.
+        """
         content = documents.content(
             self.path,
             hint="Look at the file; move it away, or run as root. Without it no restart is counted against the budget.",
@@ -90,7 +97,9 @@ class Ledger:
         return entries
 
     def add(self, **entry: t.Any) -> None:
-        """Appends one entry with the present time and syncs it: what counts against the budget is on disk before it is done."""
+        """Appends one entry with the present time and syncs it: what counts against the budget is on disk before it is
+        done.
+        """
         line = (json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n").encode()
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
@@ -141,7 +150,9 @@ class Ledger:
         return self.blocked_until(service, max_restarts=max_restarts, window=window, cooldown=cooldown)[0]
 
     def blocked_until(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> t.Tuple[str, float]:
-        """(why a service may not be restarted now, until when in seconds since the epoch); an empty text and 0 where it may."""
+        """(why a service may not be restarted now, until when in seconds since the epoch); an empty text and 0 where it
+        may.
+        """
         now = time.time()
         starts = self.starts(service, max(window, cooldown))
         if starts and cooldown and now - starts[-1] < cooldown:

@@ -16,7 +16,9 @@ PROGRAM = Path(__file__).resolve()
 
 
 def find_library() -> Path:
-    """The directory of the library: named, installed beside this program, or in the collection that this file is part of."""
+    """The directory of the library: named, installed beside this program, or in the collection that this file is part
+    of.
+    """
     named = os.environ.get("WHEELS_OPS_LIBRARY")
     places = [directory / name for directory in PROGRAM.parents for name in ("lib/wheels_ops", "plugins/module_utils")]
     for place in [Path(named)] if named else places:
@@ -46,7 +48,8 @@ def load_library() -> None:
 
 load_library()
 
-# The package is known from here on, and only a Python that has what it needs may import the rest: hence imports below code.
+# The package is known from here on, and only a Python that has what it needs may import the rest: hence imports below
+# code.
 from wheels_ops.standalone.launcher import UNKNOWN, ensure  # noqa: E402
 
 if __name__ == "__main__":

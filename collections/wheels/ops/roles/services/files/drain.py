@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Runs uvicorn so that a restart fails no request: ``python drain.py app.main:app --port 8000 [any option of uvicorn]``.
+"""Runs uvicorn so that a restart fails no request: ``python drain.py app.main:app --port 8000 [any option of
+uvicorn]``.
 
-The listening socket belongs to whoever outlives us: systemd (a ``.socket`` unit), or supervisord (``[fcgi-program]`` with ``socket=``, then
-``--fd 0``; the README of the role names the process that has to hold it). While nobody accepts, the kernel queues new connections for the
-next process. What plain uvicorn loses even then are requests on connections that exist already: it closes an idle keep-alive connection
-just as the next request arrives, and drops one that it has accepted and not read. So at SIGTERM we
+The listening socket belongs to whoever outlives us: systemd (a ``.socket`` unit), or supervisord (``[fcgi-program]``
+with ``socket=``, then ``--fd 0``; the README of the role names the process that has to hold it). While nobody accepts,
+the kernel queues new connections for the next process. What plain uvicorn loses even then are requests on connections
+that exist already: it closes an idle keep-alive connection just as the next request arrives, and drops one that it has
+accepted and not read. So at SIGTERM we
 
 1. stop accepting, close WebSockets with 1012 (clients come back by themselves),
-2. answer what comes on open connections for at most DRAIN_SECONDS (3) with ``Connection: close``, so that each client leaves by itself,
+2. answer what comes on open connections for at most DRAIN_SECONDS (3) with ``Connection: close``, so that each client
+   leaves by itself,
 3. shut down as uvicorn does, as soon as no connection is left.
 
-Under systemd with ``Type=notify`` the service counts as started when the application has started, not when the process exists.
-Runs under the backend's interpreter; imports uvicorn (0.23 to 0.35 and newer) and nothing of the application itself.
+Under systemd with ``Type=notify`` the service counts as started when the application has started, not when the process
+exists. Runs under the backend's interpreter; imports uvicorn (0.23 to 0.35 and newer) and nothing of the application
+itself.
 """
 
 from __future__ import annotations

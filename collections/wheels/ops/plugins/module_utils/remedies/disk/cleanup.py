@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Brings filesystems and budgeted directories under their targets: source after source, oldest file first, never an open or a protected one."""
+"""Brings filesystems and budgeted directories under their targets: source after source, oldest file first, never an
+open or a protected one.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ _AGES: t.Tuple[str, ...] = ("atime", "mtime", "ctime")
 
 @dataclass(frozen=True)
 class Source:
-    """Files below ``path`` that may go: older than ``age`` seconds by the newest of ``age_by``, of at least ``min_size`` bytes on disk, with a name
-    that one of ``patterns`` matches and none of ``exclude``. The ``keep_newest`` newest of them stay."""
+    """Files below ``path`` that may go: older than ``age`` seconds by the newest of ``age_by``, of at least
+    ``min_size`` bytes on disk, with a name that one of ``patterns`` matches and none of ``exclude``. The
+    ``keep_newest`` newest of them stay.
+    """
 
     path: str
     age: float = 0.0
@@ -64,8 +68,9 @@ class Source:
 
 @dataclass
 class Target:
-    """What is to be reached: ``percent`` and ``inodes_percent`` at most, ``free_bytes`` at least, on the filesystem of ``filesystem``; or for
-    ``directories`` together ``percent`` of ``budget`` bytes at most."""
+    """What is to be reached: ``percent`` and ``inodes_percent`` at most, ``free_bytes`` at least, on the filesystem of
+    ``filesystem``; or for ``directories`` together ``percent`` of ``budget`` bytes at most.
+    """
 
     filesystem: str = ""
     directories: t.Tuple[str, ...] = ()
@@ -138,7 +143,8 @@ class _Tally:
     names: t.List[str] = field(default_factory=list)
 
 
-#: A file that may go: its time (ns) and inode, both negated, its bytes, name and directory. A bare tuple, as there may be 100,000 of them.
+#: A file that may go: its time (ns) and inode, both negated, its bytes, name and directory. A bare tuple, as there may
+#: be 100,000 of them.
 _Candidate = t.Tuple[int, int, int, str, Directory]
 
 
@@ -258,7 +264,9 @@ class Cleanup:
         return [target for target in self.targets if target.concerns(path, device) and not target.met()]
 
     def wanted(self, path: str, device: int) -> bool:
-        """Whether something of a source is still to go: always without targets, else while one that concerns it is not met."""
+        """Whether something of a source is still to go: always without targets, else while one that concerns it is not
+        met.
+        """
         return not self.targets or bool(self.unmet(path, device))
 
     def clean(self, source: Source) -> _Tally:
@@ -416,7 +424,10 @@ def run(
     check_mode: bool = False,
     want_diff: bool = False,
 ) -> Result:
-    """Cleans; see the module's documentation for the options and the result. Everything is validated before anything is touched."""
+    """Cleans; see the module's documentation for the options and the result.
+
+    Everything is validated before anything is touched.
+    """
     wanted = [parse_source(source) for source in sources]
     goals = [parse_target(target) for target in targets]
     least = units.size(deleted_min_size, "deleted_min_size")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What takes room and belongs to a program that clears it itself: the journal, the package cache, our own backups; and files that are deleted but open."""
+"""What takes room and belongs to a program that clears it itself: the journal, the package cache, our own backups; and
+files that are deleted but open.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,10 @@ def journal_files(path: str, age: float) -> t.List[t.Tuple[str, int]]:
 
 
 def packages(path: str) -> t.List[t.Tuple[str, int]]:
-    """Downloaded packages: they can be downloaded again. Raises ``OpsError`` for another directory, as apt would empty that too."""
+    """Downloaded packages: they can be downloaded again.
+
+    Raises ``OpsError`` for another directory, as apt would empty that too.
+    """
     found = []
     for directory in (path, os.path.join(path, "partial")):
         with contextlib.suppress(FileNotFoundError):
@@ -76,7 +81,10 @@ def packages(path: str) -> t.List[t.Tuple[str, int]]:
 
 
 def backups(path: str, age: float, keep_newest: int) -> t.List[t.Tuple[str, int]]:
-    """Originals of deployments that were taken back, oldest first. What a rollback may still need is never among them."""
+    """Originals of deployments that were taken back, oldest first.
+
+    What a rollback may still need is never among them.
+    """
     journal = Journal(path)
     ended = [journal.directory(entry["id"]) for entry in journal.all() if entry["state"] == ROLLED_BACK]
     old = [place for place in ended[: len(ended) - keep_newest] if time.time() - place.stat().st_mtime >= age]
@@ -118,9 +126,11 @@ def deleted_but_open(
     least: int = DELETED_MIN_BYTES,
     patterns: t.Sequence[str] = (),
 ) -> t.List[t.Dict[str, t.Any]]:
-    """Files without a name on ``devices`` that take room until their owner lets go: largest first, each with its process and unit.
+    """Files without a name on ``devices`` that take room until their owner lets go: largest first, each with its
+    process and unit.
 
-    Those of ``least`` bytes on disk, and smaller ones only where ``release`` would empty them: every other program has scratch files of a page.
+    Those of ``least`` bytes on disk, and smaller ones only where ``release`` would empty them: every other program has
+    scratch files of a page.
     """
     entries = []
     for identity, owners in found.files.items():
@@ -161,7 +171,10 @@ def releasable(entry: t.Mapping[str, t.Any], patterns: t.Sequence[str]) -> bool:
 
 
 def release(entry: t.Mapping[str, t.Any]) -> bool:
-    """Empties one deleted log that is ``releasable``; True where it did. It has to have no name still: nobody but its owner can read it any more."""
+    """Empties one deleted log that is ``releasable``; True where it did.
+
+    It has to have no name still: nobody but its owner can read it any more.
+    """
     try:
         descriptor = os.open(f"/proc/{entry['pid']}/fd/{entry['fd']}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The rotated parts of a log: their names, writing them, compressing them, and how many are kept.
 
-Everything is done relative to the descriptor of the log's directory. A part is written under a hidden name, synced and renamed: what has its
-final name is whole.
+Everything is done relative to the descriptor of the log's directory. A part is written under a hidden name, synced and
+renamed: what has its final name is whole.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _order(part: str) -> t.Tuple[str, int]:
 
 
 def free_name(directory: int, name: str) -> str:
-    """A name for the next part, without ``.gz``; later than every part that is there, so that names sort as the lines do."""
+    """A name for the next part, without ``.gz``; later than every part that is there, so that names sort as the lines
+    do.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     newest = [_order(part) for part in parts(directory, name)[:1]]
     if not newest or newest[0] < (stamp, 0):
@@ -81,7 +83,8 @@ def partial_name(part: str) -> str:
 
 
 def sync(directory: int) -> None:
-    # The directory's descriptor may be of O_PATH kind for a caller without read permission: then there is nothing to sync with.
+    # The directory's descriptor may be of O_PATH kind for a caller without read permission: then there is nothing to
+    # sync with.
     with contextlib.suppress(OSError):
         os.fsync(directory)
 
@@ -177,9 +180,11 @@ def same_content(directory: int, plain: str, packed: str) -> bool:
 
 
 def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None) -> t.Optional[str]:
-    """Compresses a plain part that nobody writes to, and removes it; gives the new name. None while somebody has it open for writing.
+    """Compresses a plain part that nobody writes to, and removes it; gives the new name. None while somebody has it
+    open for writing.
 
-    Interrupted anywhere, the next call goes on: the plain part goes only when the compressed one is whole and says the same.
+    Interrupted anywhere, the next call goes on: the plain part goes only when the compressed one is whole and says the
+    same.
     """
     packed = f"{part}.gz"
     source = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
@@ -226,7 +231,10 @@ def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None
 def retire(
     directory: int, name: str, keep: int, *, check_mode: bool = False, coming: int = 0
 ) -> t.List[t.Tuple[str, int]]:
-    """Removes the oldest parts of a log beyond ``keep``, and gives their names and bytes on disk. ``coming``: parts that are still to be made."""
+    """Removes the oldest parts of a log beyond ``keep``, and gives their names and bytes on disk.
+
+    ``coming``: parts that are still to be made.
+    """
     gone = []
     for part in parts(directory, name)[max(0, keep - coming) :]:
         status = os.stat(part, dir_fd=directory, follow_symlinks=False)
@@ -237,10 +245,12 @@ def retire(
 
 
 def line_boundary(descriptor: int, start: int, size: int, block: int, rest: int) -> t.Tuple[int, bool]:
-    """The last multiple of ``block`` below ``size`` at which a line begins, and True; where none is near enough, just the last and False.
+    """The last multiple of ``block`` below ``size`` at which a line begins, and True; where none is near enough, just
+    the last and False.
 
-    Near enough is what leaves at most half of what lies between ``start`` and ``size``, and at most ``rest`` bytes. With lines of
-    100 bytes one block in a hundred begins with a line: the cut costs some blocks of newest lines, and no line is torn.
+    Near enough is what leaves at most half of what lies between ``start`` and ``size``, and at most ``rest`` bytes.
+    With lines of 100 bytes one block in a hundred begins with a line: the cut costs some blocks of newest lines, and no
+    line is torn.
     """
     last = (size - 1) // block * block
     lowest = max(start + (size - start) // 2, size - rest)

@@ -23,7 +23,10 @@ _PLAIN = re.compile(r"[^\x00-\x1f\"'\\{}]+")
 
 
 def installed() -> str:
-    """The path of logrotate, empty where it is not installed. Debian keeps it in /usr/sbin, which is not in every user's PATH."""
+    """The path of logrotate, empty where it is not installed.
+
+    Debian keeps it in /usr/sbin, which is not in every user's PATH.
+    """
     return shutil.which("logrotate", path=_search_path()) or ""
 
 
@@ -71,9 +74,11 @@ def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def rename(directory: str, name: str, part: str) -> None:
-    """Has logrotate rename a log of ``directory`` to ``part``, which begins with ``name``. The caller makes the new log, tells the writers and compresses.
+    """Has logrotate rename a log of ``directory`` to ``part``, which begins with ``name``. The caller makes the new
+    log, tells the writers and compresses.
 
-    Its retention, compression and creation are left out: it compresses before writers have let go, and its own ``create`` races with theirs.
+    Its retention, compression and creation are left out: it compresses before writers have let go, and its own
+    ``create`` races with theirs.
     """
     program = require()
     status = os.stat(directory)
@@ -105,7 +110,9 @@ def rename(directory: str, name: str, part: str) -> None:
 
 
 def require_program(command: t.Sequence[str]) -> None:
-    """Raises ``OpsError`` where the first word of ``reopen`` is no program of this host: better now than when the log was renamed."""
+    """Raises ``OpsError`` where the first word of ``reopen`` is no program of this host: better now than when the log
+    was renamed.
+    """
     if command and command[0] and not shutil.which(command[0], path=_search_path()):
         raise OpsError(
             f"reopen runs {command[0]!r}, which is no program of this host.", hint="Give its full path, or install it."
@@ -145,9 +152,11 @@ def policy_text(
     group: str = "",
     allow_loss: bool = False,
 ) -> str:
-    """A permanent policy for logs whose writers are told to reopen, or that nobody holds open (``reopen`` empty needs ``allow_loss``).
+    """A permanent policy for logs whose writers are told to reopen, or that nobody holds open (``reopen`` empty needs
+    ``allow_loss``).
 
-    ``delaycompress`` leaves the newest part plain, so that a writer that has not let go yet writes into nothing that is being compressed.
+    ``delaycompress`` leaves the newest part plain, so that a writer that has not let go yet writes into nothing that is
+    being compressed.
     """
     for word in reopen:
         if not word or "\n" in word or "\0" in word:
@@ -202,7 +211,10 @@ def _shared(path: str) -> bool:
 
 
 def validated(text: str) -> None:
-    """Has ``logrotate -d`` read a policy, which changes nothing. Raises ``OpsError`` with what it does not understand."""
+    """Has ``logrotate -d`` read a policy, which changes nothing.
+
+    Raises ``OpsError`` with what it does not understand.
+    """
     program = require()
     with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
         policy = Path(place, "policy")

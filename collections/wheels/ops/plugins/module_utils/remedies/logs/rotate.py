@@ -5,12 +5,15 @@
 Which way is taken is decided file by file, from who has it open:
 
 - nobody writes it (the kernel gives a lease): ``rename``, and a fresh file in its place
-- the writer can be told to reopen: ``logrotate`` renames and tells it; the old file is compressed when nobody writes it any more
+- the writer can be told to reopen: ``logrotate`` renames and tells it; the old file is compressed when nobody writes it
+  any more
 - every writer appends (O_APPEND) and the filesystem can: ``collapse``, the head is archived, then taken out in place
-- a writer does not append: ``punch``, the archived head becomes a hole; the file's length goes on growing, the disk does not
+- a writer does not append: ``punch``, the archived head becomes a hole; the file's length goes on growing, the disk
+  does not
 - ``copytruncate`` loses what is written between its two steps: only with ``allow_loss``
 
-Each way writes down what it is about to do before its first irreversible step. A run that was killed is finished by the next one.
+Each way writes down what it is about to do before its first irreversible step. A run that was killed is finished by the
+next one.
 """
 
 from __future__ import annotations
@@ -47,7 +50,10 @@ _WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Options:
-    """How logs are rotated. ``max_size`` in bytes on disk; ``reopen`` is the command that tells the writers to open their logs again."""
+    """How logs are rotated.
+
+    ``max_size`` in bytes on disk; ``reopen`` is the command that tells the writers to open their logs again.
+    """
 
     max_size: int = LOG_MAX_BYTES
     strategy: str = "auto"
@@ -103,7 +109,10 @@ def unmatched(patterns: t.Sequence[str]) -> t.List[str]:
 
 
 def log_pattern(pattern: str) -> str:
-    """A path or pattern of ``paths``, made normal. Raises ``OpsError`` for one that reaches what is no log: ``/``, files of the system, a directory."""
+    """A path or pattern of ``paths``, made normal.
+
+    Raises ``OpsError`` for one that reaches what is no log: ``/``, files of the system, a directory.
+    """
     pattern = absolute_path("paths", pattern)
     literal = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
     if literal == "/" or any(literal == top or literal.startswith(top + "/") for top in DANGEROUS_BELOW):
@@ -119,7 +128,10 @@ def log_pattern(pattern: str) -> str:
 
 
 def trusted_directory(path: str) -> str:
-    """The real path of a log's directory. Raises ``OpsError`` where a link of somebody else leads there, or the system's own files lie there."""
+    """The real path of a log's directory.
+
+    Raises ``OpsError`` where a link of somebody else leads there, or the system's own files lie there.
+    """
     step = "/"
     for name in path.strip("/").split("/"):
         step = os.path.join(step, name)
@@ -268,7 +280,8 @@ class Log:
     def choose(self, *, opened_again: bool = False) -> str:
         """The strategy for this log now. Raises ``OpsError`` where none is safe.
 
-        ``opened_again``: a writer came back while the log was to be renamed. That nobody writes it at one moment says nothing then.
+        ``opened_again``: a writer came back while the log was to be renamed. That nobody writes it at one moment says
+        nothing then.
         """
         wanted = self.options.strategy
         for _attempt in range(_ATTEMPTS):
@@ -314,7 +327,9 @@ class Log:
         )
 
     def _unwritten(self, writers: t.Sequence[open_files.Holder]) -> bool:
-        """Whether nobody has the log open for writing: by the kernel's word, or where it cannot give it, by what /proc shows to one who sees all."""
+        """Whether nobody has the log open for writing: by the kernel's word, or where it cannot give it, by what /proc
+        shows to one who sees all.
+        """
         descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
         try:
             with open_files.lease(descriptor, writers_only=True) as free:
@@ -414,7 +429,10 @@ class Log:
         return {"rotated_to": packed or part}
 
     def _rename_unwritten(self, part: str, own: Ownership, before: os.stat_result) -> bool:
-        """Renames the log while the kernel holds writers off, and puts a fresh file in its place. False where somebody writes it just now."""
+        """Renames the log while the kernel holds writers off, and puts a fresh file in its place.
+
+        False where somebody writes it just now.
+        """
         descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
         try:
             with open_files.lease(descriptor, writers_only=True) as free:
@@ -445,7 +463,10 @@ class Log:
         return {"rotated_to": packed or part, **told}
 
     def _tell_writers(self, part: str) -> t.Dict[str, t.Any]:
-        """Tells the writers to reopen, and waits until none writes the renamed file. Raises ``OpsError`` that names who goes on; nothing is lost then."""
+        """Tells the writers to reopen, and waits until none writes the renamed file.
+
+        Raises ``OpsError`` that names who goes on; nothing is lost then.
+        """
         status = os.stat(part, dir_fd=self.directory, follow_symlinks=False)
         identity = (status.st_dev, status.st_ino)
         begun = time.monotonic()
@@ -478,7 +499,10 @@ class Log:
             os.close(descriptor)
 
     def _cut(self, descriptor: int, size: int) -> t.Tuple[int, int, bool]:
-        """From where to where an open log is taken out in place, and whether a line begins there. What stays is half of ``max_size`` at most."""
+        """From where to where an open log is taken out in place, and whether a line begins there.
+
+        What stays is half of ``max_size`` at most.
+        """
         start = extents.first_data(descriptor, size)
         return (
             start,
@@ -618,7 +642,10 @@ class Log:
 
 
 def options_of(given: t.Mapping[str, t.Any]) -> Options:
-    """The options among a caller's parameters; sizes, modes and names of users as people write them. Raises ``OpsError`` for nonsense."""
+    """The options among a caller's parameters; sizes, modes and names of users as people write them.
+
+    Raises ``OpsError`` for nonsense.
+    """
     import grp
     import pwd
 
@@ -670,7 +697,8 @@ def validate(options: Options) -> None:
 def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, want_diff: bool = False) -> Result:
     """Rotates every log that is over its size; see the module's documentation for the result.
 
-    A log that cannot be rotated safely does not keep the others from it: they are rotated first, then ``OpsError`` names it.
+    A log that cannot be rotated safely does not keep the others from it: they are rotated first, then ``OpsError``
+    names it.
     """
     validate(options)
     not_empty("paths", paths, hint="For example /var/log/app/*.log.")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What earlier runs of ``memory_trim`` measured: a rung that did not help is foretold, and one that costs a process is not taken again in vain."""
+"""What earlier runs of ``memory_trim`` measured: a rung that did not help is foretold, and one that costs a process is
+not taken again in vain.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ REGROWTH = 600.0
 
 @dataclass(frozen=True)
 class Note:
-    """One rung's outcome. Bytes; ``time`` in seconds since the epoch. ``processes``: those that it left. ``whole``: all that it could replace was."""
+    """One rung's outcome. Bytes; ``time`` in seconds since the epoch. ``processes``: those that it left.
+
+    ``whole``: all that it could replace was.
+    """
 
     time: float
     freed: int
@@ -42,7 +47,9 @@ class Note:
 
 
 class Notes:
-    """``memory.json`` in the state directory: the last outcome of each rung for a service and the subject whose share it was to lower."""
+    """``memory.json`` in the state directory: the last outcome of each rung for a service and the subject whose share
+    it was to lower.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "memory.json"

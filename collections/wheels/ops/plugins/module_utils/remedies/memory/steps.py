@@ -65,8 +65,9 @@ class Context:
 
 @dataclass
 class Outcome:
-    """What a rung says of itself. ``given_back``: bytes that the subject's share does not show. ``replaced``: a process was. ``whole``: all
-    that could be replaced."""
+    """What a rung says of itself. ``given_back``: bytes that the subject's share does not show. ``replaced``: a process
+    was. ``whole``: all that could be replaced.
+    """
 
     details: t.Dict[str, t.Any] = field(default_factory=dict)
     given_back: int = 0
@@ -75,8 +76,9 @@ class Outcome:
 
 
 class Rung(abc.ABC):
-    """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step pointless. ``replaces``: it ends
-    processes, so that it is a change even where it gives nothing back."""
+    """One step of the ladder. ``bounded``: the prediction is an upper bound, so that a small one makes the step
+    pointless. ``replaces``: it ends processes, so that it is a change even where it gives nothing back.
+    """
 
     bounded = False
     replaces = False
@@ -86,7 +88,10 @@ class Rung(abc.ABC):
         """What it can be applied to, of the services ``among``."""
 
     def predict(self, context: Context, target: str) -> int:
-        """Bytes that it may give back; 0 where that cannot be known. Raises ``OpsError`` where the right to look is missing."""
+        """Bytes that it may give back; 0 where that cannot be known.
+
+        Raises ``OpsError`` where the right to look is missing.
+        """
         return 0
 
     def beside(self, context: Context, target: str) -> int:
@@ -98,7 +103,9 @@ class Rung(abc.ABC):
         return
 
     def spent(self, note: Note, predicted: int, min_gain: int) -> str:
-        """Why it is not taken again after the outcome ``note``, which is recent or from which the service has not grown; empty where it is."""
+        """Why it is not taken again after the outcome ``note``, which is recent or from which the service has not
+        grown; empty where it is.
+        """
         return ""
 
     @abc.abstractmethod
@@ -187,7 +194,9 @@ class Application(Rung):
 
 
 class RedisPurge(Rung):
-    """Has Redis give back pages that its allocator keeps: 231 to 140 MB in 23 ms after nine of ten keys were removed."""
+    """Has Redis give back pages that its allocator keeps: 231 to 140 MB in 23 ms after nine of ten keys
+    were removed.
+    """
 
     bounded = True
 
@@ -250,7 +259,10 @@ def _at_work(client: t.Any, pids: t.AbstractSet[int], timeout: float) -> t.Set[i
 
 
 class CeleryPool(Rung):
-    """Replaces the idle child processes of a worker by fresh ones, by its own remote control. A child at work is left alone; no task is lost."""
+    """Replaces the idle child processes of a worker by fresh ones, by its own remote control.
+
+    A child at work is left alone; no task is lost.
+    """
 
     replaces = True
 
@@ -366,7 +378,9 @@ class CeleryPool(Rung):
 
 
 class Reclaim(Rung):
-    """Has a cgroup v2 give up file cache, and only that; it is counted apart, as MemAvailable and our percentage count such cache as free."""
+    """Has a cgroup v2 give up file cache, and only that; it is counted apart, as MemAvailable and our percentage count
+    such cache as free.
+    """
 
     def _directory(self, context: Context, name: str) -> str:
         first = next(iter(sorted(context.pids(name))), None)
@@ -402,7 +416,10 @@ def _require_cache(directory: str) -> int:
 
 
 def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
-    """Reclaims the clean file cache of one cgroup directory. Raises ``OpsError`` where the kernel would swap out instead."""
+    """Reclaims the clean file cache of one cgroup directory.
+
+    Raises ``OpsError`` where the kernel would swap out instead.
+    """
     amount, anonymous = _require_cache(directory), memory_pressure.anonymous(directory)
     wanted = [f"{amount} swappiness=0"]
     if not memory_pressure.swap_total(proc):
@@ -444,7 +461,8 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
 
 
 class Recycle(Rung):
-    """Ends the largest worker of a server that replaces its workers (gunicorn, uvicorn --workers), gracefully and one at a time.
+    """Ends the largest worker of a server that replaces its workers (gunicorn, uvicorn --workers), gracefully and one
+    at a time.
 
     It is the only cure for memory that small objects hold in part: a trim gives back 0 to 1 % of that.
     """
@@ -530,7 +548,10 @@ def settle(pids: t.Collection[int], timeout: float) -> None:
 
 
 def end_gracefully(pid: int, timeout: float) -> None:
-    """SIGTERM to one process by a handle that cannot mean another; waits until it is gone. Raises ``OpsError`` where it stays."""
+    """SIGTERM to one process by a handle that cannot mean another; waits until it is gone.
+
+    Raises ``OpsError`` where it stays.
+    """
     import select
 
     try:

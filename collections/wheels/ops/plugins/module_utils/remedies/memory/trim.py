@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Gives memory back, rung by rung of the incident report's ladder, and measures each rung. Never drops the page cache, never kills.
+"""Gives memory back, rung by rung of the incident report's ladder, and measures each rung. Never drops the page cache,
+never kills.
 
-The lower rungs cost a pause, the upper ones a process. A rung is tried when the share of memory in use is above its tier, and the ladder ends
-as soon as the target is reached.
+The lower rungs cost a pause, the upper ones a process. A rung is tried when the share of memory in use is above its
+tier, and the ladder ends as soon as the target is reached.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ LADDER: t.Tuple[t.Tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Options:
-    """How a run behaves. ``target`` and ``tiers`` in percent; ``min_gain`` in bytes: less than that was not worth a rung. Times in seconds."""
+    """How a run behaves.
+
+    ``target`` and ``tiers`` in percent; ``min_gain`` in bytes: less than that was not worth a rung. Times in seconds.
+    """
 
     scope: str = "host"
     target: float = 0.0
@@ -106,7 +110,10 @@ class Subject:
         return self.percent
 
     def pressed(self, seconds: float) -> str:
-        """What the kernel says of pressure; watches for so many seconds where it has no PSI. Empty where it reports none."""
+        """What the kernel says of pressure; watches for so many seconds where it has no PSI.
+
+        Empty where it reports none.
+        """
         first = self.scope() if self.scope else None
         if first is None or first.stalled is not None or not seconds:
             return "" if first is None else memory_pressure.pressed(first)
@@ -217,7 +224,9 @@ class _Run:
         self._remember(subject, name, target, share, outcome)
 
     def _share(self, subject: Subject, target: str) -> int:
-        """Bytes to compare with those of an earlier run: of the subject, or of the service alone where others have a part in the subject."""
+        """Bytes to compare with those of an earlier run: of the subject, or of the service alone where others have a
+        part in the subject.
+        """
         if subject.shared and target in self.context.names:
             return resident_bytes(self.context.pids(target))
         return subject.used
@@ -243,7 +252,9 @@ class _Run:
     def _foretell(
         self, subject: Subject, entry: t.Dict[str, t.Any], note: t.Optional[Note], share: int, beside: int
     ) -> None:
-        """Enters what a rung is expected to do: at best its bound, or what it did to the same processes at the same size."""
+        """Enters what a rung is expected to do: at best its bound, or what it did to the same processes at the same
+        size.
+        """
         name, target, predicted = entry["action"], entry["target"], entry["predicted_bytes"]
         rung = steps.RUNGS[name]
         if (
@@ -328,7 +339,9 @@ def validate(options: Options) -> None:
 
 
 def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float]) -> t.List[Subject]:
-    """What is measured: each service with a limit of ours or of its cgroup, and with scope ``host`` the machine and the container around us."""
+    """What is measured: each service with a limit of ours or of its cgroup, and with scope ``host`` the machine and the
+    container around us.
+    """
     found = []
     for name, limit in limits_mb.items():
         if not 0 < limit < 1 << 40 or name not in context.names:
@@ -485,7 +498,9 @@ def tier_of(percent: float, options: Options) -> str:
 
 
 def _pressure(pressed: t.Mapping[str, str], after: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
-    """What the kernel still says, also of what uses little: its file cache is what it works with, or its memory.high is too low."""
+    """What the kernel still says, also of what uses little: its file cache is what it works with, or its memory.high is
+    too low.
+    """
     return "".join(
         f" {name}, at {after[name]['percent']} %, is under pressure: {why}. Raise its limit (memory.high too), or find"
         " what it loads."
@@ -537,7 +552,10 @@ def _message(
 
 
 def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
-    """``run`` for a caller's parameters: sizes and thresholds as people write them, the services' manager opened. Raises ``OpsError`` for nonsense."""
+    """``run`` for a caller's parameters: sizes and thresholds as people write them, the services' manager opened.
+
+    Raises ``OpsError`` for nonsense.
+    """
     known = parse_services(given["services"]) if given.get("services") else []
     taken: t.Dict[str, t.Any] = {
         key: given[key] for key in Options.__dataclass_fields__ if key != "thresholds" and given.get(key) is not None

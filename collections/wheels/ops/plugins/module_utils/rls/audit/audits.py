@@ -54,7 +54,9 @@ class Audit:
 
 @contextlib.contextmanager
 def _without_collector() -> t.Iterator[None]:
-    """What is read stays, so that the collector of cycles would go through all of it again and again for nothing: a quarter of the time."""
+    """What is read stays, so that the collector of cycles would go through all of it again and again for nothing: a
+    quarter of the time.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
@@ -76,9 +78,9 @@ def audit(
 ) -> Audit:
     """Looks at every access of every role class in one READ ONLY transaction that creates nothing.
 
-    ``connection`` is a psycopg2 connection outside of a transaction. Raises ``OpsError`` where the server and the simulation
-    disagree (a defect of ours: nothing may be built on it), when a timeout strikes, and where a role does not exist, or a schema, unless
-    ``absent_schemas``: a misspelt one would look clean.
+    ``connection`` is a psycopg2 connection outside of a transaction. Raises ``OpsError`` where the server and the
+    simulation disagree (a defect of ours: nothing may be built on it), when a timeout strikes, and where a role does
+    not exist, or a schema, unless ``absent_schemas``: a misspelt one would look clean.
     """
     for last in (False, True):
         with transaction(
@@ -89,7 +91,8 @@ def audit(
             try:
                 return inspect(cursor, schemas=schemas, roles=roles)
             except Disagreement:
-                # PREPARE sees definitions that were committed after our snapshot; a second look tells a migration from a defect.
+                # PREPARE sees definitions that were committed after our snapshot; a second look tells a migration from
+                # a defect.
                 if last:
                     raise
     raise AssertionError("two looks end in an answer or an error")
@@ -149,7 +152,9 @@ def predict(read: catalog.Catalog) -> t.List[Predicted]:
 
 
 def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Predicted]) -> t.List[Failure]:
-    """The server's failures with their witness paths, and those that it could not be asked for; raises ``Disagreement``."""
+    """The server's failures with their witness paths, and those that it could not be asked for; raises
+    ``Disagreement``.
+    """
     relations = {relation.qualified: relation for relation in read.relations.values()}
     told = {(failure.role, failure.relation, failure.command): failure for failure in asked.failing}
     failing, disputed = [], []

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Recursion that only shows at run time: a policy calls a function, which reads a table, whose policy calls the function.
+"""Recursion that only shows at run time: a policy calls a function, which reads a table, whose policy calls the
+function.
 
-PostgreSQL does not expand a function's body when it rewrites a query, so that PREPARE cannot see this. It ends in SQLSTATE 54001 (stack depth),
-if the data and the plan make the function run.
+PostgreSQL does not expand a function's body when it rewrites a query, so that PREPARE cannot see this. It ends in
+SQLSTATE 54001 (stack depth), if the data and the plan make the function run.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from .simulate import INVOKER, Context, Cut, Edge, Simulator, Use, describe
 
 
 class Node(t.NamedTuple):
-    """Something that runs. ``function`` or ``relation`` is an oid, the other 0. ``session``: the role that is the current user (0: the caller's);
-    ``user``: under whose rights the relation is read, where a view's owner stands between (0: the session's)."""
+    """Something that runs. ``function`` or ``relation`` is an oid, the other 0. ``session``: the role that is the
+    current user (0: the caller's); ``user``: under whose rights the relation is read, where a view's owner stands
+    between (0: the session's).
+    """
 
     relation: int
     function: int

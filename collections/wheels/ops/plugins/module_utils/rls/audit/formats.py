@@ -19,7 +19,9 @@ _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 @dataclass
 class Report:
-    """An audit with, for each finding's identity, the migration that introduced it; and the statements that failed to load."""
+    """An audit with, for each finding's identity, the migration that introduced it; and the statements that failed to
+    load.
+    """
 
     audit: Audit
     introduced: t.Mapping[t.Tuple[str, ...], str]
@@ -138,7 +140,10 @@ def sarif(report: Report) -> str:
 
 
 def junit(report: Report) -> str:
-    """One test case for each finding; kinds without one pass. Findings of severity info pass as well, with their text."""
+    """One test case for each finding; kinds without one pass.
+
+    Findings of severity info pass as well, with their text.
+    """
     cases = []
     failures = 0
     for finding in report.audit.findings:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Findings beyond the recursion itself. What they say comes from node trees and from PostgreSQL's own canonical text of an expression;
-parsing 5,000 policies as SQL would take longer than all the rest."""
+"""Findings beyond the recursion itself. What they say comes from node trees and from PostgreSQL's own canonical text of
+an expression; parsing 5,000 policies as SQL would take longer than all the rest.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
 class Review:
     """Everything else that is worth a person's attention: first from the catalog alone, then with the server's answers.
 
-    Only ``findings()`` uses the cursor, so that the server can work for others while this is made. ``leading`` is that of ``leading()``.
+    Only ``findings()`` uses the cursor, so that the server can work for others while this is made. ``leading`` is that
+    of ``leading()``.
     """
 
     def __init__(self, cursor: Cursor, read: Catalog, leading: t.Dict[int, t.Set[str]]) -> None:
@@ -232,7 +234,10 @@ def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
 
 
 def _wrapped(relation: Relation, policy: Policy, *, parse: bool = False) -> str:
-    """ALTER POLICY with the identity calls wrapped. Textual where PostgreSQL's canonical text leaves no doubt, which is nearly always."""
+    """ALTER POLICY with the identity calls wrapped.
+
+    Textual where PostgreSQL's canonical text leaves no doubt, which is nearly always.
+    """
     texts = {}
     for slot in ("using", "check"):
         expression = policy.slot(slot)
@@ -307,7 +312,9 @@ def _alike(relation: Relation, names: t.Collection[str]) -> t.List[Policy]:
 
 
 def merge(members: t.Sequence[policies.Piece]) -> policies.Piece:
-    """One policy with the meaning of several permissive ones of the same roles and command: PostgreSQL joins them by OR as well."""
+    """One policy with the meaning of several permissive ones of the same roles and command: PostgreSQL joins them by OR
+    as well.
+    """
 
     def either(texts: t.List[t.Optional[str]]) -> t.Optional[str]:
         known = list(dict.fromkeys(text for text in texts if text is not None))
@@ -605,7 +612,9 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
 
 
 def _still_bound(read: Catalog, function: Function, in_policy: bool, details: t.Dict[str, t.Any]) -> t.List[Finding]:
-    """A definer that policies call to get around row-level security, whose owner it binds all the same (FORCE, or not the table's owner)."""
+    """A definer that policies call to get around row-level security, whose owner it binds all the same (FORCE, or not
+    the table's owner).
+    """
     if not in_policy:
         return []
     from ..model.function_bodies import Bodies

@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What is open, or never works, though no policy recurses: without these findings a clean audit would not mean clean.
 
-Only what a role of the API (``anon``, ``authenticated``) can reach counts: a database without these roles has no finding
-here but for policies that can never do what they say.
+Only what a role of the API (``anon``, ``authenticated``) can reach counts: a database without these roles has no
+finding here but for policies that can never do what they say.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _details(relation: Relation, **more: t.Any) -> t.Dict[str, t.Any]:
 
 
 def _reachable(cursor: Cursor, read: Catalog) -> t.List[Finding]:
-    """Tables without row-level security, and views that run with their owner's rights, on which a role of the API has rights."""
+    """Tables without row-level security, and views that run with their owner's rights, on which a role of the API has
+    rights.
+    """
     classes = {member: who for who in read.classes for member in who.members if member in API_ROLES}
     candidates = [
         relation
@@ -106,7 +108,9 @@ def _reachable(cursor: Cursor, read: Catalog) -> t.List[Finding]:
 
 
 def _protected(read: Catalog, view: Relation) -> t.Set[int]:
-    """The tables with row-level security that a view reads, also through other views, and whose policies do not bind its owner."""
+    """The tables with row-level security that a view reads, also through other views, and whose policies do not bind
+    its owner.
+    """
     result: t.Set[int] = set()
     seen: t.Set[int] = set()
     pending = [view]

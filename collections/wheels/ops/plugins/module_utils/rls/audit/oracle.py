@@ -37,9 +37,9 @@ VARIANTS: t.Dict[str, str] = {
 class Failure:
     """An access that PostgreSQL refuses while it rewrites the query.
 
-    ``role`` stands for every role in ``roles``; ``relation`` is qualified and quoted as SQL needs it; ``command`` is one of
-    ``VARIANTS``. ``witness`` tells in words how the recursion comes about, one step an element. ``reachable`` is false where the
-    role lacks the table privilege, so that it would get SQLSTATE 42501 after a repair.
+    ``role`` stands for every role in ``roles``; ``relation`` is qualified and quoted as SQL needs it; ``command`` is
+    one of ``VARIANTS``. ``witness`` tells in words how the recursion comes about, one step an element. ``reachable`` is
+    false where the role lacks the table privilege, so that it would get SQLSTATE 42501 after a repair.
     """
 
     role: str
@@ -146,8 +146,8 @@ def probe(
 ) -> Probe:
     """Which accesses PostgreSQL refuses, in a READ ONLY transaction that creates nothing.
 
-    ``connection`` is a psycopg2 connection outside of a transaction. Without ``schemas`` every schema but the system's is
-    looked at, without ``roles`` one role of every class. Raises ``OpsError`` when a timeout strikes.
+    ``connection`` is a psycopg2 connection outside of a transaction. Without ``schemas`` every schema but the system's
+    is looked at, without ``roles`` one role of every class. Raises ``OpsError`` when a timeout strikes.
     """
     with transaction(
         connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms

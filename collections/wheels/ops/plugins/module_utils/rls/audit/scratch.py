@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Migrations in a database of their own, audited after each file, so that every finding has the file that brought it."""
+"""Migrations in a database of their own, audited after each file, so that every finding has the file
+that brought it.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,9 @@ MIGRATION_ROLE_RIGHTS = "NOSUPERUSER BYPASSRLS CREATEROLE CREATEDB NOLOGIN"
 
 @dataclass
 class Loaded:
-    """The audit after the last file; ``introduced`` names for each finding's identity the file after which it was first there,
-    ``policies`` for each (qualified table, policy) the file that gave it its present text."""
+    """The audit after the last file; ``introduced`` names for each finding's identity the file after which it was first
+    there, ``policies`` for each (qualified table, policy) the file that gave it its present text.
+    """
 
     audit: Audit
     introduced: t.Dict[t.Tuple[str, ...], str] = field(default_factory=dict)
@@ -90,8 +93,9 @@ def load_into(
     each: bool,
     **timeouts: t.Any,
 ) -> Loaded:
-    """As ``load``, into a database that is there. ``each`` audits after every file, else after the last alone, which is quicker
-    and names no file for a finding."""
+    """As ``load``, into a database that is there. ``each`` audits after every file, else after the last alone, which is
+    quicker and names no file for a finding.
+    """
     texts = [(path, _read(path)) for path in files]
     if not texts:
         raise OpsError(
@@ -142,8 +146,8 @@ def _read(path: Path) -> str:
 def scratch_database(dsn: str, *, supabase: bool, migration_role: bool = False) -> t.Iterator[Connection]:
     """A database of its own on the server behind ``dsn``, dropped at the end, also after an error.
 
-    With ``migration_role`` (and ``supabase``, and a superuser's DSN) the session acts as a role with the rights that a hosted
-    Supabase gives to ``postgres``: statements that only a superuser may run fail, as they would there.
+    With ``migration_role`` (and ``supabase``, and a superuser's DSN) the session acts as a role with the rights that a
+    hosted Supabase gives to ``postgres``: statements that only a superuser may run fail, as they would there.
     """
     import psycopg2
 

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A static simulation of PostgreSQL's query rewriter: which policies an access draws in, and where it meets itself.
 
-It follows ``get_row_security_policies()`` and ``fireRIRrules()`` of PostgreSQL. The rewriter keeps a stack of relations (not of
-commands or users) whose policies or view it is expanding. It raises 42P17 when it meets a relation on that stack again and the
-policies applied there hold any sub-select, even one that reads no table.
+It follows ``get_row_security_policies()`` and ``fireRIRrules()`` of PostgreSQL. The rewriter keeps a stack of relations
+(not of commands or users) whose policies or view it is expanding. It raises 42P17 when it meets a relation on that
+stack again and the policies applied there hold any sub-select, even one that reads no table.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..model.roles import RoleClass
 #: The session's own role, in contrast to the oid of a view's owner.
 INVOKER = 0
 
-# What each variant draws in: (command whose policies apply, "using" to filter rows that exist, "check" for rows that are written,
-# "force" where the USING expression checks the rows that are written).
+# What each variant draws in: (command whose policies apply, "using" to filter rows that exist, "check" for rows that
+# are written, "force" where the USING expression checks the rows that are written).
 _STEPS: t.Dict[str, t.Tuple[t.Tuple[str, str], ...]] = {
     "select": (("r", "using"),),
     "select_for_update": (("r", "using"), ("w", "using")),
@@ -49,7 +49,9 @@ class Context(t.NamedTuple):
 
 
 class Edge(t.NamedTuple):
-    """A reference that can be cut: the expression ``slot`` of policy ``policy`` (oid) reads ``target``, a relation or a function (oid)."""
+    """A reference that can be cut: the expression ``slot`` of policy ``policy`` (oid) reads ``target``, a relation or a
+    function (oid).
+    """
 
     policy: int
     slot: str
@@ -57,7 +59,9 @@ class Edge(t.NamedTuple):
 
 
 class Step(t.NamedTuple):
-    """One hop of a path: from ``relation`` through a policy's expression (None: through a view's query) to ``target``."""
+    """One hop of a path: from ``relation`` through a policy's expression (None: through a view's query)
+    to ``target``.
+    """
 
     relation: int
     use: t.Optional[Use]
@@ -67,7 +71,9 @@ class Step(t.NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """References that no longer exist in the simulated schema: all of an edge's, but for the contexts that keep the original."""
+    """References that no longer exist in the simulated schema: all of an edge's, but for the contexts that keep the
+    original.
+    """
 
     edges: t.Mapping[Edge, t.FrozenSet[Context]]
 
@@ -77,8 +83,9 @@ class Cut:
 
 
 class Simulator:
-    """Decides accesses of one catalog; ``cut`` removes references, ``sublinks`` and ``unwrapped`` (policy oids) add sub-selects that are not
-    there, or take those away that read no table."""
+    """Decides accesses of one catalog; ``cut`` removes references, ``sublinks`` and ``unwrapped`` (policy oids) add
+    sub-selects that are not there, or take those away that read no table.
+    """
 
     def __init__(
         self,
@@ -101,7 +108,9 @@ class Simulator:
     # -- which policies ------------------------------------------------------------------------------------------------
 
     def exempt(self, relation: Relation, user: int) -> bool:
-        """Whether row-level security does not apply: not enabled, a superuser, BYPASSRLS, or the owner unless forced."""
+        """Whether row-level security does not apply: not enabled, a superuser, BYPASSRLS, or the owner
+        unless forced.
+        """
         if relation.kind not in ("r", "p") or not relation.secured:
             return True
         role = self.catalog.roles.get(user)
@@ -139,7 +148,8 @@ class Simulator:
                     if policy.command in ("*", command) and not held.isdisjoint(policy.roles)
                 ]
                 step = [use for use in (_use(policy, command, manner) for policy in mine) if use]
-                # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the restrictive ones out.
+                # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the
+                # restrictive ones out.
                 step = step if any(use.policy.permissive for use in step) else []
                 self.catalog.uses[key] = step
             found.update(dict.fromkeys(step))
@@ -149,7 +159,9 @@ class Simulator:
         return policy.oid in self.sublinks or (policy.has_sublink and policy.oid not in self.unwrapped)
 
     def steps(self, relation: Relation, user: int, role: int, variant: str) -> t.Tuple[Step, ...]:
-        """What the rewriter expands next: one step for every relation that the applied expressions read and that is not cut off."""
+        """What the rewriter expands next: one step for every relation that the applied expressions read and that is not
+        cut off.
+        """
         key = (relation.oid, user if user != INVOKER else -role, variant)
         if key not in self._refs:
             self._refs[key] = tuple(self._steps(relation, user, role, variant))
@@ -185,7 +197,9 @@ class Simulator:
         return None
 
     def _inert(self, relation: Relation) -> bool:
-        """Whether nothing can go wrong there for anybody: no policy of the table holds a sub-select, or no reference from it leads in a circle."""
+        """Whether nothing can go wrong there for anybody: no policy of the table holds a sub-select, or no reference
+        from it leads in a circle.
+        """
         known = self._inert_tables.get(relation.oid)
         if known is None:
             silent = relation.kind != "v" and not any(self._counts(policy) for policy in relation.policies)
@@ -231,7 +245,9 @@ class Simulator:
     def reached(
         self, who: RoleClass, relation: Relation, variant: str, seen: t.Set[t.Tuple[int, int, str]]
     ) -> t.Iterator[t.Tuple[Use, Context]]:
-        """Every expression that an access draws in, directly or below, with its context; ``seen`` is shared between accesses of a role."""
+        """Every expression that an access draws in, directly or below, with its context; ``seen`` is shared between
+        accesses of a role.
+        """
         todo = [(relation.oid, INVOKER, variant)]
         while todo:
             key = todo.pop()

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What row-level security depends on, read from the system catalogs once.
 
-PostgreSQL keeps a policy as a tree of nodes (``pg_node_tree``). Its text names every relation and function by oid, which no
-parser of SQL could do without knowing all search paths, views and overloads. A few regular expressions over that text give all
-that the simulation needs; only what is rewritten is parsed as SQL.
+PostgreSQL keeps a policy as a tree of nodes (``pg_node_tree``). Its text names every relation and function by oid,
+which no parser of SQL could do without knowing all search paths, views and overloads. A few regular expressions over
+that text give all that the simulation needs; only what is rewritten is parsed as SQL.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from .roles import RoleClass, role_classes
 from .transactions import Cursor, Row, rows
 
-#: Functions that tell who the caller is from settings of the session. They give the same inside a SECURITY DEFINER function.
+#: Functions that tell who the caller is from settings of the session. They give the same inside a SECURITY DEFINER
+#: function.
 AUTH_FUNCTIONS = ("uid", "role", "email", "jwt")
 
 COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
@@ -61,7 +62,8 @@ class Expression:
             return {oid: count for oid, count in counts.items() if count}, 0, 0
         bare: t.Dict[int, int] = {}
         wrapped = nested = 0
-        # One entry for every open brace: "" or the kind of node; a query becomes "fromless" once its range table is seen empty.
+        # One entry for every open brace: "" or the kind of node; a query becomes "fromless" once its range table is
+        # seen empty.
         stack: t.List[str] = []
         for found in _NODE.finditer(self.tree):
             kind = found.lastgroup
@@ -76,7 +78,8 @@ class Expression:
             elif found["fromless"]:
                 if stack and stack[-1] == "query":
                     stack[-1] = "fromless"
-                    # Node above node: SUBLINK, QUERY, TARGETENTRY, SUBLINK, QUERY. Anything between would be another expression.
+                    # Node above node: SUBLINK, QUERY, TARGETENTRY, SUBLINK, QUERY. Anything between would be another
+                    # expression.
                     if stack[-2:-1] == ["sublink"] and stack[-4:-2] == ["fromless", ""] and stack[-5:-4] == ["sublink"]:
                         nested += 1
             elif kind == "funcid" and int(found["funcid"]) in identity:
@@ -89,7 +92,9 @@ class Expression:
         return bare, wrapped, nested
 
     def self_comparisons(self) -> t.List[str]:
-        """Comparisons of a column with itself: what is left of ``x.trip_id = trip_id`` when the inner table captured the name."""
+        """Comparisons of a column with itself: what is left of ``x.trip_id = trip_id`` when the inner table captured
+        the name.
+        """
         if not _SUSPECT.search(self.text):
             return []
         return [found[0] for found in _SELF_COMPARISON.finditer(self.text)]
@@ -236,7 +241,10 @@ class Catalog:
     uses: t.Dict[t.Any, t.Any] = field(default_factory=dict, repr=False)
 
     def circular(self) -> t.FrozenSet[int]:
-        """The relations from which references lead in a circle, whoever reads and for whatever command. Nothing else can recurse."""
+        """The relations from which references lead in a circle, whoever reads and for whatever command.
+
+        Nothing else can recurse.
+        """
         if "circular" not in self.uses:
             self.uses["circular"] = _circular({oid: relation.references() for oid, relation in self.relations.items()})
         found: t.FrozenSet[int] = self.uses["circular"]
@@ -326,7 +334,9 @@ def read(
 def fetch(
     cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
 ) -> t.Tuple[t.List[RoleClass], t.Callable[[], Catalog]]:
-    """The queries of ``read``: the role classes, and what makes the rest of the answers without the cursor, which is free for others by then."""
+    """The queries of ``read``: the role classes, and what makes the rest of the answers without the cursor, which is
+    free for others by then.
+    """
     server = cursor.connection.server_version
     cursor.execute("select current_database(), current_user, session_user")
     database, current_user, session_user = cursor.fetchone()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from .catalog import Catalog
 from .transactions import Cursor, rows
 
-#: Their value depends on who runs the function or on its search_path, both of which a SECURITY DEFINER function changes.
+#: Their value depends on who runs the function or on its search_path, both of which a SECURITY DEFINER function
+#: changes.
 IDENTITY_BOUND = frozenset(
     """current_user session_user current_role user current_schema current_schemas row_security_active pg_has_role has_table_privilege
     has_column_privilege has_any_column_privilege has_schema_privilege has_function_privilege has_database_privilege has_sequence_privilege
@@ -45,9 +46,11 @@ class FunctionDetails:
 
 @dataclass
 class Details:
-    """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes; ``plain_types`` the types of
-    users whose input runs no code of users (enums); ``volatile`` the functions of ``pg_catalog`` that are VOLATILE; ``open_schemas`` the roles
-    under row-level security that may create objects in a schema."""
+    """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes;
+    ``plain_types`` the types of users whose input runs no code of users (enums); ``volatile`` the functions of
+    ``pg_catalog`` that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
+    schema.
+    """
 
     columns: t.Dict[int, t.Dict[str, Column]] = field(default_factory=dict)
     leading: t.Dict[int, t.FrozenSet[str]] = field(default_factory=dict)

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Policy texts that PostgreSQL reads back into the very tree from which it wrote them.
 
-``IN`` with columns on its right side, ``BETWEEN`` and the comparison of rows become an AND or OR of their own (transformAExprIn and its
-neighbours in parse_expr.c), and are written out as one. The grammar makes one list of ``(a OR b) OR c`` when it reads that text
-(makeOrExpr in gram.y), whatever its parentheses: the same condition, but no longer the same tree, nor the same text. Only the construct
-that made the inner list makes it again.
+``IN`` with columns on its right side, ``BETWEEN`` and the comparison of rows become an AND or OR of their own
+(transformAExprIn and its neighbours in parse_expr.c), and are written out as one. The grammar makes one list of ``(a OR
+b) OR c`` when it reads that text (makeOrExpr in gram.y), whatever its parentheses: the same condition, but no longer
+the same tree, nor the same text. Only the construct that made the inner list makes it again.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class _Comparison(t.NamedTuple):
 
 
 def same_tree(text: str) -> str:
-    """``text`` (of ``pg_get_expr``), with the constructs put back without which reading it would give another tree. The meaning is the same
-    in any case; an inner list that none of them makes stays as it is."""
+    """``text`` (of ``pg_get_expr``), with the constructs put back without which reading it would give another tree. The
+    meaning is the same in any case; an inner list that none of them makes stays as it is.
+    """
     from pglast.parser import scan
 
     if not any(f" {word} " in text for word in _CONNECTIVES):

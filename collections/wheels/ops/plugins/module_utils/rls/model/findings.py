@@ -46,8 +46,10 @@ def identity_of(kind: str, name: str, details: t.Mapping[str, t.Any]) -> t.Tuple
 
 @dataclass(frozen=True)
 class Finding:
-    """``object`` is the table, policy or function; ``why`` says why it matters; ``statement`` is the SQL that would fix it, or empty
-    where only a person can decide. ``details`` holds what a program needs (table, policy, role, command, path)."""
+    """``object`` is the table, policy or function; ``why`` says why it matters; ``statement`` is the SQL that would fix
+    it, or empty where only a person can decide. ``details`` holds what a program needs (table, policy, role, command,
+    path).
+    """
 
     kind: str
     object: str

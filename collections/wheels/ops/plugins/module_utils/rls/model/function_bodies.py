@@ -16,7 +16,8 @@ from .catalog import Catalog, Function, split_search_path
 _WRITES = {"InsertStmt": "insert_returning", "UpdateStmt": "update", "DeleteStmt": "delete", "MergeStmt": "update"}
 
 
-#: Characters of a PL/pgSQL function that are parsed at most: the parser takes about 30 ms for 1,000 of them, so that this is three seconds.
+#: Characters of a PL/pgSQL function that are parsed at most: the parser takes about 30 ms for 1,000 of them, so that
+#: this is three seconds.
 LONGEST = 100_000
 
 

@@ -19,8 +19,8 @@ class RoleClass:
     """Roles under row-level security that hold the same policy roles and own the same tables.
 
     ``held``: every role (oid) out of those named by policies or owning relations whose privileges the class has.
-    ``schemas``: those into which the class may look. ``settable``: whether the session may ``SET ROLE`` to ``name``, without which
-    the server cannot be asked.
+    ``schemas``: those into which the class may look. ``settable``: whether the session may ``SET ROLE`` to ``name``,
+    without which the server cannot be asked.
     """
 
     name: str

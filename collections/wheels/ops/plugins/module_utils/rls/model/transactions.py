@@ -32,7 +32,8 @@ def set_local(cursor: Cursor, /, **settings: t.Any) -> None:
 
 
 class Rehearsal:
-    """A connection with an open transaction that will be rolled back: what is asked through it sees what was done in it so far.
+    """A connection with an open transaction that will be rolled back: what is asked through it sees what was done in it
+    so far.
 
     Given in the place of a connection, its transactions are savepoints of that one, and none of them can be committed.
     """
@@ -67,8 +68,8 @@ def transaction(
 ) -> t.Iterator[Cursor]:
     """One REPEATABLE READ transaction; it is rolled back at the end unless the caller has committed it.
 
-    Everything that is read in it belongs to one moment. ``search_path`` is empty, so that PostgreSQL qualifies every name
-    that it prints and nobody's objects can shadow those of ``pg_catalog``.
+    Everything that is read in it belongs to one moment. ``search_path`` is empty, so that PostgreSQL qualifies every
+    name that it prints and nobody's objects can shadow those of ``pg_catalog``.
     """
     import psycopg2
     from psycopg2 import extensions

@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Parsing, printing and walking SQL expressions with pglast, PostgreSQL's own parser.
 
-PostgreSQL prints a policy (``pg_get_expr`` with an empty ``search_path``) with every relation and function qualified, every column
-inside a sub-select qualified by its alias, and every alias different from those around it. What is said here about names relies on it.
+PostgreSQL prints a policy (``pg_get_expr`` with an empty ``search_path``) with every relation and function qualified,
+every column inside a sub-select qualified by its alias, and every alias different from those around it. What is said
+here about names relies on it.
 """
 
 from __future__ import annotations
@@ -182,7 +183,10 @@ def uncast(node: Node) -> Node:
 
 
 def positive(root: Node) -> t.Iterator[Node]:
-    """The parts of a condition that only AND and OR separate from its root. There NULL and false are the same to a policy."""
+    """The parts of a condition that only AND and OR separate from its root.
+
+    There NULL and false are the same to a policy.
+    """
     if kind(root) == "BoolExpr" and int(root.boolop) in (0, 1):
         for part in root.args:
             yield from positive(part)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Identity calls and the sub-select around them that makes PostgreSQL evaluate them once for a query instead of once for a row."""
+"""Identity calls and the sub-select around them that makes PostgreSQL evaluate them once for a query instead of once
+for a row.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from .tree import Node
 
 
 def is_identity(node: Node) -> bool:
-    """A call of ``auth.uid()`` and its kind, or ``current_setting`` with constants. Both are STABLE and depend on the session alone."""
+    """A call of ``auth.uid()`` and its kind, or ``current_setting`` with constants.
+
+    Both are STABLE and depend on the session alone.
+    """
     if tree.kind(node) != "FuncCall":
         return False
     name = tree.function_name(node)

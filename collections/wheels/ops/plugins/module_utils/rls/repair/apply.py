@@ -47,10 +47,10 @@ def apply(
 ) -> t.Dict[str, t.Any]:
     """Applies a plan with its proof in one transaction; in check mode that transaction is rolled back.
 
-    ``undo_path`` receives the undo script, on disk before anything is applied. From the first lock on a table to the end the
-    transaction gets ``lock_timeout_ms`` in all, so that no writer waits longer; where a lock is not to be had it is tried again
-    ``retries`` times, later each time. Gives the result of a module: changed, before, after, actions, msg, diff.
-    Raises ``OpsError`` (``Broken`` where the proof fails); then nothing was changed.
+    ``undo_path`` receives the undo script, on disk before anything is applied. From the first lock on a table to the
+    end the transaction gets ``lock_timeout_ms`` in all, so that no writer waits longer; where a lock is not to be had
+    it is tried again ``retries`` times, later each time. Gives the result of a module: changed, before, after, actions,
+    msg, diff. Raises ``OpsError`` (``Broken`` where the proof fails); then nothing was changed.
     """
     result = Result(diff=t.cast(t.List[t.Dict[str, t.Any]], plan.diff()))
     result.before = {"failing": None}
@@ -83,7 +83,8 @@ def apply(
             # Now that the policies have their final text an undo can tell whether someone changed them since.
             _write(undo_path, undo_script(plan, run_id, proof.pop("fingerprint")))
     proof.pop("fingerprint", None)
-    # The planner counts a sub-select that it replaces as still there; where the new text has none, what it gave up on works as well.
+    # The planner counts a sub-select that it replaces as still there; where the new text has none, what it gave up on
+    # works as well.
     still = proof.pop("still_failing", None)
     review = [one for one in plan.needs_review if still is None or one["object"] in still]
     if plan.indexes and not check_mode:
@@ -258,7 +259,9 @@ def _subjects(
 
 
 def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline: float) -> t.Dict[str, t.Any]:
-    """Asks the server and the simulation again: nothing fails but what is left to a person, and no working access reads other policies."""
+    """Asks the server and the simulation again: nothing fails but what is left to a person, and no working access reads
+    other policies.
+    """
     now = catalog.read(cursor, schemas=plan.schemas, roles=plan.roles)
     _bounded(cursor, deadline)
     asked = oracle.ask(cursor, now.classes, schemas=plan.schemas)
@@ -269,7 +272,8 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
         if old.check(who, relation, variant)
     ]
     known = {(who.name, relation.qualified, variant) for who, relation, variant in failed_before}
-    # A policy that was split names roles that no policy named before, so that a class of then may be several now: compare in the names of then.
+    # A policy that was split names roles that no policy named before, so that a class of then may be several now:
+    # compare in the names of then.
     then = {member: who.name for who in before.classes for member in who.members}
     members = {who.name: who.members for who in now.classes}
     recursive = {
@@ -314,8 +318,9 @@ def _prove(cursor: Cursor, plan: Plan, before: Catalog, old: Simulator, deadline
 
 
 def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> None:
-    """D1, statically: the expressions that working accesses draw in are the very same texts. Rewordings that keep the meaning
-    (initplan, unwrapped, merged policies) are left to the data comparison."""
+    """D1, statically: the expressions that working accesses draw in are the very same texts. Rewordings that keep the
+    meaning (initplan, unwrapped, merged policies) are left to the data comparison.
+    """
     reworded = {change.relation.qualified for change in plan.changes if set(change.reasons) - {"recursion"}}
     new = Simulator(now)
     graph = callgraph.CallGraph(before)
@@ -408,7 +413,10 @@ def _list(accesses: t.Collection[t.Tuple[str, str, str]]) -> str:
 
 
 def _build_indexes(connection: Connection, plan: Plan) -> None:
-    """CREATE INDEX CONCURRENTLY, each on its own: writers are not blocked. One that fails is dropped, not left invalid."""
+    """CREATE INDEX CONCURRENTLY, each on its own: writers are not blocked.
+
+    One that fails is dropped, not left invalid.
+    """
     import psycopg2
 
     was = connection.autocommit

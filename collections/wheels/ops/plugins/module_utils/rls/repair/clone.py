@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Copies of functions that policies call: the same body, run with the rights of an owner that row-level security does not bind.
+"""Copies of functions that policies call: the same body, run with the rights of an owner that row-level security does
+not bind.
 
 The original is never altered, as others may call it and count on its being bound by row-level security.
 """
@@ -26,7 +27,8 @@ _IDENTITY_WORD = re.compile(r"\b(" + "|".join(sorted(IDENTITY_BOUND)) + r")\b", 
 class Clone:
     """A function to be created in place of ``function`` (oid); has what a ``rewrite.Helper`` has.
 
-    ``relations`` and ``calls``: oids of everything that runs or is read inside, so that the owner can be given the rights.
+    ``relations`` and ``calls``: oids of everything that runs or is read inside, so that the owner can be given the
+    rights.
     """
 
     function: int
@@ -79,7 +81,9 @@ class Clone:
 
 
 def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies) -> Clone:
-    """The copy of a function; ``CannotRewrite`` with the reason where running it with other rights could change what it does."""
+    """The copy of a function; ``CannotRewrite`` with the reason where running it with other rights could change what it
+    does.
+    """
     shown = details.functions.get(function.oid)
     if shown is None:
         raise CannotRewrite(f"{short(function)} is not known any more")
@@ -139,7 +143,9 @@ def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies
 
 
 def _inside(function: Function, catalog: Catalog, bodies: Bodies) -> t.List[Function]:
-    """The function and those that run with its rights: what it calls, but for SECURITY DEFINER functions, which have their own."""
+    """The function and those that run with its rights: what it calls, but for SECURITY DEFINER functions, which have
+    their own.
+    """
     found: t.List[Function] = []
     todo = [function]
     while todo:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The data comparison: what a sample of users sees through every table whose policies a repair touches, before and after.
+"""The data comparison: what a sample of users sees through every table whose policies a repair touches, before and
+after.
 
-Both measurements belong to the snapshot of one REPEATABLE READ transaction, so that concurrent writers cannot make a difference.
+Both measurements belong to the snapshot of one REPEATABLE READ transaction, so that concurrent writers cannot make a
+difference.
 """
 
 from __future__ import annotations
@@ -146,7 +148,8 @@ def _values(
     )
     seen: t.Dict[str, int] = {}
     for place in places:
-        # The first rows suffice: a sample, not a statistic. A table that fails to be read is one of those to be repaired.
+        # The first rows suffice: a sample, not a statistic. A table that fails to be read is one of those to be
+        # repaired.
         cursor.execute("savepoint wheels_ops_values")
         try:
             cursor.execute(
@@ -202,7 +205,9 @@ def _sample(cursor: Cursor, relation: Relation) -> str:
 
 
 def identify(who: RoleClass, user: User) -> t.Dict[str, str]:
-    """The settings that make a session that user's, as PostgREST makes them (the old form, one for each claim, as well)."""
+    """The settings that make a session that user's, as PostgREST makes them (the old form, one for each claim, as
+    well).
+    """
     claims = {**dict(user.claims), "role": who.name}
     settings = {"request.jwt.claims": json.dumps(claims), **dict(user.settings)}
     for name, value in claims.items():

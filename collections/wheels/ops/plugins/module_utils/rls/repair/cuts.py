@@ -155,7 +155,8 @@ class Planner:
             ]
             if not unmasked:
                 break
-            # A cut for others would take the error, and with it the protection, away: those others must wait for a person as well.
+            # A cut for others would take the error, and with it the protection, away: those others must wait for a
+            # person as well.
             for access in unmasked:
                 path = self.simulator.check(*access)
                 shared = {edge for step in path or () for edge in [_edge(step)] if edge in cut}
@@ -328,7 +329,9 @@ class Planner:
         )
 
     def _unwrappable(self, access: Access, path: t.Sequence[Step], simulator: Simulator) -> t.Set[int]:
-        """The policies whose FROM-less sub-selects make a harmless second visit an error: without them it is none (and the same rows)."""
+        """The policies whose FROM-less sub-selects make a harmless second visit an error: without them it is none (and
+        the same rows).
+        """
         last = path[-1]
         again = self.catalog.relations[last.target]
         if again.kind == "v":
@@ -380,7 +383,9 @@ class Planner:
     # -- splitting -----------------------------------------------------------------------------------------------------
 
     def _inseparable(self, policy: Policy) -> str:
-        """Why no set of policies could give the original to what works and the new text to what does not; empty where one can."""
+        """Why no set of policies could give the original to what works and the new text to what does not; empty where
+        one can.
+        """
         try:
             for command in _commands(policy):
                 self._versions(policy, command, {"using", "check"})
@@ -391,7 +396,10 @@ class Planner:
     def _versions(
         self, policy: Policy, command: str, slots: t.Collection[str]
     ) -> t.Dict[t.Tuple[str, ...], t.FrozenSet[str]]:
-        """For one command: which roles (quoted names) get which slots cut. One entry with the policy's own roles where all are alike."""
+        """For one command: which roles (quoted names) get which slots cut.
+
+        One entry with the policy's own roles where all are alike.
+        """
         relevant = [slot for slot in slots if policy.slot(slot) is not None and slot in _slots_of(policy, command)]
         wanted: t.Dict[int, t.FrozenSet[str]] = {}
         users = {

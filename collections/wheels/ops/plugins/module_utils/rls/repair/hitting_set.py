@@ -13,7 +13,8 @@ MAX_BRANCHES = 20_000
 
 
 def hitting_set(constraints: t.Iterable[t.FrozenSet[T]], cost: t.Callable[[T], float]) -> t.FrozenSet[T]:
-    """A set that shares an element with every constraint, of the least total cost (exact up to ``MAX_BRANCHES`` a component).
+    """A set that shares an element with every constraint, of the least total cost (exact up to ``MAX_BRANCHES`` a
+    component).
 
     Equal costs are decided by the elements' own order, so that the same input gives the same answer in every run.
     """

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A plan as a migration: one SQL file that can be run again, with its undo script beside it.
 
-It has no BEGIN and no SET: ``psql -1``, ``supabase db push`` and other tools that run migration files have a transaction and
-a session of their own. Every statement may run twice. The first statement refuses where a policy is neither the one that the
-plan was made from nor already repaired, so that nobody's later change is overwritten.
+It has no BEGIN and no SET: ``psql -1``, ``supabase db push`` and other tools that run migration files have a
+transaction and a session of their own. Every statement may run twice. The first statement refuses where a policy is
+neither the one that the plan was made from nor already repaired, so that nobody's later change is overwritten.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def _undo(change: policies.Change) -> t.List[str]:
 
 
 def _digest(policy: Policy) -> str:
-    """As ``_guard`` computes it in SQL: what pg_policies shows of a policy, but for its roles, which have an order of their own."""
+    """As ``_guard`` computes it in SQL: what pg_policies shows of a policy, but for its roles, which have an order of
+    their own.
+    """
     using, check = (part.text if part else "" for part in (policy.using, policy.check))
     return hashlib.md5(f"{COMMANDS[policy.command]}|{using}|{check}".encode(), usedforsecurity=False).hexdigest()
 
@@ -157,7 +159,9 @@ def _guard(plan: Plan) -> t.List[str]:
 
 
 def _marker(change: policies.Change, plan: Plan) -> str:
-    """The name of a helper by which a repaired text is told; empty where it has none, and then any text may be there."""
+    """The name of a helper by which a repaired text is told; empty where it has none, and then any text
+    may be there.
+    """
     texts = [text for piece in change.after for text in (piece.using, piece.check) if text]
     names = sorted(str(function["name"]) for function in plan.functions)
     return next((name for name in names if any(name in text for text in texts)), "")

@@ -59,8 +59,8 @@ def from_files(
 ) -> Draft:
     """Loads the files into a scratch database, plans, and runs the migration there: twice, and its undo script.
 
-    ``options`` are those of ``plans.plan``. Raises ``OpsError`` where a file does not load, or the migration does not do in the
-    scratch database what its plan says.
+    ``options`` are those of ``plans.plan``. Raises ``OpsError`` where a file does not load, or the migration does not
+    do in the scratch database what its plan says.
     """
     with scratch.scratch_database(dsn, supabase=supabase, migration_role=True) as connection:
         loaded = scratch.load_into(
@@ -86,7 +86,9 @@ def from_database(
     options: t.Mapping[str, t.Any],
     timeouts: t.Mapping[str, t.Any],
 ) -> Draft:
-    """Plans on a database in read-only transactions: nothing is locked or changed there, so that nothing is verified either."""
+    """Plans on a database in read-only transactions: nothing is locked or changed there, so that nothing is verified
+    either.
+    """
     present = audit(connection, schemas=schemas, roles=roles, **timeouts)
     planned = plan(connection, present, **options, **timeouts)
     verification = Verification(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Who owns the helper functions: a role that row-level security does not bind and that may read what they read, no more."""
+"""Who owns the helper functions: a role that row-level security does not bind and that may read what they read, no
+more.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ DEDICATED = "rls_definer"
 
 @dataclass
 class Owners:
-    """The choice of owners for one plan. ``single`` owns every helper; without one, the owner of the table does that it reads."""
+    """The choice of owners for one plan.
+
+    ``single`` owns every helper; without one, the owner of the table does that it reads.
+    """
 
     catalog: Catalog
     single: t.Optional[str]
@@ -32,7 +37,9 @@ class Owners:
     _simulator: t.Optional[Simulator] = field(default=None, repr=False)
 
     def of(self, relation: Relation) -> str:
-        """The owner of a helper that reads ``relation``; ``CannotRewrite`` where row-level security would bind every candidate."""
+        """The owner of a helper that reads ``relation``; ``CannotRewrite`` where row-level security would bind every
+        candidate.
+        """
         if self.single is not None:
             return self.single
         name = self.catalog.role_name(relation.owner)
@@ -77,7 +84,9 @@ class Owners:
         return self._simulator.exempt(relation, owner)
 
     def role_statements(self) -> t.List[str]:
-        """Creates the role where it is missing: a repair of another database of this server may create it at the same time."""
+        """Creates the role where it is missing: a repair of another database of this server may create it at the same
+        time.
+        """
         if not self.created:
             return []
         create = f"CREATE ROLE {tree.quote(DEDICATED)} NOLOGIN NOINHERIT BYPASSRLS"
@@ -181,7 +190,9 @@ def _relations(helper: Creatable) -> t.Tuple[int, ...]:
 
 
 def choose(cursor: Cursor, catalog: Catalog, requested: t.Optional[str] = None) -> Owners:
-    """A role of their own where a superuser asks; else the session's role, if it has BYPASSRLS; else the tables' owners."""
+    """A role of their own where a superuser asks; else the session's role, if it has BYPASSRLS; else the tables'
+    owners.
+    """
     roles = {role.name: role for role in catalog.roles.values()}
     me = roles[catalog.current_user]
     cursor.execute("select rolname from pg_catalog.pg_roles where pg_has_role(current_user, oid, 'MEMBER')")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The plan of a repair: every statement that it takes, every statement that takes it back, and what is left to a person."""
+"""The plan of a repair: every statement that it takes, every statement that takes it back, and what is left to a
+person.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ HELPER_SCHEMA = "rls_ops"
 
 @dataclass
 class Plan:
-    """``statements`` run in one transaction, ``undo`` takes them back in one; ``indexes`` run after it, outside of a transaction, because
-    CREATE INDEX CONCURRENTLY must, and ``drop_indexes`` takes those back. ``cuts`` tells which reference is replaced and how;
-    ``needs_review`` what is left as it is, why, and what to do about it."""
+    """``statements`` run in one transaction, ``undo`` takes them back in one; ``indexes`` run after it, outside of a
+    transaction, because CREATE INDEX CONCURRENTLY must, and ``drop_indexes`` takes those back. ``cuts`` tells which
+    reference is replaced and how; ``needs_review`` what is left as it is, why, and what to do about it.
+    """
 
     statements: t.List[str] = field(default_factory=list)
     undo: t.List[str] = field(default_factory=list)
@@ -103,7 +106,8 @@ def plan(
 ) -> Plan:
     """What to do about an audit's findings; reads only. ``fix`` names the kinds of ``FIXES``.
 
-    Raises ``OpsError`` for options that cannot work; what cannot be repaired stands in ``needs_review`` while the rest is planned.
+    Raises ``OpsError`` for options that cannot work; what cannot be repaired stands in ``needs_review`` while the rest
+    is planned.
     """
     unknown = sorted(set(fix) - set(FIXES))
     if unknown:
@@ -190,7 +194,8 @@ def _functions(
     if not exists and new:
         made.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
     if owners.created and new:
-        # Each by itself: the role stays where a repair of another database needs it, and its rights here go all the same.
+        # Each by itself: the role stays where a repair of another database needs it, and its rights here go all the
+        # same.
         made.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)]
         made.undo.append(_guarded(f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
 

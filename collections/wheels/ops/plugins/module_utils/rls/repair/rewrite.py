@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Replaces table references in a policy by functions that read the table without its row-level security.
 
-The reference (``FROM s a``) is replaced, not the sub-select around it: everything else in the sub-select keeps the caller's rights and
-its own row-level security, and no row is lost or doubled. What a condition says about ``a`` alone, and the comparison with the outer row,
-moves into the function, so that it gives back no more than the policy needs.
+The reference (``FROM s a``) is replaced, not the sub-select around it: everything else in the sub-select keeps the
+caller's rights and its own row-level security, and no row is lost or doubled. What a condition says about ``a`` alone,
+and the comparison with the outer row, moves into the function, so that it gives back no more than the policy needs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class CannotRewrite(Exception):
 
 @dataclass(frozen=True)
 class Helper:
-    """A function to be created. ``bound`` tells what keeps it from giving back the whole table: "caller", "arguments", "boolean" or "" (nothing).
+    """A function to be created. ``bound`` tells what keeps it from giving back the whole table: "caller", "arguments",
+    "boolean" or "" (nothing).
 
     ``reads``: the columns of ``relation`` that its owner must be allowed to read, none for all of them.
     """
@@ -69,7 +70,9 @@ class Helper:
         return f"{tree.quote(schema)}.{tree.quote(self.name)}({', '.join(self.arguments)})"
 
     def create(self, schema: str, *, atomic: bool) -> str:
-        """``BEGIN ATOMIC`` binds the names when the function is made, as a policy does; PostgreSQL 13 knows only a string."""
+        """``BEGIN ATOMIC`` binds the names when the function is made, as a policy does; PostgreSQL 13 knows only a
+        string.
+        """
         head = (
             f"CREATE FUNCTION {self.signature(schema)}\n  RETURNS {self.returns}\n  LANGUAGE sql STABLE SECURITY"
             " DEFINER\n  SET search_path = ''\n"
@@ -102,7 +105,9 @@ class Rewritten:
 
     @property
     def weight(self) -> int:
-        """The smaller, the less a cut gives away and costs: 1 bound to the caller, 3 to the row, 10 not at all; for each occurrence."""
+        """The smaller, the less a cut gives away and costs: 1 bound to the caller, 3 to the row, 10 not at all; for
+        each occurrence.
+        """
         return sum(
             {"caller": 1, "arguments": 3, "boolean": 3, "function": 4}.get(helper.bound, 10) for helper in self.helpers
         )
@@ -114,7 +119,9 @@ class Rewritten:
 
 @dataclass
 class _Place:
-    """One reference: ``query`` is the SELECT whose FROM holds ``item``; ``outer`` the aliases that are visible from further out."""
+    """One reference: ``query`` is the SELECT whose FROM holds ``item``; ``outer`` the aliases that are visible from
+    further out.
+    """
 
     query: Node
     item: Node
@@ -131,8 +138,8 @@ def rewrite(
     schema: str,
     copies: t.Optional[t.Mapping[int, Creatable]] = None,
 ) -> Rewritten:
-    """The expression ``text`` of a policy on ``owner`` with every reference to ``targets`` (oids) replaced by a function in ``schema``, and
-    every call of a function in ``copies`` (by oid) by a call of its copy there.
+    """The expression ``text`` of a policy on ``owner`` with every reference to ``targets`` (oids) replaced by a
+    function in ``schema``, and every call of a function in ``copies`` (by oid) by a call of its copy there.
 
     Raises ``CannotRewrite`` where that would not keep the meaning.
     """
@@ -336,7 +343,9 @@ class _Rewriter:
         )
 
     def _portable(self, part: Node) -> bool:
-        """Only what ``pg_catalog`` offers to everybody, and the identity functions: functions of users would run with the owner's rights."""
+        """Only what ``pg_catalog`` offers to everybody, and the identity functions: functions of users would run with
+        the owner's rights.
+        """
         from pglast import enums
 
         for node in tree.walk(part):
@@ -378,7 +387,9 @@ class _Rewriter:
         return False
 
     def _correlated(self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]]) -> bool:
-        """``a.column = outer.column``, where the outer column's type is known; casts on both sides are carried along."""
+        """``a.column = outer.column``, where the outer column's type is known; casts on both sides are
+        carried along.
+        """
         sides = tree.equality(part)
         if sides is None or not self._portable(part):
             return False
@@ -425,7 +436,9 @@ class _Rewriter:
     def _used(
         self, query: Node, alias: str, columns: t.Dict[str, Column], *, renamed: bool
     ) -> t.Tuple[bool, t.List[Column]]:
-        """(is the whole row used, which columns are still used) by what is left of the query; ``renamed``: the columns have other names in it."""
+        """(is the whole row used, which columns are still used) by what is left of the query; ``renamed``: the columns
+        have other names in it.
+        """
         used: t.Set[str] = set()
         whole = renamed
         for name in _columns(query):
@@ -449,9 +462,11 @@ class _Rewriter:
     # -- faster forms --------------------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """``EXISTS (SELECT FROM f() a WHERE a.c = x)`` and ``x IN (SELECT a.c FROM f() a)`` become ``x = ANY (ARRAY(SELECT a.c FROM f() a))``.
+        """``EXISTS (SELECT FROM f() a WHERE a.c = x)`` and ``x IN (SELECT a.c FROM f() a)`` become ``x = ANY
+        (ARRAY(SELECT a.c FROM f() a))``.
 
-        Only where NULL and false are the same, and where an index of the policy's table can use it; elsewhere IN, which PostgreSQL hashes.
+        Only where NULL and false are the same, and where an index of the policy's table can use it; elsewhere IN, which
+        PostgreSQL hashes.
         """
         for node in list(tree.positive(self.holder.val)):
             if tree.kind(node) != "SubLink" or not self._calls_helper(node):
@@ -566,8 +581,9 @@ def _columns(node: Node) -> t.Iterator[t.Tuple[str, ...]]:
 def _sites(query: Node, item: Node) -> t.Iterator[t.Tuple[Node, str]]:
     """The conditions that a row of ``item`` must meet to have any effect: (node, field) of WHERE and of joins.
 
-    Filtering the table by them beforehand gives the same result. That is so for a WHERE unless an outer join can fill the table's columns with
-    NULL, and for a join's condition unless that join keeps rows of the table that do not meet it.
+    Filtering the table by them beforehand gives the same result. That is so for a WHERE unless an outer join can fill
+    the table's columns with NULL, and for a join's condition unless that join keeps rows of the table that do not meet
+    it.
     """
     path: t.Optional[t.List[t.Tuple[Node, str]]] = None
     for start in query.fromClause or ():
@@ -577,7 +593,8 @@ def _sites(query: Node, item: Node) -> t.Iterator[t.Tuple[Node, str]]:
     if path is None:
         return
     reducible = True
-    # From the table outwards: an outer join that keeps rows of this side shields them from what lies outside only by NULLs of the other.
+    # From the table outwards: an outer join that keeps rows of this side shields them from what lies outside only by
+    # NULLs of the other.
     for join, side in reversed(path):
         kind = int(join.jointype)  # 0 inner, 1 left, 2 full, 3 right
         kept = (kind == 1 and side == "larg") or (kind == 3 and side == "rarg") or kind == 2

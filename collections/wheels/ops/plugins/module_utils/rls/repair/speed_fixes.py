@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Faster policies with the same meaning, never at the price of a recursion.
 
-Wrapping an identity call adds a sub-select, and PostgreSQL takes any second visit of a table whose policies hold a sub-select for a
-recursion. So each rewording is simulated first, together with everything else in the plan, and left out where an access would fail.
+Wrapping an identity call adds a sub-select, and PostgreSQL takes any second visit of a table whose policies hold a
+sub-select for a recursion. So each rewording is simulated first, together with everything else in the plan, and left
+out where an access would fail.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from .cuts import Decision
 def extend(
     cursor: Cursor, decision: Decision, catalog: Catalog, known: Details, fix: t.Sequence[str]
 ) -> t.Tuple[t.List[str], t.List[str], t.List[str]]:
-    """Adds the rewordings asked for to a decision; gives (statements that build indexes, those that drop them again, warnings)."""
+    """Adds the rewordings asked for to a decision; gives (statements that build indexes, those that drop them again,
+    warnings).
+    """
     warnings: t.List[str] = []
     if "multiple_permissive" in fix:
         _merge(decision, catalog)
@@ -33,7 +36,10 @@ def extend(
 
 
 def _merge(decision: Decision, catalog: Catalog) -> None:
-    """One policy in the place of several permissive ones of the same table, roles and command. PostgreSQL joins them by OR as well."""
+    """One policy in the place of several permissive ones of the same table, roles and command.
+
+    PostgreSQL joins them by OR as well.
+    """
     # A policy that the repair gives another text is merged with that text; one that it splits is left as it is.
     repaired = {change.before[0].oid: change for change in decision.changes if change.in_place}
     busy = {policy.oid for change in decision.changes if not change.in_place for policy in change.before}
@@ -126,10 +132,13 @@ def _failing(catalog: Catalog, decision: Decision, wrapped: t.Set[int]) -> t.Set
 
 
 def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.List[str], t.List[str]]:
-    """CREATE INDEX CONCURRENTLY for every column by which policies look rows up; partitioned tables are left out, which cannot have it."""
+    """CREATE INDEX CONCURRENTLY for every column by which policies look rows up; partitioned tables are left out, which
+    cannot have it.
+    """
     creates, drops = [], []
     taken = _index_names(cursor)
-    # The policies as the plan leaves them, too: what they look up by then would otherwise be found by the next run only.
+    # The policies as the plan leaves them, too: what they look up by then would otherwise be found by the next run
+    # only.
     later: t.Dict[int, t.List[t.Tuple[str, str]]] = {}
     for change in decision.changes:
         texts = [(piece.name, text) for piece in change.after for text in (piece.using, piece.check) if text]

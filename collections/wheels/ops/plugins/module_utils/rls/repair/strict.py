@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The strict reading of recursive policies: their least fixpoint, to tell whether a repair grants more than that.
 
-Nobody sees anything at first; then whoever the policies admit, reading only what is visible so far, sees a row, until nothing is added. A row
-that is visible only because it makes itself visible is not in it. The repair reads cut references in full, so that it gives the same rows or more.
-The policies' original texts are evaluated here by the session itself, each table replaced by what is visible of it.
+Nobody sees anything at first; then whoever the policies admit, reading only what is visible so far, sees a row, until
+nothing is added. A row that is visible only because it makes itself visible is not in it. The repair reads cut
+references in full, so that it gives the same rows or more. The policies' original texts are evaluated here by the
+session itself, each table replaced by what is visible of it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class StrictReading:
         self._small: t.Dict[int, bool] = {}
 
     def visible(self, who: RoleClass, user: User, relation: Relation) -> int:
-        """How many rows of ``relation`` the strict reading shows; ``NotComputed`` with the reason where that cannot be told."""
+        """How many rows of ``relation`` the strict reading shows; ``NotComputed`` with the reason where that cannot be
+        told.
+        """
         known = self._known.setdefault((who.name, user), {})
         if relation.oid not in known:
             known.update(self._fixpoint(who, user, self._below(who, relation)))
@@ -108,7 +111,9 @@ class StrictReading:
         raise NotComputed("it does not come to an end")
 
     def _query(self, who: RoleClass, table: Relation, bound: t.Set[int]) -> t.Tuple[str, t.List[int]]:
-        """(query for the row ids that the policies admit, tables whose visible row ids are its parameters, in order)."""
+        """(query for the row ids that the policies admit, tables whose visible row ids are its
+        parameters, in order).
+        """
         order: t.List[int] = []
         policies = self._policies(who, table)
         texts: t.Dict[bool, t.List[str]] = {True: [], False: []}
@@ -199,7 +204,9 @@ def read(cursor: Cursor, catalog: Catalog, cases: t.Iterable[t.Tuple[RoleClass, 
 
 
 def report(strict: Strict, visible: t.Mapping[t.Tuple[str, User, str], int]) -> t.List[t.Dict[str, t.Any]]:
-    """For each table that failed: what the users of the sample see after the repair, and how much of it goes beyond the strict reading."""
+    """For each table that failed: what the users of the sample see after the repair, and how much of it goes beyond the
+    strict reading.
+    """
     tables: t.Dict[str, t.Dict[str, t.Any]] = {}
     for key, count in visible.items():
         entry = tables.setdefault(key[2], {"table": key[2], "visible": 0, "strict": 0, "reason": ""})
