@@ -6,6 +6,7 @@ are the witnesses.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -15,14 +16,21 @@ import sys
 import typing as t
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.container_host import REPOSITORY
+from tests.support.waiting import wait_until
 from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cpu_relief
 from wheels_ops.remedies.cpu_relief import Options
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="putting a process back needs root (CAP_SYS_NICE)")
+
+
+def at_work(pid: int) -> bool:
+    times = psutil.Process(pid).cpu_times()
+    return bool(times.user + times.system > 0.3)
 
 
 @contextlib.contextmanager
@@ -34,6 +42,9 @@ def hogs(count: int) -> t.Iterator[t.Tuple[str, t.List[int]]]:
         for _ in range(count)
     ]
     try:
+        for process in running:
+            # Only a process that has been at work for a while is a consumer in a short sample.
+            wait_until(functools.partial(at_work, process.pid), what="the hog to work")
         yield word, [process.pid for process in running]
     finally:
         for process in running:
@@ -80,6 +91,35 @@ def test_yield_and_put_back_exactly(tmp_path: Path, method: str) -> None:
         assert cpu_relief.run(back).changed
         assert seen(pids) == before
         assert not cpu_relief.run(back).changed
+
+
+#: A shell that starts a hog and, in a session of its own as Ansible's modules have, the relief.
+_SHELL = """
+import subprocess, sys, time
+hog, word, state = sys.argv[1:]
+running = subprocess.Popen([sys.executable, hog, word])
+relief = "from wheels_ops.remedies import cpu_relief as c; c.run(c.Options(demote=(%r,), sample_s=1, min_percent=1, state_dir=%r))"
+try:
+    subprocess.run([sys.executable, "-c", relief % (word, state)], start_new_session=True, check=True)
+    scheduling = subprocess.run(["ps", "-o", "cls=", "-p", str(running.pid)], capture_output=True, text=True).stdout
+    print(scheduling.strip(), open(f"/proc/{running.pid}/autogroup").read().split()[-1])
+finally:
+    running.kill()
+"""
+
+
+@ROOT_ONLY
+def test_a_session_that_runs_the_relief_is_not_slowed(tmp_path: Path) -> None:
+    """A hog in the shell from which a person runs the playbook yields; everything else in that shell does not."""
+    word = f"hog-{secrets.token_hex(6)}"
+    completed = subprocess.run(
+        [sys.executable, "-c", _SHELL, str(REPOSITORY / "tests/support/hog.py"), word, str(tmp_path)],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.stdout.split() == ["IDL", "0"], completed.stdout + completed.stderr
 
 
 @ROOT_ONLY

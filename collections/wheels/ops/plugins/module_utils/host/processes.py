@@ -114,6 +114,16 @@ def parents() -> t.Dict[int, int]:
     return {pid: facts.parent for pid, facts in every if facts is not None and facts.state != "Z"}
 
 
+def ancestors(pid: int) -> t.Set[int]:
+    """A process and all that it descends from, as far as they are still there."""
+    every = parents()
+    line: t.Set[int] = set()
+    while pid in every and pid not in line:
+        line.add(pid)
+        pid = every[pid]
+    return line
+
+
 def tree(root: int) -> t.Set[int]:
     """A process and all its descendants; empty where it is gone."""
     children: t.Dict[int, t.List[int]] = {}

@@ -240,7 +240,7 @@ def _idle(options: Options) -> str:
 
 
 def _chosen(top: t.Sequence[t.Dict[str, t.Any]], options: Options) -> t.List[t.Dict[str, t.Any]]:
-    mine = {os.getpid(), os.getppid(), 1} | set(options.protected_pids)
+    mine = {1, *processes.ancestors(os.getpid()), *options.protected_pids}
     shield = [re.compile(expression) for expression in (PROTECTED, *options.protect)]
     wanted = [re.compile(expression) for expression in options.demote]
     return [
@@ -258,7 +258,8 @@ def _make_yield(
 ) -> t.Tuple[t.Optional[t.Dict[str, t.Any]], t.Dict[str, t.Any]]:
     pid = consumer["pid"]
     session, session_nice = autogroup(pid)
-    shared = {autogroup(protected)[0] for protected in (*options.protected_pids, os.getpid())}
+    # The session of the shell that began this run is that of whoever is at work on the host.
+    shared = {autogroup(spared)[0] for spared in {*options.protected_pids, *processes.ancestors(os.getpid())}}
     done = {entry["session"] for entry in held}
     change_session = bool(session) and session not in shared and session not in done and session_nice < 19
     before = scheduling(pid)
