@@ -174,6 +174,8 @@ def _silent(node: ast.AST, parent: ast.AST, field: str) -> bool:
         return True
     if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if ast.unparse(targets[0]) == "__all__":
+            return True
         return all(isinstance(target, ast.Name) and _TEXT.fullmatch(target.id) for target in targets)
     if isinstance(parent, ast.keyword):
         return bool(parent.arg and _TEXT.fullmatch(parent.arg))

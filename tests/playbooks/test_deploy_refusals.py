@@ -77,7 +77,7 @@ def test_bad_input_is_found_before_anything_is_changed(stage: Stage, extra: str,
         ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
         (
             '{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}',
-            "Leave the SQL scripts on the host: Destination directory",
+            "Copy the SQL scripts: Destination directory",
         ),
     ],
 )

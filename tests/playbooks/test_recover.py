@@ -60,7 +60,7 @@ def test_recover_repairs_it(stage: Stage) -> None:
     outcomes = {result["action"]: result["outcome"] for result in history[-1]["results"]}
     assert (outcomes["service_restart"], outcomes["database_repair"], outcomes["cache_clear"]) == ("done",) * 3
     # What a person on call reads: what was wrong, and what became of it.
-    for words in ("What was wrong", "celery-beat", "What was done", "done     database_repair (rls)"):
+    for words in ("What was wrong", "celery-beat", "What was done", "done database_repair (rls)"):
         assert words in run.text, words
 
 

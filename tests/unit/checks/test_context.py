@@ -12,7 +12,7 @@ import pytest
 
 from wheels_ops.checks import cpu, memory, suite
 from wheels_ops.checks import services as services_check
-from wheels_ops.checks.context import HostContext, Once
+from wheels_ops.checks.context import HostContext, Once, Options
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
 from wheels_ops.services import gates, model
@@ -191,3 +191,7 @@ def test_run_without_a_manager_knows_nothing_of_services_alone() -> None:
         "cpu": "unknown",
         "services": "unknown",
     }
+
+
+def test_the_password_of_the_manager_is_not_shown() -> None:
+    assert "hidden-word" not in repr(Options(supervisor_password="hidden-word"))

@@ -372,6 +372,7 @@ def test_every_origin_is_tried_with_every_method_and_foreign_ones_with_the_first
         assert options["headers"]["Sec-Fetch-Mode"] == "cors" and bool(options.get("stream")) is (method == "GET")
         assert method == "GET" or options["headers"]["Access-Control-Request-Headers"] == "authorization"
     assert backend.trust_env is False, "no proxy of the environment answers"
+    assert all(isinstance(entry["duration_ms"], float) for entry in check.details["exchanges"])
 
 
 def test_without_options_it_is_the_chat_and_look_alikes(backend: Everywhere) -> None:

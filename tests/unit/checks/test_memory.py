@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from wheels_ops.checks import memory
+from wheels_ops.checks.context import HostContext, Options
 from wheels_ops.core.results import OpsError
+from wheels_ops.health.check import Check
 from wheels_ops.health.thresholds import Thresholds
 from wheels_ops.host import processes
 
@@ -257,3 +259,11 @@ def test_the_longest_wait_is_named(tree: Tree) -> None:
     assert found.status == "critical" and found.message.startswith(
         "All tasks of web in its cgroup waited for memory 50.0 %"
     )
+
+
+@pytest.mark.parametrize("status", ["ok", "warning", "critical", "emergency"])
+def test_memory_of_the_services_is_graded_as_it_was_measured(monkeypatch: pytest.MonkeyPatch, status: t.Any) -> None:
+    measured = Check("memory", status, 1.0)
+    monkeypatch.setattr(memory, "check", lambda *words, **options: measured)
+    context = HostContext((), lambda: t.cast("t.Any", None))
+    assert memory.measure(context, Options()).status == status

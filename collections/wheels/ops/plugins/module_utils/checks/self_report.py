@@ -320,7 +320,7 @@ def _entry(name: str, entry: t.Any, level: int) -> t.Iterator[t.Tuple[str, Statu
         words = _words(entry)
         if words:
             overall = worst(status for _word, status in words)
-            word = next(word for word, status in words if status == overall)
+            word = [word for word, status in words if status == overall][0]
             yield name, overall, _why(entry) or (f"its status is {word}" if "understood" in word else "")
         for key, value in entry.items():
             if key in _PARTS or isinstance(value, dict):

@@ -57,8 +57,8 @@ def check(
             status, why = "warning", f"runs for {state.uptime_s:.0f} s only"
         elif again:
             status, why = "warning", f"{control.name} had to start it again {again} times within the last hour"
-        if status == "ok" and why:
-            known.add(service.name)  # it does its work, though not every question is answered
+        if why:
+            known.add(service.name)  # said of one that does its work, too, though not every question is answered
         found[status].append(f"{service.name}: {why}")
         details[service.name] = {
             "state": state.state,

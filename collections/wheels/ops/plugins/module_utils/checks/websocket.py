@@ -591,22 +591,24 @@ def measure(_context: HostContext, options: Options) -> Check:
     path, mark, query = options.websocket_path.partition("?")
     assumed = path == PATHS[0]
     anonymous = not any(word.startswith("token=") and word != "token=" for word in query.split("&"))
-    result = Check(name="websocket", status="unknown")
+    attempts: t.List[Check] = []
     address = ""
     for candidate in PATHS if assumed else (path,):
         address = "ws" + options.base_url[len("http") :] + candidate + mark + query
-        attempt = check(
-            address,
-            origin=origin,
-            ping="json",
-            heartbeat_within=options.websocket_heartbeat_within,
-            anonymous=anonymous,
-            assumed_path=assumed,
-            thresholds=options.limits("websocket_ms"),
+        attempts.append(
+            check(
+                address,
+                origin=origin,
+                ping="json",
+                heartbeat_within=options.websocket_heartbeat_within,
+                anonymous=anonymous,
+                assumed_path=assumed,
+                thresholds=options.limits("websocket_ms"),
+            )
         )
-        result = result if result.message and attempt.status == "unknown" else attempt
-        if attempt.status != "unknown":
+        if attempts[-1].status != "unknown":
             break
+    result = attempts[0 if attempts[-1].status == "unknown" else -1]
     if options.websocket_dead_peer_within:
         result = dead_peer.add_to(result, address, within=options.websocket_dead_peer_within, origin=origin)
     return result

@@ -136,7 +136,7 @@ def hide_words(text: str) -> str:
         text = _ACL.sub(lambda match: _ACL_WORD.sub(rf"\g<sign>{HIDDEN}", match[0]), text)
     if "-" in text:
         text = _OPTION.sub(_word, text)
-        text = _REDIS_CLI.sub(lambda match: _shown(match), text)
+        text = _REDIS_CLI.sub(_shown, text)
         text = _CURL.sub(lambda match: f"{match['name']}{HIDDEN}", text)
     if ":" in text or "=" in text:
         text = _YAML_BLOCK.sub(lambda match: f"{match['name']}{match['indent']}  {HIDDEN}\n", text)

@@ -123,7 +123,7 @@ class HistoryRecord:
     @property
     def healthy_in_part(self) -> bool:
         """Whether every check that was made passed, and some were not made."""
-        return not self.healthy and self.outcome.split(",")[0] == HEALTHY
+        return not self.healthy and self.outcome.partition(",")[0] == HEALTHY
 
 
 def outcome_of(failing: t.Collection[str], not_checked: t.Collection[str]) -> str:

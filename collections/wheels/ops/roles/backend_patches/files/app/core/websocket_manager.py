@@ -222,6 +222,9 @@ class SessionStore:
     ``app/wheels_ops/websocket/session.py`` has the other, which ``ConnectionManager.register`` puts in its place.
     """
 
+    #: Whether a client can come back to what it missed.
+    keeps = False
+
     def __len__(self) -> int:
         return 0
 
@@ -863,7 +866,7 @@ class ConnectionManager:
 
     def log_if_alone(self) -> None:
         """Says once what this process lacks where nobody has registered sessions."""
-        if type(self.sessions) is SessionStore and not self.alone_logged:
+        if not self.sessions.keeps and not self.alone_logged:
             self.alone_logged = True
             log(
                 "warning",

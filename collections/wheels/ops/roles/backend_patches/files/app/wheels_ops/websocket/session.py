@@ -75,6 +75,8 @@ class Session:
 class Sessions(SessionStore):
     """The sessions of one manager, by id and by user. Its methods, too, belong to the event loop's thread."""
 
+    keeps = True
+
     def __init__(self, manager: ConnectionManager) -> None:
         self.manager = manager
         self.seconds = setting("WEBSOCKET_SESSION_SECONDS", SESSION_SECONDS, 0, 86400)
