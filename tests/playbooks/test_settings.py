@@ -152,7 +152,7 @@ def test_whatever_cannot_be_used_is_named_at_once_and_no_value_is_shown(tmp_path
         ),
         (
             "wheels_ops_thresholds: {ram: {warning: 1}}",
-            "wheels_ops_thresholds must be usable as thresholds. There is no threshold 'ram'.",
+            "wheels_ops_thresholds must be usable as thresholds. Unknown threshold 'ram'.",
         ),
     ],
 )
