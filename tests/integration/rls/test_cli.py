@@ -176,3 +176,10 @@ def test_audit_leaves_out_a_function_that_is_too_long(postgres: servers.Postgres
     )
     completed = command(tmp_path, "audit", "--dsn", dsn, "--only", "unknown_function")
     assert "public.long()" in completed.stdout and "characters" in completed.stdout, completed.stdout
+
+
+def test_audit_that_cannot_write_its_report_says_so(broken: str, tmp_path: Path) -> None:
+    """A tired person reads one line, not a traceback."""
+    completed = command(tmp_path, "audit", "--dsn", broken, "--output", "no/such/place.json", "--format", "json")
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("wheels-ops: Cannot write no/such/place.json: No such file or directory.")

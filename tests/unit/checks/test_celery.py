@@ -310,7 +310,7 @@ def test_a_full_broker_is_purged_only_where_the_cache_has_a_key(
 
     broker.error = redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
     broker.scan_iter = scan  # type: ignore[attr-defined]  # asked for in this case alone
-    broker.pipeline = lambda transaction: Pipeline()  # type: ignore[attr-defined]
+    broker.pipeline = lambda transaction: Pipeline()  # type: ignore[attr-defined]  # as above
     found = check()
     assert found.status == "critical" and found.remedy == remedy
     assert "refuses writes (OOM): its memory is full and nothing may be evicted" in found.message

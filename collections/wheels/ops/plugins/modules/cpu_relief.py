@@ -17,12 +17,12 @@ description:
     RV(actions[].effective) is false, and its unit's C(CPUWeight) is what to lower.
 options:
   state:
-    description: V(relieved) makes hogs yield, V(normal) puts everything back.
+    description: V(relieved) lowers priorities, V(normal) restores all of them.
     type: str
     choices: [relieved, normal]
     default: relieved
   demote:
-    description: Regular expressions of command lines that may be made to yield; everything that is not protected where
+    description: Regular expressions of command lines whose priority may be lowered; everything that is not protected where
       it is empty.
     type: list
     elements: str

@@ -8,9 +8,8 @@ import typing as t
 
 from ..database import connect
 from ..health.check import Check, Finding, conclude, unknown
+from ..rls.model.roles import API_ROLES
 from .context import HostContext, Options
-
-API_ROLES = frozenset({"anon", "authenticated"})
 
 
 def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int = 20) -> Check:
@@ -33,7 +32,7 @@ def check(dsn: str, *, schemas: t.Optional[t.Sequence[str]] = None, timeout: int
     failing = [failure for failure in report.failing if failure.recursive]
     tables = sorted({failure.relation for failure in failing})
     # Service roles that hosted databases keep to themselves matter to nobody; the API's roles, or nobody at all, do.
-    if not tables and report.unasked and (not report.checked or not API_ROLES.isdisjoint(report.unasked)):
+    if not tables and report.unasked and (not report.checked or not set(API_ROLES).isdisjoint(report.unasked)):
         why = (
             f"The session may not become {', '.join(report.unasked)}, so that not everything could be asked: connect as"
             " the owner of the tables."

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Gives the services the CPU that others burn: what uses much of it is made to yield, for a time, and put back as it
-was.
+"""Lowers the priority of CPU-intensive processes for a time, so that the services get the CPU, and restores it exactly.
 
 Measured beside four CPU hogs on two cores: plain 0.35 to 0.41 of the throughput without them, nice 19 0.81 to 1.0,
 SCHED_IDLE 0.9 to 1.0. Both work among the processes of one control group only; across groups the groups' own weights
@@ -27,7 +26,7 @@ from ..host import processes
 from ..host.files import write_atomically
 from ..state import documents, restarts
 
-#: Never made to yield: what carries the host, and what the services themselves need.
+#: Keeps its priority: what carries the host, and what the services themselves need.
 PROTECTED = r"^(?:\[|/?(?:\S*/)?(?:systemd\S*|init|sshd\S*|dbus\S*|postgres\S*|redis-server|supervisord|nginx\S*|haproxy|rsyslogd|cron|agetty|login)(?::|\s|$))"
 
 #: The capability's number, capabilities(7).
@@ -38,7 +37,7 @@ _FILE = "cpu_relief.json"
 
 @dataclass(frozen=True)
 class Options:
-    """``demote``: regular expressions of command lines that may be made to yield; everything that is not protected
+    """``demote``: regular expressions of command lines whose priority may be lowered; everything that is not protected
     where there are none.
 
     ``protect``: further expressions that may not. ``min_percent``: of one core, over ``sample_s`` seconds. ``method``:
@@ -215,8 +214,8 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
     if not check_mode and (due or path.exists()):
         _write(path, held)
     count = sum(entry["changed"] for entry in actions)
-    would = "would be " if check_mode else ""
-    verb = "put back" if options.state == "normal" else "made to yield or put back"
+    was = "would be" if check_mode else "was"
+    verb = "restored" if options.state == "normal" else "lowered or restored"
     text = "".join(f"{entry['target']}: {entry['before']} -> {entry['after']}\n" for entry in actions)
     return Result(
         changed=bool(count),
@@ -225,7 +224,7 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
         },
         after={"held": len(held)},
         actions=actions,
-        msg=f"{count} processes {would}{verb}." if actions else _idle(options),
+        msg=f"The priority of {count} processes {was} {verb}." if actions else _idle(options),
         diff=(
             [{"before": "", "after": text, "before_header": "scheduling", "after_header": "scheduling"}] if text else []
         ),
@@ -235,8 +234,8 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
 
 def _idle(options: Options) -> str:
     if options.state == "normal":
-        return "Nothing to do: no process was made to yield."
-    return f"Nothing to do: no process that may be made to yield uses {options.min_percent:g} % of a core or more."
+        return "Nothing to do: no process has a lowered priority."
+    return f"Nothing to do: no process whose priority may be lowered uses {options.min_percent:g} % of a core or more."
 
 
 def _chosen(top: t.Sequence[t.Dict[str, t.Any]], options: Options) -> t.List[t.Dict[str, t.Any]]:
@@ -346,7 +345,8 @@ def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]
             continue
         except PermissionError:
             raise OpsError(
-                f"Process {pid} may not be put back.", hint="Run as root (become: true): it needs CAP_SYS_NICE."
+                f"The priority of process {pid} cannot be restored.",
+                hint="Run as root (become: true): it needs CAP_SYS_NICE.",
             ) from None
     if entry["session"] and autogroup(pid)[0] == entry["session"] and not check_mode:
         with contextlib.suppress(OSError):

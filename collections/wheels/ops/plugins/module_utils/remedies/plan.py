@@ -189,7 +189,7 @@ class State:
     """What is known of earlier runs. ``now`` and every other time is in seconds since the epoch.
 
     ``confirmed``: subjects that failed in two measurements, None where every failure counts. ``restarts``: services
-    that may not be restarted now. ``relief_ends``: when the first process that was made to yield is due to be put back,
+    that may not be restarted now. ``relief_ends``: when the first lowered priority is due to be restored,
     0 where there is none.
     """
 
@@ -467,7 +467,7 @@ def _ordinal(number: int) -> str:
 
 
 def _relief_end(checks: t.Sequence[Check], steps: t.Sequence[Step], state: State) -> t.List[Step]:
-    """What was made to yield is put back when its time is over. A relief that is begun again does that itself."""
+    """A lowered priority is restored when its time is over. A relief that is begun again does that itself."""
     if not state.relief_ends or state.relief_ends > state.now:
         return []
     again = any(step.remedy == CPU_RELIEF and not step.refused for step in steps)

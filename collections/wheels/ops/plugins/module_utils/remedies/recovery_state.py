@@ -34,7 +34,7 @@ def read(
         relief_ends = cpu_relief.ends_at(directory)
     except OpsError as error:
         relief_ends = 0.0
-        warnings.append(f"Whether processes have to be put back is unknown: {error}")
+        warnings.append(f"Whether a lowered priority has to be restored is unknown: {error}")
     book = restarts.Ledger(directory)
     blocked = {}
     for service in services:

@@ -184,7 +184,12 @@ def run_audit(options: argparse.Namespace) -> int:
     ]
     report = formats.WRITERS[options.format](formats.Report(present, introduced, errors, conclusion))
     if options.output:
-        options.output.write_text(report, encoding="utf-8")
+        try:
+            options.output.write_text(report, encoding="utf-8")
+        except OSError as error:
+            raise OpsError(
+                f"Cannot write {options.output}: {error.strerror}.", hint="Name a file that can be written."
+            ) from error
     elif options.quiet:
         sys.stdout.write(conclusion + "\n")
     else:

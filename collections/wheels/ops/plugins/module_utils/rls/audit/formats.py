@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from ..model.findings import KINDS, Finding
+from ..model.roles import SUPABASE_ROLES
 from .audits import Audit
 
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
@@ -80,13 +81,11 @@ def _cause(report: Report, steps: t.Sequence[str], findings: t.Sequence[Finding]
     return [*lines, f"        {findings[0].statement}"]
 
 
-#: The roles of Supabase's API: what a person asks about first.
-API_ROLES = ("anon", "authenticated", "service_role")
-
-
 def named(roles: t.Collection[str], most: int = 4) -> str:
     """Roles for people: those of the API first, then ``most`` in all, then a number."""
-    order = sorted(roles, key=lambda role: (API_ROLES.index(role) if role in API_ROLES else len(API_ROLES), role))
+    order = sorted(
+        roles, key=lambda role: (SUPABASE_ROLES.index(role) if role in SUPABASE_ROLES else len(SUPABASE_ROLES), role)
+    )
     rest = len(order) - most
     if rest <= 1:
         return ", ".join(order)

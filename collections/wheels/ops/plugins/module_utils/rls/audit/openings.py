@@ -14,9 +14,8 @@ import typing as t
 from ..model import tree
 from ..model.catalog import COMMANDS, Catalog, Policy, Relation
 from ..model.findings import Finding
+from ..model.roles import API_ROLES
 from ..model.transactions import Cursor, rows
-
-API_ROLES = ("anon", "authenticated")
 
 #: The part of a token that its own user may change (supabase.auth.updateUser).
 _USER_METADATA = re.compile(r"\buser_metadata\b|\braw_user_meta_data\b")

@@ -15,11 +15,11 @@ from pathlib import Path
 from ...core.results import OpsError
 from ...database import connect
 from ..model import tree
+from ..model.roles import SUPABASE_ROLES
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection
 from .audits import Audit, audit
 
 #: What Supabase gives every project and migrations count on: roles, auth.users, and the readers of the token.
-SUPABASE_ROLES = ("anon", "authenticated", "service_role")
 SUPABASE = """
 create schema auth;
 create schema extensions;

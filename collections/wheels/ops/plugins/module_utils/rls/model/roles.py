@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from ...core.results import OpsError
 from .transactions import Cursor, rows
 
+#: The roles with which the API of Supabase and PostgREST asks for its users.
+API_ROLES = ("anon", "authenticated")
+#: Those that every project of Supabase has, in the order in which people ask about them.
+SUPABASE_ROLES = (*API_ROLES, "service_role")
 #: The role that speaks for its class, where the class has one of them.
 WELL_KNOWN = ("authenticated", "anon", "authenticator")
 

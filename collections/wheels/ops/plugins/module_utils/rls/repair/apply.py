@@ -541,8 +541,8 @@ def _undo_once(
             raise OpsError(
                 f"Policies are not as the repair left them: {', '.join(changed)}.",
                 hint=(
-                    "It was taken back already, or someone changed them since. Look at them; force takes the repair"
-                    " back all the same."
+                    "The repair was undone already, or somebody changed them since. Compare them with the script;"
+                    " force undoes the repair all the same."
                 ),
                 changed_since=changed,
             )
@@ -554,8 +554,8 @@ def _undo_once(
             raise
         except psycopg2.Error as error:
             raise OpsError(
-                f"The repair cannot be taken back: {(error.diag.message_primary or str(error)).strip()}",
-                hint="Nothing was changed. It was taken back already, or the tables are not there any more.",
+                f"The repair cannot be undone: {(error.diag.message_primary or str(error)).strip()}",
+                hint="Nothing was changed. It was undone already, or the tables are gone.",
                 sqlstate=error.pgcode,
             ) from error
         after = catalog.read(cursor)

@@ -50,7 +50,7 @@ load_library()
 
 # The package is known from here on, and only a Python that has what it needs may import the rest: hence imports below
 # code.
-from wheels_ops.standalone.launcher import UNKNOWN, ensure  # noqa: E402
+from wheels_ops.standalone.launcher import UNKNOWN, ensure  # noqa: E402 - see above
 
 if __name__ == "__main__":
     problem = ensure(PROGRAM, sys.argv[1:])
@@ -58,8 +58,8 @@ if __name__ == "__main__":
         sys.stdout.write(f"UNKNOWN: {problem}\n")
         raise SystemExit(UNKNOWN)
 
-from wheels_ops.standalone.program_output import leave  # noqa: E402
-from wheels_ops.standalone.recovery import AutomatedRecovery, RecoveryAction, RecoveryResult, main, run  # noqa: E402
+from wheels_ops.standalone.program_output import leave  # noqa: E402 - see above
+from wheels_ops.standalone.recovery import AutomatedRecovery, RecoveryAction, RecoveryResult, main, run  # noqa: E402 - see above
 
 __all__ = ["AutomatedRecovery", "RecoveryAction", "RecoveryResult", "main"]
 
