@@ -77,11 +77,11 @@ def recovery_report(
             result.fail(result.message)
         results.append(result)
     recovery_results.verify(results, after, check_mode=check_mode)
-    shown = [result.as_dict() for result in results]
-    text = recovery_text.lines(before, after, shown, check_mode=check_mode)
+    records = [result.as_dict() for result in results]
+    text = recovery_text.lines(before, after, records, check_mode=check_mode)
     return t.cast(
         "t.Dict[str, t.Any]",
-        redact_value({"results": [recovery_results.brief(each) for each in shown if each["action"]], "lines": text}),
+        redact_value({"results": [recovery_results.brief(each) for each in records if each["action"]], "lines": text}),
     )
 
 

@@ -67,9 +67,9 @@ def rollback_verdict(
         sentences.append(f"Warnings: {'; '.join(warnings).rstrip('.')}.")
     if restart_error:
         sentences.append(f"The restart with the original files failed: {restart_error}")
-    known = [str(check["name"]) for check in bad if check["name"] in failing_before]
-    if known and not check_mode:
-        sentences.append(f"It was not healthy before that deployment either ({', '.join(known)}).")
+    bad_before = [str(check["name"]) for check in bad if check["name"] in failing_before]
+    if bad_before and not check_mode:
+        sentences.append(f"It was not healthy before that deployment either ({', '.join(bad_before)}).")
     return {"healthy": check_mode or not (bad or restart_error), "message": " ".join(sentences)}
 
 

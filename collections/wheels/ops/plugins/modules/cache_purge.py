@@ -221,12 +221,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given: t.Dict[str, t.Any] = {
+    options: t.Dict[str, t.Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items() if key != "url"
     }
     run(
         module,
-        lambda: cache_purge.run(module.params["url"], cache_purge.Options(**given), check_mode=module.check_mode),
+        lambda: cache_purge.run(module.params["url"], cache_purge.Options(**options), check_mode=module.check_mode),
     )
 
 

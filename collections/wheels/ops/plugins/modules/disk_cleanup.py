@@ -282,15 +282,15 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given = module.params
+    options = module.params
     run(
         module,
         lambda: cleanup.run(
-            given["sources"],
-            given["targets"],
-            protect=given["protect"],
-            release_deleted=given["release_deleted"],
-            deleted_min_size=given["deleted_min_size"],
+            options["sources"],
+            options["targets"],
+            protect=options["protect"],
+            release_deleted=options["release_deleted"],
+            deleted_min_size=options["deleted_min_size"],
             check_mode=module.check_mode,
             want_diff=module._diff,
         ),

@@ -214,16 +214,16 @@ from ansible_collections.wheels.ops.plugins.module_utils.services import argumen
 
 
 def call(module: AnsibleModule) -> Result:
-    given: t.Dict[str, t.Any] = dict(module.params)
-    given["subjects"] = given["subjects"] or NAMES
-    given["thresholds"] = parse(given["thresholds"])
-    found = suite.run(suite.Options(**given))
+    options: t.Dict[str, t.Any] = dict(module.params)
+    options["subjects"] = options["subjects"] or NAMES
+    options["thresholds"] = parse(options["thresholds"])
+    health = suite.run(suite.Options(**options))
     # Whoever looks at the end of a run only must see it: a check that was not made is not one that is well.
     warnings = [
         f"Not measured on this host: {', '.join(names)}: {reason}."
-        for reason, names in report.not_measured(found).items()
+        for reason, names in report.not_measured(health).items()
     ]
-    return Result(msg=report.summary(found), extra=found, warnings=warnings)
+    return Result(msg=report.summary(health), extra=health, warnings=warnings)
 
 
 def main() -> None:

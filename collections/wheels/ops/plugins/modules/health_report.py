@@ -92,40 +92,44 @@ from ansible_collections.wheels.ops.plugins.module_utils.report import report
 
 
 def call(module: AnsibleModule) -> Result:
-    given = module.params
+    options = module.params
     page = report.page(
-        given["before"] or given["after"], given["after"], given["done"], title=given["title"], facts=given["facts"]
+        options["before"] or options["after"],
+        options["after"],
+        options["done"],
+        title=options["title"],
+        facts=options["facts"],
     )
     table = (
-        report.text(given["before"], given["after"], given["done"])
-        if given["before"]
-        else report.listing(given["after"])
+        report.text(options["before"], options["after"], options["done"])
+        if options["before"]
+        else report.listing(options["after"])
     )
-    table += f"\n\n{report.summary(given['after'])}"
-    if given["before"]:
+    table += f"\n\n{report.summary(options['after'])}"
+    if options["before"]:
         contents = {
-            "before.json": json.dumps(given["before"], indent=1) + "\n",
-            "after.json": json.dumps(given["after"], indent=1) + "\n",
-            "done.json": json.dumps(given["done"], indent=1) + "\n",
+            "before.json": json.dumps(options["before"], indent=1) + "\n",
+            "after.json": json.dumps(options["after"], indent=1) + "\n",
+            "done.json": json.dumps(options["done"], indent=1) + "\n",
             "report.html": page,
         }
     else:
         contents = {
-            "health.json": json.dumps(given["after"], indent=1) + "\n",
+            "health.json": json.dumps(options["after"], indent=1) + "\n",
             "health.txt": table + "\n",
-            "health.prom": report.prometheus(given["after"]),
+            "health.prom": report.prometheus(options["after"]),
             "health.html": page,
         }
-    paths = {name: Path(given["dest"]) / name for name in contents} if given["dest"] else {}
+    paths = {name: Path(options["dest"]) / name for name in contents} if options["dest"] else {}
     if not module.check_mode:
         for name, path in paths.items():
             make_directories(path.parent)
             write_atomically(path, contents[name].encode("utf-8"))
     return Result(
-        msg=f"The report is in {given['dest']}." if paths else "No report was asked for.",
+        msg=f"The report is in {options['dest']}." if paths else "No report was asked for.",
         extra={
             "table": table.splitlines(),
-            "remaining": report.remaining(given["after"]),
+            "remaining": report.remaining(options["after"]),
             "paths": [str(path) for path in paths.values()],
         },
     )

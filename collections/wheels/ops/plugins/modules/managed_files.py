@@ -185,35 +185,35 @@ from ansible_collections.wheels.ops.plugins.module_utils.services.manager import
 
 
 def call(module: AnsibleModule) -> Result:
-    given = module.params
+    options = module.params
     modes = {"check_mode": module.check_mode, "want_diff": module._diff}
-    if given["state"] == "restored":
-        name = given["deployment_id"] or backend_patch.latest(given["state_dir"])
-        return backend_patch.restore(given["state_dir"], name, **modes)
+    if options["state"] == "restored":
+        name = options["deployment_id"] or backend_patch.latest(options["state_dir"])
+        return backend_patch.restore(options["state_dir"], name, **modes)
     request = backend_patch.Request(
-        root=given["root"],
-        files={path: content.encode("utf-8") for path, content in given["files"].items()},
-        blocks=given["blocks"],
-        optional_blocks=given["optional_blocks"],
-        mode=int(given["mode"], 8),
-        force=given["force"],
+        root=options["root"],
+        files={path: content.encode("utf-8") for path, content in options["files"].items()},
+        blocks=options["blocks"],
+        optional_blocks=options["optional_blocks"],
+        mode=int(options["mode"], 8),
+        force=options["force"],
     )
-    interpreter, environment, service_uid = given["interpreter"], {}, None
-    if given["environment_of_service"] and given["import_module"]:
-        manager = from_params(given)
-        pid = manager.states([given["environment_of_service"]])[given["environment_of_service"]].pid
+    interpreter, environment, service_uid = options["interpreter"], {}, None
+    if options["environment_of_service"] and options["import_module"]:
+        manager = from_params(options)
+        pid = manager.states([options["environment_of_service"]])[options["environment_of_service"]].pid
         if pid:
             environment, service_uid = environment_of(pid), user_of(pid)
             interpreter = interpreter or interpreter_of(pid)
     proof = backend_patch.Proof(
         interpreter=interpreter,
-        module=given["import_module"],
-        environment={**environment, **{name: str(value) for name, value in given["import_environment"].items()}},
-        user=given["user"],
+        module=options["import_module"],
+        environment={**environment, **{name: str(value) for name, value in options["import_environment"].items()}},
+        user=options["user"],
         service_uid=service_uid,
-        in_check_mode=given["verify_in_check_mode"],
+        in_check_mode=options["verify_in_check_mode"],
     )
-    return backend_patch.install(given["state_dir"], given["deployment_id"], request, proof, **modes)
+    return backend_patch.install(options["state_dir"], options["deployment_id"], request, proof, **modes)
 
 
 def main() -> None:

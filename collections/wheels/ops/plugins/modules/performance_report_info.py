@@ -151,28 +151,28 @@ from ansible_collections.wheels.ops.plugins.module_utils.state.ops_token import 
 
 
 def call(module: AnsibleModule) -> Result:
-    given = module.params
+    parameters = module.params
     token, notes = "", []
-    if given["base_url"]:
+    if parameters["base_url"]:
         try:
-            token = token_of("", given["token_file"])
+            token = token_of("", parameters["token_file"])
         except OpsError as error:
             notes.append(f"{error} So the backend was not asked for its own report.")
     options = performance.Options(
-        state_dir=given["state_dir"],
-        days=given["days"],
-        minimum_days=given["minimum_days"],
-        thresholds=parse(given["thresholds"]),
-        metrics_file=given["metrics_file"] or "",
-        base_url=given["base_url"],
+        state_dir=parameters["state_dir"],
+        days=parameters["days"],
+        minimum_days=parameters["minimum_days"],
+        thresholds=parse(parameters["thresholds"]),
+        metrics_file=parameters["metrics_file"] or "",
+        base_url=parameters["base_url"],
         token=token,
-        timeout=given["timeout"],
+        timeout=parameters["timeout"],
     )
-    found = performance.report(options, notes=notes)
-    changes = [entry["name"] for entry in found["advice"] if entry["advised_warning"]]
-    measured = f"Measured in {found['quarter_hours']} of {found['days'] * performance.SLOTS_A_DAY} quarter hours"
+    content = performance.report(options, notes=notes)
+    changes = [entry["name"] for entry in content["advice"] if entry["advised_warning"]]
+    basis = f"Measured in {content['quarter_hours']} of {content['days'] * performance.SLOTS_A_DAY} quarter hours"
     advised = f"another limit is advised for {', '.join(changes)}" if changes else "no other limit is advised"
-    return Result(msg=f"{measured}; {advised}.", extra=found)
+    return Result(msg=f"{basis}; {advised}.", extra=content)
 
 
 def main() -> None:

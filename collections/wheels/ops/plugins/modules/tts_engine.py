@@ -212,10 +212,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    given: t.Dict[str, t.Any] = {
+    options: t.Dict[str, t.Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in module.params.items()
     }
-    run(module, lambda: tts_engine.run(tts_engine.Options(**given), check_mode=module.check_mode))
+    run(module, lambda: tts_engine.run(tts_engine.Options(**options), check_mode=module.check_mode))
 
 
 if __name__ == "__main__":

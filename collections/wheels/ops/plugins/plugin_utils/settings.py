@@ -270,13 +270,13 @@ def unknown_variables(variables: t.Mapping[str, t.Any]) -> t.List[str]:
     A variable that another one names in its value is a site's own.
     """
     unknown = sorted(name for name in variables if name.startswith(PREFIX) and name not in SHARED)
-    known = {name[len(PREFIX) :]: name for name in SHARED}
+    names = {name[len(PREFIX) :]: name for name in SHARED}
     sentences = []
     for name in unknown:
         if _is_named(name, variables):
             continue
-        likely = difflib.get_close_matches(name[len(PREFIX) :], known, 1, 0.7)
-        reason = f"did you mean {known[likely[0]]}?" if likely else "nothing reads it. See docs/variables.md."
+        likely = difflib.get_close_matches(name[len(PREFIX) :], names, 1, 0.7)
+        reason = f"did you mean {names[likely[0]]}?" if likely else "nothing reads it. See docs/variables.md."
         sentences.append(f"Unknown variable {name}: {reason}")
     return sentences
 

@@ -42,8 +42,8 @@ def got(name: str, value: t.Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     if is_secret(name) or "@" in text:
         return f"got a value of {len(text)} characters"
-    shown = redact(text)
-    return f"got {shown!r}" if isinstance(value, str) else f"got {shown}"
+    redacted = redact(text)
+    return f"got {redacted!r}" if isinstance(value, str) else f"got {redacted}"
 
 
 def in_range(
@@ -64,12 +64,12 @@ def in_range(
     if fits:
         return
     if above:
-        allowed = f"greater than {_plain(low)}" + (f" and at most {_plain(high)}" if high is not None else "")
+        bounds = f"greater than {_plain(low)}" + (f" and at most {_plain(high)}" if high is not None else "")
     elif high is None:
-        allowed = f"at least {_plain(low)}"
+        bounds = f"at least {_plain(low)}"
     else:
-        allowed = f"between {_plain(low)} and {_plain(high)}"
-    words = f"{allowed} {unit}".rstrip()
+        bounds = f"between {_plain(low)} and {_plain(high)}"
+    words = f"{bounds} {unit}".rstrip()
     raise OpsError(f"{name} must be {words}, {got(name, value)}.", hint=hint or f"Set {name} to a value in this range.")
 
 
@@ -84,22 +84,22 @@ def number(name: str, value: t.Any, kind: t.Callable[[t.Any], float] = float) ->
         raise OpsError(f"{name} must be {words}, {got(name, value)}.", hint=f"Give {name} as {words}.") from None
 
 
-def choice(name: str, value: str, allowed: t.Sequence[str], *, hint: str = "") -> None:
-    """Require one of ``allowed``."""
-    if value not in allowed:
+def choice(name: str, value: str, options: t.Sequence[str], *, hint: str = "") -> None:
+    """Require one of ``options``."""
+    if value not in options:
         raise OpsError(
-            f"{name} must be one of {', '.join(allowed)}, {got(name, value)}.", hint=hint or "Choose one of them."
+            f"{name} must be one of {', '.join(options)}, {got(name, value)}.", hint=hint or "Choose one of them."
         )
 
 
-def choices(name: str, values: t.Iterable[str], allowed: t.Sequence[str], *, hint: str = "") -> None:
-    """Require at least one value, and none but those of ``allowed``."""
+def choices(name: str, values: t.Iterable[str], options: t.Sequence[str], *, hint: str = "") -> None:
+    """Require at least one value, and none but those of ``options``."""
     values = list(values)
-    not_empty(name, values, hint=f"Choose from {', '.join(allowed)}.")
-    unknown = sorted(set(map(str, values)) - set(allowed))
+    not_empty(name, values, hint=f"Choose from {', '.join(options)}.")
+    unknown = sorted(set(map(str, values)) - set(options))
     if unknown:
         raise OpsError(
-            f"{name} must contain only {', '.join(allowed)}, got {redact(', '.join(unknown))}.",
+            f"{name} must contain only {', '.join(options)}, got {redact(', '.join(unknown))}.",
             hint=hint or "Remove or correct the others.",
         )
 
@@ -152,8 +152,8 @@ def url(
     kind, example = _KINDS[schemes]
     # A Redis URL mostly holds a password, a query a token; where the URL is malformed nobody knows where they end.
     hidden = "redis" in schemes or "?" in value
-    shown = f"got a value of {len(value)} characters" if hidden else got(name, value)
-    raise OpsError(f"{name} must be {kind}, {shown}.", hint=hint or f"For example {example}.")
+    reason = f"got a value of {len(value)} characters" if hidden else got(name, value)
+    raise OpsError(f"{name} must be {kind}, {reason}.", hint=hint or f"For example {example}.")
 
 
 def origin(name: str, value: str) -> None:
@@ -192,8 +192,8 @@ def ascending(name: str, limits: t.Mapping[str, t.Optional[float]]) -> None:
     """Require that limits do not fall in their order; those that are None do not count."""
     present = {level: limit for level, limit in limits.items() if limit is not None}
     if list(present.values()) != sorted(present.values()):
-        shown = ", ".join(f"{level} {_plain(limit)}" for level, limit in present.items())
-        raise OpsError(f"{name} must be in ascending order, got {shown}.", hint=f"Give them as {' <= '.join(limits)}.")
+        text = ", ".join(f"{level} {_plain(limit)}" for level, limit in present.items())
+        raise OpsError(f"{name} must be in ascending order, got {text}.", hint=f"Give them as {' <= '.join(limits)}.")
 
 
 def absolute_path(name: str, value: str) -> str:
@@ -209,12 +209,12 @@ def url_path(name: str, value: str) -> None:
         raise OpsError(f"{name} must be the path of a URL, {got(name, value)}.", hint="For example /api/v1/pam/chat.")
 
 
-def known_keys(name: str, keys: t.Iterable[t.Any], allowed: t.Collection[str]) -> None:
-    """Require that a dictionary has no key but those of ``allowed``."""
-    unknown = sorted(set(map(str, keys)) - set(allowed))
+def known_keys(name: str, keys: t.Iterable[t.Any], options: t.Collection[str]) -> None:
+    """Require that a dictionary has no key but those of ``options``."""
+    unknown = sorted(set(map(str, keys)) - set(options))
     if unknown:
         raise OpsError(
-            f"{name} has unknown keys: {', '.join(unknown)}.", hint=f"Use only {', '.join(sorted(allowed))}."
+            f"{name} has unknown keys: {', '.join(unknown)}.", hint=f"Use only {', '.join(sorted(options))}."
         )
 
 

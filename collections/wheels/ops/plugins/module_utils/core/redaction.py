@@ -138,8 +138,8 @@ def redact_url(url: str) -> str:
     """
     if _SCHEME.match(url) is None:
         return HIDDEN
-    shown = [_url(piece, whole=True) for piece in _pieces(url)]
-    return "".join(shown) if all(_is_readable(piece) for piece in shown) else HIDDEN
+    pieces = [_url(piece, whole=True) for piece in _pieces(url)]
+    return "".join(pieces) if all(_is_readable(piece) for piece in pieces) else HIDDEN
 
 
 def _is_readable(url: str) -> bool:
@@ -230,14 +230,14 @@ def redact_diff(diff: t.Any, secrets: t.Sequence[str] = ()) -> t.Any:
     if not isinstance(diff, dict):
         return redact_value(diff, secrets, source=True)
     before, after = str(diff.get("before") or ""), str(diff.get("after") or "")
-    shown = {**diff}
+    redacted = {**diff}
     if is_environment(after) and (is_environment(before) or not before):
-        shown["after"] = redact_environment(after, before)
+        redacted["after"] = redact_environment(after, before)
     elif is_environment(before) and not after:
-        shown["before"] = redact_environment(before)
+        redacted["before"] = redact_environment(before)
     if isinstance(diff.get("prepared"), str):
-        shown["prepared"] = _redact_unified(diff["prepared"])
-    return redact_value(shown, secrets, source=True)
+        redacted["prepared"] = _redact_unified(diff["prepared"])
+    return redact_value(redacted, secrets, source=True)
 
 
 def _redact_unified(text: str) -> str:
@@ -363,9 +363,9 @@ def _hide_assigned(match: t.Match[str]) -> str:
         words = rest.split("&")
         end = sign + "&".join(_pair(word, index < len(words) - 1) for index, word in enumerate(words)) if sign else ""
     tail = _TAIL.search(value)
-    kept = tail[0] if tail and not end and tail[0] != value else ""
+    first_character = tail[0] if tail and not end and tail[0] != value else ""
     quoted = re.search(r"['\"].*$", value) if before in ("'", '"', "?", "&") else None
-    return f"{match['name']}={HIDDEN}{(quoted[0] if quoted else kept)}{end}"
+    return f"{match['name']}={HIDDEN}{(quoted[0] if quoted else first_character)}{end}"
 
 
 def _urls(text: str) -> str:
@@ -434,16 +434,16 @@ def _authority(authority: str) -> str:
     """The part between ``://`` and the path; several hosts, each with a password of its own, are told apart by their
     ports.
     """
-    done = ""
+    prefix = ""
     while True:
         user, sign, rest = authority.partition("@")
         if not sign:
-            return done + authority
+            return prefix + authority
         item = re.match(rf"({_PORTED.pattern})([;,])(?=[^@:;,]*:[^@]*@)", rest)
         if item is None:
             who, _sign, host = authority.rpartition("@")
-            return f"{done}{_userinfo(who)}@{host}"
-        done += f"{_userinfo(user)}@{item[1]}{item[2]}"
+            return f"{prefix}{_userinfo(who)}@{host}"
+        prefix += f"{_userinfo(user)}@{item[1]}{item[2]}"
         authority = rest[item.end() :]
 
 
@@ -481,8 +481,8 @@ def _pair(word: str, whole: bool) -> str:
         return word
     value = word[start + len(name) + 1 :]
     tail = _TAIL.search(value)
-    kept = "" if whole or tail is None or tail[0] == value else tail[0]
-    return f"{word[:start]}{name}={HIDDEN}{kept or (';' if value.endswith(';') else '')}"
+    first_character = "" if whole or tail is None or tail[0] == value else tail[0]
+    return f"{word[:start]}{name}={HIDDEN}{first_character or (';' if value.endswith(';') else '')}"
 
 
 def _collect(value: t.Any, words: t.Set[str]) -> None:
@@ -522,10 +522,10 @@ def _collect_text(text: str, words: t.Set[str]) -> None:
     for piece in _pieces(text):
         rest = piece.split("://", 1)[1] if "://" in piece else ""
         # Whatever _url hides of the authority is a password, also one that is written as it is.
-        shown = _url(piece, whole=True).split("://", 1)[1] if rest else ""
-        if f":{HIDDEN}@" not in shown:
+        redacted = _url(piece, whole=True).split("://", 1)[1] if rest else ""
+        if f":{HIDDEN}@" not in redacted:
             continue
-        head, _sign, tail = shown.partition(f":{HIDDEN}@")
+        head, _sign, tail = redacted.partition(f":{HIDDEN}@")
         if f":{HIDDEN}@" in tail:
             for item in re.findall(r":([^@;,]+)@", rest):
                 words.update({item, unquote(item)})

@@ -158,13 +158,13 @@ def hide_keys(text: str) -> str:
 def hide_arguments(words: t.Sequence[t.Any]) -> t.List[t.Any]:
     """A command as a list of its words, without what follows ``--password`` or the ``-a`` of redis-cli."""
     program = str(words[0]).rpartition("/")[2] if words else ""
-    shown = list(words)
+    redacted = list(words)
     for index, word in enumerate(words[:-1]):
         if not isinstance(word, str) or not isinstance(words[index + 1], str):
             continue
         if _OPTION.fullmatch(f"{word} x") or (word == "-a" and program in ("redis-cli", "redis-benchmark")):
-            shown[index + 1] = HIDDEN
-    return shown
+            redacted[index + 1] = HIDDEN
+    return redacted
 
 
 def is_query_secret(name: str, value: str) -> bool:
@@ -237,14 +237,14 @@ def _command(match: t.Match[str]) -> str:
     value, second = match["value"], match["second"].strip()
     rest = match["second"]
     mechanism = value.strip("'\"").upper() in ("LOGIN", "PLAIN", "CRAM-MD5", "XOAUTH2", "NO", "ONE")
-    named = value.lower() in ("user", "username", "default")
-    if _is_prose(value, "", "") and not ((mechanism or named) and second):
+    is_account = value.lower() in ("user", "username", "default")
+    if _is_prose(value, "", "") and not ((mechanism or is_account) and second):
         return match[0]
-    shown = f"{match['name']}{match['sign']}{value}" if mechanism or named else _shown(match)
+    redacted = f"{match['name']}{match['sign']}{value}" if mechanism or is_account else _shown(match)
     if second and not _is_prose(second, "", ""):
         mark = second[0] if second[0] in "'\"" else ""
         rest = rest.replace(second, f"{mark}{HIDDEN}{mark}")
-    return shown + rest
+    return redacted + rest
 
 
 def _token(match: t.Match[str]) -> str:

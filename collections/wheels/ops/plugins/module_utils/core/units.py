@@ -34,13 +34,13 @@ _LONGEST = 100 * _DURATIONS["y"]
 def _parse(
     value: t.Union[str, int, float], units: t.Mapping[str, float], name: str, example: str, largest: float
 ) -> float:
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
-    if not found or found[2].lower() not in units:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+    if not match or match[2].lower() not in units:
         raise OpsError(
             f"{name} must be a number that is not negative, with or without a unit, got {value!r}.",
             hint=f"For example {example}.",
         )
-    number = float(found[1]) * units[found[2].lower()]
+    number = float(match[1]) * units[match[2].lower()]
     if number > largest:
         raise OpsError(f"{name} must be at most {largest:,.15g}, got {value!r}.", hint=f"For example {example}.")
     return number

@@ -90,9 +90,9 @@ def snapshot(cursor: t.Any) -> Snapshot:
     search_path = cursor.fetchone()[0]
     cursor.execute("select pg_catalog.set_config('search_path', '', true)")
     cursor.execute(_QUERY)
-    found = {(kind, name): definition for kind, name, definition in cursor.fetchall()}
+    objects = {(kind, name): definition for kind, name, definition in cursor.fetchall()}
     cursor.execute("select pg_catalog.set_config('search_path', %s, true)", (search_path,))
-    return found
+    return objects
 
 
 def difference(
@@ -101,14 +101,14 @@ def difference(
     """What was created, changed and dropped: ``kind``, ``name``, ``change``, ``before`` and ``after`` (empty when
     absent).
     """
-    found = []
+    lines = []
     for key in sorted(set(before) | set(after)):
         old, new = before.get(key, ""), after.get(key, "")
         if old == new and (key in before) == (key in after) or ignored(*key):
             continue
         change = "created" if key not in before else "dropped" if key not in after else "changed"
-        found.append({"kind": key[0], "name": key[1], "change": change, "before": old, "after": new})
-    return found
+        lines.append({"kind": key[0], "name": key[1], "change": change, "before": old, "after": new})
+    return lines
 
 
 def as_text(changes: t.Sequence[t.Mapping[str, str]]) -> t.Tuple[str, str]:

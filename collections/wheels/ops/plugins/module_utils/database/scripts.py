@@ -112,7 +112,7 @@ def split(text: str, *, name: str) -> t.List[Statement]:
     from pglast.parser import ParseError
 
     try:
-        parsed = pglast.parse_sql(text)
+        trees = pglast.parse_sql(text)
     except ParseError as error:
         message, index = (error.args + (0,))[:2]
         line = text.count("\n", 0, index or 0) + 1
@@ -125,7 +125,7 @@ def split(text: str, *, name: str) -> t.List[Statement]:
             ) from None
         raise OpsError(f"{name}, line {line}: {message}.", hint="Nothing was run.", script=name, line=line) from None
     statements = []
-    for raw in parsed:
+    for raw in trees:
         start = raw.stmt_location or 0
         piece = text[start : start + raw.stmt_len] if raw.stmt_len else text[start:]
         lead = len(piece) - len(_without_leading_comments(piece))
@@ -294,12 +294,16 @@ class _Run:
             )
         outcomes: t.List[Outcome] = []
         for script in scripts:
-            was, action, shown = self._due(cursor, script)
+            was, action, description = self._due(cursor, script)
             if action["changed"]:
                 text = self._text(script, was)
                 action["statements"] = len(split(text, name=script.name))
-            now = {**shown, "state": self.state, "checksum": script.checksum} if action["changed"] else dict(shown)
-            outcomes.append((action, shown, now, None))
+            now = (
+                {**description, "state": self.state, "checksum": script.checksum}
+                if action["changed"]
+                else dict(description)
+            )
+            outcomes.append((action, description, now, None))
         return outcomes
 
     def _timeouts(self, cursor: t.Any) -> None:
@@ -321,15 +325,15 @@ class _Run:
         """The ledger's line on a script, the action that follows from it, and what of the line is shown."""
         was = _last(cursor, script.name)
         undo = self.state == "undone"
-        wanted = (
+        digest = (
             was["state"] == "applied"
             if undo
             else (script.always_run or was["state"] != "applied" or was["checksum"] != script.checksum)
         )
         action: t.Dict[str, t.Any] = {
-            "action": ("undo" if undo else "apply") if wanted else "keep",
+            "action": ("undo" if undo else "apply") if digest else "keep",
             "target": script.name,
-            "changed": wanted,
+            "changed": digest,
             "checksum": script.checksum,
             "statements": 0,
             "rows": 0,
@@ -349,18 +353,18 @@ class _Run:
         return text
 
     def _one(self, cursor: t.Any, script: Script) -> Outcome:
-        was, action, shown = self._due(cursor, script)
+        was, action, description = self._due(cursor, script)
         if not action["changed"]:
-            return action, shown, dict(shown), None
+            return action, description, dict(description), None
         undo = self.state == "undone"
         text = self._text(script, was)
         label = f"undo of {script.name}" if undo else script.name
         with translated(f"Reading the catalog before {label}"):
             before = schema_snapshot.snapshot(cursor)
-        started = time.monotonic()
+        start = time.monotonic()
         statements = split(text, name=label)
         action["rows"] = self._run(cursor, label, statements)
-        action["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
+        action["duration_ms"] = round((time.monotonic() - start) * 1000, 1)
         action["statements"] = len(statements)
         with translated(f"Writing {label} into the ledger"):
             # A script may have changed these for itself; its line in the ledger is ours.
@@ -377,7 +381,7 @@ class _Run:
             if old or new
             else None
         )
-        return action, shown, now, diff
+        return action, description, now, diff
 
     def _run(self, cursor: t.Any, label: str, statements: t.Sequence[Statement]) -> int:
         import psycopg2
@@ -528,8 +532,8 @@ def _read(path: Path) -> str:
 
 
 def _message(result: Result, state: str, check_mode: bool) -> str:
-    done = [str(action["target"]) for action in result.actions if action["changed"]]
-    if not done:
+    targets = [str(action["target"]) for action in result.actions if action["changed"]]
+    if not targets:
         return (
             f"All {len(result.actions)} scripts are {state} already."
             if len(result.actions) != 1
@@ -537,7 +541,7 @@ def _message(result: Result, state: str, check_mode: bool) -> str:
         )
     objects = sum(len(action["catalog"]) for action in result.actions)
     return (
-        f"{'Would be' if check_mode else 'Were'} {state}: {', '.join(done)}; {objects} objects of the catalog"
+        f"{'Would be' if check_mode else 'Were'} {state}: {', '.join(targets)}; {objects} objects of the catalog"
         f" {'would differ' if check_mode else 'differ'}."
     )
 

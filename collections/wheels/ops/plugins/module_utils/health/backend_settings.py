@@ -43,7 +43,7 @@ def threshold_variables(
     limits = {**DEFAULTS, **parse(thresholds)}
     variables = {}
     for name, sets in VARIABLES.items():
-        for level, variable in (pair for one in sets for pair in one.items()):
+        for level, variable in (pair for levels in sets for pair in levels.items()):
             higher = _LEVELS[_LEVELS.index(level) :]
             limit = next(
                 (value for value in (getattr(limits[name], each) for each in higher) if value is not None), float("inf")

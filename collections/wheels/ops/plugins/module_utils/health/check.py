@@ -87,11 +87,11 @@ def is_ours(error: t.Optional[BaseException]) -> bool:
 
     Libraries wrap the error of the socket several times, as a cause, a context, an argument or a ``reason``.
     """
-    seen: t.Set[int] = set()
-    while error is not None and id(error) not in seen:
+    visited: t.Set[int] = set()
+    while error is not None and id(error) not in visited:
         if isinstance(error, (socket.gaierror, PermissionError)):
             return True
-        seen.add(id(error))
+        visited.add(id(error))
         inner = getattr(error, "reason", None) or next(
             (word for word in error.args if isinstance(word, BaseException)), None
         )
@@ -121,14 +121,14 @@ def measure(subjects: t.Mapping[str, t.Callable[[], Check]], *, timeout: float =
 
     A subject that raises or that is not done within ``timeout`` seconds (counted for all together) is ``unknown``.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(subjects)), thread_name_prefix="check")
     futures = {name: pool.submit(_timed, name, call) for name, call in subjects.items()}
     checks = []
     for name, future in futures.items():
-        left = max(0.0, timeout - (time.monotonic() - started))
+        remaining = max(0.0, timeout - (time.monotonic() - start))
         try:
-            checks.append(future.result(timeout=left))
+            checks.append(future.result(timeout=remaining))
         except concurrent.futures.TimeoutError:
             checks.append(unknown(name, f"No answer within {timeout:g} s."))
     # A hung probe must not hold the report back: its thread is left to end with the process.
@@ -137,7 +137,7 @@ def measure(subjects: t.Mapping[str, t.Callable[[], Check]], *, timeout: float =
 
 
 def _timed(name: str, call: t.Callable[[], Check]) -> Check:
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         check = call()
     except OpsError as error:
@@ -150,7 +150,7 @@ def _timed(name: str, call: t.Callable[[], Check]) -> Check:
         )
     except Exception as error:  # one broken probe must not take the others with it
         check = unknown(name, f"{type(error).__name__}: {error}")
-    return Check(**{**check.as_dict(), "name": name, "duration_ms": round((time.monotonic() - started) * 1000, 1)})
+    return Check(**{**check.as_dict(), "name": name, "duration_ms": round((time.monotonic() - start) * 1000, 1)})
 
 
 def overall(checks: t.Iterable[Check]) -> Status:

@@ -69,17 +69,17 @@ LOG_MAX_BYTES = 50 * 1000 * 1000
 
 def worst(statuses: t.Iterable[Status]) -> Status:
     """The worst of several; ``unknown`` for none at all."""
-    found = list(statuses)
-    return max(found, key=STATUSES.index) if found else "unknown"
+    names = list(statuses)
+    return max(names, key=STATUSES.index) if names else "unknown"
 
 
-def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
+def parse(overrides: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
     """Thresholds from a caller's dictionaries; what is not given keeps its default.
 
     Raises ``OpsError`` for nonsense.
     """
-    parsed = {}
-    for name, limits in given.items():
+    thresholds = {}
+    for name, limits in overrides.items():
         if name not in DEFAULTS:
             raise OpsError(f"Unknown threshold {name!r}.", hint=f"Choose one of {', '.join(DEFAULTS)}.")
         if not isinstance(limits, t.Mapping):
@@ -97,5 +97,5 @@ def parse(given: t.Mapping[str, t.Any]) -> t.Dict[str, Thresholds]:
                 number = numbers[level] = options.number(f"The threshold {name}.{level}", value)
                 options.in_range(f"The threshold {name}.{level}", number, 0, top)
         options.ascending(f"Thresholds of {name}", numbers)
-        parsed[name] = Thresholds(**numbers)
-    return parsed
+        thresholds[name] = Thresholds(**numbers)
+    return thresholds

@@ -32,12 +32,12 @@ def _wav(data: bytes) -> t.Dict[str, t.Any]:
     try:
         with wave.open(io.BytesIO(data)) as file:
             frames = file.readframes(file.getnframes())
-            wanted = file.getnframes() * file.getsampwidth() * file.getnchannels()
+            size = file.getnframes() * file.getsampwidth() * file.getnchannels()
             rate, count = file.getframerate(), file.getnframes()
     except (wave.Error, EOFError) as error:
         raise OpsError(f"the WAV file does not decode: {error}") from error
-    if not count or len(frames) != wanted:
-        raise OpsError(f"truncated WAV: header declares {wanted} bytes, found {len(frames)}")
+    if not count or len(frames) != size:
+        raise OpsError(f"truncated WAV: header declares {size} bytes, found {len(frames)}")
     return {"format": "wav", "sample_rate": rate, "duration_ms": int(1000 * count / rate), "silent": not any(frames)}
 
 

@@ -73,29 +73,29 @@ class _Trust:
 
     def chain(self, path: str) -> str:
         """Every directory above a path, through every link, and the file itself; gives its real path."""
-        done = "/"
+        prefix = "/"
         pending = [part for part in path.split("/") if part][::-1]
         links = 0
         while pending:
-            self.check(done, os.stat(done))
+            self.check(prefix, os.stat(prefix))
             part = pending.pop()
             if part == "..":
-                done = os.path.dirname(done)
+                prefix = os.path.dirname(prefix)
                 continue
-            place = os.path.join(done, part)
+            place = os.path.join(prefix, part)
             status = os.lstat(place)
             self.check(place, status, link=stat.S_ISLNK(status.st_mode))
             if not stat.S_ISLNK(status.st_mode):
-                done = place
+                prefix = place
                 continue
             links += 1
             if links > _MAX_LINKS:
                 raise OSError(f"{path} leads through too many links")
             target = os.readlink(place)
             if target.startswith("/"):
-                done = "/"
+                prefix = "/"
             pending += [word for word in target.split("/") if word not in ("", ".")][::-1]
-        return done
+        return prefix
 
     def below(self, top: str) -> None:
         """Every directory and every file of code below one."""

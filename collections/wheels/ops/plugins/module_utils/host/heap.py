@@ -47,18 +47,18 @@ class _Mapping:
 
 def mappings(pid: t.Union[int, str], proc: str = "/proc") -> t.List[_Mapping]:
     """Raises ``OSError`` where the process is gone or not ours to look into."""
-    found: t.List[_Mapping] = []
+    result: t.List[_Mapping] = []
     fields = {"Rss": "rss", "Anonymous": "anonymous", "Swap": "swap"}
     with open(f"{proc}/{pid}/smaps", encoding="utf-8", errors="replace") as file:
         for line in file:
             header = _HEADER.match(line)
             if header:
-                found.append(_Mapping(int(header[1], 16), int(header[2], 16), header[3], int(header[4]), header[5]))
+                result.append(_Mapping(int(header[1], 16), int(header[2], 16), header[3], int(header[4]), header[5]))
                 continue
             name, _colon, rest = line.partition(":")
-            if name in fields and found:
-                setattr(found[-1], fields[name], int(rest.split()[0]) * 1024)
-    return found
+            if name in fields and result:
+                setattr(result[-1], fields[name], int(rest.split()[0]) * 1024)
+    return result
 
 
 @contextlib.contextmanager
@@ -87,13 +87,13 @@ def _heap_sizes(memory: int, addresses: t.Iterable[int]) -> t.List[int]:
 
     Raises ``OSError`` where the memory may not be read.
     """
-    found = []
+    sizes = []
     for address in addresses:
         arena, _before, size, usable = _HEAP_INFO.unpack(os.pread(memory, _HEAP_INFO.size, address))
         # An arena lies right behind the head of its first heap. pymalloc's arenas hold objects there.
         if 0 < arena % ARENA <= 256 and 0 < size <= usable <= ARENA:
-            found.append(size)
-    return found
+            sizes.append(size)
+    return sizes
 
 
 def _arena_bytes(mapping: _Mapping, following: t.Optional[_Mapping], memory: t.Optional[int]) -> int:

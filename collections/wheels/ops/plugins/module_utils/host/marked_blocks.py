@@ -29,13 +29,13 @@ def remove(text: str) -> str:
     if not has(text):
         return text
     newline = _newline(text)
-    found = _BLOCK.search(text)
-    if found is None:
+    match = _BLOCK.search(text)
+    if match is None:
         raise OpsError(
             "The managed block begins but does not end.",
             hint=f"Put the line {END!r} back, or take the block out by hand.",
         )
-    head, tail = text[: found.start()], text[found.end() :]
+    head, tail = text[: match.start()], text[match.end() :]
     return head + newline + (newline * 2 + tail if tail else "")
 
 

@@ -147,8 +147,8 @@ def stalls(path: str = "/proc/pressure/memory") -> t.Optional[t.Dict[str, float]
         text = _text(path)
     except OSError:
         return None  # not built in, or turned off: reading it fails with EOPNOTSUPP
-    found = re.findall(r"^(some|full) avg10=([0-9.]+)", text, re.M)
-    return {f"{kind}_avg10": float(value) for kind, value in found} or None
+    matches = re.findall(r"^(some|full) avg10=([0-9.]+)", text, re.M)
+    return {f"{kind}_avg10": float(value) for kind, value in matches} or None
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,18 @@ class _Mount:
 
 def _mounts(proc: str) -> t.List[_Mount]:
     """The cgroup hierarchies that can hold memory limits, as this process sees them."""
-    found = []
+    mounts = []
     for line in _text(f"{proc}/self/mountinfo").splitlines():
-        left, _dash, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
+        head, _dash, right = line.partition(" - ")
+        fields, kind = head.split(), right.split()
         if len(fields) < 5 or not kind:
             continue
         unescaped = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields[3:5]]
         if kind[0] == "cgroup2":
-            found.append(_Mount(2, *unescaped))
+            mounts.append(_Mount(2, *unescaped))
         elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
-            found.append(_Mount(1, *unescaped))
-    return found
+            mounts.append(_Mount(1, *unescaped))
+    return mounts
 
 
 def _directories(pid: t.Union[int, str], proc: str, root: str) -> t.Iterator[t.Tuple[int, str, str]]:
@@ -227,8 +227,8 @@ def cgroup(pid: t.Union[int, str] = "self", *, proc: str = "/proc", root: str = 
     try:
         for version, directory, path in _directories(pid, proc, root):
             limits = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-            known = [value for value in (_number(f"{directory}/{name}") for name in limits) if value]
-            limit = min(known, default=None)
+            maxima = [value for value in (_number(f"{directory}/{name}") for name in limits) if value]
+            limit = min(maxima, default=None)
             usage = _number(f"{directory}/{'memory.current' if version == 2 else 'memory.usage_in_bytes'}")
             if limit is None or usage is None or limit >= total:
                 continue
@@ -248,11 +248,11 @@ def _tightness(scope: Scope) -> t.Tuple[bool, float]:
 
 def _events(directory: str) -> t.Dict[str, int]:
     """How often a cgroup met its limits: high, max, oom and oom_kill of v2, failcnt and oom_kill of v1."""
-    found = {}
+    counters = {}
     for name in ("memory.events", "memory.oom_control"):
         with contextlib.suppress(OSError):
             rows = [line.split() for line in _text(f"{directory}/{name}").splitlines()]
-            found.update(
+            counters.update(
                 {
                     fields[0]: int(fields[1])
                     for fields in rows
@@ -260,7 +260,7 @@ def _events(directory: str) -> t.Dict[str, int]:
                 }
             )
     count = _number(f"{directory}/memory.failcnt")
-    return found if count is None else {**found, "failcnt": count}
+    return counters if count is None else {**counters, "failcnt": count}
 
 
 def own_directory(pid: int, *, proc: str = "/proc", root: str = "") -> str:

@@ -62,13 +62,13 @@ def _flags(proc: str, pid: str, fd: str) -> int:
 
 
 def open_files(
-    wanted: t.Optional[t.Collection[Identity]] = None, *, proc: str = "/proc", mappings: bool = True
+    identities: t.Optional[t.Collection[Identity]] = None, *, proc: str = "/proc", mappings: bool = True
 ) -> Open:
-    """One pass over every process: all open regular files, or only those of ``wanted``.
+    """One pass over every process: all open regular files, or only those of ``identities``.
 
     Our own descriptors are left out.
     """
-    found = Open()
+    result = Open()
     own = str(os.getpid())
     mapped: t.Set[str] = set()
     for pid in os.listdir(proc):
@@ -77,18 +77,18 @@ def open_files(
         try:
             descriptors = os.listdir(f"{proc}/{pid}/fd")
         except PermissionError:
-            found.unreadable += 1
+            result.unreadable += 1
             continue
         except OSError:
             continue  # it ended meanwhile
         for fd in descriptors:
-            _look(found, wanted, proc, pid, fd)
+            _look(result, identities, proc, pid, fd)
         if mappings:
-            _look_at_maps(found, wanted, proc, pid, mapped)
-    return found
+            _look_at_maps(result, identities, proc, pid, mapped)
+    return result
 
 
-def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pid: str, fd: str) -> None:
+def _look(result: Open, identities: t.Optional[t.Collection[Identity]], proc: str, pid: str, fd: str) -> None:
     name = f"{proc}/{pid}/fd/{fd}"
     try:
         path = os.readlink(name)
@@ -96,7 +96,7 @@ def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pi
             return
         status = os.stat(name)
         identity = (status.st_dev, status.st_ino)
-        if not stat.S_ISREG(status.st_mode) or (wanted is not None and identity not in wanted):
+        if not stat.S_ISREG(status.st_mode) or (identities is not None and identity not in identities):
             return
         flags = _flags(proc, pid, fd)
     except OSError:
@@ -110,11 +110,11 @@ def _look(found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pi
         (flags & os.O_ACCMODE) != os.O_RDONLY,
         deleted=status.st_nlink == 0,
     )
-    found.files.setdefault(identity, []).append(holder)
+    result.files.setdefault(identity, []).append(holder)
 
 
 def _look_at_maps(
-    found: Open, wanted: t.Optional[t.Collection[Identity]], proc: str, pid: str, seen: t.Set[str]
+    result: Open, identities: t.Optional[t.Collection[Identity]], proc: str, pid: str, visited: t.Set[str]
 ) -> None:
     """Files that are mapped may be open no more.
 
@@ -131,9 +131,9 @@ def _look_at_maps(
             continue
         path = fields[5].rstrip("\n")
         key = f"{fields[3]} {fields[4]} {path}"
-        if key in seen or not path.startswith("/"):
+        if key in visited or not path.startswith("/"):
             continue
-        seen.add(key)
+        visited.add(key)
         major, _colon, minor = fields[3].partition(":")
         identity = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
         # btrfs and overlayfs show a device here that stat does not: ask by the path, in the process' own view of it.
@@ -141,9 +141,9 @@ def _look_at_maps(
             status = os.stat(f"{proc}/{pid}/root{path}")
             if status.st_ino == identity[1]:
                 identity = (status.st_dev, status.st_ino)
-        if wanted is None or identity in wanted:
+        if identities is None or identity in identities:
             deleted = path.endswith(" (deleted)")
-            found.files.setdefault(identity, []).append(
+            result.files.setdefault(identity, []).append(
                 Holder(
                     int(pid),
                     processes.program(pid, proc=proc),

@@ -197,14 +197,14 @@ def ending(pid: int) -> bool:
 
 def has_open(pid: int, paths: t.Iterable[str]) -> bool:
     """Whether a process has one of these files open; False where it is gone or may not be looked into."""
-    wanted = {os.path.realpath(path) for path in paths}
+    targets = {os.path.realpath(path) for path in paths}
     try:
         descriptors = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False
     for descriptor in descriptors:
         try:
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in wanted:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in targets:
                 return True
         except OSError:
             continue  # closed meanwhile
@@ -268,12 +268,12 @@ def connected(port: int, pids: t.Optional[t.Collection[int]] = None) -> t.Dict[i
     if not local:
         return {}
     above = parents()
-    found = {}
+    result = {}
     for inode, owners in holders(local, pids).items():
         first = sorted(pid for pid in owners if above.get(pid) not in owners)
         if first:
-            found[local[inode]] = first[0]
-    return found
+            result[local[inode]] = first[0]
+    return result
 
 
 def _address(text: str) -> str:
@@ -286,7 +286,7 @@ def _address(text: str) -> str:
 
 def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
     """The sockets that listen on a TCP port, in the network namespace of ``pid``."""
-    found = []
+    result = []
     for name in ("tcp", "tcp6"):
         try:
             lines = _read(f"/proc/{pid or 'self'}/net/{name}").splitlines()[1:]
@@ -296,8 +296,8 @@ def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
             fields = line.split()
             host, _colon, number = fields[1].rpartition(":")
             if fields[3] == _LISTEN and int(number, 16) == port:
-                found.append(Listener(_address(host), port, int(fields[9])))
-    return found
+                result.append(Listener(_address(host), port, int(fields[9])))
+    return result
 
 
 def answering(port: int, host: str, *, pid: t.Optional[int] = None) -> t.List[Listener]:
@@ -321,29 +321,29 @@ def holders(inodes: t.Collection[int], pids: t.Optional[t.Iterable[int]] = None)
 
     Raises ``OpsError`` where none of ``pids`` is seen to hold a socket and one of them may not be looked into.
     """
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    found: t.Dict[int, t.Set[int]] = {inode: set() for inode in inodes}
+    links = {f"socket:[{inode}]": inode for inode in inodes}
+    result: t.Dict[int, t.Set[int]] = {inode: set() for inode in inodes}
     closed: t.List[int] = []
     for pid in parents() if pids is None else pids:
         try:
             for entry in os.listdir(f"/proc/{pid}/fd"):
                 try:
-                    inode = wanted.get(os.readlink(f"/proc/{pid}/fd/{entry}"))
+                    inode = links.get(os.readlink(f"/proc/{pid}/fd/{entry}"))
                 except FileNotFoundError:
                     continue
                 if inode is not None:
-                    found[inode].add(pid)
+                    result[inode].add(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:
             if not ending(pid):
                 closed.append(pid)
-    if pids is not None and closed and not all(found.values()):
+    if pids is not None and closed and not all(result.values()):
         raise OpsError(
             f"Which sockets process {closed[0]} holds cannot be read.",
             hint="Run as root or as the user of the service (become: true), or set verify_owner to false in its gate.",
         )
-    return found
+    return result
 
 
 def environment_of(pid: int) -> t.Dict[str, str]:

@@ -123,9 +123,9 @@ def owner_of(paths: t.Iterable[t.Union[str, Path]], *, user: str = "", uid: t.Op
                 owner, group = status.st_uid, status.st_gid
                 first = path
     ours = effective_uid()
-    asked = _number_of(user) if user else uid
+    requested_uid = _number_of(user) if user else uid
     if ours:
-        if user and asked != ours:
+        if user and requested_uid != ours:
             raise OpsError(
                 f"Only root may run a program as {user}.", hint=f"Run this task with become: true, or as {user}."
             )
@@ -135,8 +135,8 @@ def owner_of(paths: t.Iterable[t.Union[str, Path]], *, user: str = "", uid: t.Op
                 hint="Run this task as root, or as the owner.",
             )
         return identity(ours)
-    chosen = asked or owner
-    return identity(chosen, group if chosen == owner else -1, trusted={owner})
+    chosen_uid = requested_uid or owner
+    return identity(chosen_uid, group if chosen_uid == owner else -1, trusted={owner})
 
 
 def _statuses(path: t.Union[str, Path]) -> t.Iterator[os.stat_result]:
@@ -162,8 +162,8 @@ def private_directory(who: Identity) -> t.Iterator[Path]:
     What a killed run left is removed by the next: while we live, the directory is locked.
     """
     top = Path(tempfile.gettempdir())
-    for left in top.glob(f"{_PREFIX}*"):
-        _remove_dead(left)
+    for leftover in top.glob(f"{_PREFIX}*"):
+        _remove_dead(leftover)
     while True:
         place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=top))
         lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -417,7 +417,7 @@ def _communicate(
     feed = process.stdin.fileno()
     view = memoryview(stdin)
     until = time.monotonic() + timeout
-    ended = 0.0
+    end = 0.0
     with selectors.DefaultSelector() as selector:
         for descriptor in outputs:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -425,9 +425,9 @@ def _communicate(
         selector.register(feed, selectors.EVENT_WRITE)
         while selector.get_map():
             now = time.monotonic()
-            if not ended and _has_ended(process):
-                ended = now
-            if now > until or (ended and now > ended + _GRACE):
+            if not end and _has_ended(process):
+                end = now
+            if now > until or (end and now > end + _GRACE):
                 break
             for key, _events in selector.select(0.05):
                 descriptor = key.fd

@@ -114,11 +114,11 @@ def _apply(
         )
     before = _state(client)
     if state == "normal":
-        changed, wanted = before["level"] > 0, _facts({}, -2)
+        changed, target = before["level"] > 0, _facts({}, -2)
     else:
         same = before["level"] == level and set(before["classes"]) == set(classes) and before["source"] == "operator"
         changed = not same or before["expires_s"] < expires_s / 2
-        wanted = (
+        target = (
             _facts(
                 {"level": str(level), "classes": ",".join(classes), "source": "operator", "reason": reason}, expires_s
             )
@@ -129,9 +129,9 @@ def _apply(
         "action": "throttle" if state == "throttled" else "restore",
         "target": THROTTLE_KEY,
         "changed": changed,
-        "factor": wanted["factor"],
+        "factor": target["factor"],
     }
-    after: t.Dict[str, t.Any] = {**wanted, "queued": before["queued"]}
+    after: t.Dict[str, t.Any] = {**target, "queued": before["queued"]}
     applied: t.Optional[bool] = None
     if not check_mode:
         if changed and state == "normal":
@@ -140,7 +140,7 @@ def _apply(
             client.eval(
                 _REPLACE, 1, THROTTLE_KEY, str(level), ",".join(classes), reason, str(int(time.time())), str(expires_s)
             )
-        applied = _obeyed(client, wanted["factor"], wait_timeout)
+        applied = _obeyed(client, target["factor"], wait_timeout)
         after = _state(client)
         if state == "throttled" and changed and (after["level"], after["source"]) != (level, "operator"):
             raise OpsError(
@@ -219,22 +219,22 @@ def _sentence(
     state: str, after: t.Mapping[str, t.Any], changed: bool, applied: t.Optional[bool], check_mode: bool
 ) -> str:
     if state == "normal":
-        done = (
+        action = (
             "Background work runs at its full rate."
             if not changed
             else "Background work would return to its full rate."
             if check_mode
             else ""
         )
-        done = done or "Background work returns to its full rate."
+        action = action or "Background work returns to its full rate."
     else:
         verb = "would come" if check_mode and changed else "come"
-        done = (
+        action = (
             f"Periodic tasks of {', '.join(after['classes'])} {verb} {after['factor']} times as rarely, for"
             f" {after['expires_s']} s at most."
         )
     if check_mode:
-        return done
+        return action
     if applied is None:
-        return f"{done} Beat shows no heartbeat: it is stopped, or the backend is not patched."
-    return done if applied else f"{done} Beat does not show it yet."
+        return f"{action} Beat shows no heartbeat: it is stopped, or the backend is not patched."
+    return action if applied else f"{action} Beat does not show it yet."

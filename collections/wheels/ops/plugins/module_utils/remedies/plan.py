@@ -380,13 +380,13 @@ def _restart(
     """A restart leaves alone what may not be restarted now, and what depends on it."""
     down = _down(checks)
     blocked = [name for name in down if name in state.restarts and name not in without]
-    left = _with_dependents(allowed.services, blocked) - set(without)
-    leaves = (*without, *sorted(left))
+    remaining = _with_dependents(allowed.services, blocked) - set(without)
+    leaves = (*without, *sorted(remaining))
     names = [str(service["name"]) for service in allowed.services]
-    kept = [name for name in names if name not in leaves]
+    waiting = [name for name in names if name not in leaves]
     # The other subjects may fail for a service whose own readiness check passes.
     only_down = bool(down) and set(subjects) <= {"services", "redis", "celery"}
-    if kept and not (only_down and not set(down) & set(kept)):
+    if waiting and not (only_down and not set(down) & set(waiting)):
         return Step(SERVICE_RESTART, subjects, advice=_NEXT[SERVICE_RESTART], without=leaves)
     if blocked:
         first = min(blocked, key=lambda name: (state.restarts[name].until, name))

@@ -59,15 +59,18 @@ def verify(
         return
     states = {check["name"]: check for check in after}
     for result in results:
-        left = [name for name in result.checks if name in states and states[name]["status"] not in ("ok", "skipped")]
+        problems = [
+            name for name in result.checks if name in states and states[name]["status"] not in ("ok", "skipped")
+        ]
         if result.success is None:
-            result.success = not left
-            result.outcome = ("partly" if left else "done") if result.changed else "nothing"
-            if left:
+            result.success = not problems
+            result.outcome = ("partly" if problems else "done") if result.changed else "nothing"
+            if problems:
                 result.message += (
                     " Still: "
                     + "; ".join(
-                        f"{name}: {states[name]['status']}: {str(states[name]['message']).rstrip('.')}" for name in left
+                        f"{name}: {states[name]['status']}: {str(states[name]['message']).rstrip('.')}"
+                        for name in problems
                     )
                     + "."
                 )

@@ -169,7 +169,7 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
     actions: t.List[t.Dict[str, t.Any]] = []
     for name in missing:
         kind, package, oldest = PACKAGES[name]
-        started = time.monotonic()
+        start = time.monotonic()
         if not check_mode:
             install(name, options)
         actions.append(
@@ -180,7 +180,7 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
                 "engine": name,
                 "via": kind,
                 "why": reason_to_install(before[name]),
-                "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                "duration_ms": round((time.monotonic() - start) * 1000, 1),
             }
         )
     left_out: t.List[str] = []
@@ -217,8 +217,8 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
                     **engine.audio,
                 }
             )
-    chosen, reasons = would_speak(after, options.primary, predicted=[*missing, *left_out] if check_mode else ())
-    if chosen == "text_only" and not options.allow_text_only:
+    engine_after, reasons = would_speak(after, options.primary, predicted=[*missing, *left_out] if check_mode else ())
+    if engine_after == "text_only" and not options.allow_text_only:
         raise OpsError(
             "No speech engine makes audio.",
             hint="; ".join(f"{name}: {why}" for name, why in reasons.items()) or "Install espeak-ng.",
@@ -229,9 +229,9 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
     return Result(
         changed=bool(missing),
         before=_facts(before),
-        after={**_facts(after), "engine": chosen},
+        after={**_facts(after), "engine": engine_after},
         actions=actions,
-        msg=_sentence(chosen, reasons, missing, check_mode)
+        msg=_sentence(engine_after, reasons, missing, check_mode)
         + (f" Not verified in check mode: {', '.join(left_out)}." if left_out else ""),
         diff=[
             {
@@ -242,7 +242,7 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
             }
         ],
         extra={
-            "engine": chosen,
+            "engine": engine_after,
             "reasons": reasons,
             "chain": [*CHAINS[options.primary], "text_only"],
             "left_out": left_out,
@@ -285,9 +285,9 @@ def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
     """What is there; starts nothing but ``--version`` and the backend's interpreter, the latter only where to
     ``execute``.
     """
-    found = {name: Engine(name) for name in ENGINES}
+    engines = {name: Engine(name) for name in ENGINES}
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
-    espeak = found["espeak"]
+    espeak = engines["espeak"]
     espeak.program = shutil.which("espeak-ng", path=path) or shutil.which("espeak", path=path) or ""
     espeak.present = bool(espeak.program)
     if espeak.present and (execute or not _is_of_backend(espeak, options)):
@@ -300,21 +300,21 @@ def survey(options: Options, *, execute: bool = True) -> t.Dict[str, Engine]:
         espeak.why = "neither espeak-ng nor espeak is installed"
     if not options.backend_python:
         for name in _IMPORTS:
-            found[name].why = "backend_python is not given"
-        return found
+            engines[name].why = "backend_python is not given"
+        return engines
     versions = _versions(options) if execute else _versions_without_running(options)
     for name in _IMPORTS:
-        found[name].program = options.backend_python
+        engines[name].program = options.backend_python
         if versions is None:
-            found[name].unknown = True
-            found[name].why = (
+            engines[name].unknown = True
+            engines[name].why = (
                 "not looked for: in check mode nothing of the backend is executed, and its Python belongs to no virtual"
                 " environment"
             )
             continue
-        found[name].version, found[name].present = versions[name], bool(versions[name])
-        found[name].why = "" if versions[name] else f"the package {PACKAGES[name][1]} is not installed"
-    return found
+        engines[name].version, engines[name].present = versions[name], bool(versions[name])
+        engines[name].why = "" if versions[name] else f"the package {PACKAGES[name][1]} is not installed"
+    return engines
 
 
 def _versions(options: Options) -> t.Dict[str, str]:
@@ -454,13 +454,13 @@ def prove(engine: Engine, options: Options) -> None:
         # A model is hundreds of megabytes, chosen by the backend: loading one here would prove another installation.
         engine.speaks, engine.why = False, "Coqui is installed; only the backend, which has the model, can prove it"
         return
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         data = _speak(engine, options)
         engine.audio = {
             **describe(data),
             "bytes": len(data),
-            "first_to_last_ms": round((time.monotonic() - started) * 1000, 1),
+            "first_to_last_ms": round((time.monotonic() - start) * 1000, 1),
         }
         engine.speaks = not engine.audio["silent"]
         engine.why = "" if engine.speaks else "the audio is silence"
@@ -578,13 +578,13 @@ def _text(engines: t.Mapping[str, Engine]) -> str:
     )
 
 
-def _sentence(chosen: str, reasons: t.Mapping[str, str], missing: t.Sequence[str], check_mode: bool) -> str:
+def _sentence(engine: str, reasons: t.Mapping[str, str], missing: t.Sequence[str], check_mode: bool) -> str:
     verb = "would be installed" if check_mode else "installed"
     parts = [f"{', '.join(missing)} {verb}."] if missing else []
     parts.append(
         "Nothing can speak, the backend shows text."
-        if chosen == "text_only"
-        else f"{chosen} {'would speak' if check_mode else 'speaks'}."
+        if engine == "text_only"
+        else f"{engine} {'would speak' if check_mode else 'speaks'}."
     )
     if reasons:
         parts.append("Not before it: " + "; ".join(f"{name} ({why})" for name, why in reasons.items()) + ".")

@@ -96,10 +96,10 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
     try:
         with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
             rows = _rows(_copy(path, Path(place)), since, end)
-        found: t.Dict[str, t.List[Slot]] = {}
+        slots: t.Dict[str, t.List[Slot]] = {}
         for name, slot, *values in rows:
             total, count, low, high = (float(value) for value in values)
-            found.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
+            slots.setdefault(str(name), []).append(Slot(float(slot) * SLOT, total, count, low, high))
     except OSError as error:
         raise OpsError(
             f"Cannot read the metrics in {path}: {error.strerror}.", hint="A copy of them has to fit into TMPDIR."
@@ -109,7 +109,7 @@ def read_store(path: Path, since: float) -> t.Dict[str, t.List[Slot]]:
             f"The metrics in {path} cannot be read: {error}.",
             hint="The backend begins them anew at its next start if they are damaged.",
         ) from error
-    return found
+    return slots
 
 
 def _copy(path: Path, place: Path) -> Path:
@@ -172,15 +172,15 @@ def ask_backend(base_url: str, token: str, days: int, timeout: float) -> t.Dict[
             )
         if answer.status_code != 200:
             raise OpsError(f"The application answered {answer.status_code} to {url}.", hint="Look into its log.")
-        found = answer.json()
+        body = answer.json()
     except (requests.RequestException, ValueError) as error:
         raise OpsError(
             f"The application gave no performance report at {url}: {type(error).__name__}.",
             hint="Look whether it runs.",
         ) from error
-    if not isinstance(found, dict) or not isinstance(found.get("metrics_summary"), dict):
+    if not isinstance(body, dict) or not isinstance(body.get("metrics_summary"), dict):
         raise OpsError(f"Unexpected response from {url}: no performance report.", hint="Check what listens there.")
-    return found
+    return body
 
 
 def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[str, t.Dict[str, t.Any]]:
@@ -188,7 +188,7 @@ def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[
     also the share above it.
     """
     limits = {metric: thresholds.get(name, DEFAULTS[name]) for name, (metric, _unit, _subject) in MEASURES.items()}
-    found = {}
+    summary = {}
     for name, slots in sorted(series.items()):
         means = [slot.mean for slot in slots]
         entry: t.Dict[str, t.Any] = {
@@ -200,8 +200,8 @@ def summarise(series: Series, thresholds: t.Mapping[str, Thresholds]) -> t.Dict[
         }
         if name in limits:
             entry["above_warning_percent"] = _share(means, limits[name].warning)
-        found[name] = entry
-    return found
+        summary[name] = entry
+    return summary
 
 
 def recoveries(records: t.Iterable[HistoryRecord], since: float) -> t.Dict[str, t.Any]:
@@ -272,17 +272,17 @@ def _advice(
     if limits.warning is None:
         return {**entry, "reason": "It has no warning limit."}
     if len(slots) < minimum_days * SLOTS_A_DAY:
-        measured = f"Measured in {len(slots)} quarter hours" if slots else "Nothing was measured"
+        basis = f"Measured in {len(slots)} quarter hours" if slots else "Nothing was measured"
         return {
             **entry,
             "reason": (
-                f"{measured}; advice needs {minimum_days * SLOTS_A_DAY} of them, which are {minimum_days} whole days."
+                f"{basis}; advice needs {minimum_days * SLOTS_A_DAY} of them, which are {minimum_days} whole days."
             ),
         }
     means = [slot.mean for slot in slots]
     above, usual, acted = _share(means, limits.warning), percentile(means, 99), failing.get(subject, 0)
     entry.update(above_warning_percent=above, p99=round(usual, 3), verdict="keep")
-    seen = (
+    observation = (
         f"{above:g} % of {len(slots)} quarter hours were above {limits.warning:g} {unit}, 99 % were at or below"
         f" {usual:.4g} {unit}"
     )
@@ -294,25 +294,27 @@ def _advice(
         ceiling = limits.critical if limits.critical is not None else math.inf
         if acted:
             reason = (
-                f"{seen}, and recovery found {subject} failing {acted} times: the limit tells the truth. Cure the"
+                f"{observation}, and recovery found {subject} failing {acted} times: the limit tells the truth. Cure the"
                 " cause."
             )
         elif not step:
-            reason = f"{seen}. Cure the cause: a higher limit would only hide it."
+            reason = f"{observation}. Cure the cause: a higher limit would only hide it."
         elif raised >= ceiling:
             reason = (
-                f"{seen}, which is too near the critical limit {ceiling:g} {unit} to raise the other. Cure the cause,"
+                f"{observation}, which is too near the critical limit {ceiling:g} {unit} to raise the other. Cure the cause,"
                 " or give the host more."
             )
         else:
-            reason = f"{seen}, and recovery never found {subject} failing: an alert that is on so often is not read."
+            reason = (
+                f"{observation}, and recovery never found {subject} failing: an alert that is on so often is not read."
+            )
             entry.update(advised_warning=raised, verdict="raise")
         entry["verdict"] = "raise" if entry["advised_warning"] else "cure"
     elif step and not above and not acted and limits.warning - lowered >= 2 * step:
-        reason = f"{seen}: with a lower limit something unusual shows earlier."
+        reason = f"{observation}: with a lower limit something unusual shows earlier."
         entry.update(advised_warning=lowered, verdict="lower")
     else:
-        reason = f"{seen}."
+        reason = f"{observation}."
     if entry["advised_warning"]:
         # The role environment gives it to the backend as well.
         entry["settings"] = {"wheels_ops_thresholds": {name: {"warning": entry["advised_warning"]}}}
@@ -358,74 +360,77 @@ def report(options: Options, *, notes: t.Sequence[str] = (), now: t.Optional[flo
     in_range("minimum_days", options.minimum_days, 1, options.days, hint="It cannot exceed days.")
     moment = time.time() if now is None else now
     since = moment - 86400 * options.days
-    said = list(notes)
+    remarks = list(notes)
     series: t.Dict[str, t.List[Slot]] = {}
     backend: t.Dict[str, t.Any] = {}
     try:
         series = read_store(Path(options.metrics_file or Path(options.state_dir) / "metrics" / "metrics.sqlite"), since)
     except OpsError as error:
-        said.append(str(error))
+        remarks.append(str(error))
     if options.base_url and options.token:
         try:
             backend = ask_backend(options.base_url, options.token, options.days, options.timeout)
         except OpsError as error:
-            said.append(str(error))
-    past = recoveries(history.read(Path(options.state_dir) / history.FILE, _RECORDS), since)
-    found = {
+            remarks.append(str(error))
+    recovery = recoveries(history.read(Path(options.state_dir) / history.FILE, _RECORDS), since)
+    content = {
         "generated_at": _stamp(moment),
         "since": _stamp(since),
         "days": options.days,
         "quarter_hours": max((len(slots) for slots in series.values()), default=0),
         "metrics": summarise(series, options.thresholds),
-        "recovery": past,
+        "recovery": recovery,
         "backend": {
             key: backend[key]
             for key in ("alert_summary", "scores", "slowest_routes", "recommendations", "source")
             if key in backend
         },
-        "advice": advise(series, options.thresholds, past["failing"], options.minimum_days),
-        "notes": said,
+        "advice": advise(series, options.thresholds, recovery["failing"], options.minimum_days),
+        "notes": remarks,
     }
-    return {**found, "report_lines": report_lines(found), "advice_lines": advice_lines(found)}
+    return {**content, "report_lines": report_lines(content), "advice_lines": advice_lines(content)}
 
 
 def _stamp(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
-def report_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
+def report_lines(content: t.Mapping[str, t.Any]) -> t.List[str]:
     """The performance report for a terminal."""
     lines = [
-        f"{found['since']} to {found['generated_at']}: measured in {found['quarter_hours']} of"
-        f" {found['days'] * SLOTS_A_DAY} quarter hours"
+        f"{content['since']} to {content['generated_at']}: measured in {content['quarter_hours']} of"
+        f" {content['days'] * SLOTS_A_DAY} quarter hours"
     ]
-    if found["metrics"]:
+    if content["metrics"]:
         lines += [
             "",
             f"{'metric':22}{'mean':>10}{'95 % below':>12}{'highest':>10}{'above warning':>15}{'quarter hours':>15}",
         ]
-        for name, row in found["metrics"].items():
+        for name, row in content["metrics"].items():
             above = f"{row['above_warning_percent']:g} %" if "above_warning_percent" in row else "-"
             lines.append(
                 f"{name:22}{row['mean']:>10.5g}{row['p95']:>12.5g}{row['highest']:>10.5g}{above:>15}{row['quarter_hours']:>15}"
             )
     else:
         lines.append("There is no measured history, so there are no figures.")
-    past = found["recovery"]
-    lines += ["", f"recover ran {past['runs']} times: {past['healthy']} ended healthy, {past['not_healthy']} did not."]
-    if past["healthy_in_part"]:
-        lines[-1] += f" {past['healthy_in_part']} ended healthy with checks that were not made."
-    if past["failing"]:
+    recovery = content["recovery"]
+    lines += [
+        "",
+        f"recover ran {recovery['runs']} times: {recovery['healthy']} ended healthy, {recovery['not_healthy']} did not.",
+    ]
+    if recovery["healthy_in_part"]:
+        lines[-1] += f" {recovery['healthy_in_part']} ended healthy with checks that were not made."
+    if recovery["failing"]:
         lines.append(
-            "What was failing: " + ", ".join(f"{name} {count} times" for name, count in _most(past["failing"]))
+            "What was failing: " + ", ".join(f"{name} {count} times" for name, count in _most(recovery["failing"]))
         )
         lines.append(
-            "What started it: " + ", ".join(f"{name} {count} times" for name, count in _most(past["triggers"]))
+            "What started it: " + ", ".join(f"{name} {count} times" for name, count in _most(recovery["triggers"]))
         )
     lines.append(
-        f"Maintenance changed something {past['maintenance_runs']} times and freed {readable(past['bytes_freed'])}."
+        f"Maintenance changed something {recovery['maintenance_runs']} times and freed {readable(recovery['bytes_freed'])}."
     )
-    backend = found["backend"]
+    backend = content["backend"]
     if backend.get("alert_summary"):
         lines.append(
             "Alerts of the backend: " + ", ".join(f"{name} {count}" for name, count in backend["alert_summary"].items())
@@ -435,13 +440,13 @@ def report_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
             f"Slow since its last start: {row['route']}: 95 % within {row['p95_ms']:g} ms of {row['requests']} requests"
         )
     lines += [f"Advice of the backend: {line}" for line in backend.get("recommendations", [])]
-    return lines + [f"Not known: {note}" for note in found["notes"]]
+    return lines + [f"Not known: {note}" for note in content["notes"]]
 
 
-def advice_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
+def advice_lines(content: t.Mapping[str, t.Any]) -> t.List[str]:
     """The advice for a terminal: a line a threshold, then what to write into the inventory."""
     lines, settings = [], {}  # type: t.List[str], t.Dict[str, t.Dict[str, t.Any]]
-    for entry in found["advice"]:
+    for entry in content["advice"]:
         words = {
             "raise": f"raise to {entry['advised_warning']}",
             "lower": f"lower to {entry['advised_warning']}",
@@ -464,7 +469,7 @@ def advice_lines(found: t.Mapping[str, t.Any]) -> t.List[str]:
             lines.append(
                 f"  {key}: " + (f"{{warning: {value['warning']:g}}}" if isinstance(value, dict) else f'"{value}"')
             )
-    return lines + [f"Not known: {note}" for note in found["notes"]]
+    return lines + [f"Not known: {note}" for note in content["notes"]]
 
 
 def _most(counts: t.Mapping[str, int]) -> t.List[t.Tuple[str, int]]:

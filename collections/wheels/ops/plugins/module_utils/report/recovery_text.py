@@ -72,9 +72,9 @@ def lines(
     if check_mode:
         refused = [result for result in results if result["refused"]]
         return [*text, *_section("What to do next", _advice(refused, before))]
-    left = report.remaining({"checks": after})
-    text += _section("What is left", left)
-    return [*text, *_section("What to do next", (_advice(results, after) or [_DEPLOY]) if left else [])]
+    problems = report.remaining({"checks": after})
+    text += _section("What is left", problems)
+    return [*text, *_section("What to do next", (_advice(results, after) or [_DEPLOY]) if problems else [])]
 
 
 def waiting(until: float) -> str:

@@ -55,20 +55,20 @@ def not_measured(health: Health) -> t.Dict[str, t.List[str]]:
     return reasons
 
 
-def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.Dict[str, str]]:
+def rows(before: Health, after: Health, remedies: t.Mapping[str, str]) -> t.List[t.Dict[str, str]]:
     """One row an incident: status and measured value before, what was done, status and measured value after.
 
-    ``done`` says in words what was done, by check name. A subject that both runs left out has no row; one that was
+    ``remedies`` says in words what was done, by check name. A subject that both runs left out has no row; one that was
     asked for and that a run did not measure is ``skipped`` there. A check that the registry does not have (another
     release measured it) has a row of its own name.
     """
     table = []
     registered = report_rows()
-    others = dict.fromkeys(check["name"] for health in (before, after) for check in health.get("checks", []))
+    subjects = dict.fromkeys(check["name"] for health in (before, after) for check in health.get("checks", []))
     for _number, _title, names in registered:
         for name in names:
-            others.pop(name, None)
-    for number, title, names in [*registered, *(("", name, (name,)) for name in others)]:
+            subjects.pop(name, None)
+    for number, title, names in [*registered, *(("", name, (name,)) for name in subjects)]:
         first, last = (_pick(health, names) for health in (before, after))
         if not first and not last:
             continue
@@ -79,7 +79,7 @@ def rows(before: Health, after: Health, done: t.Mapping[str, str]) -> t.List[t.D
                 "before": _status(first),
                 "before_value": _value(first),
                 "done": (
-                    "; ".join(dict.fromkeys(done[name] for name in names if done.get(name)))
+                    "; ".join(dict.fromkeys(remedies[name] for name in names if remedies.get(name)))
                     or ("-" if _status(first) in ("ok", "skipped") else "nothing")
                 ),
                 "after": _status(last),
@@ -102,16 +102,16 @@ def _status(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 def _value(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     if all(check["status"] == "skipped" for check in checks):
         return "not measured" if checks else ""
-    shown = []
+    parts = []
     for check in checks:
         value = check["value"]
         if isinstance(value, float):
             value = f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
-        shown.append(f"{value} {check['unit']}".strip() if value is not None else "no answer")
-    return ", ".join(shown)
+        parts.append(f"{value} {check['unit']}".strip() if value is not None else "no answer")
+    return ", ".join(parts)
 
 
-def text(before: Health, after: Health, done: t.Mapping[str, str], *, colour: bool = False, width: int = 34) -> str:
+def text(before: Health, after: Health, remedies: t.Mapping[str, str], *, colour: bool = False, width: int = 34) -> str:
     """The table for a terminal."""
     columns = (
         ("number", "#", 1),
@@ -126,7 +126,7 @@ def text(before: Health, after: Health, done: t.Mapping[str, str], *, colour: bo
         "  ".join(title.ljust(size) for _key, title, size in columns).rstrip(),
         "  ".join("-" * size for _key, _title, size in columns),
     ]
-    for row in rows(before, after, done):
+    for row in rows(before, after, remedies):
         cells = [textwrap.wrap(row[key], size) or [""] for key, _title, size in columns]
         for number in range(max(len(cell) for cell in cells)):
             parts = []
@@ -157,10 +157,10 @@ def prometheus(health: Health, *, host: str = "") -> str:
     def label(value: str) -> str:
         return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
-    severity, named, value, seconds = [], [], [], []
+    severity, names, value, seconds = [], [], [], []
     for check in health.get("checks", []):
         labels = f'check="{label(check["name"])}"' + (f',host="{label(host)}"' if host else "")
-        named.append(f'wheels_ops_check_status{{{labels},status="{label(check["status"])}"}} 1')
+        names.append(f'wheels_ops_check_status{{{labels},status="{label(check["status"])}"}} 1')
         if check["status"] not in severities:
             continue
         severity.append(f"wheels_ops_check_severity{{{labels}}} {severities[check['status']]}")
@@ -176,7 +176,7 @@ def prometheus(health: Health, *, host: str = "") -> str:
     lines += [
         "# HELP wheels_ops_check_status 1 for the status that the check has.",
         "# TYPE wheels_ops_check_status gauge",
-        *named,
+        *names,
     ]
     lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
     lines += [
@@ -206,10 +206,12 @@ pre{overflow:auto;background:#8881;padding:1rem}@media(prefers-color-scheme:dark
 """
 
 
-def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str, facts: t.Mapping[str, str]) -> str:
+def page(
+    before: Health, after: Health, remedies: t.Mapping[str, str], *, title: str, facts: t.Mapping[str, str]
+) -> str:
     """The whole report as one HTML page without any outside asset. Everything measured is escaped."""
     status = str(after.get("status", "unknown"))
-    named = {
+    labels = {
         **facts,
         **{
             name.replace("_", " "): str(value)
@@ -217,7 +219,7 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
             if value is not None
         },
     }
-    left = [_element("li", line) for line in remaining(after)]
+    problems = [_element("li", line) for line in remaining(after)]
     missed = [_element("li", f"{', '.join(names)}: {reason}") for reason, names in not_measured(after).items()]
     missed += [_element("li", f"{name}: left out on purpose") for name in after.get("left_out") or []]
     incidents = [
@@ -230,7 +232,7 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
             _badge(row["after"]),
             _element("td", row["after_value"]),
         ]
-        for row in rows(before, after, done)
+        for row in rows(before, after, remedies)
     ]
     checks = [
         [
@@ -249,9 +251,11 @@ def page(before: Health, after: Health, done: t.Mapping[str, str], *, title: str
             f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong>.'
             f" {html.escape(summary(after))}</p>"
         ),
-        f"<ul>{''.join(_element('li', f'{name}: {value}') for name, value in named.items())}</ul>",
+        f"<ul>{''.join(_element('li', f'{name}: {value}') for name, value in labels.items())}</ul>",
         _table(("#", "incident", "before", "measured", "what was done", "after", "measured"), incidents),
-        f"<h2>What is left</h2><ul>{''.join(left)}</ul>" if left else "<p>Nothing that was measured is left to do.</p>",
+        f"<h2>What is left</h2><ul>{''.join(problems)}</ul>"
+        if problems
+        else "<p>Nothing that was measured is left to do.</p>",
         f"<h2>What was not measured</h2><ul>{''.join(missed)}</ul>" if missed else "",
         "<h2>Every check, now</h2>",
         _table(("check", "status", "message", "took"), checks),

@@ -42,11 +42,11 @@ def interpreters(program: Path) -> t.List[Path]:
     """Where a Python of ours may be, the likeliest first: named, beside the program, in a clone, where the role makes
     it.
     """
-    named = [Path(directory) / "bin/python" for directory in [os.environ.get("WHEELS_OPS_VENV")] if directory]
-    chosen = []
+    configured = [Path(directory) / "bin/python" for directory in [os.environ.get("WHEELS_OPS_VENV")] if directory]
+    paths = []
     with contextlib.suppress(OSError):
         # Beside an installed library the role notes the Python of its tasks.
-        chosen.append(
+        paths.append(
             Path(Path(__file__).resolve().parents[2].joinpath("interpreter").read_text(encoding="utf-8").strip())
         )
     above = [
@@ -55,7 +55,7 @@ def interpreters(program: Path) -> t.List[Path]:
         for name in ("venv", ".venv")
         if (directory / name / "pyvenv.cfg").is_file()
     ]
-    return [*named, *chosen, *above, Path(_DEFAULT_VENV) / "bin/python"]
+    return [*configured, *paths, *above, Path(_DEFAULT_VENV) / "bin/python"]
 
 
 def is_ours(python: Path, program: Path) -> bool:
@@ -91,8 +91,8 @@ def ensure(program: Path, words: t.Sequence[str]) -> str:
 
     The answer is one line for a person, empty where nothing is missing.
     """
-    lacking = missing()
-    if not lacking:
+    packages = missing()
+    if not packages:
         return ""
     if _MARK not in os.environ:
         for python in interpreters(program):
@@ -101,6 +101,6 @@ def ensure(program: Path, words: t.Sequence[str]) -> str:
                 sys.stdout.flush()
                 os.execv(str(python), [str(python), str(program), *words])
     return (
-        f"{program.name}: {sys.executable} lacks {', '.join(lacking)}. Run the playbook prepare, which makes"
-        f" {_DEFAULT_VENV}, or: {sys.executable} -m pip install {' '.join(lacking)}"
+        f"{program.name}: {sys.executable} lacks {', '.join(packages)}. Run the playbook prepare, which makes"
+        f" {_DEFAULT_VENV}, or: {sys.executable} -m pip install {' '.join(packages)}"
     )

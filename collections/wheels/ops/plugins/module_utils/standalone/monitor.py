@@ -58,7 +58,7 @@ class ProductionHealthMonitor:
 
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
-        found = {check["name"]: program_output.detailed(check) for check in health["checks"]}
+        results = {check["name"]: program_output.detailed(check) for check in health["checks"]}
         self.issues_found = self.settings.scrubbed(
             [program_output.issue(check) for check in health["checks"] if not program_output.is_quiet(check)]
         )
@@ -70,8 +70,8 @@ class ProductionHealthMonitor:
                 {
                     "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                     "duration_seconds": round(seconds, 2),
-                    "summary": self.generate_summary(found, seconds),
-                    "detailed_results": found,
+                    "summary": self.generate_summary(results, seconds),
+                    "detailed_results": results,
                     "issues_found": self.issues_found,
                     "recommendations": self.recommendations,
                     **health,
@@ -167,9 +167,9 @@ def text(report: Report) -> str:
         f"; skipped: {', '.join(names)}: {reason}" for reason, names in reports.not_measured(report).items()
     )
     lines = [f"{head} ({report['duration_seconds']:.1f} s)", "", reports.listing(report)]
-    shown = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
-    if shown:
-        lines += ["", "scores     " + ", ".join(f"{name} {value:g}" for name, value in shown.items())]
+    scores = {name.replace("_", " "): value for name, value in report["scores"].items() if value is not None}
+    if scores:
+        lines += ["", "scores     " + ", ".join(f"{name} {value:g}" for name, value in scores.items())]
     if report["recommendations"]:
         lines += ["", "What to do"]
         by_advice: t.Dict[str, t.List[str]] = {}
@@ -192,7 +192,7 @@ async def main(settings: t.Optional[Settings] = None) -> Report:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    program_parser = argparse.ArgumentParser(
         prog="production_health_monitor.py",
         description=(
             f"Measures this host from outside: {', '.join(subject.title for subject in REGISTRY)}. Changes nothing."
@@ -203,21 +203,23 @@ def parser() -> argparse.ArgumentParser:
             " command line."
         ),
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json"
     )
-    made.add_argument("--json", action="store_true", help="the whole report as JSON")
-    made.add_argument(
+    program_parser.add_argument("--json", action="store_true", help="the whole report as JSON")
+    program_parser.add_argument(
         "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
     )
-    made.add_argument("--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(NAMES)}")
-    return made
+    program_parser.add_argument(
+        "--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(NAMES)}"
+    )
+    return program_parser
 
 
 def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     """The command line; gives the exit status. What is unknown is 3, in one line on standard error."""
     options = parser().parse_args(words)
-    started = time.monotonic()
+    start = time.monotonic()
     settings = None
     try:
         settings = load(options.config)
@@ -227,7 +229,7 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
                 checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))),
             )
         with program_output.deadline(settings.deadline):
-            report = _looked(settings, started)
+            report = _looked(settings, start)
     except (OpsError, program_output.DeadlineExceeded) as error:
         return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
@@ -238,29 +240,29 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             settings,
             as_json=options.json,
         )
-    written = program_output.write_report(options.output, report)
+    failure = program_output.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
-    return program_output.exit_status(report["status"]) or (0 if written else program_output.UNKNOWN)
+    return program_output.exit_status(report["status"]) or (0 if failure else program_output.UNKNOWN)
 
 
-def _looked(settings: Settings, started: float) -> Report:
+def _looked(settings: Settings, start: float) -> Report:
     """One run at a time; where our state cannot be written the host is measured all the same, and that is said."""
     with contextlib.ExitStack() as stack:
         lock = settings.state_dir / "monitor.lock"
-        kept = True
+        recorded = True
         try:
             lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock.touch(0o600)
         except OSError as error:
-            kept = False
+            recorded = False
             settings = replace(
                 settings,
                 notes=(*settings.notes, f"Nothing is kept of this run: cannot write {lock}: {error.strerror}."),
             )
-        if kept:
+        if recorded:
             stack.enter_context(program_output.exclusive(lock, settings.deadline / 2))
-        left = settings.deadline - (time.monotonic() - started) - 1.0
+        remaining = settings.deadline - (time.monotonic() - start) - 1.0
         settings = replace(
-            settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, left)))
+            settings, checks=replace(settings.checks, timeout=max(1.0, min(settings.checks.timeout, remaining)))
         )
         return asyncio.run(main(settings))

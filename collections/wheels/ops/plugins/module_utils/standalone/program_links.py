@@ -27,7 +27,7 @@ def run(
     another user's link is in the way, and where a link cannot be made.
     """
     actions: t.List[t.Dict[str, t.Any]] = []
-    said: t.List[str] = []
+    sentences: t.List[str] = []
     for name, target in links.items():
         place = Path(directory) / name
         if not directory or not os.path.lexists(directory):
@@ -43,7 +43,7 @@ def run(
                 if not check_mode:
                     _remove(place, target)
             elif state == "present" and now != target:
-                said.append(
+                sentences.append(
                     f"{place} is not ours and was left alone; ours is {target}. Move the old one away and run this"
                     " again."
                 )
@@ -52,7 +52,7 @@ def run(
                 f"Cannot link {place}: {error.strerror}.",
                 hint="Give the user of this task the right, or set monitoring_link_dir.",
             ) from error
-    return actions, said
+    return actions, sentences
 
 
 def _open(path: Path) -> int:

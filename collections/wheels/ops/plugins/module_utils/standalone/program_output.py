@@ -77,16 +77,16 @@ def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     What was not measured is not there; ``healthy`` is None for a skipped check.
     """
     skipped = check["status"] == "skipped"
-    found = {
+    entry = {
         **check,
         "healthy": None if skipped else check["status"] == "ok",
         "severity": SEVERITY[check["status"]],
         "skipped": skipped,
     }
-    if found["healthy"] is False:
-        found.update(issue=check["message"], recommendation=recommendation(check))
-    found.update({key: value for key, value in _measures(check).items() if value is not None})
-    return found
+    if entry["healthy"] is False:
+        entry.update(issue=check["message"], recommendation=recommendation(check))
+    entry.update({key: value for key, value in _measures(check).items() if value is not None})
+    return entry
 
 
 def _measures(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
@@ -279,8 +279,8 @@ def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
 
 def report_unknown(message: str, settings: t.Optional[Settings], *, as_json: bool) -> int:
     """Ends a run without a report: one line, without any secret."""
-    said = message if settings is None else settings.scrubbed(message)
-    sys.stdout.write(json.dumps({"status": "unknown", "msg": said}) + "\n" if as_json else f"UNKNOWN: {said}\n")
+    text = message if settings is None else settings.scrubbed(message)
+    sys.stdout.write(json.dumps({"status": "unknown", "msg": text}) + "\n" if as_json else f"UNKNOWN: {text}\n")
     return UNKNOWN
 
 

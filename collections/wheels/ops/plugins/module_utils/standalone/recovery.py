@@ -76,9 +76,11 @@ class AutomatedRecovery:
         only: t.Collection[str] = (),
         lock_force: str = "",
     ) -> None:
-        given = settings if settings is not None else load()
+        configuration = settings if settings is not None else load()
         # The monitor's deadline is not the recovery's: nobody waits for its answer.
-        self.settings = replace(given, checks=replace(given.checks, timeout=given.recovery.timeout))
+        self.settings = replace(
+            configuration, checks=replace(configuration.checks, timeout=configuration.recovery.timeout)
+        )
         self.options = self.settings.recovery
         self.dry_run = dry_run
         self.ignore_cooldown = ignore_cooldown
@@ -121,24 +123,24 @@ class AutomatedRecovery:
         return await asyncio.to_thread(self.run)
 
     def run(self) -> Report:
-        started = time.monotonic()
+        start = time.monotonic()
         before, confirmed = self._confirmed(suite.run(self.settings.checks))
         steps = self._plan(before, confirmed)
-        asked = recovery_requests.handle(self.settings.state_dir / "requests").extra
-        done: t.List[RecoveryResult] = []
+        requests = recovery_requests.handle(self.settings.state_dir / "requests").extra
+        results: t.List[RecoveryResult] = []
         after = before
         run_id = f"{PREFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         if before["failing"] or any(not step.refused for step in steps):
             with self._held(run_id, before["failing"]):
-                done = self._remedies(before, steps)
-                if not self.dry_run and any(each.changed for each in done):
+                results = self._remedies(before, steps)
+                if not self.dry_run and any(each.changed for each in results):
                     after = suite.run(self.settings.checks)
-            verify(done, after["checks"], check_mode=self.dry_run)
-        self.recovery_history = (self.recovery_history + done)[-self.max_history :]
-        made = t.cast(Report, self.settings.scrubbed(self._report(before, after, done, steps, run_id)))
-        if not self.dry_run and (before["failing"] or done or asked["requests"] or asked["refused"]):
-            self._note(made, asked, round(time.monotonic() - started, 1))
-        return made
+            verify(results, after["checks"], check_mode=self.dry_run)
+        self.recovery_history = (self.recovery_history + results)[-self.max_history :]
+        report = t.cast(Report, self.settings.scrubbed(self._report(before, after, results, steps, run_id)))
+        if not self.dry_run and (before["failing"] or results or requests["requests"] or requests["refused"]):
+            self._note(report, requests, round(time.monotonic() - start, 1))
+        return report
 
     def _confirmed(self, health: Health) -> t.Tuple[Health, t.List[str]]:
         """(the health with what fails measured once more, the names that failed twice). See ``plan.confirm``."""
@@ -224,14 +226,14 @@ class AutomatedRecovery:
 
     def _remedies(self, before: Health, steps: t.Sequence[plan.Step]) -> t.List[RecoveryResult]:
         """Carries out the steps, one after the other; what no remedy is known for is no result."""
-        done = []
+        results = []
         for step in steps:
             if not step.remedy:
                 continue
             result = RecoveryResult(
                 action=step.remedy, timestamp=deployments.now(), checks=list(step.subjects), advice=step.advice
             )
-            done.append(result)
+            results.append(result)
             if step.refused:
                 result.refuse(step.refused, step.advice)
                 continue
@@ -257,7 +259,7 @@ class AutomatedRecovery:
                     "actions": outcome.actions,
                     **outcome.extra,
                 }
-        return done
+        return results
 
     def _rotate_logs(self, _before: Health, _step: plan.Step) -> Result:
         return rotate.run_with(
@@ -345,9 +347,9 @@ class AutomatedRecovery:
             },
             check_mode=self.dry_run,
         )
-        found = {check["name"]: check["details"] for check in before["checks"]}
+        details = {check["name"]: check["details"] for check in before["checks"]}
         if not scripts and (
-            found.get("database", {}).get("missing_tables") or found.get("database", {}).get("missing_columns")
+            details.get("database", {}).get("missing_tables") or details.get("database", {}).get("missing_columns")
         ):
             total.msg = "Missing tables are made by scripts, and none is configured (recovery.database_scripts)."
         return Result(
@@ -399,13 +401,13 @@ class AutomatedRecovery:
                 f"The health API refuses to clear the cache ({answer.status_code}).",
                 hint=f"Compare the token in {self.options.token_file}.",
             )
-        left = suite.run(replace(checks, subjects=("redis",)))["checks"][0]["value"]
+        bytes_after = suite.run(replace(checks, subjects=("redis",)))["checks"][0]["value"]
         return Result(
-            changed=left != eternal,
+            changed=bytes_after != eternal,
             before={"keys_without_expiry": eternal},
-            after={"keys_without_expiry": left},
+            after={"keys_without_expiry": bytes_after},
             actions=[action],
-            msg=f"Keys without an expiry: {eternal} before, {left} now.",
+            msg=f"Keys without an expiry: {eternal} before, {bytes_after} now.",
         )
 
     def _throttle(self, _before: Health, _step: plan.Step) -> Result:
@@ -451,14 +453,14 @@ class AutomatedRecovery:
         self,
         before: Health,
         after: Health,
-        done: t.Sequence[RecoveryResult],
+        results: t.Sequence[RecoveryResult],
         steps: t.Sequence[plan.Step],
         run_id: str,
     ) -> Report:
-        taken = [result for result in done if result.changed]
+        actions = [result for result in results if result.changed]
         # What has no remedy here, and where it is to be had.
-        tried = {name for result in done for name in result.checks}
-        left = [check for check in after["checks"] if not program_output.is_quiet(check)]
+        tried = {name for result in results for name in result.checks}
+        problems = [check for check in after["checks"] if not program_output.is_quiet(check)]
         return {
             "timestamp": deployments.now(),
             "run_id": run_id,
@@ -466,18 +468,18 @@ class AutomatedRecovery:
             "issues_detected": [
                 program_output.issue(check) for check in before["checks"] if not program_output.is_quiet(check)
             ],
-            "recovery_actions_taken": 0 if self.dry_run else len(taken),
-            "recovery_actions_planned": len(taken) if self.dry_run else 0,
-            "successful_recoveries": sum(bool(result.success) and result.changed for result in done),
-            "failed_recoveries": sum(result.outcome in ("failed", "partly") for result in done),
-            "refused_recoveries": sum(bool(result.refused) for result in done),
-            "recovery_results": [result.as_dict() for result in done],
+            "recovery_actions_taken": 0 if self.dry_run else len(actions),
+            "recovery_actions_planned": len(actions) if self.dry_run else 0,
+            "successful_recoveries": sum(bool(result.success) and result.changed for result in results),
+            "failed_recoveries": sum(result.outcome in ("failed", "partly") for result in results),
+            "refused_recoveries": sum(bool(result.refused) for result in results),
+            "recovery_results": [result.as_dict() for result in results],
             "without_remedy": [
                 RecoveryResult("", refused=step.refused, checks=list(step.subjects), advice=step.advice).as_dict()
                 for step in steps
                 if not step.remedy
             ],
-            "remaining": [{**program_output.issue(check), "tried": check["name"] in tried} for check in left],
+            "remaining": [{**program_output.issue(check), "tried": check["name"] in tried} for check in problems],
             "system_health_summary": _summary(after),
             "status": after["status"],
             "before": _outcome(before),
@@ -486,24 +488,24 @@ class AutomatedRecovery:
             "settings": self.settings.source,
         }
 
-    def _note(self, made: Report, asked: t.Mapping[str, t.Any], duration_s: float) -> None:
+    def _note(self, report: Report, requests: t.Mapping[str, t.Any], duration_s: float) -> None:
         """The record of the playbook recover, with what became of each remedy; then the requests that led to it are
         taken away.
         """
         state = self.settings.state_dir
-        kinds = [request["kind"] for request in asked["requests"]]
-        results = [brief(each) for each in made["recovery_results"]]
+        kinds = [request["kind"] for request in requests["requests"]]
+        results = [brief(each) for each in report["recovery_results"]]
         history.append(
             state / history.FILE,
             HistoryRecord(
-                run_id=made["run_id"],
+                run_id=report["run_id"],
                 trigger="api" if "recover" in kinds else "backend" if kinds else program_output.trigger(),
-                requests=tuple(asked["requests"]),
+                requests=tuple(requests["requests"]),
                 host=socket.gethostname(),
                 action="recover",
-                before=tuple(made["before"]["failing"]),
-                after=tuple(made["after"]["failing"]),
-                not_checked=tuple(made["after"]["not_measured"]),
+                before=tuple(report["before"]["failing"]),
+                after=tuple(report["after"]["failing"]),
+                not_checked=tuple(report["after"]["not_measured"]),
                 errors=tuple(
                     f"{each['action']}: {each['message']}"
                     for each in results
@@ -513,18 +515,18 @@ class AutomatedRecovery:
                 duration_s=duration_s,
             ),
         )
-        ids = [entry["id"] for entry in (*asked["requests"], *asked["refused"])]
+        ids = [entry["id"] for entry in (*requests["requests"], *requests["refused"])]
         if ids:
             recovery_requests.handle(state / "requests", ids)
 
     def get_recovery_history(self, limit: t.Optional[int] = None) -> t.List[t.Dict[str, t.Any]]:
         """What became of each remedy, the newest run first, over all runs."""
-        found = []
+        entries = []
         for record in history.read(self.settings.state_dir / history.FILE, self.max_history):
             for each in record.results:
                 if all(isinstance(each.get(key), str) for key in ("timestamp", "action", "outcome", "message")):
-                    found.append({"details": None, **each})
-        return found[:limit]
+                    entries.append({"details": None, **each})
+        return entries[:limit]
 
 
 def _outcome(health: Health) -> t.Dict[str, t.Any]:
@@ -538,10 +540,10 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     def part(names: t.Sequence[str], **further: t.Any) -> t.Dict[str, t.Any]:
         bad = [detailed[name] for name in names if name in detailed and detailed[name]["healthy"] is False]
         measured = any(not detailed[name]["skipped"] for name in names if name in detailed)
-        found: t.Dict[str, t.Any] = {"healthy": not bad if measured else None, "needs_recovery": bool(bad)}
+        section: t.Dict[str, t.Any] = {"healthy": not bad if measured else None, "needs_recovery": bool(bad)}
         if bad and any(each["status"] == "unknown" for each in bad):
-            found["error"] = "; ".join(each["message"] for each in bad)
-        return {**found, **{key: value for key, value in further.items() if value is not None}}
+            section["error"] = "; ".join(each["message"] for each in bad)
+        return {**section, **{key: value for key, value in further.items() if value is not None}}
 
     memory, disk, cpu = (detailed.get(name, {}) for name in ("memory", "disk", "cpu"))
     large = (disk.get("details") or {}).get("large_logs")
@@ -594,22 +596,22 @@ def _summary(after: Health) -> t.Dict[str, t.Any]:
     return summary
 
 
-def text(made: Report) -> str:
+def text(content: Report) -> str:
     """For a person: what was wrong, what was done about it, what is left."""
-    was, now = made["before"], made["after"]
-    if not was["failing"] and not made["recovery_results"]:
+    was, now = content["before"], content["after"]
+    if not was["failing"] and not content["recovery_results"]:
         return "\n".join(
-            [f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in made["notes"])]
+            [f"{report.summary(was).rstrip('.')}; nothing was done.", *(f"note: {each}" for each in content["notes"])]
         )
-    results = [*made["recovery_results"], *made["without_remedy"]]
-    lines = recovery_text.lines(was["checks"], now["checks"], results, check_mode=made["dry_run"])
-    if made["dry_run"]:
-        return "\n".join([*lines, "Nothing was changed.", *(f"note: {each}" for each in made["notes"])])
+    results = [*content["recovery_results"], *content["without_remedy"]]
+    lines = recovery_text.lines(was["checks"], now["checks"], results, check_mode=content["dry_run"])
+    if content["dry_run"]:
+        return "\n".join([*lines, "Nothing was changed.", *(f"note: {each}" for each in content["notes"])])
     if not now["failing"]:
         lines.append(f"Now: {report.summary(now)}" if now["not_measured"] else "Everything is healthy now.")
         if now["left_out"] and not now["not_measured"]:
             lines.append(f"Left out on purpose: {', '.join(now['left_out'])}.")
-    return "\n".join([*lines, *(f"note: {each}" for each in made["notes"])])
+    return "\n".join([*lines, *(f"note: {each}" for each in content["notes"])])
 
 
 async def main(settings: t.Optional[Settings] = None) -> Report:
@@ -617,7 +619,7 @@ async def main(settings: t.Optional[Settings] = None) -> Report:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    program_parser = argparse.ArgumentParser(
         prog="automated_recovery.py",
         description=(
             "Runs all health checks on this host, applies the remedies of the recovery plan in their order, and"
@@ -630,44 +632,44 @@ def parser() -> argparse.ArgumentParser:
             " DATABASE_URL, never onto a command line."
         ),
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json"
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--dry-run",
         "--check",
         action="store_true",
         dest="dry_run",
         help="show what would be done, and change nothing",
     )
-    made.add_argument("--json", action="store_true", help="the whole report as JSON")
-    made.add_argument(
+    program_parser.add_argument("--json", action="store_true", help="the whole report as JSON")
+    program_parser.add_argument(
         "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--only",
         default="",
         metavar="ACTION,...",
         help=f"try only these of: {', '.join(action.value for action in RecoveryAction)}",
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--now",
         action="store_true",
         help="do not wait for the cool-down of a remedy that was just tried; the budget of restarts holds",
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--repair-database", action="store_true", help="allow this run to repair the database's tables and policies"
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--lock-force",
         default="",
         metavar="HOLDER",
         help="take the lock of this host from the holder of this id, which a refused run names",
     )
-    made.add_argument(
+    program_parser.add_argument(
         "--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else"
     )
-    return made
+    return program_parser
 
 
 def run(words: t.Optional[t.Sequence[str]] = None) -> int:
@@ -685,10 +687,13 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             settings, dry_run=options.dry_run, ignore_cooldown=options.now, only=only, lock_force=options.lock_force
         )
         if options.history is not None:
-            found = recovery.get_recovery_history(max(0, options.history))
-            rows = [f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in found]
+            entries = recovery.get_recovery_history(max(0, options.history))
+            rows = [
+                f"{each['timestamp']}  {each['action']:20} {each['outcome']:8} {each['message']}" for each in entries
+            ]
             sys.stdout.write(
-                (json.dumps(found, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.") + "\n"
+                (json.dumps(entries, indent=1) if options.json else "\n".join(rows) or "No remedy was tried yet.")
+                + "\n"
             )
             return 0
         _end_in_order(recovery)
@@ -699,7 +704,7 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             if options.dry_run
             else program_output.exclusive(settings.state_dir / "recovery.lock", 0)
         ):
-            made = recovery.run()
+            report = recovery.run()
     except OpsError as error:
         return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
@@ -712,20 +717,20 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             settings,
             as_json=options.json,
         )
-    written = program_output.write_report(options.output, made)
-    sys.stdout.write((json.dumps(made, indent=1, default=str) if options.json else text(made)) + "\n")
-    return program_output.exit_status(made["status"]) or (
-        1 if made["failed_recoveries"] else 0 if written else program_output.UNKNOWN
+    failure = program_output.write_report(options.output, report)
+    sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
+    return program_output.exit_status(report["status"]) or (
+        1 if report["failed_recoveries"] else 0 if failure else program_output.UNKNOWN
     )
 
 
-def _end_in_order(one: AutomatedRecovery) -> None:
+def _end_in_order(recovery: AutomatedRecovery) -> None:
     """A first SIGTERM or Ctrl-C lets the remedy that is under way end, so that no service stays stopped; a second
     breaks off.
     """
 
     def stop(number: int, _frame: t.Any) -> None:
-        one.stopping = True
+        recovery.stopping = True
         signal.signal(number, signal.default_int_handler)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -123,20 +123,20 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     """
     env = os.environ if environment is None else environment
     path = config or env.get("WHEELS_OPS_CONFIG", "") or _noted()
-    given: t.Dict[str, t.Any] = {}
+    content: t.Dict[str, t.Any] = {}
     notes: t.List[str] = []
     source = "discovery"
     if path:
         source = path
-        given = _read(Path(source), notes)
-    checks = _section(given, "checks", suite.Options())
-    asked = {option: env[variable] for variable, option in VARIABLES.items() if env.get(variable)}
+        content = _read(Path(source), notes)
+    checks = _section(content, "checks", suite.Options())
+    overrides = {option: env[variable] for variable, option in VARIABLES.items() if env.get(variable)}
     if source == "discovery":
-        _discover(checks, asked, notes)
-    checks.update(asked)
-    deadline = _typed("deadline", given.get("deadline", DEADLINE), DEADLINE)
+        _discover(checks, overrides, notes)
+    checks.update(overrides)
+    deadline = _typed("deadline", content.get("deadline", DEADLINE), DEADLINE)
     in_range("deadline", deadline, MARGIN + 1, 3600, unit="seconds")
-    state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", given.get("state_dir", ""), "") or _state_dir(env)
+    state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", content.get("state_dir", ""), "") or _state_dir(env)
     checks["thresholds"] = parse(checks.get("thresholds") or {})
     options = suite.Options(**checks)
     options = _within(
@@ -145,7 +145,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     )
     return Settings(
         checks=options,
-        recovery=Recovery(**_section(given, "recovery", Recovery())),
+        recovery=Recovery(**_section(content, "recovery", Recovery())),
         state_dir=restarts.state_dir(str(state)),
         deadline=deadline,
         source=source,
@@ -180,7 +180,7 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
                 )
             if status.st_mode & 0o044:
                 notes.append(f"{path} can be read by others and may hold passwords: chmod 600 {path}")
-            found = json.loads(file.read())
+            content = json.loads(file.read())
     except OSError as error:
         raise OpsError(
             f"Cannot read {path}: {error.strerror}.",
@@ -189,19 +189,19 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
     except ValueError as error:
         # The text of the error names a position, never the content.
         raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
-    known_keys(str(path), found, ("checks", "recovery", "state_dir", "deadline"))
-    return found
+    known_keys(str(path), content, ("checks", "recovery", "state_dir", "deadline"))
+    return content
 
 
-def _section(given: t.Mapping[str, t.Any], name: str, default: t.Any) -> t.Dict[str, t.Any]:
-    section = given.get(name, {})
-    known = {each.name: getattr(default, each.name) for each in fields(default)}
+def _section(content: t.Mapping[str, t.Any], name: str, default: t.Any) -> t.Dict[str, t.Any]:
+    section = content.get(name, {})
+    defaults = {each.name: getattr(default, each.name) for each in fields(default)}
     if not isinstance(section, dict):
-        raise OpsError(f"{name} in the configuration must be an object.", hint=f"Its keys are {', '.join(known)}.")
-    known_keys(f"{name} in the configuration", section, known)
-    return {key: _typed(f"{name}.{key}", value, known[key]) for key, value in section.items()}
+        raise OpsError(f"{name} in the configuration must be an object.", hint=f"Its keys are {', '.join(defaults)}.")
+    known_keys(f"{name} in the configuration", section, defaults)
+    return {key: _typed(f"{name}.{key}", value, defaults[key]) for key, value in section.items()}
 
 
 def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
@@ -229,21 +229,21 @@ def _typed(name: str, value: t.Any, default: t.Any) -> t.Any:
 
 def _within(options: suite.Options, notes: t.List[str]) -> suite.Options:
     """Without the waits of the WebSocket check that would outlast the deadline: it could only be unknown."""
-    left = options.timeout - MARGIN
-    kept: t.Dict[str, float] = {}
+    remaining = options.timeout - MARGIN
+    limits: t.Dict[str, float] = {}
     for name in ("websocket_heartbeat_within", "websocket_dead_peer_within"):
         wait = float(getattr(options, name))
-        kept[name] = wait if wait <= left else 0.0
-        left -= kept[name]
-        if wait and not kept[name]:
+        limits[name] = wait if wait <= remaining else 0.0
+        remaining -= limits[name]
+        if wait and not limits[name]:
             notes.append(
                 f"{name} is {wait:g} s, more than the deadline leaves: that is not waited for here. The playbook verify"
                 " does."
             )
     return replace(
         options,
-        websocket_heartbeat_within=kept["websocket_heartbeat_within"],
-        websocket_dead_peer_within=kept["websocket_dead_peer_within"],
+        websocket_heartbeat_within=limits["websocket_heartbeat_within"],
+        websocket_dead_peer_within=limits["websocket_dead_peer_within"],
     )
 
 
@@ -254,20 +254,20 @@ def _state_dir(env: t.Mapping[str, str]) -> str:
     return f"{home}/wheels-ops"
 
 
-def _discover(checks: t.Dict[str, t.Any], asked: t.Dict[str, str], notes: t.List[str]) -> None:
+def _discover(checks: t.Dict[str, t.Any], overrides: t.Dict[str, str], notes: t.List[str]) -> None:
     """What this host shows without a configuration: the backend's own ``.env`` here, services by the names of the
     report, open ports.
     """
     for option, value in _dotenv().items():
-        asked.setdefault(option, value)
-    found = _services()
-    names = {service["name"] for service in found}
+        overrides.setdefault(option, value)
+    services = _services()
+    names = {service["name"] for service in services}
     if "pam-backend" in names or _listens(BASE_URL):
-        asked.setdefault("base_url", BASE_URL)
+        overrides.setdefault("base_url", BASE_URL)
     if "redis" in names or _listens(REDIS_URL):
-        asked.setdefault("redis_url", REDIS_URL)
+        overrides.setdefault("redis_url", REDIS_URL)
     checks.update({key: tuple(value) if isinstance(value, list) else value for key, value in REPORTED.items()})
-    checks["services"] = tuple(_with_gates(found, asked))
+    checks["services"] = tuple(_with_gates(services, overrides))
     notes.append(f"There is no {CONFIG}: what is measured was found by looking around. The role monitoring writes one.")
 
 
@@ -319,28 +319,30 @@ def _services() -> t.List[t.Dict[str, str]]:
         states = open_manager().states(list(units))
     except OpsError:
         return []
-    found: t.Dict[str, str] = {}
+    services: t.Dict[str, str] = {}
     for unit, name in units.items():
         if unit in states and states[unit].exists:
-            found.setdefault(name, unit)
-    return [{"name": name, "unit": unit} for name, unit in found.items()]
+            services.setdefault(name, unit)
+    return [{"name": name, "unit": unit} for name, unit in services.items()]
 
 
-def _with_gates(found: t.Sequence[t.Mapping[str, str]], asked: t.Mapping[str, str]) -> t.List[t.Dict[str, t.Any]]:
+def _with_gates(
+    services: t.Sequence[t.Mapping[str, str]], overrides: t.Mapping[str, str]
+) -> t.List[t.Dict[str, t.Any]]:
     """The services with the gates and dependencies of the role ``services``."""
-    redis, base = asked.get("redis_url", REDIS_URL), asked.get("base_url", BASE_URL)
+    redis, base = overrides.get("redis_url", REDIS_URL), overrides.get("base_url", BASE_URL)
     gates: t.Dict[str, t.Dict[str, t.Any]] = {
         "redis": {"type": "redis", "url": redis},
         "pam-backend": {"type": "http", "url": f"{base}/health"},
         "celery-worker": {"type": "celery", "url": redis},
         "celery-beat": {"type": "beat", "url": redis},
     }
-    here = any(service["name"] == "redis" for service in found)
+    here = any(service["name"] == "redis" for service in services)
     return [
         {
             **service,
             "depends_on": ["redis"] if here and service["name"] != "redis" else [],
             "gate": gates[service["name"]],
         }
-        for service in found
+        for service in services
     ]

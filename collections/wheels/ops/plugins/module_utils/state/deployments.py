@@ -172,7 +172,7 @@ class Journal:
         if manifest["files"] and manifest["state"] in (BEGUN, FINISHED):
             self.write({**manifest, "state": ROLLING_BACK, "step": "rollback", "rollback_began_at": now()})
 
-    def settle(self, name: str, wanted: t.Mapping[str, str]) -> None:
+    def settle(self, name: str, digests: t.Mapping[str, str]) -> None:
         """Notes which content (path: SHA-256) each file has after an installation, also where it had it before.
 
         A deployment that was interrupted may be finished with another version of the files, down to that of the
@@ -184,10 +184,10 @@ class Journal:
         late = {
             path: entry
             for path, entry in manifest["files"].items()
-            if path in wanted and entry["installed"][-1:] != [wanted[path]]
+            if path in digests and entry["installed"][-1:] != [digests[path]]
         }
         for path, entry in late.items():
-            entry["installed"] = [*(each for each in entry["installed"] if each != wanted[path]), wanted[path]]
+            entry["installed"] = [*(each for each in entry["installed"] if each != digests[path]), digests[path]]
         if late:
             self.write(manifest)
 
@@ -244,9 +244,9 @@ def _file(entry: t.Any) -> bool:
     if not isinstance(entry, dict) or not _texts(entry.get("installed")) or not _texts(entry.get("made_directories")):
         return False
     original = entry.get("original", 0)
-    kept = isinstance(original, str) and _SHA256.fullmatch(original) is not None
+    has_original = isinstance(original, str) and _SHA256.fullmatch(original) is not None
     owned = number("uid", 0, 2**32 - 2) and number("gid", 0, 2**32 - 2) and number("mtime_ns", -(2**63), 2**63 - 1)
-    return owned and ((kept and number("mode", 0, 0o7777)) or original is None)
+    return owned and ((has_original and number("mode", 0, 0o7777)) or original is None)
 
 
 def _texts(value: t.Any) -> bool:

@@ -38,11 +38,11 @@ def require(
     path = Path(directory)
     absolute_path(setting.replace("wheels_ops_", ""), str(directory))
     links = 0
-    place, left = Path("/"), list(path.parts[1:])
+    place, names = Path("/"), list(path.parts[1:])
     _check(place, path, last=False, words=(name, setting))
-    while left:
-        place = place / left.pop(0)
-        status = _check(place, path, last=not left, words=(name, setting))
+    while names:
+        place = place / names.pop(0)
+        status = _check(place, path, last=not names, words=(name, setting))
         if status is None:
             break
         if stat.S_ISLNK(status.st_mode):
@@ -50,15 +50,15 @@ def require(
             if links > _MAX_LINKS:
                 raise OpsError(f"The {name} {path} leads through a loop of links.", hint="Name the real directory.")
             target = Path(os.readlink(place))
-            left = [*(target.parts[1:] if target.is_absolute() else target.parts), *left]
+            names = [*(target.parts[1:] if target.is_absolute() else target.parts), *names]
             place = Path("/") if target.is_absolute() else place.parent
         elif not stat.S_ISDIR(status.st_mode):
             raise OpsError(
                 f"The {name} {path} cannot be written: {place} is no directory.",
                 hint=f"Move it away, or name another with {setting}.",
             )
-        while left and left[0] in ("..", "."):
-            place = place.parent if left.pop(0) == ".." else place
+        while names and names[0] in ("..", "."):
+            place = place.parent if names.pop(0) == ".." else place
     return path
 
 
@@ -82,9 +82,11 @@ def _check(place: Path, whole: Path, *, last: bool, words: t.Tuple[str, str]) ->
     if stat.S_ISLNK(status.st_mode):
         return status
     mode = stat.S_IMODE(status.st_mode)
-    others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and (not _own_group(status.st_gid) or _has_access_list(place)))
+    writable_by_others = mode & stat.S_IWOTH or (
+        mode & stat.S_IWGRP and (not _own_group(status.st_gid) or _has_access_list(place))
+    )
     sticky_of_root = mode & stat.S_ISVTX and status.st_uid == 0 and not last
-    if others and not sticky_of_root:
+    if writable_by_others and not sticky_of_root:
         members = _members(status.st_gid) if _of_administrators(status.st_gid) and not mode & stat.S_IWOTH else []
         if members:
             raise OpsError(

@@ -90,12 +90,12 @@ class HistoryRecord:
     def as_json(self) -> t.Dict[str, t.Any]:
         """The line as an object: what is set, and ``extra``."""
         entry = {name: getattr(self, name) for name in _CONVERTERS}
-        known = {
+        values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in entry.items()
             if value is not None and (name == "after" or value not in ("", (), {}))
         }
-        return {**self.extra, **known}
+        return {**self.extra, **values}
 
     def completed(self, now: float) -> HistoryRecord:
         """The record as it is written at ``now``: with its time, the outcome that ``after`` says, and the duration."""
@@ -213,8 +213,8 @@ def append(path: Path, record: HistoryRecord, *, max_bytes: int = MAX_BYTES) -> 
             finally:
                 os.close(descriptor)
             if size + len(line) > max_bytes:
-                kept = path.read_bytes()[-max_bytes // 2 :]
-                write_atomically(path, kept[kept.index(b"\n") + 1 :], mode=0o644)
+                tail = path.read_bytes()[-max_bytes // 2 :]
+                write_atomically(path, tail[tail.index(b"\n") + 1 :], mode=0o644)
     except OSError as error:
         raise OpsError(
             f"Cannot write the history {path}: {error.strerror}.",

@@ -322,10 +322,10 @@ def heartbeat(root: Path, holder: str) -> t.Iterator[None]:
     Raises ``OpsError`` where it is lost before the beginning.
     """
     renew(root, holder)
-    ended = threading.Event()
+    stop = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(RENEWAL):
+        while not stop.wait(RENEWAL):
             with contextlib.suppress(OpsError):  # the next module of the run fails for it
                 renew(root, holder)
 
@@ -334,7 +334,7 @@ def heartbeat(root: Path, holder: str) -> t.Iterator[None]:
     try:
         yield
     finally:
-        ended.set()
+        stop.set()
         thread.join(1.0)
 
 

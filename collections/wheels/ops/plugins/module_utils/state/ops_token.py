@@ -32,18 +32,18 @@ def parse(text: str) -> t.Tuple[t.List[str], int]:
     return tokens, len(words) - len(tokens)
 
 
-def token_of(given: str, path: str) -> str:
+def token_of(token: str, path: str) -> str:
     """The ops token: given, or the first of a file.
 
     Raises ``OpsError`` for a file that cannot be read or holds none, and for a short one.
     """
-    given = given.strip()
-    if given and len(given) < MIN_LENGTH:
+    token = token.strip()
+    if token and len(token) < MIN_LENGTH:
         raise OpsError(
             f"The ops token must have at least {MIN_LENGTH} characters.", hint="Give the one that the backend has."
         )
-    if given or not path:
-        return given
+    if token or not path:
+        return token
     tokens, short = parse(_read(path))
     if tokens:
         return tokens[0]

@@ -64,14 +64,14 @@ class Request:
         return asdict(self)
 
 
-def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = False) -> Result:
-    """Reads what is pending, oldest first, and takes the files of the ids ``done`` away.
+def handle(directory: Path, completed: t.Sequence[str] = (), *, check_mode: bool = False) -> Result:
+    """Reads what is pending, oldest first, and takes the files of the ids ``completed`` away.
 
     ``extra`` has ``requests`` and ``refused``, both without those that are done; an entry's ``id`` is the name of its
     file without ``.json``. Raises ``OpsError`` for an id that cannot be one and for a directory that cannot be read or
     changed.
     """
-    for name in done:
+    for name in completed:
         if not _ID.fullmatch(name):
             raise OpsError(f"{name[:100]!r} is no id of a request.", hint="Give ids as this module returned them.")
     try:
@@ -93,7 +93,7 @@ def handle(directory: Path, done: t.Sequence[str] = (), *, check_mode: bool = Fa
     try:
         names = _names(descriptor)
         for name in names:
-            if name[:-5] in done:
+            if name[:-5] in completed:
                 actions.append({"action": "take", "target": str(directory / name), "changed": True})
                 if not check_mode:
                     _unlink(descriptor, name, directory)

@@ -24,13 +24,13 @@ REFUSED = "refused"
 _MAX_BYTES = 1 << 20
 
 
-def state_dir(given: str = "") -> Path:
+def state_dir(path: str = "") -> Path:
     """The directory of our state on this host.
 
     Raises ``OpsError`` for one that is not absolute (the next run would look elsewhere), and for one that somebody else
     can change.
     """
-    return state_directory.require(given or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
+    return state_directory.require(path or os.environ.get("WHEELS_OPS_STATE_DIR") or DEFAULT_STATE_DIR)
 
 
 def require_writable(directory: Path) -> None:
@@ -91,9 +91,9 @@ class Ledger:
             self.path,
             hint="Look at the file; move it away, or run as root. Without it no restart is counted against the budget.",
         )
-        found, self.damaged = documents.objects(content or b"")
-        entries = [entry for entry in found if documents.number(entry.get("time"))]
-        self.damaged += len(found) - len(entries)
+        records, self.damaged = documents.objects(content or b"")
+        entries = [entry for entry in records if documents.number(entry.get("time"))]
+        self.damaged += len(records) - len(entries)
         return entries
 
     def add(self, **entry: t.Any) -> None:
@@ -135,15 +135,15 @@ class Ledger:
         A clock that was put back leaves entries of the future; they count as of now.
         """
         now = time.time()
-        found: t.List[float] = []
+        times: t.List[float] = []
         for entry in self.read():
             if entry.get("service") != service:
                 continue
             if entry.get("event") == "begin":
-                found.append(min(now, entry["time"]))
-            elif entry.get("outcome") == REFUSED and found:
-                found.pop()  # its manager did not do it: that is no restart
-        return [start for start in found if start > now - window]
+                times.append(min(now, entry["time"]))
+            elif entry.get("outcome") == REFUSED and times:
+                times.pop()  # its manager did not do it: that is no restart
+        return [start for start in times if start > now - window]
 
     def blocked(self, service: str, *, max_restarts: int, window: float, cooldown: float) -> str:
         """Why a service may not be restarted now; empty where it may."""
@@ -156,11 +156,11 @@ class Ledger:
         now = time.time()
         starts = self.starts(service, max(window, cooldown))
         if starts and cooldown and now - starts[-1] < cooldown:
-            left = cooldown - (now - starts[-1])
+            remaining = cooldown - (now - starts[-1])
             return (
-                f"it was restarted {now - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts {left:.0f} s"
+                f"it was restarted {now - starts[-1]:.0f} s ago; the cool-down of {cooldown:g} s lasts {remaining:.0f} s"
                 " more",
-                now + left,
+                now + remaining,
             )
         inside = [start for start in starts if start > now - window]
         if max_restarts and len(inside) >= max_restarts:

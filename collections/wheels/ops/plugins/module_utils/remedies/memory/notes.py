@@ -41,9 +41,9 @@ class Note:
     def when(self) -> str:
         return time.strftime("at %Y-%m-%d %H:%M:%S", time.localtime(self.time))
 
-    def grown(self, used: int, min_gain: int) -> bool:
+    def grown(self, bytes_in_use: int, min_gain: int) -> bool:
         """Whether so much more is used now that the outcome says nothing any more; a twentieth more is no growth."""
-        return used >= self.used_after + max(min_gain, self.used_after // 20)
+        return bytes_in_use >= self.used_after + max(min_gain, self.used_after // 20)
 
 
 class Notes:

@@ -114,20 +114,20 @@ class Rung(abc.ABC):
 
 
 def _heaps(pids: t.Iterable[int]) -> t.List[heap.Heap]:
-    found = []
+    heaps = []
     for pid in pids:
         with contextlib.suppress(OSError):
-            found.append(heap.look(pid))
-    return found
+            heaps.append(heap.look(pid))
+    return heaps
 
 
 def _cause(error: BaseException) -> str:
     """What lies at the bottom of an error of requests: its own text names objects in memory."""
-    found: t.Optional[BaseException] = error
-    while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-        found = found.__cause__ or found.__context__
+    cause: t.Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     return type(error).__name__
 
 
@@ -150,7 +150,7 @@ class Application(Rung):
                 f"What a trim of {target} could give back cannot be seen.",
                 hint="Run as root, or as the user of the service.",
             )
-        return sum(found.trim_bound for found in heaps)
+        return sum(heap.trim_bound for heap in heaps)
 
     def _ask(self, context: Context, method: str, path: str) -> t.Any:
         """The answer. Raises ``OpsError`` where there is none, or where the token is refused."""
@@ -189,8 +189,8 @@ class Application(Rung):
                 f"The application answers no JSON to {answer.url}.",
                 hint="Deploy the patched files, or look at its log.",
             ) from error
-        known = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
-        return Outcome({"reported": {key: body[key] for key in known if isinstance(body, dict) and key in body}})
+        keys = ("rss_before", "rss_after", "freed_bytes", "pause_ms", "trimmed", "skipped", "type")
+        return Outcome({"reported": {key: body[key] for key in keys if isinstance(body, dict) and key in body}})
 
 
 class RedisPurge(Rung):
@@ -215,10 +215,10 @@ class RedisPurge(Rung):
 
     def predict(self, context: Context, target: str) -> int:
         try:
-            found = self._memory(context)
+            memory = self._memory(context)
         except OpsError:
             return 0
-        return max(0, int(found.get("used_memory_rss", 0)) - int(found.get("used_memory", 0)))
+        return max(0, int(memory.get("used_memory_rss", 0)) - int(memory.get("used_memory", 0)))
 
     def act(self, context: Context, target: str, emergency: bool) -> Outcome:
         import redis
@@ -240,12 +240,12 @@ class RedisPurge(Rung):
 
 def _at_work(client: t.Any, pids: t.AbstractSet[int], timeout: float) -> t.Set[int]:
     """The children among ``pids`` that have a task now, by the word of their workers."""
-    found = broker.workers(
+    workers = broker.workers(
         client,
         timeout=min(3.0, timeout),
         wanted=lambda answers: any(stats.get("pid") in pids for stats in answers.values()),
     )
-    nodes = [name for name, stats in found.items() if stats.get("pid") in pids]
+    nodes = [name for name, stats in workers.items() if stats.get("pid") in pids]
     if not nodes:
         raise OpsError("No worker of these processes answers.", hint="Look whether it runs.")
     answers = broker.workers(
@@ -279,7 +279,7 @@ class CeleryPool(Rung):
             idle = self._idle(context, target)
         except OpsError:
             return 0  # nobody can be asked to replace them either
-        return sum(found.trim_bound + found.other_anonymous for found in _heaps(idle))
+        return sum(heap.trim_bound + heap.other_anonymous for heap in _heaps(idle))
 
     def _idle(self, context: Context, target: str) -> t.Set[int]:
         """The children without a task. Raises ``OpsError`` where neither broker nor worker answers."""
@@ -343,11 +343,11 @@ class CeleryPool(Rung):
         busy = _at_work(client, pids, context.timeout)
         replaced: t.List[int] = []
         children = 0
-        said = ""
+        reason = ""
         for node, stats in found.items():
             before = set(stats.get("pool", {}).get("processes") or ())
             children += len(before)
-            gone: t.Set[int] = set()
+            ended_pids: t.Set[int] = set()
             # One turn for each child without a task: a further one would only replace a new child.
             for _child in before - busy:
                 for method in ("pool_grow", "pool_shrink"):
@@ -359,19 +359,19 @@ class CeleryPool(Rung):
                         arguments={"n": 1},
                         destination=[node],
                     )
-                    said = str(answer.get(node, {}).get("error", "")) or said
+                    reason = str(answer.get(node, {}).get("error", "")) or reason
                 # The pool would choose the same child again until it has seen it end.
-                known, deadline = len(gone), time.monotonic() + min(10.0, context.timeout)
-                while len(gone) == known and not said and time.monotonic() < deadline:
+                count, deadline = len(ended_pids), time.monotonic() + min(10.0, context.timeout)
+                while len(ended_pids) == count and not reason and time.monotonic() < deadline:
                     time.sleep(0.1)
-                    gone = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
-                if len(gone) == known:
+                    ended_pids = {pid for pid in before if not os.path.exists(f"/proc/{pid}")}
+                if len(ended_pids) == count:
                     break  # the others are at work
             settle(context.pids(target), min(_SETTLE, context.timeout))
-            replaced += sorted(gone)
+            replaced += sorted(ended_pids)
         if not replaced:
             raise OpsError(
-                f"No child of {target} could be replaced: {said or 'all are at work'}.",
+                f"No child of {target} could be replaced: {reason or 'all are at work'}.",
                 hint="Run it again when tasks have ended.",
             )
         return Outcome({"replaced": replaced}, replaced=True, whole=len(replaced) == children)
@@ -421,13 +421,13 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
     Raises ``OpsError`` where the kernel would swap out instead.
     """
     amount, anonymous = _require_cache(directory), memory_pressure.anonymous(directory)
-    wanted = [f"{amount} swappiness=0"]
+    requests = [f"{amount} swappiness=0"]
     if not memory_pressure.swap_total(proc):
-        wanted.append(
+        requests.append(
             str(amount)
         )  # without swap nothing else than cache can go, and older kernels do not know swappiness here
-    said = ""
-    for text in wanted:
+    reason = ""
+    for text in requests:
         try:
             descriptor = os.open(f"{directory}/memory.reclaim", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -437,20 +437,20 @@ def reclaim(directory: str, *, proc: str = "/proc") -> Outcome:
         try:
             # A buffered write would swallow the kernel's answer.
             os.write(descriptor, text.encode())
-            said = ""
+            reason = ""
             break
         except OSError as error:
-            said = os.strerror(error.errno or 0)
+            reason = os.strerror(error.errno or 0)
             if error.errno == errno.EAGAIN:
-                said = ""  # it could not reclaim all of it: what it did is measured
+                reason = ""  # it could not reclaim all of it: what it did is measured
                 break
             if error.errno != errno.EINVAL:
                 break
         finally:
             os.close(descriptor)
-    if said:
+    if reason:
         raise OpsError(
-            f"The kernel does not reclaim from {directory}: {said}.",
+            f"The kernel does not reclaim from {directory}: {reason}.",
             hint="Where there is swap, a kernel is needed that takes swappiness in memory.reclaim.",
         )
     freed = amount - memory_pressure.file_cache(directory)
@@ -585,7 +585,7 @@ class Restart(Rung):
         return sorted(usable, key=lambda name: -resident_bytes(context.pids(name)))[:1]
 
     def predict(self, context: Context, target: str) -> int:
-        return sum(found.trim_bound + found.other_anonymous for found in _heaps(context.pids(target)))
+        return sum(heap.trim_bound + heap.other_anonymous for heap in _heaps(context.pids(target)))
 
     def _restart(self, context: Context, target: str, *, check_mode: bool) -> Result:
         if context.control is None:

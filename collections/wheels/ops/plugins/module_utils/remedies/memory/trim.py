@@ -199,7 +199,7 @@ class _Run:
                 " alone restarts nothing."
             )
             return
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             if rung.replaces:
                 self.notes.require_writable()
@@ -209,7 +209,7 @@ class _Run:
                 return
             outcome: Outcome = rung.act(self.context, target, emergency)
         except OpsError as error:
-            entry.update(skipped=str(error), duration_ms=round((time.monotonic() - started) * 1000, 1))
+            entry.update(skipped=str(error), duration_ms=round((time.monotonic() - start) * 1000, 1))
             return
         subject.look()
         freed = before - subject.used
@@ -218,7 +218,7 @@ class _Run:
             bytes_freed=freed,
             percent_after=round(subject.percent, 1),
             effective=freed >= self.options.min_gain,
-            duration_ms=round((time.monotonic() - started) * 1000, 1),
+            duration_ms=round((time.monotonic() - start) * 1000, 1),
             **outcome.details,
         )
         self._remember(subject, name, target, share, outcome)
@@ -342,7 +342,7 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
     """What is measured: each service with a limit of ours or of its cgroup, and with scope ``host`` the machine and the
     container around us.
     """
-    found = []
+    result = []
     for name, limit in limits_mb.items():
         if not 0 < limit < 1 << 40 or name not in context.names:
             names = ", ".join(context.names) or "there is none in services"
@@ -352,20 +352,20 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
             )
     for name in context.names:
         if name in limits_mb:
-            found.append(
+            result.append(
                 Subject(name, int(limits_mb[name] * MEBIBYTE), functools.partial(_resident, context, name), [name])
             )
         around = _around(context, name)
         if around is not None and (options.scope == "services" or around.path != "/"):
             find = functools.partial(_around, context, name)
-            found.append(
+            result.append(
                 Subject(
                     f"{name} ({around.path})", around.limit_bytes, functools.partial(_used, find), [name], scope=find
                 )
             )
     if options.scope == "host":
         machine = memory_pressure.host()
-        found.append(
+        result.append(
             Subject(
                 _MACHINE,
                 machine.limit_bytes,
@@ -376,7 +376,7 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
         )
         own = memory_pressure.cgroup()
         if own is not None and own.path == "/":
-            found.append(
+            result.append(
                 Subject(
                     _CONTAINER,
                     own.limit_bytes,
@@ -385,9 +385,9 @@ def subjects(context: Context, options: Options, limits_mb: t.Mapping[str, float
                     scope=memory_pressure.cgroup,
                 )
             )
-    if not found:
+    if not result:
         raise OpsError("There is no memory to measure.", hint="Give memory_limits_mb for services, or scope: host.")
-    return found
+    return result
 
 
 def _resident(context: Context, name: str) -> int:
@@ -432,7 +432,7 @@ def run(
         subject.look()
     before = {subject.name: subject.as_dict() for subject in every}
     stalls = memory_pressure.stalls()
-    started = time.monotonic()
+    start = time.monotonic()
     ladder = _Run(context, options, check_mode, every, Notes(restarts.state_dir(options.state_dir)))
     # The tightest first: what a service gives back, the host around it has too.
     for subject in sorted(every, key=lambda subject: -subject.percent):
@@ -485,7 +485,7 @@ def run(
             "bytes_freed": freed,
             "missed": missed,
             "rebound_percent": rebound,
-            "duration_ms": round((time.monotonic() - started) * 1000, 1),
+            "duration_ms": round((time.monotonic() - start) * 1000, 1),
         },
     )
 
@@ -519,8 +519,8 @@ def _message(
     over = [name for name, entry in before.items() if entry["percent"] > options.tier("warning")]
     if not over:
         return "Memory is below the warning; nothing was done."
-    shown = ", ".join(f"{name} from {before[name]['percent']} to {after[name]['percent']} %" for name in over)
-    text = f"{'At best: ' if check_mode else ''}{shown}."
+    pressures = ", ".join(f"{name} from {before[name]['percent']} to {after[name]['percent']} %" for name in over)
+    text = f"{'At best: ' if check_mode else ''}{pressures}."
     if missed:
         tried = {action["action"] for action in actions}
         further = [
@@ -551,44 +551,44 @@ def _message(
     )
 
 
-def run_with(given: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
+def run_with(values: t.Mapping[str, t.Any], *, check_mode: bool = False) -> Result:
     """``run`` for a caller's parameters: sizes and thresholds as people write them, the services' manager opened.
 
     Raises ``OpsError`` for nonsense.
     """
-    known = parse_services(given["services"]) if given.get("services") else []
-    taken: t.Dict[str, t.Any] = {
-        key: given[key] for key in Options.__dataclass_fields__ if key != "thresholds" and given.get(key) is not None
+    services = parse_services(values["services"]) if values.get("services") else []
+    known_options: t.Dict[str, t.Any] = {
+        key: values[key] for key in Options.__dataclass_fields__ if key != "thresholds" and values.get(key) is not None
     }
-    taken.update({key: tuple(value) for key, value in taken.items() if isinstance(value, list)})
-    if "min_gain" in taken:
-        taken["min_gain"] = units.size(taken["min_gain"], "min_gain")
-    if given.get("thresholds"):
-        taken["thresholds"] = parse({"memory": given["thresholds"]})["memory"]
+    known_options.update({key: tuple(value) for key, value in known_options.items() if isinstance(value, list)})
+    if "min_gain" in known_options:
+        known_options["min_gain"] = units.size(known_options["min_gain"], "min_gain")
+    if values.get("thresholds"):
+        known_options["thresholds"] = parse({"memory": values["thresholds"]})["memory"]
     try:
-        if any(isinstance(limit, bool) for limit in (given.get("memory_limits_mb") or {}).values()):
+        if any(isinstance(limit, bool) for limit in (values.get("memory_limits_mb") or {}).values()):
             raise TypeError("a truth value is no number of MiB")
-        limits = {str(name): float(limit) for name, limit in (given.get("memory_limits_mb") or {}).items()}
+        limits = {str(name): float(limit) for name, limit in (values.get("memory_limits_mb") or {}).items()}
     except (TypeError, ValueError) as error:
         raise OpsError(
             "memory_limits_mb must be a number of MiB for each service.", hint="For example {pam-backend: 512}."
         ) from error
-    options = Options(**taken)
+    options = Options(**known_options)
     validate(options)
-    if options.application and options.application not in [service.name for service in known]:
+    if options.application and options.application not in [service.name for service in services]:
         raise OpsError(
             f"application must be one of services, {got('application', options.application)}.",
             hint="Name one of its entries.",
         )
     if options.base_url and "application" in options.actions:
-        options = replace(options, token=token_of(options.token, given.get("token_file") or ""))
+        options = replace(options, token=token_of(options.token, values.get("token_file") or ""))
         validate(options)
-    control = manager.from_params(given) if known else None
-    states = control.states([service.unit for service in known]) if control else {}
+    control = manager.from_params(values) if services else None
+    states = control.states([service.unit for service in services]) if control else {}
     strange = [unit for unit, state in states.items() if not state.exists]
     if strange:
         raise OpsError(
             f"Unknown units in services: {', '.join(strange)}.",
             hint="Install the unit, or name it with unit.",
         )
-    return run(known, control, limits, options, check_mode=check_mode)
+    return run(services, control, limits, options, check_mode=check_mode)
