@@ -56,6 +56,8 @@ def defaults(state: Path) -> t.Dict[str, t.Any]:
         "ignore_cooldown": False,
         "budget": 6,
         "max_restarts": 3,
+        "max_failures": 2,
+        "policy": {},
         "state_dir": str(state),
     }
 
@@ -143,9 +145,9 @@ def test_cache_clear_needs_the_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"cooldown": -1}, "cooldown must be between 0 and 604800, got -1."),
-        ({"confirm_after": 3601}, "confirm_after must be between 0 and 3600, got 3601."),
-        ({"budget": 1001}, "budget must be between 0 and 1000, got 1001."),
+        ({"cooldown": -1}, "cooldown must be between 0 and 604,800, got -1."),
+        ({"confirm_after": 3601}, "confirm_after must be between 0 and 3,600, got 3,601."),
+        ({"budget": 1001}, "budget must be between 0 and 1,000, got 1,001."),
         ({"checks": [{"name": "disk"}]}, "Each entry of checks must have a text status, got name."),
         ({"confirmation": [{}]}, "Each entry of confirmation must have a text name, got nothing."),
     ],
@@ -207,7 +209,7 @@ def test_recovery_report_hides_secrets_and_is_empty_where_nothing_is_wrong() -> 
     secret = entry("service_restart", "redis", failed=True, message="redis://:correct-horse@h/0 does not answer")
     assert "correct-horse" not in repr(call([secret], BEFORE, BEFORE))
     healthy = [check("disk", "", "ok")]
-    assert call([], healthy, healthy) == {"results": [], "lines": []}
+    assert call([], healthy, healthy) == {"results": [], "attempts": [], "lines": []}
 
 
 def test_remaining_services_cuts_the_dependencies_on_what_is_left_out() -> None:

@@ -45,11 +45,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: C(results) as M(wheels.ops.recovery_history) records them, and C(lines) for a person.
+  description:
+    - C(results) as M(wheels.ops.recovery_history) records them, C(attempts) for M(wheels.ops.recovery_problems), and
+      C(lines) for a person.
   type: dict
 """
 
 import typing as t
+from dataclasses import asdict
 
 from ansible_collections.wheels.ops.plugins.module_utils.core.redaction import redact_value
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import recovery_results
@@ -72,7 +75,7 @@ def recovery_report(
             advice=str(entry.get("advice") or ""),
         )
         if entry.get("refused"):
-            result.refuse(str(entry["refused"]), result.advice)
+            result.refuse(str(entry["refused"]), result.advice, waits=bool(entry.get("waits")))
         elif entry.get("failed"):
             result.fail(result.message)
         results.append(result)
@@ -81,7 +84,16 @@ def recovery_report(
     text = recovery_text.lines(before, after, records, check_mode=check_mode)
     return t.cast(
         "t.Dict[str, t.Any]",
-        redact_value({"results": [recovery_results.brief(each) for each in records if each["action"]], "lines": text}),
+        redact_value(
+            {
+                "results": [recovery_results.brief(each) for each in records if each["action"]],
+                "attempts": [
+                    {**asdict(attempt), "subjects": list(attempt.subjects)}
+                    for attempt in recovery_results.attempts_of(results)
+                ],
+                "lines": text,
+            }
+        ),
     )
 
 

@@ -73,7 +73,7 @@ options:
     type: float
     default: 14400
   ignore_cooldown:
-    description: Try again at once. The budget still applies.
+    description: Try again at once, also what did not help O(max_failures) times. The budget still applies.
     type: bool
     default: false
   budget:
@@ -84,6 +84,21 @@ options:
     description: Restarts of one service in an hour, 0 to 1000; 0 for any number.
     type: int
     default: 3
+  max_failures:
+    description:
+      - A remedy that did not help as often is not tried again before the problem has ended, 0 to 1000; 0 for any
+        number.
+    type: int
+    default: 2
+  policy:
+    description:
+      - What is different from the other options, as data.
+      - Its keys are those of the other options that are numbers; C(remedies), by check the list of the remedies that it
+        may ask for; C(ask_person), the remedies that wait for a person; and C(limits), by remedy its own C(cooldown),
+        C(max_cooldown) and C(budget).
+    type: dict
+    default: {}
+    version_added: 1.1.0
   state_dir:
     description: Where C(history.jsonl) and C(restarts.jsonl) lie.
     type: path
@@ -136,6 +151,9 @@ steps:
     waits_until:
       description: When it may begin, in UTC; empty where waiting does not help.
       type: str
+    waits:
+      description: Whether waiting helps.
+      type: bool
     without:
       description: Services that it must leave alone.
       type: list
@@ -162,6 +180,10 @@ to_confirm:
   returned: success
   type: list
   elements: str
+max_failures:
+  description: What O(max_failures) and O(policy) say together.
+  returned: success
+  type: int
 lines:
   description: The plan for a person, line by line.
   returned: success
@@ -180,26 +202,16 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError, Result
+from ansible_collections.wheels.ops.plugins.module_utils.health import subjects
 from ansible_collections.wheels.ops.plugins.module_utils.remedies import plan, recovery_state
+from ansible_collections.wheels.ops.plugins.module_utils.remedies import policy as policies
 from ansible_collections.wheels.ops.plugins.module_utils.report import recovery_text
 from ansible_collections.wheels.ops.plugins.module_utils.services import arguments
 from ansible_collections.wheels.ops.plugins.module_utils.state import directory
 
-_RANGES = (
-    ("confirm_after", 0, 3600),
-    ("cooldown", 0, 604_800),
-    ("max_cooldown", 0, 604_800),
-    ("budget", 0, 1000),
-    ("max_restarts", 0, 1000),
-)
-
 
 def _validate(params: t.Mapping[str, t.Any]) -> None:
-    for name, low, high in _RANGES:
-        if not low <= params[name] <= high:
-            raise OpsError(
-                f"{name} must be between {low} and {high}, got {params[name]:g}.", hint="Correct it, and run again."
-            )
+    policies.check_ranges(params)
     for name in ("checks", "confirmation"):
         for check in params[name] or ():
             missing = [key for key in ("name", "status") if not isinstance(check.get(key), str)]
@@ -213,8 +225,11 @@ def _validate(params: t.Mapping[str, t.Any]) -> None:
 
 def call(params: t.Mapping[str, t.Any]) -> Result:
     _validate(params)
-    policy = plan.Policy(
-        **{name: params[name] for name in ("confirm_after", "cooldown", "max_cooldown", "budget", "max_restarts")}
+    policy = policies.parse(
+        params["policy"],
+        policies.Policy(**{name: params[name] for name in policies.RANGES}),
+        remedies=plan.NAMES,
+        subjects=subjects.NAMES,
     )
     first, second = params["checks"], params["confirmation"]
     checks = plan.confirm(first, second or [])
@@ -222,7 +237,11 @@ def call(params: t.Mapping[str, t.Any]) -> Result:
     if policy.confirm_after:
         confirmed = set(plan.failing(first)) & set(plan.failing(second or []))
     state, warnings = recovery_state.read(
-        directory.require(params["state_dir"]), params["services"], policy, confirmed=confirmed
+        directory.require(params["state_dir"]),
+        params["services"],
+        policy,
+        confirmed=confirmed,
+        ignore_cooldown=params["ignore_cooldown"],
     )
     unavailable = set(params["unavailable"])
     if not params["services"]:
@@ -250,12 +269,14 @@ def call(params: t.Mapping[str, t.Any]) -> Result:
                     "subjects": list(step.subjects),
                     "without": list(step.without),
                     "waits_until": recovery_text.waiting(step.waits_until),
+                    "waits": bool(step.waits_until),
                 }
                 for step in steps
             ],
             "checks": checks,
             "failing": plan.failing(checks),
             "to_confirm": [] if second is not None else plan.to_confirm(first, policy),
+            "max_failures": policy.max_failures,
             "lines": recovery_text.plan_lines(checks, steps),
         },
     )
@@ -277,6 +298,8 @@ def main() -> None:
             "ignore_cooldown": {"type": "bool", "default": False},
             "budget": {"type": "int", "default": 6},
             "max_restarts": {"type": "int", "default": 3},
+            "max_failures": {"type": "int", "default": 2},
+            "policy": {"type": "dict", "default": {}},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
         },
         supports_check_mode=True,

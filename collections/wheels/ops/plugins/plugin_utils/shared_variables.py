@@ -54,6 +54,11 @@ REPORT_SERVICES: t.List[t.Dict[str, t.Any]] = [
 ]
 
 SHARED: t.Dict[str, Variable] = {
+    "wheels_ops_alerts": Variable(
+        "list of dict",
+        [],
+        "Who is told when a problem begins, escalates or ends. See [recovery.md](recovery.md).",
+    ),
     "wheels_ops_backend_dir": Variable("str", "/production", "Directory that contains the backend's `app`."),
     "wheels_ops_backend_python": Variable(
         "str", "", "Python interpreter of the backend. Empty: the one that the running service uses."
@@ -123,6 +128,12 @@ SHARED: t.Dict[str, Variable] = {
         "str",
         "{wheels_ops_venv}/bin/python",
         "Python interpreter that runs the modules of this collection on the host.",
+    ),
+    "wheels_ops_recovery_policy": Variable(
+        "dict",
+        {},
+        "How a recovery behaves, as data: cool-downs, budgets, which remedy for which check, what waits for a person."
+        " See [recovery.md](recovery.md).",
     ),
     "wheels_ops_redis_unit": Variable("str", "redis-server", "Unit of Redis, as the service manager calls it."),
     "wheels_ops_redis_url": Variable(

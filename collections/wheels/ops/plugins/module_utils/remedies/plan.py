@@ -13,6 +13,8 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ..health.subjects import with_remedy
+from ..state.problems import UNSUCCESSFUL, Attempt, Problems
+from .policy import Policy
 
 Check = t.Mapping[str, t.Any]
 Service = t.Mapping[str, t.Any]
@@ -34,8 +36,7 @@ PROGRAM, PLAYBOOK = "program", "playbook"
 #: Statuses that ask for a remedy. What is ``unknown`` was not measured: nothing is done about it.
 FAILING: t.FrozenSet[str] = frozenset({"warning", "critical", "emergency"})
 #: Outcomes that count as a try: the remedy ran and changed something, or failed.
-TRIED: t.FrozenSet[str] = frozenset({"done", "partly", "failed"})
-_UNSUCCESSFUL: t.FrozenSet[str] = frozenset({"partly", "failed"})
+TRIED: t.FrozenSet[str] = frozenset({"done", *UNSUCCESSFUL})
 
 
 @dataclass(frozen=True)
@@ -129,27 +130,6 @@ _DEPLOY = "ansible-playbook playbooks/deploy.yml"
 
 
 @dataclass(frozen=True)
-class Policy:
-    """Limits, in seconds. ``cooldown`` follows a try and doubles with every further one that did not help, up to
-    ``max_cooldown``.
-
-    ``budget`` tries of one remedy are made within ``window``. ``confirm_after``: what fails is measured again after it;
-    0 believes the first measurement. ``max_restarts`` of one service within ``window``, 0 for any number.
-    """
-
-    confirm_after: float = 5.0
-    cooldown: float = 600.0
-    max_cooldown: float = 14_400.0
-    budget: int = 6
-    window: float = 3600.0
-    max_restarts: int = 3
-
-    def pause(self, failures: int) -> float:
-        """Seconds to wait after a try, the last ``failures`` of which did not help."""
-        return min(max(self.cooldown, self.max_cooldown), self.cooldown * 2.0 ** min(max(0, failures - 1), 30))
-
-
-@dataclass(frozen=True)
 class Allowed:
     """What may be done on a host. ``unavailable``: remedies with nothing to work with; ``forbidden``: those that are
     switched off.
@@ -190,7 +170,7 @@ class State:
 
     ``confirmed``: subjects that failed in two measurements, None where every failure counts. ``restarts``: services
     that may not be restarted now. ``relief_ends``: when the first lowered priority is due to be restored,
-    0 where there is none.
+    0 where there is none. ``problems``: those that earlier runs left open.
     """
 
     now: float
@@ -198,6 +178,7 @@ class State:
     confirmed: t.Optional[t.Collection[str]] = None
     restarts: t.Mapping[str, Blocked] = field(default_factory=dict)
     relief_ends: float = 0.0
+    problems: Problems = field(default_factory=Problems)
 
 
 @dataclass(frozen=True)
@@ -217,6 +198,11 @@ class Step:
     without: t.Tuple[str, ...] = ()
 
 
+def attempt_of(step: Step) -> Attempt:
+    """A step that was refused, as the life of a problem takes it (``state/problems.py``)."""
+    return Attempt(step.remedy, step.subjects, "refused", bool(step.waits_until), step.refused, step.advice)
+
+
 def plan(checks: t.Sequence[Check], allowed: Allowed, state: State) -> t.List[Step]:
     """The steps of a run in their order, each remedy at most once. Without ``only``, every check that fails or could
     not be measured is among the subjects of a step.
@@ -228,7 +214,7 @@ def plan(checks: t.Sequence[Check], allowed: Allowed, state: State) -> t.List[St
     for remedy in REMEDIES:
         if allowed.only and remedy.name not in allowed.only:
             continue
-        askers = [check for check in asking if _asks(check, remedy)]
+        askers = [check for check in asking if _asks(check, remedy, allowed.policy)]
         if remedy.name == CPU_RELIEF_END:
             steps += _relief_end(checks, steps, state)
         elif askers:
@@ -269,7 +255,9 @@ def remaining_services(services: t.Sequence[Service], without: t.Collection[str]
     ]
 
 
-def _asks(check: Check, remedy: Remedy) -> bool:
+def _asks(check: Check, remedy: Remedy, policy: Policy) -> bool:
+    if check["name"] in policy.remedies:
+        return remedy.name in policy.remedies[check["name"]]
     return check["name"] in subjects_of(remedy.name) and check.get("remedy") in (*remedy.modules, *remedy.also)
 
 
@@ -286,6 +274,11 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
             f"It failed in one measurement; a second one after {allowed.policy.confirm_after:g} s has to confirm it.",
             until=state.now + allowed.policy.confirm_after,
         )
+    if remedy.name in allowed.policy.ask_person and remedy.name not in allowed.only:
+        return refused(
+            "The policy leaves this remedy to a person.",
+            advice=f"If it is right now: {_option(allowed, f'--only {remedy.name}', 'take it out of ask_person')}.",
+        )
     if remedy.name == DEPLOY:
         return refused("Only a deployment installs the files that it needs.", advice=f"Run {_DEPLOY}.")
     for names, reasons in ((allowed.unavailable, _UNAVAILABLE), (allowed.forbidden, _FORBIDDEN)):
@@ -293,6 +286,9 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
             reason, *options = reasons.get(remedy.name, ("It is not available here", "", ""))
             option = options[allowed.caller == PLAYBOOK]
             return refused(f"{reason}{f' ({option})' if option else ''}.", advice=_advice(remedy.name))
+    reason = _ended_for_now(remedy, subjects, checks, allowed, state)
+    if reason:
+        return refused(reason, advice=_NEXT.get(remedy.name) or _advice(remedy.name))
     writes = refused_writes(checks)
     worse, without = _harm(remedy.name, confirmed, checks, allowed, state, writes)
     if worse:
@@ -304,6 +300,35 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
         if reason:
             return refused(reason, advice=_NEXT.get(remedy.name, ""), until=until)
     return Step(remedy.name, subjects, advice=_NEXT.get(remedy.name) or _advice(remedy.name), without=without)
+
+
+def _ended_for_now(
+    remedy: Remedy, subjects: t.Tuple[str, ...], checks: t.Sequence[Check], allowed: Allowed, state: State
+) -> str:
+    """Why nothing is tried before a person has had a look, whatever time passes; empty where it may be."""
+    if allowed.ignore_cooldown:
+        return ""
+    option = _option(allowed, *_IGNORE_COOLDOWN)
+    if state.problems.stopped:
+        return f"{state.problems.stopped} Nothing more is changed before everything passes again ({option})."
+    limit = allowed.policy.max_failures
+    if not state.problems.exhausted(remedy.name, subjects, limit):
+        return ""
+    # A service that has gone down since was not restarted yet.
+    if remedy.name == SERVICE_RESTART and set(_down(checks)) - set(exhausted_services(state.problems, limit)):
+        return ""
+    return f"It did not help {_times(limit)}, so it is not tried again before the problem has ended ({option})."
+
+
+def exhausted_services(problems: Problems, limit: int) -> t.List[str]:
+    """The services for which a restart did not help as often; none where ``limit`` is 0."""
+    head = f"{SERVICE_RESTART} "
+    return [
+        key[len(head) :]
+        for problem in problems.problems
+        for key, count in problem.failures.items()
+        if limit and key.startswith(head) and count >= limit
+    ]
 
 
 def refused_writes(checks: t.Sequence[Check]) -> str:
@@ -428,7 +453,7 @@ def _with_dependents(services: t.Sequence[Service], names: t.Collection[str]) ->
 
 def _waits(name: str, allowed: Allowed, state: State) -> t.Tuple[str, float]:
     """(why a remedy is not tried again yet, until when); empty where it may be."""
-    policy = allowed.policy
+    policy = allowed.policy.of(name)
     tries = sorted(
         (
             # A clock that was put back leaves tries of the future; they count as of now.
@@ -448,7 +473,7 @@ def _waits(name: str, allowed: Allowed, state: State) -> t.Tuple[str, float]:
             f" {until - state.now:.0f} s. It comes back: find out why.",
             until,
         )
-    failures = next((at for at, each in enumerate(tries) if each.outcome not in _UNSUCCESSFUL), len(tries))
+    failures = next((at for at, each in enumerate(tries) if each.outcome not in UNSUCCESSFUL), len(tries))
     pause = policy.pause(failures)
     until = tries[0].at + pause
     if allowed.ignore_cooldown or until <= state.now:
@@ -459,6 +484,10 @@ def _waits(name: str, allowed: Allowed, state: State) -> t.Tuple[str, float]:
         f" {until - state.now:.0f} s more ({_option(allowed, *_IGNORE_COOLDOWN)}).",
         until,
     )
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
 def _ordinal(number: int) -> str:

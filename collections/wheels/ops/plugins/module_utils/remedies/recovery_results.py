@@ -9,6 +9,8 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
+from ..state.problems import Attempt
+
 #: What the history keeps of a result; the dashboard of the backend shows these keys.
 _BRIEF = ("action", "success", "outcome", "message", "timestamp", "changed")
 
@@ -19,7 +21,8 @@ class RecoveryResult:
     mode.
 
     ``changed`` says whether it changed (in check mode: would change) anything, ``refused`` why it was not begun.
-    ``advice``: what a person does where it was refused or did not help. ``outcome`` is one word: ``done``, ``partly``
+    ``waits``: it was refused for now and may begin later. ``advice``: what a person does where it was refused or did
+    not help. ``outcome`` is one word: ``done``, ``partly``
     (it changed something, yet a check still fails), ``nothing`` (there was nothing that it could do), ``failed``,
     ``refused``, or in check mode ``would``.
     """
@@ -34,13 +37,15 @@ class RecoveryResult:
     outcome: str = ""
     checks: t.List[str] = field(default_factory=list)
     advice: str = ""
+    waits: bool = False
 
     def as_dict(self) -> t.Dict[str, t.Any]:
         return asdict(self)
 
-    def refuse(self, reason: str, advice: str = "") -> None:
-        """Marks the remedy as not begun."""
+    def refuse(self, reason: str, advice: str = "", *, waits: bool = False) -> None:
+        """Marks the remedy as not begun; with ``waits`` it may begin later."""
         self.refused = self.message = reason
+        self.waits = waits
         self.advice = advice
         self.success, self.outcome = False, "refused"
 
@@ -79,3 +84,18 @@ def verify(
 def brief(result: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     """What the history keeps of a result."""
     return {key: result[key] for key in _BRIEF}
+
+
+def attempts_of(results: t.Iterable[RecoveryResult]) -> t.List[Attempt]:
+    """The results as the life of a problem takes them (``state/problems.py``)."""
+    return [
+        Attempt(
+            remedy=result.action,
+            subjects=tuple(result.checks),
+            outcome=result.outcome,
+            waits=result.waits,
+            reason=result.refused or result.message,
+            advice=result.advice,
+        )
+        for result in results
+    ]

@@ -9,9 +9,9 @@ import typing as t
 from pathlib import Path
 
 from ..core.results import OpsError
-from ..state import history, restarts
+from ..state import documents, history, problems, restarts
 from . import cpu_relief
-from .plan import Blocked, Policy, State, Try
+from .plan import Blocked, Policy, State, Try, exhausted_services
 
 #: As many records are looked at: those of a day with one run in a minute.
 RECORDS = 1500
@@ -23,6 +23,7 @@ def read(
     policy: Policy,
     *,
     confirmed: t.Optional[t.Collection[str]] = None,
+    ignore_cooldown: bool = False,
 ) -> t.Tuple[State, t.List[str]]:
     """(the state of now, sentences about what was passed over). Raises ``OpsError`` where the state cannot be read."""
     warnings = []
@@ -35,8 +36,18 @@ def read(
     except OpsError as error:
         relief_ends = 0.0
         warnings.append(f"Whether a lowered priority has to be restored is unknown: {error}")
+    try:
+        open_problems = problems.read(directory)
+    except documents.Damaged as error:
+        # The run that ends sets it aside.
+        open_problems = problems.Problems()
+        warnings.append(str(error))
     book = restarts.Ledger(directory)
-    blocked = {}
+    blocked = {
+        name: Blocked("restarting it did not help", 0.0)
+        for name in exhausted_services(open_problems, policy.max_failures)
+        if not ignore_cooldown
+    }
     for service in services:
         reason, until = book.blocked_until(
             str(service["name"]), max_restarts=policy.max_restarts, window=policy.window, cooldown=0
@@ -49,6 +60,7 @@ def read(
         confirmed=confirmed,
         restarts=blocked,
         relief_ends=relief_ends,
+        problems=open_problems,
     )
     return state, warnings
 

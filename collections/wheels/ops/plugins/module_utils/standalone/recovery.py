@@ -24,13 +24,15 @@ from ..checks import suite
 from ..core.options import choices
 from ..core.results import OpsError, Result
 from ..database import scripts as sql_script
+from ..health.subjects import NAMES
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
 from ..remedies import cache_purge, celery_throttle, cpu_relief, plan, recovery_state, service_restart, tts_engine
+from ..remedies import policy as policies
 from ..remedies.disk import cleanup
 from ..remedies.logs import rotate
 from ..remedies.memory import trim
-from ..remedies.recovery_results import RecoveryResult, brief, verify
-from ..report import recovery_text, report
+from ..remedies.recovery_results import RecoveryResult, attempts_of, brief, verify
+from ..report import alerts, recovery_text, report
 from ..rls import module_api as rls_entry
 from ..services.model import parse_services
 from ..services.service_processes import service_pids
@@ -137,17 +139,45 @@ class AutomatedRecovery:
                     after = suite.run(self.settings.checks)
             verify(results, after["checks"], check_mode=self.dry_run)
         self.recovery_history = (self.recovery_history + results)[-self.max_history :]
+        outcome = self._follow(before, after, results, steps)
         report = t.cast(Report, self.settings.scrubbed(self._report(before, after, results, steps, run_id)))
-        if not self.dry_run and (before["failing"] or results or requests["requests"] or requests["refused"]):
+        report["problems"] = [change.as_json() for change in outcome.changes]
+        report["alerts"] = list(outcome.delivered)
+        tried = any(result.outcome in plan.TRIED for result in results)
+        if not self.dry_run and (outcome.changes or tried or requests["requests"] or requests["refused"]):
             self._note(report, requests, round(time.monotonic() - start, 1))
         return report
+
+    def _follow(
+        self, before: Health, after: Health, results: t.Sequence[RecoveryResult], steps: t.Sequence[plan.Step]
+    ) -> alerts.Outcome:
+        """The problems after this run; whoever is to be told of a change is told."""
+        attempts = [
+            *attempts_of(results),
+            *(plan.attempt_of(step) for step in steps if not step.remedy),
+        ]
+        outcome = alerts.record(
+            self.settings.state_dir,
+            self.settings.scrubbed(before["checks"]),
+            self.settings.scrubbed(after["checks"]),
+            [
+                replace(each, reason=self.settings.scrubbed(each.reason), advice=self.settings.scrubbed(each.advice))
+                for each in attempts
+            ],
+            self.settings.alerts,
+            socket.gethostname(),
+            max_failures=self._policy().max_failures,
+            check_mode=self.dry_run,
+        )
+        self.notes += outcome.warnings
+        return outcome
 
     def _confirmed(self, health: Health) -> t.Tuple[Health, t.List[str]]:
         """(the health with what fails measured once more, the names that failed twice). See ``plan.confirm``."""
         names = plan.to_confirm(health["checks"], self._policy())
         if not names:
             return health, list(health["failing"])
-        time.sleep(self.options.confirm_after)
+        time.sleep(self._policy().confirm_after)
         again = suite.run(replace(self.settings.checks, subjects=tuple(names)))
         checks = plan.confirm(health["checks"], again["checks"])
         merged = {
@@ -161,20 +191,23 @@ class AutomatedRecovery:
         return merged, plan.failing(checks)
 
     def _policy(self) -> plan.Policy:
-        options = self.options
-        return plan.Policy(
-            confirm_after=options.confirm_after,
-            cooldown=options.cooldown,
-            max_cooldown=options.max_cooldown,
-            budget=options.budget,
-            max_restarts=options.max_restarts,
+        return policies.parse(
+            self.options.policy,
+            policies.Policy(**{name: getattr(self.options, name) for name in policies.RANGES}),
+            remedies=plan.NAMES,
+            subjects=NAMES,
+            name="recovery.policy",
         )
 
     def _plan(self, health: Health, confirmed: t.Sequence[str]) -> t.List[plan.Step]:
         options, policy = self.options, self._policy()
         services = self.settings.checks.services
         state, warnings = recovery_state.read(
-            self.settings.state_dir, services, policy, confirmed=set(confirmed) if policy.confirm_after else None
+            self.settings.state_dir,
+            services,
+            policy,
+            confirmed=set(confirmed) if policy.confirm_after else None,
+            ignore_cooldown=self.ignore_cooldown,
         )
         self.notes += warnings
         means = {
@@ -235,7 +268,7 @@ class AutomatedRecovery:
             )
             results.append(result)
             if step.refused:
-                result.refuse(step.refused, step.advice)
+                result.refuse(step.refused, step.advice, waits=bool(step.waits_until))
                 continue
             if self.stopping:
                 result.refuse("The run was told to end before it was begun.")
@@ -513,6 +546,7 @@ class AutomatedRecovery:
                 ),
                 results=tuple(results),
                 duration_s=duration_s,
+                problems=tuple(report["problems"]),
             ),
         )
         ids = [entry["id"] for entry in (*requests["requests"], *requests["refused"])]

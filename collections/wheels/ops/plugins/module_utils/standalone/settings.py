@@ -5,7 +5,7 @@ found without either.
 
 The file is JSON and holds secrets. Keys: ``state_dir``, ``deadline``, ``checks`` (the options of ``suite.Options``) and
 ``recovery`` (the fields of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the environment take the
-place of what the file says.
+place of what the file says. ``alerts`` are the receivers of ``report/alerts.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import socket
 import stat
 import typing as t
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +25,8 @@ from ..core.options import in_range, known_keys
 from ..core.redaction import redact_value, secrets_of
 from ..core.results import OpsError
 from ..health.thresholds import parse
+from ..report import alerts
+from ..report.alerts import Receiver
 from ..services.manager import open_manager
 from ..state import restarts
 
@@ -52,7 +54,8 @@ class Recovery:
     """How the automated recovery behaves; the names are those of the roles ``recovery``, ``services`` and ``database``
     without the role's.
 
-    ``confirm_after``, ``cooldown``, ``max_cooldown``, ``budget`` and ``max_restarts`` are those of ``plan.Policy``.
+    ``confirm_after``, ``cooldown``, ``max_cooldown``, ``budget``, ``max_failures`` and ``max_restarts`` are those of
+    ``plan.Policy``, which ``policy`` takes the place of where it says something else.
     ``repair_database``, ``throttle``, ``relieve_cpu`` and ``install_speech`` permit a remedy. ``throttle_seconds`` and
     ``relief_seconds``: when what was slowed down gets its full rate again.
     """
@@ -91,6 +94,8 @@ class Recovery:
     cooldown: float = 600.0
     max_cooldown: float = 14_400.0
     budget: int = 6
+    max_failures: int = 2
+    policy: t.Mapping[str, t.Any] = field(default_factory=dict)
     timeout: float = 60.0
 
 
@@ -102,6 +107,7 @@ class Settings:
 
     checks: suite.Options = field(default_factory=suite.Options)
     recovery: Recovery = field(default_factory=Recovery)
+    alerts: t.Tuple[Receiver, ...] = ()
     state_dir: Path = Path(restarts.DEFAULT_STATE_DIR)
     deadline: float = DEADLINE
     source: str = "discovery"
@@ -109,7 +115,8 @@ class Settings:
 
     def secrets(self) -> t.List[str]:
         """Every secret in it, the longest first: what no output may show."""
-        return secrets_of({each.name: getattr(self.checks, each.name) for each in fields(self.checks)})
+        checks = {each.name: getattr(self.checks, each.name) for each in fields(self.checks)}
+        return secrets_of({**checks, "alerts": [asdict(receiver) for receiver in self.alerts]})
 
     def scrubbed(self, value: t.Any) -> t.Any:
         """A copy of any output without a secret in any of its texts."""
@@ -146,6 +153,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     return Settings(
         checks=options,
         recovery=Recovery(**_section(content, "recovery", Recovery())),
+        alerts=alerts.parse(_typed("alerts", content.get("alerts", []), ())),
         state_dir=restarts.state_dir(str(state)),
         deadline=deadline,
         source=source,
@@ -191,7 +199,7 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
         raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
     if not isinstance(content, dict):
         raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
-    known_keys(str(path), content, ("checks", "recovery", "state_dir", "deadline"))
+    known_keys(str(path), content, ("checks", "recovery", "alerts", "state_dir", "deadline"))
     return content
 
 

@@ -37,7 +37,7 @@ HEALTHY, NOT_HEALTHY = "healthy", "not healthy"
 
 _TEXTS = ("time", "action", "trigger", "host", "run_id", "subject", "outcome", "started_at")
 _NAMES = ("before", "after", "not_checked", "errors")
-_OBJECTS = ("results", "requests")
+_OBJECTS = ("results", "requests", "problems")
 _NUMBERS = ("duration_s", "bytes_freed")
 _MAPPINGS = ("checks", "scores")
 
@@ -48,8 +48,9 @@ class HistoryRecord:
 
     ``before`` and ``after`` are the names of the checks that failed before and after it, ``not_checked`` those that
     were skipped in the last health run; ``after`` is None where nothing was checked afterwards. ``results`` has an
-    object for each remedy, ``checks`` the status of each check by name (of the monitor). ``extra`` holds every other
-    key of the line, and every key of ours whose value has another shape, so that no reader loses what a writer wrote.
+    object for each remedy, ``problems`` one for each change of a problem (``state/problems.py``), ``checks`` the status
+    of each check by name (of the monitor). ``extra`` holds every other key of the line, and every key of ours whose
+    value has another shape, so that no reader loses what a writer wrote.
     """
 
     time: str = ""
@@ -65,6 +66,7 @@ class HistoryRecord:
     errors: t.Tuple[str, ...] = ()
     results: t.Tuple[t.Mapping[str, t.Any], ...] = ()
     requests: t.Tuple[t.Mapping[str, t.Any], ...] = ()
+    problems: t.Tuple[t.Mapping[str, t.Any], ...] = ()
     checks: t.Mapping[str, str] = field(default_factory=dict)
     scores: t.Mapping[str, t.Any] = field(default_factory=dict)
     started_at: str = ""
