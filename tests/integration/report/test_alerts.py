@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
-import http.server
 import json
 import shutil
 import socket
 import subprocess
-import threading
 import typing as t
 import urllib.request
 from pathlib import Path
@@ -22,6 +20,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
+from tests.support.hook import Hook
 from tests.support.waiting import free_port, wait_until
 from wheels_ops.core.results import OpsError
 from wheels_ops.report import alerts
@@ -39,44 +38,10 @@ def checks(status: str, subject: str = "disk") -> Checks:
 REFUSED = Attempt("", ("disk",), "refused", reason="No remedy is known for it.", advice="Find what fills the disk.")
 
 
-class Hook:
-    """An HTTP receiver. ``fail`` answers that many requests with 503 first."""
-
-    def __init__(self) -> None:
-        self.bodies: t.List[t.Any] = []
-        self.paths: t.List[str] = []
-        self.headers: t.List[t.Dict[str, str]] = []
-        self.fail = 0
-        hook = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                hook.paths.append(self.path)
-                hook.headers.append(dict(self.headers))
-                if hook.fail:
-                    hook.fail -= 1
-                    self.send_response(503)
-                else:
-                    hook.bodies.append(body)
-                    self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_arguments: t.Any) -> None:
-                """Nothing is printed."""
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-
 @pytest.fixture
 def hook() -> t.Iterator[Hook]:
-    receiver = Hook()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with Hook() as receiver:
+        yield receiver
 
 
 def run(

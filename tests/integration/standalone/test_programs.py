@@ -21,6 +21,7 @@ import redis as redis_client
 
 from tests.sandbox import binaries
 from tests.sandbox.binaries import REPOSITORY
+from tests.support.hook import Hook
 from tests.support.servers import Postgres
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
@@ -210,6 +211,39 @@ def test_what_is_broken_is_named_foretold_and_mended(place: Place) -> None:
     )
     assert not (place.state / "deploy.lock").exists() and list((place.state / "deployments").iterdir()) == []
     assert "log_rotation" in place.run(RECOVERY, "--history", "9").stdout
+
+
+def test_people_are_told_when_a_problem_begins_and_ends_and_not_by_each_run(place: Place) -> None:
+    with Hook() as hook:
+        place.settings["alerts"] = [{"type": "webhook", "url": hook.url}]
+        place.break_disk_and_cache()
+        assert place.run(MONITOR).returncode == 1
+        assert hook.bodies == [], "one measurement is no problem yet"
+        for _number in range(3):
+            assert place.run(MONITOR).returncode == 1
+        assert [(body["event"], body["subject"]) for body in hook.bodies] == [("begun", "disk"), ("begun", "redis")]
+        assert place.run(RECOVERY).returncode == 0
+        ended = hook.bodies[2:]
+        assert [(body["event"], body["subject"]) for body in ended] == [("ended", "disk"), ("ended", "redis")]
+        assert ended[1]["repaired_by"] == ["cache_clear"]
+        place.run(MONITOR)
+        assert len(hook.bodies) == 4
+
+
+def test_incurable_fault_is_one_record_however_often_the_recovery_runs(place: Place) -> None:
+    place.break_disk_and_cache()
+    place.settings["recovery"].update(cache_prefixes=["no_such_prefix:"], cooldown=0, confirm_after=0.05)
+    place.settings["checks"]["subjects"] = ["redis"]
+    with Hook() as hook:
+        place.settings["alerts"] = [{"type": "webhook", "url": hook.url}]
+        for _number in range(4):
+            assert place.run(RECOVERY).returncode in (1, 2)
+        assert [body["event"] for body in hook.bodies] == ["begun", "escalated"]
+    records = [json.loads(line) for line in (place.state / "history.jsonl").read_text().splitlines()]
+    assert [entry["change"] for record in records for entry in record["problems"]] == ["begun", "escalated"]
+    assert len(records) == 1
+    (problem,) = json.loads((place.state / "problems.json").read_text())["problems"]
+    assert (problem["state"], problem["runs"]) == ("escalated", 4)
 
 
 def test_what_fails_again_waits_for_the_cool_down_unless_it_is_told_not_to(place: Place) -> None:

@@ -22,6 +22,7 @@ from ..checks import suite
 from ..core.results import OpsError
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY
+from ..report import alerts
 from ..report import report as reports
 from ..state import history
 from ..state.history import HistoryRecord
@@ -191,6 +192,19 @@ async def main(settings: t.Optional[Settings] = None) -> Report:
     return report
 
 
+def tell(settings: Settings, report: Report) -> t.Tuple[str, ...]:
+    """Tells whoever is configured of problems that begin or end; gives warnings. One measurement is no problem yet; the
+    next run that finds it is.
+    """
+    if not settings.alerts:
+        return ()
+    checks = report["checks"]
+    outcome = alerts.record(
+        settings.state_dir, checks, checks, [], settings.alerts, socket.gethostname(), confirmed=False
+    )
+    return outcome.warnings
+
+
 def parser() -> argparse.ArgumentParser:
     program_parser = argparse.ArgumentParser(
         prog="production_health_monitor.py",
@@ -242,6 +256,10 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         )
     failure = program_output.write_report(options.output, report)
     sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
+    sys.stdout.flush()
+    # Last, and outside of the deadline: a receiver that does not answer delays no report.
+    for warning in tell(settings, report):
+        sys.stderr.write(f"{warning}\n")
     return program_output.exit_status(report["status"]) or (0 if failure else program_output.UNKNOWN)
 
 
