@@ -49,6 +49,7 @@ options:
       - Restart a service only for one of these reasons. Without any, everything chosen is restarted.
       - V(failed), its manager gave up; V(stopped), it does not run; V(stale), a file of C(watch_files) is newer than
         its process;
+        or of its unit was changed since systemd read it;
         V(unhealthy), its gate does not hold. A Celery worker that only does not answer is not restarted while a
         delivery is unfinished, while it
         uses a CPU, or while its pool V(solo) is away from the queue; one whose C(worker_enable_remote_control) is off
@@ -64,6 +65,15 @@ options:
     description: Whether what depends on a restarted service is restarted too.
     type: bool
     default: true
+  daemon_reload:
+    description:
+      - Whether systemd reads its unit files anew (C(systemctl daemon-reload)) before a service is restarted whose unit
+        was changed on disk
+        (C(NeedDaemonReload)). Nothing else is restarted by that.
+      - With V(false) such a restart is refused, as the service would come up by its old definition.
+    type: bool
+    default: true
+    version_added: 1.1.0
   wait_timeout:
     description: Seconds that the manager has to stop or start one service, 1 to 3600.
     type: float
@@ -181,7 +191,8 @@ after:
   returned: always
   type: dict
 actions:
-  description: What was done, in order. RV(actions[].action) is V(pause), V(restart), V(start) or V(resume).
+  description: What was done, in order. RV(actions[].action) is V(daemon_reload), V(pause), V(restart), V(start) or
+    V(resume).
   returned: always
   type: list
   elements: dict
@@ -299,6 +310,7 @@ def main() -> None:
                 "default": [],
             },
             "with_dependents": {"type": "bool", "default": True},
+            "daemon_reload": {"type": "bool", "default": True},
             **arguments.MANAGER,
             "wait_timeout": {"type": "float", "default": 120},
             "wait_sleep": {"type": "float", "default": 0.5},

@@ -55,6 +55,8 @@ def check(
         again = control.automatic_restarts(service.unit, RECENT) if status == "ok" else 0
         if status == "ok" and min_uptime and state.uptime_s is not None and state.uptime_s < min_uptime:
             status, why = "warning", f"runs for {state.uptime_s:.0f} s only"
+        elif status == "ok" and state.outdated:
+            status, why = "warning", f"its definition was changed on disk since {control.name} read it; restart it"
         elif again:
             status, why = "warning", f"{control.name} had to start it again {again} times within the last hour"
         if why:

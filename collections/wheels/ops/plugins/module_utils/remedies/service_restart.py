@@ -31,13 +31,15 @@ class Options:
     ``wait_timeout``: for the manager to stop or start one service. ``wait_sleep``: between two probes of a gate.
     ``min_healthy_time``: a gate has to hold this long without a break. ``healthy_deadline``: from the start of a
     service until it did. ``max_restarts`` in ``window`` and ``cooldown`` bound restarts of one service over all runs; 0
-    turns either off.
+    turns either off. ``daemon_reload``: definitions that were changed on disk are read before a service of theirs is
+    restarted; without it such a restart is refused.
     """
 
     state: str = "restarted"
     only: t.Tuple[str, ...] = ()
     only_if: t.Tuple[str, ...] = ()
     with_dependents: bool = True
+    daemon_reload: bool = True
     wait_timeout: float = 120.0
     wait_sleep: float = 0.5
     min_healthy_time: float = 3.0
@@ -138,6 +140,7 @@ class _Run:
             self.foresee_loss(step.service, before[step.service.unit])
         for step in steps:
             self.name_uncounted(step, before[step.service.unit])
+        self.reload(steps, before, check_mode)
         if check_mode:
             for step in steps:
                 self.actions.append(self.describe(step, before[step.service.unit], changed=True))
@@ -170,6 +173,39 @@ class _Run:
             with_dependents=options.with_dependents,
         )
 
+    def reload(self, steps: t.Sequence[Step], states: t.Mapping[str, ServiceState], check_mode: bool) -> None:
+        """Lets the manager read definitions that were changed on disk, before a service is started by one of them."""
+        acted = {step.service.name for step in steps}
+        outdated = [service for service in self.services if states[service.unit].outdated]
+        if not acted & {service.name for service in outdated}:
+            for service in outdated:
+                self.warnings.append(
+                    f"The definition of {service.name} was changed on disk; {self.control.name} still goes by the old"
+                    " one, until it is restarted."
+                )
+            return
+        names = ", ".join(service.name for service in outdated)
+        if not self.options.daemon_reload:
+            first = next(service for service in outdated if service.name in acted)
+            raise OpsError(
+                f"{first.name} would be restarted by its old definition: the one on disk was changed since"
+                f" {self.control.name} read it.",
+                hint="Set daemon_reload to true, or run systemctl daemon-reload.",
+                service=first.name,
+                blocked_reason="its definition was changed on disk",
+                changed=False,
+            )
+        self.actions.append(
+            {
+                "action": "daemon_reload",
+                "target": self.control.name,
+                "changed": True,
+                "reason": f"the definition of {names} was changed on disk",
+            }
+        )
+        if not check_mode:
+            self.control.reload()
+
     def unhealthy(self, states: t.Mapping[str, ServiceState]) -> t.Dict[str, str]:
         """Services whose gate does not hold now: two probes, so that one dropped packet restarts nothing."""
         found = {}
@@ -191,6 +227,9 @@ class _Run:
         """Services that run on older files than there are now."""
         found = {}
         for service in self.services:
+            if states[service.unit].outdated and states[service.unit].up:
+                found[service.name] = f"its definition was changed on disk since {self.control.name} read it"
+                continue
             begun = processes.start_time(states[service.unit].pid) if states[service.unit].pid else None
             if begun is None:
                 continue
@@ -402,6 +441,12 @@ class _Run:
             instance_after=passed.state.instance,
             ms_to_ready=passed.ms_to_ready,
         )
+        if passed.state.outdated:
+            raise OpsError(
+                f"{service.name} runs by an old definition: the one on disk was changed while it was restarted.",
+                hint="Wait until the host is not changed any more, and run it again.",
+                service=service.name,
+            )
         if step.action == "restart" and state.instance and passed.state.instance == state.instance:
             raise OpsError(
                 f"{service.name} still runs as the old instance.",
@@ -540,13 +585,15 @@ class _Run:
     def predicted(self, before: t.Mapping[str, ServiceState], steps: t.Sequence[Step]) -> t.Dict[str, ServiceState]:
         """The states that a real run would leave: what is acted on runs as a new instance, which has no name yet."""
         units = {step.service.unit for step in steps}
+        reloaded = any(entry["action"] == "daemon_reload" for entry in self.actions)
+        now = {unit: replace(state, outdated=state.outdated and not reloaded) for unit, state in before.items()}
         return {
             unit: (
                 replace(state, running=True, state="running", instance="(new)", pid=0, uptime_s=0.0)
                 if unit in units
                 else state
             )
-            for unit, state in before.items()
+            for unit, state in now.items()
         }
 
     def result(

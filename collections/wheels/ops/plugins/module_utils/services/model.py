@@ -40,6 +40,7 @@ class ServiceState:
     restarts: t.Optional[int] = None
     result: str = ""
     exit_status: t.Optional[int] = None
+    outdated: bool = False  # its definition was changed on disk since its manager read it
     details: t.Dict[str, t.Any] = field(default_factory=dict)
 
     @property
@@ -87,6 +88,9 @@ class Manager(t.Protocol):
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
         """The last lines that it wrote, newest last; empty where they cannot be read."""
+
+    def reload(self) -> None:
+        """Reads every definition anew; nothing is restarted by it."""
 
     def automatic_restarts(self, unit: str, seconds: float) -> int:
         """How often the manager itself had to start it again in the last seconds."""

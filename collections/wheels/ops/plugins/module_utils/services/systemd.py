@@ -36,6 +36,7 @@ _PROPERTIES = (
     "StartLimitBurst",
     "Type",
     "TriggeredBy",
+    "NeedDaemonReload",
 )
 #: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
 STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -89,6 +90,7 @@ def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState
         restarts=int(block.get("NRestarts") or 0),
         result=block.get("Result", ""),
         exit_status=int(block.get("ExecMainStatus") or 0),
+        outdated=block.get("NeedDaemonReload") == "yes",
         details={
             "id": block.get("Id", unit),
             "load_state": block.get("LoadState", ""),
@@ -199,6 +201,9 @@ class Systemd:
     def restart(self, unit: str, timeout: float) -> ServiceState:
         before = self.states([unit])[unit].instance
         return self._job("restart", unit, timeout, lambda state: state.running and state.instance != before)
+
+    def reload(self) -> None:
+        self._run(["daemon-reload"], timeout=90.0)  # generators run, and every unit file is read
 
     def pids(self, state: ServiceState) -> t.Set[int]:
         """The processes of its control group, in whichever hierarchy systemd keeps it."""
