@@ -58,3 +58,48 @@ def test_a_changed_unit_is_read_before_its_restart(host: ContainerHost) -> None:
     assert "sleep 1002" in host.run("ps", "-ww", "-p", host.show("changed", "MainPID"), "-o", "args=").stdout
     assert services_check(host, entry)["status"] == "ok"
     assert not host.module("service_restart", {"services": [entry], "only_if": ["stale"], **QUICK})["changed"]
+
+
+def bound(host: ContainerHost, name: str, to: str, kind: str) -> t.Dict[str, t.Any]:
+    """A unit that systemd restarts with another one; gives its entry for ``services``."""
+    host.write(
+        f"/etc/systemd/system/{name}.service",
+        f"[Unit]\n{kind}={to}.service\nAfter={to}.service\n[Service]\nExecStart=/usr/bin/sleep 1003\n",
+    )
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", name)
+    return {"name": name, "depends_on": [to]}
+
+
+def test_what_systemd_restarts_itself_is_restarted_once(host: ContainerHost) -> None:
+    host.unit("base", "/usr/bin/sleep 1004")
+    entries = [{"name": "base"}, bound(host, "part", "base", "PartOf"), bound(host, "needs", "base", "Requires")]
+    # Nothing declares that this one belongs to the base.
+    entries.append({**bound(host, "quiet", "base", "PartOf"), "depends_on": []})
+    entries.append({**bound(host, "last", "part", "Wants"), "depends_on": ["part"]})
+    names = [str(entry["name"]) for entry in entries]
+    before = {name: starts(host, name) for name in names}
+
+    predicted = host.module("service_restart", {"services": entries, **QUICK}, check_mode=True)
+    done = host.module("service_restart", {"services": entries, **QUICK})
+    assert done["changed"], done
+    assert {name: starts(host, name) - before[name] for name in names} == dict.fromkeys(names, 1)
+    assert done["order"] == predicted["order"]
+    assert {entry["target"]: entry["propagated"] for entry in done["actions"]} == {
+        "base": False,
+        "part": True,
+        "needs": True,
+        "quiet": True,
+        "last": False,
+    }
+    assert all(entry["instance_before"] != entry["instance_after"] for entry in done["actions"])
+
+
+def test_a_stop_slower_than_the_wait_is_followed_to_its_end(host: ContainerHost) -> None:
+    host.unit("slow", "/bin/sh -c 'trap \"sleep 3; exit 0\" TERM; while :; do sleep 0.1; done'", TimeoutStopSec="30")
+    before = starts(host, "slow")
+    done = host.module("service_restart", {"services": [{"name": "slow"}], **{**QUICK, "wait_timeout": 1}})
+    assert done.get("changed"), done
+    assert starts(host, "slow") - before == 1
+    assert host.show("slow", "ActiveState") == "active"
+    assert host.show("slow", "Job") == ""

@@ -75,7 +75,10 @@ options:
     default: true
     version_added: 1.1.0
   wait_timeout:
-    description: Seconds that the manager has to stop or start one service, 1 to 3600.
+    description: Seconds that the manager has to stop or start one service, 1 to 3600. A stop that takes longer is
+      followed to its end,
+      for as long as the unit allows it (C(TimeoutStopSec), C(stopwaitsecs)), and the start after it has all of these
+      seconds.
     type: float
     default: 120
   wait_sleep:
@@ -233,6 +236,10 @@ actions:
     instance_after:
       description: The instance that answers now; null in check mode.
       type: str
+    propagated:
+      description: Whether systemd had restarted it by itself, with a service of this list (C(PartOf), C(Requires)), so
+        that it was not restarted again but only its gate was waited for; null in check mode.
+      type: bool
     persisted:
       description:
         - For a Redis, how it was brought to disk (C(method)), the C(dump_copy) that was set aside or why it was

@@ -18,7 +18,7 @@ from ..host import processes
 from ..services import broker, gates, redis_config, redis_errors
 from ..services.model import Manager, Service, ServiceState
 from ..state import restarts
-from .restart_plan import REASONS, Step, plan
+from .restart_plan import REASONS, Step, dependents, plan
 
 #: Programs that keep queues in memory, by the kernel's name of them.
 _SERVERS = frozenset({"redis-server", "valkey-server", "keydb-server"})
@@ -127,6 +127,9 @@ class _Run:
     tasks: t.Dict[str, t.Any] = field(default_factory=dict)
     outlooks: t.Dict[str, redis_config.Outlook] = field(default_factory=dict)
     warnings: t.List[str] = field(default_factory=list)
+    #: unit -> instance before anything was done, and, by the service, at the moment when a step on it began.
+    first: t.Dict[str, str] = field(default_factory=dict)
+    marks: t.Dict[str, t.Dict[str, str]] = field(default_factory=dict)
 
     def states(self) -> t.Dict[str, ServiceState]:
         return self.control.states(list(dict.fromkeys(service.unit for service in self.services)))
@@ -145,6 +148,7 @@ class _Run:
             for step in steps:
                 self.actions.append(self.describe(step, before[step.service.unit], changed=True))
             return self.result(before, self.predicted(before, steps), bool(steps), check_mode)
+        self.first = {unit: state.instance for unit, state in before.items()}
         try:
             for step in steps:
                 self.take(step)
@@ -367,6 +371,7 @@ class _Run:
             "gate": step.service.gate.type,
             "instance_before": state.instance,
             "instance_after": None,
+            "propagated": None,
             "duration_ms": None,
             "ms_to_ready": None,
             "gate_attempts": None,
@@ -385,9 +390,13 @@ class _Run:
             self.control.stop(service.unit, options.wait_timeout)
             entry["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
             return
+        state, old = self.propagated(step, state)
+        propagated = entry["propagated"] = old != state.instance
+        entry["instance_before"] = old
         if service.gate.type == "beat":
             self.refuse_second_beat(service)
-        time.sleep(self.start_delay(service))
+        self.marks[service.name] = {unit: other.instance for unit, other in self.states().items()}
+        time.sleep(0.0 if propagated else self.start_delay(service))
         if service.gate.type == "redis" and step.action == "restart":
             entry["persisted"] = self.persist(service)
         self.book.add(
@@ -396,13 +405,15 @@ class _Run:
             unit=service.unit,
             action=step.action,
             reason=options.reason or step.reason,
-            instance_before=state.instance,
+            instance_before=old,
             planned=True,
         )
         entry["changed"] = True
         started = time.monotonic()
         try:
-            if step.action == "restart":
+            if propagated:
+                pass  # only its gate is waited for
+            elif step.action == "restart":
                 self.control.restart(service.unit, options.wait_timeout)
             else:
                 self.control.start(service.unit, options.wait_timeout)
@@ -421,7 +432,7 @@ class _Run:
                 now = self.control.states([service.unit])[service.unit]
                 # What its manager refused to do changed nothing. One that was down may have been started and have died:
                 # that counts.
-                entry["changed"] = not state.instance or now.instance != state.instance
+                entry["changed"] = not old or now.instance != old
             outcome = "failed" if entry["changed"] else restarts.REFUSED
             self.book.add(event="end", service=service.name, outcome=outcome, message=error.message)
             error.details.setdefault("service", service.name)
@@ -447,7 +458,7 @@ class _Run:
                 hint="Wait until the host is not changed any more, and run it again.",
                 service=service.name,
             )
-        if step.action == "restart" and state.instance and passed.state.instance == state.instance:
+        if step.action == "restart" and old and passed.state.instance == old:
             raise OpsError(
                 f"{service.name} still runs as the old instance.",
                 hint="Its manager did not restart it; look at its log.",
@@ -455,6 +466,23 @@ class _Run:
             )
         if service.name in self.tasks:
             self.count_again(service)
+
+    def propagated(self, step: Step, state: ServiceState) -> t.Tuple[ServiceState, str]:
+        """The state of a service, and the instance that this run has to replace.
+
+        They differ where systemd has restarted it by itself, with something that this run acted on before (``PartOf``,
+        ``Requires``, ``BindsTo``): a second restart would end what has just begun.
+        """
+        service = step.service
+        if step.action != "restart" or not self.marks or self.control.name != "systemd":
+            return state, state.instance
+        deadline = time.monotonic() + self.options.wait_timeout
+        while not state.settled and not state.state.endswith("auto-restart") and time.monotonic() < deadline:
+            time.sleep(self.options.wait_sleep)
+            state = self.control.states([service.unit])[service.unit]
+        below = [name for name in self.marks if service.name in dependents(self.services, [name])]
+        old = (self.marks[below[-1]] if below else self.first).get(service.unit, "")
+        return state, old if state.instance and old else state.instance
 
     def start_delay(self, service: Service) -> float:
         """Seconds until its manager allows a start; refuses where waiting would take too long.

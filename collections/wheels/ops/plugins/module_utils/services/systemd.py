@@ -37,6 +37,7 @@ _PROPERTIES = (
     "Type",
     "TriggeredBy",
     "NeedDaemonReload",
+    "TimeoutStopUSec",
 )
 #: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
 STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -44,6 +45,8 @@ STARTED = "39f53479d3a045ac8e11786248231fbf"
 AUTOMATIC_RESTART = "5eb03494b6584870a536b337290809b3"
 #: "Unit failed".
 FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
+#: Seconds that a stage of a stop is followed for where its unit sets no limit, and beyond the limit that it sets.
+_LONGEST_STOP, _STOP_MARGIN = 3600.0, 5.0
 _SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -98,6 +101,7 @@ def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState
             "start_limit_interval_s": span(block.get("StartLimitIntervalUSec", "")),
             "start_limit_burst": int(block.get("StartLimitBurst") or 0),
             "type": block.get("Type", ""),
+            "stop_timeout_s": span(block.get("TimeoutStopUSec", "")),
             "triggered_by": block.get("TriggeredBy", "").split(),
         },
     )
@@ -163,14 +167,26 @@ class Systemd:
     def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
         """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time
         limits say.
+
+        A stop that takes longer is followed to its end, as it cannot be called off: the unit's own limit for each of
+        its stages (``TimeoutStopSec``) counts then, and the start after it has all of ``timeout``.
         """
         name = self.states([unit])[unit].details["id"]
+        started = time.monotonic()
         self._run([verb, "--no-block", "--", name])
-        deadline = time.monotonic() + timeout
+        deadline = started + timeout
+        stage, begun = "", 0.0
         while True:
             state = self.states([unit])[unit]
             if state.settled and done(state):
                 return state
+            if state.state != stage:
+                if stage.startswith("deactivating"):
+                    deadline = max(deadline, time.monotonic() + timeout)
+                stage, begun = state.state, time.monotonic()
+            if stage.startswith("deactivating"):
+                limit = min(_LONGEST_STOP, state.details["stop_timeout_s"] or _LONGEST_STOP) + _STOP_MARGIN
+                deadline = max(deadline, begun + limit)
             if state.settled and not state.running and verb != "stop":
                 raise OpsError(
                     f"{unit} did not {verb}: {state.state}, result {state.result}.",
@@ -180,7 +196,7 @@ class Systemd:
                 )
             if time.monotonic() > deadline:
                 raise OpsError(
-                    f"{unit} did not {verb} within {timeout:g} s; it is {state.state}.",
+                    f"{unit} did not {verb} within {time.monotonic() - started:.0f} s; it is {state.state}.",
                     hint=f"See systemctl status {name}; raise wait_timeout if it is only slow.",
                     service=unit,
                     last_state=state.as_dict(),
