@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 
 import pytest
@@ -103,3 +104,47 @@ def test_a_stop_slower_than_the_wait_is_followed_to_its_end(host: ContainerHost)
     assert starts(host, "slow") - before == 1
     assert host.show("slow", "ActiveState") == "active"
     assert host.show("slow", "Job") == ""
+
+
+SOCKET = "[Socket]\nListenStream=127.0.0.1:8400\n"
+ECHO = (
+    "import os, socket; os.environ['LISTEN_FDS']; server = socket.socket(fileno=3)\n"
+    "while True: server.accept()[0].close()\n"
+)
+
+
+def test_a_finished_oneshot_and_an_idle_socket_are_healthy(host: ContainerHost) -> None:
+    host.write("/root/echo.py", ECHO)
+    host.write("/etc/systemd/system/idle.socket", SOCKET)
+    host.write("/etc/systemd/system/idle.service", f"[Service]\nExecStart={sys.executable} /root/echo.py\n")
+    host.write("/etc/systemd/system/timed.timer", "[Timer]\nOnCalendar=2099-01-01\n")
+    host.write("/etc/systemd/system/timed.service", "[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "idle.socket", "timed.timer")
+    host.unit("migrate", "/bin/true", Type="oneshot")
+    host.write("/etc/systemd/system/never.service", "[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    entries = [{"name": name} for name in ("migrate", "idle", "timed")]
+    checked = services_check(host, *entries)
+    assert checked["status"] == "ok", checked
+    assert "ended successfully" in checked["message"]
+    assert "idle.socket" in checked["message"]
+    assert services_check(host, {"name": "never"})["status"] == "critical"
+
+    for options in ({"state": "started"}, {"only_if": ["failed", "stopped", "unhealthy"]}):
+        nothing = host.module("service_restart", {"services": entries, **options, **QUICK})
+        assert nothing.get("changed") is False, nothing
+    done = host.module("service_restart", {"services": entries[:1], **QUICK})
+    assert done.get("changed"), done
+    assert done["actions"][0]["action"] == "start"
+
+    # A gate that connects starts it, as any client does, and its own process has to answer.
+    gate = {"type": "tcp", "port": 8400}
+    assert services_check(host, {"name": "idle", "gate": gate})["status"] == "ok"
+    assert host.show("idle", "ActiveState") == "active"
+    host.write("/etc/systemd/system/broken.service", "[Service]\nType=oneshot\nExecStart=/bin/false\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "broken", check=False)
+    assert services_check(host, {"name": "broken"})["status"] == "critical"
+    failed = host.module("service_restart", {"services": [{"name": "broken"}], **QUICK})
+    assert failed["failed"]
+    assert "result exit-code" in failed["msg"]

@@ -34,7 +34,9 @@ options:
   state:
     description:
       - With V(restarted), everything chosen is restarted, or started where it does not run.
-      - With V(started), only what does not run is started.
+      - With V(started), only what does not run is started. A oneshot unit that has ended successfully, and a service
+        whose socket or timer
+        will start it, are as they should be.
     type: str
     choices: [restarted, started]
     default: restarted

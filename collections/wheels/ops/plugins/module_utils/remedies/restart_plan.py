@@ -128,12 +128,12 @@ def _reason(
 ) -> str:
     """Why a service has to be acted on; empty where it has not."""
     if state == "started":
-        return "" if now.running else f"it is {now.state}"
+        return "" if now.running or now.at_rest else f"it is {now.state}"
     if not only_if:
         return "asked for"
     if "failed" in only_if and now.failed:
         return f"it failed: {now.state}"
-    if "stopped" in only_if and not now.running:
+    if "stopped" in only_if and not now.running and not now.at_rest:
         return f"it is {now.state}"
     if "stale" in only_if and service.name in stale:
         return stale[service.name]

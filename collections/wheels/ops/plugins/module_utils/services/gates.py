@@ -45,11 +45,23 @@ def _not_ready(why: str, **answer: t.Any) -> Seen:
 
 def probe(service: Service, state: ServiceState, manager: Manager) -> Seen:
     """One probe of one service, whose state was just read. Never raises for a service that is not ready."""
-    if not state.running:
+    if not state.running and not state.at_rest:
         return _not_ready(f"it is {state.state}")
     if service.gate.type in ("none", "state"):
-        return Seen(True, answer={"state": state.state})
-    return _PROBES[service.gate.type](service, state, manager)
+        return Seen(True, state.at_rest, answer={"state": state.state})
+    seen = _PROBES[service.gate.type](service, state, manager)
+    if seen.ready or state.running:
+        return seen
+    # Our question has reached its socket, which starts it: whose answer it is can be told when it runs.
+    deadline = time.monotonic() + service.gate.timeout
+    while time.monotonic() < deadline:
+        state = manager.states([service.unit])[service.unit]
+        if state.running:
+            return _PROBES[service.gate.type](service, state, manager)
+        if state.settled:
+            break
+        time.sleep(0.05)
+    return seen
 
 
 def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manager) -> t.Optional[Seen]:
@@ -444,7 +456,7 @@ def wait_healthy(
                 round((now - healthy_since) * 1000, 1),
             )
         why = ""
-        if state.failed or (not state.running and state.settled):
+        if state.failed or (not state.running and state.settled and not state.at_rest):
             why = (
                 f"{service.name} ended:"
                 f" {state.state}{f', result {state.result}' if state.result and state.result != 'success' else ''}"

@@ -40,6 +40,7 @@ class ServiceState:
     restarts: t.Optional[int] = None
     result: str = ""
     exit_status: t.Optional[int] = None
+    at_rest: str = ""  # why nothing of it has to run: it ended as it should, or waits for its socket or timer
     outdated: bool = False  # its definition was changed on disk since its manager read it
     details: t.Dict[str, t.Any] = field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class ServiceState:
         """Whether something of it runs or is about to: starting it would leave that in place, only a restart replaces
         it.
         """
-        return self.running or bool(self.instance) or not self.settled or self.state == "BACKOFF"
+        return self.running or bool(self.instance and not self.at_rest) or not self.settled or self.state == "BACKOFF"
 
     @property
     def failed(self) -> bool:

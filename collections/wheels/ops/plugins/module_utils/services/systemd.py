@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 import typing as t
+from dataclasses import replace
 
 from ..core.results import OpsError
 from ..host import processes, subprocesses
@@ -38,6 +39,7 @@ _PROPERTIES = (
     "TriggeredBy",
     "NeedDaemonReload",
     "TimeoutStopUSec",
+    "RemainAfterExit",
 )
 #: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
 STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -103,8 +105,14 @@ def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState
             "type": block.get("Type", ""),
             "stop_timeout_s": span(block.get("TimeoutStopUSec", "")),
             "triggered_by": block.get("TriggeredBy", "").split(),
+            "remains": block.get("RemainAfterExit") == "yes",
+            "invocation": block.get("InvocationID", ""),
         },
     )
+
+
+def _ended_well(state: ServiceState) -> bool:
+    return state.exists and state.settled and state.state.startswith("inactive") and state.result == "success"
 
 
 #: Where polkit tells D-Bus that it can be started. Without it systemd refuses everybody but root.
@@ -162,7 +170,35 @@ class Systemd:
             return {}
         names = [unit if re.search(r"\.(service|socket|target|timer)$", unit) else f"{unit}.service" for unit in units]
         output = self._run(["show", f"--property={','.join(_PROPERTIES)}", "--", *names])
-        return parse_show(output, units, uptime=processes.uptime())
+        states = parse_show(output, units, uptime=processes.uptime())
+        return {**states, **self._at_rest({unit: state for unit, state in states.items() if _ended_well(state)})}
+
+    def _at_rest(self, ended: t.Mapping[str, ServiceState]) -> t.Dict[str, ServiceState]:
+        """Which of these services, of which nothing runs, are as they should be: a oneshot that has done its work, and
+        one whose socket, timer or path starts it when there is something to do.
+        """
+        names = sorted({name for state in ended.values() for name in state.details["triggered_by"]})
+        active: t.Set[str] = set()
+        if names:
+            shown = self._run(["show", "--property=ActiveState", "--value", "--", *names]).split()
+            active = {name for name, word in zip(names, shown) if word == "active"}
+        found = {}
+        for unit, state in ended.items():
+            triggers = [name for name in state.details["triggered_by"] if name in active]
+            invocation, reason = state.details["invocation"], ""
+            if state.details["type"] == "oneshot" and not state.details["remains"]:
+                # systemd forgets a unit that nothing refers to as soon as it has ended.
+                invocation = invocation or self._last_start(state.details["id"])
+                reason = "it has done its work and ended successfully" if invocation else ""
+            reason = reason or (f"it waits for {' and '.join(triggers)}" if triggers else "")
+            if reason:
+                found[unit] = replace(state, at_rest=reason, instance=invocation)
+        return found
+
+    def _last_start(self, name: str) -> str:
+        """The invocation of the last start that succeeded since the boot, by the journal; empty for none."""
+        entries = self._journal(["--boot", "--lines=1", "_PID=1", f"MESSAGE_ID={STARTED}", f"UNIT={name}"])
+        return str(entries[-1].get("INVOCATION_ID", "")) if entries else ""
 
     def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
         """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time
@@ -187,6 +223,8 @@ class Systemd:
             if stage.startswith("deactivating"):
                 limit = min(_LONGEST_STOP, state.details["stop_timeout_s"] or _LONGEST_STOP) + _STOP_MARGIN
                 deadline = max(deadline, begun + limit)
+            if verb != "stop" and _ended_well(state) and state.details["type"] == "oneshot":
+                return state  # nothing refers to it: what it was is forgotten already
             if state.settled and not state.running and verb != "stop":
                 raise OpsError(
                     f"{unit} did not {verb}: {state.state}, result {state.result}.",
@@ -209,14 +247,22 @@ class Systemd:
         return f"See journalctl -u {unit}."
 
     def start(self, unit: str, timeout: float) -> ServiceState:
-        return self._job("start", unit, timeout, lambda state: state.running)
+        before = self.states([unit])[unit].instance
+        return self._job(
+            "start", unit, timeout, lambda state: state.running or bool(state.at_rest and state.instance != before)
+        )
 
     def stop(self, unit: str, timeout: float) -> ServiceState:
         return self._job("stop", unit, timeout, lambda state: not state.running)
 
     def restart(self, unit: str, timeout: float) -> ServiceState:
         before = self.states([unit])[unit].instance
-        return self._job("restart", unit, timeout, lambda state: state.running and state.instance != before)
+        return self._job(
+            "restart",
+            unit,
+            timeout,
+            lambda state: (state.running or bool(state.at_rest)) and state.instance != before,
+        )
 
     def reload(self) -> None:
         self._run(["daemon-reload"], timeout=90.0)  # generators run, and every unit file is read
