@@ -9,6 +9,7 @@ import typing as t
 import pytest
 
 from tests.support.container_host import ContainerHost, Unavailable, container_host
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 QUICK = {"wait_sleep": 0.05, "wait_timeout": 20, "min_healthy_time": 0.2, "healthy_deadline": 10, "max_restarts": 0}
@@ -148,3 +149,25 @@ def test_a_finished_oneshot_and_an_idle_socket_are_healthy(host: ContainerHost) 
     failed = host.module("service_restart", {"services": [{"name": "broken"}], **QUICK})
     assert failed["failed"]
     assert "result exit-code" in failed["msg"]
+
+
+def test_debians_postgresql_leads_to_its_cluster(host: ContainerHost) -> None:
+    """postgresql.service is /bin/true and stays active whatever becomes of the server."""
+    gate = {"type": "tcp", "port": 5432, "verify_owner": False}  # root of a container may not look into another user's
+    entry = {"name": "database", "unit": "postgresql", "gate": gate}
+    assert services_check(host, entry)["status"] == "ok", services_check(host, entry)
+
+    before = host.show("postgresql@15-main", "InvocationID")
+    done = host.module("service_restart", {"services": [entry], **QUICK})
+    assert done.get("changed"), done
+    assert host.show("postgresql@15-main", "InvocationID") not in ("", before)
+    postmaster = host.run("head", "-1", "/var/lib/postgresql/15/main/postmaster.pid").stdout.strip()
+    assert done["after"]["database"]["pid"] == int(postmaster)
+
+    host.run("systemctl", "kill", "--signal=KILL", "postgresql@15-main")
+    wait_until(lambda: host.show("postgresql@15-main", "ActiveState") == "failed", what="the end of the server")
+    assert host.show("postgresql", "ActiveState") == "active"
+    assert services_check(host, entry)["status"] == "critical"
+    healed = host.module("service_restart", {"services": [entry], "only_if": ["failed", "stopped"], **QUICK})
+    assert healed.get("changed"), healed
+    assert host.run("runuser", "-u", "postgres", "--", "psql", "-Atc", "select 1").stdout.strip() == "1"

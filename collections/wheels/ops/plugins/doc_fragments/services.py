@@ -21,7 +21,10 @@ options:
         type: str
         required: true
       unit:
-        description: What its manager calls it (V(redis-server), V(group:program)); the name where it is not given.
+        description:
+          - What its manager calls it (V(redis-server), V(group:program)); the name where it is not given.
+          - A unit that only stands for others leads to these, as Debian's V(postgresql) does to
+            C(postgresql@VERSION-CLUSTER).
         type: str
       depends_on:
         description: Services of this list that have to be healthy before it starts, and whose restart restarts it.

@@ -40,6 +40,9 @@ _PROPERTIES = (
     "NeedDaemonReload",
     "TimeoutStopUSec",
     "RemainAfterExit",
+    "ConsistsOf",
+    "ExecStart",
+    "WorkingDirectory",
 )
 #: systemd's catalogue (``journalctl --catalog``): "A start job for unit UNIT has finished successfully".
 STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -80,6 +83,7 @@ def parse_show(output: str, units: t.Sequence[str], *, uptime: float) -> t.Dict[
 
 def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState:
     active, sub = block.get("ActiveState", ""), block.get("SubState", "")
+    command = re.search(r"argv\[\]=(.*?) ; ignore_errors=", block.get("ExecStart", ""))
     entered = int(block.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
     # A oneshot unit that stays (postgresql.service of Debian) is active/exited and as up as it will be.
     running = active in ("active", "reloading") and (sub not in ("exited", "dead") or block.get("Type") == "oneshot")
@@ -107,8 +111,49 @@ def _state(unit: str, block: t.Mapping[str, str], uptime: float) -> ServiceState
             "triggered_by": block.get("TriggeredBy", "").split(),
             "remains": block.get("RemainAfterExit") == "yes",
             "invocation": block.get("InvocationID", ""),
+            "command": command[1].split() if command else [],
+            "directory": block.get("WorkingDirectory", ""),
+            "parts": [name for name in block.get("ConsistsOf", "").split() if name.endswith(".service")],
         },
     )
+
+
+def _stands_for_parts(state: ServiceState) -> bool:
+    """Whether a unit does nothing itself and stands for others, as Debian's postgresql.service does for each
+    postgresql@VERSION-CLUSTER: it is active whatever becomes of them.
+    """
+    does_nothing = state.details["command"] in ([], ["/bin/true"], ["/usr/bin/true"])
+    return bool(state.details["parts"]) and does_nothing and state.details["type"] == "oneshot"
+
+
+def combined(unit: str, parts: t.Sequence[ServiceState]) -> ServiceState:
+    """The state of a service that has several: it runs where all of them do, and is as the first one is that does not.
+
+    ``details`` has their units under ``parts`` and their control groups.
+    """
+    first = next((part for part in parts if not part.running), parts[0])
+    uptimes = [part.uptime_s for part in parts if part.uptime_s is not None]
+    return replace(
+        first,
+        unit=unit,
+        running=all(part.running for part in parts),
+        settled=all(part.settled for part in parts),
+        pid=next((part.pid for part in parts if part.pid), 0),
+        instance="+".join(part.instance for part in parts if part.instance),
+        uptime_s=min(uptimes) if len(uptimes) == len(parts) else None,
+        restarts=sum(part.restarts or 0 for part in parts),
+        outdated=any(part.outdated for part in parts),
+        details={
+            **first.details,
+            "parts": [part.details["id"] for part in parts],
+            "control_groups": [part.details["control_group"] for part in parts],
+            "stop_timeout_s": max(part.details["stop_timeout_s"] for part in parts),
+        },
+    )
+
+
+def _acting(state: ServiceState) -> t.List[str]:
+    return list(state.details["parts"]) if "control_groups" in state.details else [state.details["id"]]
 
 
 def _ended_well(state: ServiceState) -> bool:
@@ -169,9 +214,20 @@ class Systemd:
         if not units:
             return {}
         names = [unit if re.search(r"\.(service|socket|target|timer)$", unit) else f"{unit}.service" for unit in units]
-        output = self._run(["show", f"--property={','.join(_PROPERTIES)}", "--", *names])
-        states = parse_show(output, units, uptime=processes.uptime())
+        states = self._show(units, names)
+        for unit, state in states.items():
+            if _stands_for_parts(state):
+                parts = state.details["parts"]
+                states[unit] = combined(unit, list(self._show(parts, parts).values()))
         return {**states, **self._at_rest({unit: state for unit, state in states.items() if _ended_well(state)})}
+
+    def _show(self, units: t.Sequence[str], names: t.Sequence[str]) -> t.Dict[str, ServiceState]:
+        output = self._run(["show", f"--property={','.join(_PROPERTIES)}", "--", *names])
+        return parse_show(output, units, uptime=processes.uptime())
+
+    def _names(self, unit: str) -> t.List[str]:
+        """The units that a job for this one has to name, and the journal."""
+        return _acting(self.states([unit])[unit])
 
     def _at_rest(self, ended: t.Mapping[str, ServiceState]) -> t.Dict[str, ServiceState]:
         """Which of these services, of which nothing runs, are as they should be: a oneshot that has done its work, and
@@ -207,9 +263,9 @@ class Systemd:
         A stop that takes longer is followed to its end, as it cannot be called off: the unit's own limit for each of
         its stages (``TimeoutStopSec``) counts then, and the start after it has all of ``timeout``.
         """
-        name = self.states([unit])[unit].details["id"]
+        names = self._names(unit)
         started = time.monotonic()
-        self._run([verb, "--no-block", "--", name])
+        self._run([verb, "--no-block", "--", *names])
         deadline = started + timeout
         stage, begun = "", 0.0
         while True:
@@ -235,7 +291,7 @@ class Systemd:
             if time.monotonic() > deadline:
                 raise OpsError(
                     f"{unit} did not {verb} within {time.monotonic() - started:.0f} s; it is {state.state}.",
-                    hint=f"See systemctl status {name}; raise wait_timeout if it is only slow.",
+                    hint=f"See systemctl status {' '.join(names)}; raise wait_timeout if it is only slow.",
                     service=unit,
                     last_state=state.as_dict(),
                 )
@@ -269,22 +325,25 @@ class Systemd:
 
     def pids(self, state: ServiceState) -> t.Set[int]:
         """The processes of its control group, in whichever hierarchy systemd keeps it."""
-        group = state.details.get("control_group") or ""
-        if group:
-            for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
-                found: t.Set[int] = set()
-                for directory, _folders, files in os.walk(root + group):
-                    if "cgroup.procs" in files:
-                        with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
-                            found.update(int(line) for line in file)
-                if found:
-                    return found
-        return processes.tree(state.pid) if state.pid else set()
+        groups = state.details.get("control_groups") or [state.details.get("control_group")]
+        members = set().union(*(self._members(group) for group in groups if group))
+        return members or (processes.tree(state.pid) if state.pid else set())
+
+    def _members(self, group: str) -> t.Set[int]:
+        for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+            found: t.Set[int] = set()
+            for directory, _folders, files in os.walk(root + group):
+                if "cgroup.procs" in files:
+                    with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+                        found.update(int(line) for line in file)
+            if found:
+                return found
+        return set()
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
         return [
             str(entry.get("MESSAGE", ""))
-            for entry in self._journal([f"--lines={lines}", f"--unit={self.states([unit])[unit].details['id']}"])
+            for entry in self._journal([f"--lines={lines}", *(f"--unit={name}" for name in self._names(unit))])
         ]
 
     def _journal(self, words: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
@@ -309,8 +368,8 @@ class Systemd:
         NRestarts counts automatic restarts only and is reset by a manual one: the journal is the only witness of
         starts.
         """
-        name = self.states([unit])[unit].details["id"]
-        entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", f"UNIT={name}"])
+        units = [f"UNIT={name}" for name in self._names(unit)]
+        entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", *units])
         since = time.time() - seconds
         found = [
             {"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")}
@@ -329,7 +388,9 @@ class Systemd:
         interval, burst = state.details["start_limit_interval_s"], state.details["start_limit_burst"]
         if not burst or not interval or interval == float("inf"):
             return 0.0
-        times = sorted(event["time"] for event in self.events(unit, interval))
+        # Parts of one service are started together: each has a limit of its own.
+        parts = len(_acting(state))
+        times = sorted(event["time"] for event in self.events(unit, interval))[parts - 1 :: parts]
         if len(times) < max(1, burst - 1):
             return 0.0
         # It is allowed again when so many have left the window that one start less than the limit remains.
