@@ -171,3 +171,36 @@ def test_debians_postgresql_leads_to_its_cluster(host: ContainerHost) -> None:
     healed = host.module("service_restart", {"services": [entry], "only_if": ["failed", "stopped"], **QUICK})
     assert healed.get("changed"), healed
     assert host.run("runuser", "-u", "postgres", "--", "psql", "-Atc", "select 1").stdout.strip() == "1"
+
+
+def test_units_of_a_user(host: ContainerHost) -> None:
+    """Run as the user of the services, without a session: as become_user does it."""
+    host.user("rootless")
+    number = host.run("id", "-u", "rootless").stdout.strip()
+    # What pam_systemd and loginctl enable-linger do on a whole host.
+    host.write("/etc/systemd/system/user@.service.d/x.conf", "[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/%i\n")
+    own = {"XDG_RUNTIME_DIR": f"/run/user/{number}"}
+    services = [{"name": "web"}]
+    arguments = {"services": services, "service_manager": "systemd_user", "state_dir": "/home/rootless/state", **QUICK}
+    refused = host.module("service_restart", arguments, user="rootless")
+    assert "enable-linger" in refused["msg"], refused
+
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", f"user@{number}")
+    host.write("/home/rootless/.config/systemd/user/web.service", "[Service]\nExecStart=/usr/bin/sleep 1005\n")
+    host.run("chown", "-R", "rootless", "/home/rootless")
+    host.run("systemctl", "--user", "start", "web", user="rootless", env=own)
+
+    def show(name: str) -> str:
+        words = ["systemctl", "--user", "show", "--value", f"--property={name}", "web"]
+        return host.run(*words, user="rootless", env=own).stdout.strip()
+
+    before = show("InvocationID")
+    predicted = host.module("service_restart", arguments, user="rootless", check_mode=True)
+    assert predicted.get("changed"), predicted
+    assert show("InvocationID") == before
+    done = host.module("service_restart", arguments, user="rootless")
+    assert done.get("changed"), done
+    assert done["actions"][0]["instance_after"] == show("InvocationID") != before
+    assert done["after"]["web"]["pid"] == int(show("MainPID"))
+    assert not host.module("service_restart", {**arguments, "state": "started"}, user="rootless")["changed"]

@@ -78,5 +78,7 @@ def test_from_params_hands_on_the_account(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_manager_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(OpsError, match="service_manager must be one of auto, systemd, supervisor, got 'runit'"):
+    with pytest.raises(
+        OpsError, match="service_manager must be one of auto, systemd, systemd_user, supervisor, got 'runit'"
+    ):
         manager.open_manager("runit")

@@ -11,10 +11,14 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   service_manager:
-    description: What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd,
-      else any supervisord.
+    description:
+      - What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd,
+        else any supervisord.
+      - V(systemd_user) is the systemd of the user who runs the task (C(systemctl --user)); give it with
+        C(become_user). It runs without a login
+        where lingering is on (C(loginctl enable-linger USER)).
     type: str
-    choices: [auto, systemd, supervisor]
+    choices: [auto, systemd, systemd_user, supervisor]
     default: auto
     aliases: [manager]
   supervisor_socket:

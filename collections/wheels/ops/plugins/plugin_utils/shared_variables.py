@@ -154,7 +154,8 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_service_manager": Variable(
         "str",
         "auto",
-        "`systemd`, `supervisor` or `auto`. `auto` takes supervisord where `wheels_ops_supervisor_socket` is set.",
+        "`systemd`, `systemd_user`, `supervisor` or `auto`. `auto` takes supervisord where"
+        " `wheels_ops_supervisor_socket` is set.",
     ),
     "wheels_ops_services": Variable(
         "list of dict",

@@ -474,7 +474,7 @@ class _Run:
         ``Requires``, ``BindsTo``): a second restart would end what has just begun.
         """
         service = step.service
-        if step.action != "restart" or not self.marks or self.control.name != "systemd":
+        if step.action != "restart" or not self.marks or not self.control.name.startswith("systemd"):
             return state, state.instance
         deadline = time.monotonic() + self.options.wait_timeout
         while not state.settled and not state.state.endswith("auto-restart") and time.monotonic() < deadline:

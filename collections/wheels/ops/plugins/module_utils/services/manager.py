@@ -14,10 +14,12 @@ from .systemd import Systemd, available
 
 
 def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
-    """The service manager: ``systemd``, ``supervisor``, or ``auto``: supervisord where its socket is named, else
-    systemd, else any supervisord.
+    """The service manager: ``systemd``, ``systemd_user`` (that of the user who runs this), ``supervisor``, or ``auto``:
+    supervisord where its socket is named, else systemd, else any supervisord.
     """
-    choice("service_manager", kind, ("auto", "systemd", "supervisor"))
+    choice("service_manager", kind, ("auto", "systemd", "systemd_user", "supervisor"))
+    if kind == "systemd_user":
+        return Systemd(user=True)
     if kind == "systemd" or (kind == "auto" and not socket and available()):
         return Systemd()
     if kind == "auto" and not socket and not find_socket():

@@ -170,15 +170,30 @@ def available() -> bool:
 
 
 class Systemd:
-    """The system manager.
+    """The system manager, or with ``user`` that of the user who runs this.
 
-    Starting and stopping needs root, or a rule of polkit for ``org.freedesktop.systemd1.manage-units``.
+    Starting and stopping units of the system needs root, or a rule of polkit for
+    ``org.freedesktop.systemd1.manage-units``. Raises ``OpsError`` where there is no such manager.
     """
 
-    name = "systemd"
-
-    def __init__(self, *, wait_sleep: float = 0.2) -> None:
+    def __init__(self, *, wait_sleep: float = 0.2, user: bool = False) -> None:
         self._wait_sleep = wait_sleep
+        self.name = "systemd_user" if user else "systemd"
+        self._scope = ["--user"] if user else []
+        self._environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
+        #: In the journal: the field with the unit's name, what else tells its manager's entries, and the invocation.
+        self._unit_field, self._sender, self._invocation = "UNIT", "_PID=1", "INVOCATION_ID"
+        if user:
+            runtime = f"/run/user/{os.geteuid()}"  # become_user leaves the variable out
+            self._environment["XDG_RUNTIME_DIR"] = runtime
+            self._unit_field, self._invocation = "USER_UNIT", "USER_INVOCATION_ID"
+            self._sender = f"_UID={os.geteuid()}"
+            if not os.path.exists(f"{runtime}/systemd/private"):
+                raise OpsError(
+                    f"No systemd runs for the user with the number {os.geteuid()}.",
+                    hint="Run this as the user of the services (become_user), and let its systemd run without a login:"
+                    " loginctl enable-linger USER.",
+                )
         if not available():
             raise OpsError(
                 "systemd does not run on this host.",
@@ -194,10 +209,8 @@ class Systemd:
 
     def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
         try:
-            command = [self._systemctl, "--no-pager", "--no-ask-password", *words]
-            done = subprocesses.run(
-                command, timeout=timeout, environment={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
-            )
+            command = [self._systemctl, *self._scope, "--no-pager", "--no-ask-password", *words]
+            done = subprocesses.run(command, timeout=timeout, environment=self._environment)
         except subprocess.TimeoutExpired:
             raise OpsError(
                 f"systemctl {words[0]} did not answer within {timeout:g} s.",
@@ -253,8 +266,9 @@ class Systemd:
 
     def _last_start(self, name: str) -> str:
         """The invocation of the last start that succeeded since the boot, by the journal; empty for none."""
-        entries = self._journal(["--boot", "--lines=1", "_PID=1", f"MESSAGE_ID={STARTED}", f"UNIT={name}"])
-        return str(entries[-1].get("INVOCATION_ID", "")) if entries else ""
+        unit = f"{self._unit_field}={name}"
+        entries = self._journal(["--boot", "--lines=1", self._sender, f"MESSAGE_ID={STARTED}", unit])
+        return str(entries[-1].get(self._invocation, "")) if entries else ""
 
     def _job(self, verb: str, unit: str, timeout: float, done: t.Callable[[ServiceState], bool]) -> ServiceState:
         """Queues a job and polls until it is done: ``systemctl`` itself would wait as long as the unit's own time
@@ -341,9 +355,10 @@ class Systemd:
         return set()
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
+        kind = "user-unit" if self._scope else "unit"
         return [
             str(entry.get("MESSAGE", ""))
-            for entry in self._journal([f"--lines={lines}", *(f"--unit={name}" for name in self._names(unit))])
+            for entry in self._journal([f"--lines={lines}", *(f"--{kind}={name}" for name in self._names(unit))])
         ]
 
     def _journal(self, words: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
@@ -368,11 +383,11 @@ class Systemd:
         NRestarts counts automatic restarts only and is reset by a manual one: the journal is the only witness of
         starts.
         """
-        units = [f"UNIT={name}" for name in self._names(unit)]
-        entries = self._journal([f"--since=-{int(seconds) + 1}s", "_PID=1", f"MESSAGE_ID={message_id}", *units])
+        units = [f"{self._unit_field}={name}" for name in self._names(unit)]
+        entries = self._journal([f"--since=-{int(seconds) + 1}s", self._sender, f"MESSAGE_ID={message_id}", *units])
         since = time.time() - seconds
         found = [
-            {"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get("INVOCATION_ID", "")}
+            {"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get(self._invocation, "")}
             for entry in entries
         ]
         return [event for event in found if event["time"] >= since]
@@ -397,7 +412,7 @@ class Systemd:
         return max(0.0, times[-max(1, burst - 1)] + interval - time.time() + 0.1)
 
     def require_right(self) -> None:
-        if os.geteuid() and not os.path.exists(_POLKIT):
+        if not self._scope and os.geteuid() and not os.path.exists(_POLKIT):
             raise OpsError(
                 "systemd starts and stops services for root alone on this host: polkit, which could let others, is not"
                 " installed.",
