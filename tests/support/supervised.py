@@ -56,7 +56,12 @@ class Supervisord:
 
 @contextlib.contextmanager
 def supervisord(
-    programs: t.Mapping[str, Program], *, username: str = "", password: str = "", section: str = "program"
+    programs: t.Mapping[str, Program],
+    *,
+    username: str = "",
+    password: str = "",
+    section: str = "program",
+    extra: t.Sequence[str] = (),
 ) -> t.Iterator[Supervisord]:
     directory = Path(tempfile.mkdtemp(prefix="wops-sv-"))
     account = [f"username={username}", f"password={password}"] if username else []
@@ -99,7 +104,7 @@ def supervisord(
         lines += [f"{key}={value}" for key, value in options.items()]
         if program.environment:
             lines.append("environment=" + ",".join(f'{key}="{value}"' for key, value in program.environment.items()))
-    (directory / "supervisord.conf").write_text("\n".join(lines) + "\n")
+    (directory / "supervisord.conf").write_text("\n".join([*lines, *extra]) + "\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(directory / "supervisord.conf")],
         stdout=subprocess.DEVNULL,

@@ -22,7 +22,9 @@ options:
     default: auto
     aliases: [manager]
   supervisor_socket:
-    description: The unix socket of supervisord; looked for in C(/run) where it is not given.
+    description: The unix socket of supervisord, looked for in C(/run) where it is not given; or the URL of its
+      C([inet_http_server]) on this
+      host, for example V(http://127.0.0.1:9001).
     type: path
     default: ""
   supervisor_username:

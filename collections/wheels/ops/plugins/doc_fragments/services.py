@@ -25,6 +25,7 @@ options:
           - What its manager calls it (V(redis-server), V(group:program)); the name where it is not given.
           - A unit that only stands for others leads to these, as Debian's V(postgresql) does to
             C(postgresql@VERSION-CLUSTER).
+          - The name of a group of supervisord, also that of a program with C(numprocs), stands for all programs in it.
         type: str
       depends_on:
         description: Services of this list that have to be healthy before it starts, and whose restart restarts it.

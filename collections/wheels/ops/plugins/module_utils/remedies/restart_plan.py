@@ -128,18 +128,23 @@ def _reason(
 ) -> str:
     """Why a service has to be acted on; empty where it has not."""
     if state == "started":
-        return "" if now.running or now.at_rest else f"it is {now.state}"
+        return "" if now.running or now.at_rest else _down(now)[1]
     if not only_if:
         return "asked for"
     if "failed" in only_if and now.failed:
-        return f"it failed: {now.state}"
+        return _down(now)[0]
     if "stopped" in only_if and not now.running and not now.at_rest:
-        return f"it is {now.state}"
+        return _down(now)[1]
     if "stale" in only_if and service.name in stale:
         return stale[service.name]
     if "unhealthy" in only_if and service.name in unhealthy:
         return unhealthy[service.name]
     return ""
+
+
+def _down(now: ServiceState) -> t.Tuple[str, str]:
+    """What is said of one that failed, and of one that only does not run."""
+    return f"it failed: {now.state}", f"it is {now.state}"
 
 
 def _steps(
@@ -158,6 +163,8 @@ def _steps(
     ]
     steps = [Step("pause", service, f"its broker {', '.join(stores)} is restarted") for service in reversed(paused)]
     for service in chosen:
-        starts = service in paused or not states[service.unit].up
+        now = states[service.unit]
+        fills = now.partly_up and reasons[service.name] in _down(now)  # what runs of it may go on
+        starts = service in paused or not now.up or fills
         steps.append(Step("start" if starts else "restart", service, reasons[service.name]))
     return steps

@@ -13,8 +13,9 @@ from ..core.results import OpsError
 from .broker import require_database
 
 GATES: t.Tuple[str, ...] = ("none", "state", "tcp", "http", "redis", "celery", "beat")
-#: Unit and program names: what systemd allows, plus supervisord's ``group:program``. Never an option (no leading dash).
-_NAME = re.compile(r"[A-Za-z0-9_@:.\\][A-Za-z0-9_@:.\\-]*")
+#: Unit and program names: what systemd allows, plus supervisord's ``group:program`` and ``group:*``. Never an option (no
+#: leading dash).
+_NAME = re.compile(r"[A-Za-z0-9_@:.\\][A-Za-z0-9_@:.\\-]*(?::\*)?")
 
 
 _KEYS: t.FrozenSet[str] = frozenset({"name", "unit", "depends_on", "watch_files", "gate"})
@@ -50,6 +51,11 @@ class ServiceState:
         it.
         """
         return self.running or bool(self.instance and not self.at_rest) or not self.settled or self.state == "BACKOFF"
+
+    @property
+    def partly_up(self) -> bool:
+        """Whether it has several parts, of which only some run: starting it starts the others."""
+        return not self.running and bool(self.details.get("running_parts"))
 
     @property
     def failed(self) -> bool:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""supervisord through its XML-RPC interface, over its unix socket, with the standard library alone."""
+"""supervisord through its XML-RPC interface, over its unix socket or TCP, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import stat
 import threading
 import time
 import typing as t
+import urllib.parse
 import xmlrpc.client
+from dataclasses import replace
 
+from ..core import options
 from ..core.results import OpsError
 from ..host import processes
 from .model import ServiceState
@@ -50,6 +53,8 @@ _FAULTS = {
 _TOO_QUICKLY = "Exited too quickly (process log may have details)"
 #: statecode of supervisor/states.py: what is on its way to somewhere else.
 _MOVING = ("STARTING", "STOPPING")
+#: Seconds beyond ``stopwaitsecs`` until supervisord has killed a program and seen its end.
+_STOP_MARGIN = 5.0
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -63,13 +68,63 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path: str, timeout: float, headers: t.Sequence[t.Tuple[str, str]]) -> None:
+class _Transport(xmlrpc.client.Transport):
+    """To a unix socket, or with ``host:port`` to an ``[inet_http_server]``."""
+
+    def __init__(self, path: str, timeout: float, headers: t.Sequence[t.Tuple[str, str]], address: str = "") -> None:
         super().__init__(headers=list(headers))
-        self._path, self._timeout = path, timeout
+        self._path, self._timeout, self._address = path, timeout, address
 
     def make_connection(self, host: t.Any) -> http.client.HTTPConnection:
+        if self._address:
+            return http.client.HTTPConnection(self._address, timeout=self._timeout)
         return _UnixConnection(self._path, self._timeout)
+
+
+def address_of(where: str) -> str:
+    """``host:port`` of a supervisord that is given by its URL; empty for a path. ``unix://`` before one is left out by
+    the caller.
+
+    Raises ``OpsError`` for a host that is not this one: processes are looked at here.
+    """
+    if "://" not in where:
+        return ""
+    options.url("supervisor_socket", where)
+    parts = urllib.parse.urlsplit(where)
+    host = parts.hostname or ""
+    if parts.scheme != "http":
+        raise OpsError(
+            f"supervisor_socket must begin with http://, got {parts.scheme}://.",
+            hint="supervisord itself has no TLS. Give the address of its [inet_http_server] on this host.",
+        )
+    if parts.username or parts.password:
+        raise OpsError(
+            "supervisor_socket must not hold a user or a password: it is shown in results.", hint=_PASSWORD_HINT
+        )
+    if not parts.port:
+        raise OpsError(f"supervisor_socket must name a port, got {where}.", hint="For example http://127.0.0.1:9001.")
+    if not _is_here(host):
+        raise OpsError(
+            f"supervisor_socket must be on this host, got {host}.",
+            hint="Run this on the host of the services: their processes and sockets are looked at as well.",
+        )
+    return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is one of this host's: only then it can be bound."""
+    try:
+        entries = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _name, address in entries:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _logged_at(line: str) -> float:
@@ -112,8 +167,34 @@ def state_of(unit: str, info: t.Mapping[str, t.Any]) -> ServiceState:
         details={
             "group": info["group"],
             "program": info["name"],
+            "programs": [f"{info['group']}:{info['name']}"],
+            "pids": [int(info["pid"])] if info["pid"] else [],
             "logfile": info.get("stdout_logfile", ""),
             "description": info.get("description", ""),
+        },
+    )
+
+
+def combined(unit: str, parts: t.Sequence[ServiceState]) -> ServiceState:
+    """The state of a group (``numprocs``, ``[group:x]``): it runs where every program of it does, and is as the first
+    one is that does not.
+    """
+    if len(parts) == 1:
+        return replace(parts[0], unit=unit)
+    first = next((part for part in parts if not part.running), parts[0])
+    return replace(
+        first,
+        unit=unit,
+        running=all(part.running for part in parts),
+        settled=all(part.settled for part in parts),
+        pid=next((part.pid for part in parts if part.pid), 0),
+        instance="+".join(part.instance for part in parts if part.instance),
+        uptime_s=min(part.uptime_s or 0.0 for part in parts) if first.running else None,
+        details={
+            **first.details,
+            "running_parts": sum(part.running for part in parts),
+            "programs": [name for part in parts for name in part.details["programs"]],
+            "pids": [pid for part in parts for pid in part.details["pids"]],
         },
     )
 
@@ -126,7 +207,8 @@ class Supervisor:
     def __init__(
         self, path: str = "", *, username: str = "", password: str = "", wait_sleep: float = 0.1, timeout: float = 10.0
     ) -> None:
-        self._path = path or find_socket()
+        address = address_of(path[len("unix://") :] if path.startswith("unix://") else path)
+        self._path = (path[len("unix://") :] if path.startswith("unix://") else path) or find_socket()
         if not self._path:
             raise OpsError(
                 "No socket of supervisord was found.", hint=f"Set supervisor_socket; looked for {', '.join(SOCKETS)}."
@@ -136,7 +218,7 @@ class Supervisor:
         headers = [("Authorization", f"Basic {word}")] if username else []
         self._lock = threading.Lock()  # one connection, and checks ask from several threads
         self._rpc = xmlrpc.client.ServerProxy(
-            "http://localhost", transport=_UnixTransport(self._path, timeout, headers), allow_none=True
+            "http://localhost", transport=_Transport(self._path, timeout, headers, address), allow_none=True
         )
 
     def _call(self, method: str, *words: t.Any) -> t.Any:
@@ -165,6 +247,10 @@ class Supervisor:
         for unit in units:
             match = [info for info in every if unit in (f"{info['group']}:{info['name']}", info["name"])]
             exact = [info for info in match if info["group"] == info["name"]] or match
+            group = [info for info in every if unit in (info["group"], f"{info['group']}:*")]
+            if group and not match:
+                found[unit] = combined(unit, [state_of(unit, info) for info in group])
+                continue
             if len(exact) > 1:
                 names = ", ".join(f"{info['group']}:{info['name']}" for info in exact)
                 raise OpsError(
@@ -173,13 +259,14 @@ class Supervisor:
             found[unit] = state_of(unit, exact[0]) if exact else ServiceState(unit=unit, state="not-found")
         return found
 
-    def _name(self, unit: str) -> str:
+    def _names(self, unit: str) -> t.List[str]:
+        """Its programs as ``group:program``: several for a group."""
         state = self.states([unit])[unit]
         if not state.exists:
             raise OpsError(
                 f"supervisord has no program {unit}.", hint=_FAULTS[BAD_NAME], service=unit, last_state=state.as_dict()
             )
-        return f"{state.details['group']}:{state.details['program']}"
+        return list(state.details["programs"])
 
     def _wait(
         self,
@@ -215,7 +302,20 @@ class Supervisor:
 
     def start(self, unit: str, timeout: float) -> ServiceState:
         deadline = time.monotonic() + timeout
-        name = self._name(unit)
+        names = self._names(unit)
+        for name in names:
+            self._begin(unit if len(names) == 1 else name, name, deadline)
+        for name in names:
+            state = self._wait(
+                unit if len(names) == 1 else name,
+                "start",
+                deadline,
+                lambda state: state.running,
+                lambda state: state.state in ("FATAL", "EXITED", "STOPPED"),
+            )
+        return state if len(names) == 1 else self.states([unit])[unit]
+
+    def _begin(self, unit: str, name: str, deadline: float) -> None:
         # A program on its way down refuses a start: "Process in state STOPPING".
         self._wait(unit, "stop", deadline, lambda state: state.state != "STOPPING", lambda state: False)
         try:
@@ -229,27 +329,29 @@ class Supervisor:
             # the program ends a moment later.
             if error.details.get("fault") != SPAWN_ERROR or self.states([unit])[unit].result not in ("", _TOO_QUICKLY):
                 raise
-        return self._wait(
-            unit,
-            "start",
-            deadline,
-            lambda state: state.running,
-            lambda state: state.state in ("FATAL", "EXITED", "STOPPED"),
-        )
 
     def stop(self, unit: str, timeout: float) -> ServiceState:
-        deadline = time.monotonic() + timeout
-        name = self._name(unit)
+        names = self._names(unit)
+        # A stop cannot be called off: it is followed for as long as the program has until it is killed.
+        deadline = time.monotonic() + max(timeout, self._longest_stop(names))
         before = self.states([unit])[unit]
         members = self.pids(before)
-        try:
-            self._call("stopProcess", name, False)
-        except xmlrpc.client.Fault as error:
-            if error.faultCode != NOT_RUNNING:
-                raise
-        state = self._wait(
-            unit, "stop", deadline, lambda now: now.state in ("STOPPED", "EXITED", "FATAL"), lambda now: False
-        )
+        for name in names:
+            try:
+                self._call("stopProcess", name, False)
+            except xmlrpc.client.Fault as error:
+                if error.faultCode != NOT_RUNNING:
+                    raise
+        for name in names:
+            state = self._wait(
+                unit if len(names) == 1 else name,
+                "stop",
+                deadline,
+                lambda now: now.state in ("STOPPED", "EXITED", "FATAL"),
+                lambda now: False,
+            )
+        if len(names) > 1:
+            state = self.states([unit])[unit]
         # supervisord signals and watches the first process only: what it had started may live on and hold the port.
         while members & set(processes.parents()) and time.monotonic() < deadline:
             time.sleep(self._wait_sleep)
@@ -263,15 +365,32 @@ class Supervisor:
             )
         return state
 
+    def _longest_stop(self, names: t.Collection[str]) -> float:
+        """Seconds that these programs have to end (``stopwaitsecs``), and a few; 0 where supervisord does not say."""
+        try:
+            every = self._call("getAllConfigInfo")
+        except OpsError:
+            return 0.0  # before 4.2
+        waits = [
+            float(entry.get("stopwaitsecs") or 0) for entry in every if f"{entry['group']}:{entry['name']}" in names
+        ]
+        return max(waits, default=0.0) + _STOP_MARGIN
+
     def restart(self, unit: str, timeout: float) -> ServiceState:
         self.stop(unit, timeout)
         return self.start(unit, timeout)
 
     def pids(self, state: ServiceState) -> t.Set[int]:
-        return processes.tree(state.pid) if state.pid else set()
+        return set().union(*(processes.tree(pid) for pid in state.details.get("pids") or ()))
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
-        name = self._name(unit)
+        names = self._names(unit)
+        parts = self.states(names)
+        # The lines of those that do not run are the ones that are looked for: they come last.
+        ordered = sorted(names, key=lambda name: not parts[name].running)
+        return [line for name in ordered for line in self._tail(name, lines)][-lines:]
+
+    def _tail(self, name: str, lines: int) -> t.List[str]:
         found: t.List[str] = []
         # Without redirect_stderr the reason stands in the other file.
         for method in ("tailProcessStderrLog", "tailProcessStdoutLog"):
@@ -297,20 +416,24 @@ class Supervisor:
             text = str(self._call("readLog", -65536, 0))
         except OpsError:
             return 0
-        program = self._name(unit).partition(":")[2]
         since = time.time() - seconds
-        found = 0
-        for line in text.splitlines():
-            # Somebody stopped it, or supervisord gave up and somebody started it: systemd begins to count anew there,
-            # too.
-            if f"stopped: {program} (" in line or f"gave up: {program} " in line:
-                found = 0
-            elif f"exited: {program} (" in line and _logged_at(line) >= since:
-                found += 1
-        return found
+        return sum(_exits(text, name.partition(":")[2], since) for name in self._names(unit))
 
     def start_delay(self, unit: str) -> float:
         return 0.0  # its limit (startretries) concerns its own attempts only
 
     def require_right(self) -> None:
         return  # whoever may open its socket may do everything
+
+
+def _exits(text: str, program: str, since: float) -> int:
+    """Exits of a program that nobody asked for, in supervisord's log."""
+    found = 0
+    for line in text.splitlines():
+        # Somebody stopped it, or supervisord gave up and somebody started it: systemd begins to count anew there,
+        # too.
+        if f"stopped: {program} (" in line or f"gave up: {program} " in line:
+            found = 0
+        elif f"exited: {program} (" in line and _logged_at(line) >= since:
+            found += 1
+    return found

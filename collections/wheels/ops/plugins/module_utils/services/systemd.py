@@ -145,6 +145,7 @@ def combined(unit: str, parts: t.Sequence[ServiceState]) -> ServiceState:
         outdated=any(part.outdated for part in parts),
         details={
             **first.details,
+            "running_parts": sum(part.running for part in parts),
             "parts": [part.details["id"] for part in parts],
             "control_groups": [part.details["control_group"] for part in parts],
             "stop_timeout_s": max(part.details["stop_timeout_s"] for part in parts),
