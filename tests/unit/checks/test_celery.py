@@ -77,7 +77,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
         state.enough = [count for count in range(4) if wanted(dict.fromkeys(map(str, range(count))))]  # type: ignore[attr-defined]  # read by one test
         return state.nodes
 
-    def beats() -> t.Dict[int, t.List[str]]:
+    def beats_of(url: str, _members: t.Collection[int]) -> t.Dict[int, t.List[str]]:
+        assert url.endswith("127.0.0.1:6390/0")
         if isinstance(state.beats, Exception):
             raise state.beats
         return state.beats
@@ -91,7 +92,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(celery.broker, "queues", lambda client, named: sorted({*named, *state.bound}))
     monkeypatch.setattr(celery.broker, "waiting_tasks", lambda client, named: state.counts)
     monkeypatch.setattr(celery.celery_workers, "Watch", Watch)
-    monkeypatch.setattr(celery.gates, "beats", beats)
+    monkeypatch.setattr(celery.gates, "beats_of", beats_of)
     return state
 
 
@@ -221,9 +222,25 @@ def test_beat(broker: Broker, expect: bool) -> None:
     assert found.details["beat"] == {} and "alive" not in found.message
     broker.beats = OpsError("not allowed")
     assert check(expect_beat=expect).details["beat"] == {}
-    broker.beats = {9: ["beat"], 4: ["beat"]}
+    broker.beats = {9: ["beat"]}
     found = check(expect_beat=expect)
-    assert found.status == "ok" and found.details["beat"] == {"source": "process", "pids": [4, 9]}
+    assert found.status == "ok" and found.details["beat"] == {"source": "process", "pids": [9]}
+
+
+@pytest.mark.parametrize("heartbeat", [True, False])
+def test_two_beats_are_named_with_both_processes(broker: Broker, heartbeat: bool) -> None:
+    broker.heartbeat = broker.heartbeat if heartbeat else None
+    broker.beats = {9: ["celery", "-A", "demo", "beat"], 4: ["celery", "-A", "demo", "worker", "-B"]}
+    found = check()
+    assert found.status == "critical" and found.remedy == ""
+    assert "beat runs 2 times" in found.message and "process 4 (celery -A demo worker -B)" in found.message
+    assert "process 9" in found.message and found.details["beat"]["pids"] == [4, 9]
+
+
+def test_a_host_without_worker_and_beat_is_asked_for_neither(broker: Broker) -> None:
+    broker.nodes, broker.heartbeat, broker.counts = {}, None, {"email": 3, "unacked": 0}
+    found = check(expect_workers=0, expect_beat=False)
+    assert (found.status, found.message) == ("ok", "No worker is expected here, 3 tasks wait.")
 
 
 @pytest.mark.parametrize("text", ["no JSON", "{}", '{"at": "x"}', "[1]"])

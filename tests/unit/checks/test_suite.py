@@ -29,17 +29,20 @@ def test_the_size_of_a_log_is_an_option(tmp_path: t.Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("services", "asked"),
+    ("services", "beat", "workers"),
     [
-        ([], False),
-        ([{"name": "pam-backend"}, {"name": "celery-worker", "gate": {"type": "celery", "url": "redis://h/0"}}], False),
-        ([{"name": "celery-beat"}], True),
-        ([{"name": "planner", "unit": "wheels-beat.service"}], True),
-        ([{"name": "planner", "gate": {"type": "beat"}}], True),
+        ([], False, 1),
+        ([{"name": "pam-backend"}, {"name": "w", "gate": {"type": "celery", "url": "redis://h/0"}}], False, 1),
+        ([{"name": "pam-backend"}, {"name": "celery-worker"}], False, 1),
+        ([{"name": "celery-beat"}], True, 0),
+        ([{"name": "planner", "unit": "wheels-beat.service"}], True, 0),
+        ([{"name": "planner", "gate": {"type": "beat"}}], True, 0),
+        ([{"name": "heartbeat"}, {"name": "redis", "gate": {"type": "redis", "url": "redis://h/0"}}], False, 0),
+        ([{"name": "web-worker", "gate": {"type": "tcp", "port": 80}}], False, 0),
     ],
 )
-def test_beat_is_asked_for_where_it_is_one_of_the_services(
-    monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], asked: bool
+def test_beat_and_worker_are_asked_for_where_they_are_services(
+    monkeypatch: pytest.MonkeyPatch, services: t.List[t.Dict[str, t.Any]], beat: bool, workers: int
 ) -> None:
     given: t.Dict[str, t.Any] = {}
 
@@ -51,7 +54,9 @@ def test_beat_is_asked_for_where_it_is_one_of_the_services(
     suite.run(
         suite.Options(subjects=("celery",), redis_url="redis://h/0", services=services, service_manager="systemd")
     )
-    assert given["expect_beat"] is asked and given["waiting"] == DEFAULTS["waiting_tasks"]
+    assert (given["expect_beat"], given["expect_workers"]) == (beat, workers) and given["waiting"] == DEFAULTS[
+        "waiting_tasks"
+    ]
 
 
 Tried = t.List[t.Tuple[str, t.Dict[str, t.Any]]]

@@ -50,7 +50,11 @@ options:
               - V(http) asks O(services[].gate.url) and looks at status and body.
               - V(redis) wants a PONG from O(services[].gate.url), and the data loaded.
               - V(celery) wants an answer of the service's own worker by way of the broker O(services[].gate.url).
-              - V(beat) wants exactly one beat, and its schedule written.
+              - V(beat) wants exactly one beat, and its schedule written. A beat of another application, of another
+                broker, or, where a broker
+                is not known, in another directory is of another project and does not count.
+              - V(redis), V(celery) and V(beat) know Redis alone. Another broker (RabbitMQ, for example) is refused by
+                its name.
               - V(none) does not wait.
             type: str
             choices: [none, state, tcp, http, redis, celery, beat]

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import typing as t
 
 from ..core.redaction import redact_url
 from ..core.results import OpsError
-from ..health.check import Check, is_ours
+from ..health.check import Check, is_ours, unknown
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from ..services import broker, celery_workers, gates, redis_errors
 from .context import HostContext, Options
@@ -32,13 +33,15 @@ def check(
     waiting: Thresholds = WAITING,
     expect_workers: int = 1,
     expect_beat: bool = True,
+    members: t.Collection[int] = (),
 ) -> Check:
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
     The value is the number of waiting tasks. Critical: fewer than ``expect_workers`` answer or are seen to be at work,
     or the broker does not answer. Warning: one of them does not answer and may be at work, or is at one task for longer
     than a task may take (``celery_workers``), or nothing tells of a beat, neither its heartbeat in Redis nor a process
-    on this host. A worker that is seen to ask for tasks or to be at one does its work, whether it answers or not.
+    of this broker on this host (``gates.beats_of``; ``members`` are the processes of our services). Critical, too: two
+    such beats run. A worker that is seen to ask for tasks or to be at one does its work, whether it answers or not.
     Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
@@ -53,7 +56,7 @@ def check(
             watch.wait(min(timeout, 1.0))
             silent = _silent(watch, nodes)
         counts = broker.waiting_tasks(client, broker.queues(client, queues))
-        beat = _beat(client)
+        beat = _beat(client, redis_url, members)
         throttle = _throttle(client)
         consumed = _consumed(client)
     except redis.AuthenticationError:
@@ -112,6 +115,11 @@ def check(
         status = worst(
             [status, "critical" if missing else "ok" if len(nodes) + len(takes) >= expect_workers else "warning"]
         )
+    several = beat.pop("several", {})
+    if several:
+        beat["pids"] = sorted(several)
+        problems.append(gates.twice(several))
+        status = worst([status, "critical"])
     if expect_beat and not beat:
         problems.append("beat gives no sign of life")
         status = worst([status, "warning"])
@@ -128,6 +136,8 @@ def check(
             f"{'; '.join(problems)}."
             if problems
             else f"{len(nodes)} workers answer{', beat is alive' if beat else ''}, {total} tasks wait."
+            if nodes or expect_workers
+            else f"No worker is expected here{', beat is alive' if beat else ''}, {total} tasks wait."
         ),
         remedy="service_restart" if restart else "" if depth == "ok" else "celery_throttle",
         details={
@@ -166,25 +176,30 @@ def _worker(stats: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     }
 
 
-def _beat(client: t.Any) -> t.Dict[str, t.Any]:
-    """What is known of beat: ``source`` is ``heartbeat`` or ``process``; empty when there is no sign of it."""
+def _beat(client: t.Any, redis_url: str, members: t.Collection[int]) -> t.Dict[str, t.Any]:
+    """What is known of beat: ``source`` is ``heartbeat`` or ``process``; empty when there is no sign of it.
+
+    ``several``: the processes where more than one runs on this host, with their command lines.
+    """
+    try:
+        here = gates.beats_of(redis_url, members)
+    except (OpsError, OSError):
+        here = {}
+    several = {"several": here} if len(here) > 1 else {}
     raw = client.get(BEAT_KEY)
     if raw:
         try:
             facts = json.loads(raw)
             age = time.time() - float(facts["at"])
         except (ValueError, KeyError, TypeError):
-            return {"source": "heartbeat", "readable": False}
+            return {"source": "heartbeat", "readable": False, **several}
         return {
             "source": "heartbeat",
+            **several,
             "age_s": round(max(0.0, age), 1),
             **{key: facts.get(key) for key in ("pid", "host", "last_sent", "factor")},
         }
-    try:
-        found = gates.beats()
-    except (OpsError, OSError):
-        found = {}
-    return {"source": "process", "pids": sorted(found)} if found else {}
+    return {"source": "process", "pids": sorted(here), **several} if here else {}
 
 
 def _throttle(client: t.Any) -> t.Dict[str, t.Any]:
@@ -198,8 +213,41 @@ def _consumed(client: t.Any) -> t.List[str]:
 
 
 def measure(context: HostContext, options: Options) -> Check:
-    """Beat is asked for where it is one of the services; a backend without periodic tasks has none."""
-    beat = any(
-        service.gate.type == "beat" or "beat" in f"{service.name} {service.unit}" for service in context.services
+    """Beat is asked for where it is one of the services, and so is a worker; a host may have either, both or none.
+
+    Where no services are listed a worker is asked for. ``unknown`` where a worker of this host has another broker than
+    a Redis: what lies in the Redis says nothing about it then.
+    """
+    services = context.services
+
+    def named(kind: str, words: str) -> t.List[str]:
+        """By their gates; where a gate does not say what it is, by their names."""
+        return [
+            service.name
+            for service in services
+            if service.gate.type == kind
+            or (service.gate.type in ("none", "state") and re.search(words, f"{service.name} {service.unit}"))
+        ]
+
+    beats = named("beat", "(?<!heart)beat")
+    workers = [name for name in named("celery", "celery|worker") if name not in beats]
+    members: t.Set[int] = set()
+    if beats or workers:
+        try:
+            pids = context.pids()
+            members = set().union(*(pids.get(name, set()) for name in {*beats, *workers}))
+        except OpsError:
+            pass  # the check of the services says so
+    told = next(filter(None, (broker.other(gates.broker_url(pid)) for pid in sorted(members))), "")
+    if told:
+        return unknown(
+            "celery",
+            f"The broker of Celery on this host is {told}, and only Redis can be asked for its tasks and workers.",
+        )
+    return check(
+        options.redis_url,
+        waiting=options.limits("waiting_tasks"),
+        expect_workers=1 if workers or not services else 0,
+        expect_beat=bool(beats),
+        members=members,
     )
-    return check(options.redis_url, waiting=options.limits("waiting_tasks"), expect_beat=beat)

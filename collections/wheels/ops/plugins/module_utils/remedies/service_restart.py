@@ -270,7 +270,8 @@ class _Run:
 
     def refuse_second_beat(self, service: Service) -> None:
         state = self.control.states([service.unit])[service.unit]
-        others = gates.foreign_beats(service, self.control.pids(state) if state.pid else set())
+        members = self.control.pids(state) if state.pid else set()
+        others = gates.foreign_beats(service, members, self.control.definition(state))
         if others:
             names = ", ".join(f"process {pid} ({' '.join(words)[:120]})" for pid, words in others.items())
             raise OpsError(

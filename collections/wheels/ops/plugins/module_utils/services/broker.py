@@ -29,10 +29,55 @@ _CONTROL = "celery.pidbox"
 _BINDING = "_kombu.binding."
 
 
-def require_database(url: str) -> None:
-    """Raises ``OpsError`` where a Redis URL names a database that is no number: redis-py takes database 0 then, without
-    a word.
+#: What a scheme of a broker's URL stands for (kombu/transport/__init__.py), of those that are not spoken here.
+OTHERS: t.Mapping[str, str] = {
+    "amqp": "RabbitMQ",
+    "amqps": "RabbitMQ",
+    "pyamqp": "RabbitMQ",
+    "librabbitmq": "RabbitMQ",
+    "sqs": "Amazon SQS",
+    "sentinel": "Redis Sentinel",
+    "kafka": "Apache Kafka",
+    "confluentkafka": "Apache Kafka",
+    "gcpubsub": "Google Cloud Pub/Sub",
+    "azureservicebus": "Azure Service Bus",
+    "azurestoragequeues": "Azure Storage Queues",
+    "mongodb": "MongoDB",
+    "qpid": "Apache Qpid",
+    "zookeeper": "ZooKeeper",
+    "consul": "Consul",
+    "etcd": "etcd",
+    "slmq": "SoftLayer Message Queue",
+    "sqla": "an SQL database",
+    "sqlalchemy": "an SQL database",
+    "filesystem": "a directory",
+    "memory": "the memory of one process",
+}
+
+
+def other(url: str) -> str:
+    """What a URL names that is a broker of Celery and no Redis, for example ``RabbitMQ (amqp://)``; empty for another
+    URL.
     """
+    scheme = url.partition(":")[0].strip().lower()
+    name = OTHERS.get(scheme) or OTHERS.get(scheme.partition("+")[0], "")
+    return f"{name} ({scheme}://)" if name else ""
+
+
+def require_redis(url: str) -> None:
+    """Raises ``OpsError`` for the URL of another broker, by its name."""
+    if other(url):
+        raise OpsError(
+            f"The broker is {other(url)}, and only Redis can be asked for its tasks and workers.",
+            hint="Leave this URL out, and give services that work with it a gate of type state, tcp or http.",
+        )
+
+
+def require_database(url: str) -> None:
+    """Raises ``OpsError`` for another broker, and where a Redis URL names a database that is no number: redis-py takes
+    database 0 then, without a word.
+    """
+    require_redis(url)
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:

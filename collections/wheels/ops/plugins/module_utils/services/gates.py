@@ -17,7 +17,7 @@ import socket
 import time
 import typing as t
 import urllib.parse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..core.results import OpsError
 from ..host import processes
@@ -259,7 +259,10 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
     if nodes:
         return Seen(True, answer={"nodes": nodes})
     why = "no worker answered a ping"
-    if found:
+    told = next(filter(None, (broker.other(broker_url(pid)) for pid in sorted(members))), "")
+    if told:
+        why = f"its broker is {told}, and its gate asks a Redis"
+    elif found:
         why = "only workers that are not of the service answered"
     answer: t.Dict[str, t.Any] = {
         "silent": [{"pid": entry.pid, "verdict": entry.verdict, "why": entry.why} for entry in silent]
@@ -280,7 +283,7 @@ def beats(app: str = "") -> t.Dict[int, t.List[str]]:
     above = processes.parents()
     for pid in above:
         words = processes.command_line(pid)
-        if is_beat(words) and (not app or app == application(words)):
+        if is_beat(words) and (not app or _module(app) == _module(application(words))):
             found[pid] = words
     # A wrapper (sudo, unshare) that waits for its child is not a second beat.
     return {pid: words for pid, words in found.items() if not any(above.get(other) == pid for other in found)}
@@ -311,6 +314,20 @@ def application(words: t.Sequence[str]) -> str:
 _BROKERS = ("CELERY_BROKER_URL", "REDIS_URL")
 
 
+def broker_url(pid: int) -> str:
+    """The broker that a process of Celery was told, on its command line or in its environment; empty where it was not,
+    or that may not be read.
+    """
+    words = processes.command_line(pid)
+    for word, following in zip(words, [*words[1:], ""]):
+        if word in ("-b", "--broker"):
+            return following
+        if word.startswith("--broker="):
+            return word.partition("=")[2]
+    variables = processes.environment(pid, _BROKERS)
+    return next((variables[name] for name in _BROKERS if variables.get(name)), "")
+
+
 def _broker(url: str) -> t.Tuple[str, int, str]:
     """What of a broker's URL says which broker it is: host, port and database."""
     parts = urllib.parse.urlsplit(url)
@@ -319,30 +336,109 @@ def _broker(url: str) -> t.Tuple[str, int, str]:
 
 
 def _broker_of(pid: int) -> t.Optional[t.Tuple[str, int, str]]:
-    """The broker that a process was told in its environment; None where it was not."""
-    found = processes.environment(pid, _BROKERS)
-    url = next((found[name] for name in _BROKERS if found.get(name)), "")
+    """The broker that a process was told; None where it was not."""
+    url = broker_url(pid)
     return _broker(url) if url else None
 
 
-def foreign_beats(service: Service, members: t.Collection[int]) -> t.Dict[int, t.List[str]]:
-    """Other beats of the same application and the same broker, which would send every periodic task a second time.
+@dataclass(frozen=True)
+class _Installation:
+    """Whose beat it is: its application, its broker and the directory that it runs in; what is not known is empty."""
 
-    A beat that names another broker is of another installation (staging beside production). Which broker is ours says
-    the gate's url, else the running beat's environment; where neither is known, every beat of the application counts.
-    Whoever is not root cannot ask the beat of another user for its broker: that one is of another installation too, as
-    services of one installation that we may restart are ours.
+    app: str = ""
+    broker: t.Optional[t.Tuple[str, int, str]] = None
+    directory: t.Optional[t.Tuple[int, int]] = None
+
+
+def _module(app: str) -> str:
+    """The application by its module: ``celery -A shop``, ``shop.celery`` and ``shop.celery:app`` are one."""
+    module = app.partition(":")[0]
+    return module[: -len(".celery")] if module.endswith(".celery") else module
+
+
+def _inode(path: str) -> t.Optional[t.Tuple[int, int]]:
+    """A directory as the kernel tells it from others, also from one of the same name in a container."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _installation(pid: int, words: t.Sequence[str]) -> _Installation:
+    return _Installation(_module(application(words)), _broker_of(pid), _inode(f"/proc/{pid}/cwd"))
+
+
+def _same(ours: _Installation, theirs: _Installation) -> t.Optional[bool]:
+    """Whether two beats belong together; None where nothing tells."""
+    if ours.app and theirs.app and ours.app != theirs.app:
+        return False
+    if ours.broker and theirs.broker:
+        return ours.broker == theirs.broker
+    if ours.directory and theirs.directory:
+        return ours.directory == theirs.directory
+    return None
+
+
+def beats_of(url: str, members: t.Collection[int] = ()) -> t.Dict[int, t.List[str]]:
+    """The beats on this host that send to the broker ``url``: those among ``members`` (the processes of our services),
+    those that were told this broker, and those of an unknown one that are connected to it.
+
+    A beat of which nothing tells that it is ours does not count.
     """
-    own = [pid for pid in members if is_beat(processes.command_line(pid))]
-    app = service.gate.app or next((application(processes.command_line(pid)) for pid in own), "")
-    ours = _broker(service.gate.url) if service.gate.url else next((_broker_of(pid) for pid in own), None)
     found = {}
-    for pid, words in beats(app).items():
+    for pid, words in beats().items():
         theirs = _broker_of(pid)
-        elsewhere = ours and (ours != theirs if theirs else processes.hidden(pid))
-        if pid not in members and not elsewhere:
+        ours = pid in members or theirs == _broker(url)
+        if not ours and theirs is None and broker.port(url):
+            try:
+                ours = bool(processes.connected(broker.port(url), {pid}))
+            except OpsError:  # its sockets may not be seen
+                ours = False
+        if ours:
             found[pid] = words
     return found
+
+
+def foreign_beats(
+    service: Service, members: t.Collection[int], definition: t.Tuple[t.Sequence[str], str] = ((), "")
+) -> t.Dict[int, t.List[str]]:
+    """Other beats of the same installation, which would send every periodic task a second time.
+
+    A beat of another application, with another broker, or, where one of the two brokers is not known, in another
+    directory is of another installation (staging beside production, another project). What is ours says the gate, else
+    the running beat, else its ``definition`` (command and directory); where nothing tells, a beat counts. Whoever is
+    not root cannot ask the beat of another user for its broker: that one is of another installation too, as services of
+    one installation that we may restart are ours.
+    """
+    own = next(
+        (
+            _installation(pid, words)
+            for pid, words in ((pid, processes.command_line(pid)) for pid in members)
+            if is_beat(words)
+        ),
+        _Installation(_module(application(definition[0])), None, _inode(definition[1]) if definition[1] else None),
+    )
+    ours = replace(
+        own,
+        app=_module(service.gate.app) or own.app,
+        broker=_broker(service.gate.url) if service.gate.url else own.broker,
+    )
+    found = {}
+    for pid, words in beats().items():
+        if pid in members:
+            continue
+        theirs = _installation(pid, words)
+        elsewhere = ours.broker and not theirs.broker and processes.hidden(pid)
+        if not elsewhere and _same(ours, theirs) is not False:
+            found[pid] = words
+    return found
+
+
+def twice(several: t.Mapping[int, t.Sequence[str]]) -> str:
+    """That several beats run for one application, with the processes."""
+    names = [{"pid": pid, "command": " ".join(several[pid])[:200]} for pid in sorted(several)]
+    return f"beat runs {len(several)} times ({_who(names)}): every periodic task is sent as often"
 
 
 def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
@@ -352,10 +448,7 @@ def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
         return _not_ready("no beat runs in it yet")
     others = foreign_beats(service, members)
     if len(own) > 1 or others:
-        pids = sorted([*own, *others])
-        return _not_ready(
-            f"beat runs {len(pids)} times (processes {pids}): every periodic task is sent as often", pids=pids
-        )
+        return _not_ready(twice({**own, **others}), pids=sorted({**own, **others}))
     if gate.schedule_file:
         pid = next(iter(own))
         written = schedule_written(gate.schedule_file)

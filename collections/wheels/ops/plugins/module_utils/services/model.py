@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from ..core import options
 from ..core.results import OpsError
-from .broker import require_database
+from .broker import require_database, require_redis
 
 GATES: t.Tuple[str, ...] = ("none", "state", "tcp", "http", "redis", "celery", "beat")
 #: Unit and program names: what systemd allows, plus supervisord's ``group:program`` and ``group:*``. Never an option (no
@@ -95,6 +95,9 @@ class Manager(t.Protocol):
 
     def log_tail(self, unit: str, lines: int) -> t.List[str]:
         """The last lines that it wrote, newest last; empty where they cannot be read."""
+
+    def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
+        """The command that it is started with, and in which directory; empty where that is not known."""
 
     def reload(self) -> None:
         """Reads every definition anew; nothing is restarted by it."""
@@ -233,6 +236,8 @@ def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
     if gate.type == "tcp" and not gate.host:
         raise OpsError(f"The tcp gate of {service} needs a host.", hint="For example 127.0.0.1.")
     if gate.url:
+        if gate.type != "http":
+            require_redis(gate.url)
         schemes = {"http": options.HTTP, "redis": options.REDIS, "celery": options.REDIS, "beat": options.REDIS}
         options.url(f"url in the gate of {service}", gate.url, schemes.get(gate.type, options.ADDRESS))
         require_database(gate.url)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import shlex
 import socket
 import stat
 import threading
@@ -406,6 +407,15 @@ class Supervisor:
             if len(found) >= lines:
                 break
         return found[-lines:]
+
+    def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
+        try:
+            every = self._call("getAllConfigInfo")
+            names = state.details.get("programs") or ()
+            entry = next(entry for entry in every if f"{entry['group']}:{entry['name']}" in names)
+            return shlex.split(str(entry.get("command") or "")), str(entry.get("directory") or "")
+        except (OpsError, StopIteration, ValueError):
+            return [], ""
 
     def reload(self) -> None:
         return  # a changed program section counts from ``supervisorctl update`` on, which restarts it by itself

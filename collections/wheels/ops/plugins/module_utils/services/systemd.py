@@ -335,6 +335,10 @@ class Systemd:
             lambda state: (state.running or bool(state.at_rest)) and state.instance != before,
         )
 
+    def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
+        # A dash, an at sign or others before the directory or the program are orders to systemd.
+        return list(state.details.get("command") or ()), str(state.details.get("directory") or "").lstrip("!-")
+
     def reload(self) -> None:
         self._run(["daemon-reload"], timeout=90.0)  # generators run, and every unit file is read
 
