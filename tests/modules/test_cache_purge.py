@@ -5,6 +5,8 @@ witness.
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import threading
 import time
 import typing as t
@@ -12,7 +14,11 @@ import typing as t
 import pytest
 import redis as redis_client
 
+from tests.support import servers
 from tests.support.servers import Redis
+from tests.support.waiting import wait_until
+from wheels_ops.checks import celery as celery_check
+from wheels_ops.checks import redis as redis_check
 from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import cache_purge
 from wheels_ops.remedies.cache_purge import Options
@@ -224,3 +230,43 @@ def test_errors_name_the_way_out(redis: Redis) -> None:
             cache_purge.run(redis.url, Options(prefixes=("a:",), idle_time=5))
     finally:
         redis.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+def test_a_cluster_is_purged_key_by_key_on_every_primary() -> None:
+    """Two primaries; the keys of a prefix lie in many slots of both."""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(servers.redis(options=["--cluster-enabled", "yes"])) for _ in range(2)]
+        for node, slots in zip(nodes, (("0", "8191"), ("8192", "16383"))):
+            node.cli("CLUSTER", "ADDSLOTSRANGE", *slots)
+        nodes[0].cli("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port))
+
+        def ready(node: Redis) -> bool:
+            return "cluster_state:ok" in node.cli("CLUSTER", "INFO") and "slots_ok:16384" in node.cli("CLUSTER", "INFO")
+
+        wait_until(lambda: all(ready(node) for node in nodes), timeout=40, what="the cluster")
+        program = nodes[0].programs.path("redis-cli")
+        words = [f"SET user_profile:{number} x\n" for number in range(40)] + ["SET sess:1 x\n", "RPUSH email x\n"]
+        cluster = [program, "-c", "-p", str(nodes[0].port)]
+        subprocess.run(cluster, input="".join(words), text=True, check=True, capture_output=True)
+        before = [size(node) for node in nodes]
+        assert sum(before) == 42 and min(before) > 5
+
+        options = Options(prefixes=("user_profile:",))
+        predicted = cache_purge.run(nodes[1].url, options, check_mode=True)
+        assert [size(node) for node in nodes] == before
+        done = cache_purge.run(nodes[1].url, options)
+        assert (predicted.extra["key_count"], done.extra["key_count"]) == (40, 40)
+        assert sum(size(node) for node in nodes) == 2 == done.after["key_count"]
+        assert set(predicted.as_dict()) == set(done.as_dict())
+        assert not cache_purge.run(nodes[0].url, options).changed
+
+
+def test_the_checks_say_of_a_cluster_what_it_is() -> None:
+    """Celery does not work on one: its user and database are not what is wrong."""
+    with servers.redis(options=["--cluster-enabled", "yes"]) as node:
+        node.cli("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        wait_until(lambda: "cluster_state:ok" in node.cli("CLUSTER", "INFO"), what="the cluster")
+        found = celery_check.check(node.url, timeout=0.2)
+        assert (found.status, found.remedy) == ("critical", "")
+        assert "a node of a cluster" in found.message and "user" not in found.message
+        assert redis_check.check(node.url).status == "ok"

@@ -77,6 +77,25 @@ URL = "redis://user:word@10.0.0.1:6379/3"
         ),
         (errors.OutOfMemoryError("command not allowed"), "refused", "refuses to write", "maxmemory"),
         (
+            errors.ResponseError("CROSSSLOT Keys in request don't hash to the same slot"),
+            "cluster",
+            "a node of a cluster",
+            "without cluster mode",
+        ),
+        (errors.MovedError("12182 127.0.0.1:7001"), "cluster", "a node of a cluster", "cache_purge"),
+        (
+            errors.ResponseError("SELECT is not allowed in cluster mode"),
+            "cluster",
+            "SELECT is not allowed",
+            "without cluster mode",
+        ),
+        (
+            errors.ResponseError("unknown command 'UNLINK', with args beginning with: 'a'"),
+            "command",
+            "lacks a command: unknown command 'UNLINK'",
+            "rename-command",
+        ),
+        (
             errors.ResponseError("DB index is out of range"),
             "error",
             "answers with an error: DB index",

@@ -11,6 +11,7 @@ description:
   - Removes keys under the prefixes of the cache, by C(SCAN) and C(UNLINK) in slices whose size follows the time that
     the last one took.
     C(KEYS), C(FLUSHDB) and C(DEL) are never sent.
+  - On a cluster every primary is gone through, by the node that O(url) names; user and password are the same for all.
   - Each key is looked at and removed in one atomic step. A key that was refreshed meanwhile stays.
   - Never touches what Celery, the rate limiter and the security log keep in the same database, nor a queue that the
     broker knows. A protected

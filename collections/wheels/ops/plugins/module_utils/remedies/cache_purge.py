@@ -109,6 +109,7 @@ class _Tally:
     slices: int = 0
     longest_ms: float = 0.0
     complete: bool = True
+    moved: int = 0
 
     @property
     def keys(self) -> int:
@@ -204,7 +205,16 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
     validate(options)
     try:
         with contextlib.closing(broker.connect(url, timeout=options.timeout)) as client:
-            return _run(client, options, check_mode)
+            if not broker.in_cluster(client):
+                return _run([client], options, check_mode)
+            with contextlib.ExitStack() as stack:
+                nodes = [
+                    stack.enter_context(contextlib.closing(node))
+                    for node in broker.primaries(client, url, timeout=options.timeout)
+                ]
+                if not nodes:
+                    raise OpsError("The cluster has no slots.", hint="Give its nodes slots: CLUSTER ADDSLOTSRANGE.")
+                return _run(nodes, options, check_mode, cluster=True)
     except redis.exceptions.RedisError as error:
         if "LFU" in str(error):
             raise OpsError(
@@ -216,41 +226,48 @@ def run(url: str, options: Options, *, check_mode: bool = False) -> Result:
         ) from None
 
 
-def _facts(client: t.Any) -> t.Dict[str, t.Any]:
-    memory = client.info("memory")
-    return {"key_count": int(client.dbsize()), "used_memory_bytes": int(memory["used_memory"])}
+def _facts(nodes: t.Sequence[t.Any]) -> t.Dict[str, t.Any]:
+    return {
+        "key_count": sum(int(node.dbsize()) for node in nodes),
+        "used_memory_bytes": sum(int(node.info("memory")["used_memory"]) for node in nodes),
+    }
 
 
-def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
-    if client.info("replication").get("role") == "slave":
+def _run(nodes: t.Sequence[t.Any], options: Options, check_mode: bool, *, cluster: bool = False) -> Result:
+    """``nodes``: one client, or one for each primary of a cluster."""
+    if not cluster and nodes[0].info("replication").get("role") == "slave":
         raise OpsError("This Redis is a replica.", hint="Give the url of the primary.")
     shown = {f"{prefix}*": f"{escape_glob(prefix)}*" for prefix in options.prefixes}
     shown.update({pattern: pattern for pattern in options.patterns})
     tally = _Tally(taken={name: _Count() for name in shown})
     guards = [pattern for pattern in PROTECTED if pattern not in options.unprotect] + list(options.protect)
-    guards += [escape_glob(queue) for queue in broker.queues(client, ()) if queue not in options.unprotect]
-    before = _facts(client)
+    queues = {queue for node in nodes for queue in broker.queues(node, ())}
+    guards += [escape_glob(queue) for queue in sorted(queues) if queue not in options.unprotect]
+    before = _facts(nodes)
     started = time.monotonic()
     patterns = list(shown.values())
-    for index, name in enumerate(shown):
-        _sweep(
-            client,
-            name,
-            patterns[index],
-            _matcher(patterns[:index]),
-            _matcher(guards),
-            options,
-            tally,
-            check_mode,
-            started,
-        )
+    for node in nodes:
+        for index, name in enumerate(shown):
+            _sweep(
+                node,
+                name,
+                patterns[index],
+                _matcher(patterns[:index]),
+                _matcher(guards),
+                options,
+                tally,
+                check_mode,
+                started,
+                cluster=cluster,
+            )
     after = {
         "key_count": before["key_count"] - tally.keys,
         "used_memory_bytes": before["used_memory_bytes"] - tally.bytes,
     }
     if not check_mode and tally.keys:
-        _wait_for_lazy_free(client)
-        after = _facts(client)
+        for node in nodes:
+            _wait_for_lazy_free(node)
+        after = _facts(nodes)
     actions = [
         {
             "action": "unlink",
@@ -263,7 +280,9 @@ def _run(client: t.Any, options: Options, check_mode: bool) -> Result:
     ]
     verb = "would be removed" if check_mode else "removed"
     count = before["key_count"]
-    rest = "" if tally.complete else " Not all was looked at: the limit was reached."
+    rest = "" if tally.complete or tally.moved else " Not all was looked at: the limit was reached."
+    if tally.moved:
+        rest += f" {tally.moved} keys moved to another node meanwhile: run it again."
     return Result(
         changed=bool(tally.keys),
         before=before,
@@ -304,6 +323,8 @@ def _sweep(
     tally: _Tally,
     check_mode: bool,
     started: float,
+    *,
+    cluster: bool,
 ) -> None:
     """One SCAN over the database for one pattern.
 
@@ -335,14 +356,14 @@ def _sweep(
             if not part:
                 break
             begun = time.monotonic()
-            answers = script(
-                keys=part,
-                args=[
-                    "count" if check_mode else "unlink",
-                    kinds,
-                    options.idle_time,
-                    "1" if options.missing_ttl else "0",
-                ],
+            arguments = [
+                "count" if check_mode else "unlink",
+                kinds,
+                options.idle_time,
+                "1" if options.missing_ttl else "0",
+            ]
+            answers = (
+                _key_by_key(client, script, part, arguments, tally) if cluster else script(keys=part, args=arguments)
             )
             slowest = max(slowest, (time.monotonic() - begun) * 1000)
             tally.taken[name].keys += answers[0]
@@ -360,6 +381,30 @@ def _sweep(
             tally.complete = False
             return
         time.sleep(slowest / 2000)
+
+
+def _key_by_key(
+    client: t.Any, script: t.Any, keys: t.Sequence[str], arguments: t.Sequence[t.Any], tally: _Tally
+) -> t.List[int]:
+    """The script for each key by itself, as those of one node lie in many slots; the sum of its answers.
+
+    A key whose slot moved to another node since it was seen is left to the next run.
+    """
+    import redis
+
+    sums = [0, 0, 0, 0, 0]
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        script(keys=[key], args=arguments, client=pipe)
+    for answer in pipe.execute(raise_on_error=False):
+        if isinstance(answer, redis.exceptions.RedisError):
+            if redis_errors.kind(answer) != "cluster":
+                raise answer
+            tally.moved += 1
+            tally.complete = False
+            continue
+        sums = [total + count for total, count in zip(sums, answer)]
+    return sums
 
 
 def _wait_for_lazy_free(client: t.Any, timeout: float = 5.0) -> None:

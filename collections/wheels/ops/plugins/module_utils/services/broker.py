@@ -277,18 +277,44 @@ def _stock(client: t.Any, number: int) -> t.List[Stock]:
     wanted += [("zset", key) for key in keys("zset") if _JOB_SETS.search(key)]
     wanted += [("hash", key) for key in _deliveries(client, hashes)]
     length = {"list": "llen", "stream": "xlen", "zset": "zcard", "hash": "hlen"}
-    pipe = client.pipeline(transaction=not _in_cluster(client))
+    pipe = client.pipeline(transaction=not in_cluster(client))
     for kind, key in wanted:
         getattr(pipe, length[kind])(key)
     answers = [_counted(answer) for answer in pipe.execute(raise_on_error=False)] if wanted else []
     return [Stock(number, key, kind, count) for (kind, key), count in zip(wanted, answers) if count]
 
 
-def _in_cluster(client: t.Any) -> bool:
-    """Whether the server is in cluster mode: one transaction cannot span its slots, so that what it holds is counted
-    key by key.
+def in_cluster(client: t.Any) -> bool:
+    """Whether the server is in cluster mode: one transaction or script cannot span its slots, so that what it holds is
+    looked at key by key.
     """
     return bool(int(client.info("cluster").get("cluster_enabled", 0)))
+
+
+def primaries(client: t.Any, url: str, *, timeout: float) -> t.List[t.Any]:
+    """A client for each primary of the cluster of which ``client`` (at ``url``) is a node; the caller closes them.
+
+    A node of a cluster that names no address for itself is the one that was asked. Raises what redis-py raises.
+    """
+    parts = urllib.parse.urlsplit(url)
+    own = (parts.hostname or "127.0.0.1", parts.port or 6379)
+    account = parts.netloc.rpartition("@")[0]
+    addresses: t.List[t.Tuple[str, int]] = []
+    answer = client.execute_command("CLUSTER SLOTS")
+    # Until version 8 redis-py makes a dictionary of it.
+    entries = (
+        [entry["primary"] for entry in answer.values()] if isinstance(answer, dict) else [row[2] for row in answer]
+    )
+    for host, port in (entry[:2] for entry in entries):
+        address = (str(host or own[0]), int(port))
+        if address not in addresses:
+            addresses.append(address)
+    clients = []
+    for host, port in addresses:
+        shown = f"[{host}]" if ":" in host else host
+        netloc = f"{account}@{shown}:{port}" if account else f"{shown}:{port}"
+        clients.append(connect(urllib.parse.urlunsplit(parts._replace(netloc=netloc)), timeout=timeout))
+    return clients
 
 
 def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:

@@ -44,6 +44,8 @@ WRITE_REFUSALS: t.Mapping[str, WriteRefusal] = {
     "CLUSTERDOWN": WriteRefusal("the cluster is down", "bring the missing nodes back"),
     "TRYAGAIN": WriteRefusal("the cluster moves these keys to another node", "wait until it is done"),
 }
+#: Codes of a node of a cluster for keys that it does not hold, or not all of (redis.io, "Cluster specification").
+_CLUSTER = frozenset({"CROSSSLOT", "MOVED", "ASK"})
 #: Classes of redis-py whose text has lost the code.
 _CLASSES: t.Mapping[str, str] = {
     "OutOfMemoryError": "OOM",
@@ -74,6 +76,10 @@ def unserved(error: BaseException) -> str:
         return f"does not answer: {text}"
     if what == "clients":
         return f"has no connection free ({text}): close some, or raise maxclients"
+    if what == "cluster":
+        return f"is a node of a cluster, on which Celery does not work ({text}): give a Redis without cluster mode"
+    if what == "command":
+        return f"lacks a command ({text}): it is too old, or rename-command took it away"
     if what == "busy":
         return f"is busy with a script ({text}): wait for it, or end it with SCRIPT KILL"
     return f"answers with an error: {text}; check the user and the database in its URL"
@@ -103,7 +109,8 @@ def kind(error: BaseException) -> str:
     """What kind of answer it is, or that there was none.
 
     ``permission``, ``password``, ``loading``, ``busy``, ``replica``, ``refused`` (it cannot write now), ``clients``
-    (all connections are taken), ``error`` (another answer) or ``silent``.
+    (all connections are taken), ``cluster`` (it is a node of one, and what was asked is not in its slots, or in several),
+    ``command`` (it does not know one), ``error`` (another answer) or ``silent``.
     """
     import redis
 
@@ -120,6 +127,12 @@ def kind(error: BaseException) -> str:
         return {"LOADING": "loading", "READONLY": "replica"}.get(refusal, "refused")
     if word == "BUSY":
         return "busy"
+    # redis-py has taken the code from the text of these.
+    names = {base.__name__ for base in type(error).__mro__}
+    if word in _CLUSTER or names & {"MovedError", "AskError", "ClusterCrossSlotError"} or "cluster mode" in text:
+        return "cluster"
+    if "unknown command" in text or "unknown subcommand" in text.lower():
+        return "command"
     if isinstance(error, redis.exceptions.ResponseError):
         return "error"
     return "silent"
@@ -170,6 +183,14 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
         "clients": (
             f"Redis at {where} has no connection free: {text}.",
             "Close connections that nobody needs, or raise maxclients.",
+        ),
+        "cluster": (
+            f"Redis at {where} is a node of a cluster, and cannot do this with keys of several slots or nodes: {text}.",
+            "Only cache_purge works on a cluster. Celery needs a Redis without cluster mode.",
+        ),
+        "command": (
+            f"Redis at {where} lacks a command: {text}.",
+            "It may be too old (6.2 or newer is needed), or rename-command in its configuration took it away.",
         ),
         "error": (f"Redis at {where} answers with an error: {text}.", "Look at the user and the database in the URL."),
         "silent": (
