@@ -122,13 +122,13 @@ def test_the_time_limit_counts_for_all_together(monkeypatch: pytest.MonkeyPatch)
     """Each of those that hang would otherwise be given the whole limit once more."""
     never = threading.Event()
     waits: t.List[t.Optional[float]] = []
-    real = health.concurrent.futures.Future.result
+    real = threading.Thread.join
 
-    def result(future: t.Any, timeout: t.Optional[float] = None) -> t.Any:
+    def join(thread: threading.Thread, timeout: t.Optional[float] = None) -> None:
         waits.append(timeout)
-        return real(future, timeout)
+        real(thread, timeout)
 
-    monkeypatch.setattr(health.concurrent.futures.Future, "result", result)
+    monkeypatch.setattr(threading.Thread, "join", join)
 
     def hang() -> Check:
         never.wait(60)

@@ -17,8 +17,8 @@ Where several things are wrong with one subject, its status is that of the worst
 
 from __future__ import annotations
 
-import concurrent.futures
 import socket
+import threading
 import time
 import typing as t
 from dataclasses import asdict, dataclass, field
@@ -122,18 +122,23 @@ def measure(subjects: t.Mapping[str, t.Callable[[], Check]], *, timeout: float =
     A subject that raises or that is not done within ``timeout`` seconds (counted for all together) is ``unknown``.
     """
     start = time.monotonic()
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(subjects)), thread_name_prefix="check")
-    futures = {name: pool.submit(_timed, name, call) for name, call in subjects.items()}
-    checks = []
-    for name, future in futures.items():
-        remaining = max(0.0, timeout - (time.monotonic() - start))
-        try:
-            checks.append(future.result(timeout=remaining))
-        except concurrent.futures.TimeoutError:
-            checks.append(unknown(name, f"No answer within {timeout:g} s."))
-    # A hung probe must not hold the report back: its thread is left to end with the process.
-    pool.shutdown(wait=False)
-    return checks
+    answers: t.Dict[str, Check] = {}
+
+    def call_one(name: str, call: t.Callable[[], Check]) -> None:
+        answers[name] = _timed(name, call)
+
+    # A probe that hangs in the kernel (a dead NFS server) must hold back neither the report nor the end of the process:
+    # the interpreter waits at its exit for every thread of an executor, and for none of these.
+    threads = [
+        threading.Thread(target=call_one, args=(name, call), name=f"check {name}", daemon=True)
+        for name, call in subjects.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, timeout - (time.monotonic() - start)))
+    measured = dict(answers)
+    return [measured.get(name) or unknown(name, f"No answer within {timeout:g} s.") for name in subjects]
 
 
 def _timed(name: str, call: t.Callable[[], Check]) -> Check:
