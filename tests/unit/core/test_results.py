@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from wheels_ops.core.results import OpsError, Result
+import json
+import os
+
+from wheels_ops.core.results import OpsError, Result, escape_names
 
 
 def test_result_has_the_same_keys_whatever_happened() -> None:
@@ -30,3 +33,10 @@ def test_error_is_one_sentence_with_its_hint_and_without_secrets() -> None:
     assert "word" not in f"{error} {error.message} {error.hint}" and "10.0.0.2" in str(error)
     assert str(error) == f"{error.message} {error.hint}" and error.details == {"state": "down"}
     assert str(OpsError("It is down.")) == "It is down."
+
+
+def test_names_that_are_not_utf8_are_escaped_wherever_they_stand() -> None:
+    name = os.fsdecode(b"caf\xe9")
+    shown = escape_names({name: [name, ("\ud800", 1, None)], "plain": "caf\u00e9"})
+    assert shown == {"caf\\xe9": ["caf\\xe9", ["\\ud800", 1, None]], "plain": "caf\u00e9"}
+    json.dumps(shown, ensure_ascii=False).encode()

@@ -12,7 +12,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
-from .core.results import OpsError, Result
+from .core.results import OpsError, Result, escape_names
 from .state import directory, lock
 
 
@@ -26,7 +26,7 @@ def run(
     interpreter; anything else is a defect of ours and says so.
     """
     # Ansible shows the arguments with -vvv. The address of a broker is no secret, its password is.
-    invocation = {"module_args": _without_passwords(module.params)}
+    invocation = {"module_args": escape_names(_without_passwords(module.params))}
     secrets = _secrets(module)
     _keep_words_readable(module)
     try:
@@ -40,7 +40,8 @@ def run(
             result = call()
     except OpsError as error:
         module.fail_json(
-            msg=redact(str(error), secrets), **{"invocation": invocation, **redact_value(error.details, secrets)}
+            msg=escape_names(redact(str(error), secrets)),
+            **{"invocation": invocation, **escape_names(redact_value(error.details, secrets))},
         )
     except ImportError as error:
         name = getattr(error, "name", None) or str(error)
@@ -54,15 +55,17 @@ def run(
         )
     except Exception as error:  # every defect ends as one message, with the traceback for the report
         module.fail_json(
-            msg=redact(f"Internal error in wheels.ops; please report it: {type(error).__name__}: {error}", secrets),
-            exception=redact(traceback.format_exc(), secrets),
+            msg=escape_names(
+                redact(f"Internal error in wheels.ops; please report it: {type(error).__name__}: {error}", secrets)
+            ),
+            exception=escape_names(redact(traceback.format_exc(), secrets)),
             invocation=invocation,
         )
     for warning in result.warnings if isinstance(result, Result) else ():
-        module.warn(redact(warning, secrets))
+        module.warn(escape_names(redact(warning, secrets)))
     shown = dict(result.as_dict() if isinstance(result, Result) else result)
     diff = {"diff": redact_diff(shown.pop("diff"), secrets)} if "diff" in shown else {}
-    module.exit_json(**{"invocation": invocation, **redact_value(shown, secrets), **diff})
+    module.exit_json(**escape_names({"invocation": invocation, **redact_value(shown, secrets), **diff}))
     raise AssertionError("exit_json returned")
 
 

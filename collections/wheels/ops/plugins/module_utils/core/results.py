@@ -4,10 +4,31 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import dataclass, field
 
 from .redaction import redact
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+
+
+def escape_names(value: t.Any) -> t.Any:
+    """A copy of anything that JSON knows in which every text is UTF-8: a byte of a file's name that is not is written
+    ``\\xff``, as ``ls --quoting-style=escape`` and Python do.
+    """
+    if isinstance(value, str):
+        return _NOT_UTF8.sub(_escape, value)
+    if isinstance(value, dict):
+        return {escape_names(key): escape_names(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape_names(entry) for entry in value]
+    return value
+
+
+def _escape(match: t.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 class OpsError(Exception):
