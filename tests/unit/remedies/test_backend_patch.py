@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support import filesystems
 from tests.support.backend_env import ROLE
 from wheels_ops.core.results import OpsError
 from wheels_ops.remedies import backend_patch
@@ -113,6 +114,26 @@ def test_check_then_run_then_again_then_restore(host: Host) -> None:
     backend_patch.restore(host.state, "one")
     assert host.tree() == original
     assert backend_patch.restore(host.state, "one").changed is False
+
+
+def test_access_lists_and_attributes_are_kept_and_restored(host: Host) -> None:
+    cors = host.root / "app/core/cors_config.py"
+    try:
+        os.setxattr(cors, "user.note", b"\x00\xff")
+        filesystems.run("setfacl", "-m", "u:65534:r", str(cors))
+    except (AssertionError, OSError) as error:
+        pytest.skip(f"the temporary directory takes no access lists or attributes: {error}")
+
+    def extended() -> t.Dict[str, bytes]:
+        return {name: os.getxattr(cors, name) for name in os.listxattr(cors)}
+
+    original, tree = extended(), host.tree()
+    host.install()
+    assert (extended(), len(original)) == (original, 2)
+    os.removexattr(cors, "user.note")
+    filesystems.run("setfacl", "-b", str(cors))
+    backend_patch.restore(host.state, "one")
+    assert (extended(), host.tree()) == (original, tree)
 
 
 def test_the_directories_of_the_roles_files_go_with_them(host: Host) -> None:

@@ -25,6 +25,7 @@ import typing as t
 from pathlib import Path
 
 from ..core.results import OpsError
+from . import attributes
 from .safe_tree import open_directory
 
 SUFFIX = ".wheels-ops"
@@ -323,8 +324,12 @@ def write_atomically(
     below: str = "",
     token: str = "",
     mtime_ns: t.Optional[int] = None,
+    extended: t.Optional[t.Mapping[str, bytes]] = None,
 ) -> None:
     """Writes beside the target and renames over it. ``owner`` is (uid, gid), given where we may set it.
+
+    ``extended``: the access list, extended attributes and security label; without it those of the file that is
+    replaced. With an access list the mode's group bits are the most that it grants: they stay as they are then.
 
     ``below``: the real path of a directory under which no link is followed; without it links are followed as
     ``real_directory`` does. ``token``: of the temporary name, where a journal knows it and sweeps what is left; without
@@ -344,7 +349,7 @@ def write_atomically(
             if owner is not None and owner != (os.geteuid(), os.getegid()):
                 with contextlib.suppress(PermissionError):
                     os.fchown(descriptor, *owner)
-            os.fchmod(descriptor, mode)
+            _set_attributes(directory, path.name, descriptor, mode, extended)
             if mtime_ns is not None:
                 os.utime(descriptor, ns=(mtime_ns, mtime_ns))
             os.fsync(descriptor)
@@ -361,6 +366,48 @@ def write_atomically(
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=directory)
             os.close(directory)
+
+
+def _set_attributes(
+    directory: int, name: str, descriptor: int, mode: int, wanted: t.Optional[t.Mapping[str, bytes]]
+) -> None:
+    """Gives a new file its mode and what else belongs to it: ``wanted``, or that of the file it replaces."""
+    if wanted is None:
+        wanted, status = _attributes(directory, name)
+        if status is not None and attributes.ACCESS_LIST in wanted:
+            mode = mode & ~stat.S_IRWXG | status.st_mode & stat.S_IRWXG
+        elif status is None:
+            wanted = attributes.extended(descriptor)  # a new file has what its directory says
+    attributes.set_extended(descriptor, wanted)
+    os.fchmod(descriptor, mode)
+
+
+def _attributes(directory: int, name: str) -> t.Tuple[t.Dict[str, bytes], t.Optional[os.stat_result]]:
+    """What a regular file has beside its content, and its status; None where there is no such file."""
+    try:
+        # It need not be ours to read.
+        descriptor = os.open(name, _PASS, dir_fd=directory)
+    except FileNotFoundError:
+        return {}, None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return {}, None
+        return attributes.extended(f"/proc/self/fd/{descriptor}"), status
+    finally:
+        os.close(descriptor)
+
+
+def read_extended(path: Path, *, below: str = "") -> t.Dict[str, bytes]:
+    """The access list, extended attributes and security label of a regular file; see ``attributes.extended``.
+
+    Raises ``OSError`` or ``OpsError``.
+    """
+    directory = _open(path.parent, below)
+    try:
+        return _attributes(directory, path.name)[0]
+    finally:
+        os.close(directory)
 
 
 def _create(directory: int, name: str) -> int:

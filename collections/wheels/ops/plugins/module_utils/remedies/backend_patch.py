@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..core.results import OpsError, Result
-from ..host import files, marked_blocks, run_as
+from ..host import attributes, files, marked_blocks, run_as
 from ..host.files import sha256, write_atomically
 from ..state import leftovers
 from ..state.deployments import BEGUN, ROLLED_BACK, Journal, now
@@ -294,7 +294,17 @@ def _put_back(
         )
         return
     owner = (entry["uid"], entry["gid"])
-    write_atomically(real, target, mode=entry["mode"], owner=owner, below=root, token=token, mtime_ns=entry["mtime_ns"])
+    write_atomically(
+        real,
+        target,
+        mode=entry["mode"],
+        owner=owner,
+        below=root,
+        token=token,
+        mtime_ns=entry["mtime_ns"],
+        # A journal of an earlier release has none: then those of the file that is replaced stay.
+        extended=attributes.from_text(entry["extended"]) if "extended" in entry else None,
+    )
 
 
 def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
@@ -429,6 +439,9 @@ def _entry(change: _Change, directories: t.Dict[str, t.Any]) -> t.Dict[str, t.An
         "uid": status.st_uid,
         "gid": status.st_gid,
         "mtime_ns": status.st_mtime_ns,
+        "extended": (
+            {} if change.before is None else attributes.as_text(files.read_extended(change.real, below=change.root))
+        ),
         "made_directories": [str(parent) for parent in list(change.path.parents)[: len(missing)]],
         "root": change.root,
         "relative": change.relative,

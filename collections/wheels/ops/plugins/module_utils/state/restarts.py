@@ -14,6 +14,7 @@ import typing as t
 from pathlib import Path
 
 from ..core.results import OpsError
+from ..host.files import write_atomically
 from . import directory as state_directory
 from . import documents
 
@@ -121,13 +122,7 @@ class Ledger:
 
     def _shorten(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        new = self.path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(lines[len(lines) // 2 :])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.path)
+        write_atomically(self.path, b"".join(lines[len(lines) // 2 :]), mode=0o640)
 
     def starts(self, service: str, window: float) -> t.List[float]:
         """When a service was started or restarted by us within the last ``window`` seconds, oldest first.
