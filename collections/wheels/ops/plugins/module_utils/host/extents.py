@@ -11,8 +11,6 @@ import os
 import struct
 import typing as t
 
-from ..core.results import OpsError
-
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE = 0x01, 0x02, 0x08
 #: One call holds writers off while it lasts: 1 GB took 58 to 222 ms, 60 MB 2 to 14 ms.
 CHUNK = 64 * 1024 * 1024
@@ -45,15 +43,15 @@ def punch(descriptor: int, offset: int, length: int) -> None:
 
 
 def supports(directory: int, operation: str) -> bool:
-    """Whether the filesystem of a directory can ``collapse`` or ``punch``, tried on a file without a name."""
+    """Whether the filesystem of a directory can ``collapse`` or ``punch``, tried on a file without a name.
+
+    Raises ``OSError`` where nothing can be tried: the disk is full, or this user may not write there.
+    """
     try:
         descriptor = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
-            raise OpsError(
-                f"Cannot write beside the log: {error.strerror}.",
-                hint="Run as the log's owner or as root, and leave a little room.",
-            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
         return False
     try:
         block = os.fstatvfs(descriptor).f_bsize
@@ -63,7 +61,9 @@ def supports(directory: int, operation: str) -> bool:
             return os.fstat(descriptor).st_size == 2 * block
         punch(descriptor, 0, block)
         return os.pread(descriptor, 1, 0) == b"\0"
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # a full disk says nothing of what its filesystem can
         return False
     finally:
         os.close(descriptor)

@@ -16,10 +16,10 @@ import re
 import stat
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...core.results import OpsError
-from ...host import open_files
+from ...host import attributes, extents, open_files
 
 _STAMP = r"\.[0-9]{8}T[0-9]{6}Z(?:-[0-9]+)?(?:\.gz)?"
 _READ = 1 << 20
@@ -30,11 +30,33 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Ownership:
-    """Mode, user and group of a file; None for a user and group that are left as they come."""
+    """Mode, user and group of a file; None for a user and group that are left as they come. And what it has beside
+    them: its access list, extended attributes and security label.
+    """
 
     mode: int
     uid: t.Optional[int] = None
     gid: t.Optional[int] = None
+    extended: t.Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, descriptor: int) -> Ownership:
+        status = os.fstat(descriptor)
+        return cls(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, attributes.extended(descriptor))
+
+    def as_record(self) -> t.Dict[str, t.Any]:
+        """What JSON can hold of it; ``from_record`` reads it."""
+        return {
+            "mode": self.mode,
+            "uid": self.uid,
+            "gid": self.gid,
+            "extended": attributes.as_text(self.extended),
+        }
+
+    @classmethod
+    def from_record(cls, facts: t.Mapping[str, t.Any]) -> Ownership:
+        """A record of an earlier version of this collection has no ``extended``."""
+        return cls(facts["mode"], facts["uid"], facts["gid"], attributes.from_text(facts.get("extended", {})))
 
     def apply(self, descriptor: int) -> None:
         """Raises ``OpsError`` where only root may give a file away."""
@@ -44,6 +66,7 @@ class Ownership:
         try:
             if (uid, gid) != (-1, -1):
                 os.fchown(descriptor, uid, gid)
+            attributes.set_extended(descriptor, self.extended)
             os.fchmod(descriptor, self.mode)
         except PermissionError as error:
             raise OpsError(
@@ -159,7 +182,9 @@ def sweep(directory: int, name: str) -> None:
 
 
 def same_content(directory: int, plain: str, packed: str) -> bool:
-    """Whether a compressed part holds exactly the bytes of a plain one."""
+    """Whether a compressed part holds exactly the bytes of a plain one, but for a hole at its beginning: what was there
+    is in an earlier part.
+    """
     with contextlib.ExitStack() as stack:
         # Not to wait for the other end of a named pipe that took the place of either.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -167,6 +192,7 @@ def same_content(directory: int, plain: str, packed: str) -> bool:
         other = stack.enter_context(os.fdopen(os.open(packed, flags, dir_fd=directory), "rb"))
         if not all(stat.S_ISREG(os.fstat(file.fileno()).st_mode) for file in (one, other)):
             return False
+        one.seek(extents.first_data(one.fileno(), os.fstat(one.fileno()).st_size))
         unpacked = stack.enter_context(gzip.GzipFile(fileobj=other, mode="rb"))
         try:
             while True:
@@ -207,12 +233,12 @@ def compress_part(directory: int, part: str, owner: t.Optional[Ownership] = None
                     return packed
                 os.unlink(packed, dir_fd=directory)
             status = os.fstat(source)
-            owner = owner or Ownership(status.st_mode & 0o7777, status.st_uid, status.st_gid)
+            owner = owner or Ownership.of(source)
             wrote = write_part(
                 directory,
                 packed,
                 source,
-                0,
+                extents.first_data(source, status.st_size),
                 status.st_size,
                 compress=True,
                 owner=owner,

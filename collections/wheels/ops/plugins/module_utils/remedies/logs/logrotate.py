@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -51,15 +52,15 @@ def _quoted(path: str) -> str:
 
 
 def _identity(status: os.stat_result) -> str:
+    """User and group of a directory, as ``su`` takes them; empty where one has no name, as logrotate takes no numbers.
+    """
     import grp
     import pwd
 
     try:
         return f"{pwd.getpwuid(status.st_uid).pw_name} {grp.getgrgid(status.st_gid).gr_name}"
-    except KeyError as error:
-        raise OpsError(
-            "The directory of the log belongs to a user without a name.", hint="Give it to a user of this host."
-        ) from error
+    except KeyError:
+        return ""
 
 
 def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -73,21 +74,24 @@ def _run(words: t.Sequence[str]) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def rename(directory: str, name: str, part: str) -> None:
+def rename(directory: str, name: str, part: str) -> bool:
     """Has logrotate rename a log of ``directory`` to ``part``, which begins with ``name``. The caller makes the new
-    log, tells the writers and compresses.
+    log, tells the writers and compresses. False where the directory belongs to a user without a name: then there is
+    nobody whose rights logrotate could take, and the caller renames.
 
     Its retention, compression and creation are left out: it compresses before writers have let go, and its own
     ``create`` races with theirs.
     """
     program = require()
     status = os.stat(directory)
+    if not _identity(status):
+        return False
     # logrotate refuses directories that others than root may write, unless it is told whose rights to take.
     shared = os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & 0o022)
     with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
         policy = Path(place, "policy")
         lines = [
-            f"{_quoted(os.path.join(directory, name))} {{",
+            f"{_quoted(glob.escape(os.path.join(directory, name)))} {{",
             f"  su {_identity(status)}" if shared else "",
             "  size 1",
             "  rotate 1000",
@@ -99,7 +103,7 @@ def rename(directory: str, name: str, part: str) -> None:
             f"  dateformat {part[len(name) :]}",
             "}",
         ]
-        policy.write_text("\n".join([*filter(None, lines), ""]), encoding="utf-8")
+        policy.write_bytes(os.fsencode("\n".join([*filter(None, lines), ""])))
         policy.chmod(0o600)
         done = _run([program, "--force", "--state", str(Path(place, "state")), str(policy)])
     if done.returncode or not os.path.lexists(os.path.join(directory, part)):
@@ -107,6 +111,7 @@ def rename(directory: str, name: str, part: str) -> None:
             f"logrotate did not rename {directory}/{name}: {done.stderr.strip() or 'it gave no reason'}.",
             hint="The log is as it was.",
         )
+    return True
 
 
 def require_program(command: t.Sequence[str]) -> None:
@@ -180,6 +185,15 @@ def policy_text(
     ]
     directories = {os.path.dirname(path) for path in paths}
     shared = sorted({_identity(os.stat(path)) for path in directories if os.path.isdir(path) and _shared(path)})
+    if "" in shared:
+        open_to_others = [path for path in directories if os.path.isdir(path) and os.stat(path).st_mode & 0o022]
+        if open_to_others:
+            raise OpsError(
+                f"{min(open_to_others)} belongs to a user without a name, and others may write there: logrotate refuses"
+                " it.",
+                hint="Give it to a user of this host, or take the right to write from group and others (chmod go-w).",
+            )
+        shared.remove("")
     if len(shared) > 1:
         raise OpsError("The directories of these logs belong to different users.", hint="Write one policy for each.")
     lines += [f"    su {shared[0]}"] if shared else []
@@ -218,7 +232,7 @@ def validated(text: str) -> None:
     program = require()
     with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
         policy = Path(place, "policy")
-        policy.write_text(text, encoding="utf-8")
+        policy.write_bytes(os.fsencode(text))
         policy.chmod(0o600)
         done = _run([program, "--debug", "--state", str(Path(place, "state")), str(policy)])
     # It ends with 0 for some mistakes, and only says "error:".
@@ -238,7 +252,7 @@ def policy_path(name: str, directory: str = POLICIES) -> Path:
 def current(path: Path) -> t.Optional[str]:
     """The policy in place, None where there is none. Raises ``OpsError`` for one that is not ours."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -254,7 +268,7 @@ def others_with(paths: t.Sequence[str], own: Path) -> t.List[str]:
     for entry in sorted(own.parent.iterdir()) if own.parent.is_dir() else []:
         if entry != own and entry.is_file():
             try:
-                text = entry.read_text(encoding="utf-8", errors="replace")
+                text = entry.read_text(encoding="utf-8", errors="surrogateescape")
             except OSError:
                 continue
             if any(re.search(rf"(?:^|[\s\"']){re.escape(path)}(?:[\s\"'{{]|$)", text, re.M) for path in paths):

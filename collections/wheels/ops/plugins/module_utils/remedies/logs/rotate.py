@@ -28,15 +28,15 @@ import re
 import stat
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ...core import units
 from ...core.options import absolute_path, choice, in_range, not_empty
 from ...core.results import OpsError, Result
 from ...health.thresholds import LOG_MAX_BYTES
-from ...host import extents, open_files
+from ...host import attributes, extents, open_files
 from ...host.files import write_atomically
-from ...host.safe_tree import DANGEROUS_BELOW, open_directory
+from ...host.safe_tree import DANGEROUS_BELOW, mount_id, open_directory
 from . import archive, logrotate
 from .archive import Ownership, disk_bytes
 
@@ -81,9 +81,16 @@ def matching(pattern: str) -> t.Set[str]:
     pattern = log_pattern(pattern)
     directory, name = os.path.split(pattern)
     for path in glob.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):
-            if not archive.is_part(path) and stat.S_ISREG(os.lstat(path).st_mode):
-                found.add(path)
+        if archive.is_part(path):
+            continue
+        try:
+            regular = stat.S_ISREG(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            regular = True  # listed, but in a directory that this user may not enter: its turn says so
+        if regular:
+            found.add(path)
     for path in glob.glob(os.path.join(directory, f".{name}{_RECORD}")):
         found.add(os.path.join(os.path.dirname(path), os.path.basename(path)[1 : -len(_RECORD)]))
     return found
@@ -146,6 +153,18 @@ def trusted_directory(path: str) -> str:
     return real
 
 
+class _Head(t.NamedTuple):
+    """From where to where a log is taken out in place, whether a line begins there, and where the edges of the chunks
+    lie in the file and on the device.
+    """
+
+    start: int
+    cut: int
+    whole: bool
+    edges: t.List[int]
+    places: t.List[t.Optional[int]]
+
+
 class _OpenedAgain(OpsError):
     """A writer opens the log for every line, so the moment to rename it never came. The log is as it was."""
 
@@ -168,6 +187,8 @@ class Log:
         self.directory = open_directory(self.directory_path)
         self.holders: t.List[open_files.Holder] = []
         self.unreadable = 0
+        #: Why a part of the last rotation stayed as it was; the log itself was rotated.
+        self.unfinished: t.Optional[OpsError] = None
 
     def __enter__(self) -> Log:
         if not self.check_mode:
@@ -192,14 +213,34 @@ class Log:
     def status(self) -> os.stat_result:
         return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
 
-    def owner(self, status: os.stat_result) -> Ownership:
+    def ownership(self) -> Ownership:
+        """Of the log, as it is now."""
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            return Ownership.of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def of_part(self, own: Ownership) -> Ownership:
         """Of the rotated part: the log's own, but where the options say otherwise."""
         options = self.options
-        return Ownership(
-            stat.S_IMODE(status.st_mode) if options.mode is None else options.mode,
-            status.st_uid if options.uid is None else options.uid,
-            status.st_gid if options.gid is None else options.gid,
+        return replace(
+            own,
+            mode=own.mode if options.mode is None else options.mode,
+            uid=own.uid if options.uid is None else options.uid,
+            gid=own.gid if options.gid is None else options.gid,
         )
+
+    def refusal(self, error: t.Union[OSError, OpsError]) -> OpsError:
+        return error if isinstance(error, OpsError) else attributes.explanation(self.path, error, self.directory)
+
+    def require_changeable(self) -> None:
+        """Raises ``OpsError`` that names what keeps the log from being rotated, whatever the way."""
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            attributes.require_changeable(self.directory, self.path, descriptor)
+        finally:
+            os.close(descriptor)
 
     def look_for_holders(self) -> None:
         status = self.status()
@@ -227,6 +268,14 @@ class Log:
     def end(self) -> None:
         os.unlink(self.record, dir_fd=self.directory)
         archive.sync(self.directory)
+
+    def abandon(self) -> None:
+        """Removes what a rotation that failed has begun, unless its part is there: then the next run finishes it."""
+        with contextlib.suppress(OSError, OpsError):
+            facts = self.begun()
+            if facts is not None and facts["part"] not in os.listdir(self.directory):
+                self.end()
+            archive.sweep(self.directory, self.name)
 
     def begun(self) -> t.Optional[t.Dict[str, t.Any]]:
         try:
@@ -266,7 +315,7 @@ class Log:
         names = set(os.listdir(self.directory))
         if facts["strategy"] in ("rename", "logrotate"):
             if facts["part"] in names:
-                self._create(Ownership(facts["mode"], facts["uid"], facts["gid"]))
+                self._create(Ownership.from_record(facts))
                 if facts["strategy"] == "logrotate" and self.options.reopen:
                     self._tell_writers(facts["part"])
         elif facts["part"] in names:
@@ -293,7 +342,14 @@ class Log:
             time.sleep(0.02)  # a writer that opens the log for every line was there, and is gone
         if wanted == "copytruncate":
             return wanted
-        if free and wanted in ("auto", "rename", "logrotate"):
+        # A log that is itself a mount point, as in containers, cannot be renamed, whoever writes it.
+        mounted = self._is_mount_point()
+        if mounted and wanted in ("rename", "logrotate"):
+            raise OpsError(
+                f"{self.path} is a mount point, and cannot be renamed.",
+                hint="Choose strategy auto, or rotate it where it is mounted from.",
+            )
+        if free and not mounted and wanted in ("auto", "rename", "logrotate"):
             return "rename"
         if not free and not writers:
             if opened_again and not self.unreadable:
@@ -308,12 +364,17 @@ class Log:
                 f"{self.path} is being written by {names}, who would go on writing the renamed file.",
                 hint="Choose strategy auto.",
             )
-        if wanted == "logrotate" or (wanted == "auto" and self.options.reopen and logrotate.installed()):
+        if wanted == "logrotate" or (
+            wanted == "auto" and self.options.reopen and not mounted and logrotate.installed()
+        ):
             logrotate.require()
             return "logrotate"
         append = all(holder.append for holder in writers)
         if wanted in ("auto", "collapse") and append and extents.supports(self.directory, "collapse"):
-            return "collapse"
+            if not self._has_holes():
+                return "collapse"
+            if wanted == "collapse":
+                raise self._sparse()
         if wanted in ("auto", "punch") and extents.supports(self.directory, "punch"):
             return "punch"
         if self.options.allow_loss:
@@ -324,6 +385,29 @@ class Log:
         raise OpsError(
             f"{self.path} cannot be rotated by {wanted} without losing lines: {why}.",
             hint="Say with reopen how its writer is told to reopen it, or accept lost lines with allow_loss: true.",
+        )
+
+    def _is_mount_point(self) -> bool:
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            return mount_id(descriptor) != mount_id(self.directory)
+        finally:
+            os.close(descriptor)
+
+    def _has_holes(self) -> bool:
+        """Whether a hole is in the way of taking the head out: of a log that was punched before, or of a writer that
+        does not append.
+        """
+        descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        try:
+            head = self._head(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+        return head.start > 0 or None in head.places
+
+    def _sparse(self) -> OpsError:
+        return OpsError(
+            f"{self.path} has holes, so nothing can be taken out of it safely.", hint="Choose strategy punch or auto."
         )
 
     def _unwritten(self, writers: t.Sequence[open_files.Holder]) -> bool:
@@ -366,7 +450,11 @@ class Log:
             "punch": self._in_place,
             "copytruncate": self._copytruncate,
         }
-        more = ways[strategy](strategy, part, before)
+        try:
+            more = ways[strategy](strategy, part, before, self.ownership())
+        except (OSError, OpsError):
+            self.abandon()
+            raise
         after = self.status()
         return {
             **action,
@@ -381,22 +469,22 @@ class Log:
         if strategy in ("collapse", "punch"):
             descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
             try:
-                start, cut, whole = self._cut(descriptor, before.st_size)
+                head = self._head(descriptor, before.st_size)
             finally:
                 os.close(descriptor)
-            rest = before.st_size - cut
+            rest = before.st_size - head.cut
             length = rest if strategy == "collapse" else before.st_size
             return {
                 "size_after": length,
                 "disk_after": rest,
-                "whole_lines": whole,
-                "archived_bytes": cut - start,
+                "whole_lines": head.whole,
+                "archived_bytes": head.cut - head.start,
                 "stall_ms": 0.0,
             }
         return {"size_after": 0, "disk_after": 0, **({"reopened_ms": 0.0} if strategy == "logrotate" else {})}
 
     def _create(self, owner: Ownership) -> None:
-        """A fresh log, unless its writer was quicker."""
+        """A fresh log; of one that its writer made meanwhile, what it has beside owner and mode."""
         try:
             descriptor = os.open(
                 self.name,
@@ -405,15 +493,27 @@ class Log:
                 dir_fd=self.directory,
             )
         except FileExistsError:
+            self._complete(owner)
             return
         try:
             owner.apply(descriptor)
         finally:
             os.close(descriptor)
 
-    def _rename(self, _strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
-        own = Ownership(stat.S_IMODE(before.st_mode), before.st_uid, before.st_gid)
-        self.begin({"strategy": "rename", "part": part, "mode": own.mode, "uid": own.uid, "gid": own.gid})
+    def _complete(self, owner: Ownership) -> None:
+        try:
+            descriptor = os.open(self.name, _READ_FLAGS, dir_fd=self.directory)
+        except FileNotFoundError:
+            return
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == owner.uid:
+                replace(owner, mode=stat.S_IMODE(status.st_mode), gid=None).apply(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _rename(self, _strategy: str, part: str, before: os.stat_result, own: Ownership) -> t.Dict[str, t.Any]:
+        self.begin({"strategy": "rename", "part": part, **own.as_record()})
         for _attempt in range(_ATTEMPTS):
             if self._rename_unwritten(part, own, before):
                 break
@@ -423,10 +523,17 @@ class Log:
             raise _OpenedAgain(self.path)
         archive.sync(self.directory)
         self.end()
-        packed = archive.compress_part(self.directory, part, self.owner(before)) if self.options.compress else None
-        if not self.options.compress:
-            self._own(part, self.owner(before))
-        return {"rotated_to": packed or part}
+        return self._pack(part, own)
+
+    def _pack(self, part: str, own: Ownership) -> t.Dict[str, t.Any]:
+        """Compresses a part that was renamed, or gives it to its owner. What fails here is said; the log is rotated."""
+        try:
+            if self.options.compress:
+                return {"rotated_to": archive.compress_part(self.directory, part, self.of_part(own)) or part}
+            self._own(part, self.of_part(own))
+        except (OSError, OpsError) as error:
+            self.unfinished = self.refusal(error)
+        return {"rotated_to": part}
 
     def _rename_unwritten(self, part: str, own: Ownership, before: os.stat_result) -> bool:
         """Renames the log while the kernel holds writers off, and puts a fresh file in its place.
@@ -450,17 +557,14 @@ class Log:
             os.close(descriptor)
         return True
 
-    def _logrotate(self, _strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
-        own = Ownership(stat.S_IMODE(before.st_mode), before.st_uid, before.st_gid)
-        self.begin({"strategy": "logrotate", "part": part, "mode": own.mode, "uid": own.uid, "gid": own.gid})
-        logrotate.rename(self.directory_path, self.name, part)
+    def _logrotate(self, _strategy: str, part: str, _before: os.stat_result, own: Ownership) -> t.Dict[str, t.Any]:
+        self.begin({"strategy": "logrotate", "part": part, **own.as_record()})
+        if not logrotate.rename(self.directory_path, self.name, part):
+            os.rename(self.name, part, src_dir_fd=self.directory, dst_dir_fd=self.directory)
         self._create(own)
         told = self._tell_writers(part)
         self.end()
-        packed = archive.compress_part(self.directory, part, self.owner(before)) if self.options.compress else None
-        if not self.options.compress:
-            self._own(part, self.owner(before))
-        return {"rotated_to": packed or part, **told}
+        return {**self._pack(part, own), **told}
 
     def _tell_writers(self, part: str) -> t.Dict[str, t.Any]:
         """Tells the writers to reopen, and waits until none writes the renamed file.
@@ -498,50 +602,52 @@ class Log:
         finally:
             os.close(descriptor)
 
-    def _cut(self, descriptor: int, size: int) -> t.Tuple[int, int, bool]:
-        """From where to where an open log is taken out in place, and whether a line begins there.
-
-        What stays is half of ``max_size`` at most.
-        """
+    def _head(self, descriptor: int, size: int) -> _Head:
+        """What of an open log is taken out in place. What stays is half of ``max_size`` at most."""
         start = extents.first_data(descriptor, size)
-        return (
-            start,
-            *archive.line_boundary(
-                descriptor, start, size, os.fstatvfs(descriptor).f_bsize, self.options.max_size // 2
-            ),
+        cut, whole = archive.line_boundary(
+            descriptor, start, size, os.fstatvfs(descriptor).f_bsize, self.options.max_size // 2
         )
+        if cut <= start:
+            raise OpsError(f"{self.path} has no whole block to take out.", hint="It is smaller than it seemed.")
+        edges = [*range(start, cut, extents.CHUNK), cut]
+        return _Head(start, cut, whole, edges, [extents.physical(descriptor, edge) for edge in edges])
 
-    def _in_place(self, strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
+    def _in_place(self, strategy: str, part: str, before: os.stat_result, own: Ownership) -> t.Dict[str, t.Any]:
         descriptor = os.open(self.name, _WRITE_FLAGS, dir_fd=self.directory)
         try:
-            size = os.fstat(descriptor).st_size
-            start, cut, whole = self._cut(descriptor, size)
-            if cut <= start:
-                raise OpsError(f"{self.path} has no whole block to take out.", hint="It is smaller than it seemed.")
+            head = self._head(descriptor, os.fstat(descriptor).st_size)
+            if strategy == "collapse" and (head.start or None in head.places):
+                raise self._sparse()
             name = f"{part}.gz" if self.options.compress else part
             archive.write_part(
-                self.directory, name, descriptor, start, cut, compress=self.options.compress, owner=self.owner(before)
+                self.directory,
+                name,
+                descriptor,
+                head.start,
+                head.cut,
+                compress=self.options.compress,
+                owner=self.of_part(own),
             )
-            edges = [*range(start, cut, extents.CHUNK), cut]
-            places = [extents.physical(descriptor, edge) for edge in edges]
             facts = {
                 "strategy": strategy,
                 "part": name,
                 "device": before.st_dev,
                 "inode": before.st_ino,
-                "edges": edges,
-                "places": places,
+                "edges": head.edges,
+                "places": head.places,
             }
-            if strategy == "collapse" and (start or None in places):
-                os.unlink(archive.partial_name(name), dir_fd=self.directory)
-                raise OpsError(
-                    f"{self.path} has holes, so nothing can be taken out of it safely.", hint="Choose strategy punch."
-                )
             self.begin(facts)
             os.rename(archive.partial_name(name), name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
             archive.sync(self.directory)
             begun = time.monotonic()
-            self._take_out(facts)
+            try:
+                self._take_out(facts)
+            except OSError:
+                if self._is_whole(descriptor, head):
+                    # The log still has every line, so the part would double them.
+                    os.unlink(name, dir_fd=self.directory)
+                raise
             took = time.monotonic() - begun
             self.end()
         finally:
@@ -553,11 +659,19 @@ class Log:
         )
         return {
             "rotated_to": name,
-            "whole_lines": whole,
-            "archived_bytes": cut - start,
+            "whole_lines": head.whole,
+            "archived_bytes": head.cut - head.start,
             "stall_ms": round(took * 1000, 1),
             **more,
         }
+
+    @staticmethod
+    def _is_whole(descriptor: int, head: _Head) -> bool:
+        """Whether nothing of a head was taken out yet."""
+        return (
+            extents.first_data(descriptor, os.fstat(descriptor).st_size) == head.start
+            and extents.physical(descriptor, head.start) == head.places[0]
+        )
 
     def _take_out(self, facts: t.Mapping[str, t.Any]) -> None:
         """Takes what is archived out of the live file: what is still in it of that, and nothing else."""
@@ -583,11 +697,11 @@ class Log:
         finally:
             os.close(descriptor)
 
-    def _copytruncate(self, _strategy: str, part: str, before: os.stat_result) -> t.Dict[str, t.Any]:
+    def _copytruncate(self, _strategy: str, part: str, before: os.stat_result, own: Ownership) -> t.Dict[str, t.Any]:
         descriptor = os.open(self.name, _WRITE_FLAGS, dir_fd=self.directory)
         try:
             size = os.fstat(descriptor).st_size
-            archive.write_part(self.directory, part, descriptor, 0, size, compress=False, owner=self.owner(before))
+            archive.write_part(self.directory, part, descriptor, 0, size, compress=False, owner=self.of_part(own))
             # What came meanwhile is copied without syncing in between: the shorter this is, the less is lost.
             target = os.open(
                 archive.partial_name(part),
@@ -608,37 +722,39 @@ class Log:
             archive.sync(self.directory)
         finally:
             os.close(descriptor)
-        packed = archive.compress_part(self.directory, part) if self.options.compress else None
         return {
-            "rotated_to": packed or part,
+            **self._pack(part, own),
             "note": "Lines that were written during the cut may be lost; how many is not known.",
         }
 
-    def tidy(self, rotated: bool) -> t.List[t.Dict[str, t.Any]]:
-        """Compresses parts that an earlier run had to leave plain, and removes the oldest beyond ``keep``."""
-        actions: t.List[t.Dict[str, t.Any]] = []
-        if self.options.compress:
-            for part in archive.parts(self.directory, self.name):
-                if part.endswith(".gz"):
-                    continue
-                packed = f"{part}.gz" if self.check_mode else archive.compress_part(self.directory, part)
-                if packed:
-                    actions.append(
-                        {
-                            "action": "compress",
-                            "target": f"{self.directory_path}/{part}",
-                            "changed": True,
-                            "rotated_to": packed,
-                        }
-                    )
+    def tidy(self, rotated: bool, actions: t.List[t.Dict[str, t.Any]]) -> None:
+        """Removes the oldest parts beyond ``keep``, and compresses those that an earlier run had to leave plain; adds
+        what was done to ``actions``.
+        """
         coming = 1 if rotated and self.check_mode else 0
-        for part, size in archive.retire(
+        retired = archive.retire(
             self.directory, self.name, self.options.keep, check_mode=self.check_mode, coming=coming
-        ):
-            actions.append(
-                {"action": "delete", "target": f"{self.directory_path}/{part}", "changed": True, "bytes_freed": size}
-            )
-        return actions
+        )
+        actions += [
+            {"action": "delete", "target": f"{self.directory_path}/{part}", "changed": True, "bytes_freed": size}
+            for part, size in retired
+        ]
+        if not self.options.compress or self.unfinished is not None:
+            return
+        gone = {part for part, _size in retired}
+        for part in archive.parts(self.directory, self.name):
+            if part.endswith(".gz") or part in gone:
+                continue
+            packed = f"{part}.gz" if self.check_mode else archive.compress_part(self.directory, part)
+            if packed:
+                actions.append(
+                    {
+                        "action": "compress",
+                        "target": f"{self.directory_path}/{part}",
+                        "changed": True,
+                        "rotated_to": packed,
+                    }
+                )
 
 
 def options_of(given: t.Mapping[str, t.Any]) -> Options:
@@ -705,23 +821,11 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
     started = time.monotonic()
     logs = find(paths)
     strange = unmatched(paths)  # before a rename: afterwards the log may be its writer's to create
-    actions: t.List[t.Dict[str, t.Any]] = []
-    refused: t.Dict[str, OpsError] = {}
-    before: t.Dict[str, int] = {}
-    after: t.Dict[str, int] = {}
-    for path in logs:
-        with contextlib.suppress(FileNotFoundError), Log(path, options, check_mode) as log:
-            try:
-                finished = log.finish()
-                actions += [finished] if finished else []
-                before[path] = after[path] = disk_bytes(log.status())
-                done = _one(log)
-            except OpsError as error:
-                refused[path] = error
-                continue
-            actions += done
-            rotated = [action for action in done if action["action"] == "rotate"]
-            after[path] = rotated[0]["disk_after"] if check_mode and rotated else disk_bytes(log.status())
+    turns = [_turn(path, options, check_mode) for path in logs]
+    actions = [action for turn in turns for action in turn.actions]
+    before = {turn.path: turn.before for turn in turns if turn.before is not None}
+    after = {turn.path: turn.after for turn in turns if turn.after is not None}
+    refused = {turn.path: turn.refusal for turn in turns if turn.refusal is not None}
     rotated = [action for action in actions if action["action"] == "rotate"]
     freed = sum(before.values()) - sum(after.values())
     verb = "would be rotated" if check_mode else "rotated"
@@ -756,8 +860,46 @@ def run(paths: t.Sequence[str], options: Options, *, check_mode: bool = False, w
     return result
 
 
-def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
-    actions = []
+@dataclass
+class _Turn:
+    """What became of one log: its bytes on disk before and after, and why it was left, or not finished."""
+
+    path: str
+    actions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
+    before: t.Optional[int] = None
+    after: t.Optional[int] = None
+    refusal: t.Optional[OpsError] = None
+
+
+def _turn(path: str, options: Options, check_mode: bool) -> _Turn:
+    """Rotates one log. Whatever stands in its way is a refusal of this log: the others have their turn."""
+    turn = _Turn(path)
+    try:
+        with Log(path, options, check_mode) as log:
+            try:
+                finished = log.finish()
+                turn.actions += [finished] if finished else []
+                turn.before = turn.after = disk_bytes(log.status())
+                _one(log, turn)
+                turn.refusal = log.unfinished
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) or os.path.lexists(path):  # else it was removed meanwhile
+                    turn.refusal = log.refusal(error)
+            except OpsError as error:
+                turn.refusal = error
+            if turn.before is not None and not check_mode:
+                with contextlib.suppress(OSError):
+                    turn.after = disk_bytes(log.status())
+    except FileNotFoundError:
+        pass  # its directory was removed meanwhile
+    except OpsError as error:
+        turn.refusal = error
+    except OSError as error:
+        turn.refusal = attributes.explanation(path, error)
+    return turn
+
+
+def _one(log: Log, turn: _Turn) -> None:
     status = log.status()
     rotated = False
     if disk_bytes(status) > log.options.max_size:
@@ -766,14 +908,17 @@ def _one(log: Log) -> t.List[t.Dict[str, t.Any]]:
                 f"{log.path} has {status.st_nlink} hard links.",
                 hint="A hard link may lead to a file of somebody else. Remove the other name first.",
             )
+        log.require_changeable()
         try:
-            actions.append(log.rotate(log.choose()))
+            turn.actions.append(log.rotate(log.choose()))
         except _OpenedAgain:
             if log.options.strategy != "auto":
                 raise
-            actions.append(log.rotate(log.choose(opened_again=True)))
+            turn.actions.append(log.rotate(log.choose(opened_again=True)))
         rotated = True
-    return actions + log.tidy(rotated)
+        if log.check_mode:
+            turn.after = turn.actions[-1]["disk_after"]
+    log.tidy(rotated, turn.actions)
 
 
 def manage_policy(
@@ -825,7 +970,7 @@ def manage_policy(
         )
     if changed and not check_mode:
         if wanted is not None:
-            write_atomically(path, wanted.encode(), mode=0o644)
+            write_atomically(path, os.fsencode(wanted), mode=0o644)
         else:
             path.unlink()
     verb = "install" if wanted is not None else "remove"
