@@ -15,16 +15,19 @@ description:
     writes it any more.
   - Where every writer appends (C(O_APPEND)) and the filesystem can (ext4, xfs), the head is archived and then taken out
     of the file in place.
-  - Where a writer does not append, the archived head becomes a hole. The length of the file goes on growing, the disk
+  - Where a writer does not append, or the log has holes already, the archived head becomes a hole. The length of the file goes on growing, the disk
     does not fill.
   - C(copytruncate), which loses lines, is used with O(allow_loss) only.
   - A run that was killed is finished by the next one. No line is lost or doubled by it.
+  - A log that cannot be rotated (an attribute, a read-only mount, a full disk, a missing right) is named in RV(refused)
+    with what is in its way. The others are rotated.
+  - Fresh logs and rotated parts keep owner, mode, access list, extended attributes and security label of the log.
 options:
   state:
     description:
       - V(rotated) rotates now what is too large.
       - V(present) installs a permanent policy O(name) for C(logrotate), which has to read it without an error first. It
-        needs O(reopen).
+        needs O(reopen). A log that another policy covers, also by a wildcard, is refused.
       - V(absent) removes that policy.
     type: str
     choices: [rotated, present, absent]
@@ -35,7 +38,8 @@ options:
     type: str
     default: wheels-ops
   frequency:
-    description: How often the policy rotates, even a log that is not too large.
+    description: How often the policy rotates, even a log that is not too large. With V(hourly), a warning says where
+      logrotate itself runs less often on this host.
     type: str
     choices: [hourly, daily, weekly, monthly]
     default: daily
@@ -43,6 +47,8 @@ options:
     description:
       - Logs, absolute, with wildcards, not in C(/) nor among the files of the system. Not needed for O(state=absent).
       - Links and our own rotated parts are passed over. What matches no log is warned of.
+      - Logs of containers (Docker, Podman, Kubernetes) are refused with what to set instead, as their engine reads them
+        back.
     type: list
     elements: path
     default: []
@@ -95,6 +101,7 @@ options:
     description: Permissions of the rotated parts, octal, at most V(0777). By default those of the log.
     type: str
 notes:
+  - A name that is not UTF-8 is shown with its bytes escaped, C(caf\xe9.log).
   - Run it as root, or as the owner of the logs where no other user writes them.
   - Readers that follow a log (C(tail -F), log shippers) see it become shorter. What they had not read yet is in the
     rotated part.
@@ -198,7 +205,8 @@ rotated:
   returned: success
   type: int
 refused:
-  description: Logs that could not be rotated safely, and why. The module fails then, after the others were rotated.
+  description: Logs that could not be rotated safely, or were renamed but not compressed, and why. The module fails
+    then, after the others were rotated. RV(actions) and RV(after) say what was done.
   returned: failure
   type: dict
 duration_ms:

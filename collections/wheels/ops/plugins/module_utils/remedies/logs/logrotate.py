@@ -52,8 +52,7 @@ def _quoted(path: str) -> str:
 
 
 def _identity(status: os.stat_result) -> str:
-    """User and group of a directory, as ``su`` takes them; empty where one has no name, as logrotate takes no numbers.
-    """
+    """User and group of a directory, as ``su`` takes them; empty where one has no name, as logrotate takes no numbers."""
     import grp
     import pwd
 
@@ -139,6 +138,7 @@ def tell(command: t.Sequence[str]) -> None:
 
 #: Where logrotate's packages keep policies; each file is read by the nightly run.
 POLICIES = "/etc/logrotate.d"
+MAIN = "/etc/logrotate.conf"
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 FREQUENCIES: t.Tuple[str, ...] = ("hourly", "daily", "weekly", "monthly")
 _MARK = "# Written by wheels.ops. Changes are lost with the next run."
@@ -224,10 +224,11 @@ def _shared(path: str) -> bool:
     return status.st_uid != 0 or bool(status.st_mode & 0o022)
 
 
-def validated(text: str) -> None:
-    """Has ``logrotate -d`` read a policy, which changes nothing.
+def validated(text: str, others: t.Sequence[Path] = ()) -> None:
+    """Has ``logrotate -d`` read a policy, which changes nothing. And once more after the ``others``, whose own faults do
+    not count.
 
-    Raises ``OpsError`` with what it does not understand.
+    Raises ``OpsError`` with what it does not understand, or what is named twice.
     """
     program = require()
     with tempfile.TemporaryDirectory(prefix="wheels-ops-") as place:
@@ -235,8 +236,11 @@ def validated(text: str) -> None:
         policy.write_bytes(os.fsencode(text))
         policy.chmod(0o600)
         done = _run([program, "--debug", "--state", str(Path(place, "state")), str(policy)])
+        words = [program, "--debug", "--state", str(Path(place, "state")), *map(str, others), str(policy)]
+        together = _run(words).stderr if others else ""
     # It ends with 0 for some mistakes, and only says "error:".
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    errors += [line for line in together.splitlines() if f"{policy}:" in line and "duplicate log entry" in line]
     if done.returncode or errors:
         raise OpsError(
             f"logrotate refuses the policy: {'; '.join(errors) or done.stderr.strip()}.", hint="Nothing was installed."
@@ -260,17 +264,3 @@ def current(path: Path) -> t.Optional[str]:
     if path.is_symlink() or not text.startswith(_MARK):
         raise OpsError(f"{path} was not written by wheels.ops.", hint="Choose another name, or move that file away.")
     return text
-
-
-def others_with(paths: t.Sequence[str], own: Path) -> t.List[str]:
-    """Other policies that name one of the logs: logrotate then refuses the second that it reads."""
-    found = []
-    for entry in sorted(own.parent.iterdir()) if own.parent.is_dir() else []:
-        if entry != own and entry.is_file():
-            try:
-                text = entry.read_text(encoding="utf-8", errors="surrogateescape")
-            except OSError:
-                continue
-            if any(re.search(rf"(?:^|[\s\"']){re.escape(path)}(?:[\s\"'{{]|$)", text, re.M) for path in paths):
-                found.append(str(entry))
-    return found

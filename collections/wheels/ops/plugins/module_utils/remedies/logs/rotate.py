@@ -37,7 +37,7 @@ from ...health.thresholds import LOG_MAX_BYTES
 from ...host import attributes, extents, open_files
 from ...host.files import write_atomically
 from ...host.safe_tree import DANGEROUS_BELOW, mount_id, open_directory
-from . import archive, logrotate
+from . import archive, logrotate, other_policies
 from .archive import Ownership, disk_bytes
 
 #: How often a log is looked at again whose writer opens it for every line.
@@ -121,6 +121,7 @@ def log_pattern(pattern: str) -> str:
     Raises ``OpsError`` for one that reaches what is no log: ``/``, files of the system, a directory.
     """
     pattern = absolute_path("paths", pattern)
+    other_policies.require_no_container(pattern)
     literal = os.path.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
     if literal == "/" or any(literal == top or literal.startswith(top + "/") for top in DANGEROUS_BELOW):
         raise OpsError(
@@ -908,6 +909,7 @@ def _one(log: Log, turn: _Turn) -> None:
                 f"{log.path} has {status.st_nlink} hard links.",
                 hint="A hard link may lead to a file of somebody else. Remove the other name first.",
             )
+        other_policies.require_no_container(f"{log.directory_path}/{log.name}")
         log.require_changeable()
         try:
             turn.actions.append(log.rotate(log.choose()))
@@ -938,6 +940,7 @@ def manage_policy(
     path = logrotate.policy_path(name, directory)
     before = logrotate.current(path)
     wanted: t.Optional[str] = None
+    sentences: t.List[str] = []
     if state == "present":
         validate(options)
         choice("frequency", frequency, logrotate.FREQUENCIES)
@@ -955,13 +958,23 @@ def manage_policy(
             group=group,
             allow_loss=options.allow_loss,
         )
-        others = logrotate.others_with(named, path)
-        if others:
+        for log in (log for entry in named for log in sorted(matching(entry))):
+            other_policies.require_no_container(log)
+        others = other_policies.others(path, main=logrotate.MAIN if directory == logrotate.POLICIES else "")
+        taken, sentences = other_policies.conflicts(named, others)
+        if taken:
             raise OpsError(
-                f"{', '.join(others)} rotates one of these logs already.",
+                f"{', '.join(taken)} rotates one of these logs already:"
+                f" {', '.join(dict.fromkeys(log for logs in taken.values() for log in logs))}.",
                 hint="Remove it there: logrotate refuses a log that is named twice.",
             )
-        logrotate.validated(wanted)
+        logrotate.validated(wanted, others)
+        slower = other_policies.slower_than_hourly() if frequency == "hourly" else ""
+        if slower:
+            sentences.append(
+                f"frequency is hourly, but logrotate does not run every hour on this host: {slower}. Set OnCalendar=hourly"
+                " with systemctl edit logrotate.timer, or have cron run it every hour."
+            )
     changed = wanted != before
     if changed and not os.access(path.parent, os.W_OK | os.X_OK):
         raise OpsError(
@@ -987,7 +1000,7 @@ def manage_policy(
             else []
         ),
         extra={"rotated": 0, "duration_ms": 0.0},
-        warnings=unmatched(paths) if wanted is not None else [],
+        warnings=[*unmatched(paths), *sentences] if wanted is not None else [],
     )
 
 
