@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from tests.backend import database
-from tests.backend.materialise import RELEASES
+from tests.backend.materialise import RELEASES, materialise
 from tests.support import servers
-from tests.support.backend_env import PATCHES, Backend, running_backend
+from tests.support.backend_env import BACKEND_PYTHON, PATCHES, Backend, environment, patch_request, running_backend
 from tests.support.waiting import wait_until
+from wheels_ops.remedies import backend_patch
+from wheels_ops.state import deployments
 
 ANNA = database.USERS["anna"]
 EVERYTHING = tuple(sorted(path.name for path in PATCHES.iterdir() if path.name != "__pycache__"))
@@ -37,6 +40,17 @@ def test_august_starts_with_our_speech_service_alone(postgres: servers.Postgres,
         assert backend.request("GET", "/health").json()["service"] == "wheels-wins-pam-api"
         status = backend.request("GET", "/api/v1/tts/status").json()
         assert {"status", "initialized", "is_initialized", "engines", "service_status"} <= set(status)
+
+
+@pytest.mark.parametrize("release", sorted(RELEASES))
+def test_a_release_is_imported_with_the_patches_before_one_of_them_is_installed(release: str, tmp_path: Path) -> None:
+    """August only inside a running event loop, as its server imports it."""
+    root, state = materialise(release, tmp_path / "pam"), str(tmp_path / "state")
+    deployments.begin(state, "one", holder="me")
+    variables = environment(root, database_url="postgresql://nobody@127.0.0.1:1/none", redis_url=None, port=1)
+    proof = backend_patch.Proof(str(BACKEND_PYTHON), "app.main", variables)
+    result = backend_patch.install(state, "one", patch_request(root), proof, check_mode=False)
+    assert (result.extra["proof"]["imported"], result.warnings) == ("app.main", [])
 
 
 def test_a_patched_release_answers(patched: Backend) -> None:

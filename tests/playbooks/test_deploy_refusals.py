@@ -54,6 +54,7 @@ def read_only(directory: Path) -> t.Iterator[None]:
         ),
         ('{"wheels_ops_database_dsn": "host=127.0.0.1 port=1 dbname=x user=x"}', "Nothing listens there"),
         ('{"database_scripts": [{"path": "/nowhere/missing.sql"}]}', "/nowhere/missing.sql: No such file or directory"),
+        ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
         ("read-only directory", "app/core cannot be written, so app/core/cors_config.py cannot be installed"),
     ],
 )
@@ -74,7 +75,6 @@ def test_bad_input_is_found_before_anything_is_changed(stage: Stage, extra: str,
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ('{"wheels_ops_environment_extra": {"DATABASE_POOL_SIZE": "many"}}', "cannot be imported with the new files"),
         (
             '{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}',
             "Copy the SQL scripts: Destination directory",

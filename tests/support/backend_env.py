@@ -28,6 +28,7 @@ import yaml
 from tests.backend import database
 from tests.backend.materialise import materialise
 from tests.support.waiting import free_port, wait_until
+from wheels_ops.remedies import backend_patch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: The interpreter of the backend's own environment (dependency group ``backend``).
@@ -172,6 +173,18 @@ def install_blocks(directory: Path) -> None:
     for name, lines in {**defaults["backend_patches_blocks"], **defaults["backend_patches_optional_blocks"]}.items():
         path = directory / name
         path.write_text(marked_blocks.insert(path.read_text(), lines, path=name))
+
+
+def patch_request(root: Path) -> backend_patch.Request:
+    """Everything that the role installs below the backend's directory, as it hands it to the module."""
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    paths = [path for name in defaults["backend_patches_directories"] for path in (ROLE / "files" / name).iterdir()]
+    return backend_patch.Request(
+        root=str(root),
+        files={str(path.relative_to(ROLE / "files")): path.read_bytes() for path in paths if path.is_file()},
+        blocks=defaults["backend_patches_blocks"],
+        optional_blocks=defaults["backend_patches_optional_blocks"],
+    )
 
 
 def environment(

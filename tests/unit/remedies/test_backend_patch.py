@@ -223,6 +223,54 @@ def test_the_proof_keeps_a_release_that_does_not_fit_untouched(host: Host) -> No
         )
 
 
+#: As the August release has it: a service that wants the running loop of the server when it is imported.
+NEEDS_A_LOOP = "import asyncio\nasyncio.get_running_loop()\n"
+#: Fails for a reason of its own, wherever the new file is.
+BROKEN = "import nothing_of_that_name\n"
+
+
+def _request(host: Host, content: bytes = b"X = 1\n") -> backend_patch.Request:
+    return host.request(
+        files={"app/core/cors_config.py": content}, blocks={"app/main.py": ["import app.core.cors_config"]}
+    )
+
+
+def test_the_application_is_imported_as_its_server_imports_it(host: Host) -> None:
+    (host.root / "app/main.py").write_text(NEEDS_A_LOOP)
+    result = host.install(_request(host), proof=backend_patch.Proof(sys.executable, "app.main"))
+    assert (result["proof"]["imported"], result["proof"]["left_out"]) == ("app.main", "")
+
+
+def test_an_import_that_starts_a_thread_that_does_not_end_is_an_import(host: Host) -> None:
+    (host.root / "app/main.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    )
+    result = host.install(_request(host), proof=backend_patch.Proof(sys.executable, "app.main"))
+    assert result["proof"]["imported"] == "app.main"
+
+
+@pytest.mark.parametrize("own", [BROKEN, "import sys\nsys.exit('no such setting:\\nMEMORY')\n"])
+def test_a_release_that_cannot_be_imported_itself_is_a_warning(host: Host, own: str) -> None:
+    (host.root / "app/main.py").write_text(own)
+    request, proof = _request(host), backend_patch.Proof(sys.executable, "app.main")
+    result = backend_patch.install(host.state, "one", request, proof)
+    told = result.extra["proof"]
+    assert told["imported"] == "" and "this release cannot be imported for the proof" in told["left_out"]
+    assert ("nothing_of_that_name" if own == BROKEN else "no such setting: MEMORY") in told["left_out"]
+    assert [told["left_out"] in warning for warning in result.warnings] == [True]
+    assert (host.root / "app/core/cors_config.py").read_bytes() == b"X = 1\n"
+
+
+def test_a_release_that_cannot_be_imported_for_another_reason_than_with_the_new_files_stays(host: Host) -> None:
+    """Its own file is what is broken in it, and the new one is broken, too: nothing says that the new one is better."""
+    (host.root / "app/main.py").write_text("import app.core.cors_config\n")
+    (host.root / "app/core/cors_config.py").write_text(BROKEN)
+    original = host.tree()
+    with pytest.raises(OpsError, match="NameError.*with its own files it fails, too.*nothing_of_that_name"):
+        host.install(_request(host, b"undefined\n"), proof=backend_patch.Proof(sys.executable, "app.main"))
+    assert host.tree() == original
+
+
 @pytest.mark.parametrize("path", ["../outside.py", "/etc/passwd", "app/../../x", ""])
 def test_paths_stay_below_the_root(host: Host, path: str) -> None:
     with pytest.raises(OpsError, match="not a path below"):

@@ -24,6 +24,7 @@ from app.monitoring.production_monitor import production_monitor
 from app.services.cache_service import cache_service
 from app.services.database import database_service
 from app.services.pam import history
+from app.services.pam.ai_service import ai_service
 from app.services.performance_monitor import performance_monitor
 from app.services.tts.fallback_tts import fallback_tts_service
 from app.services.tts.tts_service import tts_service
@@ -52,7 +53,7 @@ async def lifespan(_: FastAPI) -> t.AsyncIterator[None]:
     await performance_monitor.stop_monitoring()
     await cache_service.close()
     await database_service.close()
-    logger.info("PAM backend stopped", connections=len(manager.active_connections))
+    logger.info("PAM backend stopped", connections=len(manager.active_connections), tasks=len(ai_service.background))
 
 
 app = FastAPI(title="PAM backend", version=health.VERSION, lifespan=lifespan)

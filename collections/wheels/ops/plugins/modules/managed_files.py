@@ -11,6 +11,8 @@ description:
   - Installs whole files, and marked blocks in files that are there, below one directory.
   - Before anything is replaced, the new tree is compiled and imported in a copy, under the application's own
     interpreter.
+  - It is imported as uvicorn does, inside a running event loop. Where the import fails, that of the original files is
+    tried. A release that fails alike with its own files is installed with a warning; any other is refused.
   - The application's code never runs as root unless it is root's; it runs as O(user), with a home and a temporary
     directory of its own, without
     the network where the host can do that and the import does not need it. A tree or an interpreter that a third user
@@ -149,7 +151,8 @@ proof:
       description: How many files were compiled.
       type: int
     imported:
-      description: The module that was imported; empty where that was left out.
+      description: The module that was imported; empty where that was left out, or where the release cannot be imported
+        with its own files either.
       type: str
     interpreter:
       description: The application's Python.

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import os
+import re
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,30 @@ _NOT_STAGED = (
     ".cache",
 )
 _VERIFY_SECONDS = 180
+#: Compiles each file that it is given.
+_COMPILE = "import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')"
+#: Imports a module as uvicorn does: inside a running event loop, without which some releases cannot be imported. It
+#: ends at once, whatever threads and tasks the import started; ``sys.exit`` of the application is a failure as well.
+#: The last line of its output is the exception, whose message may have several lines, in one.
+_IMPORT = """\
+import asyncio, importlib, os, sys, traceback
+
+async def load():
+    importlib.import_module(sys.argv[1])
+
+status = 0
+try:
+    asyncio.run(load())
+except BaseException as error:
+    traceback.print_exc()
+    print("\\n" + " ".join(f"{type(error).__name__}: {error}".split()))
+    status = 1
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
+"""
+#: What differs between two runs of the same failure.
+_ADDRESSES = re.compile(r"0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ def install(
 ) -> Result:
     """Brings every file and block to what the request says. Interrupted anywhere, the next call finishes it.
 
-    Order: the new tree is proved in a copy; every original is kept and the journal written; only then is each file
+    Order: the new tree is verified in a copy; every original is kept and the journal written; only then is each file
     replaced, atomically. Raises ``OpsError`` for a file that somebody changed after we installed it, unless ``force``.
     """
     root = Path(request.root)
@@ -170,6 +195,7 @@ def install(
         ),
         diff=[_diff(change) for change in changes] if want_diff else [],
         extra={"deployment_id": deployment_id, "proof": verified},
+        warnings=[_unproved(verified)] if verified.get("user") and verified["left_out"] else [],
     )
 
 
@@ -525,57 +551,95 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
         _compile_here(changes)
         return {**result, "left_out": f"import {proof.module}: in check mode nothing of the application is executed"}
     with run_as.private_directory(who) as place:
-        copy = place / "tree"
-        run_as.make_private(copy, who)
-        run_as.stage(who, root, copy, {change.relative: change.after for change in changes}, left_out=_NOT_STAGED)
-        given = proof.environment.get("PYTHONPATH", "").split(os.pathsep)
-        paths = [str(copy), *(part for part in given if part and os.path.realpath(part) != root)]
-        environment = {**proof.environment, "PYTHONPATH": os.pathsep.join(paths)}
-
-        def run(program: str, *words: str, network: bool) -> run_as.Completed:
-            return run_as.run(
-                [proof.interpreter, "-c", program, *words],
-                who,
-                place,
-                timeout=_VERIFY_SECONDS,
-                cwd=copy,
-                environment=environment,
-                network=network,
-            )
-
-        compiled = run(
-            "import sys\nfor p in sys.argv[1:]: compile(open(p, 'rb').read(), p, 'exec')", *python, network=False
-        )
+        trees = _Trees(root, who, place, proof)
+        copy = trees.add("tree", {change.relative: change.after for change in changes})
+        compiled = trees.run(copy, _COMPILE, *python, network=False)
         if compiled.returncode:
             raise OpsError(
                 f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}",
                 hint="Nothing was changed.",
             )
-        imported = _import(run, f"import {proof.module}")
-    if imported.returncode:
-        raise OpsError(
-            f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}",
-            hint="Nothing was changed. Report this with the release of the backend.",
-            stderr=imported.stderr.decode(errors="replace")[-4000:],
-            user=who.name,
+        imported = trees.load(copy)
+        if not imported.returncode:
+            return {
+                **result,
+                "imported": proof.module,
+                "user": who.name,
+                "network": "on" if imported.network else "off",
+            }
+        own = trees.load(trees.add("original", {}))
+    if own.returncode and _fault_of(own) == _fault_of(imported):
+        return {
+            **result,
+            "user": who.name,
+            "network": "on" if imported.network else "off",
+            "left_out": (
+                f"import {proof.module}: this release cannot be imported for the proof, with its own files neither:"
+                f" {_fault_of(imported)}"
+            ),
+        }
+    raise OpsError(
+        f"The application cannot be imported with the new files (import {proof.module}): {_last_lines(imported)}"
+        + (f"; with its own files it fails, too: {_fault_of(own)}" if own.returncode else ""),
+        hint="Nothing was changed. Report this with the release of the backend.",
+        stderr=imported.stderr.decode(errors="replace")[-4000:],
+        user=who.name,
+    )
+
+
+class _Trees:
+    """Copies of the application in a private directory, and programs that run in them under its interpreter."""
+
+    def __init__(self, root: str, who: run_as.Identity, place: Path, proof: Proof) -> None:
+        self.root, self.who, self.place, self.proof = root, who, place, proof
+
+    def add(self, name: str, contents: t.Mapping[str, bytes]) -> Path:
+        """Copies the tree with these contents in it."""
+        copy = self.place / name
+        run_as.make_private(copy, self.who)
+        run_as.stage(self.who, self.root, copy, contents, left_out=_NOT_STAGED)
+        return copy
+
+    def run(self, copy: Path, program: str, *words: str, network: bool) -> run_as.Completed:
+        paths = self.proof.environment.get("PYTHONPATH", "").split(os.pathsep)
+        search = [str(copy), *(path for path in paths if path and os.path.realpath(path) != self.root)]
+        return run_as.run(
+            [self.proof.interpreter, "-c", program, *words],
+            self.who,
+            self.place,
+            timeout=_VERIFY_SECONDS,
+            cwd=copy,
+            environment={**self.proof.environment, "PYTHONPATH": os.pathsep.join(search)},
+            network=network,
         )
-    return {**result, "imported": proof.module, "user": who.name, "network": "on" if imported.network else "off"}
+
+    def load(self, copy: Path) -> run_as.Completed:
+        """Imports without the network; once more with it where that fails, as an application may ask its database when
+        it is imported. Raises ``OpsError`` for an import that does not end.
+        """
+        words = (_IMPORT, self.proof.module)
+        try:
+            completed = self.run(copy, *words, network=False)
+            if not completed.returncode or completed.network:
+                return completed
+        except run_as.TimedOut:
+            pass
+        try:
+            return self.run(copy, *words, network=True)
+        except run_as.TimedOut as error:
+            raise OpsError(
+                f"import {self.proof.module} did not end within {_VERIFY_SECONDS} s.", hint="Nothing was changed."
+            ) from error
 
 
-def _import(run: t.Callable[..., run_as.Completed], program: str) -> run_as.Completed:
-    """Without the network; once more with it where that fails, as an application may ask its database when it is
-    imported.
-    """
-    try:
-        completed = run(program, network=False)
-        if not completed.returncode or completed.network:
-            return completed
-    except run_as.TimedOut:
-        pass
-    try:
-        return run(program, network=True)
-    except run_as.TimedOut as error:
-        raise OpsError(f"{program} did not end within {_VERIFY_SECONDS} s.", hint="Nothing was changed.") from error
+def _fault_of(completed: run_as.Completed) -> str:
+    """The exception with which an import failed, in one line: the same for the same fault."""
+    lines = (completed.stdout.strip() or completed.stderr.strip()).decode(errors="replace").splitlines()
+    return _ADDRESSES.sub("0x0", lines[-1]) if lines else f"exit status {completed.returncode}"
+
+
+def _unproved(verified: t.Mapping[str, t.Any]) -> str:
+    return f"The new files compile; {verified['left_out']}. Whether it starts shows after the restart."
 
 
 def _compile_here(changes: t.Sequence[_Change]) -> None:
