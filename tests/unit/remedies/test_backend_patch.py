@@ -261,6 +261,17 @@ def test_a_release_that_cannot_be_imported_itself_is_a_warning(host: Host, own: 
     assert (host.root / "app/core/cors_config.py").read_bytes() == b"X = 1\n"
 
 
+def test_a_variable_that_the_release_does_not_take_is_no_fault_of_the_release(host: Host) -> None:
+    (host.root / "app/main.py").write_text(
+        "import os\nassert os.environ.get('SIZE') != 'many', 'SIZE must be a number'\n"
+    )
+    original = host.tree()
+    proof = backend_patch.Proof(sys.executable, "app.main", {"SIZE": "many"}, own_environment={})
+    with pytest.raises(OpsError, match="SIZE must be a number"):
+        host.install(_request(host), proof=proof)
+    assert host.tree() == original
+
+
 def test_a_release_that_cannot_be_imported_for_another_reason_than_with_the_new_files_stays(host: Host) -> None:
     """Its own file is what is broken in it, and the new one is broken, too: nothing says that the new one is better."""
     (host.root / "app/main.py").write_text("import app.core.cors_config\n")

@@ -212,6 +212,7 @@ def call(module: AnsibleModule) -> Result:
         interpreter=interpreter,
         module=options["import_module"],
         environment={**environment, **{name: str(value) for name, value in options["import_environment"].items()}},
+        own_environment=environment,
         user=options["user"],
         service_uid=service_uid,
         in_check_mode=options["verify_in_check_mode"],

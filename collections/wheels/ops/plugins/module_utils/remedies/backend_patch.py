@@ -82,6 +82,9 @@ class Proof:
     """How the tree is verified before one file of it is replaced: compiled and imported in a copy, by the user whose
     code it is.
 
+    ``environment``: with which the new files are imported; ``own_environment``: with which the application runs now,
+    and its own files are imported where the new ones fail.
+
     ``user``: as whom, by name or number; otherwise ``service_uid``, as whom the service runs; otherwise the owner of
     the tree. In check mode nothing of the application is executed unless ``in_check_mode``.
     """
@@ -89,6 +92,7 @@ class Proof:
     interpreter: str = ""
     module: str = ""
     environment: t.Mapping[str, str] = field(default_factory=dict)
+    own_environment: t.Mapping[str, str] = field(default_factory=dict)
     user: str = ""
     service_uid: t.Optional[int] = None
     in_check_mode: bool = False
@@ -553,13 +557,13 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
     with run_as.private_directory(who) as place:
         trees = _Trees(root, who, place, proof)
         copy = trees.add("tree", {change.relative: change.after for change in changes})
-        compiled = trees.run(copy, _COMPILE, *python, network=False)
+        compiled = trees.run(copy, proof.environment, _COMPILE, *python, network=False)
         if compiled.returncode:
             raise OpsError(
                 f"The new files do not compile under {proof.interpreter}: {_last_lines(compiled)}",
                 hint="Nothing was changed.",
             )
-        imported = trees.load(copy)
+        imported = trees.load(copy, proof.environment)
         if not imported.returncode:
             return {
                 **result,
@@ -567,7 +571,7 @@ def _verify(root: str, changes: t.Sequence[_Change], proof: Proof, *, execute: b
                 "user": who.name,
                 "network": "on" if imported.network else "off",
             }
-        own = trees.load(trees.add("original", {}))
+        own = trees.load(trees.add("original", {}), proof.own_environment)
     if own.returncode and _fault_of(own) == _fault_of(imported):
         return {
             **result,
@@ -600,8 +604,10 @@ class _Trees:
         run_as.stage(self.who, self.root, copy, contents, left_out=_NOT_STAGED)
         return copy
 
-    def run(self, copy: Path, program: str, *words: str, network: bool) -> run_as.Completed:
-        paths = self.proof.environment.get("PYTHONPATH", "").split(os.pathsep)
+    def run(
+        self, copy: Path, environment: t.Mapping[str, str], program: str, *words: str, network: bool
+    ) -> run_as.Completed:
+        paths = environment.get("PYTHONPATH", "").split(os.pathsep)
         search = [str(copy), *(path for path in paths if path and os.path.realpath(path) != self.root)]
         return run_as.run(
             [self.proof.interpreter, "-c", program, *words],
@@ -609,23 +615,23 @@ class _Trees:
             self.place,
             timeout=_VERIFY_SECONDS,
             cwd=copy,
-            environment={**self.proof.environment, "PYTHONPATH": os.pathsep.join(search)},
+            environment={**environment, "PYTHONPATH": os.pathsep.join(search)},
             network=network,
         )
 
-    def load(self, copy: Path) -> run_as.Completed:
+    def load(self, copy: Path, environment: t.Mapping[str, str]) -> run_as.Completed:
         """Imports without the network; once more with it where that fails, as an application may ask its database when
         it is imported. Raises ``OpsError`` for an import that does not end.
         """
         words = (_IMPORT, self.proof.module)
         try:
-            completed = self.run(copy, *words, network=False)
+            completed = self.run(copy, environment, *words, network=False)
             if not completed.returncode or completed.network:
                 return completed
         except run_as.TimedOut:
             pass
         try:
-            return self.run(copy, *words, network=True)
+            return self.run(copy, environment, *words, network=True)
         except run_as.TimedOut as error:
             raise OpsError(
                 f"import {self.proof.module} did not end within {_VERIFY_SECONDS} s.", hint="Nothing was changed."
