@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.backend import database
 from tests.backend.materialise import RELEASES, materialise
 from tests.support import servers
 from tests.support.backend_env import BACKEND_PYTHON, PATCHES, Backend, environment, patch_request, running_backend
 from tests.support.waiting import wait_until
+from wheels_ops.checks import websocket
+from wheels_ops.checks.context import HostContext, Options
 from wheels_ops.remedies import backend_patch
 from wheels_ops.state import deployments
 
@@ -81,6 +85,29 @@ def test_the_callers_of_a_patched_release_find_what_they_call(patched: Backend) 
     assert patched.request("GET", "/api/memory").status == 200
     assert patched.request("GET", "/api/v1/voice/health").status == 200
     assert patched.request("GET", "/api/v1/tts/health").status == 200
+
+
+def test_a_socket_is_found_measured_and_its_end_stops_nobody(patched: Backend) -> None:
+    """At the path that the release itself names, for the token's user; August's endpoint spins after a disconnect."""
+    path = f"{websocket.PATHS[0]}?token={patched.jwt(ANNA)}"
+    options = Options(base_url=patched.url, websocket_path=path)
+    for _number in range(2):
+        measured = websocket.measure(HostContext((), options.open_manager), options)
+        assert (measured.status, measured.details["url"].partition("?")[0]) == (
+            "ok",
+            patched.websocket_url(ANNA).partition("?")[0],
+        )
+    assert patched.request("GET", "/health", timeout=20).status == 200
+    spun = "kept receiving after the socket was closed" in patched.logged()
+    assert spun == (patched.release == "august")
+
+
+def test_browsers_and_polls_have_one_address_for_every_release(patched: Backend) -> None:
+    token = patched.jwt(ANNA)
+    with connect(f"ws://127.0.0.1:{patched.port}/api/v1/pam/ws/{ANNA}?token={token}") as socket:
+        assert json.loads(socket.recv(timeout=20))["type"] in ("connection", "session")
+    answer = patched.request("GET", f"/api/v1/pam/poll?user_id={ANNA}&token={token}")
+    assert answer.status == 200 and answer.json()["session"]
 
 
 def test_what_the_start_of_a_patched_release_left_behind_is_given_back(patched: Backend) -> None:

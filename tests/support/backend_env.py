@@ -74,7 +74,9 @@ class Backend:
         return make_jwt(user_id, role=role, seconds=seconds, **claims)
 
     def websocket_url(self, user_id: str, token: t.Optional[str] = None) -> str:
-        return f"ws://127.0.0.1:{self.port}/api/v1/pam/ws/{user_id}?token={quote(token or self.jwt(user_id))}"
+        """Where this release has the chat's socket: the user is in its path since August 2025."""
+        path = "/api/v1/pam/ws" + (f"/{user_id}" if self.release == "august" else "")
+        return f"ws://127.0.0.1:{self.port}{path}?token={quote(token or self.jwt(user_id))}"
 
     def request(
         self,

@@ -84,6 +84,18 @@ async def socket(websocket: WebSocket, user_id: str, token: str = ""):
     finally:
         manager.disconnect(user_id, connection_id)
 
+@api.websocket("/spin/{method}/{closes}")
+async def spin(websocket: WebSocket, method: str, closes: bool):
+    # As the August release has it, whose endpoint goes on after every exception.
+    await websocket.accept()
+    if closes:
+        await websocket.close(4001)
+    while True:
+        try:
+            await getattr(websocket, method)()
+        except Exception:
+            continue
+
 @api.post("/control/broadcast")
 async def broadcast(request: Request):
     body = await request.json()

@@ -92,6 +92,17 @@ def websocket_of(**options: t.Any) -> t.Dict[str, t.Any]:
 
 
 FIRST, SECOND = suite.WEBSOCKET_PATHS
+#: The first one, for a token that says of nobody whose it is.
+NOBODYS = "/api/v1/pam/ws/wheels-ops-health"
+ANNAS = "e30.eyJzdWIiOiJhbm5hIn0.c2ln"  # {"sub": "anna"}
+
+
+@pytest.fixture(autouse=True)
+def routes(monkeypatch: pytest.MonkeyPatch) -> t.List[t.Optional[t.List[str]]]:
+    """What the application says of its routes, in its first entry: nothing, unless a test says otherwise."""
+    answer: t.List[t.Optional[t.List[str]]] = [None]
+    monkeypatch.setattr(websocket, "routes_of", lambda _base_url: answer[0])
+    return answer
 
 
 def test_a_release_that_has_the_older_path_is_measured_there(sockets: t.Tuple[t.Dict[str, str], Tried]) -> None:
@@ -99,7 +110,7 @@ def test_a_release_that_has_the_older_path_is_measured_there(sockets: t.Tuple[t.
     statuses[SECOND] = "ok"
     found = websocket_of(websocket_path=FIRST, websocket_dead_peer_within=5)
     assert found["status"] == "ok" and [url for url, _options in tried] == [
-        f"ws://host{path}" for path in (FIRST, SECOND, SECOND)
+        f"ws://host{path}" for path in (NOBODYS, SECOND, SECOND)
     ]
     assert found["details"]["dead_peer_closed_after_s"] == 1.0
 
@@ -107,13 +118,46 @@ def test_a_release_that_has_the_older_path_is_measured_there(sockets: t.Tuple[t.
 @pytest.mark.parametrize("status", ["ok", "warning", "critical"])
 def test_a_path_that_is_there_is_the_only_one_tried(sockets: t.Tuple[t.Dict[str, str], Tried], status: str) -> None:
     statuses, tried = sockets
-    statuses[FIRST] = status
+    statuses[NOBODYS] = status
     assert websocket_of(websocket_path=FIRST)["status"] == status and len(tried) == 1
 
 
 def test_where_no_path_has_a_socket_the_first_is_named(sockets: t.Tuple[t.Dict[str, str], Tried]) -> None:
     found = websocket_of(websocket_path=FIRST)
-    assert (found["status"], found["message"]) == ("unknown", f"{FIRST} is unknown.")
+    assert (found["status"], found["message"]) == ("unknown", f"{NOBODYS} is unknown.")
+
+
+@pytest.mark.parametrize(
+    ("listed", "path"),
+    [
+        (["/api/v1/pam/ws", "/other"], "/api/v1/pam/ws"),
+        (["/api/v1/pam/ws/{user}", "/api/v1/pam/ws"], "/api/v1/pam/ws/anna"),
+        (["/aa", "/v2/pam/live/{who:path}"], "/v2/pam/live/anna"),
+    ],
+)
+def test_the_route_that_the_application_names_is_tried_alone_for_the_tokens_user(
+    sockets: t.Tuple[t.Dict[str, str], Tried], routes: t.List[t.Any], listed: t.List[str], path: str
+) -> None:
+    statuses, tried = sockets
+    routes[0], statuses[path] = listed, "ok"
+    assert websocket_of(websocket_path=f"{FIRST}?token={ANNAS}")["status"] == "ok"
+    assert [url for url, _options in tried] == [f"ws://host{path}?token={ANNAS}"]
+
+
+def test_a_placeholder_in_a_path_of_ones_own_is_the_tokens_user(sockets: t.Tuple[t.Dict[str, str], Tried]) -> None:
+    websocket_of(websocket_path=f"/ws/{{user_id}}?token={ANNAS}")
+    assert sockets[1][0][0] == f"ws://host/ws/anna?token={ANNAS}"
+
+
+def test_a_release_that_stands_still_after_a_closed_socket_is_asked_without_the_token(
+    sockets: t.Tuple[t.Dict[str, str], Tried],
+) -> None:
+    """The August release before our guard is in it; the older path's releases are measured."""
+    statuses, tried = sockets
+    statuses["/api/v1/pam/ws/anna"] = "ok"
+    found = websocket_of(websocket_path=f"{FIRST}?token={ANNAS}", websocket_dead_peer_within=5)
+    assert found["status"] == "unknown" and "with the token it was not tried" in found["message"]
+    assert [url for url, _options in tried] == ["ws://host/api/v1/pam/ws/anna"]
 
 
 @pytest.mark.parametrize(
@@ -129,13 +173,15 @@ def test_where_no_path_has_a_socket_the_first_is_named(sockets: t.Tuple[t.Dict[s
     ],
 )
 def test_what_is_known_of_token_and_path_is_passed_on(
-    sockets: t.Tuple[t.Dict[str, str], Tried], path: str, anonymous: bool, assumed: bool
+    sockets: t.Tuple[t.Dict[str, str], Tried], routes: t.List[t.Any], path: str, anonymous: bool, assumed: bool
 ) -> None:
     statuses, tried = sockets
-    statuses[path.partition("?")[0]] = "ok"
+    routes[0] = [FIRST]
+    reached = path.replace(FIRST, NOBODYS)
+    statuses[reached.partition("?")[0]] = "ok"
     websocket_of(websocket_path=path, cors_origins=["https://a.example"], websocket_heartbeat_within=3)
     ((url, given),) = tried
-    assert url == f"ws://host{path}"
+    assert url == f"ws://host{reached}"
     assert (given["anonymous"], given["assumed_path"], given["origin"], given["heartbeat_within"]) == (
         anonymous,
         assumed,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -160,10 +161,21 @@ def test_a_server_that_closes_in_the_middle_is_not_waiting_for_a_token() -> None
     assert check.status == "critical" and "4001 session ended" in check.message
 
 
-@pytest.mark.parametrize("status", [404, 405, 403])
+@pytest.mark.parametrize("token", ["", "s3cret"])
+def test_a_403_everywhere_may_be_three_things_and_says_so(token: str) -> None:
+    """Starlette answers 403 for a route that it does not have, and for a close before the handshake."""
+    with server(echo, lambda _path, _origin: 403) as url:
+        assumed = websocket.check(url, token=token, origin=SITE, anonymous=not token, assumed_path=True)
+        named = websocket.check(url, token=token, origin=SITE, anonymous=not token)
+    assert (assumed.status, named.status) == ("unknown", "critical")
+    for check in (assumed, named):
+        assert "no such route, or origin or token refused" in check.message and check.remedy == ""
+        assert ("wheels_ops_websocket_token" in check.message) == bool(token) and "s3cret" not in repr(check)
+
+
+@pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("token", ["", "s3cret"])
 def test_a_path_without_a_socket_is_named_as_that(status: int, token: str) -> None:
-    """Starlette answers 403 for a route that it does not have."""
     with server(echo, lambda _path, _origin: status) as url:
         ours = websocket.check(url, token=token, origin=SITE, anonymous=not token, assumed_path=True)
         named = websocket.check(url, token=token, origin=SITE, anonymous=not token)
@@ -914,3 +926,22 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 )
 def test_the_type_of_a_message(data: bytes, kind: str) -> None:
     assert websocket._type(data) == kind
+
+
+def jwt_of(claims: t.Any) -> str:
+    return f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b'=').decode()}.c2ln"
+
+
+@pytest.mark.parametrize(
+    ("token", "subject"),
+    [
+        (jwt_of({"sub": "user 7/ü"}), "user 7/ü"),
+        (jwt_of({"sub": 7}), ""),
+        (jwt_of(["sub"]), ""),
+        ("e30.***.x", ""),
+        ("opaque", ""),
+        ("", ""),
+    ],
+)
+def test_whose_a_token_is(token: str, subject: str) -> None:
+    assert websocket.subject_of(token) == subject

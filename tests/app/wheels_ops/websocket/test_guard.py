@@ -10,7 +10,10 @@ import types
 import typing as t
 
 import pytest
+from websockets.sync.client import connect
 
+from tests.support.waiting import wait_until
+from tests.support.websocket_backend import SocketBackend
 from tests.support.websocket_module import Clock, Peer, Socket, load_all
 
 ws, sessions, _, guards, _ = load_all()
@@ -215,3 +218,22 @@ async def test_a_hundred_thousand_hostile_frames_leave_nothing_behind() -> None:
     tracemalloc.stop()
     assert grown < 50_000 and not connection.closed and len(manager.sessions) <= 1
     connection.gone(1000)
+
+
+@pytest.mark.parametrize("method", ["receive", "receive_text", "receive_json"])
+@pytest.mark.parametrize("closes", [0, 1])
+def test_an_endpoint_that_spins_on_a_closed_socket_is_ended_and_named(
+    backend: SocketBackend, method: str, closes: int
+) -> None:
+    path = f"/spin/{method}/{closes}"
+    with connect(f"ws://127.0.0.1:{backend.port}{path}"):
+        pass
+    assert backend.request("GET", "/control/stats", timeout=20)[0] == 200
+    wait_until(lambda: backend.stats()["open"] == 0, what="the end of the endpoint")
+    (line,) = [line for line in backend.logged().splitlines() if f"path={path}" in line]
+    assert "kept receiving after the socket was closed" in line
+
+
+def test_the_guard_says_which_sockets_the_application_has(backend: SocketBackend) -> None:
+    paths = {"paths": ["/api/v1/pam/ws/{user_id}", "/spin/{method}/{closes}"]}
+    assert backend.request("GET", "/api/v1/pam/sockets") == (200, paths)

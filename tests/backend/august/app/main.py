@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
 from app.api import chat
-from app.api.v1 import data, health, monitoring, pam, tts, voice_conversation
+from app.api.v1 import data, health, monitoring, pam_socket, tts, voice_conversation
 from app.core.cors_middleware import DebugCORSMiddleware, EnhancedCORSMiddleware
 from app.core.cors_settings import cors_settings
 from app.core.enhanced_security_setup import setup_security
@@ -104,7 +104,7 @@ async def security_status() -> t.Dict[str, t.Any]:
 app.include_router(health.router)
 app.include_router(monitoring.router, prefix="/api")
 app.include_router(chat.router, prefix="/api")
-app.include_router(pam.router, prefix="/api/v1")
+app.include_router(pam_socket.pam.router, prefix="/api/v1")
 app.include_router(tts.router, prefix="/api/v1")
 app.include_router(voice_conversation.router, prefix="/api/v1")
 app.include_router(data.router, prefix="/api/v1")

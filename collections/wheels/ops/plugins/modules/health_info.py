@@ -90,8 +90,10 @@ options:
     description:
       - Path of the WebSocket endpoint, with the token in its query where one is needed.
       - Without a token the handshake is tried, and that the server asks for one.
-      - In place of V(/api/v1/pam/ws/wheels-ops-health), which releases before August 2025 do not have,
-        V(/api/v1/pam/ws) is tried too.
+      - A placeholder in it, such as V({user_id}), becomes the C(sub) of the token.
+      - Where it is V(/api/v1/pam/ws/{user_id}), a deployed backend is asked for its routes. Before a deployment
+        V(/api/v1/pam/ws) of the releases before August 2025 is tried too, and a release with the later path is asked
+        without the token, as it may answer nobody any more after a WebSocket was closed.
     type: str
     default: ""
   websocket_heartbeat_within:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -23,8 +24,13 @@ from ..health.thresholds import Thresholds
 from . import dead_peer
 from .context import HostContext, Options
 
-#: Where releases have the chat's socket, where nobody named its path: the later ones first.
-PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/wheels-ops-health", "/api/v1/pam/ws")
+#: Where releases have the chat's socket, where nobody named its path: the later ones first. ``{user_id}`` is the ``sub``
+#: of the token.
+PATHS: t.Tuple[str, ...] = ("/api/v1/pam/ws/{user_id}", "/api/v1/pam/ws")
+#: Where a deployed backend says which WebSocket routes it has.
+ROUTES_PATH = "/api/v1/pam/sockets"
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*(?::\w+)?\}")
+_NOBODY = "wheels-ops-health"
 _NO_ROUTE = "there is no WebSocket at this path"
 #: What a browser may see as an HTTP answer to the upgrade and what it means for the person who reads the check.
 _REFUSALS = {
@@ -279,8 +285,10 @@ def _explain(url: str, error: _Refused, origin: str, with_token: bool, timeout: 
     control = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(path=_NO_SUCH_PATH))
     if _status(control, origin, timeout, validate_certs) == 403:
         return Refusal(
-            f"there is no WebSocket at {path} (the upgrade is answered with 403, as at a path that does not exist), or"
-            " everything is refused there: set monitoring_websocket_path to the path of this release",
+            f"the upgrade at {path} is answered with 403, as at a path that does not exist: no such route, or origin or"
+            " token refused. Compare monitoring_websocket_path with the routes of this release"
+            + (", wheels_ops_cors_origins with its origins" if origin else "")
+            + (" and wheels_ops_websocket_token with its users" if with_token else ""),
             no_route=True,
         )
     return Refusal(
@@ -583,32 +591,87 @@ def _is_ping(data: bytes) -> bool:
     return _type(data) == "ping"
 
 
+def subject_of(token: str) -> str:
+    """The ``sub`` of a JWT, which is not verified; empty where there is none."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return ""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except ValueError:
+        return ""
+    subject = claims.get("sub") if isinstance(claims, dict) else None
+    return subject if isinstance(subject, str) else ""
+
+
+def routes_of(base_url: str, timeout: float = 5.0) -> t.Optional[t.List[str]]:
+    """The WebSocket routes of which the application itself speaks; None where it does not, before a deployment."""
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy of the environment must not answer for the backend
+        try:
+            answer = session.get(base_url + ROUTES_PATH, timeout=timeout, allow_redirects=False)
+            paths = answer.json()["paths"] if answer.status_code == 200 else None
+        except (requests.RequestException, ValueError, KeyError, TypeError):
+            return None
+    texts = isinstance(paths, list) and all(isinstance(path, str) and path.startswith("/") for path in paths)
+    return paths if texts else None
+
+
+def _candidates(routes: t.Optional[t.Sequence[str]]) -> t.Sequence[str]:
+    """Where to look for a socket whose path nobody named."""
+    if not routes:
+        return PATHS
+    shapes = {_PLACEHOLDER.sub("{}", path): path for path in routes}
+    known = [shapes[shape] for shape in (_PLACEHOLDER.sub("{}", path) for path in PATHS) if shape in shapes]
+    return known[:1] or sorted(routes, key=lambda path: ("/pam" not in path, path))[:1]
+
+
 def measure(_context: HostContext, options: Options) -> Check:
-    """Tries the other known paths too where nobody named one (``PATHS``), and a peer that dies where a limit is given
-    for it.
+    """Asks the application for its routes where nobody named one, and tries the known ones where it does not say; a peer
+    that dies, too, where a limit is given for it.
+
+    A placeholder in the path becomes the ``sub`` of the token. A release with ``PATHS[0]`` that does not answer for its
+    routes is asked without the token: as long as our guard is not in it, the August release answers nobody any more
+    after an endpoint's socket was closed, and a check must not do that to it.
     """
     origin = options.cors_origins[0] if options.cors_origins else ""
     path, mark, query = options.websocket_path.partition("?")
     assumed = path == PATHS[0]
-    anonymous = not any(word.startswith("token=") and word != "token=" for word in query.split("&"))
+    token = urllib.parse.parse_qs(query).get("token", [""])[-1]
+    user = urllib.parse.quote(subject_of(token) or _NOBODY, safe="")
+    routes = routes_of(options.base_url) if assumed else None
     attempts: t.List[Check] = []
     address = ""
-    for candidate in PATHS if assumed else (path,):
-        address = "ws" + options.base_url[len("http") :] + candidate + mark + query
-        attempts.append(
-            check(
-                address,
-                origin=origin,
-                ping="json",
-                heartbeat_within=options.websocket_heartbeat_within,
-                anonymous=anonymous,
-                assumed_path=assumed,
-                thresholds=options.limits("websocket_ms"),
-            )
+    for candidate in _candidates(routes) if assumed else (path,):
+        spared = bool(assumed and routes is None and token and candidate == PATHS[0])
+        address = f"ws{options.base_url[len('http') :]}{_PLACEHOLDER.sub(user, candidate)}"
+        attempt = check(
+            address if spared else address + mark + query,
+            origin=origin,
+            ping="none" if spared else "json",
+            heartbeat_within=0 if spared else options.websocket_heartbeat_within,
+            anonymous=spared or not token,
+            assumed_path=assumed,
+            thresholds=options.limits("websocket_ms"),
         )
-        if attempts[-1].status != "unknown":
+        attempts.append(_spared(attempt) if spared and attempt.status == "ok" else attempt)
+        if attempts[-1].status != "unknown" or attempts[-1].details.get("authenticated") is False:
             break
-    result = attempts[0 if attempts[-1].status == "unknown" else -1]
+    result = attempts[0 if attempts[-1].status == "unknown" and "authenticated" not in attempts[-1].details else -1]
     if options.websocket_dead_peer_within:
-        result = dead_peer.add_to(result, address, within=options.websocket_dead_peer_within, origin=origin)
+        result = dead_peer.add_to(
+            result, address + mark + query, within=options.websocket_dead_peer_within, origin=origin
+        )
     return result
+
+
+def _spared(attempt: Check) -> Check:
+    """A socket that is there and was not opened with the token."""
+    return unknown(
+        "websocket",
+        "The WebSocket is there and asks for a token; with the token it was not tried, because a release of its kind"
+        " may answer nobody any more after a WebSocket was closed. The deployment prevents that; then it is measured.",
+        **{**attempt.details, "authenticated": False},
+    )

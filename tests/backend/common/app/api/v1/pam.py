@@ -87,8 +87,13 @@ def _ip_blocked(websocket: WebSocket) -> bool:
     return bool(monitor and websocket.client and websocket.client.host in monitor.blocked_ips)
 
 
-@router.websocket("/ws/{user_id}")
-async def socket(websocket: WebSocket, user_id: str, token: t.Optional[str] = None) -> None:
+@router.websocket("/ws")
+async def socket(websocket: WebSocket, token: t.Optional[str] = None) -> None:
+    await serve(websocket, token)
+
+
+async def serve(websocket: WebSocket, token: t.Optional[str], owner: t.Optional[str] = None) -> None:
+    """One socket from the handshake to its end; ``owner`` is who the token must belong to."""
     await websocket.accept()
     if _ip_blocked(websocket):
         await websocket.close(BLOCKED, "IP address blocked")
@@ -98,7 +103,8 @@ async def socket(websocket: WebSocket, user_id: str, token: t.Optional[str] = No
     except jwt.PyJWTError:
         await websocket.close(UNAUTHORISED, "Invalid or missing token")
         return
-    if str(claims["sub"]) != user_id:
+    user_id = str(claims["sub"])
+    if owner is not None and user_id != owner:
         await websocket.close(UNAUTHORISED, "The token belongs to someone else")
         return
     connection_id = str(uuid.uuid4())
@@ -108,7 +114,7 @@ async def socket(websocket: WebSocket, user_id: str, token: t.Optional[str] = No
         await manager.send_personal_message(
             {"type": "connection", "status": "connected", "connection_id": connection_id}, websocket
         )
-        await _converse(websocket, connection_id)
+        await connection_loop(websocket, connection_id)
     except WebSocketDisconnect:
         logger.info("WebSocket disconnected", user_id=user_id)
     except Exception as error:
@@ -118,34 +124,49 @@ async def socket(websocket: WebSocket, user_id: str, token: t.Optional[str] = No
         manager.disconnect(user_id, connection_id)
 
 
-async def _converse(websocket: WebSocket, connection_id: str) -> None:
-    second, in_second = 0, 0
-    while True:
+class Conversation:
+    """What is read from one socket, message by message."""
+
+    def __init__(self, websocket: WebSocket, connection_id: str) -> None:
+        self.websocket, self.connection_id = websocket, connection_id
+        self.second, self.in_second = 0, 0
+
+    async def turn(self) -> bool:
+        """Answers the next message; False when the socket was closed because of it."""
+        websocket = self.websocket
         text = await websocket.receive_text()
         if len(text) > _LARGEST_MESSAGE:
             await websocket.close(TOO_LARGE, "Message too large")
-            return
-        second, in_second = (int(time.monotonic()), 1) if int(time.monotonic()) != second else (second, in_second + 1)
-        if in_second > _MESSAGES_PER_SECOND:
+            return False
+        now = int(time.monotonic())
+        self.second, self.in_second = (now, 1) if now != self.second else (now, self.in_second + 1)
+        if self.in_second > _MESSAGES_PER_SECOND:
             await websocket.close(TOO_FAST, "Too many messages")
-            return
+            return False
         try:
             data = json.loads(text)
         except ValueError:
             await manager.send_personal_message({"type": "error", "message": "Invalid JSON"}, websocket)
-            continue
+            return True
         if not isinstance(data, dict):
             data = {"type": "chat", "message": data}
         kind = data.get("type", "chat")
         if kind == "ping":
             await manager.send_personal_message({"type": "pong", "timestamp": time.time()}, websocket)
         elif kind == "pong":
-            await manager.handle_pong(connection_id)
+            await manager.handle_pong(self.connection_id)
         elif kind == "context":
-            await connection_context.remember(connection_id, data.get("context") or {})
+            await connection_context.remember(self.connection_id, data.get("context") or {})
         else:
             answer = {"type": "chat_response", **_answer(str(data.get("message", "")))}
-            context = connection_context.recall(connection_id)
+            context = connection_context.recall(self.connection_id)
             if context:
                 answer["context"] = context
             await manager.send_personal_message(answer, websocket)
+        return True
+
+
+async def connection_loop(websocket: WebSocket, connection_id: str) -> None:
+    conversation = Conversation(websocket, connection_id)
+    while await conversation.turn():
+        continue

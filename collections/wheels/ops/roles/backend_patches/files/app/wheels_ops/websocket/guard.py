@@ -2,7 +2,8 @@
 """``WebSocketGuard(app)``: an ASGI layer around the application that decides before a WebSocket handshake is accepted.
 
 It checks the origin and the limits, counts connections by address, refuses new ones during a shutdown and answers
-``/api/v1/pam/poll``. It registers the sessions with the manager.
+``/api/v1/pam/poll``. It registers the sessions with the manager, says at ``/api/v1/pam/sockets`` which WebSocket routes
+the application has, and ends an endpoint that keeps receiving from a closed socket.
 
 Environment (read once, when the layer is built): ``WEBSOCKET_MAX_CONNECTIONS`` (10,000 in this process),
 ``WEBSOCKET_MAX_PER_ADDRESS`` (50; 0: no limit; an IPv6 client counts with its /64), ``WEBSOCKET_ACCEPT_RATE`` (500
@@ -13,6 +14,9 @@ in the log says so.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import math
 import os
 import random
@@ -34,10 +38,18 @@ from app.core.websocket_manager import (
 from app.wheels_ops.rate_limit import TokenBucket
 from app.wheels_ops.websocket.addresses import client_address, counting_key, is_nameless_proxy, trusted_proxies
 from app.wheels_ops.websocket.asgi import Scope, header, hide_secrets, respond
-from app.wheels_ops.websocket.poll import POLL_PATH, SCRIPT_PATH, Poll, Virtual, send_script
+from app.wheels_ops.websocket.poll import POLL_PATH, SCRIPT_PATH, SOCKET_PATH, Poll, Virtual, send_script
 from app.wheels_ops.websocket.session import Sessions
 
 App = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
+
+#: ``GET``: ``{"paths": [...]}``, the application's WebSocket routes with their placeholders.
+ROUTES_PATH = "/api/v1/pam/sockets"
+#: The chat's socket in releases before August 2025; ``SOCKET_PATH`` is that of later ones.
+SOCKET_BASE = SOCKET_PATH.rpartition("/")[0]
+#: How often an endpoint may ask a closed socket for a message before it is ended.
+RECEIVES_AFTER_CLOSE = 20
+_SPINS = "_wheels_ops_spins"
 
 
 class Refusal(t.NamedTuple):
@@ -45,6 +57,10 @@ class Refusal(t.NamedTuple):
     text: str
     retry_after: int = 0
     close_code: int = 1008
+
+
+class EndpointSpins(asyncio.CancelledError):
+    """Ends an endpoint past its own ``except Exception: continue``."""
 
 
 class WebSocketGuard:
@@ -65,6 +81,8 @@ class WebSocketGuard:
         self.nameless_proxy_logged = False
         self.accepts = TokenBucket(self.accept_rate, max(1.0, 2 * self.accept_rate))
         self.handshakes: OrderedDict[t.Tuple[str, str], TokenBucket] = OrderedDict()
+        self.paths: t.Optional[t.List[str]] = None
+        bound_receives()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -79,8 +97,28 @@ class WebSocketGuard:
             await Poll(self.sessions, self.websocket, inner, receive, send).answer()
         elif scope.get("path") == SCRIPT_PATH:
             await send_script(scope, send)
+        elif scope.get("path") == ROUTES_PATH and scope["method"] == "GET":
+            await respond(send, 200, {"paths": self.socket_paths(scope)})
         else:
             await self.app(scope, receive, send)
+
+    def socket_paths(self, scope: t.Mapping[str, t.Any]) -> t.List[str]:
+        """The application's WebSocket routes, looked up once: at the first request they are all there."""
+        if self.paths is None:
+            app = scope.get("app") or self.app
+            self.paths = sorted(set(_socket_paths(getattr(app, "routes", ()))))
+        return self.paths
+
+    def routed(self, scope: Scope) -> Scope:
+        """Leads the later releases' address, with the user in its path, to the earlier releases' without it.
+
+        The script for browsers and the long poll have one address for every release.
+        """
+        paths = self.socket_paths(scope)
+        base, _slash, user = str(scope.get("path", "")).rpartition("/")
+        if user and base == SOCKET_BASE and base in paths and SOCKET_PATH not in paths:
+            return {**scope, "path": base, "raw_path": base.encode()}
+        return scope
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send, virtual: t.Optional[Virtual] = None) -> None:
         """Serves one WebSocket, or the ``virtual`` one of a polling client, or refuses it."""
@@ -98,7 +136,10 @@ class WebSocketGuard:
         self.open += 1
         self.by_address[address] = self.by_address.get(address, 0) + 1
         try:
-            await self.app({**scope, SCOPE_KEY: connection}, connection.app_receive, connection.app_send)
+            with contextlib.suppress(EndpointSpins):
+                await self.app(
+                    {**self.routed(scope), SCOPE_KEY: connection}, connection.app_receive, connection.app_send
+                )
             if connection.accepted:
                 await connection.close(1000)
         except BaseException:
@@ -150,6 +191,62 @@ class WebSocketGuard:
                 " X-Forwarded-For",
             )
         return True
+
+
+def _socket_paths(routes: t.Iterable[t.Any], prefix: str = "") -> t.Iterator[str]:
+    for route in routes:
+        path = prefix + str(getattr(route, "path", ""))
+        if any(each.__name__ == "WebSocketRoute" for each in type(route).__mro__):  # FastAPI's are Starlette's
+            yield path
+        else:  # what is mounted has routes of its own
+            yield from _socket_paths(getattr(route, "routes", None) or (), path)
+
+
+def bound_receives() -> None:
+    """Has Starlette's ``WebSocket`` count how often an endpoint asks a closed socket for a message.
+
+    After a disconnect its methods raise ``RuntimeError`` without ever waiting. An endpoint that catches every exception
+    around its receive loop and goes on then never lets the event loop run again, and the whole process stands still.
+    Here each such call lets the others run, and after ``RECEIVES_AFTER_CLOSE`` of them the endpoint is ended.
+    """
+    try:
+        from starlette.websockets import WebSocket
+    except ImportError:  # an application of another kind
+        return
+    for name in ("receive", "receive_text", "receive_bytes", "receive_json"):
+        method = getattr(WebSocket, name, None)
+        if method is not None and not hasattr(method, _SPINS):
+            setattr(WebSocket, name, _bounded(method))
+
+
+def _bounded(method: t.Callable[..., t.Awaitable[t.Any]]) -> t.Callable[..., t.Awaitable[t.Any]]:
+    @functools.wraps(method)
+    async def receive(self: t.Any, *words: t.Any, **options: t.Any) -> t.Any:
+        try:
+            return await method(self, *words, **options)
+        except RuntimeError:
+            if SCOPE_KEY not in self.scope or "DISCONNECTED" not in (
+                self.client_state.name,
+                self.application_state.name,
+            ):
+                raise
+            count = getattr(self, _SPINS, 0) + 1
+            setattr(self, _SPINS, count)
+            # An endpoint that catches even what ends it goes on slowly, and the others with it.
+            await asyncio.sleep(0 if count <= RECEIVES_AFTER_CLOSE else 0.1)
+            if count < RECEIVES_AFTER_CLOSE:
+                raise
+            if count == RECEIVES_AFTER_CLOSE:
+                log(
+                    "warning",
+                    "🔌 WebSocket endpoint ended: it kept receiving after the socket was closed",
+                    path=self.scope.get("path", ""),
+                    receives=count,
+                )
+            raise EndpointSpins("the WebSocket is closed") from None
+
+    setattr(receive, _SPINS, True)
+    return receive
 
 
 def origin_allowed(origin: t.Optional[str]) -> bool:
