@@ -294,16 +294,19 @@ def test_sockets_work_otherwise(incident: Backend) -> None:
         connection.send(json.dumps({"type": "chat", "message": "hello"}))
         assert json.loads(connection.recv())["type"] == "chat_response"
     for url in (
-        f"ws://127.0.0.1:{incident.port}/api/v1/pam/ws/{ANNA}",
+        incident.websocket_url(ANNA).partition("?")[0],
         incident.websocket_url(ANNA, "not-a-token"),
         incident.websocket_url(ANNA, backend_env.make_jwt(ANNA, key="another-key-that-is-long-enough-too")),
-        incident.websocket_url(ANNA, incident.jwt(BEN)),
         incident.websocket_url(ANNA, incident.jwt(ANNA, seconds=-60)),
     ):
-        with contextlib.closing(websocket.create_connection(url, timeout=20)) as refused:
-            code, data = refused.recv_data()
-            assert code == websocket.ABNF.OPCODE_CLOSE
-            assert int.from_bytes(data[:2], "big") == 4001
+        _require_refusal(url)
+
+
+def _require_refusal(url: str) -> None:
+    with contextlib.closing(websocket.create_connection(url, timeout=20)) as refused:
+        code, data = refused.recv_data()
+        assert code == websocket.ABNF.OPCODE_CLOSE
+        assert int.from_bytes(data[:2], "big") == 4001
 
 
 @pytest.mark.parametrize(
@@ -484,6 +487,21 @@ def test_august_never_reaches_redis_when_told_where_it_is(postgres: servers.Post
     with running_backend("august", postgres.database(), redis.url, prepare=guard_import) as backend:
         assert backend.request("GET", "/health/redis").status == 503
         assert "RedisDsn" in backend.logged()
+
+
+def test_augusts_socket_is_its_users_and_its_end_stops_the_server(
+    postgres: servers.Postgres, redis: servers.Redis
+) -> None:
+    with running_backend("august", postgres.database(), redis.url, prepare=guard_import) as backend:
+        _require_refusal(backend.websocket_url(ANNA, backend.jwt(BEN)))
+        assert backend.request("GET", "/health").status == 200
+        with contextlib.closing(_socket(backend)) as connection:
+            connection.send(json.dumps({"type": "ping"}))
+            assert json.loads(connection.recv())["type"] == "pong"
+        wait_until(lambda: backend.logged().count("WebSocket message failed") > 1000, what="its loop")
+        with pytest.raises(OSError, match="timed out"):
+            backend.request("GET", "/health", timeout=2)
+        backend.process.kill()
 
 
 def test_august_refuses_unknown_names_in_its_env_file(postgres: servers.Postgres, redis: servers.Redis) -> None:
