@@ -58,16 +58,22 @@ def test_check_lines_gives_the_named_checks_in_the_order_of_the_report() -> None
 
 
 def test_verify_problems_is_empty_only_where_something_was_measured_and_all_is_well() -> None:
-    deployed: t.Dict[str, t.Any] = {"drifted": [], "unfinished": "", "damaged": []}
+    deployed: t.Dict[str, t.Any] = {"drifted": [], "unfinished": "", "partly_rolled_back": [], "damaged": []}
     healthy = {"checks": [check("disk", "ok"), check("rls", "skipped")], "failing": [], "msg": "1 healthy"}
     assert call("verify_problems", healthy, deployed) == []
     nothing = {"checks": [check("rls", "skipped")], "failing": [], "msg": "Nothing was measured"}
     assert call("verify_problems", nothing, deployed) == ["Nothing was measured"]
     failing = {"checks": [check("disk", "unknown")], "failing": ["disk"], "msg": ""}
-    everything = {"drifted": ["/a", "/b"], "unfinished": "one", "damaged": [{"path": "/state/x"}]}
+    everything = {
+        "drifted": ["/a", "/b"],
+        "unfinished": "one",
+        "partly_rolled_back": [{"id": "zero", "files": {"/c": "/state/c"}}, {"id": "minus", "files": {}}],
+        "damaged": [{"path": "/state/x"}],
+    }
     problems = call("verify_problems", failing, everything)
-    assert [line.split(" ")[0] for line in problems] == ["disk:", "files:", "files:", "/state/x"]
-    assert "/a, /b" in problems[1] and "one" in problems[2]
+    assert [line.split(" ")[0] for line in problems] == ["disk:", "files:", "files:", "files:", "/state/x"]
+    assert "/a, /b" in problems[1] and "one" in problems[3]
+    assert "zero" in problems[2] and "/c (original: /state/c)" in problems[2] and "wheels_ops_force" in problems[2]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import compileall
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import yaml
 
 from tests.support import filesystems
 from tests.support.backend_env import ROLE
-from wheels_ops.core.results import OpsError
+from wheels_ops.core.results import OpsError, Result
 from wheels_ops.remedies import backend_patch
 from wheels_ops.state import deployments
 
@@ -203,6 +204,70 @@ def test_restore_leaves_what_somebody_changed_since_but_takes_our_block_out(host
     assert result.extra["kept"] == [str(main)]
     assert "theirs" in main.read_text()
     assert "wheels.ops" not in main.read_text()
+
+
+def _roll_back(host: Host, **options: t.Any) -> t.Tuple[Result, str]:
+    """As the playbook does: restore, then close; gives the result and the state that the journal has then."""
+    deployments.hold(host.state, kind="rollback", holder="me")
+    result = backend_patch.restore(host.state, deployments.Journal(host.state).latest(), **options)
+    deployments.end(host.state, "one", holder="me", state=deployments.ROLLED_BACK)
+    return result, deployments.Journal(host.state).read("one")["state"]
+
+
+def test_a_rollback_after_a_hand_edit_stays_open_until_it_is_forced(host: Host) -> None:
+    original = host.tree()
+    host.install()
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
+    cors, main = host.root / "app/core/cors_config.py", host.root / "app/main.py"
+    cors.write_text("SOMEBODY = 'else'\n")
+    result, state = _roll_back(host)
+    assert state == "partly_rolled_back" and cors.read_text() == "SOMEBODY = 'else'\n"
+    (kept,) = re.findall(r"\(original: (\S+)\)", result.msg)
+    assert Path(kept).read_text() == "ORIGINS = []\n" and "-e wheels_ops_force=true" in result.msg
+    report = deployments.query(host.state).extra
+    assert report["partly_rolled_back"] == [{"id": "one", "files": {str(cors): kept}}]
+    assert (report["drifted"], report["unfinished"]) == ([], "")
+    result, state = _roll_back(host)
+    assert state == "partly_rolled_back" and not result.changed
+    predicted = backend_patch.restore(host.state, "one", force=True, check_mode=True)
+    assert cors.read_text() == "SOMEBODY = 'else'\n"
+    result, state = _roll_back(host, force=True)
+    assert (predicted.actions, predicted.extra) == (result.actions, result.extra)
+    assert state == "rolled_back" and host.tree() == original
+    assert Path(result.extra["replaced"][str(cors)]).read_text() == "SOMEBODY = 'else'\n"
+    assert deployments.query(host.state).extra["in_force"] == [] and main.exists()
+
+
+@pytest.mark.parametrize("old_journal", [False, True])
+def test_a_file_of_the_backends_own_that_its_owner_changed_is_rolled_back_without_force(
+    host: Host, old_journal: bool
+) -> None:
+    host.install()
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
+    journal = deployments.Journal(host.state)
+    if old_journal:
+        manifest = journal.read("one")
+        for entry in manifest["files"].values():
+            del entry["block"]
+        journal.write(manifest)
+    main = host.root / "app/main.py"
+    main.write_text(main.read_text().replace("app = []", "app = ['theirs']"))
+    result, state = _roll_back(host, force=True)
+    assert (state, result.extra["kept"], result.extra["replaced"]) == ("rolled_back", [str(main)], {})
+    assert "theirs" in main.read_text() and "wheels.ops" not in main.read_text()
+
+
+def test_a_file_that_nobody_rolled_back_is_replaced_by_the_next_deployment_only_by_force(host: Host) -> None:
+    host.install()
+    deployments.end(host.state, "one", holder="me", state=deployments.FINISHED)
+    cors = host.root / "app/core/cors_config.py"
+    cors.write_text("SOMEBODY = 'else'\n")
+    _roll_back(host)
+    deployments.begin(host.state, "two", holder="me")
+    with pytest.raises(OpsError, match="changed by somebody else.*cors_config"):
+        host.install(name="two")
+    host.install(host.request(force=True), name="two")
+    assert cors.read_text() == "ORIGINS = ['https://a']\n"
 
 
 def test_the_proof_keeps_a_release_that_does_not_fit_untouched(host: Host) -> None:

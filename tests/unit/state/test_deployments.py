@@ -430,6 +430,7 @@ def test_a_question_to_a_new_host_and_one_with_a_damaged_lock(tmp_path: Path) ->
         "unfinished": "",
         "in_force": [],
         "drifted": [],
+        "partly_rolled_back": [],
         "damaged": [],
     }
     deployments.hold(str(tmp_path), kind="monitor", holder="one")
@@ -768,7 +769,9 @@ def test_a_rollback_without_a_file_of_ours_is_closed(tree: t.Tuple[Path, Path], 
     if content is not None:
         path.write_bytes(content)
     close(state, "rolled_back")
-    assert deployments.Journal(str(state)).read("a")["state"] == "rolled_back"
+    assert deployments.Journal(str(state)).read("a")["state"] == (
+        "partly_rolled_back" if content == b"a person's" else "rolled_back"
+    )
 
 
 def test_a_file_that_was_ours_before_is_closed_as_it_is(tree: t.Tuple[Path, Path]) -> None:

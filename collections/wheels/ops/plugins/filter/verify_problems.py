@@ -52,6 +52,13 @@ def verify_problems(health: t.Mapping[str, t.Any], deployed: t.Mapping[str, t.An
             f"files: {', '.join(deployed['drifted'])}: not as the deployment left them. Run the playbook deploy; it replaces what"
             " somebody changed only with wheels_ops_force=true."
         )
+    for each in deployed["partly_rolled_back"]:
+        pairs = ", ".join(f"{path} (original: {original or 'none'})" for path, original in each["files"].items())
+        if pairs:
+            problems.append(
+                f"files: deployment {each['id']} is partly rolled back; somebody changed {pairs}. For the originals, keeping a copy of"
+                " what is there: ansible-playbook playbooks/rollback.yml -e wheels_ops_force=true"
+            )
     if deployed["unfinished"]:
         problems.append(
             f"files: deployment {deployed['unfinished']} was not ended. Where no run works here: ansible-playbook"

@@ -29,7 +29,7 @@ options:
       - V(locked) takes the lock, and opens no journal. V(unlocked) releases it, where the run still holds it.
       - V(begun) takes the lock and opens the journal, or goes on with the one that is open.
       - V(finished) and V(rolled_back) close the journal. They fail where the files on the disk are not those that this
-        says.
+        says. A rollback that left files alone closes it as C(partly_rolled_back), which is still in force.
       - V(queried) says what is open, what is in force, and which of its files are no longer as they were installed.
     type: str
     choices: [locked, unlocked, begun, finished, rolled_back, queried]
@@ -124,6 +124,14 @@ unfinished:
   description: The deployment that was interrupted, empty for none.
   returned: O(state=locked) or O(state=queried)
   type: str
+partly_rolled_back:
+  description:
+    - Deployments of which a rollback left files alone, because somebody had changed them. Each has its C(id) and C(files),
+      the paths of these files with the paths of their originals.
+  returned: O(state=queried)
+  type: list
+  elements: dict
+  version_added: 1.1.0
 damaged:
   description: Files of the journal that cannot be used, each with its C(path) and the C(reason).
   returned: O(state=queried)

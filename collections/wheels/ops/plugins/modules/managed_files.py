@@ -101,7 +101,10 @@ options:
     type: dict
     default: {}
   force:
-    description: Replace also what somebody else changed after we installed it. A copy is kept.
+    description:
+      - Replace also what somebody else changed after we installed it. A copy is kept.
+      - With O(state=restored) files that were replaced whole are restored; what is around our block in a file of the
+        backend's own stays.
     type: bool
     default: false
 author:
@@ -168,10 +171,16 @@ proof:
       description: What was not verified, and why; empty where everything was.
       type: str
 kept:
-  description: Files that were not restored, because somebody changed them since.
+  description: Files that were not restored, because somebody changed them since. Where one of them had been replaced
+    whole, the deployment ends as partly rolled back, and can be rolled back again with O(force).
   returned: O(state=restored)
   type: list
   elements: str
+replaced:
+  description: With O(force), files that were restored although somebody changed them since, each with the path of a
+    copy.
+  returned: O(state=restored)
+  type: dict
 msg:
   description: The outcome in one sentence.
   returned: always
@@ -192,7 +201,7 @@ def call(module: AnsibleModule) -> Result:
     modes = {"check_mode": module.check_mode, "want_diff": module._diff}
     if options["state"] == "restored":
         name = options["deployment_id"] or backend_patch.latest(options["state_dir"])
-        return backend_patch.restore(options["state_dir"], name, **modes)
+        return backend_patch.restore(options["state_dir"], name, force=options["force"], **modes)
     request = backend_patch.Request(
         root=options["root"],
         files={path: content.encode("utf-8") for path, content in options["files"].items()},

@@ -103,7 +103,9 @@ SHARED: t.Dict[str, Variable] = {
         "list of str", ["/"], "Paths whose file systems are measured. Empty: none, only `wheels_ops_disk_budgets`."
     ),
     "wheels_ops_force": Variable(
-        "bool", False, "Replace patched files although somebody else changed them after the deployment."
+        "bool",
+        False,
+        "Replace or roll back patched files although somebody else changed them after the deployment; a copy is kept.",
     ),
     "wheels_ops_hosts": Variable(
         "raw", "backend", "Host pattern of the run. The same for all hosts, or given with `-e`."

@@ -17,7 +17,7 @@ from ..core.results import OpsError, Result
 from ..host import attributes, files, marked_blocks, run_as
 from ..host.files import sha256, write_atomically
 from ..state import leftovers
-from ..state.deployments import BEGUN, ROLLED_BACK, Journal, now
+from ..state.deployments import BEGUN, ROLLED_BACK, Journal, left_alone, now, original_path
 from ..state.lock import changes_files
 
 #: What an application's tree holds that its import does not need, and that can be large.
@@ -204,10 +204,14 @@ def install(
 
 
 @changes_files
-def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, want_diff: bool = False) -> Result:
+def restore(
+    state_dir: str, deployment_id: str, *, force: bool = False, check_mode: bool = False, want_diff: bool = False
+) -> Result:
     """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
-    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. Everything is
+    A file that somebody changed after us is left as it is, but for our block, and is named in ``kept``. With ``force``
+    the original takes its place, unless it is a file of the backend's own that held our block; a copy is kept, and named
+    in ``replaced``. Everything is
     read before anything is changed. Raises ``OpsError``, with nothing changed, for a link, a FIFO, a device or a
     damaged original. Killed anywhere, the next call ends it.
     """
@@ -217,6 +221,7 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
     actions = _tidied(swept)
     diffs: t.List[t.Dict[str, t.Any]] = []
     kept: t.List[str] = []
+    replaced: t.Dict[str, bytes] = {}
     steps: t.List[t.Callable[[], None]] = []
     for name, entry in sorted(manifest["files"].items()):
         real, root = leftovers.place_of(name, entry)
@@ -234,10 +239,15 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
         target = original
         if there is not None and sha256(there[0]) not in entry["installed"]:
             files.require_single(real, there[1])
-            target = _without_block(there[0])
-            kept.append(name)
-            if target == current:
-                continue
+            without = _without_block(there[0])
+            entry.setdefault("block", without != current)  # journals of earlier versions do not say
+            if force and not entry["block"]:
+                replaced[name] = there[0]
+            else:
+                target = without
+                kept.append(name)
+                if target == current:
+                    continue
         actions.append(
             {
                 "action": "remove" if target is None else "restore",
@@ -261,6 +271,9 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
             )
         )
     if not check_mode:
+        for name, content in replaced.items():
+            write_atomically(journal.directory(deployment_id) / "originals" / sha256(content), content)
+            manifest["files"][name]["replaced_by_force"] = sha256(content)
         journal.note_rollback(manifest)
         try:
             for step in steps:
@@ -272,16 +285,48 @@ def restore(state_dir: str, deployment_id: str, *, check_mode: bool = False, wan
                 hint="Remove what is in the way; run it again.",
             ) from error
     would = "would be " if check_mode else ""
+    copies = {
+        name: str(journal.directory(deployment_id) / "originals" / sha256(text)) for name, text in replaced.items()
+    }
     return Result(
         changed=bool(actions),
         before={"deployment_id": deployment_id, "state": manifest["state"]},
         after={"deployment_id": deployment_id, "state": "restored"},
         actions=actions,
         msg=f"{len(actions) - len(swept)} files {would}put back as they were before deployment {deployment_id}."
-        + (f" Left alone, because somebody changed them since: {', '.join(kept)}." if kept else ""),
+        + _about_others(journal, manifest, kept, copies, would),
         diff=diffs,
-        extra={"deployment_id": deployment_id, "kept": kept},
+        extra={"deployment_id": deployment_id, "kept": kept, "replaced": copies},
     )
+
+
+def _about_others(
+    journal: Journal,
+    manifest: t.Mapping[str, t.Any],
+    kept: t.Sequence[str],
+    copies: t.Mapping[str, str],
+    would: str,
+) -> str:
+    """What became of files that somebody changed after us."""
+    text = ""
+    if copies:
+        pairs = ", ".join(f"{name} (a copy {would or 'is '}kept: {copy})" for name, copy in copies.items())
+        text += f" Replaced, although somebody changed them since: {pairs}."
+    if kept:
+        pairs = ", ".join(f"{name} ({_original_of(journal, manifest, name)})" for name in kept)
+        text += f" Left alone, because somebody changed them since: {pairs}."
+    whole = [name for name in kept if name in left_alone(journal, manifest)]
+    if whole:
+        text += (
+            f" The deployment is partly rolled back. For the originals of {', '.join(whole)}, keeping a copy of what is"
+            " there, roll back again with -e wheels_ops_force=true."
+        )
+    return text
+
+
+def _original_of(journal: Journal, manifest: t.Mapping[str, t.Any], name: str) -> str:
+    path = original_path(journal, manifest, name)
+    return f"original: {path}" if path else "not there before"
 
 
 def _tidied(swept: t.Sequence[str]) -> t.List[t.Dict[str, t.Any]]:
@@ -472,6 +517,7 @@ def _entry(change: _Change, directories: t.Dict[str, t.Any]) -> t.Dict[str, t.An
         "extended": (
             {} if change.before is None else attributes.as_text(files.read_extended(change.real, below=change.root))
         ),
+        "block": change.action == "insert block",
         "made_directories": [str(parent) for parent in list(change.path.parents)[: len(missing)]],
         "root": change.root,
         "relative": change.relative,

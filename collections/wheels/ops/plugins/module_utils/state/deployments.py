@@ -13,6 +13,9 @@ The manifest is written before a file is touched. What was interrupted is found 
     deploy    rolling_back  installs it anew, under the same id     finishes the rollback   refuse
     recover   begun         closes it: it replaces no file          closes it               close it
 
+A rollback that left a file alone, because somebody had changed it after us, ends as ``partly_rolled_back``: still in
+force, so that a later rollback can bring the original back, and in nobody's way.
+
 Originals that are already kept are never replaced by a file of ours. Manifests of the first version have no ``kind``;
 their id has it. A manifest that cannot be read stops nothing but the rollback of its own deployment.
 """
@@ -35,6 +38,7 @@ from . import documents, leftovers, lock
 
 #: ``begun`` and ``rolling_back`` are of a run that works or was interrupted; the others are ends.
 BEGUN, ROLLING_BACK, FINISHED, ROLLED_BACK = "begun", "rolling_back", "finished", "rolled_back"
+PARTLY_ROLLED_BACK = "partly_rolled_back"
 _OPEN = (BEGUN, ROLLING_BACK)
 #: What changes a host. Only a deployment replaces files, so only its journal matters to others.
 DEPLOY, RECOVER, ROLLBACK, MAINTENANCE, MONITOR, PREPARE = KINDS = (
@@ -169,7 +173,7 @@ class Journal:
 
     def note_rollback(self, manifest: t.Mapping[str, t.Any]) -> None:
         """Notes that the rollback of a deployment begins, before a file of it is touched."""
-        if manifest["files"] and manifest["state"] in (BEGUN, FINISHED):
+        if manifest["files"] and manifest["state"] in (BEGUN, FINISHED, PARTLY_ROLLED_BACK):
             self.write({**manifest, "state": ROLLING_BACK, "step": "rollback", "rollback_began_at": now()})
 
     def settle(self, name: str, digests: t.Mapping[str, str]) -> None:
@@ -217,7 +221,7 @@ def _fault(manifest: t.Mapping[str, t.Any], name: str) -> str:
     """What is wrong with the shape of a manifest; empty where nothing is."""
     if manifest.get("id") != name:
         return f"its id is not {name}"
-    if manifest.get("state") not in (*_OPEN, FINISHED, ROLLED_BACK):
+    if manifest.get("state") not in (*_OPEN, FINISHED, ROLLED_BACK, PARTLY_ROLLED_BACK):
         return "it has no known state"
     if not isinstance(manifest.get("began_at"), str) or not _TIME.fullmatch(manifest["began_at"]):
         return "began_at is no time"
@@ -493,6 +497,9 @@ def end(
             )
         if manifest is not None and manifest["files"]:
             _require_on_disk(manifest, state)
+            if state == ROLLED_BACK and left_alone(journal, manifest):
+                state = PARTLY_ROLLED_BACK
+                result.msg, result.after = f"Deployment {name}: partly rolled back.", {"state": state}
             journal.write({**manifest, "state": state, "step": "end", "ended_at": now()})
         elif manifest is not None:
             journal.drop(name)
@@ -529,6 +536,27 @@ def _require_on_disk(manifest: Manifest, state: str) -> None:
             )
 
 
+def original_path(journal: Journal, manifest: t.Mapping[str, t.Any], path: str) -> str:
+    """Where the original of a file is kept; empty where there was none."""
+    original = manifest["files"][path]["original"]
+    return str(journal.directory(manifest["id"]) / "originals" / original) if original else ""
+
+
+def left_alone(journal: Journal, manifest: t.Mapping[str, t.Any]) -> t.Dict[str, str]:
+    """The files that we had replaced whole, that somebody changed since, and that are not the originals; each with the
+    path of its original.
+
+    What is around our block in a file of the backend's own is its owner's.
+    """
+    files = {}
+    for path, entry in sorted(manifest["files"].items()):
+        content = None if entry.get("block") else _content(path, entry)
+        checksum = None if content is None else sha256(content)
+        if checksum is not None and checksum != entry["original"] and checksum not in entry["installed"]:
+            files[path] = original_path(journal, manifest, path)
+    return files
+
+
 def _content(path: str, entry: t.Mapping[str, t.Any]) -> t.Optional[bytes]:
     try:
         there = read_regular(*leftovers.place_of(path, entry))
@@ -557,6 +585,8 @@ def drifted(journal: Journal) -> t.List[str]:
     """
     newest: t.Dict[str, t.Mapping[str, t.Any]] = {}
     for manifest in journal.in_force():
+        if manifest["state"] == PARTLY_ROLLED_BACK:
+            continue
         for name, entry in manifest["files"].items():
             newest.setdefault(name, entry)
     return sorted(name for name, entry in newest.items() if not _as_installed(name, entry, entry["installed"]))
@@ -595,6 +625,11 @@ def query(state_dir: str, *, interpreter: str = "", directories: t.Optional[t.Ma
             "unfinished": unfinished["id"] if unfinished else "",
             "in_force": in_force,
             "drifted": drifted(journal),
+            "partly_rolled_back": [
+                {"id": manifest["id"], "files": left_alone(journal, manifest)}
+                for manifest in journal.in_force()
+                if manifest["state"] == PARTLY_ROLLED_BACK
+            ],
             "damaged": [{"path": str(each.path), "reason": each.reason} for each in damaged],
         },
         warnings=[str(each) for each in damaged],
