@@ -44,7 +44,9 @@ def backend(
             path = directory / "app/api/v1/pam_socket.py"
             loop, again = path.read_text(), "        except Exception as error:"
             assert again in loop
-            path.write_text(loop.replace(again, f"        except pam.WebSocketDisconnect:\n            return\n{again}"))
+            path.write_text(
+                loop.replace(again, f"        except pam.WebSocketDisconnect:\n            return\n{again}")
+            )
 
     # With REDIS_URL set the August release cannot start: a defect that is not these files'.
     url = None if release == "august" else redis_server.url

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import typing as t
 
 import pytest
@@ -58,6 +59,13 @@ def receive(websocket: t.Any, kind: str) -> t.Dict[str, t.Any]:
             return t.cast(t.Dict[str, t.Any], message)
 
 
+def readable(backend: Backend) -> str:
+    """Both logs, with their pictographs also where the release's own JSON has them as escapes."""
+    text = backend.logged() + (backend.app_log.read_text() if backend.app_log.exists() else "")
+    escapes = r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})"
+    return re.sub(escapes, lambda match: bytes.fromhex(match[1] + match[2]).decode("utf-16-be"), text)
+
+
 def test_conversation_and_heartbeat(backend: Backend) -> None:
     with connect(backend.websocket_url("ann")) as websocket:
         receive(websocket, "connection")
@@ -75,7 +83,7 @@ def test_a_silent_peer_is_closed(backend: Backend) -> None:
         while True:
             websocket.recv(timeout=15)
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
-    wait_until(lambda: "🔌" in backend.logged() or (backend.app_log.exists() and "🔌" in backend.app_log.read_text()))
+    wait_until(lambda: "🔌" in readable(backend))
 
 
 def test_resume(backend: Backend) -> None:
@@ -148,7 +156,7 @@ def test_no_log_has_a_token_a_session_or_a_message(backend: Backend) -> None:
         )
         backend.request("GET", f"/api/v1/pam/poll?user_id=ann&token={forged}")
         wait_until(lambda: "POST /api/v1/pam/poll" in backend.logged())
-    text = backend.logged() + (backend.app_log.read_text() if backend.app_log.exists() else "")
+    text = readable(backend)
     if installed:
         assert "token=***" in text and "session=***" in text, "the lines are there, without the secrets"
     else:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Structured logging: to standard error and, when ``LOG_DIR`` is set, to ``LOG_DIR/app.log`` (appended)."""
+"""Structured logging, one JSON document a line, in which what is not ASCII is escaped.
+
+It goes to standard error and, when ``LOG_DIR`` is set, to ``LOG_DIR/app.log`` (appended).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_FORMAT = "%(message)s"
 
 
 def setup_logging() -> None:
@@ -32,9 +35,12 @@ def setup_logging() -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.add_log_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["event"]),
+            structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
