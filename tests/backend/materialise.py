@@ -22,6 +22,10 @@ RELEASES: t.Mapping[str, t.Tuple[str, ...]] = {
 #: Files of the layers before it that a release has not.
 ABSENT: t.Mapping[str, t.Tuple[str, ...]] = {"august": ("app/monitoring/memory_optimizer.py",)}
 
+#: Programs of the release's own, by the line that is no Python: whoever starts one gets a SyntaxError.
+BROKEN_PROGRAMS: t.Mapping[str, int] = {"production_health_monitor.py": 110, "scripts/automated_recovery.py": 102}
+WITH_PROGRAMS = ("first_fix", "august")
+
 
 def materialise(release: str, target: Path) -> Path:
     """Copies the release's files below ``target`` (made if absent, files overwritten), so that ``target/app/main.py``
@@ -35,6 +39,11 @@ def materialise(release: str, target: Path) -> Path:
         shutil.copytree(HERE / layer, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ABSENT.get(release, ()):
         (target / name).unlink()
+    for name, line in BROKEN_PROGRAMS.items() if release in WITH_PROGRAMS else ():
+        program = target / name
+        program.parent.mkdir(exist_ok=True)
+        lines = ["# SPDX-License-Identifier: MIT", *(f"STEP_{number} = {number}" for number in range(2, line))]
+        program.write_text("\n".join([*lines, 'print("the report\\n"; for each in STEPS', ""]))
     return target
 
 

@@ -91,6 +91,7 @@ def test_check_mode_foretells_a_run_installs_and_a_second_changes_nothing(tmp_pa
     site = Site(tmp_path)
     other = site.backend / "scripts/automated_recovery.py"
     other.write_text("# of the first attempt\n")
+    (site.backend / "production_health_monitor.py").write_text("def (:\n")
     before = site.files()
     foretold, output = site.playbook("--check", "--diff")
     assert site.files() == before and "files of the library would be" not in output
@@ -101,6 +102,11 @@ def test_check_mode_foretells_a_run_installs_and_a_second_changes_nothing(tmp_pa
     assert (
         "is not ours and was left alone" in re.sub(r"\s+", " ", output)
         and other.read_text() == "# of the first attempt\n"
+    )
+    aside = site.backend / "production_health_monitor.py.original"
+    assert (
+        aside.read_text() == "def (:\n"
+        and "production_health_monitor.py of the release is no valid Python" in re.sub(r"\s+", " ", output)
     )
     config = tmp_path / "etc/monitor.json"
     assert config.stat().st_mode & 0o777 == 0o600

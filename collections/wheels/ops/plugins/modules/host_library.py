@@ -41,7 +41,8 @@ options:
     version_added: 1.1.0
   links:
     description: Symbolic links to make, or to remove, each path below O(link_dir) with its target. What is not ours is
-      left alone, and named.
+      left alone, and named, but for a file that is no valid Python. It is put aside with the suffix C(.original), and put
+      back with O(state=absent).
     type: dict
     default: {}
     version_added: 1.1.0
