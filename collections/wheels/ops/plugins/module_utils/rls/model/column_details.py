@@ -13,7 +13,7 @@ from .transactions import Cursor, rows
 #: Their value depends on who runs the function or on its search_path, both of which a SECURITY DEFINER function
 #: changes.
 IDENTITY_BOUND = frozenset(
-    """current_user session_user current_role user current_schema current_schemas row_security_active pg_has_role has_table_privilege
+    """current_user current_role user current_schema current_schemas row_security_active pg_has_role has_table_privilege
     has_column_privilege has_any_column_privilege has_schema_privilege has_function_privilege has_database_privilege has_sequence_privilege
     has_type_privilege has_language_privilege has_server_privilege has_tablespace_privilege has_foreign_data_wrapper_privilege
     has_parameter_privilege has_largeobject_privilege to_regclass to_regproc to_regprocedure to_regtype to_regrole to_regnamespace to_regoper
@@ -47,15 +47,15 @@ class FunctionDetails:
 @dataclass
 class Details:
     """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes;
-    ``plain_types`` the types of users whose input runs no code of users (enums); ``volatile`` the functions of
-    ``pg_catalog`` that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
+    ``plain_types`` the types of users whose input runs no code of users (enums); ``volatile`` the functions
+    (schema, name) that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
     schema.
     """
 
     columns: t.Dict[int, t.Dict[str, Column]] = field(default_factory=dict)
     leading: t.Dict[int, t.FrozenSet[str]] = field(default_factory=dict)
     plain_types: t.FrozenSet[t.Tuple[str, str]] = frozenset()
-    volatile: t.FrozenSet[str] = frozenset()
+    volatile: t.FrozenSet[t.Tuple[str, str]] = frozenset()
     functions: t.Dict[int, FunctionDetails] = field(default_factory=dict)
     schemas: t.FrozenSet[str] = frozenset()
     open_schemas: t.Dict[str, t.List[str]] = field(default_factory=dict)
@@ -109,10 +109,10 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     )
     details.plain_types = frozenset((schema, name) for schema, name in cursor.fetchall())
     cursor.execute(
-        "select distinct proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and"
-        " provolatile = 'v'"
+        "select distinct n.nspname, p.proname from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid ="
+        " p.pronamespace where p.provolatile = 'v'"
     )
-    details.volatile = frozenset(name for (name,) in cursor.fetchall())
+    details.volatile = frozenset((schema, name) for schema, name in cursor.fetchall())
     called: t.Set[int] = set()
     for policy in catalog.policies():
         for found in (policy.using, policy.check):

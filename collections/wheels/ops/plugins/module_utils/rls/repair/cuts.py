@@ -12,6 +12,7 @@ from ..audit.simulate import Context, Cut, Edge, Simulator, Step, cycle, describ
 from ..model import policies, tree, wrap
 from ..model.catalog import COMMANDS, Catalog, Policy, Relation
 from ..model.column_details import Details
+from ..model.expression_types import ExpressionTypes
 from ..model.function_bodies import Bodies
 from ..model.roles import RoleClass
 from ..model.transactions import Cursor, rows
@@ -89,6 +90,7 @@ class Planner:
         self.options = options
         self.policies = {policy.oid: policy for policy in catalog.policies()}
         self.held = _held(cursor)
+        self.types = ExpressionTypes(cursor)
         self.simulator = Simulator(catalog)
         self.bodies = Bodies(catalog)
         self.graph = callgraph.CallGraph(catalog, bodies=self.bodies)
@@ -325,7 +327,7 @@ class Planner:
         tables = [target for target in targets if target > 0]
         owner = self.catalog.relations[policy.relation]
         return rewrite.rewrite(
-            expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies
+            expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies, self.types
         )
 
     def _unwrappable(self, access: Access, path: t.Sequence[Step], simulator: Simulator) -> t.Set[int]:

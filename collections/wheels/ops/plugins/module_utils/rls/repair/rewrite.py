@@ -14,26 +14,13 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ..model import tree, wrap
-from ..model.catalog import AUTH_FUNCTIONS, Catalog, Relation
-from ..model.column_details import IDENTITY_BOUND, SYSTEM_COLUMNS, Column, Details
+from ..model.catalog import Catalog, Relation
+from ..model.column_details import SYSTEM_COLUMNS, Column, Details
 from ..model.tree import Node
+from .conditions import Conditions, Move, Types, alias_of, columns_of, from_items
 
 #: The alias of the table inside a helper: one for all, so that equal helpers have equal text.
 _ALIAS = "r"
-_TIME = frozenset(
-    f"SVFOP_{name}"
-    for name in (
-        "CURRENT_DATE",
-        "CURRENT_TIME",
-        "CURRENT_TIME_N",
-        "CURRENT_TIMESTAMP",
-        "CURRENT_TIMESTAMP_N",
-        "LOCALTIME",
-        "LOCALTIME_N",
-        "LOCALTIMESTAMP",
-        "LOCALTIMESTAMP_N",
-    )
-)
 
 
 class CannotRewrite(Exception):
@@ -137,9 +124,11 @@ def rewrite(
     details: Details,
     schema: str,
     copies: t.Optional[t.Mapping[int, Creatable]] = None,
+    types: t.Optional[Types] = None,
 ) -> Rewritten:
     """The expression ``text`` of a policy on ``owner`` with every reference to ``targets`` (oids) replaced by a
-    function in ``schema``, and every call of a function in ``copies`` (by oid) by a call of its copy there.
+    function in ``schema``, and every call of a function in ``copies`` (by oid) by a call of its copy there. Without
+    ``types`` nothing is handed to a function but columns.
 
     Raises ``CannotRewrite`` where that would not keep the meaning.
     """
@@ -147,7 +136,7 @@ def rewrite(
         raise CannotRewrite("the expression does not survive being parsed and printed")
     holder = tree.parse(text)
     result = Rewritten(text)
-    work = _Rewriter(holder, owner, catalog, details, schema, result)
+    work = _Rewriter(holder, owner, catalog, details, schema, result, Conditions(details, types))
     found = work.repoint(copies or {})
     for place, target in list(work.places(targets)):
         work.replace(place, target)
@@ -159,10 +148,33 @@ def rewrite(
     return result
 
 
+@dataclass(frozen=True)
+class _Argument:
+    """``by_row``: it comes from the outer row."""
+
+    node: Node
+    type: str
+    by_row: bool
+
+    def once(self) -> Node:
+        """The node, so that it is not evaluated again for each row."""
+        if self.by_row or tree.kind(self.node) in ("SubLink", "SQLValueFunction"):
+            return self.node
+        return wrap.wrapped(self.node)
+
+
 class _Rewriter:
     def __init__(
-        self, holder: Node, owner: Relation, catalog: Catalog, details: Details, schema: str, result: Rewritten
+        self,
+        holder: Node,
+        owner: Relation,
+        catalog: Catalog,
+        details: Details,
+        schema: str,
+        result: Rewritten,
+        conditions: Conditions,
     ) -> None:
+        self.conditions = conditions
         self.holder = holder
         self.owner = owner
         self.catalog = catalog
@@ -180,8 +192,8 @@ class _Rewriter:
         self, node: Node, outer: t.Dict[str, t.Optional[int]], targets: t.FrozenSet[int]
     ) -> t.Iterator[t.Tuple[_Place, Relation]]:
         if tree.kind(node) == "SelectStmt":
-            items = list(_from_items(node.fromClause or ()))
-            own = {_alias(item): self._oid(item) for item in items if _alias(item)}
+            items = list(from_items(node.fromClause or ()))
+            own = {alias_of(item): self._oid(item) for item in items if alias_of(item)}
             for item in items:
                 target = self._oid(item)
                 if target is not None and target in targets:
@@ -226,38 +238,39 @@ class _Rewriter:
 
     def replace(self, place: _Place, target: Relation) -> None:
         query, item = place.query, place.item
-        alias = _alias(item)
+        alias = alias_of(item)
         if query.lockingClause:
             raise CannotRewrite("the sub-select locks rows")
         columns = self.details.columns.get(target.oid, {})
         renamed = bool(item.alias and item.alias.colnames)
-        pushed: t.List[Node] = []
-        arguments: t.List[t.Tuple[Node, str]] = []
+        moves: t.List[Move] = []
+        arguments: t.List[_Argument] = []
         bound = ""
         if not renamed:
             sites = list(_sites(query, item))
+            places = [(holder, name, part) for holder, name in sites for part in tree.conjuncts(getattr(holder, name))]
             movable = [
-                (holder, name, part)
-                for holder, name in sites
-                for part in tree.conjuncts(getattr(holder, name))
-                if self._movable(part, alias)
+                (holder, name, move)
+                for holder, name, part in places
+                for move in [self.conditions.move(part, alias)]
+                if move is not None
             ]
-            if any(self._caller_bound(part, alias) for _ignored, _ignored, part in movable):
-                bound = "caller"
-            else:
-                for holder, name in sites:
-                    for part in tree.conjuncts(getattr(holder, name)):
-                        if self._correlated(part, alias, place.outer):
-                            movable.append((holder, name, part))
-                            bound = "arguments"
-            for holder, name, part in movable:
-                kept = [other for other in tree.conjuncts(getattr(holder, name)) if other is not part]
+            bounds = {move.bound for _holder, _name, move in movable}
+            bound = "caller" if "caller" in bounds else "arguments" if "arguments" in bounds else ""
+            if not bound:
+                # Per row then, not once: only where nothing else keeps the function from the whole table.
+                for holder, name, part in places:
+                    if self._correlated(part, alias, place.outer):
+                        movable.append((holder, name, Move(part)))
+                        bound = "arguments"
+            for holder, name, move in movable:
+                kept = [other for other in tree.conjuncts(getattr(holder, name)) if other is not move.part]
                 # A join needs a condition; a WHERE does not.
                 setattr(holder, name, tree.conjunction(kept) or (None if holder is query else tree.parse("true").val))
-                pushed.append(part)
+                moves.append(move)
         whole, used = self._used(query, alias, columns, renamed=renamed)
-        inside = {name[1] for part in pushed for name in _columns(part) if len(name) == 2 and name[0] == alias}
-        conditions = [self._inside(part, alias, place.outer, arguments) for part in pushed]
+        inside = {name[1] for move in moves for name in columns_of(move.part) if len(name) == 2 and name[0] == alias}
+        conditions = [self._inside(move, alias, place.outer, arguments) for move in moves]
         exists = self._is_bare_exists(query, item)
         source = ("" if item.inh else "ONLY ") + target.qualified + f" {_ALIAS}"
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -275,17 +288,13 @@ class _Rewriter:
         else:
             returns, select = "TABLE (hit boolean)", f"SELECT true FROM {source}{where}"
         names = {column.name for column in used} | inside
-        identity = frozenset(
-            ".".join(tree.function_name(call))
-            for part in pushed
-            for call in tree.of_type(part, "FuncCall")
-            if wrap.is_identity(call)
-        )
+        called = [call for text in conditions for call in tree.of_type(tree.parse(text), "FuncCall")]
+        identity = frozenset(".".join(tree.function_name(call)) for call in called if wrap.is_identity(call))
         helper = Helper(
             relation=target.oid,
             relation_name=target.qualified,
             label="is" if exists else "scan",
-            arguments=tuple(kind for _ignored, kind in arguments),
+            arguments=tuple(argument.type for argument in arguments),
             returns=returns,
             body=select,
             bound=bound,
@@ -294,9 +303,10 @@ class _Rewriter:
         )
         self.result.helpers.append(helper)
         call = tree.parse(f"{tree.quote(self.schema)}.{tree.quote(helper.name)}()").val
-        call.args = tuple(node for node, _ignored in arguments) or None
+        by_row = any(argument.by_row for argument in arguments)
+        call.args = tuple(argument.once() if by_row else argument.node for argument in arguments) or None
         if exists:
-            self._put_boolean(query, call, bool(arguments))
+            self._put_boolean(query, call, by_row)
         else:
             self._put_source(query, item, alias, call)
 
@@ -333,65 +343,12 @@ class _Rewriter:
 
     # -- conditions ----------------------------------------------------------------------------------------------------
 
-    def _movable(self, part: Node, alias: str) -> bool:
-        """Whether a condition says something about ``alias`` alone and means the same inside the function."""
-        about = list(_columns(part))
-        return (
-            bool(about)
-            and all(len(name) == 2 and name[0] == alias and name[1] not in SYSTEM_COLUMNS | {"*"} for name in about)
-            and self._portable(part)
-        )
-
-    def _portable(self, part: Node) -> bool:
-        """Only what ``pg_catalog`` offers to everybody, and the identity functions: functions of users would run with
-        the owner's rights.
-        """
-        from pglast import enums
-
-        for node in tree.walk(part):
-            name = tree.kind(node)
-            if name == "SubLink" and wrap.fromless(node) is None:
-                return False
-            if name == "FuncCall":
-                called = tree.function_name(node)
-                auth = len(called) == 2 and called[0] == "auth" and called[1] in AUTH_FUNCTIONS
-                builtin = (
-                    called[:-1] in ((), ("pg_catalog",)) and called[-1] not in IDENTITY_BOUND | self.details.volatile
-                )
-                if not auth and not builtin:
-                    return False
-            if name == "A_Expr" and len(node.name or ()) != 1:
-                return False
-            if name == "SQLValueFunction" and enums.SQLValueFunctionOp(int(node.op)).name not in _TIME:
-                return False
-            if name == "TypeName" and not self._plain_type(tuple(piece.sval for piece in node.names or ())):
-                return False
-            if name in ("ParamRef", "SetToDefault", "CurrentOfExpr", "NextValueExpr"):
-                return False
-        return True
-
-    def _plain_type(self, name: t.Tuple[str, ...]) -> bool:
-        if name[:-1] in ((), ("pg_catalog",)):
-            return not name[-1].startswith("reg")
-        return name in self.details.plain_types
-
-    def _caller_bound(self, part: Node, alias: str) -> bool:
-        """``a.column = <something from the caller's identity>``."""
-        sides = tree.equality(part)
-        if sides is None:
-            return False
-        for mine, other in (sides, sides[::-1]):
-            about = tree.kind(tree.uncast(mine)) == "ColumnRef" and tree.names(tree.uncast(mine))[0] == alias
-            if about and not list(_columns(other)) and any(wrap.is_identity(node) for node in tree.walk(other)):
-                return True
-        return False
-
     def _correlated(self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]]) -> bool:
         """``a.column = outer.column``, where the outer column's type is known; casts on both sides are
         carried along.
         """
         sides = tree.equality(part)
-        if sides is None or not self._portable(part):
+        if sides is None or not self.conditions.portable(part):
             return False
         for mine, other in (sides, sides[::-1]):
             mine, other = tree.uncast(mine), tree.uncast(other)
@@ -411,25 +368,38 @@ class _Rewriter:
         column = self.details.columns.get(relation, {}).get(name[1]) if relation else None
         return column.type if column else None
 
-    def _inside(
-        self, part: Node, alias: str, outer: t.Dict[str, t.Optional[int]], arguments: t.List[t.Tuple[Node, str]]
-    ) -> str:
-        """The text of a condition inside the function; outer columns become parameters."""
+    def _inside(self, move: Move, alias: str, outer: t.Dict[str, t.Optional[int]], arguments: t.List[_Argument]) -> str:
+        """The text of a condition inside the function; values and outer columns become parameters."""
         from pglast import ast
 
         holder = tree.parse("NULL")
-        holder.val = part
-        for node in list(tree.of_type(part, "ColumnRef")):
+        holder.val = move.part
+
+        def put(old: Node, new: Node) -> None:
+            if holder.val is old:
+                holder.val = new
+            else:
+                tree.replace(holder.val, old, new)
+
+        def parameter(argument: _Argument) -> Node:
+            if argument not in arguments:
+                arguments.append(argument)
+            return ast.ParamRef(number=arguments.index(argument) + 1)
+
+        for value in move.values:
+            new = parameter(_Argument(value.node, value.type.name, by_row=False))
+            if value.member:
+                member = tree.parse("x = ANY (y)").val
+                member.lexpr, member.rexpr = value.place.testexpr, new
+                new = member
+            put(value.place, new)
+        for node in list(tree.of_type(holder.val, "ColumnRef")):
             name = tree.names(node)
             if name[0] == alias:
                 node.fields = (ast.String(sval=_ALIAS), ast.String(sval=name[1]))
                 continue
-            outside = ast.ColumnRef(fields=node.fields)
-            known = [number for number, (given, _ignored) in enumerate(arguments) if given == outside]
-            if not known:
-                arguments.append((outside, t.cast(str, self._outer_type(name, outer))))
-                known = [len(arguments) - 1]
-            tree.replace(holder, node, ast.ParamRef(number=known[0] + 1))
+            kind = t.cast(str, self._outer_type(name, outer))
+            put(node, parameter(_Argument(ast.ColumnRef(fields=node.fields), kind, by_row=True)))
         wrap.wrap(holder)
         return "(" + tree.show(holder.val) + ")"
 
@@ -441,7 +411,7 @@ class _Rewriter:
         """
         used: t.Set[str] = set()
         whole = renamed
-        for name in _columns(query):
+        for name in columns_of(query):
             if name == (alias,) or name[:2] == (alias, "*"):
                 whole = True
             elif name[0] == alias and len(name) >= 2:
@@ -497,13 +467,13 @@ class _Rewriter:
         """(outer expression, uncorrelated one-column query) of a sub-select that asks whether a value is in a set."""
         query = node.subselect
         inner = {
-            _alias(item)
+            alias_of(item)
             for select in tree.of_type(query, "SelectStmt")
-            for item in _from_items(select.fromClause or ())
+            for item in from_items(select.fromClause or ())
         }
 
         def inside(part: Node) -> bool:
-            return all(len(name) >= 2 and name[0] in inner for name in _columns(part))
+            return all(len(name) >= 2 and name[0] in inner for name in columns_of(part))
 
         if int(node.subLinkType) == 2:
             operator = [word.sval for word in node.operName or ()]
@@ -542,10 +512,10 @@ class _Rewriter:
             return None
         for mine, other in (sides, sides[::-1]):
             if (
-                list(_columns(mine))
+                list(columns_of(mine))
                 and inside(mine)
-                and list(_columns(other))
-                and not any(name[0] in inner for name in _columns(other))
+                and list(columns_of(other))
+                and not any(name[0] in inner for name in columns_of(other))
             ):
                 query.whereClause = tree.conjunction([part for part in parts if part is not crossing[0]])
                 target = tree.parse("1")
@@ -553,29 +523,6 @@ class _Rewriter:
                 query.targetList = (target,)
                 return other, query
         return None
-
-
-def _alias(item: Node) -> str:
-    if tree.kind(item) == "RangeTableSample":
-        item = item.relation
-    if getattr(item, "alias", None) is not None:
-        return str(item.alias.aliasname)
-    return str(item.relname) if tree.kind(item) == "RangeVar" else ""
-
-
-def _from_items(items: t.Iterable[Node]) -> t.Iterator[Node]:
-    """Everything in a FROM clause that has an alias of its own, through joins (and the joins that have one)."""
-    for item in items:
-        if tree.kind(item) == "JoinExpr":
-            if item.alias is not None:
-                yield item
-            yield from _from_items((item.larg, item.rarg))
-        else:
-            yield item
-
-
-def _columns(node: Node) -> t.Iterator[t.Tuple[str, ...]]:
-    return (tree.names(column) for column in tree.of_type(node, "ColumnRef"))
 
 
 def _sites(query: Node, item: Node) -> t.Iterator[t.Tuple[Node, str]]:

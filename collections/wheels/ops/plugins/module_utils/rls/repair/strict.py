@@ -16,6 +16,7 @@ from ...core.results import OpsError
 from ..audit.simulate import Simulator
 from ..model import tree
 from ..model.catalog import Catalog, Policy, Relation
+from ..model.column_details import IDENTITY_BOUND
 from ..model.roles import RoleClass
 from ..model.transactions import Cursor, set_local
 from .compare import User, identify
@@ -23,6 +24,7 @@ from .compare import User, identify
 #: Tables with more rows are not evaluated: the fixpoint is for people to judge by, not worth minutes.
 MAX_ROWS = 5_000
 _ROUNDS = 50
+_ROLE_NAMES = ("SVFOP_CURRENT_ROLE", "SVFOP_CURRENT_USER", "SVFOP_USER")
 
 
 class NotComputed(Exception):
@@ -119,17 +121,18 @@ class StrictReading:
         texts: t.Dict[bool, t.List[str]] = {True: [], False: []}
         for policy in policies:
             if policy.using is not None:
-                texts[policy.permissive].append(self._substituted(policy.using.text, bound, order))
+                texts[policy.permissive].append(self._substituted(who, policy.using.text, bound, order))
         permissive = " OR ".join(f"({text})" for text in texts[True]) or "false"
         where = " AND ".join([f"({permissive})", *(f"({text})" for text in texts[False])])
         alias = tree.quote(table.name)
         # The texts have their per cent signs doubled already, for the driver.
         return f"SELECT {alias}.ctid::text FROM {table.qualified} WHERE ".replace("%", "%%") + where, order
 
-    def _substituted(self, text: str, bound: t.Set[int], order: t.List[int]) -> str:
+    def _substituted(self, who: RoleClass, text: str, bound: t.Set[int], order: t.List[int]) -> str:
         if not tree.faithful(text):
             raise NotComputed("a policy's expression cannot be printed")
         holder = tree.parse(text)
+        _speak_as(who, holder)
         marks: t.List[t.Tuple[str, int]] = []
         for item in list(tree.of_type(holder, "RangeVar")):
             relation = self.catalog.by_name(item.schemaname, item.relname) if item.schemaname else None
@@ -153,6 +156,22 @@ class StrictReading:
             printed = printed.replace(mark, "%s::tid[]")
             order.append(oid)
         return printed
+
+
+def _speak_as(who: RoleClass, holder: tree.Node) -> None:
+    """Puts the role in the place of what would name the session, which evaluates the text."""
+    from pglast import enums
+
+    for node in list(tree.walk(holder.val)):
+        kind = tree.kind(node)
+        if kind == "SQLValueFunction" and enums.SQLValueFunctionOp(int(node.op)).name in _ROLE_NAMES:
+            role = tree.parse(f"{tree.literal(who.name)}::pg_catalog.name").val
+            if holder.val is node:
+                holder.val = role
+            else:
+                tree.replace(holder.val, node, role)
+        elif kind == "FuncCall" and tree.function_name(node)[-1] in IDENTITY_BOUND:
+            raise NotComputed(f"a policy asks for {tree.function_name(node)[-1]}()")
 
 
 def monotone(text: str) -> bool:
