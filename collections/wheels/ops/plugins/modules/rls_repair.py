@@ -53,13 +53,16 @@ options:
   fix:
     description:
       - What to repair. V(recursion) are the failing accesses.
+      - V(captured) repairs them as well where a policy compares a column with itself, and qualifies that column in
+        every policy, where exactly one column of the tables around can have been meant. Without it RV(needs_review)
+        proposes that, with the rows that each text lets through for whom.
       - V(initplan) wraps identity calls so that they run once for a query instead of once for each row; never where
         that would cause a recursion.
       - V(indexes) builds indexes, concurrently, for the columns by which policies look rows up.
       - V(multiple_permissive) merges permissive policies of the same roles and command.
     type: list
     elements: str
-    choices: [recursion, initplan, indexes, multiple_permissive]
+    choices: [recursion, captured, initplan, indexes, multiple_permissive]
     default: [recursion]
   allow_unbounded:
     description: Allow functions that give back all rows of a table, where the policy ties the reference neither to the
@@ -174,6 +177,8 @@ after:
     - How many fail now, or would; how many accesses were asked for and how many results compared.
     - C(strict_reading) says for each table whether its users see more than the strict reading of the policies (their
       least fixpoint) allows.
+    - C(reworded) gives, for tables whose policies V(captured) qualified, the rows that the sampled users saw before and
+      see now.
   returned: success
   type: dict
   sample: {failing: 0, checked: 90, comparisons: 24}
@@ -197,6 +202,10 @@ needs_review:
     advice:
       description: What a person should do.
       type: str
+    proposals:
+      description: Policies with their captured columns qualified, and the rows that each text lets through for whom.
+      type: list
+      elements: dict
 plan:
   description: Every statement, the undo statements, and the references that are replaced with the form that replaces
     them.
@@ -221,7 +230,7 @@ def main() -> None:
             "fix": {
                 "type": "list",
                 "elements": "str",
-                "choices": ["recursion", "initplan", "indexes", "multiple_permissive"],
+                "choices": ["recursion", "captured", "initplan", "indexes", "multiple_permissive"],
                 "default": ["recursion"],
             },
             "allow_unbounded": {"type": "bool", "default": False},

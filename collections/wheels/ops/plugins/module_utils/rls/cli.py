@@ -20,7 +20,7 @@ from .audit import baseline, explanations, formats, scratch
 from .audit.audits import Audit, audit
 from .model.findings import KINDS, SEVERITIES, Finding
 from .module_api import sentence, undo_name
-from .repair import migration_source
+from .repair import captured, migration_source
 from .repair.apply import apply, undo
 from .repair.plans import FIXES, HELPER_SCHEMA, Plan, plan
 
@@ -254,6 +254,8 @@ def _show(planned: Plan, reviews: t.Sequence[t.Mapping[str, t.Any]], *, diff: bo
             sys.stdout.write(f"--- {entry['before_header']}\n{entry['before']}+++\n{entry['after']}\n")
     for review in reviews:
         sys.stdout.write(f"needs a person: {review['object']}\n  {review['reason']}\n  {review['advice']}\n")
+        for proposal in review.get("proposals", ()):
+            sys.stdout.writelines(f"    {line}\n" for line in captured.sentences(proposal))
     for warning in planned.warnings:
         sys.stdout.write(f"not fixed: {warning}\n")
 

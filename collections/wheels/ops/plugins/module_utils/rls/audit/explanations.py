@@ -36,8 +36,9 @@ such as ``id = boards.id`` inside ``SELECT ... FROM boards`` compares the inner 
 always true: the condition lets in more rows than its author meant, or all.
 
 By hand: qualify the column with the policy's own table, or give the inner table an alias: ``FROM boards b WHERE
-b.id = boards.id``. Nothing is repaired before, as a repair would open the table; ``--accept-captured-columns`` does
-it all the same.
+b.id = boards.id``. ``rls repair`` leaves the policy alone, as a repair would open the table. Where only one column can
+have been meant it shows both texts and the rows that each lets through; ``--fix captured`` applies the qualified one,
+``--accept-captured-columns`` keeps the text.
 """,
     "inner_table_denied": """
 The policy reads a table on which the role has no SELECT: the access fails with 42501, "permission denied", also

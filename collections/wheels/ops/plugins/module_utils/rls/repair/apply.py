@@ -360,9 +360,15 @@ def _compare(
     compared = 0
     differences = []
     opened: t.Dict[str, int] = {}
+    reworded: t.Dict[str, t.List[int]] = {}
+    meant = _meant(plan, before)
     for key, seen in was.items():
         after = now.get(key)
         if after is None:
+            continue
+        if (key[0], key[2]) in meant and seen.state not in ("42P17", "54001"):
+            counts = reworded.setdefault(key[2], [0, 0])
+            counts[0], counts[1] = counts[0] + seen.rows, counts[1] + after.rows
             continue
         if seen.state in ("42P17", "54001"):
             opened[key[2]] = opened.get(key[2], 0) + after.rows
@@ -396,7 +402,24 @@ def _compare(
             if seen.state and was[key].state != seen.state
         }
     )
-    return {"comparisons": compared, "now_visible": opened, "unmasked": errors}
+    found: t.Dict[str, t.Any] = {"comparisons": compared, "now_visible": opened, "unmasked": errors}
+    if reworded:
+        found["reworded"] = {
+            table: {"before": counts[0], "after": counts[1]} for table, counts in sorted(reworded.items())
+        }
+    return found
+
+
+def _meant(plan: Plan, before: Catalog) -> t.Set[t.Tuple[str, str]]:
+    """The reads (role, relation) whose rows are to be others, as a policy is to mean something else."""
+    simulator = Simulator(before)
+    return {
+        (who.name, relation.qualified)
+        for who, relation, variant in audits.accesses(before)
+        if plan.reworded
+        and variant == "select"
+        and any(use.policy.oid in plan.reworded for use, _ignored in simulator.reached(who, relation, variant, set()))
+    }
 
 
 def _told(seen: compare.Seen) -> str:

@@ -16,7 +16,7 @@ from ..model.expression_types import ExpressionTypes
 from ..model.function_bodies import Bodies
 from ..model.roles import RoleClass
 from ..model.transactions import Cursor, rows
-from . import clone, rewrite
+from . import captured, clone, rewrite
 from .hitting_set import hitting_set
 from .owner import Owners
 
@@ -89,6 +89,7 @@ class Planner:
         self.owners = owners
         self.options = options
         self.policies = {policy.oid: policy for policy in catalog.policies()}
+        self.cursor = cursor
         self.held = _held(cursor)
         self.types = ExpressionTypes(cursor)
         self.simulator = Simulator(catalog)
@@ -121,15 +122,15 @@ class Planner:
                 if context not in self.kept.get(slot, ()):
                     self.broken.setdefault(slot, set()).add(context)
 
-    def reads_captured(self, access: Access) -> t.List[str]:
-        """The policies below an access that compare a column with itself: what the error hides."""
-        found = []
+    def reads_captured(self, access: Access) -> t.List[t.Tuple[int, str]]:
+        """The policies (oid, in words) below an access that compare a column with itself: what the error hides."""
+        found = set()
         for use, _ignored in self.simulator.reached(*access, set()):
             expression = use.policy.slot(use.slot)
             if expression and expression.self_comparisons():
                 table = self.catalog.relations[use.policy.relation].short
-                found.append(f"{table}, {describe(use)}: {expression.self_comparisons()[0]}")
-        return sorted(set(found))
+                found.add((use.policy.oid, f"{table}, {describe(use)}: {expression.self_comparisons()[0]}"))
+        return sorted(found)
 
     # -- which references ----------------------------------------------------------------------------------------------
 
@@ -138,17 +139,7 @@ class Planner:
         decision = Decision()
         review: t.Dict[Access, Refusal] = {}
         if not self.options.accept_captured_columns:
-            for access in [*self.failing, *self.runtime]:
-                captured = self.reads_captured(access)
-                if captured:
-                    review[access] = Refusal(
-                        access.relation.qualified,
-                        f"The recursion hides a column that is compared with itself ({'; '.join(captured)}): without"
-                        " the error the policy would let through what its author did not mean.",
-                        "Qualify the column with the table that was meant. Only if it is meant so:"
-                        " accept_captured_columns.",
-                        {"captured": captured},
-                    )
+            self._refuse_captured(review)
         while True:
             cut, unwrapped, members = self._solve(review)
             simulator = Simulator(self.catalog, cut=Cut(cut), unwrapped=unwrapped)
@@ -172,6 +163,30 @@ class Planner:
             if refusal.as_dict() not in [known.as_dict() for known in decision.refusals]:
                 decision.refusals.append(refusal)
         return decision
+
+    def _refuse_captured(self, review: t.Dict[Access, Refusal]) -> None:
+        behind = {access: self.reads_captured(access) for access in [*self.failing, *self.runtime]}
+        if not any(behind.values()):
+            return
+        proposals = captured.propose(self.cursor, self.catalog, self.details)
+        captured.count(self.cursor, self.catalog, proposals)
+        for access, policies_of in behind.items():
+            if not policies_of:
+                continue
+            told = sorted({words for _policy, words in policies_of})
+            oids = {policy for policy, _words in policies_of}
+            mine = [proposal for proposal in proposals if proposal.policy.oid in oids]
+            meant = ", ".join(dict.fromkeys(name for proposal in mine for name in proposal.columns))
+            advice = "Qualify the column with the table that was meant."
+            if mine and {proposal.policy.oid for proposal in mine} == oids:
+                advice = f"Meant is probably {meant}: --fix captured (fix: [captured]) qualifies it so."
+            review[access] = Refusal(
+                access.relation.qualified,
+                f"The recursion hides a column that is compared with itself ({'; '.join(told)}): without"
+                " the error the policy would let through what its author did not mean.",
+                f"{advice} Only if it is meant as it is written: accept_captured_columns.",
+                {"captured": told, "proposals": [proposal.as_dict() for proposal in mine]},
+            )
 
     def _solve(
         self, review: t.Dict[Access, Refusal]

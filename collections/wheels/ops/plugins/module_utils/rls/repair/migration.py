@@ -147,7 +147,7 @@ def _guard(plan: Plan) -> t.List[str]:
         "    JOIN pg_catalog.pg_policies p ON p.schemaname = planned.schema_name AND p.tablename = planned.table_name",
         "      AND p.policyname = planned.policy_name",
         "    WHERE pg_catalog.md5(pg_catalog.concat(p.cmd, '|', p.qual, '|', p.with_check)) <> planned.digest",
-        "      AND (planned.marker = '' OR pg_catalog.strpos(pg_catalog.concat(p.qual, p.with_check), planned.marker) = 0);",
+        "      AND pg_catalog.strpos(pg_catalog.concat(p.qual, p.with_check), planned.marker) = 0;",
         "  PERFORM pg_catalog.set_config('search_path', path, true);",
         f"  IF changed IS NOT NULL AND pg_catalog.current_setting('server_version_num')::int / 10000 = {plan.catalog.version // 10000} THEN",
         "    RAISE EXCEPTION 'changed since this migration was made: %', changed",

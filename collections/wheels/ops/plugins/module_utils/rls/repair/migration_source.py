@@ -133,7 +133,9 @@ def _rehearse(
     draft.verification.sentences = [
         f"Verified in a scratch database, as {me}: run twice, the second run changed nothing;"
         " the undo script restored every policy exactly.",
-        "Policies that working accesses read are the same texts as before. There were no rows to compare.",
+        "Policies that working accesses read are the same texts as before"
+        + (", but for the columns that were asked to be qualified" if draft.plan.reworded else "")
+        + ". There were no rows to compare.",
     ]
 
 

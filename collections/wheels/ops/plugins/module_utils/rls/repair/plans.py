@@ -6,6 +6,7 @@ person.
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from dataclasses import dataclass, field
 
@@ -15,11 +16,13 @@ from ..audit.simulate import Cut
 from ..model import column_details, policies, tree
 from ..model.catalog import Catalog
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, rows, transaction
-from . import owner, speed_fixes
+from . import captured, owner, speed_fixes
 from .cuts import Decision, Options, Planner
 from .rewrite import Creatable
 
-FIXES = ("recursion", "initplan", "indexes", "multiple_permissive")
+FIXES = ("recursion", "captured", "initplan", "indexes", "multiple_permissive")
+#: These repair what ``recursion`` refuses, and so do what that does as well.
+_WITH_RECURSION = frozenset(("captured",))
 HELPER_SCHEMA = "rls_ops"
 
 
@@ -51,6 +54,8 @@ class Plan:
     schemas: t.Optional[t.Tuple[str, ...]] = None
     roles: t.Optional[t.Tuple[str, ...]] = None
     cut: Cut = field(default_factory=lambda: Cut({}), repr=False)
+    #: The policies (oids) that mean something else afterwards, because somebody asked for it.
+    reworded: t.FrozenSet[int] = frozenset()
 
     @property
     def empty(self) -> bool:
@@ -112,6 +117,8 @@ def plan(
     unknown = sorted(set(fix) - set(FIXES))
     if unknown:
         raise OpsError(f"There is no fix called {', '.join(unknown)}.", hint=f"There are {', '.join(FIXES)}.")
+    if not _WITH_RECURSION.isdisjoint(fix):
+        fix = ("recursion", *fix)
     with transaction(
         connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
     ) as cursor:
@@ -123,9 +130,11 @@ def plan(
 def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Options, requested: t.Optional[str]) -> Plan:
     known = column_details.read(cursor, catalog)
     owners = owner.choose(cursor, catalog, requested)
+    proposals = captured.propose(cursor, catalog, known) if "captured" in fix else []
+    original, catalog = catalog, captured.applied(catalog, proposals) if proposals else catalog
     planner = Planner(cursor, catalog, known, owners, options)
     decision = planner.decide() if "recursion" in fix else Decision()
-    made = Plan(catalog=catalog, cuts=decision.cuts, left=decision.left, cut=decision.cut)
+    made = Plan(catalog=original, cuts=decision.cuts, left=decision.left, cut=decision.cut)
     made.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
     made.roles = catalog.asked_roles
     made.runtime_before = len(planner.runtime)
@@ -138,10 +147,31 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
         }
     made.indexes, made.drop_indexes, slow = speed_fixes.extend(cursor, decision, catalog, known, fix)
     made.warnings = [*decision.warnings, *slow]
+    made.reworded = _qualify(decision, original, proposals)
     made.changes = decision.changes
     _functions(cursor, made, decision, catalog, owners, options)
     _policies(made, decision)
     return made
+
+
+def _qualify(decision: Decision, original: Catalog, proposals: t.Sequence[captured.Proposal]) -> t.FrozenSet[int]:
+    """Gives the changes the policies as they are written, and a change to each qualified policy that has none yet."""
+    oids = {proposal.policy.oid for proposal in proposals}
+    written = {policy.oid: policy for policy in original.policies()}
+    for change in decision.changes:
+        if not oids.isdisjoint(policy.oid for policy in change.before):
+            change.reasons = [*change.reasons, "captured"]
+        change.before = [written[policy.oid] for policy in change.before]
+    changed = {policy.oid for change in decision.changes for policy in change.before}
+    texts = {(proposal.policy.oid, proposal.slot): proposal.qualified for proposal in proposals}
+    for oid in sorted(oids - changed):
+        policy = written[oid]
+        piece = policies.original(policy)
+        new = dataclasses.replace(
+            piece, using=texts.get((oid, "using"), piece.using), check=texts.get((oid, "check"), piece.check)
+        )
+        decision.changes.append(policies.Change(original.relations[policy.relation], [policy], [new], ["captured"]))
+    return frozenset(oids)
 
 
 def _functions(

@@ -51,6 +51,42 @@ class StrictReading:
             known.update(self._fixpoint(who, user, self._below(who, relation)))
         return len(known[relation.oid])
 
+    def admitted(self, who: RoleClass, user: User, relation: Relation, text: str) -> t.Tuple[int, int]:
+        """(rows of ``relation`` for which the condition ``text`` is true, all its rows), every table read in full;
+        ``NotComputed`` where the session may not, or must not, evaluate it.
+        """
+        import psycopg2
+
+        for table in [relation, *self._named(text)]:
+            if table.kind not in ("r", "p") or not self.simulator.exempt(table, self.me):
+                raise NotComputed(f"{table.short} cannot be read in full by the session")
+            if not self._fits(table):
+                raise NotComputed(f"{table.short} has more than {MAX_ROWS} rows")
+        for call in tree.of_type(tree.parse(text), "FuncCall"):
+            called = tree.function_name(call)
+            if called[:-1] not in ((), ("pg_catalog",)) and ".".join(called) not in self.catalog.identity.values():
+                raise NotComputed(f"it calls {'.'.join(called)}()")
+        condition = self._substituted(who, text, set(), []).replace("%%", "%")
+        self.cursor.execute("savepoint wheels_ops_strict")
+        try:
+            set_local(self.cursor, **identify(who, user))
+            self.cursor.execute(f"SELECT count(*) FILTER (WHERE {condition}), count(*) FROM {relation.qualified}")
+            admitted, total = self.cursor.fetchone()
+        except psycopg2.errors.QueryCanceled:
+            raise
+        except psycopg2.Error as error:
+            raise NotComputed(f"it fails with {error.pgcode}") from error
+        finally:
+            if not self.cursor.connection.closed:
+                self.cursor.execute("rollback to savepoint wheels_ops_strict")
+                self.cursor.execute("release savepoint wheels_ops_strict")
+        return int(admitted), int(total)
+
+    def _named(self, text: str) -> t.List[Relation]:
+        items = tree.of_type(tree.parse(text), "RangeVar")
+        named = [self.catalog.by_name(item.schemaname, item.relname) for item in items if item.schemaname]
+        return [relation for relation in named if relation is not None]
+
     def _below(self, who: RoleClass, relation: Relation) -> t.List[Relation]:
         """Every table under row-level security that the policies read, directly or not."""
         found: t.List[Relation] = []
