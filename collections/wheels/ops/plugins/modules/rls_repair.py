@@ -56,13 +56,17 @@ options:
       - V(captured) repairs them as well where a policy compares a column with itself, and qualifies that column in
         every policy, where exactly one column of the tables around can have been meant. Without it RV(needs_review)
         proposes that, with the rows that each text lets through for whom.
+      - V(volatile) repairs them as well where a policy calls a function that is VOLATILE, as functions are by default, and
+        whose body only reads. The policy then uses a STABLE copy, or hands the function's value over as that of a STABLE
+        one; the function stays as it is. A STABLE function sees the data as the statement found it, not what the
+        statement has changed so far.
       - V(initplan) wraps identity calls so that they run once for a query instead of once for each row; never where
         that would cause a recursion.
       - V(indexes) builds indexes, concurrently, for the columns by which policies look rows up.
       - V(multiple_permissive) merges permissive policies of the same roles and command.
     type: list
     elements: str
-    choices: [recursion, captured, initplan, indexes, multiple_permissive]
+    choices: [recursion, captured, volatile, initplan, indexes, multiple_permissive]
     default: [recursion]
   allow_unbounded:
     description: Allow functions that give back all rows of a table, where the policy ties the reference neither to the
@@ -230,7 +234,7 @@ def main() -> None:
             "fix": {
                 "type": "list",
                 "elements": "str",
-                "choices": ["recursion", "captured", "initplan", "indexes", "multiple_permissive"],
+                "choices": ["recursion", "captured", "volatile", "initplan", "indexes", "multiple_permissive"],
                 "default": ["recursion"],
             },
             "allow_unbounded": {"type": "bool", "default": False},

@@ -48,7 +48,7 @@ class FunctionDetails:
 class Details:
     """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes;
     ``plain_types`` the types of users whose input runs no code of users (enums); ``volatile`` the functions
-    (schema, name) that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
+    (schema, name; and by oid) that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
     schema.
     """
 
@@ -56,6 +56,7 @@ class Details:
     leading: t.Dict[int, t.FrozenSet[str]] = field(default_factory=dict)
     plain_types: t.FrozenSet[t.Tuple[str, str]] = frozenset()
     volatile: t.FrozenSet[t.Tuple[str, str]] = frozenset()
+    volatile_oids: t.FrozenSet[int] = frozenset()
     functions: t.Dict[int, FunctionDetails] = field(default_factory=dict)
     schemas: t.FrozenSet[str] = frozenset()
     open_schemas: t.Dict[str, t.List[str]] = field(default_factory=dict)
@@ -109,10 +110,12 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     )
     details.plain_types = frozenset((schema, name) for schema, name in cursor.fetchall())
     cursor.execute(
-        "select distinct n.nspname, p.proname from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid ="
+        "select p.oid::bigint, n.nspname, p.proname from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid ="
         " p.pronamespace where p.provolatile = 'v'"
     )
-    details.volatile = frozenset((schema, name) for schema, name in cursor.fetchall())
+    volatile = cursor.fetchall()
+    details.volatile = frozenset((schema, name) for _oid, schema, name in volatile)
+    details.volatile_oids = frozenset(oid for oid, _schema, _name in volatile)
     called: t.Set[int] = set()
     for policy in catalog.policies():
         for found in (policy.using, policy.check):

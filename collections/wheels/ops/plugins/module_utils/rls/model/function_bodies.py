@@ -16,6 +16,8 @@ from .catalog import Catalog, Function, split_search_path
 _WRITES = {"InsertStmt": "insert_returning", "UpdateStmt": "update", "DeleteStmt": "delete", "MergeStmt": "update"}
 
 
+_LOCKS = "it locks rows"
+
 #: Characters of a PL/pgSQL function that are parsed at most: the parser takes about 30 ms for 1,000 of them, so that
 #: this is three seconds.
 LONGEST = 100_000
@@ -23,11 +25,18 @@ LONGEST = 100_000
 
 @dataclass
 class Body:
-    """``relations``: (oid, variant); ``functions``: oids; ``unknown``: why it is not all that could happen."""
+    """``relations``: (oid, variant); ``functions``: oids; ``unknown``: why it is not all that could happen.
+
+    ``effects``: what it does besides reading and writing tables; ``calls``: the names (schema, name) that its calls can
+    mean; ``oids``: every function that it calls, PostgreSQL's own as well, where the body is kept parsed.
+    """
 
     relations: t.Set[t.Tuple[int, str]] = field(default_factory=set)
     functions: t.Set[int] = field(default_factory=set)
     unknown: t.List[str] = field(default_factory=list)
+    effects: t.List[str] = field(default_factory=list)
+    calls: t.Set[t.Tuple[str, str]] = field(default_factory=set)
+    oids: t.FrozenSet[int] = frozenset()
 
     @property
     def writes(self) -> bool:
@@ -56,6 +65,8 @@ class Bodies:
             variant = "select" if not re.search(r"\{QUERY :commandType [2345]", function.body.tree) else "update"
             body.relations = {(oid, variant) for oid in function.body.relations}
             body.functions = {oid for oid in function.body.functions if oid in self.catalog.functions}
+            body.oids = function.body.functions
+            body.effects += [_LOCKS] if function.body.locks_rows else []
             return body
         path = split_search_path(function.search_path) if function.search_path is not None else self.catalog.search_path
         try:
@@ -70,11 +81,17 @@ class Bodies:
     def _plpgsql(self, function: Function, body: Body) -> t.Sequence[tree.Node]:
         if function.definition is None:
             return ()
-        statements, unknown = _plpgsql_statements(function.definition)
+        statements, unknown, effects = _plpgsql_statements(function.definition)
         body.unknown += unknown
+        body.effects += effects
         return statements
 
     def _collect(self, statement: tree.Node, path: t.Sequence[str], body: Body) -> None:
+        if tree.kind(statement) not in ("SelectStmt", *_WRITES):
+            body.effects.append("it runs a statement that is no query")
+        for query in tree.of_type(statement, "SelectStmt"):
+            body.effects += [_LOCKS] if query.lockingClause else []
+            body.effects += ["it creates a table"] if query.intoClause else []
         named = {cte.ctename for cte in tree.of_type(statement, "CommonTableExpr")}
         targets = {
             id(node.relation): _WRITES[tree.kind(node)] for node in tree.walk(statement) if tree.kind(node) in _WRITES
@@ -96,6 +113,7 @@ class Bodies:
         for call in tree.of_type(statement, "FuncCall"):
             name = tree.function_name(call)
             schemas = [name[-2]] if len(name) > 1 else path
+            body.calls |= {(schema, name[-1]) for schema in (schemas if len(name) > 1 else ("pg_catalog", *path))}
             for schema in schemas:
                 candidates = self._functions.get((schema, name[-1]), [])
                 fitting = [one for one in candidates if one.arguments >= len(call.args or ())]
@@ -105,8 +123,8 @@ class Bodies:
 
 
 @functools.lru_cache(maxsize=512)
-def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.Tuple[str, ...]]:
-    """(statements, why they may not be all) of a PL/pgSQL function. Kept for the text, as an audit, its plan and the
+def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.Tuple[str, ...], t.Tuple[str, ...]]:
+    """(statements, why they may not be all, effects of others) of a PL/pgSQL function. Kept for the text, as an audit, its plan and the
     verification read the same functions; nobody changes the trees.
 
     Raises ``ValueError`` where the text cannot be parsed or is longer than ``LONGEST``.
@@ -122,6 +140,7 @@ def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.T
         raise ValueError(f"its body cannot be parsed: {error}") from error
     statements: t.List[tree.Node] = []
     unknown: t.List[str] = []
+    effects: t.List[str] = []
     todo: t.List[t.Any] = [parsed]
     while todo:
         item = todo.pop()
@@ -131,10 +150,12 @@ def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.T
             for key, value in item.items():
                 if key in ("PLpgSQL_stmt_dynexecute", "PLpgSQL_stmt_dynfors") or (key == "dynquery" and value):
                     unknown.append("it runs dynamic SQL (EXECUTE)")
+                if key in ("PLpgSQL_stmt_commit", "PLpgSQL_stmt_rollback"):
+                    effects.append("it ends transactions")
                 if key == "PLpgSQL_expr" and isinstance(value, dict) and "query" in value:
                     statements += _parsed(str(value["query"]), loose=True)
                 todo.append(value)
-    return tuple(statements), tuple(unknown)
+    return tuple(statements), tuple(unknown), tuple(effects)
 
 
 def _parsed(source: str, *, loose: bool = False) -> t.List[tree.Node]:

@@ -8,6 +8,7 @@ The original is never altered, as others may call it and count on its being boun
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import typing as t
@@ -19,6 +20,7 @@ from ..model.catalog import Catalog, Function, split_search_path
 from ..model.column_details import IDENTITY_BOUND, Details, FunctionDetails
 from ..model.function_bodies import Bodies
 from .rewrite import CannotRewrite
+from .volatility import DIFFERENCE, Volatility
 
 _IDENTITY_WORD = re.compile(r"\b(" + "|".join(sorted(IDENTITY_BOUND)) + r")\b", re.I)
 
@@ -80,18 +82,25 @@ class Clone:
         return "\n".join(lines) + f"\nAS {tree.literal(self.source)}"
 
 
-def clone(function: Function, catalog: Catalog, details: Details, bodies: Bodies) -> Clone:
+def clone(
+    function: Function, catalog: Catalog, details: Details, bodies: Bodies, *, read_volatile: bool = False
+) -> Clone:
     """The copy of a function; ``CannotRewrite`` with the reason where running it with other rights could change what it
-    does.
+    does. ``read_volatile``: the copy of a VOLATILE function that only reads is STABLE.
     """
     shown = details.functions.get(function.oid)
     if shown is None:
         raise CannotRewrite(f"{short(function)} is not known any more")
     if function.volatility == "v":
-        raise CannotRewrite(
-            f"{short(function)} is VOLATILE: it may change data or see the statement's own changes. "
-            f"If it only reads, ALTER FUNCTION {function.signature} STABLE"
-        )
+        effect = Volatility(catalog, details, bodies).effect(function)
+        if effect:
+            raise CannotRewrite(f"{short(function)} is VOLATILE and cannot be STABLE: {effect}")
+        if not read_volatile:
+            raise CannotRewrite(
+                f"{short(function)} is VOLATILE, though its body only reads: --fix volatile (fix: [volatile]) uses a"
+                f" STABLE copy in the policy and leaves the function alone. {DIFFERENCE}"
+            )
+        shown = dataclasses.replace(shown, volatility="s")
     others = [
         one
         for one in catalog.functions.values()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import typing as t
 from dataclasses import dataclass, field
 
@@ -19,6 +21,7 @@ from ..model.transactions import Cursor, rows
 from . import captured, clone, rewrite
 from .hitting_set import hitting_set
 from .owner import Owners
+from .volatility import DIFFERENCE, Volatility
 
 #: Added to a cut's weight where the policy must be split, so that what works keeps its text.
 SPLIT_COST = 1000
@@ -54,6 +57,7 @@ class Options:
     allow_unbounded: bool = False
     accept_captured_columns: bool = False
     helper_schema: str = "rls_ops"
+    read_volatile: bool = False
 
 
 @dataclass
@@ -94,6 +98,8 @@ class Planner:
         self.types = ExpressionTypes(cursor)
         self.simulator = Simulator(catalog)
         self.bodies = Bodies(catalog)
+        if options.read_volatile:
+            self.details = dataclasses.replace(details, volatile=details.volatile - self.reading)
         self.graph = callgraph.CallGraph(catalog, bodies=self.bodies)
         self.failing: t.List[Access] = []
         # Accesses that PostgreSQL accepts, but that can go round through a function when they run.
@@ -102,6 +108,10 @@ class Planner:
         self.kept: t.Dict[Slot, t.Set[Context]] = {}
         self.broken: t.Dict[Slot, t.Set[Context]] = {}
         self._options: t.Dict[Edge, _Option] = {}
+
+    @functools.cached_property
+    def reading(self) -> t.FrozenSet[t.Tuple[str, str]]:
+        return Volatility(self.catalog, self.details, self.bodies).reading()
 
     # -- what works and what does not ----------------------------------------------------------------------------------
 
@@ -308,6 +318,18 @@ class Planner:
         if edge.target > 0:
             target = self.catalog.relations[edge.target]
         if done.unbounded and not self.options.allow_unbounded:
+            undeclared = self._undeclared(policy, edge)
+            if undeclared:
+                return _Option(
+                    reason=(
+                        f"the function would give back every row of {target.short}: {undeclared} is VOLATILE, though its"
+                        " body only reads, so that it cannot be asked once for all rows"
+                    ),
+                    advice=(
+                        f"ALTER FUNCTION ... STABLE, or --fix volatile (fix: [volatile]), which takes it for STABLE. "
+                        f"{DIFFERENCE}"
+                    ),
+                )
             return _Option(
                 reason=(
                     f"the function would give back every row of {target.short}: the policy neither ties it to the"
@@ -329,20 +351,53 @@ class Planner:
             weight += SPLIT_COST
         return _Option(weight, bool(kept))
 
-    def _rewrite(self, policy: Policy, slot: str, targets: t.Sequence[int]) -> rewrite.Rewritten:
+    def _undeclared(self, policy: Policy, edge: Edge) -> str:
+        """The VOLATILE functions that only read and without which the cut would be bound; empty for none."""
+        expression = policy.slot(edge.slot)
+        names = {
+            (one.schema, one.name): callgraph.short(one)
+            for one in self.catalog.functions.values()
+            if expression is not None and one.oid in expression.functions and one.volatility == "v"
+        }
+        reading = self.reading & names.keys()
+        if not reading:
+            return ""
+        details = dataclasses.replace(self.details, volatile=self.details.volatile - reading)
+        try:
+            bound = not self._rewrite(policy, edge.slot, [edge.target], details).unbounded
+        except rewrite.CannotRewrite:
+            return ""
+        return ", ".join(names[name] for name in sorted(reading)) if bound else ""
+
+    def _rewrite(
+        self, policy: Policy, slot: str, targets: t.Sequence[int], details: t.Optional[Details] = None
+    ) -> rewrite.Rewritten:
         """The new expression; a negative target is a function."""
         expression = policy.slot(slot)
         if expression is None:
             raise AssertionError("a defect: expression is missing")
         copies = {
-            -target: clone.clone(self.catalog.functions[-target], self.catalog, self.details, self.bodies)
+            -target: clone.clone(
+                self.catalog.functions[-target],
+                self.catalog,
+                self.details,
+                self.bodies,
+                read_volatile=self.options.read_volatile,
+            )
             for target in targets
             if target < 0
         }
         tables = [target for target in targets if target > 0]
         owner = self.catalog.relations[policy.relation]
         return rewrite.rewrite(
-            expression.text, owner, tables, self.catalog, self.details, self.options.helper_schema, copies, self.types
+            expression.text,
+            owner,
+            tables,
+            self.catalog,
+            details or self.details,
+            self.options.helper_schema,
+            copies,
+            self.types,
         )
 
     def _unwrappable(self, access: Access, path: t.Sequence[Step], simulator: Simulator) -> t.Set[int]:

@@ -20,9 +20,9 @@ from . import captured, owner, speed_fixes
 from .cuts import Decision, Options, Planner
 from .rewrite import Creatable
 
-FIXES = ("recursion", "captured", "initplan", "indexes", "multiple_permissive")
+FIXES = ("recursion", "captured", "volatile", "initplan", "indexes", "multiple_permissive")
 #: These repair what ``recursion`` refuses, and so do what that does as well.
-_WITH_RECURSION = frozenset(("captured",))
+_WITH_RECURSION = frozenset(("captured", "volatile"))
 HELPER_SCHEMA = "rls_ops"
 
 
@@ -122,9 +122,8 @@ def plan(
     with transaction(
         connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
     ) as cursor:
-        return _plan(
-            cursor, audit.catalog, fix, Options(allow_unbounded, accept_captured_columns, helper_schema), owner
-        )
+        options = Options(allow_unbounded, accept_captured_columns, helper_schema, "volatile" in fix)
+        return _plan(cursor, audit.catalog, fix, options, owner)
 
 
 def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Options, requested: t.Optional[str]) -> Plan:
