@@ -62,14 +62,43 @@ def test_split_by_role(server: servers.Postgres, tmp_path: Path) -> None:
                 if table == "public.parts"
             }
             assert len(pieces) == 2
-            assert any("to each role by name" in warning or "by name" in warning for warning in plan.warnings) is (
-                roles == "public"
-            )
+            served = {role for _command, held in pieces.values() for role in held.strip("{}").split(",")}
+            assert served.issuperset({"-", "anon"} if roles == "public" else {"anon", "authenticated"})
+            assert "authenticated" not in served if roles == "public" else "-" not in served
+            assert any("a role made later" in warning for warning in plan.warnings) is (roles == "public")
             assert all(
                 comment == "it's ours" for table, *_, comment in db.snapshot(connection) if table == "public.parts"
             )
             rls.undo(connection, tmp_path / "undo.sql")
             assert db.snapshot(connection) == before
+
+
+def test_role_that_is_made_later_is_one_of_public(server: servers.Postgres, tmp_path: Path) -> None:
+    """A policy for PUBLIC that was split still serves it, whether it permits or restricts."""
+    for kind in ("permissive", "restrictive"):
+        sql = BY_ROLE.format(command="select", roles="public", check="")
+        if kind == "restrictive":
+            sql = sql.replace("create policy p_all on parts", "create policy p_all on parts as restrictive")
+            sql += "create policy p_any on parts using (true);"
+        with db.database(server, sql) as connection, connection.cursor() as cursor:
+            db.fill(connection)
+            seen = rows(connection, ["trips", "parts"], "anon")
+            plan, result = repair(connection, tmp_path / "undo.sql")
+            assert result["after"]["failing"] == 0 and not plan.needs_review
+            assert rows(connection, ["trips", "parts"], "anon") == seen
+            try:
+                cursor.execute("create role rls_newcomer; grant usage on schema public, auth to rls_newcomer")
+                cursor.execute("grant select on trips, parts to rls_newcomer")
+                cursor.execute("create policy t_new on trips for select to rls_newcomer using (true)")
+                cursor.execute("select count(*) from parts p where exists (select from trips t where t.id = p.trip_id)")
+                assert db.see(connection, "select count(*) from parts", role="rls_newcomer") == cursor.fetchall()
+                cursor.execute("select count(*) from parts")
+                assert cursor.fetchall() != [(0,)]
+                # Whoever is a member of anon is served as anon is.
+                cursor.execute("drop policy t_new on trips; grant anon to rls_newcomer")
+                assert rows(connection, ["trips", "parts"], "rls_newcomer") == seen
+            finally:
+                cursor.execute("drop owned by rls_newcomer; drop role rls_newcomer")
 
 
 def test_split_by_role_and_command(server: servers.Postgres, tmp_path: Path) -> None:
@@ -179,3 +208,26 @@ def test_what_works_in_the_end_needs_no_person(server: servers.Postgres, tmp_pat
             with connection.cursor() as cursor:
                 cursor.execute("drop owned by rls_staff cascade")
                 cursor.execute("drop role rls_staff")
+
+
+def test_policy_that_is_rewritten_anyway_asks_for_the_caller_once(server: servers.Postgres, tmp_path: Path) -> None:
+    """And only that: what works today keeps its text."""
+    sql = """
+    create table public.staff(id int primary key, person uuid, team int); alter table staff enable row level security;
+    create table public.calm(id int primary key, person uuid); alter table calm enable row level security;
+    create policy c on calm for select to authenticated using (person = auth.uid());
+    create policy s on staff for select to authenticated
+      using (person = auth.uid() or team = current_setting('app.team', true)::int
+        or team in (select x.team from staff x where x.person = auth.uid()));
+    create policy u on staff for update to authenticated using (team in (select x.team from staff x where x.person = auth.uid()))
+      with check (person = auth.uid());
+    """
+    with db.database(server, sql) as connection:
+        db.fill(connection)
+        repair(connection, tmp_path / "undo.sql")
+        calls: t.Dict[str, t.List[str]] = {"unwrapped_auth": [], "latent_recursion": []}
+        present = rls.audit(connection)
+        for finding in present.findings:
+            calls.setdefault(finding.kind, []).append(finding.object)
+        assert calls["unwrapped_auth"] == ["public.calm: c"] and calls["latent_recursion"] == []
+        assert present.failing == []

@@ -54,12 +54,16 @@ def original(policy: Policy) -> Piece:
 
 @dataclass
 class Change:
-    """What becomes of the policies ``before`` (one; several where they are merged) of one table."""
+    """What becomes of the policies ``before`` (one; several where they are merged) of one table.
+
+    ``guarded``: for pieces (by name) the roles for whose members they let nothing through, or take nothing away.
+    """
 
     relation: Relation
     before: t.List[Policy]
     after: t.List[Piece]
     reasons: t.List[str] = field(default_factory=list)
+    guarded: t.Dict[str, t.FrozenSet[str]] = field(default_factory=dict)
 
     @property
     def in_place(self) -> bool:
@@ -74,24 +78,22 @@ class Change:
         table = self.relation.qualified
         if self.in_place:
             return [self.after[0].alter(table)]
+        return [*(original(policy).drop(table) for policy in self.before), *self.creates()]
+
+    def creates(self) -> t.List[str]:
+        """What makes the new policies where none of those names is left."""
         comment = next((policy.comment for policy in self.before if policy.comment), None)
-        statements = [original(policy).drop(table) for policy in self.before]
-        for piece in self.after:
-            statements.append(piece.create(table))
-            if comment:
-                statements.append(f"COMMENT ON POLICY {tree.quote(piece.name)} ON {table} IS {tree.literal(comment)}")
-        return statements
+        return _created(self.relation.qualified, [(piece, comment) for piece in self.after])
 
     def undo(self) -> t.List[str]:
         table = self.relation.qualified
         if self.in_place:
             return [original(self.before[0]).alter(table)]
-        statements = [piece.drop(table) for piece in self.after]
-        for policy in self.before:
-            statements.append(original(policy).create(table))
-            if policy.comment:
-                statements.append(f"COMMENT ON POLICY {policy.quoted} ON {table} IS {tree.literal(policy.comment)}")
-        return statements
+        return [*(piece.drop(table) for piece in self.after), *self.restores()]
+
+    def restores(self) -> t.List[str]:
+        """What makes the old policies where none of those names is left."""
+        return _created(self.relation.qualified, [(original(policy), policy.comment) for policy in self.before])
 
     def texts(self) -> t.Tuple[str, str]:
         """(before, after) for people, as CREATE POLICY."""
@@ -100,6 +102,15 @@ class Change:
             "".join(original(policy).create(table) + ";\n" for policy in self.before),
             "".join(piece.create(table) + ";\n" for piece in self.after),
         )
+
+
+def _created(table: str, wanted: t.Iterable[t.Tuple[Piece, t.Optional[str]]]) -> t.List[str]:
+    statements: t.List[str] = []
+    for piece, comment in wanted:
+        statements.append(piece.create(table))
+        if comment:
+            statements.append(f"COMMENT ON POLICY {tree.quote(piece.name)} ON {table} IS {tree.literal(comment)}")
+    return statements
 
 
 def unused_name(wanted: str, taken: t.Container[str]) -> str:

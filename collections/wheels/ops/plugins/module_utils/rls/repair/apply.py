@@ -322,6 +322,9 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
     meaning (initplan, unwrapped, merged policies) are left to the data comparison.
     """
     reworded = {change.relation.qualified for change in plan.changes if set(change.reasons) - {"recursion"}}
+    guarded = {
+        (change.relation.qualified, name): roles for change in plan.changes for name, roles in change.guarded.items()
+    }
     new = Simulator(now)
     graph = callgraph.CallGraph(before)
 
@@ -337,6 +340,9 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
             for use, context in simulator.reached(who, here, variant, seen.setdefault(who.name, set())):
                 expression = use.policy.slot(use.slot)
                 table = read.relations[use.policy.relation].qualified
+                others = guarded.get((table, use.policy.name), frozenset())
+                if read is not before and not others.isdisjoint(_role_names(read, context.user)):
+                    continue
                 if expression is not None and table not in reworded:
                     entry = (table, context.command, use.policy.permissive, context.user, expression.text)
                     result.setdefault(who.name, set()).add(entry)
@@ -351,6 +357,11 @@ def _unchanged(plan: Plan, before: Catalog, old: Simulator, now: Catalog) -> Non
             f" {', '.join(tables)}.",
             hint="Nothing was changed. Please report it.",
         )
+
+
+def _role_names(read: Catalog, user: int) -> t.Set[str]:
+    """The roles whose policies apply to a user."""
+    return {read.role_name(oid) for oid in read.held.get(user, frozenset()) | {user}}
 
 
 def _compare(

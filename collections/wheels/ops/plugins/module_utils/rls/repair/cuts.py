@@ -84,6 +84,16 @@ class _Option:
     advice: str = ""
 
 
+class _Version(t.NamedTuple):
+    """The slots of a policy that are cut for ``roles`` (quoted names), but for whoever holds one of ``others``
+    (names).
+    """
+
+    roles: t.Tuple[str, ...]
+    slots: t.FrozenSet[str]
+    others: t.Tuple[str, ...] = ()
+
+
 class Planner:
     """Plans the cuts of one catalog."""
 
@@ -167,7 +177,8 @@ class Planner:
                     if other not in review and (edges & shared or not shared):
                         review[other] = review[access]
         decision.cut, decision.unwrapped = Cut(cut), frozenset(unwrapped)
-        self._realize(decision)
+        # Where something is left to a person, a sub-select less may yet make it work.
+        self._realize(decision, bool(review))
         for access, refusal in review.items():
             decision.left.add((access.who.name, access.relation.qualified, access.variant))
             if refusal.as_dict() not in [known.as_dict() for known in decision.refusals]:
@@ -465,12 +476,9 @@ class Planner:
             return str(error)
         return ""
 
-    def _versions(
-        self, policy: Policy, command: str, slots: t.Collection[str]
-    ) -> t.Dict[t.Tuple[str, ...], t.FrozenSet[str]]:
-        """For one command: which roles (quoted names) get which slots cut.
-
-        One entry with the policy's own roles where all are alike.
+    def _versions(self, policy: Policy, command: str, slots: t.Collection[str]) -> t.List[_Version]:
+        """For one command: which roles get which slots cut. One entry with the policy's own roles where all are
+        alike.
         """
         relevant = [slot for slot in slots if policy.slot(slot) is not None and slot in _slots_of(policy, command)]
         wanted: t.Dict[int, t.FrozenSet[str]] = {}
@@ -486,10 +494,11 @@ class Planner:
             wanted[user] = frozenset(slot for slot in relevant if context not in self.kept.get((policy.oid, slot), ()))
         everything = frozenset(relevant)
         if len(set(wanted.values())) <= 1:
-            return {policy.role_names: next(iter(wanted.values()), everything)}
+            return [_Version(policy.role_names, next(iter(wanted.values()), everything))]
         by_class = {member: version for user, version in wanted.items() for member in self._members(user)}
         names = {role.oid: role.name for role in self.catalog.roles.values()}
-        if 0 in policy.roles:
+        public = 0 in policy.roles
+        if public:
             candidates = [
                 role.oid
                 for role in self.catalog.roles.values()
@@ -509,8 +518,25 @@ class Planner:
                     f'policy "{policy.name}" serves roles for which {COMMANDS[command]} works and others for which it'
                     f" fails through {names[candidate]}, so that it cannot be split by role"
                 )
-            groups.setdefault(next(iter(versions), everything), []).append(tree.quote(names[candidate]))
-        return {tuple(sorted(roles)): version for version, roles in groups.items()}
+            groups.setdefault(next(iter(versions), everything), []).append(names[candidate])
+        if public and not self._reads_for_others(users):
+            # A role that is made later is one of PUBLIC, and must not lose what the policy gives it.
+            groups.pop(everything, None)
+            others = tuple(sorted(name for roles in groups.values() for name in roles))
+            shared = [_Version(("public",), everything, others)]
+        else:
+            shared = []
+        split = [_Version(tuple(sorted(map(tree.quote, roles))), version) for version, roles in groups.items()]
+        return sorted([*shared, *split], key=lambda one: (len(one.slots), one.roles))
+
+    def _reads_for_others(self, users: t.Collection[int]) -> bool:
+        """Whether one of the users is the owner of a view, whose policies apply while ``current_user`` is somebody
+        else.
+        """
+        return any(
+            relation.kind == "v" and not relation.invoker and relation.owner in users
+            for relation in self.catalog.relations.values()
+        )
 
     def _members(self, user: int) -> t.List[int]:
         by_name = {role.name: role.oid for role in self.catalog.roles.values()}
@@ -519,7 +545,20 @@ class Planner:
                 return [by_name[name] for name in one.members]
         return [user]
 
-    def _realize(self, decision: Decision) -> None:
+    def _wrap(self, policy: Policy, texts: t.Dict[str, str]) -> None:
+        """Has the identity calls of a policy that gets another text anyway run once for a query, where no access that
+        works reads it. The simulation counts a policy with a cut as holding a sub-select already.
+        """
+        for slot in ("using", "check"):
+            expression = policy.slot(slot)
+            if expression is None or (slot not in texts and self.kept.get((policy.oid, slot))):
+                continue
+            text = texts.get(slot, expression.text)
+            holder = tree.parse(text)
+            if tree.faithful(text) and wrap.wrap(holder):
+                texts[slot] = tree.show(holder.val)
+
+    def _realize(self, decision: Decision, refused: bool) -> None:
         touched: t.Dict[int, t.Dict[str, t.List[int]]] = {}
         for edge in sorted(decision.cut.edges):
             touched.setdefault(edge.policy, {}).setdefault(edge.slot, []).append(edge.target)
@@ -528,6 +567,8 @@ class Planner:
             relation = self.catalog.relations[policy.relation]
             cut = touched.get(oid, {})
             texts = {slot: self._new_text(decision, policy, relation, slot, targets) for slot, targets in cut.items()}
+            if cut and not refused and oid not in decision.unwrapped:
+                self._wrap(policy, texts)
             if oid in decision.unwrapped:
                 for slot in ("using", "check"):
                     expression = policy.slot(slot)
@@ -544,15 +585,22 @@ class Planner:
                                 "weight": 0,
                             }
                         )
-            change = policies.Change(relation, [policy], self._pieces(policy, relation, texts, cut), ["recursion"])
+            guarded: t.Dict[str, t.FrozenSet[str]] = {}
+            pieces = self._pieces(policy, relation, texts, cut, guarded)
+            change = policies.Change(relation, [policy], pieces, ["recursion"], guarded)
             if oid in decision.unwrapped:
                 change.reasons.append("unwrapped")
             decision.changes.append(change)
             self._grant(decision, change)
-            if 0 in policy.roles and any(piece.roles != policy.role_names for piece in change.after):
+            if guarded:
                 decision.warnings.append(
-                    f"{relation.qualified}: {policy.name} was for PUBLIC and is now for each role by name: a role made"
-                    " later needs to be added to it."
+                    f"{relation.qualified}: {policy.name} stays for PUBLIC with the new text: a role made later is served"
+                    " as those are for which it failed. Those for which it works keep the old text, by name."
+                )
+            elif 0 in policy.roles and any(piece.roles != policy.role_names for piece in change.after):
+                decision.warnings.append(
+                    f"{relation.qualified}: {policy.name} was for PUBLIC and is now for each role by name, as the owner"
+                    " of a view reads the table through it: a role made later needs to be added to it."
                 )
 
     def _new_text(self, decision: Decision, policy: Policy, relation: Relation, slot: str, targets: t.List[int]) -> str:
@@ -578,7 +626,12 @@ class Planner:
         return done.text
 
     def _pieces(
-        self, policy: Policy, relation: Relation, texts: t.Dict[str, str], cut: t.Dict[str, t.List[int]]
+        self,
+        policy: Policy,
+        relation: Relation,
+        texts: t.Dict[str, str],
+        cut: t.Dict[str, t.List[int]],
+        guarded: t.Dict[str, t.FrozenSet[str]],
     ) -> t.List[policies.Piece]:
         old = policies.original(policy)
 
@@ -596,21 +649,28 @@ class Planner:
         taken = {other.name for other in relation.policies}
         pieces: t.List[policies.Piece] = []
         for command, versions in plan.items():
-            for roles, version in sorted(versions.items(), key=lambda item: (len(item[1]), item[0])):
-                using = text("using", version) if command != "a" else None
+            for version in versions:
+                using = text("using", version.slots) if command != "a" else None
                 check = {
                     "r": None,
                     "d": None,
-                    "w": text("check", version),
-                    "a": text("check", version) or text("using", version),
+                    "w": text("check", version.slots),
+                    "a": text("check", version.slots) or text("using", version.slots),
                 }[command]
+                # An expression that is not cut is the same in each piece.
+                if version.others and "using" in version.slots:
+                    using = _guarded(using, version.others, policy.permissive)
+                if version.others and ("check" in version.slots or (command == "a" and version.slots)):
+                    check = _guarded(check, version.others, policy.permissive)
                 name = (
                     policy.name
                     if not pieces
                     else policies.unused_name(f"{policy.name} ({COMMANDS[command].lower()})", taken)
                 )
                 taken.add(name)
-                pieces.append(policies.Piece(name, command, policy.permissive, roles, using, check))
+                pieces.append(policies.Piece(name, command, policy.permissive, version.roles, using, check))
+                if version.others:
+                    guarded[name] = frozenset(version.others)
         return pieces
 
     def _grant(self, decision: Decision, change: policies.Change) -> None:
@@ -638,6 +698,17 @@ def _slots_of(policy: Policy, command: str) -> t.Tuple[str, ...]:
     if command == "a":
         return ("check",) if policy.check is not None else ("using",)
     return ("using", "check")
+
+
+def _guarded(text: t.Optional[str], others: t.Sequence[str], permissive: bool) -> t.Optional[str]:
+    """The expression for everybody but who holds one of ``others``, for whom a policy of their own stands.
+
+    Policies are for whoever has a role's privileges, as ``pg_has_role`` asks.
+    """
+    if text is None:
+        return None
+    held = " OR ".join(f"pg_has_role({tree.literal(name)}, 'USAGE')" for name in others)
+    return f"NOT (SELECT {held}) AND ({text})" if permissive else f"(SELECT {held}) OR ({text})"
 
 
 def _held(cursor: Cursor) -> t.Dict[int, t.FrozenSet[int]]:

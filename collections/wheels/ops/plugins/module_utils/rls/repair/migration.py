@@ -103,14 +103,14 @@ def _apply(change: policies.Change) -> t.List[str]:
     if change.in_place:
         return change.apply()
     names = [*(policy.name for policy in change.before), *(piece.name for piece in change.after)]
-    return _replace(change.relation, names, [s for s in change.apply() if not s.startswith("DROP POLICY ")])
+    return _replace(change.relation, names, change.creates())
 
 
 def _undo(change: policies.Change) -> t.List[str]:
     if change.in_place:
         return change.undo()
     names = [*(piece.name for piece in change.after), *(policy.name for policy in change.before)]
-    return _replace(change.relation, names, [s for s in change.undo() if not s.startswith("DROP POLICY ")])
+    return _replace(change.relation, names, change.restores())
 
 
 def _digest(policy: Policy) -> str:
