@@ -15,6 +15,7 @@ import yaml
 
 from tests.sandbox.binaries import REPOSITORY
 from tests.support import servers
+from wheels_ops.rls.model.findings import KINDS
 
 PAGE = REPOSITORY / "docs/rls.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,3 +74,20 @@ def test_yaml_blocks_name_commands_that_exist(text: str) -> None:
 
     options = parser().parse_args([word.replace("*", "1") for word in line.split()])
     assert options.action == "audit" and options.supabase
+
+
+def test_compared_rules_have_a_kind_that_exists_or_a_reason() -> None:
+    """Every rule of the two other linters has a line, with kinds that the program knows or with the reason."""
+    lines = re.findall(
+        r"^\| (0\d{3} \w+|[A-Z]+\d{3}) \| (.*?) \| (.*?) ?\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    names = [name.partition(" ")[0] for name, _here, _why in lines]
+    assert len(names) == len(set(names))
+    expected = [f"{number:04}" for number in range(1, 31) if number != 12]
+    for prefix, last in (("SEC", 55), ("PERF", 5), ("HYG", 4), ("VIEW", 4)):
+        expected += [f"{prefix}{number:03}" for number in range(1, last + 1)]
+    assert names == expected
+    for name, here, why in lines:
+        kinds = re.findall(r"`(\w+)`", here)
+        assert set(kinds) <= set(KINDS), name
+        assert kinds or (here == "no" and why), name

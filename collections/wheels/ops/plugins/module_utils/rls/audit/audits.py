@@ -16,7 +16,7 @@ from ..model import catalog
 from ..model.findings import Finding
 from ..model.roles import RoleClass
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
-from . import callgraph, lints, openings, oracle
+from . import callgraph, conditions, lints, openings, oracle
 from .oracle import VARIANTS, Failure
 from .simulate import Simulator
 
@@ -121,12 +121,14 @@ def inspect(
         read = build()
         predicted = predict(read)
         review = lints.Review(cursor, read, leading)
+        static = [*conditions.findings(read), *openings.from_catalog(read)]
         asked = asking.result()
     failing = explain(read, asked, predicted)
     findings = [
         *lints.recursion(read, failing),
         *callgraph.findings(read, accesses(read)),
         *review.findings(lambda: working(read, failing)),
+        *static,
         *openings.findings(cursor, read),
     ]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]

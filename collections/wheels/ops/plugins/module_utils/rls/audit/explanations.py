@@ -165,4 +165,159 @@ right for tables that only the server reads.
 
 By hand: nothing, if that is meant; otherwise create policies.
 """,
+    "auth_users_exposed": """
+A view or materialized view in a schema of the API reads auth.users with its owner's rights: a role of the API reads
+the addresses, and whatever else it selects, of all users.
+
+By hand: revoke the view from anon and authenticated, or keep what may be public in a profile table of your own with
+policies.
+""",
+    "materialized_view_exposed": """
+PostgreSQL has no row-level security for materialized views: whoever has SELECT sees every row, as the role saw it
+that refreshed the view, past the policies of the tables.
+
+By hand: REVOKE SELECT from anon and authenticated, or move it into a schema that the API does not expose.
+""",
+    "foreign_table_exposed": """
+PostgreSQL has no row-level security for foreign tables: whoever has the privilege reads, or writes, everything that
+the user mapping may.
+
+By hand: REVOKE the privileges from anon and authenticated, or move it into a schema that is not exposed.
+""",
+    "role_bypasses_rls": """
+A role of the API is a superuser, has BYPASSRLS, owns tables with policies, or may become a role that does: no policy
+stands between its requests and the rows.
+
+By hand: ALTER ROLE ... NOBYPASSRLS, REVOKE the membership, or ALTER TABLE ... FORCE ROW LEVEL SECURITY for the owner.
+""",
+    "null_identity": """
+One alternative of the condition asks whether the identity is absent, such as ``auth.uid() IS NULL OR ...``. Without a
+token that is true, for every row. Nearly always IS NOT NULL with AND was meant.
+
+By hand: leave the alternative out; a comparison with auth.uid() is not true without a token anyway.
+""",
+    "any_user": """
+The condition asks only whether somebody is signed in (``auth.uid() IS NOT NULL``, ``auth.role() = 'authenticated'``)
+and names no column: all accounts reach the rows of all others, and anybody may make an account.
+
+By hand: compare a column with auth.uid(). If all are to see all rows, ``TO authenticated USING (true)`` says so.
+""",
+    "immutable_identity": """
+The policy calls a function that is declared IMMUTABLE and reads the session (a setting, auth.uid()). PostgreSQL may
+compute it once, when a plan is made, and use the result for the next caller.
+
+By hand: ALTER FUNCTION ... STABLE.
+""",
+    "realtime_without_rls": """
+The table is in the publication that Supabase's Realtime broadcasts, and row-level security is off: its changes go to
+every subscriber.
+
+By hand: ENABLE ROW LEVEL SECURITY with policies, or ALTER PUBLICATION supabase_realtime DROP TABLE.
+""",
+    "sensitive_column": """
+A column whose name says that it holds a secret (a password, a token, a card number) may be read by a role of the API,
+through a grant on that column or on a table without row-level security.
+
+By hand: REVOKE SELECT on the column, or move it into a table that only the server reads.
+""",
+    "leakproof_function": """
+PostgreSQL runs functions marked LEAKPROOF before the conditions of policies, on rows that the caller may not see. One
+that raises an error or takes longer for some values tells what they hold.
+
+By hand: ALTER FUNCTION ... NOT LEAKPROOF, unless it tells nothing about its arguments in any way.
+""",
+    "view_calls_definer": """
+A role of the API may read the view, and the view calls a function with SECURITY DEFINER: the function returns rows
+with its owner's rights, whoever asks, even to those who may not call it themselves.
+
+By hand: let the function return the caller's rows only, or revoke the view.
+""",
+    "view_as_owner": """
+The view runs with its owner's rights and reads a table on which the role of the API has no SELECT. That is the usual
+way to show a part of a table; the part should be what is meant.
+
+By hand: read the view's query. If its rows should depend on the caller, set security_invoker and write policies.
+""",
+    "anonymous_write": """
+The policy names anon, is for writing, and asks for no identity: whoever has the project's public key, which every
+visitor has, may write.
+
+By hand: ALTER POLICY ... TO authenticated, and REVOKE the privilege from anon, unless visitors are meant to write.
+""",
+    "check_drops_owner": """
+USING compares a column with the caller, WITH CHECK does not, and an explicit WITH CHECK stands in the place of USING
+for new rows. The caller may write rows in the name of others.
+
+By hand: repeat the comparison in WITH CHECK, or leave WITH CHECK out where it should be the same as USING.
+""",
+    "any_bucket": """
+The policy on storage.objects does not ask for the bucket: it holds for the files of all buckets, also for buckets
+that are made later.
+
+By hand: add ``bucket_id = '...'``.
+""",
+    "pattern_identity": """
+The policy uses LIKE, ILIKE or a regular expression with the caller's identity and something that is no constant. What
+holds a wildcard matches more than itself.
+
+By hand: compare with ``=``; for upper and lower case, ``lower(a) = lower(b)``.
+""",
+    "email_identity": """
+The policy decides by an email address. Addresses change and are given to others; ids do not.
+
+By hand: store the user's id and compare it with (SELECT auth.uid()).
+""",
+    "hardcoded_identity": """
+The policy names one account, tenant or address in its text. It stays when the person leaves.
+
+By hand: keep such rights in a table that the policy reads.
+""",
+    "unknown_role_name": """
+The policy compares auth.role() with a name that no role of the server has, so that the comparison is never true. Roles
+of an application are not those of the token.
+
+By hand: use anon, authenticated or service_role; read an application's roles from app_metadata or a table.
+""",
+    "unqualified_setting": """
+The policy reads a setting without a prefix. PostgreSQL lets nobody set one that it does not know unless its name has a
+dot, so that current_setting() fails, or gives NULL.
+
+By hand: use a name with a dot, ``current_setting('app.user_id', true)``, in the policy and where it is set.
+""",
+    "always_false": """
+A permissive policy without the expression that its command needs, or with one that is always false, lets no row
+through. Other policies are not narrowed by it.
+
+By hand: drop it, or write the condition that was meant. To narrow other policies make it AS RESTRICTIVE.
+""",
+    "only_restrictive": """
+Restrictive policies narrow what permissive ones let through. Without a permissive one no row is visible to anybody
+whom row-level security binds.
+
+By hand: create a permissive policy, or drop AS RESTRICTIVE from one.
+""",
+    "policy_for_exempt_role": """
+The policy's roles are superusers or have BYPASSRLS (Supabase's service_role): no policy binds them, and none is
+needed to let them in.
+
+By hand: drop it, or name the role that was meant.
+""",
+    "function_search_path": """
+The policy calls a function that runs with the caller's rights and looks names up in the caller's search_path. Who may
+set that, and create a table (a temporary one suffices), decides what the policy reads.
+
+By hand: qualify the names in its body and ALTER FUNCTION ... SET search_path = ''.
+""",
+    "volatile_function": """
+The policy calls a VOLATILE function: it runs for every row, no index can be used with its result, and it sees changes
+of the very statement that it guards.
+
+By hand: declare it STABLE if it only reads.
+""",
+    "unindexable_comparison": """
+The policy converts a column before it compares it, ``owner::text = ...`` or ``lower(email) = ...``. An index on the
+column does not help then.
+
+By hand: convert the other side, or create an index on the expression.
+""",
 }

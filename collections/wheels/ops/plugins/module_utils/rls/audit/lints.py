@@ -14,6 +14,7 @@ from ..model import policies, tree, wrap
 from ..model.catalog import COMMANDS, Catalog, Expression, Function, Policy, Relation
 from ..model.findings import Finding
 from ..model.transactions import Cursor, rows
+from . import conditions, openings
 from .oracle import Failure
 from .simulate import Simulator
 
@@ -34,6 +35,18 @@ _LOOKUP_LEFT = re.compile(
     r"(?:auth\.(?:uid|role|email)\(\)|current_setting\([^()]*\))(?: AS \w+\))?\)*(?:::\w+)? ="
     rf" \(?(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})(?![\w\".(])"
 )
+#: ``alias.column = alias.column``: where a policy recurses, its repair looks rows up by one of the two.
+_CORRELATED = (
+    re.compile(rf"(?<![\w\".])(?P<alias>{_NAME})\.(?P<column>{_NAME}) = {_NAME}\.{_NAME}(?![\w\".(])"),
+    re.compile(rf"(?<![\w\".]){_NAME}\.{_NAME} = (?P<alias>{_NAME})\.(?P<column>{_NAME})(?![\w\".(])"),
+)
+#: ``(column)::type = <identity>`` and ``lower(column) = <identity>``.
+_CONVERTED = re.compile(
+    rf"(?:(?P<function>lower|upper|btrim)\(\(?|\()(?:(?P<alias>{_NAME})\.)?(?P<column>{_NAME})\)"
+    rf"(?:::(?P<type>[\w ]+?))?\)?"
+    rf" = (?:\( ?SELECT )?\(*{_IDENTITY}"
+)
+_CONVERSION = re.compile(r"\b(?:lower|upper|btrim)\(")
 _SOURCE = re.compile(rf"(?:FROM|JOIN|,) \(*(?:ONLY )?(?P<schema>{_NAME})\.(?P<table>{_NAME})(?: (?P<alias>{_NAME}))?")
 _NOT_ALIAS = frozenset("where on join left right inner full cross group order limit union having natural".split(" "))  # noqa: SIM905 - words
 
@@ -82,6 +95,7 @@ class Review:
         self._found: t.List[Finding] = []
         self._bare: t.Set[int] = set()
         self._wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
+        self._converted: Converted = {}
         self._users = read.by_name("auth", "users")
         self._look()
         self._reading = _reading(read, self._users)
@@ -111,6 +125,7 @@ class Review:
             for policy in relation.policies:
                 found += _policy(read, relation, policy, self._bare, self._users)
             _unindexed(read, relation, self._leading, self._wanted)
+            _converted(read, relation, self._leading, self._converted)
             found += _multiple(read, relation)
 
     def findings(self, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
@@ -123,6 +138,7 @@ class Review:
                 for (oid, column), names in _columns(cursor, self._wanted).items()
             ),
         ]
+        found += _unindexable(cursor, read, self._converted)
         latent = _latent(read, self._bare, working)
         found = latent + [_cautious(finding, latent) for finding in found]
         found += _denied(cursor, read, self._reading)
@@ -208,18 +224,20 @@ def _policy(
 
 def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
     writes = policy.command != "r"
-    using = policy.using is not None and policy.using.text in ("true", "(1 = 1)")
-    check = policy.check is not None and policy.check.text in ("true", "(1 = 1)")
-    if not policy.permissive or not (using or check) or set(policy.role_names) <= {"service_role"}:
+    using, check = conditions.always(policy.using), conditions.always(policy.check)
+    if not (using or check) or set(policy.role_names) <= {"service_role"}:
         return []
-    what = (
-        "every row may be read"
-        if not writes
-        else "every row may be written"
-        if check or policy.check is None
-        else "every row may be reached"
-    )
-    why = f"{what} by {', '.join(policy.role_names)}, whatever the other permissive policies say."
+    if not policy.permissive:
+        why = f"A RESTRICTIVE policy that is always true narrows nothing, here for {', '.join(policy.role_names)}."
+    else:
+        what = (
+            "every row may be read"
+            if not writes
+            else "every row may be written"
+            if check or policy.check is None
+            else "every row may be reached"
+        )
+        why = f"{what} by {', '.join(policy.role_names)}, whatever the other permissive policies say."
     advice = f"-- If it is not meant: DROP POLICY {policy.quoted} ON {relation.qualified};"
     return [
         Finding(
@@ -377,12 +395,50 @@ def _look(
     leading: t.Dict[int, t.Set[str]],
     wanted: t.Dict[t.Tuple[int, str], t.Set[str]],
 ) -> None:
-    sources = _sources(read, relation, text, has_sublink)
-    for pattern in (_LOOKUP, _LOOKUP_LEFT):
+    places = sources(read, relation, text, has_sublink)
+    correlated = _CORRELATED if has_sublink and relation.oid in read.circular() else ()
+    for pattern in (_LOOKUP, _LOOKUP_LEFT, *correlated):
         for place in pattern.finditer(text):
-            table = sources.get(place["alias"] or "")
+            table = places.get(place["alias"] or "")
             if table is not None and table.kind in ("r", "p") and place["column"] not in leading.get(table.oid, ()):
                 wanted.setdefault((table.oid, place["column"]), set()).add(about)
+
+
+#: (table, column quoted, whether a function converts it rather than a cast) and the policies that do.
+Converted = t.Dict[t.Tuple[int, str, bool], t.Set[str]]
+
+
+def _converted(read: Catalog, relation: Relation, leading: t.Dict[int, t.Set[str]], wanted: Converted) -> None:
+    for policy in relation.policies:
+        for expression in (policy.using, policy.check):
+            if expression is None or not (")::" in expression.text or _CONVERSION.search(expression.text)):
+                continue
+            for place in _CONVERTED.finditer(expression.text):
+                table = sources(read, relation, expression.text, expression.has_sublink).get(place["alias"] or "")
+                if table is not None and place["column"] in leading.get(table.oid, ()):
+                    key = (table.oid, place["column"], bool(place["function"]))
+                    wanted.setdefault(key, set()).add(_about(relation, policy))
+
+
+def _unindexable(cursor: Cursor, read: Catalog, wanted: Converted) -> t.Iterator[Finding]:
+    """Columns with an index that a policy converts before it compares them, so that the index does not help."""
+    if not wanted:
+        return
+    # A cast from varchar to text changes nothing and keeps the index; an index on an expression may be the right one.
+    cursor.execute(
+        "select w.relation::bigint, w.name, w.called from unnest(%s::oid[], %s::text[], %s::boolean[]) as w(relation,"
+        " name, called) join pg_catalog.pg_attribute a on a.attrelid = w.relation and quote_ident(a.attname) = w.name"
+        " and a.attnum > 0 where (w.called or not exists (select from pg_catalog.pg_type t where t.oid = a.atttypid and"
+        " t.typcategory = 'S')) and not exists (select from pg_catalog.pg_index i where i.indrelid = w.relation and"
+        " i.indexprs is not null)",
+        ([key[0] for key in wanted], [key[1] for key in wanted], [key[2] for key in wanted]),
+    )
+    for oid, column, called in cursor.fetchall():
+        table, names = read.relations[oid], sorted(wanted[oid, column, called])
+        why = f"{', '.join(names)} convert it before they compare it, so that its index does not help."
+        advice = "-- Convert the other side of the comparison, or create an index on the expression."
+        details = {"table": table.qualified, "column": column, "policies": names}
+        yield Finding("unindexable_comparison", f"{table.qualified}.{column}", why, advice, details=details)
 
 
 def _columns(cursor: Cursor, wanted: t.Dict[t.Tuple[int, str], t.Set[str]]) -> t.Dict[t.Tuple[int, str], t.Set[str]]:
@@ -423,7 +479,7 @@ def _index_finding(table: Relation, column: str, names: t.List[str]) -> Finding:
     return Finding("unindexed_column", f"{table.qualified}.{column}", why, statement, details=details)
 
 
-def _sources(read: Catalog, relation: Relation, text: str, has_sublink: bool) -> t.Dict[str, Relation]:
+def sources(read: Catalog, relation: Relation, text: str, has_sublink: bool) -> t.Dict[str, Relation]:
     """What the aliases in an expression stand for; "" and the table's own name are the policy's table."""
     found = {"": relation, relation.qualified.rpartition(".")[2]: relation}
     for place in _SOURCE.finditer(text) if has_sublink else ():
@@ -598,6 +654,13 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
             found.append(
                 Finding("definer_exposed", function.signature, why, statement, details={**details, "roles": who})
             )
+        if function.search_path and openings.unqualified(function) and not _ends_in_pg_temp(function.search_path):
+            why = (
+                f"Its search_path ({function.search_path}) does not name pg_temp, which is then searched first: a"
+                " temporary table of its caller stands in for one that its body does not qualify."
+            )
+            statement = f"ALTER FUNCTION {function.signature} SET search_path = {function.search_path}, pg_temp;"
+            found.append(Finding("definer_search_path", function.signature, why, statement, "info", details))
         if function.search_path is None and function.body is None:
             why = (
                 "It looks names up in the caller's search_path: whoever may create objects in a schema listed there"
@@ -609,6 +672,11 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
             found.append(Finding("definer_search_path", function.signature, why, statement, details=details))
         found += _still_bound(read, function, function.oid in in_policies, details)
     return found
+
+
+def _ends_in_pg_temp(search_path: str) -> bool:
+    names = [name.strip(' "') for name in search_path.split(",")]
+    return names[-1] in ("pg_temp", "", "''")
 
 
 def _still_bound(read: Catalog, function: Function, in_policy: bool, details: t.Dict[str, t.Any]) -> t.List[Finding]:
