@@ -27,7 +27,7 @@ def app(name: str) -> t.Any:
 def be_patient(times: float) -> None:
     """Multiplies what an answer may take."""
     for module, names in (
-        ("services.tts.fallback_tts", ["TIME_LIMIT"]),
+        ("services.tts.fallback_tts", ["TIME_LIMIT", "ASK_LIMIT"]),
         ("services.tts.tts_service", ["TOTAL", "RESERVE", "ANSWER"]),
     ):
         for name in names:
@@ -46,11 +46,14 @@ async def service(*, settle: bool = True) -> t.Any:
 
     made = TTSService()
     await made.initialize()
-    while settle and any(
-        not task.done() and made.breakers[name].state == "closed" for name, task in made._probes.items()
-    ):
-        await asyncio.sleep(0.01)
+    if settle:
+        await probed(made)
     return made
+
+
+async def probed(made: t.Any) -> None:
+    while any(not task.done() and made.breakers[name].state == "closed" for name, task in made._probes.items()):
+        await asyncio.sleep(0.01)
 
 
 def shown(answer: t.Any, *, audio: bool = False) -> t.Dict[str, t.Any]:
@@ -85,6 +88,68 @@ async def speak(text: str, times: int = 1, stream: bool = False, settle: bool = 
     status = await made.get_service_status()
     await made.shutdown()
     return {"answers": answers, "status": status}
+
+
+class StubEdge:
+    """In place of the package edge-tts: MP3 frames in every voice but the blocked ones, which it keeps a list of."""
+
+    def __init__(self, blocked: t.Collection[str], kind: str) -> None:
+        self.blocked, self.error = set(blocked), type(kind, (Exception,), {})
+        self.asked: t.List[str] = []
+
+    def Communicate(self, _text: str, name: str, **_settings: t.Any) -> t.Any:
+        return StubSpeech(self, name)
+
+
+class StubSpeech:
+    def __init__(self, edge: StubEdge, name: str) -> None:
+        self.edge, self.name = edge, name
+
+    async def stream(self) -> t.AsyncIterator[t.Dict[str, t.Any]]:
+        self.edge.asked.append(self.name)
+        if self.name in self.edge.blocked:
+            raise self.edge.error("not this voice")
+        yield {"type": "audio", "data": b"\xff\xf3\x64\xc4" + bytes(600)}
+
+
+async def voices(
+    wishes: t.Sequence[t.Optional[str]], blocked: t.Sequence[str] = (), kind: str = "NoAudioReceived"
+) -> t.Any:
+    """One utterance in each wished voice, then one in the default voice; Edge, where it is in the chain, is a stub."""
+    speaking = app("services.tts.tts_service")
+    made = speaking.TTSService()
+    made.engines["edge"] = speaking.EdgeEngine()
+    made.engines["edge"].module = stub = StubEdge(blocked, kind)
+    await made.initialize()
+    await probed(made)
+    engines = []
+    for number, wish in enumerate([*wishes, None]):
+        answer = await made.synthesize_for_pam(
+            f"Sentence number {number}.", user_id=f"u{number}", voice_preference=wish
+        )
+        while speaking.ATTEMPTS:
+            await asyncio.sleep(0.01)
+        engines.append(shown(answer)["engine"])
+    status = await made.get_service_status()
+    await made.shutdown()
+    return {"engines": engines, "asked": stub.asked, "status": status["engines"]["engines"]}
+
+
+async def breaker_of_one_voice(alive: bool) -> t.Any:
+    """Two time-outs of one voice: is the engine asked again before it is left alone?"""
+    speaking = app("services.tts.tts_service")
+    made = speaking.TTSService()
+    made.engines["edge"] = speaking.EdgeEngine()
+    made.engines["edge"].module = stub = StubEdge([], "ServerTimeoutError")
+    await made.initialize()
+    await probed(made)
+    stub.blocked = {"de-DE-KatjaNeural"} | (set() if alive else {"en-US-AriaNeural"})
+    for number in range(2):
+        await made.synthesize_for_pam(f"Satz {number}.", voice_preference="de-DE-KatjaNeural")
+    await probed(made)
+    state = made.breakers["edge"].state
+    await made.shutdown()
+    return {"state": state}
 
 
 async def collect(chunks: t.AsyncIterator[t.Any]) -> t.Dict[str, t.Any]:
@@ -505,6 +570,18 @@ async def pure() -> t.Any:
         "espeak": [
             fallback_tts.espeak_voice(fallback_tts.Voice(language, "male"))
             for language in ("en-US", "de_DE", "../../etc/passwd", "-f", "pt-BR")
+        ],
+        "asked": [
+            fallback_tts.espeak_voice(
+                fallback_tts.Voice(language),
+                fallback_tts.espeak_languages(
+                    "Pty Language       Age/Gender VoiceName          File                 Other Languages\n"
+                    " 5  cmn             --/M      Chinese_(Mandarin) sit/cmn              (zh-cmn 5)(zh 5)\n"
+                    " 5  zh              --/M      chinese-mb-cn1     mb/mb-cn1\n"
+                    " 5  nb              --/M      Norwegian_Bokmål  gmq/nb               (no 5)\n"
+                ),
+            )
+            for language in ("zh-TW", "no-NO", "nb", "th-TH")
         ],
     }
 

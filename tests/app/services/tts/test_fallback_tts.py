@@ -145,7 +145,7 @@ def test_local_service_keeps_its_contract(tree: Tree) -> None:
 
 
 def test_without_any_engine_the_text_is_shown_and_no_engine_is_called_healthy(tree: Tree, tmp_path: Path) -> None:
-    env = {"PATH": path_with(tmp_path), "PYTHONPATH": str(_without(tmp_path / "hidden", "pyttsx3"))}
+    env = {"PATH": path_with(tmp_path), "PYTHONPATH": str(without_module(tmp_path / "hidden", "pyttsx3"))}
     found = tree.run("fallback", text="Hello.", env=env)
     assert found["engines"] == ["text_only"]
     answer = found["answer"]
@@ -213,13 +213,13 @@ def test_what_is_called_wav_has_a_true_header(tree: Tree) -> None:
 def test_an_engine_that_is_installed_later_is_found_without_a_restart(tree: Tree) -> None:
     found = tree.run(
         "installed_later",
-        env={"TTS_PRIMARY_ENGINE": "fallback", "PYTHONPATH": str(_without(tree.directory / "hidden", "pyttsx3"))},
+        env={"TTS_PRIMARY_ENGINE": "fallback", "PYTHONPATH": str(without_module(tree.directory / "hidden", "pyttsx3"))},
     )
     assert found["first"]["engine"] == "text_only" and found["status"] == "unhealthy"
     assert found["second"]["engine"] == "system" and found["second"]["bytes"] > 1000
 
 
-def _without(directory: Path, module: str) -> Path:
+def without_module(directory: Path, module: str) -> Path:
     """A directory whose ``sitecustomize`` makes a module impossible to find."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "sitecustomize.py").write_text(

@@ -64,6 +64,7 @@ def test_functions_without_an_engine(tree: Tree) -> None:
     assert found["genders"] == ["female", "male", "male"]
     assert found["voices"] == ["de-DE-ConradNeural", "en-US-AriaNeural", "en-GB-RyanNeural", "en-US-AriaNeural"]
     assert found["espeak"] == ["en-us+m3", "de+m3", "en-us+m3", "en-us+m3", "pt-br+m3"]
+    assert found["asked"] == ["cmn+f3", "nb+f3", "nb+f3", "en-us+f3"]
 
 
 def test_primary_engine_fallback_leaves_the_network_alone(tree: Tree, edge: FakeEdge) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import struct
@@ -36,6 +37,9 @@ MAX_TEXT = 10_000
 TIME_LIMIT = 1.2
 #: Seconds for which an engine that was not done in time is asked last.
 SLOW_FOR = 300.0
+#: Seconds that the question for an engine's languages may take, after which it is asked again where it did not answer;
+#: and voices that are remembered as failing.
+ASK_LIMIT, ASK_AGAIN, MAX_FAILING = 0.6, 15.0, 256
 #: Limits of the engine's process: processor seconds and bytes of address space.
 CPU_LIMIT = 10
 MEMORY_LIMIT = 512 * 1024 * 1024
@@ -177,15 +181,53 @@ _POWERSHELL = (
 )
 
 
-def espeak_voice(voice: Voice) -> str:
-    """The espeak voice for a locale and gender: ``en-us+f3``. Anything that is not a plain locale becomes English."""
+ENGLISH = "en-us"
+
+
+def locale_of(voice: Voice) -> str:
+    """The voice's language as espeak writes one: ``pt-br``. Anything that is not a plain locale becomes English."""
     language = voice.language.replace("_", "-").lower()
-    if not all(part.isalnum() and part.isascii() and len(part) <= 8 for part in language.split("-")):
-        language = "en-us"
+    plain = all(part.isalnum() and part.isascii() and len(part) <= 8 for part in language.split("-"))
+    return language if plain else ENGLISH
+
+
+def espeak_languages(listing: str) -> t.Dict[str, str]:
+    """From what ``espeak-ng --voices`` prints: every name of a language (``zh`` too) -> the one to ask for (``cmn``).
+
+    A row is ``Pty Language Age/Gender VoiceName File Other Languages``. Voices of MBROLA (``mb/``) need a program and
+    data that seldom are there.
+    """
+    own: t.Dict[str, str] = {}
+    other: t.Dict[str, t.Tuple[int, str]] = {}
+    for line in listing.splitlines()[1:]:
+        words = line.split()
+        if len(words) < 5 or words[4].startswith("mb/"):
+            continue
+        name = words[1].lower()
+        own.setdefault(name, name)
+        for alias, priority in re.findall(r"\(([\w-]+) (\d+)\)", line):  # the lower, the better
+            other[alias.lower()] = min(other.get(alias.lower(), (100, "")), (int(priority), name))
+    return {**{alias: name for alias, (_ignored, name) in other.items()}, **own}
+
+
+def espeak_voice(voice: Voice, languages: t.Optional[t.Mapping[str, str]] = None) -> str:
+    """The espeak voice for a locale and gender: ``en-us+f3``. ``languages``: what ``espeak_languages`` gave; a language
+    that is not among them becomes English."""
+    language = locale_of(voice)
     # espeak-ng knows regions for few languages only; the plain language is always right.
     base = language.split("-")[0]
-    known = language if language in ("en-us", "en-gb", "fr-be", "fr-ch", "pt-br", "es-419") else base
-    return f"{known}+{'m3' if voice.gender.lower().startswith('m') else 'f3'}"
+    if languages:
+        name = languages.get(language) or languages.get(base) or ENGLISH
+    else:
+        name = language if language in (ENGLISH, "en-gb", "fr-be", "fr-ch", "pt-br", "es-419") else base
+    return f"{name}+{'m3' if voice.gender.lower().startswith('m') else 'f3'}"
+
+
+def espeak_voices(voice: Voice, languages: t.Optional[t.Mapping[str, str]] = None) -> t.List[str]:
+    """The voices to try, best first: the one asked for, the plain voice of its language, English."""
+    first = espeak_voice(voice, languages)
+    name, _ignored, variant = first.partition("+")
+    return list(dict.fromkeys([first, name.split("-")[0] if not languages else name, f"{ENGLISH}+{variant}", "en"]))[:3]
 
 
 @dataclass(frozen=True)
@@ -196,8 +238,11 @@ class Program:
     path: str
     to_file: bool
 
-    def words(self, voice: Voice, target: str) -> t.List[str]:
-        """The argument list. It holds numbers, a voice of our own making and a path of our own making: never text."""
+    def words(self, voice: Voice, target: str, spoken: str = "") -> t.List[str]:
+        """The argument list. It holds numbers, a voice of our own making and a path of our own making: never text.
+
+        ``spoken``: the voice's name, where it is not that of ``espeak_voice``.
+        """
         if self.name == "espeak":
             pitch, volume = int(min(99, max(0, 50 * voice.pitch))), int(min(200, max(0, 100 * voice.volume)))
             return [
@@ -207,7 +252,7 @@ class Program:
                 "-b",
                 "1",
                 "-v",
-                espeak_voice(voice),
+                spoken or espeak_voice(voice),
                 "-s",
                 str(voice.wpm()),
                 "-p",
@@ -317,14 +362,14 @@ async def run_program(
     return output
 
 
-async def speak_with(program: Program, text: str, voice: Voice, *, limit: float) -> Audio:
+async def speak_with(program: Program, text: str, voice: Voice, *, limit: float, spoken: str = "") -> Audio:
     """One utterance by one local program, as WAV. Raises ``SpeechError``."""
     clean = speakable(text)
     # Ten minutes of speech are not wanted from a machine that is slow already: long texts get more time, not endless.
     limit += len(clean) / 1000
     try:
         if not program.to_file:
-            raw = await run_program(program.words(voice, ""), clean, limit=limit)
+            raw = await run_program(program.words(voice, "", spoken), clean, limit=limit)
         else:
             directory = tempfile.mkdtemp(prefix="pam-tts-")
             try:
@@ -345,6 +390,33 @@ async def speak_with(program: Program, text: str, voice: Voice, *, limit: float)
     return Audio(data, AudioFormat.WAV, rate, duration, program.name)
 
 
+class FailingVoices:
+    """Voices that failed while their engine works: each is left aside, for a minute at first, for ten in the end."""
+
+    FIRST, LAST = 60.0, 600.0
+
+    def __init__(self) -> None:
+        self._until: t.Dict[str, t.Tuple[float, float]] = {}
+
+    def order(self, voices: t.Sequence[str]) -> t.List[str]:
+        """The same voices, those that failed lately at the end."""
+        now = time.monotonic()
+        return sorted(voices, key=lambda name: self._until.get(name, (0.0, 0.0))[0] > now)
+
+    def failed(self, voice: str) -> None:
+        pause = min(self.LAST, 2 * self._until.pop(voice, (0.0, self.FIRST / 2))[1])
+        self._until[voice] = (time.monotonic() + pause, pause)
+        while len(self._until) > MAX_FAILING:
+            self._until.pop(next(iter(self._until)))
+
+    def spoke(self, voice: str) -> None:
+        self._until.pop(voice, None)
+
+
+#: Failures that another voice of the same engine may not have.
+OF_THE_VOICE = ("failed", "no_audio", "garbage")
+
+
 class FallbackTTSService:
     """The local engines one after the other, then plain text. ``available_engines`` always ends with ``text_only``."""
 
@@ -355,6 +427,8 @@ class FallbackTTSService:
         self._slots: t.Optional[asyncio.Semaphore] = None
         self._slots_loop: t.Optional[asyncio.AbstractEventLoop] = None
         self._slow: t.Dict[str, float] = {}
+        self._languages: t.Dict[str, t.Tuple[float, t.Dict[str, str]]] = {}
+        self.failing = FailingVoices()
 
     async def initialize(self) -> bool:
         """Looks for engines; may be called again. Always True, as text is always possible."""
@@ -376,6 +450,42 @@ class FallbackTTSService:
             self._slots, self._slots_loop = asyncio.Semaphore(max(1, os.cpu_count() or 1)), loop
         return self._slots
 
+    async def languages(self, program: Program) -> t.Dict[str, str]:
+        """What espeak says that it speaks, asked once for a program; empty where it does not say."""
+        asked, languages = self._languages.get(program.path, (float("-inf"), {}))
+        if languages or time.monotonic() - asked < ASK_AGAIN:
+            return languages
+        self._languages[program.path] = (time.monotonic(), {})
+        try:
+            listing = await run_program([program.path, "--voices"], "", limit=ASK_LIMIT)
+        except (SpeechError, OSError) as error:
+            logger.info("The local TTS engine does not list its languages", engine=program.name, error=str(error))
+            return {}
+        languages = espeak_languages(listing.decode("utf-8", "replace"))
+        self._languages[program.path] = (time.monotonic(), languages)
+        return languages
+
+    async def _speak_with(self, program: Program, text: str, voice: Voice) -> Audio:
+        """One engine's audio: in the voice asked for, else in the plain one of its language, else in English."""
+        if program.name != "espeak":
+            return await speak_with(program, text, voice, limit=TIME_LIMIT)
+        english = locale_of(voice).split("-")[0] == "en"
+        names = self.failing.order(espeak_voices(voice, None if english else await self.languages(program)))
+        for number, name in enumerate(names):
+            try:
+                audio = await speak_with(program, text, voice, limit=TIME_LIMIT, spoken=name)
+            except SpeechError as error:
+                # A text without a sound says nothing about the voice.
+                sounds = any(character.isalnum() for character in text)
+                if error.kind not in OF_THE_VOICE or number + 1 == len(names) or not sounds:
+                    raise
+                self.failing.failed(name)
+                logger.info("A local TTS voice failed, another one speaks", voice=name, cause=error.kind)
+            else:
+                self.failing.spoke(name)
+                return audio
+        raise SpeechError("failed", f"{program.name} has no voice")
+
     async def speak(self, text: str, voice: t.Optional[Voice] = None) -> Audio:
         """Audio of the first local engine that makes some. Raises ``SpeechError`` with the last engine's reason."""
         if not self.is_initialized:
@@ -392,7 +502,7 @@ class FallbackTTSService:
             now = time.monotonic()
             for program in sorted(self.programs, key=lambda one: self._slow.get(one.name, 0.0) > now):
                 try:
-                    return await speak_with(program, text, voice or Voice(), limit=TIME_LIMIT)
+                    return await self._speak_with(program, text, voice or Voice())
                 except SpeechError as error:
                     logger.warning("Local TTS engine failed", engine=program.name, cause=error.kind, error=str(error))
                     last = error

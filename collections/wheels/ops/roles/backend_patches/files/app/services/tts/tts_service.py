@@ -26,7 +26,7 @@ import time
 import typing as t
 import urllib.request
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.core.logging import get_logger
@@ -42,14 +42,17 @@ from .base_tts import (
     VoiceStyle,
 )
 from .fallback_tts import (
+    OF_THE_VOICE,
     STREAM_PIECE,
     Audio,
+    FailingVoices,
     FallbackTTSService,
     LocalEngine,
     SpeechError,
     Voice,
     container_of,
     find_programs,
+    locale_of,
     pieces,
     speakable,
     voice_of,
@@ -215,6 +218,18 @@ def edge_voice(voice: Voice, wanted: str = "") -> str:
     return EDGE_VOICES["en-US", gender]
 
 
+def edge_voices(voice: Voice, wanted: str = "") -> t.List[str]:
+    """The Edge voices to try, best first: the one asked for, the default of its language, English. Two at least."""
+    first = edge_voice(voice, wanted)
+    spoken = replace(voice, language="-".join(first.split("-")[:2])) if wanted == first else voice
+    other = "female" if voice.gender.lower().startswith("m") else "male"
+    language = spoken.language.split("-", maxsplit=1)[0].lower()
+    tries = [first, edge_voice(spoken), edge_voice(replace(voice, language="en-US"))]
+    if language == "en":
+        tries.append(edge_voice(replace(spoken, gender=other)))
+    return list(dict.fromkeys(tries))[:3]
+
+
 def gender_of(edge_name: str) -> str:
     """The gender of an Edge voice, so that a fallback keeps it."""
     return "male" if edge_name.split("-")[-1].removesuffix("Neural") in _MALE_NAMES else "female"
@@ -259,6 +274,11 @@ class EdgeEngine:
 
     def __init__(self) -> None:
         self.module: t.Any = None
+        self.failing = FailingVoices()
+
+    def key(self, voice: Voice, wanted: str) -> str:
+        """The voice that a failure counts against."""
+        return edge_voice(voice, wanted)
 
     def unavailable(self) -> str:
         """Why it cannot even be tried; empty if it can."""
@@ -279,9 +299,29 @@ class EdgeEngine:
         if self.module is None:
             # 0.25 s of importing, which must not stop the event loop.
             self.module = await asyncio.to_thread(importlib.import_module, "edge_tts")
+        names = self.failing.order(edge_voices(voice, wanted))
+        for number, name in enumerate(names):
+            begun = False
+            try:
+                async for data in self._spoken(text, voice, name):
+                    begun = True
+                    yield data
+                if not begun:
+                    raise SpeechError("no_audio", "the engine made no audio")
+            except Exception as error:  # whatever the library raises; ``classify`` knows it by name
+                sounds = any(character.isalnum() for character in text)
+                if begun or classify(error) not in OF_THE_VOICE or number + 1 == len(names) or not sounds:
+                    raise
+                self.failing.failed(name)
+                logger.info("An Edge voice failed, another one speaks", voice=name, cause=classify(error))
+            else:
+                self.failing.spoke(name)
+                return
+
+    async def _spoken(self, text: str, voice: Voice, name: str) -> t.AsyncIterator[bytes]:
         spoken = self.module.Communicate(
             text,
-            edge_voice(voice, wanted),
+            name,
             rate=f"{round(100 * voice.speed) - 100:+d}%",
             volume=f"{round(100 * voice.volume) - 100:+d}%",
             pitch=f"{round(50 * voice.pitch) - 50:+d}Hz",
@@ -302,6 +342,9 @@ class CoquiEngine:
 
     def __init__(self) -> None:
         self.engine: t.Any = None
+
+    def key(self, voice: Voice, wanted: str) -> str:
+        return f"{wanted} {locale_of(voice)}"
 
     def unavailable(self) -> str:
         return "" if self.engine or installed("TTS") else "the package TTS (Coqui) is not installed"
@@ -332,6 +375,9 @@ class SystemEngine:
     def __init__(self) -> None:
         self.service = FallbackTTSService()
 
+    def key(self, voice: Voice, wanted: str) -> str:
+        return f"{locale_of(voice)} {voice.gender}"
+
     def unavailable(self) -> str:
         return (
             ""
@@ -357,6 +403,9 @@ class Breaker:
     state: str = "closed"
     proven: t.Optional[float] = None
     row: t.Dict[str, int] = field(default_factory=dict)
+    #: The voices of the failures in ``row``, and whether they were too many of one voice: then a probe decides.
+    voices: t.Set[str] = field(default_factory=set)
+    doubtful: bool = False
     failures: t.Dict[str, int] = field(default_factory=dict)
     successes: int = 0
     last_error: str = ""
@@ -368,17 +417,25 @@ class Breaker:
         if self.state != "closed":
             logger.info("TTS engine is back", engine=self.name)
         self.state, self.pause, self.row, self.last_error = "closed", PROBE_FIRST, {}, ""
+        self.voices, self.doubtful = set(), False
         self.proven, self.successes = time.monotonic(), self.successes + 1
         if first_audio is not None:
             self.first_audio.append(first_audio)
 
-    def failure(self, kind: str, message: str) -> bool:
-        """Counts a failure; whether the breaker is open now."""
+    def failure(self, kind: str, message: str, voice: str = "") -> bool:
+        """Counts a failure; whether the breaker is open now. ``voice``: the one that failed, empty for the voice of the
+        probe. Failures of a single other voice open nothing: they make the engine doubtful until its next probe."""
         self.failures[kind] = self.failures.get(kind, 0) + 1
         self.row[kind] = self.row.get(kind, 0) + 1
         self.last_error = kind
-        if self.state == "closed" and self.row[kind] < TOLERATED.get(kind, TOLERATED_OTHER):
-            return False
+        self.voices.add(voice)
+        if self.state == "closed":
+            decided = self.doubtful and not voice
+            if not decided and self.row[kind] < TOLERATED.get(kind, TOLERATED_OTHER):
+                return False
+            if voice and len(self.voices) < 2 and TOLERATED.get(kind, TOLERATED_OTHER) > 1:
+                self.doubtful = True
+                return False
         if self.state == "closed":
             say = logger.info if kind == "missing" else logger.warning
             say("TTS engine is left alone until it makes audio", engine=self.name, cause=kind, error=message[:200])
@@ -438,6 +495,8 @@ class Attempt:
         total: float,
     ) -> None:
         self.engine, self.breaker = engine, breaker
+        key = engine.key(voice, wanted)
+        self.voice = "" if key == engine.key(Voice(), "") else key
         self.chunks: t.List[bytes] = []
         self.error: t.Optional[SpeechError] = None
         self.done = False
@@ -495,7 +554,7 @@ class Attempt:
                 # A text that nobody can speak says nothing about the engine, nor does a crowd, nor silence where there
                 # was nothing to hear.
                 if kind not in ("empty", "too_long", "busy") and (kind != "no_audio" or self._sounds):
-                    self.breaker.failure(kind, str(error) or type(error).__name__)
+                    self.breaker.failure(kind, str(error) or type(error).__name__, self.voice)
             if error is not None:
                 self.error = (
                     error
@@ -903,7 +962,7 @@ class TTSService:
     def _fell(self, name: str, cause: str) -> None:
         key = f"{name}:{cause}"
         self.fallbacks[key] = self.fallbacks.get(key, 0) + 1
-        if self.breakers[name].state != "closed":
+        if self.breakers[name].state != "closed" or self.breakers[name].doubtful:
             self._probe_soon(name)
 
     async def _complete(self, text: str, voice: Voice, wanted: str, order: t.Sequence[str]) -> Audio:
