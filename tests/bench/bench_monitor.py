@@ -66,7 +66,7 @@ def lab(*, store: bool = True) -> t.Iterator[t.Callable[..., t.Dict[str, float]]
 
 
 @benchmark(
-    "P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.02", runs=1
+    "P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.1", runs=1
 )
 @contextlib.contextmanager
 def sampler_cpu() -> t.Iterator[Pair]:

@@ -27,7 +27,12 @@ from tests.support.waiting import free_port, wait_until
 TOKEN = "first-token-of-the-tests"  # noqa: S105 - of tests only
 OTHER_TOKEN = "second-token-while-rotating"  # noqa: S105 - of tests only
 #: What others do to the processors of this machine is no fault of the application: its health would be 503 for it.
-BUSY_MACHINE = {"CPU_WARNING_THRESHOLD": "1000", "CPU_CRITICAL_THRESHOLD": "1000"}
+BUSY_MACHINE = {
+    "CPU_WARNING_THRESHOLD": "1000",
+    "CPU_CRITICAL_THRESHOLD": "1000",
+    "LOOP_LAG_WARNING_THRESHOLD": "2400",
+    "LOOP_BLOCKED_WARNING_THRESHOLD": "1000",
+}
 #: What the incident report copies by hand; the rest of ours is not there then.
 REPORT_FILES = ("monitoring/memory_optimizer.py", "core/performance_monitor.py", "api/v1/system_health.py")
 HEALTHY_SQL = """

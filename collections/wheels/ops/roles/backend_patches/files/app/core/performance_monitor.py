@@ -22,11 +22,15 @@ import asyncio
 import importlib
 import math
 import os
+import selectors
+import sys
+import threading
 import time
+import types
 import typing as t
 from array import array
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
@@ -72,6 +76,8 @@ FINE_SECONDS = 30
 REQUEST_WINDOW, REQUESTS_TO_JUDGE, SEVERAL_ERRORS = 15.0, 10, 3
 _REQUEST_METRICS = ("response_time_ms", "error_rate")
 _CLEAR_BELOW_POINTS = 5.0
+#: A stall of the event loop that is worth a warning, in seconds.
+LOOP_WARNING_SECONDS = 0.25
 
 
 class AlertLevel(Enum):
@@ -312,47 +318,200 @@ class RequestMetricsMiddleware:
             stats.record(f"{scope['method']} {route}", (answered or time.perf_counter()) - started, status >= 500)
 
 
-class LoopLag:
-    """How late the event loop runs what was due: one timer, no task. Every stall longer than ``every`` seconds is seen,
-    shorter ones by chance."""
+@dataclass
+class Stall:
+    """The stalls of one place in the code: what blocked, how often, for how long (seconds), and when last (epoch)."""
 
-    def __init__(self, every: float = 2.0) -> None:
+    frame: str
+    count: int = 0
+    seconds: float = 0.0
+    worst: float = 0.0
+    last: float = 0.0
+
+
+def _place(frame: types.FrameType) -> str:
+    """``app/core/x.py:57 in sample``: relative to the working directory or to the packages."""
+    path = frame.f_code.co_filename
+    for mark in ("/site-packages/", "/dist-packages/", os.getcwd().rstrip("/") + "/"):
+        path = path.rpartition(mark)[2]
+    return f"{'/'.join(path.split('/')[-4:]).lstrip('/')}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _is_library(frame: types.FrameType) -> bool:
+    path = frame.f_code.co_filename
+    return path.startswith((_STDLIB, "<")) or "/site-packages/" in path or "/dist-packages/" in path
+
+
+_STDLIB = os.path.dirname(os.__file__)
+
+
+def blocker(frame: t.Optional[types.FrameType], base: t.Optional[types.FrameType] = None) -> str:
+    """Who keeps the event loop: the application's own innermost frame, and what it waits in. ``base``: the loop's."""
+    innermost, own = frame, frame
+    while own is not None and own is not base and not _runs_callbacks(own) and _is_library(own):
+        own = own.f_back
+    if innermost is None:
+        return ""
+    if own is None or own is base or own is innermost or _runs_callbacks(own):
+        return _place(innermost)
+    return f"{_place(own)} (in {_place(innermost)})"
+
+
+def _runs_callbacks(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename == asyncio.events.__file__ and frame.f_code.co_name == "_run"
+
+
+def _waits_for_events(frame: types.FrameType, base: t.Optional[types.FrameType]) -> bool:
+    """Whether the loop's thread has nothing to do: in asyncio's select, or, in a loop written in C, in no callback."""
+    if frame is base:
+        return True
+    code, caller = frame.f_code, frame.f_back
+    return (
+        code.co_name == "select"
+        and code.co_filename == selectors.__file__
+        and caller is not None
+        and caller.f_code.co_name == "_run_once"
+    )
+
+
+class LoopLag:
+    """How long the event loop is kept from turning, and by whom: a thread looks at the loop every ``every`` seconds.
+
+    A loop that waits for events is left alone: looking at it costs some 30 us and wakes nothing. One that is at work is
+    sent a call, and is stalled while that does not run. Every stall of twice ``every`` is seen, the begin of each lies
+    somewhere between two looks: its middle is taken, so a stall is known to within half of ``every``. Code that holds
+    the interpreter's lock keeps the thread away as well; that is told by the thread's own lateness.
+    """
+
+    #: A stall that goes on is logged after so many seconds, and one place in the code not more often than that.
+    STILL, QUIET = 5.0, 60.0
+    MAX_PLACES = 64
+    WINDOW = 60.0
+
+    def __init__(self, every: float = 0.1) -> None:
         self.every = every
-        #: Called with the seconds of a stall as soon as it is over.
+        #: Called on the loop with the seconds of a stall as soon as it is over.
         self.on_late: t.Optional[t.Callable[[float], t.Any]] = None
         self.window_worst = 0.0
-        self._recent: t.Deque[t.Tuple[float, float]] = deque(maxlen=16)
-        self._handle: t.Optional[asyncio.TimerHandle] = None
-        self._due = 0.0
+        #: Place in the code -> its stalls; the places that were seen least recently go first.
+        self.stalls: OrderedDict[str, Stall] = OrderedDict()
+        self._recent: t.Deque[t.Tuple[float, float, str]] = deque(maxlen=1024)
+        self._halt: t.Optional[threading.Event] = None
+        self._base: t.Optional[types.FrameType] = None
+        self._alive = self._gap = 0.0
+        self._sent: t.Optional[float] = None
+        self._blame: t.Counter[str] = Counter()
+        self._logged: t.Dict[str, float] = {}
 
     def start(self) -> None:
         self.stop()
-        self._arm(asyncio.get_running_loop())
-
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due = loop.time() + self.every
-        self._handle = loop.call_at(self._due, self._fired, loop)
-
-    def _fired(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        late = now - self._due
-        if late > self.window_worst:
-            self.window_worst = late
-        self._arm(loop)
-        if late > 0.1:
-            self._recent.append((now, late))
-            if self.on_late is not None:
-                self.on_late(late)
+        loop = asyncio.get_running_loop()
+        self._halt, self._sent, self._alive = threading.Event(), None, time.monotonic()
+        self._base = None
+        loop.call_soon(self._find_base)
+        threading.Thread(
+            target=self._watch, args=(loop, self._halt, threading.get_ident()), name="loop-lag", daemon=True
+        ).start()
 
     def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        halt, self._halt = self._halt, None
+        self._base = None
+        if halt is not None:
+            halt.set()
+
+    def _find_base(self) -> None:
+        """The frame that runs a loop written in C calls us without a frame of its own between."""
+        caller = sys._getframe(1)
+        if self._halt is not None and not _runs_callbacks(caller):
+            self._base = caller
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, halt: threading.Event, thread: int) -> None:
+        reported = False
+        before = time.monotonic()
+        while True:
+            time.sleep(self.every)  # half the price of waiting for an event
+            if halt.is_set():
+                return
+            now = time.monotonic()
+            late, before = now - before - self.every, now
+            frame = sys._current_frames().get(thread)
+            if frame is None:
+                return
+            waits = _waits_for_events(frame, self._base)
+            if self._sent is not None:
+                self._blame[blocker(frame, self._base)] += 1
+                if not reported and now - self._sent > self.STILL:
+                    reported = True
+                    self._log(f"has not turned for {now - self._sent:.0f} s", self._blame.most_common(1)[0][0])
+                continue
+            reported = False
+            if late > self.every:  # nobody could run any Python
+                self._blame = Counter([blocker(frame, self._base) if not waits else "(not on the loop)"])
+                sent = now - late
+            elif waits:
+                self._alive = now
+                continue
+            else:
+                self._blame, sent = Counter(), now
+            self._gap = max(0.0, min(sent - self._alive, 2 * self.every))
+            self._sent = sent
+            del frame
+            try:
+                loop.call_soon_threadsafe(self._turned, halt)
+            except RuntimeError:  # the loop is closed
+                return
+
+    def _turned(self, halt: threading.Event) -> None:
+        sent, self._sent = self._sent, None
+        now = self._alive = time.monotonic()
+        if sent is None or halt is not self._halt:
+            return
+        late = now - sent
+        if late < self.every:
+            self.window_worst = max(self.window_worst, late)
+            return
+        late += self._gap / 2
+        self.window_worst = max(self.window_worst, late)
+        place = self._blame.most_common(1)[0][0] if self._blame else ""
+        self._recent.append((now, late, place))
+        stall = self.stalls.pop(place, None) or Stall(place)
+        self.stalls[place] = stall
+        stall.count, stall.seconds, stall.worst = stall.count + 1, stall.seconds + late, max(stall.worst, late)
+        stall.last = time.time()
+        while len(self.stalls) > self.MAX_PLACES:
+            self.stalls.popitem(last=False)
+        if late >= LOOP_WARNING_SECONDS:
+            self._log(f"was blocked for {1000 * late:.0f} ms", place)
+        if self.on_late is not None:
+            self.on_late(late)
+
+    def _log(self, what: str, place: str) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(place, float("-inf")) < self.QUIET:
+            return
+        if len(self._logged) >= self.MAX_PLACES:
+            self._logged.clear()
+        self._logged[place] = now
+        logger.warning(f"📊 The event loop {what} by {place or 'something that was over at the next look'}")
 
     def worst(self, seconds: float = 15.0) -> float:
-        """The worst lag in seconds of the last ``seconds``; stalls below 0.1 s count as none."""
+        """The longest stall in seconds of the last ``seconds``."""
+        return max((late for _ignored, late, _place in self._since(seconds)), default=0.0)
+
+    def blocked_percent(self, seconds: float = WINDOW) -> float:
+        """The share of the last ``seconds`` in which the loop could not turn."""
+        return min(100.0, 100.0 * sum(late for _ignored, late, _place in self._since(seconds)) / seconds)
+
+    def by_place(self, seconds: float = WINDOW) -> t.List[t.Tuple[str, float]]:
+        """(place in the code, seconds blocked) of the last ``seconds``, the worst first."""
+        places: t.Dict[str, float] = {}
+        for _ignored, late, place in self._since(seconds):
+            places[place] = places.get(place, 0.0) + late
+        return sorted(places.items(), key=lambda item: -item[1])
+
+    def _since(self, seconds: float) -> t.List[t.Tuple[float, float, str]]:
         horizon = time.monotonic() - seconds
-        return max((late for at, late in self._recent if at >= horizon), default=0.0)
+        return [stall for stall in list(self._recent) if stall[0] >= horizon]
 
     def take(self) -> float:
         worst, self.window_worst = self.window_worst, 0.0
@@ -434,6 +593,7 @@ UNITS = {
     "process_cpu_percent": "%",
     "load_1m": "",
     "loop_lag_ms": "ms",
+    "loop_blocked_percent": "%",
     "response_time_ms": "ms",
     "response_p95_ms": "ms",
     "error_rate": "%",
@@ -449,7 +609,9 @@ UNITS = {
 
 #: Values that do not jump about. CPU does, and is a mean over the time since the sample before: its confirmation takes
 #: two half intervals.
-_CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms")
+_CONFIRMED_SOON = ("memory_percent", "disk_percent", "disk_inodes_percent", "loop_lag_ms", "loop_blocked_percent")
+#: What the log and the dashboard name the blocking frame with.
+_OF_THE_LOOP = ("loop_lag_ms", "loop_blocked_percent")
 
 _ADVICE = {
     "memory_percent": (
@@ -463,7 +625,8 @@ _ADVICE = {
     "response_time_ms": "Answers are slow: see the slowest routes in this report.",
     "response_p95_ms": "One request in twenty is slow: see the slowest routes in this report.",
     "error_rate": "Too many requests fail: see the routes with errors in this report.",
-    "loop_lag_ms": "Something blocks the event loop: move blocking calls into threads.",
+    "loop_lag_ms": "Something blocks the event loop: move the call that the alert names into a thread.",
+    "loop_blocked_percent": "The event loop is kept from its work: move the calls that the alert names into threads.",
     "active_connections": "Many WebSocket connections: add workers or hosts.",
     "celery_queue_depth": "Background tasks pile up: add workers.",
 }
@@ -487,11 +650,12 @@ class PerformanceMonitor:
             "response_time_ms": _limits("RESPONSE_TIME", 500, 1000),
             "error_rate": _limits("ERROR_RATE", 1, 5),
             "active_connections": _limits("ACTIVE_CONNECTIONS", 100, 200),
-            "loop_lag_ms": _limits("LOOP_LAG", 1000, 2500),
+            "loop_lag_ms": _limits("LOOP_LAG", 1000 * LOOP_WARNING_SECONDS, 2500),
+            "loop_blocked_percent": _limits("LOOP_BLOCKED", 10, 50),
         }
         self.current: t.Dict[str, PerformanceMetric] = {}
         self.rings: t.Dict[str, Ring] = {}
-        self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 2.0, low=0.05))
+        self.loop_lag = LoopLag(env_number("LOOP_LAG_INTERVAL", 0.1, low=0.01))
         self.last_sample_at = 0.0
         self.last_reading: t.Optional[MemoryReading] = None
         #: Further numbers for a sample, by metric name; must not wait.
@@ -599,6 +763,7 @@ class PerformanceMonitor:
             "psi_memory": reading.psi_some_avg10,
             # The worst of the last samples: a stall is over before three samples could confirm it.
             "loop_lag_ms": 1000 * max(self.loop_lag.take(), self.loop_lag.worst(3 * self.check_interval + 2)),
+            "loop_blocked_percent": self.loop_lag.blocked_percent(),
         }
         cpu, own = self._cpu.system(), self._cpu.own()
         if cpu is not None:
@@ -729,6 +894,9 @@ class PerformanceMonitor:
             f"{name} is {metric.value:.1f} {metric.unit}".rstrip()
             + f", {'above' if metric.value > limit else 'was above'} {limit:g} {metric.unit}".rstrip()
         )
+        if name in _OF_THE_LOOP:
+            places = [place for place, _ignored in self.loop_lag.by_place() if place]
+            message += f"; blocked by {places[0]}" if places else ""
         if level is not before:
             self.active_alerts[name] = PerformanceAlert(name, level, message, metric.timestamp)
             self._note_alert(name, level, message)

@@ -61,7 +61,10 @@ MEASURES: t.Dict[str, Measure] = {
     "load_1m": Measure("pam_load_1m", "Load average of one minute"),
     "process_memory_mb": Measure("pam_process_memory_bytes", "Resident memory, all workers", float(1 << 20), "livesum"),
     "process_cpu_percent": Measure("pam_process_cpu_ratio", "Processors that all workers keep busy", 0.01, "livesum"),
-    "loop_lag_ms": Measure("pam_loop_lag_seconds", "Delay of the event loop, worst worker", 0.001, "livemax"),
+    "loop_lag_ms": Measure("pam_loop_lag_seconds", "Longest stall of the event loop, worst worker", 0.001, "livemax"),
+    "loop_blocked_percent": Measure(
+        "pam_loop_blocked_ratio", "Time in which the event loop was blocked, last minute, worst worker", 0.01, "livemax"
+    ),
     "response_time_ms": Measure(
         "pam_response_time_seconds", "Mean time to the first byte over 15 seconds, slowest worker", 0.001, "livemax"
     ),

@@ -121,7 +121,8 @@ class HealthChecks:
         """Background work slows down with the load that we measure; never waits."""
         if self.publisher is not None and "cpu_percent" in values:
             _ignored, pressure = self.processor.sample()
-            self.publisher.observe(values["cpu_percent"], pressure, values.get("loop_lag_ms"))
+            loop = values.get("loop_lag_ms"), values.get("loop_blocked_percent")
+            self.publisher.observe(values["cpu_percent"], pressure, *loop)
 
     async def stop(self) -> None:
         self.stopping = True

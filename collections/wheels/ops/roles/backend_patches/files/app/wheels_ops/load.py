@@ -45,9 +45,11 @@ RAISE = levels()
 BELOW, HOLD = 10.0, 15.0
 #: Time constant of the average in seconds: 2-core machine busy from one moment to the next is at level 2 after 6 s.
 TAU = 3.0
-#: PSI cpu ``some avg10`` in percent, and event-loop lag in ms, that mean as much as RAISE.
+#: PSI cpu ``some avg10`` in percent, the longest stall of the event loop in ms, and the percentage of the last minute
+#: in which it was blocked, that mean as much as RAISE. Level 2 begins where the monitor warns of a stall.
 PSI_RAISE: t.Tuple[float, ...] = (50.0, 70.0, 90.0)
 LAG_RAISE: t.Tuple[float, ...] = (100.0, 250.0, 1000.0)
+BLOCKED_RAISE: t.Tuple[float, ...] = (10.0, 25.0, 50.0)
 
 
 #: Writes, and renews the expiry: 1 written, 0 left alone. Left alone is an operator's throttle, and a higher level that
@@ -142,6 +144,7 @@ class Load:
         cpu_percent: float,
         psi: t.Optional[float] = None,
         loop_lag_ms: t.Optional[float] = None,
+        loop_blocked_percent: t.Optional[float] = None,
         *,
         now: t.Optional[float] = None,
     ) -> int:
@@ -154,6 +157,7 @@ class Load:
         self._last = now
         self.average += weight * (max(0.0, min(100.0, cpu_percent)) - self.average)
         scores = {"cpu": self.average, "psi": _score(psi, PSI_RAISE), "lag": _score(loop_lag_ms, LAG_RAISE)}
+        scores["blocked"] = _score(loop_blocked_percent, BLOCKED_RAISE)
         worst = max(scores, key=lambda name: scores[name])
         score = scores[worst]
         target = sum(score >= limit for limit in RAISE)
@@ -170,6 +174,7 @@ class Load:
             "cpu": f"cpu {self.average:.0f} %",
             "psi": f"cpu pressure {psi or 0:.0f} %",
             "lag": f"event loop {loop_lag_ms or 0:.0f} ms late",
+            "blocked": f"event loop blocked {loop_blocked_percent or 0:.0f} % of the time",
         }
         self.reason = reasons[worst]
         return self.level
@@ -190,9 +195,15 @@ class LoadPublisher:
         self._written: t.Tuple[int, float] = (0, float("-inf"))
         self._since = ""
 
-    def observe(self, cpu_percent: float, psi: t.Optional[float] = None, loop_lag_ms: t.Optional[float] = None) -> int:
+    def observe(
+        self,
+        cpu_percent: float,
+        psi: t.Optional[float] = None,
+        loop_lag_ms: t.Optional[float] = None,
+        loop_blocked_percent: t.Optional[float] = None,
+    ) -> int:
         """Takes a measurement and gives the level (0 to 3). Cheap, may be called on an event loop."""
-        level = self.load.observe(cpu_percent, psi, loop_lag_ms)
+        level = self.load.observe(cpu_percent, psi, loop_lag_ms, loop_blocked_percent)
         now = time.monotonic()
         if level != self._written[0] or now - self._written[1] >= RENEW:
             self._written = (level, now)

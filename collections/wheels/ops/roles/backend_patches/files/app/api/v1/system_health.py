@@ -302,6 +302,7 @@ MONITOR_CHECKS = {
     "error_rate": "http:errorRate",
     "active_connections": "websocket:connections",
     "loop_lag_ms": "eventloop:lag",
+    "loop_blocked_percent": "eventloop:blocked",
 }
 READINESS_CHECKS = ("database:connection",)
 board = HealthBoard()
@@ -1051,6 +1052,16 @@ async def admin_debug() -> Answer:
             },
             "routes": request_stats.by_route()[:50],
             "loop_lag_worst_ms": round(1000 * performance_monitor.loop_lag.worst(60), 1),
+            "loop_blockers": [
+                {
+                    "frame": stall.frame,
+                    "stalls": stall.count,
+                    "blocked_ms": round(1000 * stall.seconds),
+                    "longest_ms": round(1000 * stall.worst),
+                    "last": datetime.fromtimestamp(stall.last, timezone.utc).isoformat(),
+                }
+                for stall in sorted(performance_monitor.loop_lag.stalls.values(), key=lambda stall: -stall.seconds)
+            ][:20],
             "cors": _cors_facts(),
         },
     )
