@@ -65,9 +65,7 @@ def lab(*, store: bool = True) -> t.Iterator[t.Callable[..., t.Dict[str, float]]
         yield run
 
 
-@benchmark(
-    "P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.1", runs=1
-)
+@benchmark("P1a", what="sampling at 5 s with loop lag and history, CPU of a core", unit="%", goal="ours <= 0.1", runs=1)
 @contextlib.contextmanager
 def sampler_cpu() -> t.Iterator[Pair]:
     seconds = float(os.environ.get("WHEELS_OPS_P1_SECONDS", "15"))

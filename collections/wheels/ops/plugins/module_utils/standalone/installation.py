@@ -34,12 +34,12 @@ LEFT_OUT = ("_ansible.py",)
 
 def library() -> t.Dict[str, bytes]:
     """Every file of the library by its name below its root; a package's ``__init__.py`` is among them."""
-    found: t.Dict[str, bytes] = {}
+    files: t.Dict[str, bytes] = {}
 
     def collect(place: t.Any, prefix: str) -> None:
         for entry in place.iterdir():
             if entry.name.endswith(".py") and prefix + entry.name not in LEFT_OUT:
-                found[prefix + entry.name] = entry.read_bytes()
+                files[prefix + entry.name] = entry.read_bytes()
             elif "." not in entry.name and entry.name != "__pycache__":
                 collect(entry, f"{prefix}{entry.name}/")
 
@@ -47,9 +47,9 @@ def library() -> t.Dict[str, bytes]:
     collect(importlib.resources.files(sys.modules[root]), "")
     for module in PROGRAMS:
         name = f"{module.__name__[len(root) + 1 :].replace('.', '/')}.py"
-        if name not in found:
+        if name not in files:
             raise OpsError(f"{name} was not sent along.", hint="This is a defect of wheels.ops; please report it.")
-    return found
+    return files
 
 
 def run(
@@ -76,15 +76,15 @@ def run(
         raise OpsError(f"{path} is no directory.", hint="Move it away, or name another path.")
     if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
         raise OpsError(f"{path} holds something that is not ours.", hint="Move it away, or name another path.")
-    wanted = library() if state == "present" else {}
+    target_files = library() if state == "present" else {}
     try:
         there = _content(target)
-        changed = [name for name in sorted(set(wanted) | set(there)) if wanted.get(name) != there.get(name)]
+        changed = [name for name in sorted(set(target_files) | set(there)) if target_files.get(name) != there.get(name)]
         if state == "absent" and target.is_dir():
             changed = changed or [MARK]
-        left = [str(directory) for directory in _leftovers(target)]
-        if (changed or left) and not check_mode:
-            _change(target, wanted if changed else None)
+        leftovers = [str(directory) for directory in _leftovers(target)]
+        if (changed or leftovers) and not check_mode:
+            _change(target, target_files if changed else None)
     except OSError as error:
         raise OpsError(
             f"Cannot write {path}: {error.strerror}.",
@@ -92,14 +92,16 @@ def run(
         ) from error
     action = "remove" if state == "absent" else "update" if there else "install"
     would = "would be " if check_mode else ""
-    actions: t.List[t.Dict[str, t.Any]] = [{"action": "tidy", "target": name, "changed": True} for name in left]
-    said = [f"What an interrupted run left {would or 'was '}removed."] if left else []
+    actions: t.List[t.Dict[str, t.Any]] = [{"action": "tidy", "target": name, "changed": True} for name in leftovers]
+    sentences = [f"What an interrupted run left {would or 'was '}removed."] if leftovers else []
     if changed:
         actions.append({"action": action, "target": path, "changed": True, "files": len(changed)})
-        said.append(f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}.")
+        sentences.append(
+            f"{len(changed)} files of the library {would}{'removed' if action == 'remove' else 'written'}."
+        )
     linked, left_alone = program_links.run(links or {}, link_dir, state=state, check_mode=check_mode)
     actions += linked
-    said += [
+    sentences += [
         f"{each['target']} {would or 'was '}{_DONE[each['action']]}"
         + (f" as {each['kept']}, because it is no valid Python." if each.get("kept") else ".")
         for each in linked
@@ -107,16 +109,16 @@ def run(
     return Result(
         changed=bool(actions),
         before={"files": len(there), "content": _digest(there)},
-        after={"files": len(wanted), "content": _digest(wanted)},
+        after={"files": len(target_files), "content": _digest(target_files)},
         actions=actions,
-        msg=" ".join(said) or "The library is as it is to be.",
+        msg=" ".join(sentences) or "The library is as it is to be.",
         diff=(
             [
                 {
                     "before_header": path,
                     "after_header": path,
                     "before": _listing(there, changed),
-                    "after": _listing(wanted, changed),
+                    "after": _listing(target_files, changed),
                 }
             ]
             if want_diff and changed
@@ -150,8 +152,8 @@ def _change(target: Path, files: t.Optional[t.Mapping[str, bytes]]) -> None:
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(parent, fcntl.LOCK_EX)
-        for left in _leftovers(target):
-            _remove(left)
+        for leftover in _leftovers(target):
+            _remove(leftover)
         if files:
             _replace(target, files)
         elif files is not None and target.is_dir():
@@ -202,6 +204,6 @@ def _replace(target: Path, files: t.Mapping[str, bytes]) -> None:
                 os.rename(old, target)
             raise
     finally:
-        for left in (new, old):
-            if left.is_dir():
-                _remove(left)
+        for path in (new, old):
+            if path.is_dir():
+                _remove(path)

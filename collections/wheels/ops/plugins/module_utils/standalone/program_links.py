@@ -34,7 +34,7 @@ def run(
     another user's link is in the way, and where a link cannot be made.
     """
     actions: t.List[t.Dict[str, t.Any]] = []
-    said: t.List[str] = []
+    sentences: t.List[str] = []
     for name, target in links.items():
         place = Path(directory) / name
         if not directory or not os.path.lexists(directory):
@@ -44,7 +44,7 @@ def run(
             if state == "present" and now is None and _is_broken(place):
                 aside = place.with_name(place.name + ASIDE)
                 if os.path.lexists(aside):
-                    said.append(
+                    sentences.append(
                         f"{place} cannot run and was left alone, as {aside} is there already; ours is {target}."
                     )
                     continue
@@ -66,7 +66,7 @@ def run(
                 if not check_mode:
                     _rename(place.with_name(place.name + ASIDE), place)
             elif state == "present" and now not in ("", target):
-                said.append(
+                sentences.append(
                     f"{place} is not ours and was left alone; ours is {target}. Move the old one away and run this"
                     " again."
                 )
@@ -75,7 +75,7 @@ def run(
                 f"Cannot link {place}: {error.strerror}.",
                 hint="Give the user of this task the right, or set monitoring_link_dir.",
             ) from error
-    return actions, said
+    return actions, sentences
 
 
 def _open(path: Path) -> int:

@@ -26,9 +26,7 @@ _ROLE = re.compile(
     r"auth\.role\(\)(?: AS \w+)?\)? = '(?P<left>[^']*)'::text"
     r"|'(?P<right>[^']*)'::text = \(?(?: ?SELECT )?auth\.role\(\)"
 )
-_CONSTANT = re.compile(
-    r"'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'::uuid|'[^'@%\s]+@[^'@%\s]+\.[^'@%\s]+'::"
-)
+_CONSTANT = re.compile(r"'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'::uuid|'[^'@%\s]+@[^'@%\s]+\.[^'@%\s]+'::")
 _SETTING = re.compile(r"\bcurrent_setting\('(?P<name>[^'.]+)'::text")
 _USING_COLUMN = re.compile(
     r"(?<![\w\".])(?P<left>[a-z_]\w*) = \(?(?: ?SELECT )?\(*(?:auth\.uid\(\)|auth\.jwt\(\)|current_setting\()"
