@@ -51,7 +51,6 @@ MODULES_WITHOUT: t.FrozenSet[str] = frozenset(
     {
         "cors_info",
         "deployment",
-        "health_info",
         "health_report",
         "host_library",
         "managed_files",

@@ -388,7 +388,7 @@ def test_a_save_that_failed_is_a_warning(monkeypatch: pytest.MonkeyPatch, name: 
         ),
         (
             library.ResponseError("unknown command 'PING'"),
-            "answers with an error: unknown command 'PING'; check the user and the database",
+            "lacks a command (unknown command 'PING'): it is too old, or rename-command took it away",
             "",
         ),
         (

@@ -56,7 +56,7 @@ def test_a_role_that_names_the_socket_names_the_account() -> None:
             if "supervisor_socket" in node:
                 count += 1
                 assert set(node) >= OPTIONS, path
-    assert count == 7
+    assert count == 8
     for path in sorted((COLLECTION / "roles").glob("*/meta/argument_specs.yml")):
         for node in tasks_of(yaml.safe_load(path.read_text())):
             for name in [name for name in node if str(name).endswith("_supervisor_socket")]:

@@ -16,7 +16,7 @@ from ..model import catalog
 from ..model.findings import Finding
 from ..model.roles import RoleClass
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
-from . import callgraph, conditions, lints, openings, oracle
+from . import callgraph, lints, meanings, openings, oracle
 from .oracle import VARIANTS, Failure
 from .simulate import Simulator
 
@@ -121,7 +121,7 @@ def inspect(
         read = build()
         predicted = predict(read)
         review = lints.Review(cursor, read, leading)
-        static = [*conditions.findings(read), *openings.from_catalog(read)]
+        static = [*meanings.findings(read), *openings.from_catalog(read)]
         asked = asking.result()
     failing = explain(read, asked, predicted)
     findings = [

@@ -14,7 +14,7 @@ from ..model import policies, tree, wrap
 from ..model.catalog import COMMANDS, Catalog, Expression, Function, Policy, Relation
 from ..model.findings import Finding
 from ..model.transactions import Cursor, rows
-from . import conditions, openings
+from . import meanings, openings
 from .oracle import Failure
 from .simulate import Simulator
 
@@ -224,7 +224,7 @@ def _policy(
 
 def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
     writes = policy.command != "r"
-    using, check = conditions.always(policy.using), conditions.always(policy.check)
+    using, check = meanings.always(policy.using), meanings.always(policy.check)
     if not (using or check) or set(policy.role_names) <= {"service_role"}:
         return []
     if not policy.permissive:
