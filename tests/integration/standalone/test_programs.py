@@ -9,7 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from tests.support.hook import Hook
 from tests.support.servers import Postgres
 from tests.support.supervised import Program, Supervisord, supervisord
 from tests.support.waiting import free_port, wait_until
+from wheels_ops.core.version import VERSION
 from wheels_ops.remedies import cpu_relief
 from wheels_ops.standalone import recovery
 from wheels_ops.state import deployments
@@ -211,6 +214,35 @@ def test_what_is_broken_is_named_foretold_and_mended(place: Place) -> None:
     )
     assert not (place.state / "deploy.lock").exists() and list((place.state / "deployments").iterdir()) == []
     assert "log_rotation" in place.run(RECOVERY, "--history", "9").stdout
+
+
+def test_monitor_writes_metrics_and_a_page_and_speaks_as_a_plugin(place: Place) -> None:
+    prometheus, page = place.root / "wheels_ops.prom", place.root / "health.html"
+    place.log.joinpath("app.log").write_text("a line\n")
+    done = place.run(MONITOR, "--prometheus", str(prometheus), "--html", str(page))
+    first, _bar, data = done.stdout.splitlines()[0].partition(" | ")
+    assert (done.returncode, first.partition(":")[0]) == (0, "OK")
+    # https://nagios-plugins.org/doc/guidelines.html, section 2.6
+    assert {word.partition("=")[0] for word in data.split()} == {"disk", "redis", "services"}
+    assert all(re.fullmatch(r"\w+=[0-9.e+-]+(s|ms|%)?(;[0-9.e+-]*){0,2}", word) for word in data.split()), data
+    assert "|" not in "".join(done.stdout.splitlines()[1:])
+    assert prometheus.stat().st_mode & 0o777 == 0o644 and page.stat().st_mode & 0o777 == 0o600
+    host = socket.gethostname()
+    assert f'wheels_ops_severity{{host="{host}"}} 0' in prometheus.read_text().splitlines()
+    assert f"<title>wheels.ops: {host}</title>" in page.read_text()
+    quiet = place.run(MONITOR, "--quiet")
+    assert (quiet.returncode, quiet.stdout) == (0, "")
+    place.break_disk_and_cache()
+    loud = place.run(MONITOR, "--quiet", "--prometheus", str(prometheus))
+    assert (loud.returncode, loud.stdout.partition(":")[0]) == (1, "WARNING")
+    assert f'wheels_ops_severity{{host="{host}"}} 1' in prometheus.read_text().splitlines()
+    nowhere = place.run(MONITOR, "--json", "--prometheus", str(place.root / "none/x.prom"))
+    assert json.loads(nowhere.stdout)["status"] == "warning", "what was measured is not lost"
+
+
+@pytest.mark.parametrize("program", [MONITOR, RECOVERY])
+def test_programs_name_their_version(place: Place, program: Path) -> None:
+    assert place.run(program, "--version").stdout == f"{program.name} {VERSION} (wheels.ops)\n"
 
 
 def test_people_are_told_when_a_problem_begins_and_ends_and_not_by_each_run(place: Place) -> None:

@@ -13,7 +13,7 @@ from wheels_ops.core.results import OpsError
 from wheels_ops.health import check as health
 from wheels_ops.health import thresholds
 from wheels_ops.health.thresholds import DEFAULTS, STATUSES, Thresholds
-from wheels_ops.report import report
+from wheels_ops.report import metrics, report
 from wheels_ops.standalone import program_output
 
 
@@ -206,7 +206,7 @@ def test_the_order_of_severity_is_the_same_everywhere(milder: str, worse: str) -
         for name, status in (("database", milder), ("rls", worse))
     ]
     assert report._status(shown) == worse
-    lines = report.prometheus({"checks": shown}).splitlines()
+    lines = metrics.text({"checks": shown}, "web1").splitlines()
     numbers = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("wheels_ops_check_severity{")]
     assert numbers == sorted(numbers) and numbers[0] < numbers[1]
     assert health.conclude("x", [health.Finding(milder, "one"), health.Finding(worse, "two")], fine="").status == worse

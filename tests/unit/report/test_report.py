@@ -14,7 +14,7 @@ from wheels_ops.checks import suite
 from wheels_ops.core.results import OpsError
 from wheels_ops.health import check as health
 from wheels_ops.health import thresholds
-from wheels_ops.report import report
+from wheels_ops.report import metrics, report
 from wheels_ops.state import history
 from wheels_ops.state.history import HistoryRecord
 
@@ -123,11 +123,6 @@ def test_page_escapes_what_was_measured() -> None:
         assert words not in page
 
 
-def test_prometheus_escapes_labels() -> None:
-    text = report.prometheus(BEFORE, host='a"b')
-    assert 'wheels_ops_check_severity{check="cors",host="a\\"b"} 3' in text
-
-
 def _append(path: str) -> None:
     for number in range(50):
         history.append(Path(path), HistoryRecord(extra={"number": number}))
@@ -217,9 +212,9 @@ def test_only_what_was_measured_is_called_healthy(look: dict[str, object], said:
 
 def test_a_check_that_was_not_made_is_seen_as_such_in_every_format() -> None:
     look = _look("skipped", "skipped", "ok", "unknown", left_out=["tts"])
-    prom = report.prometheus(look).splitlines()
-    assert 'wheels_ops_check_status{check="database",status="skipped"} 1' in prom
-    assert 'wheels_ops_check_status{check="http",status="unknown"} 1' in prom
+    prom = metrics.text(look, "web1").splitlines()
+    assert 'wheels_ops_check_status{check="database",status="skipped",host="web1"} 1' in prom
+    assert 'wheels_ops_check_status{check="http",status="unknown",host="web1"} 1' in prom
     severities = {
         line.split('"')[1]: line.split()[-1] for line in prom if line.startswith("wheels_ops_check_severity{")
     }

@@ -42,6 +42,11 @@ options:
     description: The title of the page.
     type: str
     default: wheels.ops report
+  host:
+    description: The label C(host) of the metrics in C(health.prom), so that those of several hosts can lie together.
+    type: str
+    default: ""
+    version_added: 1.1.0
   dest:
     description: The directory to write to; it is made where it does not exist. Nothing is written if it is empty.
     type: path
@@ -88,7 +93,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.host.files import make_directories, write_atomically
-from ansible_collections.wheels.ops.plugins.module_utils.report import report
+from ansible_collections.wheels.ops.plugins.module_utils.report import metrics, report
 
 
 def call(module: AnsibleModule) -> Result:
@@ -117,7 +122,7 @@ def call(module: AnsibleModule) -> Result:
         contents = {
             "health.json": json.dumps(options["after"], indent=1) + "\n",
             "health.txt": table + "\n",
-            "health.prom": report.prometheus(options["after"]),
+            "health.prom": metrics.text(options["after"], options["host"]),
             "health.html": page,
         }
     paths = {name: Path(options["dest"]) / name for name in contents} if options["dest"] else {}
@@ -143,6 +148,7 @@ def main() -> None:
             "done": {"type": "dict", "default": {}},
             "facts": {"type": "dict", "default": {}},
             "title": {"type": "str", "default": "wheels.ops report"},
+            "host": {"type": "str", "default": ""},
             "dest": {"type": "path", "default": ""},
         },
         supports_check_mode=True,

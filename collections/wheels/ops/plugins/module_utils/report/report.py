@@ -10,7 +10,7 @@ import textwrap
 import typing as t
 
 from ..health.subjects import report_rows
-from ..health.thresholds import STATUSES, worst
+from ..health.thresholds import worst
 
 Health = t.Mapping[str, t.Any]
 
@@ -144,47 +144,6 @@ def listing(health: Health) -> str:
     return "\n".join(
         f"{check['status']:9}  {check['name']:10}  {check['message']}" for check in health.get("checks", [])
     )
-
-
-def prometheus(health: Health, *, host: str = "") -> str:
-    """One health result in Prometheus' text format, for the textfile collector of node_exporter.
-
-    ``wheels_ops_check_severity`` rises with the status, 0 for ok. A check that was not made has none;
-    ``wheels_ops_check_status`` names the status of every check, also of those.
-    """
-    severities = {status: number for number, status in enumerate(STATUSES[STATUSES.index("ok") :])}
-
-    def label(value: str) -> str:
-        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-    severity, names, value, seconds = [], [], [], []
-    for check in health.get("checks", []):
-        labels = f'check="{label(check["name"])}"' + (f',host="{label(host)}"' if host else "")
-        names.append(f'wheels_ops_check_status{{{labels},status="{label(check["status"])}"}} 1')
-        if check["status"] not in severities:
-            continue
-        severity.append(f"wheels_ops_check_severity{{{labels}}} {severities[check['status']]}")
-        seconds.append(f"wheels_ops_check_duration_seconds{{{labels}}} {check['duration_ms'] / 1000:g}")
-        if isinstance(check["value"], (int, float)) and not isinstance(check["value"], bool):
-            value.append(f'wheels_ops_check_value{{{labels},unit="{label(check["unit"])}"}} {check["value"]:g}')
-    words = ", ".join(f"{number} {status}" for status, number in severities.items())
-    lines = [
-        f"# HELP wheels_ops_check_severity {words}; none where the check was not made.",
-        "# TYPE wheels_ops_check_severity gauge",
-        *severity,
-    ]
-    lines += [
-        "# HELP wheels_ops_check_status 1 for the status that the check has.",
-        "# TYPE wheels_ops_check_status gauge",
-        *names,
-    ]
-    lines += ["# HELP wheels_ops_check_value What the check measured.", "# TYPE wheels_ops_check_value gauge", *value]
-    lines += [
-        "# HELP wheels_ops_check_duration_seconds How long the check took.",
-        "# TYPE wheels_ops_check_duration_seconds gauge",
-        *seconds,
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def remaining(after: Health) -> t.List[str]:

@@ -20,9 +20,10 @@ from dataclasses import replace
 
 from ..checks import suite
 from ..core.results import OpsError
+from ..core.version import VERSION
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY
-from ..report import alerts
+from ..report import alerts, metrics
 from ..report import report as reports
 from ..state import history
 from ..state.history import HistoryRecord
@@ -159,8 +160,40 @@ def note(settings: Settings, report: Report) -> None:
         report["scores"]["stability"] = scores.stability(uptime_percent=100.0 * up / len(serving))
 
 
-def text(report: Report) -> str:
-    """For a person, and for a monitor that shows the first line."""
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _head(report: Report, host: str) -> t.Dict[str, t.Any]:
+    """Title and facts of the page."""
+    return {
+        "title": f"wheels.ops: {host}",
+        "facts": {"host": host, "measured": report["measured_at"], "took": f"{report['duration_seconds']:.1f} s"},
+    }
+
+
+def performance_data(report: Report) -> str:
+    """What was measured, as Nagios plugins have it: ``'label'=value[unit];warning;critical``.
+
+    https://nagios-plugins.org/doc/guidelines.html, section 2.6: the units it knows are s, ms, %, B, c and none.
+    """
+    words = []
+    for check in report["checks"]:
+        value = check["value"]
+        if check["status"] == "skipped" or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        unit = {"%": "%", "percent": "%", "ms": "ms", "s": "s"}.get(check["unit"], "")
+        limits = check.get("thresholds") or {}
+        bounds = [
+            f"{limits[name]:g}" if isinstance(limits.get(name), (int, float)) else ""
+            for name in ("warning", "critical")
+        ]
+        words.append(f"{check['name']}={value:.10g}{unit};{';'.join(bounds)}".rstrip(";"))
+    return " ".join(words)
+
+
+def text(report: Report, *, plugin: bool = False) -> str:
+    """For a person, and for a monitor that shows the first line; as a ``plugin`` with performance data after ``|``."""
     summary = report["summary"]
     head = f"{report['status'].upper()}: {summary['healthy_checks']} of {summary['total_checks']} checks are healthy"
     head += f"; not healthy: {', '.join(report['failing'])}" if report["failing"] else ""
@@ -177,7 +210,12 @@ def text(report: Report) -> str:
         for each in report["issues_found"]:
             by_advice.setdefault(each["recommendation"], []).append(each["check"])
         lines += [f"  {', '.join(names)}: {advice}" for advice, names in by_advice.items()]
-    return "\n".join([*lines, *(f"note: {each}" for each in report["notes"])])
+    lines += [f"note: {each}" for each in report["notes"]]
+    if plugin:
+        # What follows a bar is data, wherever it stands.
+        lines = [line.replace("|", "/") for line in lines]
+        lines[0] += f" | {performance_data(report)}"
+    return "\n".join(lines)
 
 
 async def main(settings: t.Optional[Settings] = None) -> Report:
@@ -225,6 +263,17 @@ def parser() -> argparse.ArgumentParser:
         "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
     )
     program_parser.add_argument(
+        "--html", default="", metavar="FILE", help="also write the report as one HTML page, readable by its owner only"
+    )
+    program_parser.add_argument(
+        "--prometheus",
+        default="",
+        metavar="FILE",
+        help="also write the metrics there, for the textfile collector of node_exporter (the name ends in .prom)",
+    )
+    program_parser.add_argument("--quiet", action="store_true", help="print nothing where everything is healthy")
+    program_parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION} (wheels.ops)")
+    program_parser.add_argument(
         "--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(NAMES)}"
     )
     return program_parser
@@ -255,8 +304,19 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             as_json=options.json,
         )
     failure = program_output.write_report(options.output, report)
-    sys.stdout.write((json.dumps(report, indent=1, default=str) if options.json else text(report)) + "\n")
-    sys.stdout.flush()
+    host = socket.gethostname()
+    # Nobody reads a file of another user's, but node_exporter reads the metrics, which have no message in them.
+    failure = (
+        program_output.write_text(options.prometheus, lambda: metrics.text(report, host), report, 0o644) and failure
+    )
+    failure = (
+        program_output.write_text(options.html, lambda: reports.page(report, report, {}, **_head(report, host)), report)
+        and failure
+    )
+    if not (options.quiet and report["status"] == "ok"):
+        shown = json.dumps(report, indent=1, default=str) if options.json else text(report, plugin=not _is_terminal())
+        sys.stdout.write(f"{shown}\n")
+        sys.stdout.flush()
     # Last, and outside of the deadline: a receiver that does not answer delays no report.
     for warning in tell(settings, report):
         sys.stderr.write(f"{warning}\n")

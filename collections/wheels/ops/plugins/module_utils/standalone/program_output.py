@@ -266,11 +266,16 @@ def write_report(path: str, report: t.Dict[str, t.Any]) -> bool:
 
     A full disk is no reason to lose what was measured.
     """
+    return write_text(path, lambda: json.dumps(report, indent=1, default=str) + "\n", report)
+
+
+def write_text(path: str, content: t.Callable[[], str], report: t.Dict[str, t.Any], mode: int = 0o600) -> bool:
+    """One further file of a run, replaced as a whole; False, and a note in the report, where that fails."""
     try:
         if path and Path(path).is_dir():
             raise OpsError(f"{path} is a directory.", hint="Name a file.")
         if path:
-            write_atomically(Path(path), (json.dumps(report, indent=1, default=str) + "\n").encode(), mode=0o600)
+            write_atomically(Path(path), content().encode(), mode=mode)
     except OpsError as error:
         report["notes"].append(str(error))
         return False

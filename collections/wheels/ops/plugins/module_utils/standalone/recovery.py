@@ -23,6 +23,7 @@ from enum import Enum
 from ..checks import suite
 from ..core.options import choices
 from ..core.results import OpsError, Result
+from ..core.version import VERSION
 from ..database import scripts as sql_script
 from ..health.subjects import NAMES
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, MEMORY_RESTART
@@ -700,6 +701,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="HOLDER",
         help="take the lock of this host from the holder of this id, which a refused run names",
     )
+    program_parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION} (wheels.ops)")
     program_parser.add_argument(
         "--history", type=int, metavar="N", help="show the last N remedies that were tried, and do nothing else"
     )
