@@ -25,6 +25,7 @@ VARIABLES: t.Dict[str, t.Any] = {
     "wheels_ops_run_id": "20250730T0211",
     "rls.undo": "/var/lib/wheels-ops/undo.sql",
     "probe_token": "token",
+    "vault_slack_url": "https://hooks.slack.com/services/T0/B0/token",
     "lookup('ansible.builtin.file', 'cors_config.py', rstrip=false)": "content",
     "lookup('ansible.builtin.file', 'indexes.sql', rstrip=false)": "content",
     "(wanted.requests + wanted.refused) | map(attribute='id') | list": ["request-20250730T0211.json"],

@@ -22,10 +22,11 @@ from wheels_ops.checks import services as services_check
 from wheels_ops.core.results import OpsError, Result
 from wheels_ops.health.check import Check
 from wheels_ops.host import processes
-from wheels_ops.remedies import service_restart
+from wheels_ops.remedies import backend_patch, service_restart
 from wheels_ops.remedies.service_restart import Options
 from wheels_ops.services.manager import open_manager
 from wheels_ops.services.model import parse_services
+from wheels_ops.state import deployments
 
 
 class Web:
@@ -228,3 +229,30 @@ def test_what_supervisord_refuses_is_said_with_a_way_out(tmp_path: Path) -> None
     with pytest.raises(OpsError, match="does not answer") as caught:
         open_manager("supervisor", str(tmp_path / "no.sock")).states(["a"])
     assert "Is it running" in caught.value.hint
+
+
+def test_file_that_does_not_compile_is_named_with_the_deployment_that_it_left(tmp_path: Path) -> None:
+    tree, state = tmp_path / "backend", tmp_path / "state"
+    main = tree / "app" / "main.py"
+    main.parent.mkdir(parents=True)
+    main.write_text("import time\ntime.sleep(600)\n")
+    files = {"app/main.py": b"import time\ntime.sleep(700)\n", "app/cors.py": b"x = 1\n"}
+    deployments.begin(str(state), "one", holder="me")
+    backend_patch.install(
+        str(state), "one", backend_patch.Request(root=str(tree), files=files), backend_patch.Proof(module="")
+    )
+    deployments.end(str(state), "one", holder="me", state=deployments.FINISHED)
+    program = Program(f"{sys.executable} {main}", options={"startretries": "0", "startsecs": "1"})
+    with supervisord({"web": program}) as daemon:
+        wait_until(lambda: "RUNNING" in daemon.ctl("status", "web"))
+        main.write_text("import time\ndef broken(:\n")
+        (tree / "app/cors.py").unlink()
+        control = open_manager("supervisor", daemon.socket)
+        options = Options(
+            wait_timeout=15, wait_sleep=0.1, min_healthy_time=0.2, healthy_deadline=6, state_dir=str(state)
+        )
+        with pytest.raises(OpsError) as caught:
+            service_restart.run(parse_services([{"name": "web"}]), control, options)
+    assert f"{main}, line 2: SyntaxError: invalid syntax" in str(caught.value)
+    assert "2 files of the deployment were changed since, 1 of them deleted" in caught.value.hint
+    assert str(tree / "app/cors.py") in caught.value.hint

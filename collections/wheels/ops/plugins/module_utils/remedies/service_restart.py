@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from ..core.options import choice, choices, in_range, no_empty_entry
 from ..core.results import OpsError, Result
 from ..host import processes
-from ..services import broker, gates, redis_config, redis_errors
+from ..services import broker, failure_causes, gates, redis_config, redis_errors
 from ..services.model import Manager, Service, ServiceState
-from ..state import restarts
+from ..state import deployments, restarts
 from .restart_plan import REASONS, Step, dependents, plan
 
 #: Programs that keep queues in memory, by the kernel's name of them.
@@ -438,6 +438,11 @@ class _Run:
             self.book.add(event="end", service=service.name, outcome=outcome, message=error.message)
             error.details.setdefault("service", service.name)
             error.details.setdefault("log", gates.tail(self.control, service.unit, options.log_lines))
+            if not isinstance(error, gates.NotHealthy):  # its manager gave up before its gate was asked
+                cause = failure_causes.explain(error.details["log"], port=gates.port_of(service.gate))
+                error.message = f"{error.message} {cause}".rstrip()
+                error.hint = f"{error.hint} {failure_causes.last_lines(error.details['log'])}".strip()
+            self._name_drift(error)
             raise
         entry.update(
             instance_after=passed.state.instance,
@@ -467,6 +472,21 @@ class _Run:
             )
         if service.name in self.tasks:
             self.count_again(service)
+
+    def _name_drift(self, error: OpsError) -> None:
+        """Says which files of a deployment were changed or deleted since, as one of them may be the reason."""
+        try:
+            changed = deployments.drifted(deployments.Journal(str(restarts.state_dir(self.options.state_dir))))
+        except (OpsError, OSError):
+            return  # the failure itself matters more
+        if changed:
+            missing = sum(not os.path.lexists(path) for path in changed)
+            words = f"{len(changed)} files of the deployment were changed since, {missing} of them deleted"
+            error.hint = (
+                f"{error.hint} {words}: {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}."
+                " deploy installs them again, with wheels_ops_force=true those that somebody changed."
+            ).strip()
+            error.details.setdefault("drifted", changed)
 
     def propagated(self, step: Step, state: ServiceState) -> t.Tuple[ServiceState, str]:
         """The state of a service, and the instance that this run has to replace.

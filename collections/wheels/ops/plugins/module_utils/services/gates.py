@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ..core.results import OpsError
 from ..host import processes
-from . import broker, celery_workers, redis_errors
+from . import broker, celery_workers, failure_causes, redis_errors
 from .model import Gate, Manager, Service, ServiceState
 
 
@@ -562,16 +562,30 @@ def wait_healthy(
                 f" {seen.why or f'it did not stay healthy for {stable_for:g} s'}"
             )
         if why:
+            log = tail(manager, service.unit, log_lines) if read_log else []
+            # What a service that runs has written may be long over.
+            steady = state.running and len(instances) == 1
+            cause = "" if steady else failure_causes.explain(log, port=port_of(service.gate))
             raise NotHealthy(
-                f"{why}.",
-                hint="Its last lines are in log.",
+                f"{why}. {cause}".rstrip(),
+                hint=failure_causes.last_lines(log) if read_log else "",
                 service=service.name,
                 last_state=state.as_dict(),
                 last_probe={"why": seen.why, **seen.answer},
                 gate_attempts=attempts,
-                log=tail(manager, service.unit, log_lines) if read_log else [],
+                log=log,
             )
         time.sleep(min(wait_sleep, max(0.01, allowed - (now - started))))
+
+
+def port_of(gate: Gate) -> int:
+    """The port on which a service listens by its gate, 0 where the gate does not say."""
+    if gate.type not in ("tcp", "http", "redis"):
+        return 0
+    try:
+        return gate.port or urllib.parse.urlsplit(gate.url).port or 0
+    except ValueError:
+        return 0
 
 
 def tail(manager: Manager, unit: str, lines: int) -> t.List[str]:
