@@ -85,7 +85,13 @@ class Tree(t.NamedTuple):
 
 
 #: What every file of ``app/wheels_ops`` may import.
-LEAVES = ("wheels_ops/env.py", "wheels_ops/rate_limit.py", "wheels_ops/redis_url.py")
+LEAVES = (
+    "wheels_ops/env.py",
+    "wheels_ops/memory_budget.py",
+    "wheels_ops/rate_limit.py",
+    "wheels_ops/redis_url.py",
+    "wheels_ops/workers.py",
+)
 
 
 def patched_tree(directory: Path, *files: str) -> Tree:

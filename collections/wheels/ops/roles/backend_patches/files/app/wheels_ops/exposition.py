@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The metrics of this process, or of all workers, for Prometheus; written by ``prometheus_client``.
 
-Without ``PROMETHEUS_MULTIPROC_DIR`` a scrape shows the worker that answers it. With it every worker keeps its numbers
-in files of that directory, and whichever worker is asked adds all of them up: counters and histograms of every worker
-that has been, gauges of those that live. Gauges are as old as the last sample of their worker
-(``MONITORING_INTERVAL``). The directory is to be empty when the service starts; one file system of this machine, as the
-files are mapped into memory.
+Where a service has several workers, every worker keeps its numbers in files of ``PROMETHEUS_MULTIPROC_DIR``, and
+whichever worker is asked adds all of them up: counters and histograms of every worker that has been, gauges of those
+that live. Gauges are as old as the last sample of their worker (``MONITORING_INTERVAL``). A directory of the operator's
+is to be empty when the service starts, on a file system of this machine, as the files are mapped into memory; without
+one the workers take their own (``workers``). Where that cannot be, as ``prometheus_client`` was imported before us, the
+numbers are those of the worker that answers, and each carries the label ``worker``.
 
 Units are Prometheus' base units: seconds, bytes, and ratios from 0 to 1 instead of percent.
 """
@@ -16,11 +17,18 @@ import glob
 import importlib
 import os
 import struct
+import sys
 import time
 import typing as t
 
 from app.core.logging import get_logger
 from app.core.performance_monitor import BUCKETS
+from app.wheels_ops import workers
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+#: The package decides with its import whether it shares its numbers.
+if VARIABLE not in os.environ and "prometheus_client" not in sys.modules and workers.metrics_directory():
+    os.environ[VARIABLE] = workers.metrics_directory()
 
 try:
     prometheus_client: t.Any = importlib.import_module("prometheus_client")
@@ -30,7 +38,6 @@ except ImportError:  # the rest of the health API works without it
 
 logger = get_logger(__name__)
 
-VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 INSTALL = (
     "/metrics needs the package prometheus-client. Install it for the backend's Python: pip install prometheus-client"
 )
@@ -165,7 +172,8 @@ class Metrics:
     def text(self) -> bytes:
         """The answer to a scrape. Reads files where there are several workers: not for an event loop."""
         if self.directory is None:
-            return t.cast(bytes, prometheus_client.generate_latest(_Shown(self.registry)))
+            of = workers.describe()["of"]
+            return t.cast(bytes, prometheus_client.generate_latest(_Shown(self.registry, alone=of == 1)))
         _forget_dead_workers(self.directory)
         collector = _Shown(multiprocess.MultiProcessCollector(None, self.directory))
         for attempt in range(3):
@@ -182,8 +190,8 @@ class _Shown:
     """What a collector gives, without gauges that have no value, and without the times at which counters were
     created."""
 
-    def __init__(self, collector: t.Any) -> None:
-        self._collector = collector
+    def __init__(self, collector: t.Any, *, alone: bool = True) -> None:
+        self._collector, self._alone = collector, alone
 
     def collect(self) -> t.Iterator[t.Any]:
         for family in sorted(self._collector.collect(), key=lambda family: str(family.name)):
@@ -193,6 +201,9 @@ class _Shown:
                     for sample in family.samples
                     if not sample.name.endswith("_created") and not (family.type == "gauge" and sample.value == GONE)
                 ]
+                if not self._alone:
+                    own = {"worker": str(os.getpid())}
+                    family.samples = [sample._replace(labels={**sample.labels, **own}) for sample in family.samples]
             if family.samples:
                 yield family
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import importlib
@@ -46,8 +47,9 @@ from starlette.requests import ClientDisconnect
 
 try:
     rate_limit: t.Any = importlib.import_module("app.wheels_ops.rate_limit")
+    workers: t.Any = importlib.import_module("app.wheels_ops.workers")
 except ImportError:  # copied by hand without app/wheels_ops
-    rate_limit = None
+    rate_limit = workers = None
 
 logger = get_logger(__name__)
 if rate_limit is None:
@@ -268,6 +270,8 @@ class HealthBoard:
             document["notes"] = [f"{name}: {text}" for name, text in sorted(self.notes.items())]
             document["sections"] = dict(self.sections)
             document["scores"] = self.scores()
+            if workers is not None:
+                document["worker"] = workers.describe()
         return document
 
     def scores(self) -> t.Dict[str, t.Any]:
@@ -374,8 +378,26 @@ class OpsTokens:
         return match if presented else ""
 
 
-def limiter(burst: int, seconds: float) -> t.Callable[[], float]:
-    """Allows ``burst`` at once, then one every ``seconds``; a call gives the seconds to wait, 0 where it is allowed."""
+def limiter(burst: int, seconds: float, place: int = -1) -> t.Callable[[], float]:
+    """Allows ``burst`` at once, then one every ``seconds``; a call gives the seconds to wait, 0 where it is allowed.
+
+    ``place``: where all workers of the service count this one together.
+    """
+    alone = _limiter(burst, seconds)
+
+    def take() -> float:
+        group = workers.group() if workers is not None and place >= 0 else None
+        if group is not None:
+            try:
+                return t.cast(float, group.take(place, float(burst), seconds))
+            except OSError as error:  # the directory is gone: this worker counts for itself
+                logger.warning(f"🛡️ This limit is not shared with the other workers: {type(error).__name__}")
+        return alone()
+
+    return take
+
+
+def _limiter(burst: int, seconds: float) -> t.Callable[[], float]:
     if rate_limit is not None:
         return t.cast(t.Callable[[], float], rate_limit.TokenBucket(1.0 / seconds, float(burst)).take)
     times: t.Deque[float] = deque(maxlen=burst)
@@ -432,7 +454,8 @@ class HealthApi:
 
     def limited(self, client: str) -> bool:
         """Counts one failed try of a client: twenty, then one every three seconds."""
-        take = self._failures.pop(client, None) or limiter(20, 3.0)
+        place = workers.place_of(client) if workers is not None else -1
+        take = self._failures.pop(client, None) or limiter(20, 3.0, place)
         self._failures[client] = take
         while len(self._failures) > 1024:
             self._failures.popitem(last=False)
@@ -446,6 +469,9 @@ class HealthApi:
         turn = self._turns.setdefault(key, asyncio.Lock())
         try:
             async with turn:  # a repetition may come while the first one is still at work
+                group = workers.group() if workers is not None else None
+                if group is not None:
+                    return await self._once_of_all(group, key, act)
                 if key in self._done and time.monotonic() - self._done[key][0] < 600:
                     return self._done[key][1]
                 answer = await act()
@@ -457,6 +483,23 @@ class HealthApi:
         finally:
             if not turn.locked():
                 self._turns.pop(key, None)
+
+    @staticmethod
+    async def _once_of_all(
+        group: t.Any, key: t.Tuple[str, str, str], act: t.Callable[[], t.Awaitable[Response]]
+    ) -> Response:
+        """The same, where the repetition may reach another worker."""
+        name = hashlib.sha256("\0".join(key).encode("utf-8", "replace")).hexdigest()
+        async with group.answer_of(name) as file:
+            kept = file.read()
+            if kept is not None:
+                status, headers, body = kept
+                return Response(body, status, headers)
+            answer = await act()
+            if answer.status_code < 300:
+                headers = {key: value for key, value in answer.headers.items() if key != "content-length"}
+                file.write(answer.status_code, headers, bytes(answer.body))
+            return answer
 
 
 api = HealthApi()
@@ -531,8 +574,12 @@ async def operator(
 class Limit:
     """A dependency that refuses what comes more often than ``burst`` at once, then one every ``seconds``."""
 
+    places = 0
+
     def __init__(self, burst: int, seconds: float) -> None:
-        self._take = limiter(burst, seconds)
+        # In the order of the routes, which is the same in every worker.
+        self._take = limiter(burst, seconds, Limit.places)
+        Limit.places += 1
 
     async def __call__(self) -> None:
         wait = self._take()
@@ -724,22 +771,55 @@ async def memory_optimize(force_aggressive: bool = False) -> Answer:
     """Gives memory back to the system; ``force_aggressive`` empties caches first."""
     level = "aggressive" if force_aggressive else "standard"
     started = _now()
-    result = await memory_optimizer.optimize(level, reason="asked for over the API")
-    freed = result["freed_bytes"] / (1 << 20)
+    result, others = await _everywhere("memory/optimize", {"level": level})
+    results = [result, *(other for other in others.values() if "error" not in other)]
+    freed = sum(one["freed_bytes"] for one in results) / (1 << 20)
+    done = [one for one in results if not one["skipped"]]
+    of = f" by {len(done)} of {1 + len(others)} workers" if others else ""
     message = (
-        f"Memory optimization done: {freed:.1f} MB given back"
-        if not result["skipped"]
+        f"Memory optimization done: {freed:.1f} MB given back{of}"
+        if done
         else f"Memory optimization: nothing done, {result['skipped']}"
     )
     return Answer(
-        409 if result["skipped"] and not result["trimmed"] and not result["shrunk"] else 200,
+        200 if any(not one["skipped"] or one["trimmed"] or one["shrunk"] for one in results) else 409,
         {
             "message": message,
             "type": level,
             "started_at": started,
             **{key: value for key, value in result.items() if key != "level"},
+            **_of_workers(others),
         },
     )
+
+
+async def _optimize(arguments: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    return dict(await memory_optimizer.optimize(str(arguments["level"]), reason="asked for over the API"))
+
+
+async def _clear_own(_arguments: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    return {"memory": await memory_optimizer._clear_all_caches()}
+
+
+async def _everywhere(
+    action: str, arguments: t.Optional[t.Dict[str, t.Any]] = None
+) -> t.Tuple[t.Dict[str, t.Any], t.Dict[int, t.Dict[str, t.Any]]]:
+    """Does an action here and in every other worker; (the result here, pid -> the result there)."""
+    if workers is None:
+        return await _ACTIONS[action](arguments or {}), {}
+    here, there = await asyncio.gather(_ACTIONS[action](arguments or {}), workers.tell(action, arguments))
+    return here, t.cast(t.Dict[int, t.Dict[str, t.Any]], there)
+
+
+def _of_workers(others: t.Mapping[int, t.Mapping[str, t.Any]]) -> t.Dict[str, t.Any]:
+    """What an answer says of the other workers, where there are any."""
+    if not others:
+        return {}
+    return {
+        "worker": workers.describe(),
+        "other_workers": {str(pid): dict(result) for pid, result in others.items()},
+        "workers_reached": 1 + sum("error" not in result for result in others.values()),
+    }
 
 
 @router.post("/cache/clear", dependencies=privileged(5))
@@ -754,6 +834,7 @@ async def cache_clear(
     cleared: t.List[str] = []
     removed: t.Dict[str, t.Any] = {}
     failed: t.List[str] = []
+    others: t.Dict[int, t.Dict[str, t.Any]] = {}
     if cache_type in ("redis", "all"):
         try:
             from app.services.cache_service import cache_service
@@ -768,7 +849,8 @@ async def cache_clear(
             logger.warning(f"🗑️ The Redis cache was not cleared: {type(error).__name__}")
             failed.append("redis")
     if cache_type in ("memory", "all"):
-        removed["memory"] = await memory_optimizer._clear_all_caches()
+        own, others = await _everywhere("cache/clear")
+        removed.update(own)
         cleared.append("memory")
     logger.info(
         f"🗑️ Cache clear asked for: {', '.join(cleared) or 'nothing'} cleared, {', '.join(failed) or 'nothing'} failed"
@@ -781,6 +863,7 @@ async def cache_clear(
             "failed_caches": failed,
             "removed": removed,
             "started_at": started,
+            **_of_workers(others),
         },
     )
 
@@ -792,6 +875,7 @@ async def monitoring_status() -> Answer:
         200,
         {
             "timestamp": _now(),
+            **({"worker": workers.describe()} if workers is not None else {}),
             "services": {
                 "performance_monitor": {
                     "active": performance_monitor.is_running,
@@ -841,18 +925,41 @@ async def _connect_cache() -> str:
 @audited
 async def monitoring_start() -> Answer:
     """Starts monitor and memory optimizer, connects the cache."""
-    results = await _switch(True)
+    results, others = await _everywhere("monitoring/start")
     results["cache_service"] = "already_initialized" if _cache_initialized() else await _connect_cache()
-    return Answer(200, {"message": "Monitoring services started", "results": results, "started_at": _now()})
+    return Answer(
+        200,
+        {"message": "Monitoring services started", "results": results, "started_at": _now(), **_of_workers(others)},
+    )
 
 
 @router.post("/monitoring/stop", dependencies=privileged(5))
 @audited
 async def monitoring_stop() -> Answer:
     """Stops monitor and memory optimizer; health is a warning until they run again."""
-    results = await _switch(False)
+    results, others = await _everywhere("monitoring/stop")
     results["cache_service"] = "left_open"  # the pool belongs to the application, not to the monitoring
-    return Answer(200, {"message": "Monitoring services stopped", "results": results, "stopped_at": _now()})
+    return Answer(
+        200,
+        {"message": "Monitoring services stopped", "results": results, "stopped_at": _now(), **_of_workers(others)},
+    )
+
+
+async def _start_monitoring(_arguments: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    return dict(await _switch(True))
+
+
+async def _stop_monitoring(_arguments: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
+    return dict(await _switch(False))
+
+
+#: What one worker has all of them do.
+_ACTIONS: t.Dict[str, t.Callable[[t.Dict[str, t.Any]], t.Awaitable[t.Dict[str, t.Any]]]] = {
+    "memory/optimize": _optimize,
+    "cache/clear": _clear_own,
+    "monitoring/start": _start_monitoring,
+    "monitoring/stop": _stop_monitoring,
+}
 
 
 @router.get("/recovery/history", dependencies=privileged(10, 1.0))
@@ -1043,6 +1150,7 @@ async def admin_debug() -> Answer:
         200,
         {
             "timestamp": _now(),
+            **({"worker": workers.describe()} if workers is not None else {}),
             **_debug[1],
             # Asked here and not in the thread: the cache has a connection for each event loop.
             "monitoring_services": {
@@ -1270,6 +1378,13 @@ async def startup() -> None:
     cache: t.Any = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
     if hasattr(cache, "trim_local"):
         memory_optimizer.register_shrinker("local cache", cache.trim_local)
+    memory_budget = helper("memory_budget")
+    if memory_budget is not None:
+        for member in memory_budget.budget.members:
+            shrink = functools.partial(member.shrink, memory_budget.budget.limit)
+            memory_optimizer.register_shrinker(member.name, shrink, cost=1.0 + member.order)
+    if workers is not None:
+        await workers.open_group(_ACTIONS)
     checks = helper("health_checks")
     if checks is not None:
         await checks.start(sys.modules[__name__])
@@ -1283,6 +1398,8 @@ def _restart_request(reason: str, details: t.Dict[str, t.Any]) -> None:
 
 async def shutdown() -> None:
     board.stopping = True
+    if workers is not None:
+        workers.close_group()
     checks = helper("health_checks")
     if checks is not None:
         await checks.stop()
