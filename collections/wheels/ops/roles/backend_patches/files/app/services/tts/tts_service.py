@@ -62,8 +62,9 @@ from .fallback_tts import (
 
 try:
     env: t.Any = importlib.import_module("app.wheels_ops.env")
+    memory_budget: t.Any = importlib.import_module("app.wheels_ops.memory_budget")
 except ImportError:  # copied by hand without app/wheels_ops
-    env = None
+    env = memory_budget = None
 
 logger = get_logger(__name__)
 if env is None:
@@ -619,11 +620,17 @@ class Cache:
 
     def __init__(self) -> None:
         self.entries: OrderedDict[str, t.Tuple[float, Audio]] = OrderedDict()
+        #: What counts our bytes together with those of others.
+        self.budget: t.Any = memory_budget.budget if memory_budget is not None else None
         self.bytes = self.hits = self.misses = 0
         self.enabled, self.lifetime = True, 3600.0
         self.directory: t.Optional[Path] = None
 
     def configure(self) -> None:
+        if memory_budget is not None:
+            limit = env.number(memory_budget.VARIABLE, memory_budget.DEFAULT_MB, low=1.0)
+            self.budget.limit = int(limit * (1 << 20))
+            self.budget.register("spoken texts", memory_budget.SPEECH, self.shrink)
         self.enabled = flag("TTS_CACHE_ENABLED", True)
         self.lifetime = max(1.0, number("TTS_CACHE_TTL", self.lifetime))
         path = os.environ.get("TTS_CACHE_DIR")
@@ -655,7 +662,7 @@ class Cache:
             return
         self._drop(key)
         self.entries[key] = (time.time() if made is None else made, audio)
-        self.bytes += len(audio.data)
+        self._count(len(audio.data))
         while self.bytes > CACHE_BYTES:
             self._drop(next(iter(self.entries)))
 
@@ -663,13 +670,19 @@ class Cache:
         found = self.entries.pop(key, None)
         if found is None:
             return 0
-        self.bytes -= len(found[1].data)
+        self._count(-len(found[1].data))
         return len(found[1].data)
 
-    def shrink(self) -> int:
-        """Gives all its memory back; the number of bytes."""
-        freed, self.bytes = self.bytes, 0
-        self.entries.clear()
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        if self.budget is not None:
+            self.budget.change(size)
+
+    def shrink(self, size: t.Optional[int] = None) -> int:
+        """Gives back so many bytes (all: None), what was not heard for longest first; the number of bytes."""
+        freed = 0
+        while self.entries and (size is None or freed < size):
+            freed += self._drop(next(iter(self.entries)))
         return freed
 
     def clear(self, older_than_seconds: float = 0.0) -> int:

@@ -7,7 +7,8 @@ with ``?session=ID&last_seq=N``, or says ``{"type":"resume","session":ID,"last_s
 string. It then receives what it missed, or one ``{"type":"resync",...}`` when that is no longer kept. Clients that know
 nothing of this are served as before.
 
-Environment: ``WEBSOCKET_SESSION_SECONDS`` (120, how long a cut connection can be resumed).
+Environment: ``WEBSOCKET_SESSION_SECONDS`` (120, how long a cut connection can be resumed),
+``WHEELS_OPS_MEMORY_BUDGET_MB`` (64, of all sessions and the spoken texts together).
 
 Sessions live in this process: with several workers a reconnect that reaches another worker gets a ``resync``.
 """
@@ -17,24 +18,32 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import sys
 import typing as t
 from collections import OrderedDict, deque
 from urllib.parse import parse_qs
 
 from app.core.websocket_manager import OUTBOX_MESSAGES, Connection, ConnectionManager, SessionStore, setting
+from app.wheels_ops import memory_budget
 
 SESSION_MESSAGES = 256
 SESSION_BYTES = 256 * 1024
 SESSION_SECONDS = 120.0
 MAX_SESSIONS = 20_000
+#: What a kept message takes beside its text: a tuple and a number.
+ENTRY_BYTES = 100
+#: Messages that stay kept for a client that is there, however tight memory is.
+LEAST_MESSAGES = 8
 
 
 class Session:
     """What one client was sent, kept so that it can be sent again after a cut; bounded in messages, bytes and time."""
 
-    __slots__ = ("bytes", "connection", "detached_at", "epoch", "id", "ring", "seq", "user_id", "waiter")
+    __slots__ = ("bytes", "connection", "detached_at", "epoch", "id", "owner", "ring", "seq", "user_id", "waiter")
 
-    def __init__(self, user_id: str, epoch: str) -> None:
+    def __init__(self, user_id: str, epoch: str, owner: t.Optional[Sessions] = None) -> None:
+        #: Who counts what it keeps; None once it has ended.
+        self.owner = owner
         self.id = secrets.token_urlsafe(18)
         self.user_id = user_id
         self.epoch = epoch
@@ -51,12 +60,29 @@ class Session:
         text = number_frame(text, self.seq)
         self.ring.append((self.seq, text))
         self.bytes += len(text)
+        growth = held_by(text)
         while len(self.ring) > SESSION_MESSAGES or (self.bytes > SESSION_BYTES and len(self.ring) > 1):
-            self.bytes -= len(self.ring.popleft()[1])
+            growth -= self.drop_oldest()
+        if self.owner is not None:
+            self.owner.changed(growth)
         if self.connection is not None:
             self.connection.push(text)
         self.wake()
         return True
+
+    def drop_oldest(self) -> int:
+        """Keeps the oldest message no longer; the bytes that it held."""
+        text = self.ring.popleft()[1]
+        self.bytes -= len(text)
+        return held_by(text)
+
+    def drop(self, least: int = 0, size: t.Optional[int] = None) -> int:
+        """Keeps the oldest messages no longer, until ``size`` bytes (all: None) are free or ``least`` are left; the
+        bytes that they held."""
+        freed = 0
+        while len(self.ring) > least and (size is None or freed < size):
+            freed += self.drop_oldest()
+        return freed
 
     def since(self, last_seq: int) -> t.Optional[t.List[str]]:
         """The messages after ``last_seq``, or None when some of them are no longer kept (or never were)."""
@@ -83,6 +109,12 @@ class Sessions(SessionStore):
         self.epoch = secrets.token_hex(4)
         self.by_id: OrderedDict[str, Session] = OrderedDict()
         self.by_user: t.Dict[str, t.Dict[str, Session]] = {}
+        #: Bytes of all rings together.
+        self.held = 0
+        self.budget = memory_budget.budget
+        self.budget.limit = int(setting(memory_budget.VARIABLE, memory_budget.DEFAULT_MB, 1, 1_000_000) * (1 << 20))
+        self.budget.register("messages for clients that are away", memory_budget.AWAY, self.shrink_away)
+        self.budget.register("messages for clients that are there", memory_budget.PRESENT, self.shrink_present)
 
     @classmethod
     def of(cls, manager: ConnectionManager) -> Sessions:
@@ -152,6 +184,35 @@ class Sessions(SessionStore):
         for session in list(self.by_id.values()):
             session.wake()
 
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def changed(self, size: int) -> None:
+        self.held += size
+        self.budget.change(size)
+
+    def shrink_away(self, size: int) -> int:
+        """Gives up messages of clients that are away, the longest away first: they will start anew."""
+        away = sorted(
+            (session for session in self.by_id.values() if session.detached_at is not None and session.ring),
+            key=lambda session: session.detached_at or 0.0,
+        )
+        return self._shrink(away, size, 0)
+
+    def shrink_present(self, size: int) -> int:
+        """Gives up messages of clients that are there, those who have most first; a few newest stay."""
+        present = sorted(self.by_id.values(), key=lambda session: -session.bytes)
+        return self._shrink(present, size, LEAST_MESSAGES)
+
+    def _shrink(self, sessions: t.Iterable[Session], size: int, least: int) -> int:
+        freed = 0
+        for session in sessions:
+            released = session.drop(least, size - freed)
+            freed += released
+            self.changed(-released)
+            if freed >= size:
+                break
+        return freed
+
     # --- sessions -----------------------------------------------------------------------------------------------------
 
     def is_alive(self, session: Session) -> bool:
@@ -200,13 +261,16 @@ class Sessions(SessionStore):
         while len(self.by_id) >= MAX_SESSIONS:
             waiting = (session for session in self.by_id.values() if session.connection is None)
             self.end(next(waiting, next(iter(self.by_id.values()))))
-        session = Session(user_id, self.epoch)
+        session = Session(user_id, self.epoch, self)
         self.by_id[session.id] = session
         self.by_user.setdefault(user_id, {})[session.id] = session
         return session
 
     def end(self, session: Session) -> None:
         self.by_id.pop(session.id, None)
+        if session.owner is not None:
+            session.owner = None
+            self.changed(-session.drop())
         siblings = self.by_user.get(session.user_id, {})
         siblings.pop(session.id, None)
         if not siblings:
@@ -214,6 +278,11 @@ class Sessions(SessionStore):
         if session.connection is not None:
             session.connection.session = None
         session.wake()
+
+
+def held_by(text: str) -> int:
+    """Bytes of memory for a kept message; a text that is not Latin takes two or four for each character."""
+    return sys.getsizeof(text) + ENTRY_BYTES
 
 
 def number_frame(text: str, seq: int) -> str:
