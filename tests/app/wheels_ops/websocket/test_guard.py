@@ -237,3 +237,21 @@ def test_an_endpoint_that_spins_on_a_closed_socket_is_ended_and_named(
 def test_the_guard_says_which_sockets_the_application_has(backend: SocketBackend) -> None:
     paths = {"paths": ["/api/v1/pam/ws/{user_id}", "/spin/{method}/{closes}"]}
     assert backend.request("GET", "/api/v1/pam/sockets") == (200, paths)
+
+
+async def test_one_address_does_not_use_up_everybodys_handshakes(guard: t.Any) -> None:
+    """With ever other user names, so that no limit by user holds it."""
+    taken = 0
+    guard.accepts_by_address["203.0.113.9"] = guards.TokenBucket(50, 100, lambda: 1.0)  # its clock stands still
+    for number in range(300):
+        sent = await knock(guard, scope("203.0.113.9", path=f"/api/v1/pam/ws/x{number}"))
+        taken += not sent or sent[0].get("status") not in (429, 503)
+    assert taken == 100, "its own share: a tenth of the rate, twice that at once"
+    assert not await knock(guard, scope("198.51.100.7", path="/api/v1/pam/ws/victim"))
+    refused = await knock(guard, scope("203.0.113.9", path="/api/v1/pam/ws/y"))
+    assert refused[0]["status"] == 429 and int(dict(refused[0]["headers"])[b"retry-after"]) >= 1
+
+
+async def test_the_share_of_an_address_is_not_that_of_a_proxy_that_names_no_client(guard: t.Any) -> None:
+    for number in range(300):
+        assert not await knock(guard, scope("10.0.0.2", path=f"/api/v1/pam/ws/x{number}"))

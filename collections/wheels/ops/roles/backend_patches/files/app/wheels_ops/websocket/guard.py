@@ -7,9 +7,9 @@ the application has, and ends an endpoint that keeps receiving from a closed soc
 
 Environment (read once, when the layer is built): ``WEBSOCKET_MAX_CONNECTIONS`` (10,000 in this process),
 ``WEBSOCKET_MAX_PER_ADDRESS`` (50; 0: no limit; an IPv6 client counts with its /64), ``WEBSOCKET_ACCEPT_RATE`` (500
-handshakes a second), ``WEBSOCKET_TRUSTED_PROXIES`` (see ``addresses.py``). Behind a proxy that names no client every
-connection has the proxy's address; then the default of ``WEBSOCKET_MAX_PER_ADDRESS`` does not apply to it, and one line
-in the log says so.
+handshakes a second), ``WEBSOCKET_ACCEPT_RATE_PER_ADDRESS`` (a tenth of that, so that one address does not use up
+everybody's), ``WEBSOCKET_TRUSTED_PROXIES`` (see ``addresses.py``). Behind a proxy that names no client every connection
+has the proxy's address; then the defaults of the limits by address do not apply to it, and one line in the log says so.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class WebSocketGuard:
         # By an operator, who knows what is in front.
         self.address_limit_chosen = bool(os.environ.get("WEBSOCKET_MAX_PER_ADDRESS"))
         self.accept_rate = setting("WEBSOCKET_ACCEPT_RATE", 500.0, 0, 1_000_000)
+        self.accept_rate_per_address = setting("WEBSOCKET_ACCEPT_RATE_PER_ADDRESS", self.accept_rate / 10, 0, 1_000_000)
+        self.address_rate_chosen = bool(os.environ.get("WEBSOCKET_ACCEPT_RATE_PER_ADDRESS"))
         self.proxies = trusted_proxies(os.environ.get("WEBSOCKET_TRUSTED_PROXIES", ""))
         self.open = 0
         self.by_address: t.Dict[str, int] = {}
@@ -83,6 +85,7 @@ class WebSocketGuard:
         self.handshakes: OrderedDict[t.Tuple[str, str], TokenBucket] = OrderedDict()
         self.paths: t.Optional[t.List[str]] = None
         bound_receives()
+        self.accepts_by_address: OrderedDict[str, TokenBucket] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -161,8 +164,11 @@ class WebSocketGuard:
         if self.open >= self.max_connections:
             return Refusal(503, "too many connections", random.randint(5, 15), 1013)
         count = self.by_address.get(address, 0)
-        if self.max_per_address and count >= self.max_per_address and not self._speaks_for_everybody(scope):
+        if self.max_per_address and count >= self.max_per_address and self._counts(scope, self.address_limit_chosen):
             return Refusal(429, "too many connections from this address", 10)
+        wait = self._take_of_address(scope, address)
+        if wait:
+            return Refusal(429, "too many handshakes from this address", math.ceil(wait))
         if self.manager.max_per_user:
             key = (address, scope.get("path", ""))
             bucket = self.handshakes.get(key)
@@ -179,9 +185,26 @@ class WebSocketGuard:
             return Refusal(503, "too many handshakes", max(1, math.ceil(wait)), 1013)
         return None
 
+    def _take_of_address(self, scope: t.Mapping[str, t.Any], address: str) -> float:
+        """A handshake from the share of its address, before it takes one of everybody's; the seconds to wait."""
+        if not self.accept_rate_per_address:
+            return 0.0
+        rate = self.accept_rate_per_address
+        bucket = self.accepts_by_address.get(address) or TokenBucket(rate, max(1.0, 2 * rate))
+        self.accepts_by_address[address] = bucket
+        self.accepts_by_address.move_to_end(address)
+        if len(self.accepts_by_address) > 4096:
+            self.accepts_by_address.popitem(last=False)
+        wait = bucket.take()
+        return wait if wait and self._counts(scope, self.address_rate_chosen) else 0.0
+
+    def _counts(self, scope: t.Mapping[str, t.Any], chosen: bool) -> bool:
+        """Whether a limit by address applies: chosen by an operator, or the address is not that of everybody."""
+        return chosen or not self._speaks_for_everybody(scope)
+
     def _speaks_for_everybody(self, scope: t.Mapping[str, t.Any]) -> bool:
         """Whether a limit that nobody chose for the proxy in front would lock everybody out; said once in the log."""
-        if self.address_limit_chosen or not is_nameless_proxy(scope, self.proxies):
+        if not is_nameless_proxy(scope, self.proxies):
             return False
         if not self.nameless_proxy_logged:
             self.nameless_proxy_logged = True
