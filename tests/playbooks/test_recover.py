@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import requests
 
 from tests.playbooks.conftest import Stage
 from tests.playbooks.witnesses import LOOK, report
+from tests.support.container_host import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +86,31 @@ def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     ).json()["history"][0]
     assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
     assert [entry["id"] for entry in newest["requests"]] == [asked]
+
+
+def test_commands_of_the_procedures_page_work_here(stage: Stage, tmp_path: Path) -> None:
+    """The backend answers JSON to each, and the programs what Nagios takes."""
+    page = (REPOSITORY / "docs/procedures.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 12
+    environment = {
+        **stage.environment(),
+        "API": stage.facts.base_url,
+        "TOKEN": (stage.sandbox.etc / "ops-token").read_text().strip(),
+        "PROGRAMS": str(REPOSITORY),
+        "BASE_URL": stage.facts.base_url,
+        "WHEELS_OPS_STATE_DIR": str(tmp_path),
+    }
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        if command.startswith("curl"):
+            assert done.returncode == 0 and json.loads(done.stdout), (command, done.stdout, done.stderr)
+        else:
+            assert done.returncode in (0, 1, 2) and done.stdout, (command, done.stdout, done.stderr)
+    for name, tag in re.findall(r"ansible-playbook playbooks/(\w+)\.yml(?: --tags (\w+))?", page):
+        listed = stage.playbook(name, "--list-tasks", *(["--tags", tag] if tag else []))
+        assert listed.status == 0 and "play #" in listed.text, listed.output
 
 
 def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> None:

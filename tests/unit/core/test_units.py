@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wheels_ops.core.results import OpsError
-from wheels_ops.core.units import duration, readable, size
+from wheels_ops.core.units import duration, quantity, readable, size
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,21 @@ def test_readable_is_within_rounding_of_the_number(count: int) -> None:
     number, unit = readable(count).split()
     factor = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[unit]
     assert abs(float(number) * factor - count) <= 0.051 * factor
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (97.84, "%", "97.8 %"),
+        (61_400, "bytes of audio", "61.4 kB of audio"),
+        (568.4, "ms", "568 ms"),
+        (1234, "ms stall", "1.2 s stall"),
+        (20, "keys without expiry", "20 keys without expiry"),
+        (12_345.6, "tasks", "12,346 tasks"),
+        (2.5, "load", "2.5 load"),
+        (None, "%", "no answer"),
+        ("v1", "", "v1"),
+    ],
+)
+def test_quantity_is_what_a_person_reads(value: object, unit: str, text: str) -> None:
+    assert quantity(value, unit) == text

@@ -93,15 +93,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.host.files import make_directories, write_atomically
-from ansible_collections.wheels.ops.plugins.module_utils.report import metrics, report
+from ansible_collections.wheels.ops.plugins.module_utils.report import metrics, page, report
 
 
 def call(module: AnsibleModule) -> Result:
     options = module.params
-    page = report.page(
-        options["before"] or options["after"],
+    content = page.page(
         options["after"],
-        options["done"],
+        before=options["before"] or None,
+        remedies=options["done"],
         title=options["title"],
         facts=options["facts"],
     )
@@ -116,14 +116,14 @@ def call(module: AnsibleModule) -> Result:
             "before.json": json.dumps(options["before"], indent=1) + "\n",
             "after.json": json.dumps(options["after"], indent=1) + "\n",
             "done.json": json.dumps(options["done"], indent=1) + "\n",
-            "report.html": page,
+            "report.html": content,
         }
     else:
         contents = {
             "health.json": json.dumps(options["after"], indent=1) + "\n",
             "health.txt": table + "\n",
             "health.prom": metrics.text(options["after"], options["host"]),
-            "health.html": page,
+            "health.html": content,
         }
     paths = {name: Path(options["dest"]) / name for name in contents} if options["dest"] else {}
     if not module.check_mode:

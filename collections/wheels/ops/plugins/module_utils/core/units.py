@@ -65,3 +65,20 @@ def readable(count: float) -> str:
         if abs(count) >= divisor:
             return f"{count / divisor:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def quantity(value: t.Any, unit: str) -> str:
+    """A measured value for people: ``97.8 %``, ``61.4 kB of audio``, ``1.2 s``, ``20 keys without expiry``. A value
+    that is no number (a check without an answer) is ``no answer``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "no answer" if value is None else str(value)
+    head, _space, rest = unit.partition(" ")
+    number = f"{value:,.1f}" if abs(value) < 100 and value % 1 else f"{value:,.0f}"
+    if head in ("%", "percent"):
+        return f"{number} % {rest}".rstrip()
+    if head == "bytes":
+        return f"{readable(value)} {rest}".rstrip()
+    if head == "ms":
+        return f"{f'{value / 1000:.1f} s' if value >= 1000 else f'{value:.0f} ms'} {rest}".rstrip()
+    return f"{number} {unit}".rstrip()

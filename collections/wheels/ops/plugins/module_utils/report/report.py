@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The report of a run: what was wrong, what was done, what is left; as text for a terminal and as one HTML page."""
+"""The report of a run: what was wrong, what was done, what is left, as text for a terminal. ``page.py`` has it
+as one HTML page.
+"""
 
 from __future__ import annotations
 
-import html
-import json
 import textwrap
 import typing as t
 
+from ..core.units import quantity
 from ..health.subjects import report_rows
 from ..health.thresholds import worst
 
@@ -102,13 +103,7 @@ def _status(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 def _value(checks: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     if all(check["status"] == "skipped" for check in checks):
         return "not measured" if checks else ""
-    parts = []
-    for check in checks:
-        value = check["value"]
-        if isinstance(value, float):
-            value = f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
-        parts.append(f"{value} {check['unit']}".strip() if value is not None else "no answer")
-    return ", ".join(parts)
+    return ", ".join(quantity(check["value"], check["unit"]) for check in checks)
 
 
 def text(before: Health, after: Health, remedies: t.Mapping[str, str], *, colour: bool = False, width: int = 34) -> str:
@@ -154,85 +149,3 @@ def remaining(after: Health) -> t.List[str]:
         for check in after.get("checks", [])
         if check["status"] not in ("ok", "skipped")
     ]
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ok:#1a7f37;--warning:#9a6700;--critical:#c11c2d;--unknown:#7a3ea8;--line:#8884}
-body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;width:100%;margin:1rem 0}th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-.status{font-weight:600}.ok{color:var(--ok)}.warning{color:var(--warning)}.critical,.emergency{color:var(--critical)}.unknown{color:var(--unknown)}
-pre{overflow:auto;background:#8881;padding:1rem}@media(prefers-color-scheme:dark){:root{--ok:#4ac26b;--warning:#d4a72c;--critical:#ff8182;--unknown:#c297ff}}
-"""
-
-
-def page(
-    before: Health, after: Health, remedies: t.Mapping[str, str], *, title: str, facts: t.Mapping[str, str]
-) -> str:
-    """The whole report as one HTML page without any outside asset. Everything measured is escaped."""
-    status = str(after.get("status", "unknown"))
-    labels = {
-        **facts,
-        **{
-            name.replace("_", " "): str(value)
-            for name, value in (after.get("scores") or {}).items()
-            if value is not None
-        },
-    }
-    problems = [_element("li", line) for line in remaining(after)]
-    missed = [_element("li", f"{', '.join(names)}: {reason}") for reason, names in not_measured(after).items()]
-    missed += [_element("li", f"{name}: left out on purpose") for name in after.get("left_out") or []]
-    incidents = [
-        [
-            _element("td", row["number"]),
-            _element("th", row["incident"], scope="row"),
-            _badge(row["before"]),
-            _element("td", row["before_value"]),
-            _element("td", row["done"]),
-            _badge(row["after"]),
-            _element("td", row["after_value"]),
-        ]
-        for row in rows(before, after, remedies)
-    ]
-    checks = [
-        [
-            _element("th", check["name"], scope="row"),
-            _badge(check["status"]),
-            _element("td", check["message"]),
-            _element("td", f"{check['duration_ms']:.0f} ms"),
-        ]
-        for check in after.get("checks", [])
-    ]
-    everything = json.dumps({"before": before, "after": after}, indent=1, default=str)
-    parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"{_element('title', title)}<style>{_STYLE}</style>{_element('h1', title)}",
-        (
-            f'<p>Now: <strong class="{html.escape(status)}">{html.escape(status)}</strong>.'
-            f" {html.escape(summary(after))}</p>"
-        ),
-        f"<ul>{''.join(_element('li', f'{name}: {value}') for name, value in labels.items())}</ul>",
-        _table(("#", "incident", "before", "measured", "what was done", "after", "measured"), incidents),
-        f"<h2>What is left</h2><ul>{''.join(problems)}</ul>"
-        if problems
-        else "<p>Nothing that was measured is left to do.</p>",
-        f"<h2>What was not measured</h2><ul>{''.join(missed)}</ul>" if missed else "",
-        "<h2>Every check, now</h2>",
-        _table(("check", "status", "message", "took"), checks),
-        f"<details><summary>All that was measured</summary>{_element('pre', everything)}</details></html>\n",
-    ]
-    return "\n".join(parts)
-
-
-def _element(tag: str, content: str, **attributes: str) -> str:
-    words = "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
-    return f"<{tag}{words}>{html.escape(content)}</{tag}>"
-
-
-def _badge(status: str) -> str:
-    return f'<td class="status {html.escape(status)}">{html.escape(status)}</td>'
-
-
-def _table(titles: t.Sequence[str], content: t.Sequence[t.Sequence[str]]) -> str:
-    head = "".join(_element("th", title, scope="col") for title in titles)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in content)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

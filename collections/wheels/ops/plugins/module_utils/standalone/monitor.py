@@ -23,9 +23,9 @@ from ..core.results import OpsError
 from ..core.version import VERSION
 from ..health import scores
 from ..health.subjects import NAMES, REGISTRY
-from ..report import alerts, metrics
+from ..report import alerts, metrics, page
 from ..report import report as reports
-from ..state import history
+from ..state import history, problems
 from ..state.history import HistoryRecord
 from . import program_output
 from .settings import Settings, load
@@ -164,12 +164,20 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _head(report: Report, host: str) -> t.Dict[str, t.Any]:
-    """Title and facts of the page."""
-    return {
-        "title": f"wheels.ops: {host}",
-        "facts": {"host": host, "measured": report["measured_at"], "took": f"{report['duration_seconds']:.1f} s"},
-    }
+def _head(settings: Settings, report: Report, host: str) -> t.Dict[str, t.Any]:
+    """What the page has beside the report: title, facts and the last day of this host."""
+    state = settings.state_dir
+    try:
+        since = {problem.subject: problem.since for problem in problems.read(state).problems}
+    except OpsError:
+        since = {}
+    past = page.Past(
+        measured=history.read(state / HISTORY, 2000),
+        done=history.read(state / history.FILE, 200),
+        since=since,
+        now=time.time(),
+    )
+    return {"title": f"wheels.ops: {host}", "facts": {"took": f"{report['duration_seconds']:.1f} s"}, "past": past}
 
 
 def performance_data(report: Report) -> str:
@@ -310,7 +318,7 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
         program_output.write_text(options.prometheus, lambda: metrics.text(report, host), report, 0o644) and failure
     )
     failure = (
-        program_output.write_text(options.html, lambda: reports.page(report, report, {}, **_head(report, host)), report)
+        program_output.write_text(options.html, lambda: page.page(report, **_head(settings, report, host)), report)
         and failure
     )
     if not (options.quiet and report["status"] == "ok"):
