@@ -16,11 +16,11 @@ from pathlib import Path
 from ..core.results import OpsError
 from ..core.version import VERSION
 from ..database import connect
-from .audit import baseline, explanations, formats, scratch
+from .audit import baseline, explanations, formats, progress, scratch
 from .audit.audits import Audit, audit
 from .model.findings import KINDS, SEVERITIES, Finding
 from .module_api import sentence, undo_name
-from .repair import captured, migration_source
+from .repair import captured, matrix, matrix_page, migration_source
 from .repair.apply import apply, undo
 from .repair.plans import FIXES, HELPER_SCHEMA, Plan, plan
 
@@ -135,6 +135,20 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has"
     )
     parser.add_argument(
+        "--matrix",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "write there who can do what (role, table, command; rows as a sample of people sees them), for repair before"
+            " and after: a page if FILE ends in .html, else text; - for standard output"
+        ),
+    )
+    parser.add_argument(
+        "--progress",
+        action="store_true",
+        help="say on standard error what is being done (default: on a terminal only; without colours if NO_COLOR is set)",
+    )
+    parser.add_argument(
         "--keep-going",
         action="store_true",
         help="with --sql: report statements that fail and go on (default: exit with 2)",
@@ -160,20 +174,31 @@ def run_audit(options: argparse.Namespace) -> int:
     earlier = baseline.read(options.baseline) if options.baseline else frozenset()
     introduced: t.Dict[t.Tuple[str, ...], str] = {}
     errors: t.List[str] = []
-    if options.sql:
-        loaded = scratch.load(
-            dsn_of(options),
-            options.sql,
-            schemas=options.schema,
-            roles=options.role,
-            supabase=options.supabase,
-            keep_going=options.keep_going,
-            **_timeouts(options),
-        )
-        present, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
-    else:
-        with contextlib.closing(connect.connect(dsn_of(options))) as connection:
-            present = audit(connection, schemas=options.schema, roles=options.role, **_timeouts(options))
+    _check_matrix(options)
+
+    def observe(connection: t.Any, present: Audit) -> None:
+        if options.matrix:
+            made = matrix.of_audit(connection, present, counted=not options.sql, **_timeouts(options))
+            line.close()
+            _write_matrix(options, made)
+
+    shared = {"schemas": options.schema, "roles": options.role, **_timeouts(options)}
+    with progress.Line(sys.stderr, wanted=options.progress) as line:
+        if options.sql:
+            loaded = scratch.load(
+                dsn_of(options),
+                options.sql,
+                supabase=options.supabase,
+                keep_going=options.keep_going,
+                observe=observe,
+                progress=line,
+                **shared,
+            )
+            present, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
+        else:
+            with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+                present = audit(connection, progress=line, **shared)
+                observe(connection, present)
     conclusion = sentence(present)
     if earlier:
         conclusion += f" {len([f for f in present.findings if f.identity in earlier])} of them are in the baseline."
@@ -195,6 +220,37 @@ def run_audit(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(report)
     return FOUND if any(fails(finding) for finding in present.findings) else CLEAN
+
+
+def _check_matrix(options: argparse.Namespace) -> None:
+    """Before anything is done, so that no repair ends with a matrix that cannot be kept."""
+    path: t.Optional[Path] = options.matrix
+    if path is None:
+        return
+    if str(path) == "-":
+        if options.format != "text" and not getattr(options, "output", None):
+            raise OpsError(
+                f"--matrix - and --format {options.format} both write to standard output.",
+                hint="Name a file for one of them.",
+            )
+        return
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise OpsError(f"Cannot write {path}.", hint="Name a file that can be written, or - for standard output.")
+
+
+def _write_matrix(options: argparse.Namespace, made: matrix.Matrix, planned: t.Optional[Plan] = None) -> None:
+    path: Path = options.matrix
+    if options.sql:  # the scratch database's own name means nothing to anybody
+        made.database = "the migrations"
+    if str(path) == "-":
+        sys.stdout.write(matrix.text(made) + "\n")
+        return
+    text = matrix_page.page(made, planned) if path.suffix.lower() in (".html", ".htm") else matrix.text(made)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OpsError(f"Cannot write {path}: {error.strerror}.", hint="Name a file that can be written.") from error
 
 
 def _words(text: str) -> t.List[str]:
@@ -234,18 +290,51 @@ def _plan_options(options: argparse.Namespace) -> t.Dict[str, t.Any]:
 def run_repair(options: argparse.Namespace) -> int:
     if options.sql or options.write:
         return _write_migration(options)
-    timeouts = _timeouts(options)
-    with contextlib.closing(connect.connect(dsn_of(options))) as connection:
-        present: Audit = audit(connection, schemas=options.schema, roles=options.role, **timeouts)
-        planned = plan(connection, present, **_plan_options(options), **timeouts)
-        path = None if planned.empty or options.check else options.undo_dir / undo_name(present.catalog.database)
-        result = apply(connection, planned, check_mode=options.check, undo_path=path, **timeouts)
+    _check_matrix(options)
+    with progress.Line(sys.stderr, wanted=options.progress) as line:
+        planned, result = _repair(options, line)
     if options.format == "json":
         sys.stdout.write(json.dumps({**result, "plan": planned.as_dict()}, indent=1, default=str) + "\n")
     else:
         _show(planned, result["needs_review"], diff=options.diff)
         sys.stdout.write(result["msg"] + "\n" + (f"undo: {result['undo']}\n" if result.get("undo") else ""))
     return FOUND if result["needs_review"] else CLEAN
+
+
+def _repair(options: argparse.Namespace, line: progress.Line) -> t.Tuple[Plan, t.Dict[str, t.Any]]:
+    timeouts = _timeouts(options)
+    wanted = options.matrix is not None
+    with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+        present: Audit = audit(connection, schemas=options.schema, roles=options.role, progress=line, **timeouts)
+        line("planning")
+        planned = plan(connection, present, **_plan_options(options), **timeouts)
+        before = matrix.before_repair(connection, present, **timeouts) if wanted and not options.check else None
+        path = None if planned.empty or options.check else options.undo_dir / undo_name(present.catalog.database)
+        line("repairing and verifying")
+        result = apply(connection, planned, check_mode=options.check, undo_path=path, **timeouts)
+        if wanted:
+            line.close()
+            _matrix_of_repair(connection, options, present, planned, before)
+    return planned, result
+
+
+def _matrix_of_repair(
+    connection: t.Any,
+    options: argparse.Namespace,
+    present: Audit,
+    planned: Plan,
+    before: t.Optional[t.Tuple[matrix.Matrix, t.Any]],
+) -> None:
+    """The repair was done, or verified and rolled back: what it gave is told in any case."""
+    timeouts = _timeouts(options)
+    try:
+        if before is None or planned.empty:
+            made = matrix.of_plan(connection, present, planned, run=True, **timeouts)
+        else:
+            made = matrix.of_repair(connection, before[0], before[1], present, **timeouts)
+        _write_matrix(options, made, planned)
+    except OpsError as error:
+        sys.stderr.write(f"warning: no matrix was written: {error}\n")
 
 
 def _show(planned: Plan, reviews: t.Sequence[t.Mapping[str, t.Any]], *, diff: bool) -> None:
@@ -266,25 +355,9 @@ def _write_migration(options: argparse.Namespace) -> int:
     path = migration_source.target(options.write or Path("STAMP_rls.sql"), stamp)
     if options.write:
         migration_source.check_target(path)
-    shared: t.Dict[str, t.Any] = {
-        "schemas": options.schema,
-        "roles": options.role,
-        "options": _plan_options(options),
-        "timeouts": _timeouts(options),
-    }
-    if options.sql:
-        draft = migration_source.from_files(
-            dsn_of(options),
-            options.sql,
-            supabase=options.supabase,
-            keep_going=options.keep_going,
-            version=VERSION,
-            path=path,
-            **shared,
-        )
-    else:
-        with contextlib.closing(connect.connect(dsn_of(options))) as connection:
-            draft = migration_source.from_database(connection, **shared)
+    _check_matrix(options)
+    with progress.Line(sys.stderr, wanted=options.progress) as line:
+        draft = _draft(options, path, line)
     planned, numbers = draft.plan, draft.verification
     files: t.List[str] = []
     if options.write and not options.check and not planned.empty:
@@ -318,6 +391,38 @@ def _write_migration(options: argparse.Namespace) -> int:
         else:
             sys.stdout.write("No file was written. To write the migration: --write FILE.sql\n")
     return FOUND if planned.needs_review else CLEAN
+
+
+def _draft(options: argparse.Namespace, path: Path, line: progress.Line) -> migration_source.Draft:
+    def observe(connection: t.Any, present: Audit, planned: Plan) -> None:
+        if options.matrix:
+            scratched = bool(options.sql)  # has no rows of anybody's, and nobody who waits for a lock
+            made = matrix.of_plan(
+                connection, present, planned, run=scratched, counted=not scratched, **_timeouts(options)
+            )
+            line.close()
+            _write_matrix(options, made, planned)
+
+    shared: t.Dict[str, t.Any] = {
+        "schemas": options.schema,
+        "roles": options.role,
+        "options": _plan_options(options),
+        "timeouts": _timeouts(options),
+        "observe": observe,
+        "progress": line,
+    }
+    if not options.sql:
+        with contextlib.closing(connect.connect(dsn_of(options))) as connection:
+            return migration_source.from_database(connection, **shared)
+    return migration_source.from_files(
+        dsn_of(options),
+        options.sql,
+        supabase=options.supabase,
+        keep_going=options.keep_going,
+        version=VERSION,
+        path=path,
+        **shared,
+    )
 
 
 def run_explain(options: argparse.Namespace) -> int:

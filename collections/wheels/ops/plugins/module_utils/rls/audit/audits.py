@@ -18,6 +18,7 @@ from ..model.roles import RoleClass
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection, Cursor, transaction
 from . import callgraph, lints, meanings, openings, oracle
 from .oracle import VARIANTS, Failure
+from .progress import Progress, silent
 from .simulate import Simulator
 
 #: An access and the witness path in words that the simulation gives for it.
@@ -73,6 +74,7 @@ def audit(
     schemas: t.Optional[t.Sequence[str]] = None,
     roles: t.Optional[t.Sequence[str]] = None,
     absent_schemas: bool = False,
+    progress: Progress = silent,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
 ) -> Audit:
@@ -89,7 +91,7 @@ def audit(
             if schemas is not None and not absent_schemas:
                 _require_schemas(cursor, schemas)
             try:
-                return inspect(cursor, schemas=schemas, roles=roles)
+                return inspect(cursor, schemas=schemas, roles=roles, progress=progress)
             except Disagreement:
                 # PREPARE sees definitions that were committed after our snapshot; a second look tells a migration from
                 # a defect.
@@ -110,20 +112,27 @@ class Disagreement(OpsError):
 
 
 def inspect(
-    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+    cursor: Cursor,
+    *,
+    schemas: t.Optional[t.Sequence[str]] = None,
+    roles: t.Optional[t.Sequence[str]] = None,
+    progress: Progress = silent,
 ) -> Audit:
     """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
+    progress("reading the catalog")
     classes, build = catalog.fetch(cursor, schemas=schemas, roles=roles)
     leading = lints.leading(cursor)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as aside:
         asking = aside.submit(oracle.ask, cursor, classes, schemas=schemas)
         # The cursor is the server's until it has answered; what follows needs only what was read before.
         read = build()
+        progress(f"asking for every access to {len(read.relations)} relations as {len(classes)} classes of roles")
         predicted = predict(read)
         review = lints.Review(cursor, read, leading)
         static = [*meanings.findings(read), *openings.from_catalog(read)]
         asked = asking.result()
     failing = explain(read, asked, predicted)
+    progress("looking at policies, views and functions")
     findings = [
         *lints.recursion(read, failing),
         *callgraph.findings(read, accesses(read)),

@@ -18,6 +18,7 @@ from ..model import tree
 from ..model.roles import SUPABASE_ROLES
 from ..model.transactions import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Connection
 from .audits import Audit, audit
+from .progress import Progress, silent
 
 #: What Supabase gives every project and migrations count on: roles, auth.users, and the readers of the token.
 SUPABASE = """
@@ -71,16 +72,31 @@ def load(
     roles: t.Optional[t.Sequence[str]] = None,
     supabase: bool = False,
     keep_going: bool = False,
+    observe: t.Optional[t.Callable[[Connection, Audit], None]] = None,
+    progress: Progress = silent,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
 ) -> Loaded:
     """Loads the files in order into a scratch database of the server behind ``dsn`` and drops it again.
 
-    Raises ``OpsError`` where a statement fails, unless ``keep_going``, and where a file cannot be read.
+    ``observe`` is called with the database and its audit before it is dropped. Raises ``OpsError`` where a statement
+    fails, unless ``keep_going``, and where a file cannot be read.
     """
     timeouts = {"statement_timeout_ms": statement_timeout_ms, "lock_timeout_ms": lock_timeout_ms}
     with scratch_database(dsn, supabase=supabase) as connection:
-        return load_into(connection, files, schemas=schemas, roles=roles, keep_going=keep_going, each=True, **timeouts)
+        loaded = load_into(
+            connection,
+            files,
+            schemas=schemas,
+            roles=roles,
+            keep_going=keep_going,
+            each=True,
+            progress=progress,
+            **timeouts,
+        )
+        if observe is not None:
+            observe(connection, loaded.audit)
+        return loaded
 
 
 def load_into(
@@ -91,6 +107,7 @@ def load_into(
     roles: t.Optional[t.Sequence[str]],
     keep_going: bool,
     each: bool,
+    progress: Progress = silent,
     **timeouts: t.Any,
 ) -> Loaded:
     """As ``load``, into a database that is there. ``each`` audits after every file, else after the last alone, which is
@@ -105,6 +122,7 @@ def load_into(
     errors: t.List[str] = []
     policies: t.Dict[t.Tuple[str, str], t.Tuple[str, str]] = {}
     for number, (path, text) in enumerate(texts, 1):
+        progress(f"{number} of {len(texts)}: {path}")
         failures = [f"{path}:{line}: {message}" for line, message in execute(connection, text)]
         if failures and not keep_going:
             raise OpsError(

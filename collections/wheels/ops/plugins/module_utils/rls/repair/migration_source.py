@@ -12,11 +12,19 @@ from ...core.results import OpsError
 from ...host.files import make_directories, write_atomically
 from ..audit import scratch
 from ..audit.audits import Audit, audit
+from ..audit.progress import Progress, silent
 from ..model import catalog
 from ..model.transactions import Connection, transaction
 from . import apply
 from .migration import MARK, UNDO_SUFFIX, Verification, render, render_undo
 from .plans import Plan, plan
+
+#: Is called with the connection that the plan was made on, before anything is changed there.
+Observer = t.Callable[[Connection, Audit, Plan], None]
+
+
+def _unobserved(_connection: Connection, _audit: Audit, _plan: Plan) -> None:
+    """Nobody looks."""
 
 
 @dataclass
@@ -56,6 +64,8 @@ def from_files(
     path: Path,
     options: t.Mapping[str, t.Any],
     timeouts: t.Mapping[str, t.Any],
+    observe: Observer = _unobserved,
+    progress: Progress = silent,
 ) -> Draft:
     """Loads the files into a scratch database, plans, and runs the migration there: twice, and its undo script.
 
@@ -64,8 +74,16 @@ def from_files(
     """
     with scratch.scratch_database(dsn, supabase=supabase, migration_role=True) as connection:
         loaded = scratch.load_into(
-            connection, files, schemas=schemas, roles=roles, keep_going=keep_going, each=False, **timeouts
+            connection,
+            files,
+            schemas=schemas,
+            roles=roles,
+            keep_going=keep_going,
+            each=False,
+            progress=progress,
+            **timeouts,
         )
+        progress("planning")
         draft = Draft(
             loaded.audit,
             plan(connection, loaded.audit, **options, **timeouts),
@@ -73,7 +91,9 @@ def from_files(
             Verification(len(loaded.audit.failing), sources=loaded.policies),
             loaded.errors,
         )
+        observe(connection, draft.audit, draft.plan)
         if not draft.plan.empty:
+            progress("running the migration in the scratch database, twice, and its undo script")
             _rehearse(connection, draft, version=version, path=path, timeouts=timeouts)
     return draft
 
@@ -85,12 +105,16 @@ def from_database(
     roles: t.Optional[t.Sequence[str]],
     options: t.Mapping[str, t.Any],
     timeouts: t.Mapping[str, t.Any],
+    observe: Observer = _unobserved,
+    progress: Progress = silent,
 ) -> Draft:
     """Plans on a database in read-only transactions: nothing is locked or changed there, so that nothing is verified
     either.
     """
-    present = audit(connection, schemas=schemas, roles=roles, **timeouts)
+    present = audit(connection, schemas=schemas, roles=roles, progress=progress, **timeouts)
+    progress("planning")
     planned = plan(connection, present, **options, **timeouts)
+    observe(connection, present, planned)
     verification = Verification(
         len(present.failing),
         len(planned.left),
