@@ -54,13 +54,12 @@ def mounted(kind: str, place: Path, *, mib: int = 0) -> t.Iterator[Path]:
         if kind == "tmpfs":
             _mount(stack, "-t", "tmpfs", "-o", f"size={size}M,mode=755", "none", str(top))
         elif kind == "overlay":
-            lower, upper = place / "lower", place / "upper"
-            lower.mkdir()
-            upper.mkdir()
-            _loop(stack, "ext4", place, upper, size)
-            (upper / "data").mkdir()
-            (upper / "work").mkdir()
-            options = f"lowerdir={lower},upperdir={upper}/data,workdir={upper}/work"
+            layers = place / "layers"
+            layers.mkdir()
+            _loop(stack, "ext4", place, layers, size)
+            for name in ("lower", "upper", "work"):
+                (layers / name).mkdir()
+            options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
             _mount(stack, "-t", "overlay", "-o", options, "none", str(top))
         else:
             _loop(stack, kind, place, top, size)

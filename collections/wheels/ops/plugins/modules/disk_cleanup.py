@@ -13,6 +13,9 @@ description:
     Without targets everything that the sources name goes.
   - Works through directory descriptors only. A symbolic link, a rename or a mount that appears meanwhile leads nowhere
     else.
+  - A source that cannot be cleaned (a read-only filesystem, a directory without the sticky bit) is named in RV(refused)
+    after the others were cleaned. One that is not there is warned of, and an error where no other is.
+  - Leaves a directory alone on which somebody holds a BSD lock (flock(1)), as C(systemd-tmpfiles) does.
   - Never removes a file that somebody has open (the kernel says so by a lease), a hard link, a link, a socket, a
     protected path, nor anything in a
     directory that holds a database or a repository (C(PG_VERSION), C(.git)).
@@ -29,7 +32,8 @@ options:
       kind:
         description:
           - V(files) and V(core_dumps) are removed file by file.
-          - V(journal) is vacuumed by C(journalctl) of archived journals that begin longer than O(sources[].age) ago.
+          - V(journal) is vacuumed by C(journalctl). Archived journals that begin longer than O(sources[].age) ago go,
+            the oldest first and no more than the targets lack. The journal that is written to stays.
           - V(packages), downloaded ones, are cleared by C(apt-get clean).
           - V(backups) are originals of our own deployments that were rolled back. What a rollback may need stays.
         type: str
@@ -57,7 +61,7 @@ options:
         type: list
         elements: str
       exclude:
-        description: No file with a name that one of these globs matches.
+        description: No file with a name that one of these globs matches, and nothing in a directory with such a name.
         type: list
         elements: str
         default: []
@@ -73,6 +77,14 @@ options:
         description: Enter directories below.
         type: bool
         default: true
+      remove_empty:
+        description:
+          - Remove also empty directories and dangling links that are as old and whose names match, each inside before
+            what is around it. A directory that this run empties counts as old as it was before.
+          - Not the directory of O(sources[].path) itself, nor one that a process works in, nor what is empty as a rule
+            (C(lost+found), C(.X11-unix), C(systemd-private-*)).
+        type: bool
+        default: false
   targets:
     description: What is to be reached.
     type: list
@@ -181,16 +193,22 @@ actions:
     files:
       description: Files removed, or that would be.
       type: int
+    directories:
+      description: Empty directories removed, or that would be.
+      type: int
+    links:
+      description: Dangling links removed, or that would be.
+      type: int
     bytes_freed:
-      description: Their bytes on disk.
+      description: Bytes on disk of all of them.
       type: int
     candidates:
       description: Files that were old enough.
       type: int
     skipped:
-      description: Why files were left. V(young), V(kept), V(open), V(protected), V(hardlink), V(special), V(mount),
-        V(data), V(changed), V(refused),
-        V(deep), V(unreadable).
+      description: Why something was left. V(young), V(kept), V(open), V(excluded), V(protected), V(locked),
+        V(hardlink), V(special), V(empty_directory), V(dangling_link), V(mount), V(data), V(changed), V(refused),
+        V(unseen), V(deep), V(unreadable).
       type: dict
 files:
   description: All files removed, or that would be.
@@ -211,6 +229,10 @@ missed:
   returned: success
   type: list
   elements: str
+refused:
+  description: Sources that could not be cleaned, and why. The module fails then, after the others were cleaned.
+  returned: failure
+  type: dict
 unreadable_processes:
   description: Processes whose open files this user may not see.
   returned: success
@@ -261,6 +283,7 @@ def main() -> None:
                     "keep_newest": {"type": "int", "default": 0, "no_log": False},
                     "min_size": {"type": "str", "default": "0"},
                     "recurse": {"type": "bool", "default": True},
+                    "remove_empty": {"type": "bool", "default": False},
                 },
             },
             "targets": {

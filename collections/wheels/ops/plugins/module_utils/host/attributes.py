@@ -112,6 +112,16 @@ def is_read_only(descriptor: int) -> bool:
     return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
 
 
+def require_writable(directory: str) -> None:
+    """Raises ``OpsError`` where a directory lies on a filesystem or mount that is read-only."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if is_read_only(descriptor):
+            raise _read_only(directory, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def require_changeable(directory: int, path: str, descriptor: int) -> None:
     """Raises ``OpsError`` that names what keeps an open file, or its name in an open directory, from being changed.
 

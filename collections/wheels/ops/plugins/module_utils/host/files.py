@@ -14,6 +14,7 @@ any more: what it left is told apart from the file of a writer that lives, and i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -408,6 +409,15 @@ def read_extended(path: Path, *, below: str = "") -> t.Dict[str, bytes]:
         return _attributes(directory, path.name)[0]
     finally:
         os.close(directory)
+
+
+def sync_filesystem(path: str) -> None:
+    """Has a filesystem write what it holds back, and give back what was removed (syncfs(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        ctypes.CDLL(None).syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create(directory: int, name: str) -> int:

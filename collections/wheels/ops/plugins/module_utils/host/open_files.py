@@ -88,6 +88,24 @@ def open_files(
     return result
 
 
+def open_directories(proc: str = "/proc") -> t.Set[Identity]:
+    """Directories that a process has open, works in, or has for its root."""
+    result: t.Set[Identity] = set()
+    own = str(os.getpid())
+    for pid in os.listdir(proc):
+        if not pid.isdigit() or pid == own:
+            continue
+        names = ["cwd", "root"]
+        with contextlib.suppress(OSError):
+            names += [f"fd/{fd}" for fd in os.listdir(f"{proc}/{pid}/fd")]
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.stat(f"{proc}/{pid}/{name}")
+                if stat.S_ISDIR(status.st_mode):
+                    result.add((status.st_dev, status.st_ino))
+    return result
+
+
 def _look(result: Open, identities: t.Optional[t.Collection[Identity]], proc: str, pid: str, fd: str) -> None:
     name = f"{proc}/{pid}/fd/{fd}"
     try:

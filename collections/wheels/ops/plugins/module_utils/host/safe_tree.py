@@ -13,10 +13,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import fcntl
 import functools
 import operator
 import os
 import pickle
+import re
 import signal
 import stat
 import struct
@@ -43,6 +45,9 @@ _LOT = struct.Struct("=I")
 #: A regular file that may be removed: its directory, name and status.
 Seen = t.Tuple["Directory", str, os.stat_result]
 T = t.TypeVar("T")
+_Named = t.Optional[t.Callable[[str], object]]
+#: Directories that are empty as a rule, and are used all the same. None of them goes for being empty.
+KEPT_EMPTY = re.compile(r"lost\+found|\.(?:X11|ICE|XIM|font|Test)-unix|systemd-private-.+|snap-private-tmp|snap\..+")
 #: Directories in which a mistake costs a machine or its data. None of them is cleaned as a whole.
 DANGEROUS: t.Tuple[str, ...] = (
     "/",
@@ -134,6 +139,19 @@ class Directory:
         return found[::-1]
 
 
+class Leftover(t.NamedTuple):
+    """An empty directory or a dangling link: the newest moment in it, how high it lies (negated depth: what is inside
+    comes first), where, its status, and its bytes on disk.
+    """
+
+    moment: int
+    height: int
+    directory: Directory
+    name: str
+    status: os.stat_result
+    size: int
+
+
 def require_safe(path: str, name: str = "path") -> str:
     """The real path of a directory that may be cleaned.
 
@@ -174,6 +192,18 @@ def open_directory(path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def locked_by_another(descriptor: int) -> bool:
+    """Whether somebody holds a BSD lock on an open directory: so a program says that nobody is to clean it
+    (systemd-tmpfiles heeds it too).
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK)
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def _exists(name: str, parent: int) -> bool:
@@ -341,7 +371,8 @@ class Tree:
         self,
         consume: t.Callable[[t.Iterator[Seen]], T],
         *,
-        named: t.Optional[t.Callable[[str], object]] = None,
+        named: _Named = None,
+        excluded: _Named = None,
         until: t.Optional[int] = None,
         by: t.Sequence[str] = ("st_mtime_ns",),
     ) -> t.List[T]:
@@ -349,19 +380,25 @@ class Tree:
 
         One result, or two where a long walk was shared with a second process. ``consume`` begins anew at each call,
         sees every file in one of the calls, and gives something that can be pickled. ``named``: only files for whose
-        name it gives something true. ``until``: only files of which every time in ``by`` is at most that, in
+        name it gives something true. ``excluded``: no file, and nothing in a directory, for whose name it gives something
+        true. ``until``: only files of which every time in ``by`` is at most that, in
         nanoseconds since 1970. What is left alone is counted in ``skipped``: ``special`` (links, sockets, pipes,
-        devices), ``young`` (later than ``until``), ``hardlink``, ``mount``, ``protected``, ``data`` (below a marker of
-        ``DATA_MARKERS``), ``deep``, ``unreadable``, ``changed`` (another directory took its name).
+        devices), ``dangling_link`` and ``empty_directory`` (old ones; see ``leftovers``), ``young`` (later than
+        ``until``), ``excluded``, ``hardlink``, ``mount``, ``protected``, ``locked`` (a directory with a BSD lock),
+        ``data`` (below a marker of ``DATA_MARKERS``), ``deep``, ``unreadable``, ``changed`` (another directory took its
+        name).
         """
         # The newest time of almost every file is the first of these.
         times = sorted(by, key=_TIMES.index)
 
         def chosen(directory: Directory, descriptor: int, inner: t.List[t.Tuple[str, int]]) -> t.Iterator[Seen]:
-            return self._files(directory, descriptor, inner, named, until, times)
+            return self._files(directory, descriptor, inner, named, excluded, until, times)
 
         shared = _Shared(consume, time.monotonic() + SHARE_AFTER)
         self.skipped.clear()
+        if locked_by_another(self._root):
+            self.skipped["locked"] += 1
+            return []
         try:
             found = [consume(self._below(self.node, os.dup(self._root), 0, chosen, shared))]
             other = shared.result()
@@ -450,7 +487,8 @@ class Tree:
         directory: Directory,
         descriptor: int,
         inner: t.List[t.Tuple[str, int]],
-        named: t.Optional[t.Callable[[str], object]],
+        named: _Named,
+        excluded: _Named,
         until: t.Optional[int],
         times: t.Sequence[str],
     ) -> t.Iterator[t.Tuple[Directory, str, os.stat_result]]:
@@ -458,7 +496,7 @@ class Tree:
 
         What most files end at comes first: this runs a million times.
         """
-        skipped, device = self.skipped, self.device
+        skipped = self.skipped
         protects = bool(self._protected or self._protected_paths)
         moments = [operator.attrgetter(name) for name in times]
         # The whole seconds of the first time, by their place in a status: that is looked up faster than an attribute.
@@ -466,13 +504,24 @@ class Tree:
         seconds = float("inf") if until is None else until // 10**9
         unmarked = False
         young = 0
+        empty = True
         try:
+            # Before it is read, which is an access.
+            before = os.fstat(descriptor)
             with os.scandir(descriptor) as entries:
                 for entry in entries:
+                    empty = False
                     try:
+                        if excluded is not None and excluded(entry.name):
+                            skipped["excluded"] += 1
+                            continue
                         if not entry.is_file(follow_symlinks=False):
                             if not entry.is_dir(follow_symlinks=False):
-                                skipped["special"] += named is None or bool(named(entry.name))
+                                if named is None or named(entry.name):
+                                    dangling = entry.is_symlink() and self._is_dangling(descriptor, entry.name)
+                                    status = entry.stat(follow_symlinks=False)
+                                    old = until is None or all(moment(status) <= until for moment in moments)
+                                    skipped["dangling_link" if dangling and old else "special"] += 1
                             elif self.recurse:
                                 inner.append((entry.name, entry.inode()))
                             continue
@@ -494,8 +543,6 @@ class Tree:
                     unmarked = True
                     if not stat.S_ISREG(status.st_mode):
                         skipped["special"] += 1  # another took its name since
-                    elif status.st_dev != device:
-                        skipped["mount"] += 1
                     elif status.st_nlink != 1:
                         skipped["hardlink"] += 1
                     elif protects and self.is_protected(directory, entry.name, status):
@@ -505,11 +552,143 @@ class Tree:
             if inner and not unmarked and self._is_data(descriptor):
                 young = 0
                 inner.clear()
+            if empty and directory.parent is not None and (named is None or named(directory.name)):
+                old = until is None or all(moment(before) <= until for moment in moments)
+                if old and not KEPT_EMPTY.fullmatch(directory.name):
+                    skipped["empty_directory"] += 1
         except OSError:
             skipped["unreadable"] += 1
         finally:
             if young:
                 skipped["young"] += young
+
+    @staticmethod
+    def _is_dangling(parent: int, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=parent)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # a loop, or a target that this user may not see
+        return False
+
+    def leftovers(
+        self,
+        *,
+        named: _Named,
+        excluded: _Named,
+        until: int,
+        by: t.Sequence[str],
+        seen: t.Mapping[open_files.Identity, t.Tuple[os.stat_result, int]],
+    ) -> t.List[Leftover]:
+        """Empty directories and dangling links that may go, the oldest first and what is inside before what is around
+        it.
+
+        A directory that holds nothing but such ones is empty, too. ``seen``: directories from which files were taken:
+        their status before that, and how many of the names that are still there are to be taken for gone (in check
+        mode). Those that may not go are counted in ``skipped``: ``young``, ``open`` (the working directory of a
+        process, or open), ``protected`` (also names of ``KEPT_EMPTY``).
+        """
+        moments = [operator.attrgetter(name) for name in by]
+        used = open_files.open_directories()
+        found: t.List[Leftover] = []
+        skipped, self.skipped = self.skipped, collections.Counter()
+
+        def may_go(directory: Directory, name: str, status: os.stat_result) -> bool:
+            if named is not None and not named(name):
+                return False
+            why = ""
+            if KEPT_EMPTY.fullmatch(name) or self.is_protected(directory, name, status):
+                why = "protected"
+            elif any(moment(status) > until for moment in moments):
+                why = "young"
+            elif (status.st_dev, status.st_ino) in used:
+                why = "open"
+            if why:
+                skipped[why] += 1
+            return not why
+
+        def look(directory: Directory, descriptor: int, depth: int) -> t.Optional[int]:
+            """The newest moment in a directory that would be empty, else None."""
+            if self._is_data(descriptor):
+                return None
+            identity = (directory.device, directory.inode)
+            before, gone = seen.get(identity, (None, 0))
+            status = before or os.fstat(descriptor)
+            newest, left = max(moment(status) for moment in moments), -gone
+            with os.scandir(descriptor) as entries:
+                names = sorted(entries, key=lambda entry: entry.name)
+            for entry in names:
+                moment = None
+                if not (excluded is not None and excluded(entry.name)):
+                    moment = look_at(directory, descriptor, entry, depth)
+                if moment is None:
+                    left += 1
+                else:
+                    newest = max(newest, moment)
+            return newest if left <= 0 else None
+
+        def look_at(directory: Directory, descriptor: int, entry: os.DirEntry[str], depth: int) -> t.Optional[int]:
+            """The moment of a name that goes, else None."""
+            try:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISLNK(status.st_mode):
+                    if not self._is_dangling(descriptor, entry.name) or not may_go(directory, entry.name, status):
+                        return None
+                    moment = max(moment_of(status) for moment_of in moments)
+                    found.append(Leftover(moment, -depth, directory, entry.name, status, 0))
+                    return moment
+                if not stat.S_ISDIR(status.st_mode) or not self.recurse or KEPT_EMPTY.fullmatch(entry.name):
+                    return None
+                entered = self._descend(directory, descriptor, depth, entry.name, entry.inode())
+            except OSError:
+                return None
+            if entered is None:
+                return None
+            inner, opened = entered
+            try:
+                newest = look(inner, opened, depth + 1)
+            except OSError:
+                return None
+            finally:
+                os.close(opened)
+            status = seen.get((inner.device, inner.inode), (status, 0))[0]
+            if newest is None or not may_go(directory, entry.name, status):
+                return None
+            found.append(Leftover(newest, -depth, directory, entry.name, status, status.st_blocks * 512))
+            return newest
+
+        try:
+            if not locked_by_another(self._root):
+                look(self.node, self._root, 1)
+        finally:
+            self.skipped = skipped
+        return sorted(found, key=lambda leftover: leftover[:2])
+
+    def remove_leftover(self, leftover: Leftover, *, dry: bool = False) -> str:
+        """Removes an empty directory or a dangling link. Gives ``removed``, or why it was left; ``dry`` only tells."""
+        parent = self.descriptor_of(leftover.directory)
+        if parent is None:
+            return "changed"
+        if dry:
+            return "removed"
+        try:
+            status = os.stat(leftover.name, dir_fd=parent, follow_symlinks=False)
+            if (status.st_dev, status.st_ino) != (leftover.status.st_dev, leftover.status.st_ino):
+                return "changed"
+            if locked_by_another(parent):
+                return "locked"
+            if stat.S_ISLNK(status.st_mode):
+                if not self._is_dangling(parent, leftover.name):
+                    return "changed"
+                os.unlink(leftover.name, dir_fd=parent)
+            else:
+                os.rmdir(leftover.name, dir_fd=parent)
+        except FileNotFoundError:
+            return "changed"
+        except OSError as error:
+            return "changed" if error.errno == errno.ENOTEMPTY else "refused"
+        return "removed"
 
     def _is_data(self, descriptor: int) -> bool:
         found = any(_exists(marker, descriptor) for marker in DATA_MARKERS)
@@ -520,7 +699,10 @@ class Tree:
     def _enter(self, parent: int, name: str, inode: t.Optional[int]) -> t.Optional[int]:
         """Opens a directory inside another if it is still the one that was seen, on our filesystem and mount."""
         try:
-            descriptor = os.open(name, _OPEN, dir_fd=parent)
+            try:
+                descriptor = os.open(name, _OPEN | os.O_NOATIME, dir_fd=parent)
+            except PermissionError:
+                descriptor = os.open(name, _OPEN, dir_fd=parent)  # only its owner may leave the time of access alone
         except OSError as error:
             # ELOOP and ENOTDIR: it became a link or a file since it was listed.
             self.skipped["changed" if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT) else "unreadable"] += 1
@@ -535,6 +717,8 @@ class Tree:
             why = "mount" if mount_id(descriptor) != self.mount else "" if inode is None else "changed"
         elif (status.st_dev, status.st_ino) in self._protected:
             why = "protected"
+        elif locked_by_another(descriptor):
+            why = "locked"
         if why:
             self.skipped[why] += 1
             os.close(descriptor)
@@ -577,8 +761,8 @@ class Tree:
         left; ``dry`` only tells.
 
         ``is_open`` is asked where the kernel gives no lease. ``open``: somebody has it open. ``unseen``: somebody may,
-        whom we cannot see. ``changed``: it is another file, or was written since. ``refused``: no right, read-only, a
-        mount point or immutable.
+        whom we cannot see. ``locked``: somebody holds a lock on its directory. ``changed``: it is another file, or was
+        written since. ``mount``: something is mounted on it. ``refused``: no right, read-only or immutable.
         """
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
@@ -598,6 +782,9 @@ class Tree:
                 seen.st_mtime_ns,
             ) or status.st_nlink != 1:
                 return "changed"
+            # Of an overlay whose layers lie on several filesystems, files have other devices than their directory.
+            if status.st_dev != self.device and (descriptor < 0 or mount_id(descriptor) != self.mount):
+                return "mount"
             with open_files.lease(descriptor) if descriptor >= 0 else contextlib.nullcontext() as free:
                 if free is None:
                     known = is_open((status.st_dev, status.st_ino))
@@ -606,6 +793,8 @@ class Tree:
                     free = not known
                 if not free:
                     return "open"
+                if locked_by_another(parent):
+                    return "locked"
                 if not dry:
                     os.unlink(name, dir_fd=parent)
         except FileNotFoundError:

@@ -13,6 +13,7 @@ import itertools
 import operator
 import os
 import re
+import stat
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from ...checks.disk import directory_bytes, filesystem
 from ...core import units
 from ...core.options import absolute_path, choice, choices, in_range, number
 from ...core.results import OpsError, Result
-from ...host import open_files
+from ...host import attributes, open_files
+from ...host.files import sync_filesystem
 from ...host.safe_tree import Directory, Seen, Tree, require_safe
 from . import sources as disk_sources
 
@@ -39,8 +41,9 @@ _AGES: t.Tuple[str, ...] = ("atime", "mtime", "ctime")
 @dataclass(frozen=True)
 class Source:
     """Files below ``path`` that may go: older than ``age`` seconds by the newest of ``age_by``, of at least
-    ``min_size`` bytes on disk, with a name that one of ``patterns`` matches and none of ``exclude``. The
-    ``keep_newest`` newest of them stay.
+    ``min_size`` bytes on disk, with a name that one of ``patterns`` matches and none of ``exclude``, which
+    also keeps directories from being entered. The ``keep_newest`` newest of them stay. ``remove_empty``: also empty
+    directories and dangling links, as old.
     """
 
     path: str
@@ -51,6 +54,7 @@ class Source:
     keep_newest: int = 0
     min_size: int = 0
     recurse: bool = True
+    remove_empty: bool = False
     kind: str = "files"
     optional: bool = False
 
@@ -98,6 +102,16 @@ class Target:
         self.available = found.f_bavail * found.f_frsize
         self.files_used, self.files_total = found.f_files - found.f_ffree, found.f_files
 
+    def refresh(self) -> None:
+        """Measures again. Where less is free than what went, the filesystem may not have given it back yet (btrfs, xfs):
+        it is asked to first.
+        """
+        expected = self.used
+        self.measure()
+        if self.filesystem and self.used > expected:
+            sync_filesystem(self.filesystem)
+            self.measure()
+
     def freed(self, count: int, files: int = 1) -> None:
         """Takes what was removed, or in check mode would be, into account."""
         self.used -= count
@@ -141,6 +155,11 @@ class _Tally:
     candidates: int = 0
     skipped: t.Counter[str] = field(default_factory=collections.Counter)
     names: t.List[str] = field(default_factory=list)
+    #: Empty directories and dangling links that went.
+    directories: int = 0
+    links: int = 0
+    #: By directory: its status before a file was taken from it, and in check mode how many would be.
+    taken: t.Dict[open_files.Identity, t.Tuple[os.stat_result, int]] = field(default_factory=dict)
 
 
 #: A file that may go: its time (ns) and inode, both negated, its bytes, name and directory. A bare tuple, as there may
@@ -148,17 +167,14 @@ class _Tally:
 _Candidate = t.Tuple[int, int, int, str, Directory]
 
 
+def _any_of(patterns: t.Sequence[str]) -> t.Optional[t.Callable[[str], object]]:
+    """Whether one of the patterns matches a name; None where there are none."""
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match if patterns else None
+
+
 def _name_filter(source: Source) -> t.Optional[t.Callable[[str], object]]:
     """Whether a name is one of a source's; None where every name is."""
-
-    def any_of(patterns: t.Sequence[str]) -> t.Callable[[str], object]:
-        return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match
-
-    wanted = None if "*" in source.patterns else any_of(source.patterns)
-    if not source.exclude:
-        return wanted
-    unwanted = any_of(source.exclude)
-    return lambda name: not unwanted(name) and (wanted is None or wanted(name))
+    return None if "*" in source.patterns else _any_of(source.patterns)
 
 
 def parse_source(given: t.Mapping[str, t.Any]) -> Source:
@@ -198,6 +214,7 @@ def parse_source(given: t.Mapping[str, t.Any]) -> Source:
         keep_newest=keep,
         min_size=units.size(given.get("min_size") or 0, f"min_size of {path}"),
         recurse=given.get("recurse") is not False,
+        remove_empty=bool(given.get("remove_empty")),
         kind=kind,
         optional=not given.get("path"),
     )
@@ -265,9 +282,20 @@ class Cleanup:
 
     def wanted(self, path: str, device: int) -> bool:
         """Whether something of a source is still to go: always without targets, else while one that concerns it is not
-        met.
+        met, as the filesystem says itself.
         """
-        return not self.targets or bool(self.unmet(path, device))
+        if not self.targets or self.unmet(path, device):
+            return True
+        if self.check_mode or not self._since_refresh:
+            return False
+        self._refresh()
+        return bool(self.unmet(path, device))
+
+    def _refresh(self) -> None:
+        self._since_refresh = 0
+        for target in self.targets:
+            if target.filesystem:
+                target.refresh()
 
     def clean(self, source: Source) -> _Tally:
         """Takes from one source until nothing is left of it, or every target that it concerns is met."""
@@ -279,6 +307,7 @@ class Cleanup:
         with Tree(source.path, protect=self.protect, recurse=source.recurse) as tree:
             if not self.wanted(source.path, tree.device):
                 return tally
+            attributes.require_writable(source.path)
             kept = self._newest(tree, source) if source.keep_newest else frozenset()
             after = (-1, -1)
             while self.wanted(source.path, tree.device):
@@ -291,33 +320,85 @@ class Cleanup:
                     self._take(tree, source, batch.pop(), tally)
                 if not more:
                     break
+            if source.remove_empty and self.wanted(source.path, tree.device):
+                self._take_leftovers(tree, source, tally)
         return tally
 
+    def _until(self, source: Source) -> int:
+        return int((self.now - source.age) * 1e9)
+
+    def _take_leftovers(self, tree: Tree, source: Source, tally: _Tally) -> None:
+        """Takes empty directories and dangling links, also those that have become empty just now."""
+        for reason in ("empty_directory", "dangling_link"):
+            tally.skipped.pop(reason, None)
+        tree.skipped.clear()
+        leftovers = tree.leftovers(
+            named=_name_filter(source),
+            excluded=_any_of(source.exclude),
+            until=self._until(source),
+            by=source.times,
+            seen=tally.taken,
+        )
+        tally.skipped.update(tree.skipped)
+        tally.candidates += len(leftovers)
+        for leftover in leftovers:
+            if not self.wanted(source.path, tree.device):
+                break
+            outcome = tree.remove_leftover(leftover, dry=self.check_mode)
+            if outcome != "removed":
+                tally.skipped[outcome] += 1
+                continue
+            is_link = stat.S_ISLNK(leftover.status.st_mode)
+            tally.links += is_link
+            tally.directories += not is_link
+            tally.bytes += leftover.size
+            path = tree.path_of(leftover.directory, leftover.name)
+            if len(tally.names) < _SHOWN:
+                tally.names.append(path if is_link else path + "/")
+            self._account(tree, source, path, leftover.size)
+
+    def _account(self, tree: Tree, source: Source, path: str, size: int) -> None:
+        """Takes into account for every target that something of a source went."""
+        for target in self.targets:
+            if target.concerns(path, tree.device) or (target.directories and target.concerns(source.path, tree.device)):
+                target.freed(size)
+        self._since_refresh += 1
+        if self._since_refresh >= _REFRESH_FILES and not self.check_mode:
+            self._refresh()
+
     def _clear(self, source: Source) -> _Tally:
-        """Has the program that owns a source clear it, and measures that."""
+        """Has the program that owns a source clear it, no more than the targets lack, and measures that."""
         tally = _Tally()
         if not source.optional and not os.path.isdir(source.path):
-            raise OpsError(
-                f"{source.path} is no directory.",
-                hint=f"Name the directory of the {source.kind}, or leave path out for the usual one.",
-            )
+            raise MissingDirectory(source.path, source.kind)
         if not os.path.isdir(source.path) or not self.wanted(source.path, os.stat(source.path).st_dev):
             return tally
+        attributes.require_writable(source.path)
+        device = os.stat(source.path).st_dev
+
+        def account(name: str, size: int, files: int) -> None:
+            for target in self.targets:
+                if target.concerns(name, device):
+                    target.freed(size, files)
+
         foreseen = disk_sources.foresee(source.kind, source.path, source.age, source.keep_newest)
         tally.candidates = len(foreseen)
-        if foreseen and not self.check_mode:
-            disk_sources.clear(source.kind, source.path, source.age, [name for name, _size in foreseen])
-        device = os.stat(source.path).st_dev
+        chosen: t.List[t.Tuple[str, int]] = []
         for name, size in foreseen:
+            if source.kind not in disk_sources.WHOLE and not self.wanted(name, device):
+                break
+            chosen.append((name, size))
+            account(name, size, 1)
+        if chosen and not self.check_mode:
+            disk_sources.clear(source.kind, source.path, source.age, [name for name, _size in chosen])
+        for name, size in chosen:
             if not self.check_mode and os.path.lexists(name):
                 tally.skipped["kept"] += 1
+                account(name, -size, -1)
                 continue
             tally.files += 1
             tally.bytes += size
             tally.names += [name] if len(tally.names) < _SHOWN else []
-            for target in self.targets:
-                if target.concerns(name, device):
-                    target.freed(size)
         return tally
 
     def _newest(self, tree: Tree, source: Source) -> t.FrozenSet[t.Tuple[int, int]]:
@@ -333,7 +414,7 @@ class Cleanup:
                 ),
             )
 
-        found = tree.gather(newest, named=_name_filter(source), by=source.times)
+        found = tree.gather(newest, named=_name_filter(source), excluded=_any_of(source.exclude), by=source.times)
         return frozenset(heapq.nlargest(count, itertools.chain.from_iterable(found)))
 
     def _oldest(
@@ -366,7 +447,11 @@ class Cleanup:
             return heap, more, spared
 
         found = tree.gather(
-            oldest, named=_name_filter(source), until=int((self.now - source.age) * 1e9), by=source.times
+            oldest,
+            named=_name_filter(source),
+            excluded=_any_of(source.exclude),
+            until=self._until(source),
+            by=source.times,
         )
         tally.skipped.update(tree.skipped)
         spared = sum(part[2] for part in found)
@@ -388,6 +473,8 @@ class Cleanup:
             if parent is None:
                 raise FileNotFoundError
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if source.remove_empty and (directory.device, directory.inode) not in tally.taken:
+                tally.taken[directory.device, directory.inode] = os.fstat(parent), 0
         except OSError:
             tally.skipped["changed"] += 1
             return
@@ -400,18 +487,24 @@ class Cleanup:
             return
         tally.files += 1
         tally.bytes += size
+        if source.remove_empty and self.check_mode:
+            above, count = tally.taken[directory.device, directory.inode]
+            tally.taken[directory.device, directory.inode] = above, count + 1
         path = tree.path_of(directory, name)
         if len(tally.names) < _SHOWN:
             tally.names.append(path)
-        for target in self.targets:
-            if target.concerns(path, tree.device) or (target.directories and target.concerns(source.path, tree.device)):
-                target.freed(size)
-        self._since_refresh += 1
-        if self._since_refresh >= _REFRESH_FILES and not self.check_mode:
-            self._since_refresh = 0
-            for target in self.targets:
-                if target.filesystem:
-                    target.measure()
+        self._account(tree, source, path, size)
+
+
+class MissingDirectory(OpsError):
+    """A source names a directory that is not there: perhaps mistyped, perhaps not made yet."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__(
+            f"{path} is no directory.",
+            hint=f"Name the directory of the {kind}"
+            + (", or take the source out." if kind == "files" else ", or leave path out for the usual one."),
+        )
 
 
 def run(
@@ -451,21 +544,41 @@ def run(
     nameless = disk_sources.deleted_but_open(devices, seen, least=least, patterns=release_deleted)
     actions: t.List[t.Dict[str, t.Any]] = []
     names: t.List[str] = []
+    refused: t.Dict[str, OpsError] = {}
+    warnings: t.List[str] = []
+    empty: t.Counter[str] = collections.Counter()
     for source in wanted:
-        tally = cleanup.clean(source)
+        try:
+            if source.kind in ("files", "core_dumps") and not source.optional and not os.path.isdir(source.path):
+                raise MissingDirectory(source.path, source.kind)
+            tally = cleanup.clean(source)
+        except MissingDirectory as error:
+            if len(wanted) == 1:
+                raise
+            warnings.append(str(error))
+            continue
+        except (OSError, OpsError) as error:
+            # The others have their turn.
+            refused[source.path] = error if isinstance(error, OpsError) else attributes.explanation(source.path, error)
+            continue
         names += tally.names
+        empty.update({key: tally.skipped[key] for key in ("empty_directory", "dangling_link")})
         actions.append(
             {
                 "action": "delete",
                 "target": source.path,
                 "kind": source.kind,
-                "changed": bool(tally.files),
+                "changed": bool(tally.files or tally.directories or tally.links),
                 "files": tally.files,
+                "directories": tally.directories,
+                "links": tally.links,
                 "bytes_freed": tally.bytes,
                 "candidates": tally.candidates,
                 "skipped": dict(sorted(tally.skipped.items())),
             }
         )
+    if warnings and len(warnings) == len(wanted):
+        raise OpsError(" ".join(warnings))
     for entry in nameless:
         if needed and disk_sources.releasable(entry, release_deleted) and (check_mode or disk_sources.release(entry)):
             actions.append(
@@ -480,13 +593,21 @@ def run(
             )
     if not check_mode:
         for goal in goals:
-            goal.measure()
+            goal.refresh()
     files, freed = sum(action["files"] for action in actions), sum(action["bytes_freed"] for action in actions)
     missed = [goal.name for goal in goals if not goal.met()]
     verb = "would be removed" if check_mode else "removed"
     msg = (
         f"{files} files ({units.readable(freed)}) {verb}." if needed else "Every target is met; nothing was looked for."
     )
+    hollow = {key: sum(action.get(key, 0) for action in actions) for key in ("directories", "links")}
+    if any(hollow.values()):
+        msg += f" {hollow['directories']} empty directories and {hollow['links']} dangling links {verb}."
+    if any(empty.values()):
+        msg += (
+            f" {empty['empty_directory']} old empty directories and {empty['dangling_link']} dangling links stay:"
+            " remove_empty removes them."
+        )
     if nameless:
         held = sum(entry["bytes"] for entry in nameless)
         first = nameless[0]
@@ -496,7 +617,7 @@ def run(
         )
     if missed:
         msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
-    return Result(
+    result = Result(
         changed=any(action["changed"] for action in actions),
         before={"targets": before, "used_bytes": space_before},
         after={
@@ -521,4 +642,15 @@ def run(
             "unreadable_processes": seen.unreadable,
             "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },
+        warnings=warnings,
     )
+    if refused:
+        first_refusal = next(iter(refused.values()))
+        details = {key: value for key, value in result.as_dict().items() if key != "msg"}
+        raise OpsError(
+            " ".join([*(error.message for error in refused.values()), *warnings]),
+            hint=first_refusal.hint,
+            refused={path: str(error) for path, error in refused.items()},
+            **details,
+        )
+    return result

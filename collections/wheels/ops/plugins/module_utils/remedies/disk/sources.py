@@ -28,6 +28,8 @@ PLACES: t.Dict[str, str] = {
     "core_dumps": "/var/lib/systemd/coredump",
     "backups": "/var/lib/wheels-ops",
 }
+#: Kinds that their program clears as a whole or not at all.
+WHOLE: t.FrozenSet[str] = frozenset({"packages"})
 #: Deleted files that are open and smaller (bytes on disk) are not worth a word.
 DELETED_MIN_BYTES = 1 << 20
 _SECONDS = 300
@@ -52,16 +54,22 @@ def _run(words: t.Sequence[str]) -> None:
         raise OpsError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-500:]}", hint="Run as root.")
 
 
-def journal_files(path: str, age: float) -> t.List[t.Tuple[str, int]]:
-    """Archived journals that begin longer than ``age`` seconds ago, and their bytes: what vacuuming by time removes."""
+def journal_files(path: str, age: float = 0.0) -> t.List[t.Tuple[str, int]]:
+    """Archived journals that begin longer than ``age`` seconds ago, and their bytes, the oldest first, as journalctl
+    sorts them when it vacuums. Those that are written to are never among them.
+    """
     limit = (time.time() - age) * 1e6
     found = []
     for directory in [path, *(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))]:
         for entry in os.scandir(directory):
             named = _ARCHIVED.fullmatch(entry.name)
-            if named and int(named[1] or named[2], 16) < limit:
-                found.append((entry.path, entry.stat(follow_symlinks=False).st_blocks * 512))
-    return found
+            if named:
+                status = entry.stat(follow_symlinks=False)
+                # journalctl takes the time of the file where that is older than the one in its name.
+                begun = min(int(named[1] or named[2], 16), status.st_mtime_ns // 1000)
+                if begun < limit:
+                    found.append((begun, entry.path, status.st_blocks * 512))
+    return [(name, size) for _begun, name, size in sorted(found)]
 
 
 def packages(path: str) -> t.List[t.Tuple[str, int]]:
@@ -108,10 +116,28 @@ def foresee(kind: str, path: str, age: float, keep_newest: int) -> t.List[t.Tupl
         raise OpsError(f"Cannot read {error.filename or path}: {error.strerror}.", hint="Run as root.") from error
 
 
-def clear(kind: str, path: str, age: float, names: t.Sequence[str]) -> None:
+def _vacuum(path: str, names: t.Sequence[str]) -> None:
+    """Has journalctl remove just these archived journals, the oldest of their directories.
+
+    It is told how many files may stay, those that are written to among them: by size it counts those or not, by its
+    version, and by time it removes none for ``0s`` and knows no target.
+    """
+    for directory in sorted({os.path.dirname(name) for name in names}):
+        stay = 0
+        with contextlib.suppress(FileNotFoundError):
+            stay = sum(
+                entry.name.endswith((".journal", ".journal~")) and entry.path not in names
+                for entry in os.scandir(directory)
+            )
+        # No number at all means no limit to it.
+        limit = f"--vacuum-files={stay}" if stay else "--vacuum-size=1"
+        _run(["journalctl", f"--directory={directory}", limit])
+
+
+def clear(kind: str, path: str, _age: float, names: t.Sequence[str]) -> None:
     """Has the program that owns a source clear it; ``names`` are those that were foreseen."""
     if kind == "journal":
-        _run(["journalctl", f"--directory={path}", f"--vacuum-time={int(age)}s"])
+        _vacuum(path, names)
     elif kind == "packages":
         _run(["apt-get", "-o", f"Dir::Cache::archives={path}/", "clean"])
     else:
