@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import filesystems
 from tests.support.module_run import run_module
+from wheels_ops.checks import disk
 from wheels_ops.core.results import OpsError
 from wheels_ops.remedies.disk import cleanup
 
@@ -235,3 +236,26 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         assert not done.get("failed") and done["changed"], done
         assert done["diff"][0]["before"] == f"{tmp_path}/caf\\xe9\n"
     assert left(tmp_path) == []
+
+
+@ROOT
+def test_a_read_only_filesystem_is_critical(tmp_path: Path) -> None:
+    with filesystems.mounted("ext4", tmp_path) as top:
+        assert disk.check([str(top)]).status == "ok"
+        with filesystems.read_only(top):
+            check = disk.check([str(top)])
+    assert (check.status, check.remedy) == ("critical", "")
+    assert check.message.startswith(f"{top} is mounted read-only")
+
+
+@ROOT
+def test_a_deleted_image_behind_a_loop_device_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "tree/f")
+    with filesystems.mounted("ext4", tmp_path / "disk"):
+        image = tmp_path / "disk/ext4.img"
+        size = image.stat().st_size
+        image.unlink()
+        done = cleanup.run([source(tmp_path / "tree")], check_mode=True)
+        [entry] = [entry for entry in done.extra["deleted_open"] if entry["path"] == str(image)]
+        assert entry["bytes"] == size and f"losetup --detach /dev/{entry['command']}" in done.msg
+        assert str(image) in filesystems.run("losetup", "--list", "--noheadings", f"/dev/{entry['command']}")

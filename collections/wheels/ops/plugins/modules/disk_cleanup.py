@@ -220,7 +220,7 @@ bytes_freed:
   type: int
 deleted_open:
   description: Files without a name that take room until their owner lets go. C(path), C(bytes), C(pid), C(command),
-    C(unit). Largest first.
+    C(unit). Largest first. An image behind a loop device has no C(pid), and the device for C(command).
   returned: success
   type: list
   elements: dict

@@ -12,6 +12,7 @@ import typing as t
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, LOG_MAX_BYTES, Thresholds, worst
+from ..host import attributes
 from .context import HostContext, Options
 
 
@@ -85,18 +86,21 @@ def check(
     log_max_bytes: int = LOG_MAX_BYTES,
     thresholds: t.Optional[Thresholds] = None,
 ) -> Check:
-    """The worst of: each filesystem's percent (bytes and inodes), each budgeted directory's percent, logs over the
-    limit.
+    """The worst of: each filesystem's percent (bytes and inodes) and whether it is read-only, each budgeted directory's
+    percent, logs over the limit.
 
     ``budgets`` maps a set of directories, joined by ``:``, to the bytes that they may hold together.
     """
     limits = thresholds or DEFAULTS["disk"]
     details: t.Dict[str, t.Any] = {"filesystems": {}, "budgets": {}}
     shares: t.Dict[str, float] = {}
+    read_only: t.List[str] = []
     for path in filesystems:
         use = filesystem(path)
         details["filesystems"][path] = use
         shares[path] = max(use["percent"], use["inodes_percent"])
+        if attributes.is_mounted_read_only(path):
+            read_only.append(path)
     for paths, budget in (budgets or {}).items():
         used = sum(directory_bytes(path) for path in paths.split(":"))
         shares[paths] = 100.0 * used / budget
@@ -106,12 +110,23 @@ def check(
     if not shares and not logs:
         raise OpsError("There is no disk to measure.", hint="Name a filesystem, a budget or logs.")
     fullest = max(shares, key=lambda name: shares[name]) if shares else ""
-    status = worst([*(limits.status(share) for share in shares.values()), "warning" if large else "ok"])
+    status = worst(
+        [
+            *(limits.status(share) for share in shares.values()),
+            "warning" if large else "ok",
+            "critical" if read_only else "ok",
+        ]
+    )
     message = f"{fullest} is {shares[fullest]:.1f} % full" if fullest else "no filesystem was asked for"
     if large:
         message += (
             f"; {len(large)} log{'s' if len(large) > 1 else ''} over {log_max_bytes / 1e6:.0f} MB:"
             f" {', '.join(sorted(large))}"
+        )
+    if read_only:
+        message = (
+            f"{', '.join(read_only)} is mounted read-only, as the kernel does after an error of the disk: look at dmesg;"
+            f" {message}"
         )
     return Check(
         name="disk",
@@ -120,7 +135,8 @@ def check(
         unit="%",
         thresholds=limits.as_dict(),
         message=message + ".",
-        remedy="" if status == "ok" else "log_rotate" if large else "disk_cleanup",
+        # Neither can change what is read-only.
+        remedy="" if status == "ok" or read_only else "log_rotate" if large else "disk_cleanup",
         details=details,
     )
 

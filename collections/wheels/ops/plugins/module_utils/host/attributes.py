@@ -112,12 +112,25 @@ def is_read_only(descriptor: int) -> bool:
     return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
 
 
-def require_writable(directory: str) -> None:
-    """Raises ``OpsError`` where a directory lies on a filesystem or mount that is read-only."""
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def is_mounted_read_only(path: str) -> bool:
+    """Whether a path lies on a filesystem or mount that is read-only; one that is not there does not."""
+    try:
+        require_writable(path)
+    except OpsError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def require_writable(path: str) -> None:
+    """Raises ``OpsError`` where a path lies on a filesystem or mount that is read-only, ``OSError`` where it is not
+    there.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if is_read_only(descriptor):
-            raise _read_only(directory, descriptor)
+            raise _read_only(path, descriptor)
     finally:
         os.close(descriptor)
 

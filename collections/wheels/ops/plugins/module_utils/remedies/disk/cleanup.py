@@ -542,6 +542,7 @@ def run(
     seen = open_files.open_files(mappings=False)
     devices = {os.stat(place).st_dev for place in places} | {goal.device for goal in goals if goal.filesystem}
     nameless = disk_sources.deleted_but_open(devices, seen, least=least, patterns=release_deleted)
+    images = disk_sources.deleted_images(devices)
     actions: t.List[t.Dict[str, t.Any]] = []
     names: t.List[str] = []
     refused: t.Dict[str, OpsError] = {}
@@ -615,6 +616,12 @@ def run(
             f" {units.readable(held)} are deleted but still open, most by {first['unit'] or first['command']}"
             f" ({first['pid']}): have it reopen or restart it."
         )
+    if images:
+        msg += " Behind a loop device, and deleted: " + ", ".join(
+            f"{entry['path']} ({units.readable(entry['bytes'])}; losetup --detach /dev/{entry['command']})"
+            for entry in images
+        )
+        msg += "."
     if missed:
         msg += f" Not under its target: {', '.join(missed)}. Name further sources, or grow the disk."
     result = Result(
@@ -638,7 +645,7 @@ def run(
             "files": files,
             "bytes_freed": freed,
             "missed": missed,
-            "deleted_open": nameless,
+            "deleted_open": sorted([*nameless, *images], key=lambda entry: -int(entry["bytes"])),
             "unreadable_processes": seen.unreadable,
             "duration_ms": round((time.monotonic() - started) * 1000, 1),
         },

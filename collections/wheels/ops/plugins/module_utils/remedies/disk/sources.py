@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import os
 import re
 import shutil
@@ -179,6 +180,45 @@ def deleted_but_open(
                         entries.append(entry)
                     break  # one owner is enough to know whom to ask; the bytes count once
     return sorted(entries, key=lambda entry: -t.cast(int, entry["bytes"]))
+
+
+def deleted_images(devices: t.Collection[int], *, sys: str = "/sys") -> t.List[t.Dict[str, t.Any]]:
+    """Deleted images behind loop devices, in the form of ``deleted_but_open``: the kernel holds them, no process does.
+
+    ``bytes`` is their length; what they take is no more. One whose directory is gone too may lie anywhere: it is named.
+    """
+    entries = []
+    for place in sorted(glob.glob(f"{sys}/block/loop*/loop/backing_file")):
+        device = place[len(f"{sys}/block/") :].partition("/")[0]
+        try:
+            with open(place, encoding="utf-8", errors="surrogateescape") as file:
+                path = file.read().rstrip("\n")
+            with open(f"{sys}/block/{device}/size", encoding="ascii") as file:
+                size = int(file.read()) * 512
+        except (OSError, ValueError):
+            continue  # it was detached meanwhile
+        if not path.endswith(" (deleted)"):
+            continue
+        path = path[: -len(" (deleted)")]
+        try:
+            elsewhere = os.stat(os.path.dirname(path)).st_dev not in devices
+        except OSError:
+            elsewhere = False
+        if not elsewhere:
+            entries.append(
+                {
+                    "path": path,
+                    "bytes": size,
+                    "pid": None,
+                    "command": device,
+                    "unit": "",
+                    "fd": None,
+                    "append": False,
+                    "writes": False,
+                    "inode": None,
+                }
+            )
+    return entries
 
 
 def unit_of(pid: int) -> str:
