@@ -15,7 +15,7 @@ import pytest
 from tests.support import pam_database as pam
 from tests.support import servers
 from tests.support.pam_database import ADMIN, ANNA, BEN, CARLA, CENTRE, DAN, OCEAN, TASMANIA, ask, query
-from wheels_ops.database import schema_snapshot
+from wheels_ops.database import schema_snapshot, scripts
 
 LAYOUTS = sorted((Path(__file__).parent / "layouts").glob("*.sql"))
 RECURSIVE = ("seed", "20250722", "20250729", "20250805")
@@ -598,3 +598,20 @@ def test_duplicate_orders_are_left_to_a_person(server: servers.Postgres) -> None
             and "Merge them" in done.stderr
         )
     assert pam.snapshot(dsn) == before
+
+
+def test_an_undo_by_hand_is_known_to_the_next_deployment(server: servers.Postgres) -> None:
+    """The ledger loses its line, also where the undo was run before it did that."""
+    dsn = pam.create(server)
+    script = scripts.Script("critical_database_fixes.sql", pam.FIXES.read_text(), pam.UNDO.read_text())
+    other = scripts.Script("other.sql", "create table other ()")
+    assert scripts.sql_script(lambda: psycopg2.connect(dsn), [script, other]).changed
+    assert ask(dsn, ANNA, "select count(*) from group_trips") != "42P17"
+    apply(server, dsn, file=pam.UNDO)
+    assert ask(dsn, ANNA, "select count(*) from group_trips") == "42P17"
+    assert query(dsn, "select name from wheels_private.sql_scripts") == [("other.sql",)]
+    assert scripts.sql_script(lambda: psycopg2.connect(dsn), [script, other]).changed
+    assert ask(dsn, ANNA, "select count(*) from group_trips") != "42P17"
+    query(dsn, "drop table wheels_private.critical_fixes")
+    assert "not applied here" in apply(server, dsn, file=pam.UNDO)
+    assert query(dsn, "select name from wheels_private.sql_scripts") == [("other.sql",)]

@@ -6,7 +6,8 @@
 -- dropped while nothing is in them; with data in them they stay, and a notice says so. A constraint that today's rows break stays relaxed.
 -- Mind what this means: recursive policies are back, and so are the holes.
 --
--- One DO block, so one transaction, however it is run. Without a journal there is nothing to take back.
+-- One DO block, so one transaction, however it is run. Without a journal there is nothing to take back. The line in the ledger of
+-- wheels.ops goes as well, so that the next deployment applies the fixes again.
 
 do $undo$
 declare
@@ -21,6 +22,13 @@ begin
     perform set_config('lock_timeout', '10s', true);
   end if;
   perform pg_advisory_xact_lock(2003332211);
+  if to_regclass('wheels_private.sql_scripts') is not null then
+    begin
+      execute 'delete from wheels_private.sql_scripts where name = ''critical_database_fixes.sql''';
+    exception when insufficient_privilege then
+      raise notice 'the ledger wheels_private.sql_scripts still says that the fixes are applied: % may not change it', current_user;
+    end;
+  end if;
   if to_regclass('wheels_private.critical_fixes') is null then
     raise notice 'critical_database_fixes.sql was not applied here, or is undone already';
     perform set_config('search_path', v_search_path, true);
