@@ -277,7 +277,7 @@ def socket_backend(
         shutil.copy(manager_file or PATCHES / "core/websocket_manager.py", directory / "app/core/websocket_manager.py")
         if package:
             (directory / "app/wheels_ops").mkdir()
-            for name in ("__init__.py", "rate_limit.py"):
+            for name in ("__init__.py", "memory_budget.py", "rate_limit.py"):
                 shutil.copy(PATCHES / "wheels_ops" / name, directory / "app/wheels_ops")
             shutil.copytree(PATCHES / "wheels_ops/websocket", directory / "app/wheels_ops/websocket")
             shutil.copytree(PATCHES / "static", directory / "app/static")
