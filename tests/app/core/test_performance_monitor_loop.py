@@ -9,6 +9,7 @@ import threading
 import time
 import types
 import typing as t
+import weakref
 
 import pytest
 
@@ -132,3 +133,22 @@ def test_load_of_the_loop_is_load_for_background_work(app_modules: Modules) -> N
     blocked = load.Load()
     assert [blocked.observe(5.0, None, None, share) for share in (0.0, 9.0, 12.0, 80.0)] == [0, 0, 1, 3]
     assert blocked.reason == "event loop blocked 80 % of the time"
+
+
+async def test_what_a_stall_held_is_let_go_when_it_ends(lag: t.Any) -> None:
+    """A frame that is kept keeps everything in its variables: megabytes of a request, until the next look."""
+
+    class Payload:
+        """Something large."""
+
+    def hold(seconds: float) -> weakref.ref[Payload]:
+        payload = Payload()
+        time.sleep(seconds)
+        return weakref.ref(payload)
+
+    lag.start()
+    for number in range(3):
+        await asyncio.sleep(0.25)
+        reference = hold(0.35)
+        assert reference() is None, f"kept after stall {number}"
+        await turned(lag, number + 1)

@@ -425,6 +425,18 @@ class LoopLag:
         if self._halt is not None and not _runs_callbacks(caller):
             self._base = caller
 
+    def _look(self, thread: int, *, named: bool) -> t.Optional[t.Tuple[bool, str]]:
+        """(whether the loop waits for events, the line that it runs), None where its thread ended. Without ``named`` the
+        line of a loop that waits is not looked up.
+
+        Here and nowhere longer is its frame held: with it lives everything that the frame has in its variables.
+        """
+        frame = sys._current_frames().get(thread)
+        if frame is None:
+            return None
+        waits = _waits_for_events(frame, self._base)
+        return waits, blocker(frame, self._base) if named or not waits else ""
+
     def _watch(self, loop: asyncio.AbstractEventLoop, halt: threading.Event, thread: int) -> None:
         reported = False
         before = time.monotonic()
@@ -434,19 +446,19 @@ class LoopLag:
                 return
             now = time.monotonic()
             late, before = now - before - self.every, now
-            frame = sys._current_frames().get(thread)
-            if frame is None:
+            position = self._look(thread, named=self._sent is not None)
+            if position is None:
                 return
-            waits = _waits_for_events(frame, self._base)
+            waits, place = position
             if self._sent is not None:
-                self._blame[blocker(frame, self._base)] += 1
+                self._blame[place] += 1
                 if not reported and now - self._sent > self.STILL:
                     reported = True
                     self._log(f"has not turned for {now - self._sent:.0f} s", self._blame.most_common(1)[0][0])
                 continue
             reported = False
             if late > self.every:  # nobody could run any Python
-                self._blame = Counter([blocker(frame, self._base) if not waits else "(not on the loop)"])
+                self._blame = Counter([place if not waits else "(not on the loop)"])
                 sent = now - late
             elif waits:
                 self._alive = now
@@ -455,7 +467,6 @@ class LoopLag:
                 self._blame, sent = Counter(), now
             self._gap = max(0.0, min(sent - self._alive, 2 * self.every))
             self._sent = sent
-            del frame
             try:
                 loop.call_soon_threadsafe(self._turned, halt)
             except RuntimeError:  # the loop is closed
