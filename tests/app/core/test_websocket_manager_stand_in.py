@@ -23,7 +23,9 @@ INSTALLED = ("app/core/websocket_manager.py", "app/core/cors_config.py", "app/wh
 
 @pytest.fixture(
     scope="module",
-    params=[("incident", False), ("first_fix", False), ("august", False), ("august", True), ("incident", True)],
+    # Not August's by hand: its own endpoint receives for ever on a closed socket, and nothing that is copied with the
+    # manager alone ends that.
+    params=[("incident", False), ("first_fix", False), ("august", True), ("incident", True)],
     ids=str,
 )
 def backend(
@@ -32,11 +34,19 @@ def backend(
     release, installed = request.param
     # With REDIS_URL set the August release cannot start: a defect that is not this file's.
     redis_url = None if release == "august" else redis_server.url
+    with socket_server(release, postgres, redis_url, installed=installed) as server:
+        server.installed = installed  # type: ignore[attr-defined]  # a note for the tests below
+        yield server
+
+
+def socket_server(
+    release: str, postgres: servers.Postgres, redis_url: t.Optional[str], *, installed: bool
+) -> contextlib.AbstractContextManager[Backend]:
     patched = [
         *(INSTALLED if installed else ALONE),
         *(["services/tts", "wheels_ops"] if release == "august" else []),
     ]  # its speech service cannot be imported
-    with running_backend(
+    return running_backend(
         release,
         postgres.database(supabase=True),
         redis_url,
@@ -45,9 +55,7 @@ def backend(
         WEBSOCKET_HEARTBEAT_INTERVAL="0.4",
         WEBSOCKET_MAX_MISSED_PINGS="5",
         ENABLE_SECURITY_MONITORING="false",
-    ) as server:
-        server.installed = installed  # type: ignore[attr-defined]  # a note for the tests below
-        yield server
+    )
 
 
 def receive(websocket: t.Any, kind: str) -> t.Dict[str, t.Any]:
@@ -66,7 +74,16 @@ def readable(backend: Backend) -> str:
     return re.sub(escapes, lambda match: bytes.fromhex(match[1] + match[2]).decode("utf-16-be"), text)
 
 
+def test_august_by_hand_converses_and_beats(postgres: servers.Postgres) -> None:
+    with socket_server("august", postgres, None, installed=False) as server:
+        converse(server)
+
+
 def test_conversation_and_heartbeat(backend: Backend) -> None:
+    converse(backend)
+
+
+def converse(backend: Backend) -> None:
     with connect(backend.websocket_url("ann")) as websocket:
         receive(websocket, "connection")
         websocket.send('{"type":"chat","message":"hello"}')
