@@ -25,12 +25,13 @@ DENIED = "42501"
 #: Runs each statement as a user of the API, undoes it, and tells what came of it: a result, a number of rows, or an
 #: SQLSTATE.
 _ATTEMPT = """
-create or replace function pg_temp.attempt(who text, claims text, statements text[]) returns text[] language plpgsql as $$
+create or replace function pg_temp.attempt(who text, claims text, grp text, statements text[]) returns text[] language plpgsql as $$
 declare found text[] := '{}'; statement text; said text; touched bigint;
 begin
   foreach statement in array statements loop
     begin
       perform set_config('request.jwt.claims', claims, true);
+      perform set_config('fuzz.grp', grp, true);
       perform set_config('role', who, true);
       if statement like 'select%' then execute statement into said;
       else execute statement; get diagnostics touched = row_count; said := touched::text; end if;
@@ -226,8 +227,8 @@ class Checker:
         for role in ROLES:
             for person in (*PEOPLE, None):
                 cursor.execute(
-                    "select pg_temp.attempt(%s, %s, %s)",
-                    (role, evaluator.claims(role, person), [sql for _, _, _, sql in work]),
+                    "select pg_temp.attempt(%s, %s, %s, %s)",
+                    (role, evaluator.claims(role, person), evaluator.group(person), [sql for _, _, _, sql in work]),
                 )
                 for (table, variant, row, _), said in zip(work, cursor.fetchone()[0]):
                     found[Access(role, person, table, variant, row)] = said

@@ -112,7 +112,10 @@ class Evaluator:
         self.seen: t.Dict[Name, Name] = {}
         self.busy: t.List[Name] = []
         self.made = 0
-        cursor.execute("select set_config('request.jwt.claims', %s, true)", (claims(role, person),))
+        cursor.execute(
+            "select set_config('request.jwt.claims', %s, true), set_config('fuzz.grp', %s, true)",
+            (claims(role, person), group(person)),
+        )
 
     # -- which rows -------------------------------------------------------------------------------------------------
 
@@ -214,6 +217,11 @@ class _Mark(visitors.Visitor):
 
 def show(name: Name) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in name)
+
+
+def group(person: t.Optional[str]) -> str:
+    """The setting by which a session says its group: the person's number; empty for nobody."""
+    return person[7] if person else ""
 
 
 def claims(role: str, person: t.Optional[str]) -> str:

@@ -233,6 +233,7 @@ class Generator:
             self.sources.append(f"view_{number}")
         if pick.random() < 0.25:
             self._definer()
+        self._identities([table for table in tables if not table.secured])
         policies = []
         for name in self.names:
             for number in range(pick.choice((1, 1, 2, 2, 3))):
@@ -260,6 +261,51 @@ class Generator:
                 ),
             )
         )
+
+    def _identities(self, open_tables: t.Sequence[Table]) -> None:
+        """Functions of one's own that say who asks: in SQL and PL/pgSQL, of one value and of many, with and without a
+        table that anybody may read.
+        """
+        pick = self.random
+        setting = "nullif(current_setting('fuzz.grp', true), '')::int"
+        wanted = {
+            "my_grp": ("int", "sql", f"select {setting}"),
+            "my_person": ("uuid", "plpgsql", "declare me uuid; begin me := auth.uid(); return me; end"),
+            "my_grps": ("int[]", "sql", f"select array[{setting}, 3]"),
+            "my_rows": ("setof int", "sql", "select 2 union all select 4 where auth.uid() is not null"),
+        }
+        if open_tables:
+            table = self._full(pick.choice(open_tables).name)
+            wanted["open_rows"] = ("setof int", "sql", f"select o.id from {table} o where o.owner = auth.uid()")
+        for name, (returns, language, body) in wanted.items():
+            if pick.random() < 0.5:
+                rights = " security definer" if pick.random() < 0.3 else ""
+                self.functions.append(
+                    (
+                        name,
+                        f"create function {self.schema}.{name}() returns {returns} language {language} stable{rights}"
+                        f" set search_path = '' as $$ {body} $$",
+                    )
+                )
+
+    def _identity(self, dot: str) -> t.List[str]:
+        """Conditions of one row on who asks that are no ``auth.uid()``."""
+        settings = (
+            f"{dot}grp = nullif(current_setting('fuzz.grp', true), '')::int",
+            f"{dot}grp = any (string_to_array(current_setting('fuzz.grp', true), ',')::int[])",
+            f'{dot}note = "left"(current_user::text, 1)',
+            f'({dot}owner = auth.uid() or {dot}note = "left"(current_user::text, 1))',
+            f"{dot}grp = case when current_user = 'anon' then 1 else 2 end",
+            f"{dot}grp < (select 3 where current_user <> 'anon')",
+        )
+        calls = {
+            "my_grp": (f"{dot}grp = {self.schema}.my_grp()", f"{dot}grp > {self.schema}.my_grp()"),
+            "my_person": (f"{dot}owner = {self.schema}.my_person()",),
+            "my_grps": (f"{dot}grp = any ({self.schema}.my_grps())",),
+            "my_rows": (f"{dot}ref in (select {self.schema}.my_rows())",),
+            "open_rows": (f"{dot}ref in (select o from {self.schema}.open_rows() o)",),
+        }
+        return [*settings, *(text for name, _ in self.functions for text in calls.get(name, ()))]
 
     def _policy(self, table: str, number: int) -> Policy:
         pick = self.random
@@ -304,6 +350,8 @@ class Generator:
     def _atom(self, alias: str) -> str:
         """A condition on one row, and on who asks."""
         dot = f"{alias}." if alias else ""
+        if self.random.random() < 0.3:
+            return self.random.choice(self._identity(dot))
         return self.random.choice(
             (
                 f"{dot}owner = auth.uid()",
@@ -399,6 +447,6 @@ class Generator:
             f"exists (select 1 from {s} s where {tie} and (s.owner = auth.uid() or s.other = auth.uid()))",
             f"exists (select 1 from {s} as s (a, b, c, d, e, f, g) where d = {own}.id and b = auth.uid())",
         ]
-        if self.functions:
+        if any(name == "known" for name, _ in self.functions):
             shapes.append(f"{self.schema}.known({own}.ref)")
         return pick.choice(shapes)
