@@ -45,8 +45,8 @@ def function_case(body: str, volatility: str = "stable", extra: str = "") -> str
             {},
         ),
         (
-            function_case("begin return query select m.org from members m where current_user = 'x'; end"),
-            "current_user",
+            function_case("begin return query select m.org from members m where pg_has_role('x', 'usage'); end"),
+            "pg_has_role",
             {},
         ),
         (

@@ -48,7 +48,8 @@ class FunctionDetails:
 class Details:
     """``columns`` by relation and name; ``leading`` the first columns of each relation's usable indexes;
     ``plain_types`` the types of users whose input runs no code of users (enums); ``volatile`` the functions
-    (schema, name; and by oid) that are VOLATILE; ``open_schemas`` the roles under row-level security that may create objects in a
+    (schema, name; and by oid) that are VOLATILE; ``identity_bound`` those of
+    ``IDENTITY_BOUND`` by oid; ``open_schemas`` the roles under row-level security that may create objects in a
     schema.
     """
 
@@ -57,6 +58,7 @@ class Details:
     plain_types: t.FrozenSet[t.Tuple[str, str]] = frozenset()
     volatile: t.FrozenSet[t.Tuple[str, str]] = frozenset()
     volatile_oids: t.FrozenSet[int] = frozenset()
+    identity_bound: t.Dict[int, str] = field(default_factory=dict)
     functions: t.Dict[int, FunctionDetails] = field(default_factory=dict)
     schemas: t.FrozenSet[str] = frozenset()
     open_schemas: t.Dict[str, t.List[str]] = field(default_factory=dict)
@@ -116,6 +118,12 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     volatile = cursor.fetchall()
     details.volatile = frozenset((schema, name) for _oid, schema, name in volatile)
     details.volatile_oids = frozenset(oid for oid, _schema, _name in volatile)
+    cursor.execute(
+        "select oid::bigint, proname from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace and"
+        " proname = any(%s)",
+        (sorted(IDENTITY_BOUND),),
+    )
+    details.identity_bound = dict(cursor.fetchall())
     called: t.Set[int] = set()
     for policy in catalog.policies():
         for found in (policy.using, policy.check):

@@ -22,7 +22,13 @@ from ..model.function_bodies import Bodies
 from .rewrite import CannotRewrite
 from .volatility import DIFFERENCE, Volatility
 
-_IDENTITY_WORD = re.compile(r"\b(" + "|".join(sorted(IDENTITY_BOUND)) + r")\b", re.I)
+#: Words of the language that stand for the caller; a copy can get them as an argument, but for ``user``, which may be a
+#: label as well.
+_CALLER = frozenset(("current_user", "current_role"))
+_KEYWORDS = _CALLER | {"user"}
+_PARAMETER = "wheels_ops_caller"
+#: CURRENT_ROLE, CURRENT_USER, USER, CURRENT_CATALOG (harmless) and CURRENT_SCHEMA in a node tree.
+_KEYWORD_NODE = re.compile(r"\{SQLVALUEFUNCTION :op (9|10|11|14) ")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Clone:
     calls: t.Tuple[int, ...]
     bound: str = "function"
     reads: t.Tuple[str, ...] = ()
+    #: What a call hands over besides the function's own arguments.
+    handed: t.Tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -122,10 +130,14 @@ def clone(
             raise CannotRewrite(f"what {short(one)} reads cannot be told: {'; '.join(dict.fromkeys(body.unknown))}")
         if body.writes:
             raise CannotRewrite(f"{short(one)} changes data")
-        word = _IDENTITY_WORD.search(one.source if one.body is None else "")
-        if word:
-            raise CannotRewrite(f"{short(one)} asks for {word[1]}, which is another inside a SECURITY DEFINER function")
         relations |= {oid for oid, _ignored in body.relations}
+        asked = _asked(one, details)
+        if one is function and _can_be_handed(function, shown, asked):
+            continue
+        if asked:
+            raise CannotRewrite(
+                f"{short(one)} asks for {asked[0]}, which is another inside a SECURITY DEFINER function"
+            )
     path = split_search_path(function.search_path) if function.search_path is not None else catalog.search_path
     path = tuple(name for name in path if name in details.schemas and name != "pg_temp")
     unsafe = [name for name in path if details.open_schemas.get(name)]
@@ -137,6 +149,15 @@ def clone(
             f" {', '.join(tree.quote(name) for name in unsafe)} FROM PUBLIC, {who}"
         )
     settings = tuple(setting for setting in function.settings if not setting.startswith("search_path="))
+    source, handed = function.source or shown.sqlbody or "", _asked(function, details)
+    if handed:
+        parameter = f"{_PARAMETER} name"
+        shown = dataclasses.replace(
+            shown,
+            arguments=", ".join(filter(None, (shown.arguments, parameter))),
+            identity=", ".join(filter(None, (shown.identity, parameter))),
+        )
+        source = _with_parameter(source)
     return Clone(
         function=function.oid,
         relation_name=function.qualified,
@@ -145,10 +166,55 @@ def clone(
         language=function.language,
         search_path=path,
         settings=settings,
-        source=function.source or shown.sqlbody or "",
+        source=source,
+        handed=("CURRENT_USER",) if handed else (),
         relations=tuple(sorted(relations)),
         calls=tuple(sorted(one.oid for one in inner if one.oid != function.oid)),
     )
+
+
+def _asked(function: Function, details: Details) -> t.List[str]:
+    """The words in a body whose meaning depends on who runs it; not those in its strings and comments."""
+    if function.body is not None:
+        names = [details.identity_bound[oid] for oid in function.body.functions if oid in details.identity_bound]
+        return sorted(names) + (["current_user"] if _KEYWORD_NODE.search(function.body.tree) else [])
+    return [word for word, _start, _end in _words(function.source)]
+
+
+def _words(source: str) -> t.List[t.Tuple[str, int, int]]:
+    """(word, start, end) of each."""
+    from pglast.parser import ParseError, scan
+
+    try:
+        tokens = scan(source)
+    except ParseError as error:
+        raise CannotRewrite("its text cannot be read") from error
+    result = []
+    before = ""
+    for token in tokens:
+        word = source[token.start : token.end + 1].lower()
+        if word in IDENTITY_BOUND and not (word in _KEYWORDS and before == "."):
+            result.append((word, token.start, token.end + 1))
+        before = word
+    return result
+
+
+def _can_be_handed(function: Function, shown: FunctionDetails, asked: t.Sequence[str]) -> bool:
+    """Whether all that a body asks for is the caller's name, and a parameter can be added for it."""
+    return (
+        bool(asked)
+        and _CALLER.issuperset(asked)
+        and function.body is None
+        and function.optional == 0
+        and _PARAMETER not in function.source
+        and not re.search(r"\b(OUT|INOUT|VARIADIC)\b", shown.arguments)
+    )
+
+
+def _with_parameter(source: str) -> str:
+    for _word, start, end in reversed(_words(source)):
+        source = source[:start] + _PARAMETER + source[end:]
+    return source
 
 
 def _inside(function: Function, catalog: Catalog, bodies: Bodies) -> t.List[Function]:

@@ -44,6 +44,7 @@ class Helper:
     bound: str
     reads: t.Tuple[str, ...]
     identity: t.FrozenSet[str] = frozenset()
+    handed: t.Tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,6 +79,8 @@ class Creatable(t.Protocol):
     def relation_name(self) -> str: ...
     @property
     def bound(self) -> str: ...
+    @property
+    def handed(self) -> t.Tuple[str, ...]: ...
     def signature(self, schema: str) -> str: ...
     def create(self, schema: str, *, atomic: bool) -> str: ...
 
@@ -228,7 +231,10 @@ class _Rewriter:
             if not calls:
                 raise CannotRewrite(f"the call of {function.qualified} is not in the expression's text")
             for call in calls:
+                if copy.handed and any(tree.kind(given) == "NamedArgExpr" for given in call.args or ()):
+                    raise CannotRewrite(f"{function.qualified} is called with names of arguments")
                 call.funcname = (ast.String(sval=self.schema), ast.String(sval=copy.name))
+                call.args = (*(call.args or ()), *(tree.parse(text).val for text in copy.handed)) or None
             self.result.helpers.append(copy)
             self.result.forms.append("copy of the function")
             found = True
