@@ -129,7 +129,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="load these migrations, in this order, into a scratch database of the server and use that",
+        help=(
+            "load these migrations, in this order, into a scratch database of the server and use that; a folder stands"
+            " for its .sql files in the order of their names"
+        ),
     )
     parser.add_argument(
         "--supabase", action="store_true", help="with --sql: start from the roles and the auth schema that Supabase has"
@@ -161,6 +164,17 @@ def dsn_of(options: argparse.Namespace, environ: t.Optional[t.Mapping[str, str]]
     return options.dsn or next((variables[name] for name in DSN_VARIABLES if variables.get(name)), "")
 
 
+def _files(paths: t.Optional[t.Sequence[Path]]) -> t.List[Path]:
+    """Folders replaced by their migrations."""
+    result: t.List[Path] = []
+    for path in paths or ():
+        files = sorted(path.glob("*.sql")) if path.is_dir() else [path]
+        if not files:
+            raise OpsError(f"There is no .sql file in {path}.", hint="Name the folder of the migrations, or files.")
+        result += files
+    return result
+
+
 def _timeouts(options: argparse.Namespace) -> t.Dict[str, t.Any]:
     return {
         "lock_timeout_ms": max(1, int(options.lock_timeout * 1000)),
@@ -169,6 +183,7 @@ def _timeouts(options: argparse.Namespace) -> t.Dict[str, t.Any]:
 
 
 def run_audit(options: argparse.Namespace) -> int:
+    options.sql = _files(options.sql)
     fails = _judge(options.fail_on)
     only = _kinds(options.only, "--only")
     earlier = baseline.read(options.baseline) if options.baseline else frozenset()
@@ -288,6 +303,7 @@ def _plan_options(options: argparse.Namespace) -> t.Dict[str, t.Any]:
 
 
 def run_repair(options: argparse.Namespace) -> int:
+    options.sql = _files(options.sql)
     if options.sql or options.write:
         return _write_migration(options)
     _check_matrix(options)
