@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import types
 import typing as t
@@ -50,6 +51,27 @@ def test_an_alert_tells_the_value_of_now(monitor: t.Any, app_modules: Modules) -
     assert monitor.active_alerts["cpu_percent"].message == "cpu_percent is 60.0 %, was above 85 %"
     feed(monitor, "active_connections", [150] * 3, app_modules)
     assert monitor.active_alerts["active_connections"].message == "active_connections is 150.0, above 100"
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 40])
+def test_with_the_scope_of_services_others_on_the_machine_do_not_count(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setenv("WHEELS_OPS_SCOPE", "services")
+    reader = app_modules("monitoring.memory_optimizer").MemoryReader(limit_bytes=budget)
+    monkeypatch.setattr(reader, "_cgroup_usage", lambda _total: [])
+    monitor = app_modules("core.performance_monitor").PerformanceMonitor(reader)
+    monkeypatch.setattr(monitor._cpu, "system", lambda: 99.0)
+    monkeypatch.setattr(monitor._cpu, "own", lambda: 50.0)
+    values = monitor.sample()
+    assert values["cpu_percent"] == pytest.approx(50.0 / (os.cpu_count() or 1))
+    assert ("memory_percent" in values) == bool(budget)
+    if budget:
+        assert values["memory_percent"] < 1 and monitor.last_reading.scope == "process"
+    monkeypatch.delenv("WHEELS_OPS_SCOPE")
+    host = app_modules("core.performance_monitor").PerformanceMonitor()
+    monkeypatch.setattr(host._cpu, "system", lambda: 99.0)
+    assert host.sample()["cpu_percent"] == 99.0
 
 
 def test_a_spike_is_no_alert(monitor: t.Any, app_modules: Modules) -> None:

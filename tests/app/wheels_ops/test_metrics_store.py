@@ -190,6 +190,16 @@ def test_stability_from_lives(
     assert found["uptime_percent"] == pytest.approx(expected[2], abs=4)
 
 
+def test_uptime_counts_no_time_in_which_the_release_was_rolled_back(app_modules: Modules) -> None:
+    stability_of = app_modules("wheels_ops.metrics_store").stability_of
+    lives = [(NOW - 80_000, NOW - 78_000, True), (NOW - 4_000, NOW, True)]
+    assert stability_of(lives, NOW - 86_400, NOW)["uptime_percent"] < 10
+    assert stability_of(lives, NOW - 86_400, NOW, NOW - 4_010)["uptime_percent"] > 99
+    late = stability_of(lives, NOW - 86_400, NOW, NOW - 6_000)["uptime_percent"]
+    assert late == pytest.approx(75, abs=1), "installed, and not running for 2,000 of 8,000 seconds"
+    assert stability_of(lives, NOW - 86_400, NOW, NOW - 100_000) == stability_of(lives, NOW - 86_400, NOW)
+
+
 async def test_a_killed_worker_counts_as_a_restart(app_modules: Modules, tmp_path: Path) -> None:
     root = next(path for path in sys.path if (Path(path) / "app" / "wheels_ops" / "metrics_store.py").exists())
     target = tmp_path / "metrics.sqlite"

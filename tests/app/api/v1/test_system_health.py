@@ -422,6 +422,20 @@ def test_actions_and_failed_tries_are_rate_limited() -> None:
         )
 
 
+def test_a_busy_processor_is_a_warning_and_takes_no_server_out() -> None:
+    """Whatever its critical limit: a load balancer that asks would take a host out that works hard for its users."""
+    with health_app(CPU_WARNING_THRESHOLD="0", CPU_CRITICAL_THRESHOLD="0", MONITORING_INTERVAL="0.2") as app:
+
+        def state() -> t.Any:
+            checks = app.request("GET", f"{PREFIX}/health", token=TOKEN).json()["checks"]
+            return checks.get("cpu:utilization", [{"status": "pass"}])[0]["status"]
+
+        wait_until(lambda: state() != "pass", what="the alert")
+        assert state() == "warn"
+        answer = app.request("GET", f"{PREFIX}/health", token=TOKEN)
+        assert answer.status == 200 and "broken" not in answer.json()["status_message"]
+
+
 def test_no_exception_text_leaves(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").mkdir()
     with health_app(state=tmp_path) as app:

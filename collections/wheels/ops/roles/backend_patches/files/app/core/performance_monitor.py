@@ -647,6 +647,8 @@ class PerformanceMonitor:
     """One per process: samples every ``check_interval`` seconds, keeps 24 hours, raises and clears alerts."""
 
     def __init__(self, reader: t.Optional[MemoryReader] = None) -> None:
+        #: ``services``: the processor time of this process and a limit of memory of its own, not what others use.
+        self.scope = os.environ.get("WHEELS_OPS_SCOPE", "").strip().lower()
         self.is_running = False
         self.monitoring_task: t.Optional[asyncio.Task[None]] = None
         self.active_alerts: t.Dict[str, PerformanceAlert] = {}
@@ -777,6 +779,10 @@ class PerformanceMonitor:
             "loop_blocked_percent": self.loop_lag.blocked_percent(),
         }
         cpu, own = self._cpu.system(), self._cpu.own()
+        if self.scope == "services":  # the machine serves others too
+            cpu = None if own is None else own / (os.cpu_count() or 1)
+            if reading.scope == "host":
+                del values["memory_percent"]
         if cpu is not None:
             values["cpu_percent"] = cpu
         if own is not None:

@@ -180,6 +180,7 @@ class MemoryReader:
         self._cgroups: t.List[t.Tuple[t.Tuple[str, ...], str, str, bytes]] = []
         self._resolved_at = -self.RESOLVE_SECONDS
         self._pid = os.getpid()
+        self._services_only = os.environ.get("WHEELS_OPS_SCOPE", "").strip().lower() == "services"
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -221,6 +222,8 @@ class MemoryReader:
         pages = self._read(f"{self._proc}/self/statm", 128).split()
         vms, rss = (int(pages[0]) * _PAGE, int(pages[1]) * _PAGE) if len(pages) > 1 else (0, 0)
         best: t.Tuple[float, str, int, int] = (host, "host", total - available, total)
+        if self._services_only and (self._budget or self._cgroup_usage(total)):
+            best = (-1.0, "host", total - available, total)  # the tightest limit of our own decides
         for used, limit in self._cgroup_usage(total):
             share = 100.0 * used / limit
             if share > best[0]:

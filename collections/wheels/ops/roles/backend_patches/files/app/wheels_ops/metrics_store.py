@@ -340,7 +340,7 @@ class MetricsStore:
                 ).fetchall()
             ]
         )
-        return stability_of(sorted(rows), since, now)
+        return stability_of(sorted(rows), since, now, installed_at())
 
 
 def _process(pid: int) -> str:
@@ -357,12 +357,23 @@ def _is_alive(worker: str) -> bool:
     return pid.isdigit() and not worker.endswith(":") and _process(int(pid)) == worker
 
 
-def stability_of(lives: t.List[t.Tuple[float, float, bool]], since: float, now: float) -> t.Dict[str, t.Any]:
+def installed_at() -> float:
+    """Since when this package has been here without a break: a rollback removes it, an update leaves this file."""
+    try:
+        return Path(__file__).with_name("__init__.py").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def stability_of(
+    lives: t.List[t.Tuple[float, float, bool]], since: float, now: float, installed: float = 0.0
+) -> t.Dict[str, t.Any]:
     """Restarts, crash loops and uptime from (started, last seen, clean) of every worker, oldest first.
 
     A start is unplanned where a worker ended without an orderly stop since the start before it. Uptime counts from the
     first start known in the window; a gap shorter than the time between two signs of life cannot be seen and counts as
-    up.
+    up. The gap before ``installed`` is the time in which somebody else's release ran, after a rollback: it counts
+    neither way.
     """
     starts: t.List[t.Tuple[float, bool]] = []
     covered: t.List[t.List[float]] = []
@@ -390,5 +401,8 @@ def stability_of(lives: t.List[t.Tuple[float, float, bool]], since: float, now: 
     if covered:
         begin = max(since, covered[0][0])
         up = sum(max(0.0, end - max(start, begin)) for start, end in covered)
-        uptime = round(min(100.0, 100.0 * up / (now - begin)), 3) if now - begin > 1 else 100.0
+        gaps = [(max(end, begin), start) for (_ignored, end), (start, _also) in zip(covered, covered[1:])]
+        elsewhere = sum(max(0.0, installed - end) for end, start in gaps if end < installed <= start)
+        known = now - begin - elsewhere
+        uptime = round(min(100.0, 100.0 * up / known), 3) if known > 1 else 100.0
     return {"restarts": len(unplanned), "crash_loops": loops, "uptime_percent": uptime}

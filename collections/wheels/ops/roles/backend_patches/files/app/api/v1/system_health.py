@@ -185,6 +185,8 @@ class HealthBoard:
             status = (
                 "pass" if alert is None else "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
             )
+            if metric in NEVER_FAILS:
+                status = min(status, "warn", key=_SEVERITY.index)
             status = max(status, stale, key=_SEVERITY.index)
             value = None if sample is None else round(sample.value, 2)
             stamp = sample.timestamp.isoformat() if sample is not None else _now()
@@ -204,7 +206,8 @@ class HealthBoard:
             )
         for metric, alert in list(monitor.active_alerts.items()):
             if metric not in MONITOR_CHECKS:
-                status = "warn" if alert.level in (AlertLevel.INFO, AlertLevel.WARNING) else "fail"
+                mild = alert.level in (AlertLevel.INFO, AlertLevel.WARNING) or metric in NEVER_FAILS
+                status = "warn" if mild else "fail"
                 yield f"{metric}:alert", (status, CheckState(status, alert.message, kind="component"))
 
     def status(self) -> str:
@@ -308,6 +311,8 @@ MONITOR_CHECKS = {
     "loop_lag_ms": "eventloop:lag",
     "loop_blocked_percent": "eventloop:blocked",
 }
+#: Says of a host that it has much to do, not that anything is broken: a load balancer must not take it out for that.
+NEVER_FAILS = frozenset({"cpu_percent", "process_cpu_percent", "load_1m"})
 READINESS_CHECKS = ("database:connection",)
 board = HealthBoard()
 
