@@ -418,3 +418,18 @@ def test_a_report_of_megabytes_is_not_taken_for_health_and_a_page_is_none() -> N
     )
     with serve({"/health": (200, "<html>" + "x" * http._LONGEST)}) as backend:
         assert http.check(backend.url, samples=1).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "asked"),
+    [
+        ([(5, 200)] * 3 + [(1000, 200)] + [(5, 200)] * 100, "ok", 40),  # one of many was late
+        ([(900, 200)] * 100, "warning", 16),  # for five seconds more
+        ([(5, 200)] * 100, "ok", 10),
+    ],
+)
+def test_one_late_answer_of_ten_is_measured_again_before_it_counts(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, steps: t.List[Step], status: str, asked: int
+) -> None:
+    check, _wire = measured(monkeypatch, clock, steps)
+    assert (check.status, check.details["asked"]) == (status, asked)

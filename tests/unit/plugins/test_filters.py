@@ -118,3 +118,29 @@ def test_size_in_bytes_reads_as_the_modules_do() -> None:
 def test_ops_tokens_leaves_out_comments_and_short_texts() -> None:
     token = "0123456789abcdef"
     assert call("ops_tokens", f"\ufeff# a comment of many characters\nshort\n {token} \n") == [token]
+
+
+def test_regressions_compare_with_before() -> None:
+    def measured(name: str, status: str, value: t.Any = None, unit: str = "ms") -> t.Dict[str, t.Any]:
+        return {"name": name, "status": status, "value": value, "unit": unit}
+
+    before = [
+        measured("http", "ok", 480),
+        measured("cpu", "ok", 60, "%"),
+        measured("disk", "critical", 99),
+        measured("rls", "ok"),
+        measured("tts", "skipped"),
+        measured("memory", "ok", 50, "%"),
+        measured("websocket", "ok", 400),
+    ]
+    after = [
+        measured("http", "warning", 568),  # over its limit, and hardly slower
+        measured("cpu", "warning", 90, "%"),
+        measured("disk", "critical", 99),
+        measured("rls", "critical"),
+        measured("tts", "critical"),
+        measured("memory", "warning", 90, "%"),
+        measured("websocket", "critical", 401),
+    ]
+    assert call("regressions", after, before, ["memory"]) == ["cpu", "rls", "websocket"]
+    assert call("regressions", before, before) == []

@@ -57,12 +57,12 @@ def verify_problems(health: t.Mapping[str, t.Any], deployed: t.Mapping[str, t.An
         if pairs:
             problems.append(
                 f"files: deployment {each['id']} is partly rolled back; somebody changed {pairs}. For the originals, keeping a copy of"
-                " what is there: ansible-playbook playbooks/rollback.yml -e wheels_ops_force=true"
+                " what is there: ansible-playbook -i INVENTORY playbooks/rollback.yml -e wheels_ops_force=true"
             )
     if deployed["unfinished"]:
         problems.append(
             f"files: deployment {deployed['unfinished']} was not ended. Where no run works here: ansible-playbook"
-            " playbooks/deploy.yml finishes it, ansible-playbook playbooks/rollback.yml rolls it back."
+            " -i INVENTORY playbooks/deploy.yml finishes it, ansible-playbook -i INVENTORY playbooks/rollback.yml rolls it back."
         )
     problems += [f"{entry['path']} is damaged." for entry in deployed["damaged"]]
     if all(check["status"] == "skipped" for check in health["checks"]):

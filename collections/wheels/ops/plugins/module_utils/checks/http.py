@@ -23,6 +23,10 @@ HEALTH_PATH = Options.health_path
 #: The health of a deployed backend comes from samples: what was repaired shows within ten seconds.
 SETTLE = 10.0
 _AGAIN_AFTER = 1.0
+#: Of ten answers the 95th percentile is nearly the slowest: where it is over a limit, so many times more are asked for,
+#: for at most so many seconds.
+_MORE = 3
+_MORE_SECONDS = 5.0
 _AGENT = {"User-Agent": "wheels.ops health"}
 #: Where the backend has each login from.
 _LOGINS: t.Dict[str, str] = {
@@ -79,7 +83,7 @@ def check(
     errors: t.Optional[Thresholds] = None,
 ) -> Check:
     """Asks every path ``samples`` times over one connection. The value is the 95th percentile of the time to the answer
-    in ms.
+    in ms; where it is over a limit, more answers are asked for before it counts.
 
     ``response`` grades that time, ``errors`` the percentage of answers that are no answer or 400 and above. What the
     paths and ``health_path`` (empty: not asked) say of the application's health in JSON counts as well, without what
@@ -98,6 +102,8 @@ def check(
         session.trust_env = False  # a proxy of the environment must not answer for the backend
         session.verify = verify
         seen = _sample(session, base_url, paths, samples, timeout)
+        if slow.status(_percentile(seen.times) or 0.0) != "ok" and not seen.errors:
+            _sample(session, base_url, paths, _MORE * samples, timeout, seen, time.monotonic() + _MORE_SECONDS)
         p95 = _percentile(seen.times)
         rate = 100.0 * sum(seen.errors.values()) / max(1, seen.asked)
         if p95 is None:
@@ -134,12 +140,23 @@ def check(
     )
 
 
-def _sample(session: t.Any, base_url: str, paths: t.Sequence[str], samples: int, timeout: float) -> _Samples:
+def _sample(
+    session: t.Any,
+    base_url: str,
+    paths: t.Sequence[str],
+    samples: int,
+    timeout: float,
+    seen: t.Optional[_Samples] = None,
+    until: float = float("inf"),
+) -> _Samples:
+    """Asks each path ``samples`` times, or ``until`` that time of the monotonic clock; adds to ``seen``."""
     import requests
 
-    seen = _Samples()
+    seen = seen or _Samples()
     for path in paths:
         for _ignored in range(samples):
+            if time.monotonic() > until:
+                break
             started = time.monotonic()
             seen.asked += 1
             try:
