@@ -87,7 +87,7 @@ def test_plan_changes_nothing_and_is_the_same_again(tmp_path: Path) -> None:
     for line in (
         "disk: critical: disk is critical.",
         "disk_cleanup (disk)",
-        "Run ansible-playbook playbooks/deploy.yml.",
+        "Run ansible-playbook -i INVENTORY playbooks/deploy.yml.",
     ):
         assert line in text
 

@@ -44,8 +44,8 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
         assert run.status != 0 and run.changed == 0
         for words in (
             "was interrupted at step",
-            "ansible-playbook playbooks/deploy.yml",
-            "ansible-playbook playbooks/rollback.yml",
+            "ansible-playbook -i INVENTORY playbooks/deploy.yml",
+            "ansible-playbook -i INVENTORY playbooks/rollback.yml",
         ):
             assert words in run.text, run.output[-3000:]
     assert fingerprint(stage) == before

@@ -335,7 +335,7 @@ def test_plan_ends_a_relief_when_its_time_is_over() -> None:
 @pytest.mark.parametrize("name", ["cors", "websocket", "cpu"])
 def test_plan_says_deploy_where_files_are_missing(name: str) -> None:
     (step,) = plan.plan([check(name, remedy="managed_files")], Allowed(SERVICES), HEALTHY)
-    assert (step.remedy, step.advice) == (plan.DEPLOY, "Run ansible-playbook playbooks/deploy.yml.")
+    assert (step.remedy, step.advice) == (plan.DEPLOY, "Run ansible-playbook -i INVENTORY playbooks/deploy.yml.")
     assert step.refused
 
 

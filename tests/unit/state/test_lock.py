@@ -215,7 +215,9 @@ def test_what_was_interrupted_is_sealed_by_nobody(tmp_path: Path, kind: str, sta
     deployments.begin(str(tmp_path), "a", holder=ended)
     journal.write({**journal.read("a"), "state": state})
     before = sorted((str(path), path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file())
-    commands = "ansible-playbook playbooks/deploy.yml.*ansible-playbook playbooks/rollback.yml"
+    commands = (
+        "ansible-playbook -i INVENTORY playbooks/deploy.yml.*ansible-playbook -i INVENTORY playbooks/rollback.yml"
+    )
     for check_mode in (True, False):
         with pytest.raises(OpsError, match=f"a was interrupted.*{commands}"):
             deployments.hold(str(tmp_path), kind=kind, holder="two", check_mode=check_mode)

@@ -131,7 +131,11 @@ def call(module: AnsibleModule) -> Result:
             make_directories(path.parent)
             write_atomically(path, contents[name].encode("utf-8"))
     return Result(
-        msg=f"The report is in {options['dest']}." if paths else "No report was asked for.",
+        msg=(
+            f"The report {'would be' if module.check_mode else 'is'} in {options['dest']}."
+            if paths
+            else "No report was asked for."
+        ),
         extra={
             "table": table.splitlines(),
             "remaining": report.remaining(options["after"]),

@@ -126,7 +126,7 @@ _NEXT: t.Mapping[str, str] = {
 }
 _IGNORE_COOLDOWN = ("--now", "-e recovery_ignore_cooldown=true")
 _NO_SERVICES = "No service is configured, so that the backend itself could be slowed down"
-_DEPLOY = "ansible-playbook playbooks/deploy.yml"
+_DEPLOY = "ansible-playbook -i INVENTORY playbooks/deploy.yml"
 
 
 @dataclass(frozen=True)

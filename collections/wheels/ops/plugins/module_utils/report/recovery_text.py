@@ -11,7 +11,7 @@ from . import report
 
 Result = t.Mapping[str, t.Any]
 #: What a person does about a failure for which nothing better is known.
-_DEPLOY = "Run ansible-playbook playbooks/deploy.yml: it fixes what a restart or a clean-up cannot."
+_DEPLOY = "Run ansible-playbook -i INVENTORY playbooks/deploy.yml: it fixes what a restart or a clean-up cannot."
 
 
 class PlannedStep(t.Protocol):

@@ -339,7 +339,7 @@ def hold(
             raise OpsError(
                 f"{_interrupted(unfinished)}, so {deployment_id} cannot be rolled back before it.",
                 hint=(
-                    "Roll that one back first: ansible-playbook playbooks/rollback.yml, without"
+                    "Roll that one back first: ansible-playbook -i INVENTORY playbooks/rollback.yml, without"
                     " wheels_ops_deployment_id."
                 ),
             )
@@ -438,8 +438,8 @@ def _require_none_interrupted(unfinished: t.Optional[Manifest], kind: str) -> No
         raise OpsError(
             f"{_interrupted(unfinished)}, so nothing is changed here.",
             hint=(
-                "Finish it: ansible-playbook playbooks/deploy.yml; or roll it back: ansible-playbook"
-                " playbooks/rollback.yml"
+                "Finish it: ansible-playbook -i INVENTORY playbooks/deploy.yml; or roll it back: ansible-playbook"
+                " -i INVENTORY playbooks/rollback.yml"
             ),
             unfinished=unfinished["id"],
         )
@@ -531,7 +531,7 @@ def _require_on_disk(manifest: Manifest, state: str) -> None:
         if ours:
             raise OpsError(
                 f"{len(ours)} files are still as deployment {name} installed them: {', '.join(ours)}.",
-                hint="Roll it back again: ansible-playbook playbooks/rollback.yml",
+                hint="Roll it back again: ansible-playbook -i INVENTORY playbooks/rollback.yml",
                 drifted=ours,
             )
 
