@@ -298,3 +298,40 @@ def test_fail_open_start_drops_only_the_bad_origin(tree: Tree) -> None:
     )
     assert "https://good.example" in origins and "http://bad.example" not in origins and len(problems) == 1
     assert any(line["level"] == "error" and "bad.example" in line.get("problem", "") for line in tree.logged())
+
+
+_ANSWER = """
+import asyncio, json
+from app.core.cors_config import CORSMiddleware
+asked = [(b"origin", b"https://wheelsandwins.com"), (b"access-control-request-method", b"POST")]
+asked += [(b"access-control-request-headers", b"HEADERS")]
+sent = []
+async def send(message):
+    sent.append(message)
+scope = {"type": "http", "method": "OPTIONS", "path": "/", "headers": asked}
+asyncio.run(CORSMiddleware(None)(scope, None, send))
+print(json.dumps([sent[0]["status"], {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}]))
+"""
+
+
+def test_headers_of_a_tracing_library_are_allowed_where_they_are_listed(tree: Tree) -> None:
+    """A front end that begins to send them must not be the incident again."""
+    program = _ANSWER.replace("HEADERS", "baggage,content-type,sentry-trace,traceparent")
+    assert tree.json(program)[0] == 403
+    status, headers = tree.json(program, env={"ADDITIONAL_CORS_HEADERS": "traceparent, Baggage,sentry-trace, apikey"})
+    assert status == 200
+    allowed = [name.strip().lower() for name in headers["access-control-allow-headers"].split(",")]
+    assert {"traceparent", "baggage", "sentry-trace", "content-type"} <= set(allowed)
+    assert allowed.count("apikey") == 1
+
+
+@pytest.mark.parametrize("bad", ["*", "cookie", "sec-fetch-site", "two words", "x:y"])
+def test_a_bad_additional_header_stops_the_start_with_one_line(tree: Tree, bad: str) -> None:
+    done = tree.run("import app.core.cors_config", check=False, env={"ADDITIONAL_CORS_HEADERS": f"traceparent,{bad}"})
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "ADDITIONAL_CORS_HEADERS" in done.stderr, done.stderr
+    found = tree.json(
+        "import json; from app.core.cors_config import cors_config as c; print(json.dumps(c.allowed_headers))",
+        env={"ADDITIONAL_CORS_HEADERS": f"traceparent,{bad}", "CORS_FAIL_OPEN_START": "true"},
+    )
+    assert "traceparent" in found and bad not in found

@@ -12,13 +12,17 @@ never reaches the routes; a refused preflight says nothing about the policy.
 
 Environment (read once, at start):
 ``ADDITIONAL_CORS_ORIGINS``   further origins, separated by commas. A bad one stops the start with one line ...
+``ADDITIONAL_CORS_HEADERS``   further request headers, separated by commas: those of a tracing library (``traceparent``,
+                              ``baggage``, ``sentry-trace``), for example. A bad one stops the start as well ...
 ``CORS_FAIL_OPEN_START``      ... unless this is true: then it is left out, with an error in the log.
 ``CORS_ALLOWED_ORIGINS``      the August release's variable (JSON list or commas): good ones are taken, bad ones logged.
 ``CORS_DEPLOY_PREVIEWS``      false: no Netlify deploy previews of the project's own site.
 ``ENABLE_LOVABLE_ORIGINS`` / ``DISABLE_LOVABLE_ORIGINS``   the Lovable previews: on outside production, off in it.
-``ENABLE_ENHANCED_CORS``      false: Starlette's own middleware with the same policy (if this layer is at fault).
+``ENABLE_ENHANCED_CORS``      false: Starlette's own middleware with the same policy (if this layer is at fault): refused
+                              preflights are then answered 400, and errors carry no CORS headers.
 ``CORS_DEBUG_ENABLED``        logs every decision (still rate-limited) with the reason.
-``CORS_ALLOW_PRIVATE_NETWORK``  true: answers Private Network Access preflights.
+``CORS_ALLOW_PRIVATE_NETWORK``  true: answers Private Network Access preflights. Browsers no longer need it: Chrome asks
+                              the user instead (Local Network Access, since version 142).
 """
 
 from __future__ import annotations
@@ -406,7 +410,7 @@ class CORSPolicy:
                 yield problem
         for kind in ("allow_methods", "allow_headers", "expose_headers"):
             for value in getattr(self, kind):
-                problem = self._name_problem(kind, value)
+                problem = self.name_problem(kind, value, credentials=self.allow_credentials)
                 if problem:
                     yield problem
         if not self.allow_methods:
@@ -418,14 +422,14 @@ class CORSPolicy:
         ):
             yield f"max_age {_shown(self.max_age)} is not a whole number of seconds between 0 and {_MAX_AGE_LIMIT}"
 
-    def _name_problem(self, kind: str, value: object) -> t.Optional[str]:
+    @staticmethod
+    def name_problem(kind: str, value: object, *, credentials: bool) -> t.Optional[str]:
+        """Why a name of a method or header cannot be in ``kind``, or None."""
         if not isinstance(value, str) or not _TOKEN.fullmatch(value):
             return f"{kind}: {_shown(value)!r} is not a token"
         if value == "*":
             return (
-                f'{kind}: "*" is an ordinary name when credentials are allowed, not a wildcard'
-                if self.allow_credentials
-                else None
+                f'{kind}: "*" is an ordinary name when credentials are allowed, not a wildcard' if credentials else None
             )
         lowered = value.lower()
         if kind == "allow_methods":
@@ -817,9 +821,18 @@ def build_policy(environment: str) -> t.Tuple[CORSPolicy, t.List[str]]:
                 origins.append(origin)
             else:
                 (refused if strict else tolerated).append(f"{name}: {problem}")
+    headers = list(ALLOWED_HEADERS)
+    for header in _listed(os.environ.get("ADDITIONAL_CORS_HEADERS", "")):
+        problem = CORSPolicy.name_problem("allow_headers", header, credentials=True)
+        if problem is not None:
+            listed = tolerated if _flag("CORS_FAIL_OPEN_START", False) else refused
+            listed.append(f"ADDITIONAL_CORS_HEADERS: {problem}")
+        elif header.lower() not in {known.lower() for known in headers}:
+            headers.append(header)
     if refused:
         raise CORSPolicyError(refused)
     policy = CORSPolicy(
+        allow_headers=tuple(headers),
         allow_origins=tuple(origins),
         allow_origin_patterns=DEPLOY_PREVIEWS if _flag("CORS_DEPLOY_PREVIEWS", True) else (),
         allow_private_network=_flag("CORS_ALLOW_PRIVATE_NETWORK", False),
@@ -842,7 +855,7 @@ class CORSConfig:
         self.decider = CORSDecider(policy)
         self.activity = CORSActivity(verbose=self.debug)
         for problem in self.config_problems:
-            logger.error("CORS origin left out", problem=problem)
+            logger.error("CORS entry left out", problem=problem)
         logger.info(
             "CORS policy ready",
             environment=self.environment,
