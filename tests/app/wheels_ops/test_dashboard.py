@@ -6,12 +6,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 import types
 import typing as t
 from pathlib import Path
 
+import pytest
+
+from tests.support.health_app import TOKEN, HealthApp, health_app
 from tests.support.recovery_run import append_run
+from tests.support.waiting import wait_until
 from wheels_ops.state import history
 from wheels_ops.state.history import HistoryRecord
 
@@ -56,3 +62,71 @@ def test_the_last_recovery_actions_are_what_the_writers_write(app_modules: Modul
         ("recover", "redis", ("bad", "not healthy"), "4.2 s"),
         ("maintenance", "disk", ("", "1 file rotated."), ""),
     ]
+
+
+LOGIN = "/api/v1/system/dashboard/login"
+FORM = f"token={TOKEN}".encode()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[HealthApp]:
+    tokens = tmp_path_factory.mktemp("etc") / "tokens"
+    tokens.write_text(f"{TOKEN}\n")
+    with health_app(WHEELS_OPS_TOKEN="", WHEELS_OPS_TOKEN_FILE=str(tokens)) as running:
+        yield running
+
+
+def session_of(app: HealthApp) -> str:
+    return app.request("POST", LOGIN, data=FORM).headers["set-cookie"].partition(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "10.0.0.7:8000", "Origin": "https://ops.example", "Sec-Fetch-Site": "same-origin"}, 303),
+        ({"Host": "ops.example", "Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "ops.example", "Origin": "https://evil.example", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Host": "ops.example", "Origin": "https://evil.example"}, 403),
+        ({"Host": "ops.example", "Origin": "https://ops.example"}, 303),
+    ],
+)
+def test_sign_in_behind_a_proxy_that_rewrites_the_host(app: HealthApp, headers: t.Dict[str, str], status: int) -> None:
+    answer = app.request("POST", LOGIN, data=FORM, more=headers)
+    assert answer.status == status
+    if status == 403:
+        assert answer.headers["content-type"].startswith("text/html") and b"proxy_set_header Host" in answer.body
+
+
+@pytest.mark.parametrize(
+    "value", ["\u00b2.a.b", "9" * 5000 + ".a.b", "1\u00b9.0.\u00e9", "", ".", "..", "99999999999.x.\u00ff"]
+)
+def test_any_bytes_in_the_cookie_are_a_sign_in(app: HealthApp, value: str) -> None:
+    answer = app.request("GET", "/api/v1/system/dashboard", more={"Cookie": f"wheels_ops_session={value}"})
+    assert answer.status == 200 and b'id="token"' in answer.body
+
+
+def test_session_ends_when_its_token_is_taken_away_also_by_a_copy_of_the_same_age() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        tokens = Path(name) / "tokens"
+        tokens.write_text(f"{TOKEN}\n")
+        with health_app(WHEELS_OPS_TOKEN="", WHEELS_OPS_TOKEN_FILE=str(tokens)) as app:
+            cookie = {"Cookie": session_of(app)}
+            assert b"Sign out" in app.request("GET", "/api/v1/system/dashboard", more=cookie).body
+            age = tokens.stat().st_mtime_ns
+            tokens.write_text("another-token-of-tests-x\n")
+            os.utime(tokens, ns=(age, age))
+            wait_until(
+                lambda: b'id="token"' in app.request("GET", "/api/v1/system/dashboard", more=cookie).body,
+                what="the sign-in instead of the page",
+            )
+
+
+def test_tries_are_counted_together_where_addresses_are_forged() -> None:
+    """Each from an address of its own, as the proxy in front is made to say; a valid token is not held up by them."""
+    with health_app() as app:
+        statuses = [
+            app.request("GET", "/metrics", token="wrong", X_Forwarded_For=f"192.0.2.{number}").status
+            for number in range(230)
+        ]
+        assert set(statuses[:200]) == {401} and statuses[-1] == 429
+        assert app.request("GET", "/metrics", token=TOKEN).status == 200

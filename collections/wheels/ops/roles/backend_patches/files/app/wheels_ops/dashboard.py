@@ -67,7 +67,8 @@ def opens(session: str, tokens: t.Sequence[str], now: float) -> bool:
     """Whether a session value was made with a token that is still valid, and has not expired."""
     body, _ignored, mac = session.rpartition(".")
     expiry = body.partition(".")[0]
-    if not expiry.isdigit() or int(expiry) < now:
+    # A browser sends any bytes in a cookie: other alphabets have digits as well, and a number may be of any length.
+    if not session.isascii() or not expiry.isdigit() or len(expiry) > 12 or int(expiry) < now:
         return False
     valid = False
     for token in tokens:
@@ -93,8 +94,8 @@ def _set_cookie(value: str, age: int, secure: bool) -> str:
 def same_origin(headers: t.Mapping[str, str]) -> bool:
     """Whether a form was sent by our own page, from what the browser says of it."""
     site = headers.get("sec-fetch-site", "")
-    if site and site not in ("same-origin", "none"):
-        return False
+    if site:  # what a page cannot set; a proxy in front may have rewritten the Host that the Origin is compared with
+        return site in ("same-origin", "none")
     origin = headers.get("origin", "")
     return not origin or urlsplit(origin).netloc == headers.get("host", "")
 
@@ -122,7 +123,7 @@ async def login(request: t.Any, api: t.Any) -> t.Any:
     if not api.tokens.all():
         return await show(request, "", api)
     if not same_origin(request.headers):
-        return api.refuse(403, "The form was not sent by this page")
+        return _foreign_form(api)
     fields = parse_qs((await api.read_body(request)).decode("utf-8", "replace"), max_num_fields=5)
     presented = (fields.get("token") or [""])[0].strip()
     if not api.tokens.match(presented):
@@ -137,9 +138,20 @@ async def login(request: t.Any, api: t.Any) -> t.Any:
     return api.Answer(303, b"", {"Location": "/api/v1/system/dashboard", "Set-Cookie": cookie}, "text/plain")
 
 
+def _foreign_form(api: t.Any) -> t.Any:
+    return _page(
+        api,
+        403,
+        "Refused",
+        '<p class="box bad" role="alert">The form was not sent by this page, as far as the browser says. Behind a proxy that'
+        " changes the Host header, let it pass the original one on (nginx: <code>proxy_set_header Host $host</code>).</p>"
+        '<p><a href="/api/v1/system/dashboard">Back to the sign-in</a></p>',
+    )
+
+
 async def logout(request: t.Any, api: t.Any) -> t.Any:
     if not same_origin(request.headers):
-        return api.refuse(403, "The form was not sent by this page")
+        return _foreign_form(api)
     return api.Answer(
         303,
         b"",
@@ -202,7 +214,8 @@ _SCRIPT = """
 const box=document.getElementById('auto');let timer=0;
 function set(){clearInterval(timer);if(box.checked)timer=setInterval(load,15000)}
 async function load(){if(document.hidden)return;try{const a=await fetch(location.pathname,{credentials:'same-origin'});
-if(!a.ok)return;const s=await a.text(),i=s.indexOf('<main>'),j=s.lastIndexOf('</main>');
+if(a.status===401||a.status===403)return location.reload();if(!a.ok)return;
+const s=await a.text(),i=s.indexOf('<main>'),j=s.lastIndexOf('</main>');
 const d=new DOMParser().parseFromString(s.slice(i,j),'text/html');
 if(d.getElementById('token'))return location.reload();
 document.querySelector('main').replaceChildren(...d.querySelector('main').childNodes)}catch(e){}}

@@ -67,6 +67,8 @@ ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 PREFIX = "/api/v1/system"
 MAX_BODY = 8192
 MAX_PENDING_REQUESTS = 20
+#: Where all workers count the failed tries of all clients: the last place of routes.
+LAST_PLACE = 63
 LARGE_LOG_BYTES = 50 * 1000 * 1000
 OLD_LOG_SECONDS = 7 * 86400
 #: Samples older than this many periods make a check ``warn``, and ``fail``.
@@ -330,7 +332,8 @@ class OpsTokens:
     MAX_BYTES = 65_536
 
     def __init__(self) -> None:
-        self._file: t.Tuple[str, float, t.Tuple[str, ...]] = ("", 0.0, ())
+        #: Path, what tells its states apart (a copy may keep the time of its original), tokens.
+        self._file: t.Tuple[str, t.Tuple[int, ...], t.Tuple[str, ...]] = ("", (), ())
         self._looked = -1.0
         self._variable: t.Tuple[str, t.Tuple[str, ...]] = ("", ())
 
@@ -355,7 +358,8 @@ class OpsTokens:
             return self._file[2]
         self._looked = now
         try:
-            changed = os.stat(path).st_mtime_ns / 1e9
+            facts = os.stat(path)
+            changed = (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
             if self._file[0] != path or self._file[1] != changed:
                 # Not to wait for the other end of a named pipe.
                 with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as source:
@@ -369,7 +373,7 @@ class OpsTokens:
                     self._long_enough((line for line in lines if not line.startswith("#")), path),
                 )
         except (OSError, UnicodeError):
-            self._file = (path, 0.0, ())
+            self._file = (path, (), ())
         return self._file[2]
 
     def match(self, presented: str) -> str:
@@ -454,11 +458,15 @@ class HealthApi:
     def __init__(self) -> None:
         self.application: t.Any = None
         self._failures: OrderedDict[str, t.Callable[[], float]] = OrderedDict()
+        self._all_failures = limiter(200, 0.3, LAST_PLACE)
         self._done: OrderedDict[t.Tuple[str, str, str], t.Tuple[float, Response]] = OrderedDict()
         self._turns: t.Dict[t.Tuple[str, str, str], asyncio.Lock] = {}
 
     def limited(self, client: str) -> bool:
-        """Counts one failed try of a client: twenty, then one every three seconds."""
+        """Counts one failed try of a client: twenty, then one every three seconds; and of all clients together, as an
+        address can be forged: ten times as many. Who presents a valid token is not counted."""
+        if self._all_failures() > 0:
+            return True
         place = workers.place_of(client) if workers is not None else -1
         take = self._failures.pop(client, None) or limiter(20, 3.0, place)
         self._failures[client] = take
