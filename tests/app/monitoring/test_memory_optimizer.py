@@ -567,3 +567,47 @@ def test_a_number_of_the_environment_that_is_none_is_the_default(
     assert memory.MemoryOptimizer().memory_warning_threshold == 65
     monitor = performance.PerformanceMonitor()
     assert monitor.check_interval == 5 and monitor.thresholds["cpu_percent"] == {"warning": 70, "critical": 85}
+
+
+def test_limit_of_a_parent_that_a_container_does_not_see(app_modules: Modules, tmp_path: Path) -> None:
+    """Version 1: the own limit file says "none", the parent's is out of sight, the statistics know it."""
+    module = app_modules("monitoring.memory_optimizer")
+    proc, mount = tmp_path / "proc", tmp_path / "cg"
+    (proc / "self").mkdir(parents=True)
+    mount.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 16000000 kB\nMemAvailable: 15000000 kB\n")
+    (proc / "self" / "cgroup").write_text("5:memory:/docker/abc\n")
+    (proc / "self" / "mountinfo").write_text("31 23 0:27 /docker/abc /cg ro - cgroup cgroup rw,memory\n")
+    (mount / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (mount / "memory.usage_in_bytes").write_text(f"{450 << 20}\n")
+    (mount / "memory.stat").write_text(f"hierarchical_memory_limit {512 << 20}\ntotal_inactive_file {50 << 20}\n")
+    reader = module.MemoryReader(root=str(tmp_path))
+    assert reader._cgroup_usage(16_000_000 << 10) == [(400 << 20, 512 << 20)]
+
+
+async def test_clock_that_was_set_back_stops_no_emergency(app_modules: Modules) -> None:
+    module = app_modules("monitoring.memory_optimizer")
+    now = time.time()
+    assert module.passed(now + 86_400, 60), "noted before the clock was set back by a day"
+    assert module.passed(now - 61, 60) and not module.passed(now - 5, 60)
+
+
+@pytest.mark.parametrize(
+    ("maps", "words"),
+    [
+        ("7f00 r-xp 0 00:00 0 /lib/ld-musl-x86_64.so.1", "musl"),
+        ("7f00 r-xp 0 00:00 0 /usr/lib/libjemalloc.so.2", "jemalloc"),
+    ],
+)
+def test_allocator_that_is_not_trimmed_is_named_once_in_the_log(
+    app_modules: Modules, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, maps: str, words: str
+) -> None:
+    module = app_modules("monitoring.memory_optimizer")
+    caplog.set_level("INFO")
+    monkeypatch.setattr(module, "_lines", lambda path: [maps])
+    if words == "musl":
+        monkeypatch.setattr(module.ctypes, "CDLL", lambda _name: object())
+    module._SAID.clear()
+    assert [words in module.Heap().why_not and not module.Heap().usable for _ in range(2)] == [True, True]
+    lines = [record.getMessage() for record in caplog.records if words in record.getMessage()]
+    assert len(lines) == 1, lines

@@ -261,6 +261,9 @@ class MemoryReader:
         readings = []
         for limit_files, usage_file, stat_file, prefix in self._cgroups:
             limits = [number for number in (_integer(self._read(name, 64)) for name in limit_files) if number]
+            if prefix:  # version 1: the limit may be that of a parent, which a container does not see
+                inherited = b"hierarchical_memory_limit"
+                limits += [number for number in _fields(self._read(stat_file, 8192), inherited).values() if number]
             limit = min(limits, default=0)
             if limit <= 0 or (host_total and limit >= host_total):
                 continue
@@ -318,6 +321,11 @@ class MemoryReader:
                     files = tuple(f"{directory}/{name}" for name in limits)
                     groups.append((files, f"{directory}/{usage}", f"{directory}/memory.stat", prefix))
         return groups
+
+
+def passed(moment: float, seconds: float) -> bool:
+    """Whether ``moment`` (epoch) is so long ago. One that is yet to come was before the clock was set back: it is."""
+    return not 0 <= time.time() - moment < seconds
 
 
 def _lines(path: str) -> t.List[str]:
@@ -387,6 +395,11 @@ def _heaps_within(memory: t.Optional[int], start: int, end: int) -> int:
     return size
 
 
+#: Allocators that take malloc's place when they are preloaded.
+_ALLOCATORS = ("jemalloc", "mimalloc", "tcmalloc")
+_SAID: t.Set[str] = set()
+
+
 class Heap:
     """glibc's heap of this process: what a trim could free, and the trim. Says so where there is no glibc."""
 
@@ -399,16 +412,27 @@ class Heap:
             self._trim = libc.malloc_trim
             self._trim.argtypes, self._trim.restype = [ctypes.c_size_t], ctypes.c_int
         except (AttributeError, OSError):
-            self.why_not = "this C library has no malloc_trim"
+            musl = any("/ld-musl-" in line or "/libc.musl-" in line for line in _lines("/proc/self/maps"))
+            name = "musl" if musl else "this C library"
+            self.why_not = (
+                f"{name} has no malloc_trim: freed memory stays with the process, recycle the workers instead"
+            )
+            self._say()
             return
-        if any(
-            name in line for line in _lines("/proc/self/maps") for name in ("libjemalloc", "libmimalloc", "libtcmalloc")
-        ):
-            self._trim, self.why_not = None, "another allocator is preloaded and returns memory by itself"
+        maps = _lines("/proc/self/maps")
+        other = next((name for name in _ALLOCATORS if any(f"lib{name}" in line for line in maps)), "")
+        if other:
+            self._trim, self.why_not = None, f"{other} is preloaded and returns memory by itself, nothing is trimmed"
+            self._say()
             return
         with contextlib.suppress(AttributeError):
             self._info = libc.mallinfo2
             self._info.restype = _Mallinfo2
+
+    def _say(self) -> None:
+        if self.why_not not in _SAID:
+            _SAID.add(self.why_not)
+            logger.info(f"🧹 {self.why_not}")
 
     @property
     def usable(self) -> bool:
@@ -542,7 +566,7 @@ class MemoryOptimizer:
         self.shedding = tier == "emergency"
         if tier == "routine":
             self._emergency_gap = EMERGENCY_SECONDS
-        if tier == "emergency" and time.time() - self.last_emergency_cleanup >= self._emergency_gap:
+        if tier == "emergency" and passed(self.last_emergency_cleanup, self._emergency_gap):
             outcome = await self._emergency_cleanup()
             # The memory may be somebody else's: to empty the caches every minute and stop everything for a collection
             # would only hurt.
@@ -767,7 +791,8 @@ class MemoryOptimizer:
     async def _routine_cleanup(self) -> t.Optional[t.Dict[str, t.Any]]:
         """No pressure: trims where a third of the process is waste, once in ``optimization_interval`` seconds."""
         last = self.results[-1] if self.results else None
-        if last and time.time() - datetime.fromisoformat(last["timestamp"]).timestamp() < self.optimization_interval:
+        done = datetime.fromisoformat(last["timestamp"]).timestamp() if last else 0.0
+        if not passed(done, self.optimization_interval):
             return None
         heap = await self._find_heap()
         reading = self._reader.read()
