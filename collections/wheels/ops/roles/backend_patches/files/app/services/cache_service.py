@@ -320,6 +320,46 @@ def _unavailable(error: BaseException) -> CacheUnavailableError:
     return unavailable
 
 
+#: What a client library raises when a server is gone or slow; RuntimeError is asyncio's for a transport that is closed.
+_OUTAGES = (RedisError, OSError, asyncio.TimeoutError, TimeoutError, EOFError, RuntimeError)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error is one of the connection, and not one of the program (TypeError, AttributeError, NameError)."""
+    return isinstance(error, _OUTAGES) and not isinstance(error, (NotImplementedError, RecursionError))
+
+
+def place_of(error: BaseException) -> str:
+    """``file.py:12`` of the line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace is not None else ""
+
+
+class _Deadline:
+    """``asyncio.timeout`` for Python 3.9 and 3.10, which do not have it: ends its block with TimeoutError."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._expired = seconds, False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, self._seconds), self._expire, task)
+
+    def _expire(self, task: asyncio.Task[t.Any]) -> None:
+        self._expired = True
+        task.cancel()
+
+    async def __aexit__(self, kind: t.Any, error: t.Any, trace: t.Any) -> None:
+        self._timer.cancel()
+        if self._expired and kind is asyncio.CancelledError:
+            raise TimeoutError from None
+
+
+time_limit: t.Any = getattr(asyncio, "timeout", _Deadline)
+
+
 def _kind(error: BaseException) -> str:
     """How an error is named in the log: its class, or the code where the class says nothing."""
     name = type(error).__name__
@@ -838,6 +878,10 @@ class Link:
         self.client: t.Optional[aioredis.Redis] = None
         size = max(1, int(_number("REDIS_MAX_CONNECTIONS", 20)))
         self.turns = asyncio.Semaphore(size)
+        refused = redis_url.unsupported(url) if redis_url is not None else ""
+        if refused:
+            logger.error(f"Cache is off: {refused}")
+            return
         try:
             self.client = self._client(url, size)
         except Exception as error:  # the text of the error can quote the URL
@@ -890,7 +934,7 @@ class Link:
             raise CacheUnavailableError("Redis is not available")
         if self.turns.locked():
             try:
-                async with asyncio.timeout(QUEUE_TIMEOUT):
+                async with time_limit(QUEUE_TIMEOUT):
                     await self.turns.acquire()
             except TimeoutError:  # our own queue: Redis is not blamed
                 self.counters.errors += 1
@@ -915,14 +959,17 @@ class Link:
             pool = client.connection_pool
             started = time.monotonic()
             try:
-                async with asyncio.timeout(timeout):
+                async with time_limit(timeout):
                     result = await work(client)
             except (ResponseError, DataError, UnicodeError) as error:  # Redis is there, it only refuses this one
                 if not last and refusal(error) in _DEMOTED and self._renew(pool, _kind(error)):
                     continue
                 self.refused(error)
                 raise _unavailable(error) from None
-            except Exception as error:  # an outage, or whatever a client library can think of
+            except Exception as error:
+                if not is_outage(error):
+                    self.defect(error)
+                    raise _unavailable(error) from None
                 if time.monotonic() - started > timeout + HICCUP:
                     if again and not last:
                         continue
@@ -932,6 +979,18 @@ class Link:
                 raise _unavailable(error) from None
             self.succeeded()
             return result
+
+    def defect(self, error: BaseException) -> None:
+        """An error in the program, which no Redis is to blame for: it is in the log with its place, once a minute."""
+        self.counters.errors += 1
+        now = time.monotonic()
+        if now >= self.quiet_until.get("defect", 0.0):
+            self.quiet_until["defect"] = now + 60
+            logger.error(
+                "Cache: an error in the program, Redis is not to blame",
+                error=f"{type(error).__name__}: {error}"[:300],
+                place=place_of(error),
+            )
 
     def succeeded(self) -> None:
         self.failures = 0
@@ -980,13 +1039,16 @@ class Link:
         connection = pool.connection_class(**pool.connection_kwargs)
         started = time.monotonic()
         try:
-            async with asyncio.timeout(CALL_TIMEOUT):
+            async with time_limit(CALL_TIMEOUT):
                 await connection.connect()
                 await connection.send_command("PING", check_health=False)
                 await connection.read_response()
         except ResponseError:  # it answers, if only that it takes no writes
             return True
-        except Exception:  # as in a call
+        except Exception as error:
+            if not is_outage(error):
+                self.defect(error)
+                return None
             return None if time.monotonic() - started > CALL_TIMEOUT + HICCUP else False
         finally:
             with contextlib.suppress(Exception):
@@ -1158,7 +1220,7 @@ class Link:
                 task.cancel()
         if self.pending and not self.open and self.client is not None:
             with contextlib.suppress(CacheUnavailableError, TimeoutError):
-                async with asyncio.timeout(CALL_TIMEOUT):
+                async with time_limit(CALL_TIMEOUT):
                     await self._deliver()
         retiring = dict(self.retiring)
         for retired in retiring:
@@ -1170,7 +1232,7 @@ class Link:
                 await pool.disconnect()
         if client is not None:
             with contextlib.suppress(RedisError, OSError, RuntimeError, TimeoutError):
-                await client.aclose()
+                await (getattr(client, "aclose", None) or client.close)()  # redis-py 4 has no aclose
                 await client.connection_pool.disconnect()
 
     def abandon(self) -> None:
@@ -1492,9 +1554,11 @@ class CacheService:
         if self._override is None:
             return await link.call(work, timeout=timeout, again=again)
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 return await work(self._override)
-        except Exception as error:  # whatever somebody's client can think of
+        except Exception as error:
+            if not is_outage(error):
+                link.defect(error)
             self.counters.errors += 1
             raise _unavailable(error) from None
 

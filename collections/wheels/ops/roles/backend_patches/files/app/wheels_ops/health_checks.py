@@ -115,7 +115,7 @@ class HealthChecks:
         url = next((check.url for check in self.checks if isinstance(check, RedisCheck)), "")
         enabled = env.flag("CELERY_THROTTLE_ENABLED", True) and env.flag("CELERY_THROTTLE_FROM_WEB", True)
         installed = sys.modules.get("redis") is not None or importlib.util.find_spec("redis") is not None
-        return LoadPublisher(url) if url and enabled and installed else None
+        return LoadPublisher(url) if url and not redis_url.unsupported(url) and enabled and installed else None
 
     def _tell_celery(self, values: t.Mapping[str, float]) -> None:
         """Background work slows down with the load that we measure; never waits."""
@@ -354,6 +354,9 @@ class RedisCheck(Check):
         if not self.url:
             self.skip("REDIS_URL is not set")
             return
+        if redis_url.unsupported(self.url):
+            self.skip(redis_url.unsupported(self.url))
+            return
         try:
             import redis.asyncio as redis
         except ImportError:
@@ -495,7 +498,7 @@ class RedisCheck(Check):
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):
-                await within(client.aclose(), 0.2)
+                await within((getattr(client, "aclose", None) or client.close)(), 0.2)
 
 
 class CorsCheck(Check):

@@ -28,6 +28,25 @@ def configured() -> str:
     return str(secret() if secret else value or os.environ.get("REDIS_URL") or "").strip()
 
 
+def unsupported(url: str) -> str:
+    """Why an address cannot be connected to, and what to do; empty where it can. Names no secret."""
+    scheme = url.strip().partition("://")[0].lower()
+    if (
+        scheme in ("redis", "rediss", "unix")
+        and "," not in url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    ):
+        return ""
+    if "sentinel" in scheme:
+        hint = "name the master, by an address that follows it"
+    elif "cluster" in scheme or "," in url:
+        hint = "Celery and the cache need a Redis that is no cluster: name a single server"
+    else:
+        return "REDIS_URL must begin with redis://, rediss:// or unix://."
+    return (
+        f"REDIS_URL names {'Sentinel' if 'sentinel' in scheme else 'a cluster'}, which is not supported here: {hint}."
+    )
+
+
 def default_url() -> str:
     """For callers that name none: as ``configured``, or the Redis of this machine where nobody has set another one."""
     return configured() or DEFAULT
