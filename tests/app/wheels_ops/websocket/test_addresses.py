@@ -72,6 +72,23 @@ def scope(address: str, *headers: t.Tuple[str, str]) -> t.Dict[str, t.Any]:
 def test_whom_a_connection_is_counted_against(
     peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str
 ) -> None:
+    proxies = addresses.trusted_proxies("private, cloudflare")
+    assert addresses.client_address(scope(peer, *headers), proxies) == counted
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "counted"),
+    [
+        ("10.0.0.1", (("CF-Connecting-IP", "1.2.3.4"),), "10.0.0.1"),
+        ("10.0.0.1", (("CF-Connecting-IP", "1.2.3.4"), ("X-Forwarded-For", "1.2.3.4, 172.64.0.1")), "172.64.0.1"),
+        ("172.64.0.1", (("X-Forwarded-For", "1.2.3.4"),), "172.64.0.1"),
+        ("10.0.0.1", (("X-Forwarded-For", "203.0.113.9"),), "203.0.113.9"),
+    ],
+)
+def test_cloudflare_is_believed_only_where_it_is_named(
+    peer: str, headers: t.Tuple[t.Tuple[str, str], ...], counted: str
+) -> None:
+    """Anybody can put a service of his own behind it, and say what he likes."""
     assert addresses.client_address(scope(peer, *headers)) == counted
 
 

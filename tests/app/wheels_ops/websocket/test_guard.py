@@ -255,3 +255,17 @@ async def test_one_address_does_not_use_up_everybodys_handshakes(guard: t.Any) -
 async def test_the_share_of_an_address_is_not_that_of_a_proxy_that_names_no_client(guard: t.Any) -> None:
     for number in range(300):
         assert not await knock(guard, scope("10.0.0.2", path=f"/api/v1/pam/ws/x{number}"))
+
+
+async def test_clients_that_come_through_cloudflare_do_not_lock_each_other_out(guard: t.Any) -> None:
+    """Not believed, it is still no single client."""
+    for number in range(300):
+        asked = scope("10.0.0.2", ("X-Forwarded-For", "172.64.0.1"), path=f"/api/v1/pam/ws/x{number}")
+        assert not await knock(guard, asked)
+
+
+def test_ids_of_callers_are_one_word_of_a_log_line() -> None:
+    shown = ws.shown("ann\nERROR fake line\x1b[31m")
+    assert shown == "ann\\nERROR fake line\\x1b[31m" and "\n" not in shown
+    assert ws.shown("ann-1") == "ann-1" and ws.shown(7) == 7
+    assert len(ws.shown("x" * 10_000)) == 203

@@ -121,6 +121,13 @@ class _Throttle:
 _throttle = _Throttle()
 
 
+def shown(value: t.Any) -> t.Any:
+    """A value as one word of a log line: ids are made by callers, who may put a line break or an escape into them."""
+    if not isinstance(value, str) or (value.isprintable() and len(value) <= 200):
+        return value
+    return value[:200].encode("unicode_escape").decode("ascii") + ("..." if len(value) > 200 else "")
+
+
 def log(level: str, event: str, **fields: t.Any) -> None:
     """One structured line; never a message body, a token or a session id."""
     suppressed = _throttle.allows(event)
@@ -128,6 +135,7 @@ def log(level: str, event: str, **fields: t.Any) -> None:
         return
     if suppressed:
         fields["suppressed"] = suppressed
+    fields = {key: shown(value) for key, value in fields.items()}
     try:
         getattr(logger, level)(event, **fields)
     except TypeError:  # a standard logger takes no fields

@@ -2,7 +2,9 @@
 """Which client a connection is counted against: its address, as far as the proxies in front can be trusted to name it.
 
 Environment: ``WEBSOCKET_TRUSTED_PROXIES`` (addresses and networks, separated by commas, whose ``X-Forwarded-For`` is
-believed, or ``none``; without it: loopback and private networks, and Cloudflare's).
+believed; ``private`` stands for loopback and private networks, ``cloudflare`` for Cloudflare's, with its
+``CF-Connecting-IP``; or ``none``; without it: ``private``). Anybody can put a service of his own behind Cloudflare, so it
+is believed only where it is named.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ _CLOUDFLARE = (
 
 
 def trusted_proxies(text: str) -> t.Tuple[Network, ...]:
-    """The networks whose word about a client's address is taken. Nothing configured: private ones and Cloudflare's."""
+    """The networks whose word about a client's address is taken. Nothing configured: private ones."""
     if text.strip().lower() == "none":
         return ()
     networks: t.List[Network] = []
-    for entry in (text.strip() or f"{_PRIVATE},{_CLOUDFLARE}").split(","):
+    words = [word.strip() for word in (text.strip() or "private").split(",")]
+    names = {"private": _PRIVATE, "cloudflare": _CLOUDFLARE}
+    for entry in ",".join(names.get(word.lower(), word) for word in words).split(","):
         try:
             networks.append(ipaddress.ip_network(entry.strip(), strict=False))
         except ValueError:
@@ -94,10 +98,20 @@ def client_address(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network] = 
             return str(address)
     by_cloudflare = parse_address(header(scope, b"cf-connecting-ip"))
     through_cloudflare = not forwarded or (nearest is not None and within(nearest, _CLOUDFLARE_NETWORKS))
-    if by_cloudflare is not None and through_cloudflare:
+    if by_cloudflare is not None and through_cloudflare and believes_cloudflare(proxies):
         return str(by_cloudflare)
     real_ip = None if forwarded else parse_address(header(scope, b"x-real-ip"))
     return str(real_ip or nearest or peer)
+
+
+def believes_cloudflare(proxies: t.Sequence[Network]) -> bool:
+    return all(network in proxies for network in _CLOUDFLARE_NETWORKS)
+
+
+def is_cloudflare(address: str, proxies: t.Sequence[Network]) -> bool:
+    """Whether an address that clients are counted by is Cloudflare's, which speaks for many and is not believed."""
+    parsed = parse_address(address)
+    return parsed is not None and within(parsed, _CLOUDFLARE_NETWORKS) and not believes_cloudflare(proxies)
 
 
 def counting_key(address: str) -> str:

@@ -36,7 +36,13 @@ from app.core.websocket_manager import (
     setting,
 )
 from app.wheels_ops.rate_limit import TokenBucket
-from app.wheels_ops.websocket.addresses import client_address, counting_key, is_nameless_proxy, trusted_proxies
+from app.wheels_ops.websocket.addresses import (
+    client_address,
+    counting_key,
+    is_cloudflare,
+    is_nameless_proxy,
+    trusted_proxies,
+)
 from app.wheels_ops.websocket.asgi import Scope, header, hide_secrets, respond
 from app.wheels_ops.websocket.poll import POLL_PATH, SCRIPT_PATH, SOCKET_PATH, Poll, Virtual, send_script
 from app.wheels_ops.websocket.session import Sessions
@@ -204,6 +210,15 @@ class WebSocketGuard:
 
     def _speaks_for_everybody(self, scope: t.Mapping[str, t.Any]) -> bool:
         """Whether a limit that nobody chose for the proxy in front would lock everybody out; said once in the log."""
+        if is_cloudflare(client_address(scope, self.proxies), self.proxies):
+            if not self.nameless_proxy_logged:
+                self.nameless_proxy_logged = True
+                log(
+                    "warning",
+                    "🔌 Clients come through Cloudflare, so connections are not limited by address: set"
+                    " WEBSOCKET_TRUSTED_PROXIES=private,cloudflare",
+                )
+            return True
         if not is_nameless_proxy(scope, self.proxies):
             return False
         if not self.nameless_proxy_logged:
