@@ -108,3 +108,21 @@ def test_the_ring_keeps_a_day_in_little_memory_and_shows_gaps(app_modules: Modul
     assert len(ring.values) * ring.values.itemsize * 16 <= 0.2 * 1024 * 1024, "P4: 24 h of sixteen metrics in 0.2 MB"
     ring.add(2 * 86400 + 3600, 1.0)
     assert [value for _, value in ring.since(2 * 86400 + 60)] == [1.0], "an hour nobody measured is empty"
+
+
+async def test_methods_that_a_caller_invents_are_counted_together(app_modules: Modules) -> None:
+    """h11 passes any word on; each of them would be a line of the table and a time series."""
+    module = app_modules("core.performance_monitor")
+
+    async def application(scope: t.Any, receive: t.Any, send: t.Any) -> None:
+        await send({"type": "http.response.start", "status": 405})
+
+    stats = module.RequestStats()
+    middleware = module.RequestMetricsMiddleware(application, stats)
+    for number in range(500):
+        await middleware({"type": "http", "method": f"X{number}", "path": "/"}, _nothing, _drop)
+    await middleware({"type": "http", "method": "GET", "path": "/"}, _nothing, _drop)
+    assert {name: one.count for name, one in stats.routes.items()} == {
+        "(other) (unmatched)": 500,
+        "GET (unmatched)": 1,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tempfile
 import types
 import typing as t
@@ -130,3 +131,18 @@ def test_tries_are_counted_together_where_addresses_are_forged() -> None:
         ]
         assert set(statuses[:200]) == {401} and statuses[-1] == 429
         assert app.request("GET", "/metrics", token=TOKEN).status == 200
+
+
+def test_a_body_that_does_not_come_is_refused_and_no_failed_try(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "def shorten():\n"
+        "    while not hasattr(sys.modules.get('app.api.v1.system_health'), 'BODY_SECONDS'): time.sleep(0.01)\n"
+        "    sys.modules['app.api.v1.system_health'].BODY_SECONDS = 0.3\n"
+        "threading.Thread(target=shorten, daemon=True).start()\n"
+    )
+    with health_app(PYTHONPATH=str(tmp_path)) as app, socket.create_connection(("127.0.0.1", app.port)) as peer:
+        peer.settimeout(30)
+        peer.sendall(f"POST {LOGIN} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\ntoken=".encode())
+        assert b" 408 " in peer.recv(4096).partition(b"\r\n")[0]
+        assert "Internal error" not in app.logged() and "sign-in refused" not in app.logged()

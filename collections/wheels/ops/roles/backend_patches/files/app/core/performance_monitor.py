@@ -67,6 +67,8 @@ ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 CONFIRMATIONS = 3
 #: Upper bounds of the request histogram, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Methods that are told apart: some servers pass on whatever word a caller invents.
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
 #: Route templates that are told apart; what comes later is counted together.
 MAX_ROUTES = 300
 FINE_SECONDS = 30
@@ -315,7 +317,8 @@ class RequestMetricsMiddleware:
         finally:
             stats.in_flight -= 1
             route = getattr(scope.get("route"), "path", "(unmatched)")
-            stats.record(f"{scope['method']} {route}", (answered or time.perf_counter()) - started, status >= 500)
+            method = scope["method"] if scope["method"] in METHODS else "(other)"
+            stats.record(f"{method} {route}", (answered or time.perf_counter()) - started, status >= 500)
 
 
 @dataclass

@@ -65,7 +65,7 @@ Send = t.Callable[[Message], t.Awaitable[None]]
 ASGIApp = t.Callable[[Scope, Receive, Send], t.Awaitable[None]]
 
 PREFIX = "/api/v1/system"
-MAX_BODY = 8192
+MAX_BODY, BODY_SECONDS = 8192, 10.0
 MAX_PENDING_REQUESTS = 20
 #: Where all workers count the failed tries of all clients: the last place of routes.
 LAST_PLACE = 63
@@ -519,7 +519,9 @@ api = HealthApi()
 
 
 def client_of(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """For the limits and the log: a proxy passes on what its caller calls himself."""
+    name = request.client.host if request.client else ""
+    return name if len(name) <= 64 and name.isprintable() else ascii(name[:64])
 
 
 def is_secure(request: Request) -> bool:
@@ -528,7 +530,7 @@ def is_secure(request: Request) -> bool:
 
 
 async def read_body(request: Request) -> bytes:
-    """A small body; empty where it is too large, or not sent to its end. Waits ten seconds."""
+    """A small body; empty where it is too large, or not sent to its end. Waits ten seconds, then refuses (408)."""
 
     async def read() -> bytes:
         body = b""
@@ -539,9 +541,11 @@ async def read_body(request: Request) -> bytes:
         return body
 
     try:
-        return await asyncio.wait_for(read(), 10)
+        return await asyncio.wait_for(read(), BODY_SECONDS)
     except ClientDisconnect:
         return b""
+    except asyncio.TimeoutError:
+        raise HTTPException(408, "The body did not come in time", {"Connection": "close"}) from None
 
 
 # -- who may, and how often --------------------------------------------------------------------------------------------
