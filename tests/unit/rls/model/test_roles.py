@@ -102,4 +102,4 @@ def test_role_classes_ask_for_the_right_that_the_server_knows(version: int, righ
     """PostgreSQL 16 tells membership from the right to SET ROLE."""
     cursor = RecordedCursor([(1, "anon", True, [], [])], version)
     role_classes(cursor)
-    assert cursor.values == {"set": right}
+    assert cursor.values == {"set": right, "named": None}

@@ -17,9 +17,12 @@ description:
     fail it is split. What cannot be
     repaired safely is left as it is and listed in RV(needs_review) with the reason and what a person should do; the
     rest is repaired.
-  - Everything happens in one transaction. Inside it the server is asked again about every access, and what a sample of
-    users sees is compared with
-    what they saw before. Any difference rolls it back and fails the module.
+  - Everything is verified before a table is locked. PostgreSQL reads the new policies on an empty temporary table, no
+    access that worked may fail or read other policies, and what a sample of users will see is compared with what they
+    see now.
+  - Then one short transaction locks the tables, refuses if the catalog is not the one that was verified, changes the
+    policies, and asks the server again about the accesses that they apply to. Any difference rolls it back and fails
+    the module.
   - The undo script is on disk before anything is applied.
 extends_documentation_fragment:
   - wheels.ops.attributes
@@ -27,7 +30,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    description: Does everything, including the verification, and rolls it back.
+    description: Verifies everything; no reader and no writer waits for it.
   diff_mode:
     support: full
     description: Shows the policies before and after, and the functions.
@@ -117,8 +120,9 @@ options:
     type: bool
     default: false
   lock_timeout:
-    description: Seconds to wait for a lock, and for which locks on tables are held at most. After that it is rolled
-      back and tried again.
+    description: Seconds in which the locks on the tables must be had, and for which they are held at most. Others wait
+      for a small part of it, as a lock is waited for 25 milliseconds at a time. After that it is rolled back and tried
+      again.
     type: float
     default: 5
   statement_timeout:
@@ -179,6 +183,7 @@ before:
 after:
   description:
     - How many fail now, or would; how many accesses were asked for and how many results compared.
+    - C(unmeasured) names what could not be compared before the change, and why.
     - C(strict_reading) says for each table whether its users see more than the strict reading of the policies (their
       least fixpoint) allows.
     - C(reworded) gives, for tables whose policies V(captured) qualified, the rows that the sampled users saw before and

@@ -135,6 +135,39 @@ end
 $wheels_ops$
 """
 
+# The same for a list of accesses, with the errors alone.
+_ASK_THESE = """
+do $wheels_ops$
+declare
+  answer text[] := '{}';
+  item record; state text; complaint text;
+begin
+  for item in select x.number, x.role, x.statement
+                from json_to_recordset(current_setting('wheels_ops.ask')::json)
+                  as x(number integer, role text, statement text) loop
+    begin
+      perform set_config('role', item.role, true);
+      execute 'prepare wheels_ops_probe as ' || item.statement;
+      execute 'deallocate wheels_ops_probe';
+      raise exception using errcode = 'WOPS0';
+    exception
+      when sqlstate 'WOPS0' then null;
+      when lock_not_available then raise;
+      when others then
+        get stacked diagnostics state = returned_sqlstate, complaint = message_text;
+        answer := array_append(answer, json_build_array(item.number, state, complaint)::text);
+    end;
+  end loop;
+  perform set_config('wheels_ops.answer', '[' || array_to_string(answer, ',') || ']', true);
+end
+$wheels_ops$
+"""
+#: What gives the answer of ``these`` when it has run.
+ANSWER = "select pg_catalog.current_setting('wheels_ops.answer')"
+
+#: An access: role, relation (qualified), variant, and a column of the relation, quoted.
+Access = t.Tuple[str, str, str, t.Optional[str]]
+
 
 def probe(
     connection: Connection,
@@ -153,6 +186,34 @@ def probe(
         connection, read_only=True, statement_timeout_ms=statement_timeout_ms, lock_timeout_ms=lock_timeout_ms
     ) as cursor:
         return ask(cursor, role_classes(cursor, roles), schemas=schemas)
+
+
+def columns(cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None) -> t.Dict[str, t.Optional[str]]:
+    """The relations (qualified) that ``ask`` asks for, each with the column that its statements name."""
+    found = rows(cursor, RELATIONS, {"schemas": None if schemas is None else list(schemas)})
+    return {row["relation"]: row["column"] for row in found}
+
+
+def these(accesses: t.Sequence[Access]) -> t.Tuple[str, str]:
+    """(the value of the setting ``wheels_ops.ask``, the statement) that ask for the accesses in the order given."""
+    asked = [
+        {
+            "number": number,
+            "role": role,
+            "statement": VARIANTS[variant].replace("{t}", relation).replace("{c}", column or ""),
+        }
+        for number, (role, relation, variant, column) in enumerate(accesses)
+    ]
+    return json.dumps(asked), _ASK_THESE
+
+
+def failures(accesses: t.Sequence[Access], answer: str) -> t.List[Failure]:
+    """What the server said to ``these``."""
+    failing = []
+    for number, state, complaint in json.loads(answer):
+        role, relation, variant, dummy = accesses[number]
+        failing.append(Failure(role, relation, variant, state, complaint))
+    return failing
 
 
 def ask(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from .roles import RoleClass, role_classes
 from .transactions import Cursor, Row, rows
+from .tree import literal
 
 #: Functions that tell who the caller is from settings of the session. They give the same inside a SECURITY DEFINER
 #: function.
@@ -323,16 +324,61 @@ select u.oid::bigint as "user", array_agg(n.oid::bigint) filter (where pg_has_ro
 """
 
 
+class Replacement(t.NamedTuple):
+    """Policies (oids) to be left out of a catalog, and objects of ``policies_as_json`` to be read in their place."""
+
+    gone: t.FrozenSet[int]
+    rows: t.Sequence[Row]
+
+
 def read(
-    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+    cursor: Cursor,
+    *,
+    schemas: t.Optional[t.Sequence[str]] = None,
+    roles: t.Optional[t.Sequence[str]] = None,
+    replacement: t.Optional[Replacement] = None,
 ) -> Catalog:
-    """Reads the catalogs inside the caller's transaction, whose ``search_path`` must be empty."""
-    _classes, build = fetch(cursor, schemas=schemas, roles=roles)
+    """Reads the catalogs inside the caller's transaction, whose ``search_path`` must be empty. With ``replacement`` it
+    is the catalog as it would be with other policies.
+    """
+    _classes, build = fetch(cursor, schemas=schemas, roles=roles, replacement=replacement)
     return build()
 
 
+def policies_as_json(tables: t.Sequence[str], names: t.Optional[t.Collection[str]] = None) -> str:
+    """A query for the policies of some tables (qualified) as one list of objects, each with its ``table`` beside what
+    ``policy`` takes. ``names`` narrows it down.
+    """
+    oids = ", ".join(f"to_regclass({literal(table)})::oid" for table in tables)
+    condition = f"p.polrelid = any(array[{oids}]::oid[])"
+    if names is not None:
+        condition += f" and p.polname = any(array[{', '.join(map(literal, sorted(names)))}]::name[])"
+    mine = _POLICIES.replace(" order by p.polname", f" where {condition}")
+    return (
+        "select coalesce(json_agg(row_to_json(p)), '[]') from (select format('%I.%I', n.nspname, c.relname) as"
+        f' "table", s.* from ({mine}) s join pg_catalog.pg_class c on c.oid = s.relation'
+        " join pg_catalog.pg_namespace n on n.oid = c.relnamespace order by s.name) p"
+    )
+
+
+def policy(row: Row) -> Policy:
+    """The policy of an object of ``policies_as_json``."""
+    others = ("table", "using_text", "using_tree", "check_text", "check_tree")
+    plain = {name: value for name, value in row.items() if name not in others}
+    plain["roles"], plain["role_names"] = tuple(row["roles"]), tuple(row["role_names"])
+    return Policy(
+        **plain,
+        using=expression(row["using_text"], row["using_tree"]),
+        check=expression(row["check_text"], row["check_tree"]),
+    )
+
+
 def fetch(
-    cursor: Cursor, *, schemas: t.Optional[t.Sequence[str]] = None, roles: t.Optional[t.Sequence[str]] = None
+    cursor: Cursor,
+    *,
+    schemas: t.Optional[t.Sequence[str]] = None,
+    roles: t.Optional[t.Sequence[str]] = None,
+    replacement: t.Optional[Replacement] = None,
 ) -> t.Tuple[t.List[RoleClass], t.Callable[[], Catalog]]:
     """The queries of ``read``: the role classes, and what makes the rest of the answers without the cursor, which is
     free for others by then.
@@ -342,6 +388,9 @@ def fetch(
     database, current_user, session_user = cursor.fetchone()
     relations = {row["oid"]: Relation(**row) for row in rows(cursor, _RELATIONS)}
     policies, views = rows(cursor, _POLICIES), rows(cursor, _VIEWS)
+    if replacement is not None:
+        kept = [row for row in policies if row["oid"] not in replacement.gone]
+        policies = sorted([*kept, *replacement.rows], key=lambda row: str(row["name"]))
     body = "p.prosqlbody::text" if server >= 140000 else "null::text"
     called = rows(cursor, _FUNCTIONS % body)
     all_roles = {
@@ -350,7 +399,7 @@ def fetch(
             cursor, "select oid::bigint, rolname as name, rolsuper as superuser, rolbypassrls as bypass from pg_roles"
         )
     }
-    classes = role_classes(cursor, roles)
+    classes = role_classes(cursor, roles, named={oid for row in policies for oid in row["roles"]})
     named = {oid for row in policies if row["relation"] in relations for oid in row["roles"] if oid}
     named |= {relation.owner for relation in relations.values() if relation.secured}
     users = {one.oid for one in classes} | {relation.owner for relation in relations.values() if relation.kind == "v"}
@@ -390,15 +439,8 @@ def _built(
 ) -> t.Dict[int, Function]:
     """Gives every relation its policies or its query, with their node trees read, and makes the functions."""
     for row in policies:
-        texts = {name: row.pop(name) for name in ("using_text", "using_tree", "check_text", "check_tree")}
-        row["roles"], row["role_names"] = tuple(row["roles"]), tuple(row["role_names"])
-        policy = Policy(
-            **row,
-            using=expression(texts["using_text"], texts["using_tree"]),
-            check=expression(texts["check_text"], texts["check_tree"]),
-        )
-        if policy.relation in relations:
-            relations[policy.relation].policies.append(policy)
+        if row["relation"] in relations:
+            relations[row["relation"]].policies.append(policy(row))
     for row in views:
         found = expression("", row["tree"])
         if found and row["relation"] in relations:

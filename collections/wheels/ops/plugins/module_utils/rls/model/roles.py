@@ -37,7 +37,7 @@ class RoleClass:
 
 _ROLES = """
 with named as (
-  select unnest(polroles) as oid from pg_policy
+  select unnest(coalesce(%(named)s::oid[], array(select unnest(polroles) from pg_policy))) as oid
   union select relowner from pg_class where relkind in ('r', 'p') and relrowsecurity
 )
 select r.oid::bigint, r.rolname as name,
@@ -52,12 +52,19 @@ select r.oid::bigint, r.rolname as name,
 """
 
 
-def role_classes(cursor: Cursor, only: t.Optional[t.Sequence[str]] = None) -> t.List[RoleClass]:
+def role_classes(
+    cursor: Cursor, only: t.Optional[t.Sequence[str]] = None, *, named: t.Optional[t.Collection[int]] = None
+) -> t.List[RoleClass]:
     """The classes of all roles that are subject to row-level security, or each of the roles ``only`` on its own.
+    ``named``: the roles (oids) that policies are for, by default those of the present policies.
 
     Superusers and roles with BYPASSRLS are left out: no policy applies to them.
     """
-    found = rows(cursor, _ROLES, {"set": "SET" if cursor.connection.server_version >= 160000 else "MEMBER"})
+    values = {
+        "set": "SET" if cursor.connection.server_version >= 160000 else "MEMBER",
+        "named": None if named is None else sorted(named),
+    }
+    found = rows(cursor, _ROLES, values)
     if only is not None:
         cursor.execute("select rolname from pg_catalog.pg_roles where rolname = any(%s)", (list(only),))
         missing = sorted(set(only) - {name for (name,) in cursor.fetchall()})

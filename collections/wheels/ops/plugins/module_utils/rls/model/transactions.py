@@ -63,12 +63,14 @@ def transaction(
     connection: Connection,
     *,
     read_only: bool,
+    one_moment: bool = True,
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
 ) -> t.Iterator[Cursor]:
     """One REPEATABLE READ transaction; it is rolled back at the end unless the caller has committed it.
 
-    Everything that is read in it belongs to one moment. ``search_path`` is empty, so that PostgreSQL qualifies every
+    Everything that is read in it belongs to one moment, unless ``one_moment`` is false: then every statement sees what
+    others have committed, as is needed once a lock was waited for. ``search_path`` is empty, so that PostgreSQL qualifies every
     name that it prints and nobody's objects can shadow those of ``pg_catalog``.
     """
     import psycopg2
@@ -86,7 +88,8 @@ def transaction(
             yield cursor
         return
     cursor = connection.cursor()
-    mode = "isolation level repeatable read, read " + ("only" if read_only else "write")
+    level = "repeatable read" if one_moment else "read committed"
+    mode = f"isolation level {level}, read " + ("only" if read_only else "write")
     try:
         with _translated():
             # With autocommit off psycopg2 sends BEGIN itself, before this statement.

@@ -4,7 +4,7 @@
 after.
 
 Both measurements belong to the snapshot of one REPEATABLE READ transaction, so that concurrent writers cannot make a
-difference.
+difference, and both are made before a policy is changed (see ``visibility``).
 """
 
 from __future__ import annotations
@@ -160,40 +160,44 @@ def _values(
             for (value,) in cursor.fetchall():
                 seen[value] = seen.get(value, 0) + 1
         except Exception as error:
-            cursor.execute("rollback to savepoint wheels_ops_values")
             if getattr(error, "pgcode", None) not in ("42P17", "42501", "54001"):
                 raise
+        # Rolled back where it succeeded as well, which gives the lock back.
+        cursor.execute("rollback to savepoint wheels_ops_values")
         cursor.execute("release savepoint wheels_ops_values")
     return [value for value, _ignored in sorted(seen.items(), key=lambda item: (-item[1], item[0]))][:count]
 
 
-def queries(cursor: Cursor, catalog: Catalog, relations: t.Collection[int]) -> t.Dict[str, str]:
-    """For each relation the query that counts and identifies the rows that are visible in it."""
-    sizes = {
-        row["oid"]: row["size"]
-        for row in rows(
+class Counting:
+    """The queries that count and identify the visible rows of some relations; of a large table it is the same sample of
+    its rows in each of them.
+    """
+
+    def __init__(self, cursor: Cursor, catalog: Catalog, relations: t.Collection[int]) -> None:
+        sizes = rows(
             cursor,
             "select oid::bigint, pg_relation_size(oid) as size from pg_catalog.pg_class where oid ="
             " any(%(oids)s::oid[]) and relkind = 'r'",
             {"oids": sorted(relations)},
         )
-    }
-    made = {}
-    for oid in sorted(relations):
-        relation = catalog.relations[oid]
+        self._samples = {
+            row["oid"]: _sample(cursor, catalog.relations[row["oid"]]) for row in sizes if row["size"] > LARGE_BYTES
+        }
+
+    def direct(self, relation: Relation) -> str:
+        """The query that reads the relation itself."""
+        return self.query(relation, f"{relation.qualified} AS v WHERE true", "v")
+
+    def query(self, relation: Relation, source: str, alias: str) -> str:
+        """The same for what stands behind FROM and WHERE."""
         if relation.kind == "v":
-            made[relation.qualified] = _counted(f"{relation.qualified} v", "v::text")
-        elif sizes.get(oid, 0) > LARGE_BYTES:
-            made[relation.qualified] = _counted(
-                f"{relation.qualified} v where v.ctid = any ({_sample(cursor, relation)})", "v.ctid::text"
-            )
+            identity = f"{alias}::text"
+        elif relation.oid in self._samples:
+            identity = f"{alias}.ctid::text"
+            source += f" AND {alias}.ctid = any ({self._samples[relation.oid]})"
         else:
-            made[relation.qualified] = _counted(f"{relation.qualified} v", "v.tableoid::text || v.ctid::text")
-    return made
-
-
-def _counted(source: str, identity: str) -> str:
-    return f"select count(*), coalesce(sum(hashtextextended({identity}, 0)::numeric), 0)::text from {source}"
+            identity = f"{alias}.tableoid::text || {alias}.ctid::text"
+        return f"select count(*), coalesce(sum(hashtextextended({identity}, 0)::numeric), 0)::text from {source}"
 
 
 def _sample(cursor: Cursor, relation: Relation) -> str:
@@ -216,29 +220,44 @@ def identify(who: RoleClass, user: User) -> t.Dict[str, str]:
     return settings
 
 
-def measure(
-    cursor: Cursor, catalog: Catalog, subjects: t.Sequence[t.Tuple[RoleClass, User, str]], texts: t.Mapping[str, str]
-) -> t.Dict[Key, Seen]:
+class Question(t.NamedTuple):
+    """``query`` (of ``Counting``) asks for ``relation`` (qualified) as a user of a role."""
+
+    who: RoleClass
+    user: User
+    relation: str
+    query: str
+
+    @property
+    def key(self) -> Key:
+        return self.who.name, self.user, self.relation
+
+
+def measure(cursor: Cursor, catalog: Catalog, questions: t.Sequence[Question]) -> t.Dict[Key, Seen]:
     """Runs the queries as those roles and users, in one round trip; nothing that they do stays."""
-    if not subjects:
+    if not questions:
         return {}
-    question = []
-    for number, (who, user, relation) in enumerate(subjects):
-        settings = identify(who, user)
-        question.append({"number": number, "role": who.name, "settings": settings, "query": texts[relation]})
+    asked = [
+        {
+            "number": number,
+            "role": question.who.name,
+            "settings": identify(question.who, question.user),
+            "query": question.query,
+        }
+        for number, question in enumerate(questions)
+    ]
     # Compiling these short queries would take longer than running them.
     set_local(cursor, jit="off")
     set_local(cursor, search_path=", ".join(f'"{name}"' for name in catalog.search_path))
     try:
-        cursor.execute("select pg_catalog.set_config('wheels_ops.ask', %s, true)", (json.dumps(question),))
+        cursor.execute("select pg_catalog.set_config('wheels_ops.ask', %s, true)", (json.dumps(asked),))
         cursor.execute(_MEASURE)
         cursor.execute("select pg_catalog.current_setting('wheels_ops.answer')")
         answer = json.loads(cursor.fetchone()[0])
     finally:
         if cursor.connection.info.transaction_status != 3:  # not in a failed transaction
             set_local(cursor, search_path="")
-    result = {}
-    for number, count, digest, state, *context in answer:
-        who, user, relation = subjects[number]
-        result[who.name, user, relation] = Seen(count, digest or "", state, *context)
-    return result
+    return {
+        questions[number].key: Seen(count, digest or "", state, *context)
+        for number, count, digest, state, *context in answer
+    }

@@ -361,10 +361,15 @@ def _count(
     ]
     names = list(dict.fromkeys(relation for _role, relation in chosen))[:COUNTED_RELATIONS]
     wanted = set(names)
-    oids = {relation.qualified: relation.oid for relation in catalog.relations.values() if relation.qualified in wanted}
-    texts = compare.queries(cursor, catalog, list(oids.values()))
-    subjects = [(settable[role], user, relation) for role, relation in chosen if relation in wanted for user in users]
-    seen = compare.measure(cursor, catalog, subjects, texts)
+    counted = {relation.qualified: relation for relation in catalog.relations.values() if relation.qualified in wanted}
+    counting = compare.Counting(cursor, catalog, [relation.oid for relation in counted.values()])
+    questions = [
+        compare.Question(settable[role], user, relation, counting.direct(counted[relation]))
+        for role, relation in chosen
+        if relation in wanted
+        for user in users
+    ]
+    seen = compare.measure(cursor, catalog, questions)
     for role, relation in chosen:
         answers = [seen[role, user, relation] for user in users if (role, user, relation) in seen]
         key = (role, relation, "SELECT")

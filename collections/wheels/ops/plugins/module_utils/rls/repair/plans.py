@@ -43,6 +43,7 @@ class Plan:
     functions: t.List[t.Dict[str, t.Any]] = field(default_factory=list)
     warnings: t.List[str] = field(default_factory=list)
     owner: str = ""
+    helper_schema: str = HELPER_SCHEMA
     #: How many of ``statements``, counted from the end, lock tables.
     locking: int = 0
     #: The accesses (role, relation, variant) that fail afterwards as well.
@@ -134,6 +135,7 @@ def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Optio
     planner = Planner(cursor, catalog, known, owners, options)
     decision = planner.decide() if "recursion" in fix else Decision()
     made = Plan(catalog=original, cuts=decision.cuts, left=decision.left, cut=decision.cut)
+    made.helper_schema = options.helper_schema
     made.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
     made.roles = catalog.asked_roles
     made.runtime_before = len(planner.runtime)

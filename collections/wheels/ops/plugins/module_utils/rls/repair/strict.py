@@ -41,6 +41,7 @@ class StrictReading:
         self.me = next(role.oid for role in catalog.roles.values() if role.name == catalog.current_user)
         self._known: t.Dict[t.Tuple[str, User], t.Dict[int, t.Set[str]]] = {}
         self._small: t.Dict[int, bool] = {}
+        self._texts: t.Dict[t.Tuple[int, str, t.FrozenSet[int]], t.Tuple[str, t.List[int]]] = {}
 
     def visible(self, who: RoleClass, user: User, relation: Relation) -> int:
         """How many rows of ``relation`` the strict reading shows; ``NotComputed`` with the reason where that cannot be
@@ -66,7 +67,7 @@ class StrictReading:
             called = tree.function_name(call)
             if called[:-1] not in ((), ("pg_catalog",)) and ".".join(called) not in self.catalog.identity.values():
                 raise NotComputed(f"it calls {'.'.join(called)}()")
-        condition = self._substituted(who, text, set(), []).replace("%%", "%")
+        condition = self._substituted(who, text, frozenset())[0].replace("%%", "%")
         self.cursor.execute("savepoint wheels_ops_strict")
         try:
             set_local(self.cursor, **identify(who, user))
@@ -157,14 +158,23 @@ class StrictReading:
         texts: t.Dict[bool, t.List[str]] = {True: [], False: []}
         for policy in policies:
             if policy.using is not None:
-                texts[policy.permissive].append(self._substituted(who, policy.using.text, bound, order))
+                text, parameters = self._substituted(who, policy.using.text, frozenset(bound))
+                texts[policy.permissive].append(text)
+                order += parameters
         permissive = " OR ".join(f"({text})" for text in texts[True]) or "false"
         where = " AND ".join([f"({permissive})", *(f"({text})" for text in texts[False])])
         alias = tree.quote(table.name)
         # The texts have their per cent signs doubled already, for the driver.
         return f"SELECT {alias}.ctid::text FROM {table.qualified} WHERE ".replace("%", "%%") + where, order
 
-    def _substituted(self, who: RoleClass, text: str, bound: t.Set[int], order: t.List[int]) -> str:
+    def _substituted(self, who: RoleClass, text: str, bound: t.FrozenSet[int]) -> t.Tuple[str, t.List[int]]:
+        """The text, the same for every user of a role, with a parameter for each table of ``bound``; those in order."""
+        if (who.oid, text, bound) not in self._texts:
+            order: t.List[int] = []
+            self._texts[who.oid, text, bound] = (self._substitute(who, text, bound, order), order)
+        return self._texts[who.oid, text, bound]
+
+    def _substitute(self, who: RoleClass, text: str, bound: t.FrozenSet[int], order: t.List[int]) -> str:
         if not tree.faithful(text):
             raise NotComputed("a policy's expression cannot be printed")
         holder = tree.parse(text)
