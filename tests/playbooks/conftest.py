@@ -94,11 +94,11 @@ class Stage:
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         return Run(done.returncode, done.stdout + done.stderr)
 
-    def playbook(self, name: str, *words: str) -> Run:
+    def playbook(self, name: str, *words: str, environment: t.Optional[t.Mapping[str, str]] = None) -> Run:
         done = subprocess.run(
             self.command(name, *words),
             cwd=REPOSITORY,
-            env=self.environment(),
+            env={**self.environment(), **(environment or {})},
             capture_output=True,
             text=True,
             check=False,

@@ -21,10 +21,13 @@ import requests
 from tests.playbooks.conftest import Stage
 from tests.playbooks.witnesses import EIGHT, LOOK, fingerprint, report, statuses, token, tree
 from tests.sandbox.binaries import REPOSITORY
+from tests.support import remote_tasks
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 TASKS = 150
+#: Of a deployment that has nothing to change.
+REMOTE_TASKS = 25
 
 
 def test_verify_is_red_and_names_all_eight(stage: Stage) -> None:
@@ -160,12 +163,16 @@ def test_whoever_changes_this_host_keeps_every_other_run_out_by_name(stage: Stag
         lock.unlink()
 
 
-def test_a_second_deploy_changes_nothing(stage: Stage) -> None:
+def test_a_second_deploy_changes_nothing(stage: Stage, tmp_path: Path) -> None:
     """And takes over the lock of the run before it, whose holder is dead now."""
     before = fingerprint(stage)
-    run = stage.playbook("deploy")
+    names = tmp_path / "remote-tasks"
+    run = stage.playbook("deploy", environment=remote_tasks.counting(names))
     assert run.status == 0, run.output[-3000:]
     assert run.changed == 0
+    tasks = remote_tasks.counted(names)
+    assert 0 < len(tasks) <= REMOTE_TASKS, tasks
+    assert len([name for name in tasks if "Run health checks" in name]) == 1, "the baseline is the result"
     assert not (stage.sandbox.state / "deploy.lock").exists()
     kept = {
         name: value
@@ -179,6 +186,10 @@ def test_one_late_answer_takes_nothing_back(stage: Stage) -> None:
     """The worker stands still while the health is measured after the deployment, and goes on when it is measured once
     more.
     """
+    # Something to do, so that the health is measured after it; nothing for which a service restarts.
+    old = stage.sandbox.tmp / "upload-of-last-week"
+    old.write_bytes(b"x")
+    os.utime(old, (time.time() - 7 * 86400,) * 2)
     worker = t.cast("t.Dict[str, t.Any]", stage.rpc().getProcessInfo("celery-worker"))["pid"]
     before = tree(stage.sandbox.backend)
     look = ("-e", '{"monitoring_subjects": ["http", "services"]}')

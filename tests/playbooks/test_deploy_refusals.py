@@ -77,7 +77,7 @@ def test_bad_input_is_found_before_anything_is_changed(stage: Stage, extra: str,
     [
         (
             '{"database_scripts": [{"name": "no/such/place.sql", "content": "select 1"}]}',
-            "Copy the SQL scripts: Destination directory",
+            "sql/no/such/place.sql: No such file or directory",
         ),
     ],
 )

@@ -96,18 +96,6 @@ def test_rollback_verdict(statuses: t.List[str], options: t.Dict[str, t.Any], he
     assert words in verdict["message"]
 
 
-def test_free_space_is_that_of_the_fullest_file_system_with_a_size() -> None:
-    lines = [
-        "     Avail         1B-blocks Mounted on",
-        "5000000000 9000000000 /",
-        " 70000000 80000000 /srv/a b",
-        "0 0 /proc",
-    ]
-    assert call("free_space", lines) == {"bytes": 70_000_000, "path": "/srv/a b"}
-    with pytest.raises(AnsibleFilterError, match="no file system with a size"):
-        call("free_space", ["heading", "0 0 /proc"])
-
-
 def test_size_in_bytes_reads_as_the_modules_do() -> None:
     assert call("size_in_bytes", "50MB") == 50_000_000
     assert call("size_in_bytes", "4K") == 4096

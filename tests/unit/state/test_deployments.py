@@ -594,6 +594,30 @@ def test_a_run_that_cannot_write_its_journal_keeps_the_lock_that_it_had(
     assert deployments.query(state).extra["holder"] == "one"
 
 
+def test_hold_if_free_leaves_the_lock_to_another_run_whatever_its_age(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    assert deployments.hold(state, kind="deploy", holder="one", if_free=True).extra["taken"]
+    assert deployments.hold(state, kind="deploy", holder="one", if_free=True).extra["taken"]
+    lock = tmp_path / "state/deploy.lock"
+    # Of a run that is long over for all that can be told here; its controller may know better.
+    lock.write_text(json.dumps({"holder": "elsewhere:1:1", "since": 0, "at": "yesterday", "host": "elsewhere"}))
+    before = lock.read_text()
+    for check_mode in (True, False):
+        result = deployments.hold(state, kind="deploy", holder="two", if_free=True, check_mode=check_mode)
+        assert result.extra == {"holder": "elsewhere:1:1", "unfinished": "", "taken": False}
+        assert lock.read_text() == before
+    assert deployments.hold(state, kind="deploy", holder="two").extra["taken"]
+
+
+def test_hold_refuses_an_interpreter_of_a_lesser_user(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.touch()
+    python.chmod(0o777)
+    with pytest.raises(OpsError, match=str(python)):
+        deployments.hold(str(tmp_path / "state"), kind="deploy", holder="one", interpreter=str(python))
+    assert not (tmp_path / "state").exists()
+
+
 def test_what_a_hold_says(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     predicted = deployments.hold(state, kind="rollback", holder="one", check_mode=True)
@@ -602,7 +626,7 @@ def test_what_a_hold_says(tmp_path: Path) -> None:
     assert (result.changed, result.before, result.after) == (False, {"lock": ""}, {"lock": "one"})
     assert (result.msg, result.extra, result.warnings) == (
         "one holds the lock of this host.",
-        {"holder": "", "unfinished": ""},
+        {"holder": "", "unfinished": "", "taken": True},
         [],
     )
     keep(tmp_path / "state", {}, "bad")

@@ -71,13 +71,20 @@ options:
       names it.
     type: str
     default: ""
+  if_free:
+    description:
+      - For O(state=locked), whether to leave the lock to another run that holds it, and to succeed with RV(taken) false.
+        RV(holder) names that run, so that the controller can find out whether it is alive.
+    type: bool
+    default: false
+    version_added: 1.1.0
   release:
     description: For O(state=finished) and O(state=rolled_back), whether to give the lock back as well.
     type: bool
     default: true
   interpreter:
     description:
-      - For O(state=queried), the Python with which the run goes on.
+      - For O(state=locked) and O(state=queried), the Python with which the run goes on.
       - Fails where another user than root and that of the task can write it, what it imports, or a directory above it.
         Nothing of it is run.
     type: str
@@ -120,6 +127,10 @@ holder:
   description: Who held the lock before, empty for nobody.
   returned: O(state=locked), O(state=unlocked), O(state=begun) or O(state=queried)
   type: str
+taken:
+  description: Whether this run holds the lock now; in check mode, whether it could take it.
+  returned: O(state=locked)
+  type: bool
 unfinished:
   description: The deployment that was interrupted, empty for none.
   returned: O(state=locked) or O(state=queried)
@@ -182,7 +193,14 @@ def call(module: AnsibleModule) -> Result:
         )
     claim = {name: params[name] for name in ("kind", "dead_holders", "living_holders", "force")}
     if state == "locked":
-        return deployments.hold(directory, deployment_id=params["deployment_id"], **claim, **run_options)
+        return deployments.hold(
+            directory,
+            deployment_id=params["deployment_id"],
+            if_free=params["if_free"],
+            interpreter=params["interpreter"],
+            **claim,
+            **run_options,
+        )
     return deployments.begin(directory, params["deployment_id"], failing=params["failing"], **claim, **run_options)
 
 
@@ -205,6 +223,7 @@ def main() -> None:
             "living_holders": {"type": "list", "elements": "str", "default": []},
             "failing": {"type": "list", "elements": "str", "default": []},
             "force": {"type": "str", "default": ""},
+            "if_free": {"type": "bool", "default": False},
             "release": {"type": "bool", "default": True},
             "interpreter": {"type": "str", "default": ""},
             "directories": {"type": "dict", "default": {}},

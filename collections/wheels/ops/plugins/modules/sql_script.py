@@ -87,6 +87,13 @@ options:
         a script with C(always_run) counts as a change. It is for a look beforehand whether they could run at all.
     type: bool
     default: true
+  directory:
+    description:
+      - A directory on the managed host that gets a copy of every script and undo script, for a person who needs them
+        by hand. The copies are written before anything runs; a copy that differed is a change.
+      - Without it no file is written.
+    type: path
+    version_added: 1.1.0
   lock_timeout:
     description: Seconds that one statement may wait for a lock. After that the transaction is rolled back and tried
       again.
@@ -193,6 +200,11 @@ actions:
         ledger is left out.
       type: list
       elements: dict
+copies:
+  description: Files that were, or would be, written below O(directory).
+  returned: where one differs
+  type: list
+  elements: str
 script:
   description: The script that failed.
   returned: when a script fails
@@ -213,7 +225,24 @@ sqlstate:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
+from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.database import connect, scripts
+from ansible_collections.wheels.ops.plugins.module_utils.remedies import script_copies
+
+
+def call(module: AnsibleModule) -> Result:
+    directory, check_mode = module.params["directory"], module.check_mode
+    copies = (
+        script_copies.write(directory, scripts.from_entries(module.params["scripts"]), check_mode=check_mode)
+        if directory
+        else []
+    )
+    result = scripts.from_params(module.params, check_mode=check_mode)
+    if copies:
+        result.changed = True
+        result.extra["copies"] = copies
+        result.msg += f" {'Would copy' if check_mode else 'Copied'} {len(copies)} files to {directory}."
+    return result
 
 
 def main() -> None:
@@ -239,6 +268,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["applied", "undone"], "default": "applied"},
             "variables": {"type": "dict", "default": {}},
             "rehearse": {"type": "bool", "default": True},
+            "directory": {"type": "path"},
             "lock_timeout": {"type": "float", "default": 5},
             "statement_timeout": {"type": "float", "default": 300},
             "retries": {"type": "int", "default": 5},
@@ -247,7 +277,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run(module, lambda: scripts.from_params(module.params, check_mode=module.check_mode))
+    run(module, lambda: call(module))
 
 
 if __name__ == "__main__":

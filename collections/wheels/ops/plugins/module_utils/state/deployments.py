@@ -321,17 +321,30 @@ def hold(
     dead_holders: t.Sequence[str] = (),
     living_holders: t.Sequence[str] = (),
     force: str = "",
+    if_free: bool = False,
+    interpreter: str = "",
     check_mode: bool = False,
 ) -> Result:
     """Takes the lock for a run of that kind, without a journal. ``deployment_id``: the one that a rollback was told to
     roll back.
 
-    Gives ``unfinished``, the deployment that was interrupted. Raises as ``begin`` does, and for the rollback of another
-    deployment than the one that was interrupted.
+    Gives ``unfinished``, the deployment that was interrupted, and ``taken``. With ``if_free`` it is not taken where
+    another run holds it, whatever is known of that run: ``holder`` names it, so that the caller can find out.
+    ``interpreter`` as for ``query``. Raises as ``begin`` does, and for the rollback of another deployment than the one
+    that was interrupted.
     """
+    _require_trusted(interpreter)
     journal = Journal(state_dir)
     kind = _kind(kind)
     with _guarded(journal, check_mode):
+        other = _other_holder(journal, holder) if if_free else ""
+        if other:
+            return Result(
+                before={"lock": other},
+                after={"lock": other},
+                msg=f"{other} holds the lock of this host.",
+                extra={"holder": other, "unfinished": "", "taken": False},
+            )
         claim = lock.claim(journal.root, holder, living=living_holders, dead=dead_holders, force=force)
         unfinished = journal.open_one()
         _require_none_interrupted(unfinished, kind)
@@ -347,12 +360,23 @@ def hold(
             before={"lock": claim.previous},
             after={"lock": holder},
             msg=f"{holder} holds the lock of this host.",
-            extra={"holder": claim.previous, "unfinished": unfinished["id"] if unfinished else ""},
+            extra={"holder": claim.previous, "unfinished": unfinished["id"] if unfinished else "", "taken": True},
             warnings=_warnings(journal, claim),
         )
         if not check_mode:
             _take(journal, claim, holder, kind)
     return result
+
+
+def _other_holder(journal: Journal, holder: str) -> str:
+    """Which other run holds the lock; empty for none, and for a damaged lock, of which nobody can be asked."""
+    other = lock.holder_of(journal.root)
+    return "" if other == holder else other
+
+
+def _require_trusted(interpreter: str) -> None:
+    if interpreter and os.path.lexists(interpreter):
+        run_as.require_trusted(run_as.identity(run_as.effective_uid()), interpreters=[interpreter])
 
 
 def let_go(state_dir: str, *, holder: str, check_mode: bool = False) -> Result:
@@ -602,8 +626,7 @@ def query(state_dir: str, *, interpreter: str = "", directories: t.Optional[t.Ma
     """
     for setting, place in (directories or {}).items():
         state_directory.require(place, name=f"directory of {setting}", setting=setting)
-    if interpreter and os.path.lexists(interpreter):
-        run_as.require_trusted(run_as.identity(run_as.effective_uid()), interpreters=[interpreter])
+    _require_trusted(interpreter)
     journal = Journal(state_dir)
     damaged: t.List[documents.Damaged] = []
     try:
