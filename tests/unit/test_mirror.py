@@ -38,7 +38,6 @@ LIBRARY_WITHOUT: t.FrozenSet[str] = frozenset(
         "rls/model/column_details.py",
         "rls/model/transactions.py",
         "rls/module_api.py",
-        "rls/repair/clone.py",
         "rls/repair/compare.py",
         "rls/repair/migration_source.py",
         "rls/repair/plans.py",

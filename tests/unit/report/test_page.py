@@ -40,8 +40,8 @@ def test_page_begins_with_host_time_and_the_most_serious_problem() -> None:
     ]
     places = [text.find(words) for words in order]
     assert -1 not in places and places == sorted(places), dict(zip(order, places))
-    assert "What to do: ansible-playbook playbooks/recover.yml (disk_cleanup)" in text
-    assert "What to do: ansible-playbook playbooks/deploy.yml (managed_files)" in text
+    assert "What to do: ansible-playbook -i INVENTORY playbooks/recover.yml (disk_cleanup)" in text
+    assert "What to do: ansible-playbook -i INVENTORY playbooks/deploy.yml (managed_files)" in text
     assert "Before and after" not in text, "there was no deployment"
     for words in ("97.8 %", "61.4 kB of audio", "120 ms", "performance 88 of 100", "stability not measured"):
         assert words in text, words

@@ -138,7 +138,7 @@ def _advice(check: t.Mapping[str, t.Any]) -> str:
     """What to do next: the command that applies the remedy, and where the check is described."""
     remedy = check.get("remedy")
     playbook = "deploy" if remedy == "managed_files" else "recover"
-    command = f"What to do: <code>ansible-playbook playbooks/{playbook}.yml</code> ({html.escape(str(remedy))}). "
+    command = f"What to do: <code>ansible-playbook -i INVENTORY playbooks/{playbook}.yml</code> ({html.escape(str(remedy))}). "
     return f"<p>{command if remedy else ''}Runbook: docs/checks.md, {html.escape(_TITLES.get(check['name'], ''))}.</p>"
 
 
