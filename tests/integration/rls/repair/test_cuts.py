@@ -101,6 +101,24 @@ def test_role_that_is_made_later_is_one_of_public(server: servers.Postgres, tmp_
                 cursor.execute("drop owned by rls_newcomer; drop role rls_newcomer")
 
 
+def test_public_where_a_views_owner_reads_through_the_policy(server: servers.Postgres, tmp_path: Path) -> None:
+    """The policies apply to the owner, while current_user is whoever reads the view: the roles are named."""
+    sql = (
+        BY_ROLE.format(command="select", roles="public", check="")
+        + "create view parts_of_all as select * from parts; grant create on schema public to authenticated;"
+        " alter view parts_of_all owner to authenticated; revoke create on schema public from authenticated;"
+        " grant select on parts_of_all to anon;"
+    )
+    with db.database(server, sql) as connection:
+        db.fill(connection)
+        seen = rows(connection, ["trips", "parts"], "anon")
+        plan, result = repair(connection, tmp_path / "undo.sql")
+        assert result["after"]["failing"] == 0 and any("by name" in warning for warning in plan.warnings)
+        served = {roles for table, _, _, _, roles, *_ in db.snapshot(connection) if table == "public.parts"}
+        assert served and not any("-" in roles.strip("{}").split(",") for roles in served)
+        assert rows(connection, ["trips", "parts"], "anon") == seen
+
+
 def test_split_by_role_and_command(server: servers.Postgres, tmp_path: Path) -> None:
     sql = BY_ROLE.format(command="all", roles="public", check="with check (user_id = auth.uid())")
     with db.database(server, sql) as connection:

@@ -35,6 +35,11 @@ _CLAIM = re.compile(
     rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}auth\.jwt\(\)(?: AS jwt\))? ->> '(?P<what>\w+)'"
 )
 _SETTING = re.compile(rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? = {_WRAPPED}current_setting\('(?P<what>[\w.]+)'")
+_FUNCTION = re.compile(
+    rf"(?P<column>\w+|\"[^\"]+\")\)?(?:::\w+)? (?:= |= ANY \(+|IN ){_WRAPPED}(?P<function>[\w\"]+\.[\w\"]+)\("
+)
+_ASKED_SETTING = re.compile(r"current_setting\(\s*'([\w.]+)'")
+_ASKED_CLAIM = re.compile(r"->>\s*'(\w+)'")
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
                             else found["what"]
                         )
                         bindings.setdefault((kind, what), set()).add(found["column"].strip('"'))
+                for binding, column in _through_functions(catalog, expression.text if expression else ""):
+                    bindings.setdefault(binding, set()).add(column)
     values = {
         # auth.uid() fails for a subject that is no uuid, so that a user of that name would see nothing but the error.
         binding: _values(cursor, around, columns, count, uuids=accounts and binding == ("claim", "sub"))
@@ -131,6 +138,22 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
         User((("sub", outsider),), tuple((what, outsider) for (kind, what) in values if kind == "setting")),
         User(),
     ]
+
+
+def _through_functions(catalog: Catalog, text: str) -> t.Iterator[t.Tuple[t.Tuple[str, str], str]]:
+    """((kind, name), column) of identities that a function of users gives: what its body asks for."""
+    for found in _FUNCTION.finditer(text):
+        for function in catalog.functions.values():
+            if function.qualified != found["function"]:
+                continue
+            column = found["column"].strip('"')
+            for setting in _ASKED_SETTING.findall(function.source):
+                if not setting.startswith("request."):
+                    yield ("setting", setting), column
+            for claim in _ASKED_CLAIM.findall(function.source):
+                yield ("claim", claim), column
+            if "auth.uid()" in function.source:
+                yield ("claim", "sub"), column
 
 
 def _values(
