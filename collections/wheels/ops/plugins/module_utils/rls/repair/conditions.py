@@ -42,7 +42,10 @@ _GUARDS = frozenset(("CaseExpr", "CoalesceExpr"))
 #: They turn one value into another, so that a comparison of what they give is one of the column.
 _FOLDING = frozenset(("lower", "upper", "btrim"))
 _ANY, _SCALAR, _ARRAY = 2, 4, 6
-_COMPARISONS = frozenset(("=", "<>"))
+#: They ask whether values are equal, whatever their order.
+_COMPARISONS = frozenset(("=", "<>", "&&", "@>", "<@"))
+#: Comparisons by which a row is one of the caller's: nothing is equal to, shared with or a key of an empty value.
+_TIES = frozenset(("=", "&&", "?"))
 
 #: The type of an expression's text; None where the server does not tell.
 Types = t.Callable[[str], t.Optional[ExpressionType]]
@@ -205,10 +208,14 @@ class Conditions:
             if "" in branches:
                 return ""
             return "arguments" if "arguments" in branches else "caller"
-        if kind != "A_Expr" or [word.sval for word in part.name] != ["="] or int(part.kind) not in (0, 1):
+        operator = part.name[0].sval if kind == "A_Expr" and len(part.name) == 1 else ""
+        if operator not in _TIES or int(part.kind) not in (0, 1):
             return ""
-        for mine, other in ((part.lexpr, part.rexpr), (part.rexpr, part.lexpr)):
-            elements = mine.elements if tree.kind(mine) == "A_ArrayExpr" and int(part.kind) == 1 else (mine,)
+        sides = [(part.lexpr, part.rexpr), (part.rexpr, part.lexpr)]
+        # The keys are those of the left side.
+        for mine, other in sides[1:] if operator == "?" else sides:
+            listed = tree.kind(mine) == "A_ArrayExpr" and (int(part.kind) == 1 or operator == "&&")
+            elements = mine.elements if listed else (mine,)
             if elements and all(_is_column(element, alias) for element in elements):
                 personal = self._personal(other, values)
                 if personal:
