@@ -7,9 +7,14 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import typing as t
 import uuid
+from pathlib import Path
+
+import psycopg2
 
 from tests.bench.harness import Pair, benchmark
 from tests.support import rls_database as db
@@ -147,6 +152,153 @@ def memory() -> t.Iterator[Pair]:
             return float(json.loads(done.stdout)[1]) / 1024
 
         yield ours, None
+
+
+#: Selects of one table after the other until a line comes in; prints the longest time that one of them took.
+READER = """
+import sys, threading, time, psycopg2
+connection = psycopg2.connect(sys.argv[1]); connection.autocommit = True
+cursor = connection.cursor(); tables = sys.argv[2].split(","); longest = 0.0; number = 0
+over = threading.Event(); threading.Thread(target=lambda: (sys.stdin.readline(), over.set()), daemon=True).start()
+print("ready", flush=True)
+while not over.is_set():
+    started = time.perf_counter()
+    cursor.execute("select from " + tables[number % len(tables)])
+    longest = max(longest, time.perf_counter() - started); number += 1
+print(longest, flush=True)
+"""
+#: One of ten tables reads itself: those are changed. The fifth after it reads another one that nothing reads back.
+CHANGED, UNTOUCHED = ([f"t{number}" for number in range(first, TABLES, 10)] for first in (0, 5))
+
+
+def waits(dsn: str, call: t.Callable[[], t.Any]) -> t.Tuple[float, float]:
+    """The longest plain select, in ms, of (the changed tables, the untouched ones) while ``call`` runs."""
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, dsn, ",".join(tables)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for tables in (CHANGED, UNTOUCHED)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
+        call()
+        answers = [float(reader.communicate("\n")[0]) * 1000 for reader in readers]
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    return answers[0], answers[1]
+
+
+def _waits(run: t.Callable[[Connection, rls.Plan, Path], t.Callable[[], t.Any]]) -> t.Iterator[Pair]:
+    """``run`` prepares and gives what is to be measured; both waits are those of the same run."""
+    with large_database() as (_, connection), tempfile.TemporaryDirectory() as directory:
+        undo = Path(directory) / "undo.sql"
+        untouched: t.List[float] = []
+
+        def ours() -> float:
+            plan = rls.plan(connection, rls.audit(connection, roles=ROLES))
+            assert {change.relation.name for change in plan.changes} == set(CHANGED)
+            longest, beside = waits(connection.dsn, run(connection, plan, undo))
+            untouched.append(beside)
+            if undo.exists():
+                with contextlib.suppress(rls.OpsError):  # undone already
+                    rls.undo(connection, undo)
+                undo.unlink()
+            return longest
+
+        yield ours, lambda: untouched[-1]
+
+
+#: 50 ms and 1 ms for each of 100 changed policies.
+@benchmark(
+    "S8",
+    what="1,000 tables, 5,000 policies, 100 repaired: longest select on a changed table during the repair",
+    unit="ms",
+    goal="difference <= 150",
+    peer="on an untouched one",
+    runs=3,
+)
+@contextlib.contextmanager
+def repair_waits() -> t.Iterator[Pair]:
+    yield from _waits(lambda connection, plan, undo: lambda: rls.apply(connection, plan, undo_path=undo))
+
+
+@benchmark(
+    "S8b",
+    what="the same during the undo",
+    unit="ms",
+    goal="difference <= 150",
+    peer="on an untouched one",
+    runs=3,
+)
+@contextlib.contextmanager
+def undo_waits() -> t.Iterator[Pair]:
+    def prepared(connection: Connection, plan: rls.Plan, undo: Path) -> t.Callable[[], t.Any]:
+        rls.apply(connection, plan, undo_path=undo)
+        return lambda: rls.undo(connection, undo)
+
+    yield from _waits(prepared)
+
+
+#: Locks on the users' tables for which a SELECT, INSERT, UPDATE or DELETE would wait, held or asked for.
+HINDERING = """
+select count(*) from pg_locks l join pg_class c on c.oid = l.relation
+ where c.relnamespace = 'public'::regnamespace and l.database = (select oid from pg_database where datname = current_database())
+   and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+"""
+
+
+@benchmark(
+    "S9",
+    what="the same in check mode: locks seen on any table for which a reader or a writer would wait",
+    unit="locks",
+    goal="ours == 0",
+    runs=1,
+)
+@contextlib.contextmanager
+def check_locks() -> t.Iterator[Pair]:
+    with large_database() as (_, connection):
+        plan = rls.plan(connection, rls.audit(connection, roles=ROLES))
+
+        def ours() -> float:
+            over = threading.Event()
+            seen: t.List[int] = []
+
+            def watch() -> None:
+                with contextlib.closing(psycopg2.connect(connection.dsn)) as watcher, watcher.cursor() as cursor:
+                    while not over.wait(0.002):
+                        cursor.execute(HINDERING)
+                        seen += [count for (count,) in cursor.fetchall()]
+
+            watching = threading.Thread(target=watch)
+            watching.start()
+            try:
+                rls.apply(connection, plan, check_mode=True)
+            finally:
+                over.set()
+                watching.join()
+            assert len(seen) > 100
+            return float(sum(seen))
+
+        yield ours, None
+
+
+@benchmark(
+    "S9b",
+    what="the same in check mode: longest select on a table of the plan",
+    unit="ms",
+    goal="difference <= 50",
+    peer="on an untouched one",
+    runs=3,
+)
+@contextlib.contextmanager
+def check_waits() -> t.Iterator[Pair]:
+    yield from _waits(lambda connection, plan, undo: lambda: rls.apply(connection, plan, check_mode=True))
 
 
 @benchmark(

@@ -5,8 +5,8 @@
     def cors_cost() -> Pair:
         return ours_callable, peer_callable      # each gives one number in ``unit``
 
-``ratio`` is ours / peer. A goal is ``ratio <= X``, ``ratio >= X``, ``ours <= X`` or ``ours >= X``, several joined by
-``and``. A benchmark without a peer (a bound set by the incident report) gives None for it.
+``ratio`` is ours / peer, ``difference`` ours - peer. A goal is ``ratio <= X``, ``ratio >= X``, ``ours <= X``,
+``ours >= X`` or ``difference <= X``, several joined by ``and``. A benchmark without a peer (a bound set by the incident report) gives None for it.
 """
 
 from __future__ import annotations
@@ -63,21 +63,22 @@ def benchmark(
     def register(make: t.Callable[[], t.ContextManager[Pair]]) -> t.Callable[[], t.ContextManager[Pair]]:
         if id in REGISTRY:
             raise ValueError(f"two benchmarks are called {id}")
-        judge(goal, 1.0, 1.0)  # a goal that cannot be read fails here, not after the run
+        judge(goal, 1.0, 1.0, 1.0)  # a goal that cannot be read fails here, not after the run
         REGISTRY[id] = Benchmark(id, what, unit, goal, peer, runs, make)
         return make
 
     return register
 
 
-def judge(goal: str, ours: float, ratio: t.Optional[float]) -> bool:
+def judge(goal: str, ours: float, ratio: t.Optional[float], peer: t.Optional[float] = None) -> bool:
     """Whether the measured values meet a goal such as ``ratio <= 0.5 and ours <= 10``."""
     met = True
     for part in goal.split(" and "):
-        found = re.fullmatch(r"(ours|ratio) (<=|>=|==) ([0-9.eE+-]+)", part.strip())
+        found = re.fullmatch(r"(ours|ratio|difference) (<=|>=|==) ([0-9.eE+-]+)", part.strip())
         if not found:
             raise ValueError(f"cannot read the goal {part!r}")
-        value = ours if found[1] == "ours" else ratio
+        difference = None if peer is None else ours - peer
+        value = {"ours": ours, "ratio": ratio, "difference": difference}[found[1]]
         if value is None:
             raise ValueError(f"{part!r} needs a peer")
         limit = float(found[3])
@@ -108,7 +109,7 @@ def run(entry: Benchmark) -> t.Dict[str, t.Any]:
         "unit": entry.unit,
         "ratio": None if ratio is None or math.isinf(ratio) else ratio,
         "goal": entry.goal,
-        "met": judge(entry.goal, ours_median, ratio),
+        "met": judge(entry.goal, ours_median, ratio, peer_median),
         "runs": {"ours": mine, "peer": other},
     }
 
