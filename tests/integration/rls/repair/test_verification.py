@@ -14,7 +14,7 @@ import pytest
 from tests.support import rls_database as db
 from tests.support import servers
 from wheels_ops import rls
-from wheels_ops.rls.repair import apply, verification
+from wheels_ops.rls.repair import apply, matrix, verification
 
 CASE = next(case for case in db.CASES if case.stem.startswith("08_")).read_text()
 #: The locks that SELECT, INSERT, UPDATE, DELETE and asking for them take; none of them waits for another one.
@@ -80,6 +80,18 @@ def test_check_mode_neither_waits_for_writers_nor_makes_them_wait(postgres: serv
         really = rls.undo(connection, script)
         assert (really["before"], really["after"], really["msg"]) == (undone["before"], undone["after"], undone["msg"])
         assert db.snapshot(connection) == old
+
+
+def test_matrix_of_a_plan_does_not_wait_for_writers(postgres: servers.Postgres) -> None:
+    with db.database(postgres, CASE) as connection:
+        db.fill(connection)
+        present = rls.audit(connection)
+        plan = rls.plan(connection, present)
+        with contextlib.closing(busy(connection.dsn)):
+            told = matrix.of_plan(connection, present, plan, run=True, lock_timeout_ms=500)
+        before, users = matrix.before_repair(connection, present)
+        rls.apply(connection, plan)
+        assert told.after == matrix.of_repair(connection, before, users, present).after
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,16 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ..audit import oracle
-from ..audit.audits import Audit, audit
+from ..audit.audits import Audit, accesses, audit
 from ..audit.formats import named
 from ..audit.simulate import Simulator
-from ..model.catalog import Catalog, Relation
+from ..model.catalog import Catalog, Relation, read
 from ..model.roles import SUPABASE_ROLES, RoleClass
-from ..model.transactions import Connection, Cursor, Rehearsal, rows, transaction
-from . import compare
+from ..model.transactions import Connection, Cursor, rows, transaction
+from . import compare, prediction
 from .plans import Plan
+from .verification import preparations, touched
+from .visibility import Refused, Unmeasured, Visibility
 
 WORKS, FAILS, PARTLY, DENIED, NOTHING, OPEN = "works", "fails", "fails in part", "no privilege", "no row", "every row"
 
@@ -159,8 +161,8 @@ def of_audit(connection: Connection, present: Audit, *, counted: bool = True, **
 def of_plan(
     connection: Connection, present: Audit, planned: Plan, *, run: bool, counted: bool = True, **timeouts: t.Any
 ) -> Matrix:
-    """Before a repair and after it. ``run``: its statements are executed and rolled back, to count what is visible
-    afterwards; without, nothing is locked and what comes after is predicted.
+    """Before a repair and after it. ``run``: PostgreSQL reads the new policies, and the rows that will be visible are
+    counted (see ``verification``), all of which is rolled back; without, the plan is taken at its word.
     """
     result, users = _present(connection, present, counted=counted, **timeouts)
     catalog = present.catalog
@@ -177,14 +179,32 @@ def of_plan(
         result.notes.append("What comes after is predicted; rows are counted where nothing changes.")
         return result
     with transaction(connection, read_only=False, **timeouts) as cursor:
-        for statement in planned.statements:
+        before = read(cursor, schemas=planned.schemas, roles=planned.roles)
+        for statement in preparations(planned):
             cursor.execute(statement)
-        inside = Rehearsal(connection)
-        now = audit(inside, schemas=planned.schemas, roles=planned.roles, **timeouts)
-        result.after = _later(inside, result.roles, now, users if counted else (), timeouts)
+        place = prediction.place(cursor)
+        now = prediction.predict(cursor, planned, before, place).catalog
+        result.after = _cells(cursor, now, result.roles, _predicted(now, present))
+        if counted:
+            changed = {relation.oid for relation in now.relations.values() if relation.qualified in touched(planned)}
+            visibility = Visibility(cursor, now, changed, place)
+            _count(cursor, now, result.roles, result.after, users, visibility)
     if counted:
         result.notes.append(_counting(users))
     return result
+
+
+def _predicted(now: Catalog, present: Audit) -> t.Set[t.Tuple[str, str, str]]:
+    """The accesses that will fail: with a recursion, or with another error as they do now."""
+    simulator = Simulator(now)
+    failing = {
+        (who.name, relation.qualified, variant)
+        for who, relation, variant in accesses(now)
+        if simulator.check(who, relation, variant)
+    }
+    return failing | {
+        (failure.role, failure.relation, failure.command) for failure in present.failing if not failure.recursive
+    }
 
 
 def of_repair(
@@ -345,8 +365,11 @@ def _count(
     groups: t.Mapping[str, t.Tuple[str, ...]],
     cells: Cells,
     users: t.Sequence[compare.User],
+    visibility: t.Optional[Visibility] = None,
 ) -> None:
-    """Puts the rows into the cells of SELECT that work; an error that only shows when rows are read makes one fail."""
+    """Puts the rows into the cells of SELECT that work; an error that only shows when rows are read makes one fail.
+    ``visibility`` writes the queries for a catalog that is predicted.
+    """
     classes = {member: who for who in catalog.classes for member in who.members}
     asked = {"roles": list(groups), "set": "SET" if cursor.connection.server_version >= 160000 else "MEMBER"}
     settable = {
@@ -363,12 +386,20 @@ def _count(
     wanted = set(names)
     counted = {relation.qualified: relation for relation in catalog.relations.values() if relation.qualified in wanted}
     counting = compare.Counting(cursor, catalog, [relation.oid for relation in counted.values()])
-    questions = [
-        compare.Question(settable[role], user, relation, counting.direct(counted[relation]))
-        for role, relation in chosen
-        if relation in wanted
-        for user in users
-    ]
+    questions: t.List[compare.Question] = []
+    for role, relation in chosen:
+        if relation not in wanted:
+            continue
+        query = counting.direct(counted[relation])
+        if visibility is not None:
+            try:
+                query = counting.query(counted[relation], *visibility.source(settable[role], counted[relation]))
+            except Refused:
+                cells[role, relation, "SELECT"] = Cell(FAILS)
+                continue
+            except Unmeasured:
+                continue
+        questions += [compare.Question(settable[role], user, relation, query) for user in users]
     seen = compare.measure(cursor, catalog, questions)
     for role, relation in chosen:
         answers = [seen[role, user, relation] for user in users if (role, user, relation) in seen]
