@@ -12,7 +12,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
-from ..model.catalog import Catalog, Function, Relation
+from ..model.catalog import Catalog, Function, Relation, leading_round
 from ..model.findings import Finding
 from ..model.function_bodies import Bodies
 from ..model.roles import RoleClass
@@ -63,6 +63,7 @@ class CallGraph:
         self._clean: t.Dict[int, t.Set[Node]] = {}
         self.called = self._reachable_functions()
         self._interesting: t.Dict[int, bool] = {}
+        self._circular: t.Optional[t.FrozenSet[int]] = None
 
     @property
     def any(self) -> bool:
@@ -77,6 +78,39 @@ class CallGraph:
             self._interesting[oid] = bool(body.relations) or any(self._leads_on(inner) for inner in body.functions)
         return self._interesting[oid]
 
+    def _going_round(self) -> t.FrozenSet[int]:
+        """Relations (oid) and functions (-oid) from which references lead in a circle, whoever reads and for whatever
+        command; none where no function is among them, as nothing can recurse at run time then.
+        """
+        references: t.Dict[int, t.Set[int]] = {}
+        for oid, relation in self.catalog.relations.items():
+            called: t.Set[int] = set(relation.query.functions) if relation.query else set()
+            for policy in relation.policies:
+                for expression in (policy.using, policy.check):
+                    called |= expression.functions if expression else set()
+            own = called & self.catalog.functions.keys()
+            references[oid] = relation.references() | {-inner for inner in own if self._leads_on(inner)}
+        todo = [inner for inner in self.called if self._leads_on(inner)]
+        while todo:
+            oid = todo.pop()
+            if -oid in references:
+                continue
+            function = self.catalog.functions[oid]
+            body = self.bodies.of(function)
+            # What its owner reads without policies leads no further.
+            references[-oid] = {
+                relation
+                for relation, _variant in body.relations
+                if not (function.definer and self._open_to(relation, function.owner))
+            } | {-inner for inner in body.functions}
+            todo += body.functions
+        circular = leading_round(references)
+        return circular if any(oid < 0 for oid in circular) else frozenset()
+
+    def _open_to(self, oid: int, owner: int) -> bool:
+        relation = self.catalog.relations.get(oid)
+        return relation is None or (relation.kind in ("r", "p") and self.simulator.exempt(relation, owner))
+
     def _reachable_functions(self) -> t.Set[int]:
         called: t.Set[int] = set()
         for relation in self.catalog.relations.values():
@@ -88,6 +122,10 @@ class CallGraph:
 
     def check(self, who: RoleClass, relation: Relation, variant: str) -> t.Optional[t.List[Hop]]:
         """None where nothing can go round through a function, else the hops to the node that is met again."""
+        if self._circular is None:
+            self._circular = self._going_round()
+        if relation.oid not in self._circular:
+            return None
         start = Node(relation.oid, 0, INVOKER, INVOKER, variant)
         return self._descend(start, who, [start])
 

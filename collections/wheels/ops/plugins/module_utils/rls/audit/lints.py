@@ -7,6 +7,7 @@ an expression; parsing 5,000 policies as SQL would take longer than all the rest
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import typing as t
 
@@ -186,7 +187,11 @@ def _policy(
         why = f"{told} runs for every row that is looked at. In a sub-select it runs once for a query."
         found.append(
             Finding(
-                "unwrapped_auth", name, why, _wrapped(relation, policy), details=_details(relation, policy, calls=calls)
+                "unwrapped_auth",
+                name,
+                why,
+                functools.partial(_wrapped, relation, policy),
+                details=_details(relation, policy, calls=calls),
             )
         )
     if nested:
@@ -196,7 +201,11 @@ def _policy(
         )
         found.append(
             Finding(
-                "nested_wraps", name, why, _wrapped(relation, policy, parse=True), details=_details(relation, policy)
+                "nested_wraps",
+                name,
+                why,
+                functools.partial(_wrapped, relation, policy, parse=True),
+                details=_details(relation, policy),
             )
         )
     if compared:
@@ -310,9 +319,9 @@ def _multiple(read: Catalog, relation: Relation) -> t.List[Finding]:
             f" {', '.join(names)}."
         )
         alike = _alike(relation, names)
-        statement = (
-            merged(relation, alike) if alike else "-- Write them as one policy per role and command, joined by OR."
-        )
+        statement: t.Union[str, t.Callable[[], str]] = "-- Write them as one policy per role and command, joined by OR."
+        if alike:
+            statement = functools.partial(merged, relation, alike)
         details = {"table": relation.qualified, "policies": list(names), "commands": list(commands), "roles": roles}
         found.append(
             Finding("multiple_permissive", f"{relation.qualified}: {', '.join(names)}", why, statement, details=details)

@@ -35,6 +35,7 @@ _IDENTIFIER = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _COLUMN = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
 _CAST = r"\)::[\w.\"$ ]+?"
 _SELF_COMPARISON = re.compile(rf"(?<![\w$\".])(\({_COLUMN}{_CAST}|{_COLUMN}) = \1(?![\w$\".:(])")
+_DIRECT_WRAP = re.compile(r"\( SELECT (?:auth\.\w+\(\)|current_setting\([^()]*\)) AS \w+\)")
 #: What every self-comparison has, and quick to search for: the same last name on both sides, or quoted names.
 _SUSPECT = re.compile(
     rf"([\w$]+)(?:{_CAST})? = \(?(?:{_IDENTIFIER}\.)*\1(?![\w$])|\"(?:{_CAST})? = \(?(?:{_IDENTIFIER}\.)*\""
@@ -61,6 +62,9 @@ class Expression:
         if ":rtable <>" not in self.tree:  # no FROM-less sub-select
             counts = {oid: self.tree.count(f":funcid {oid} ") for oid in identity if oid in self.functions}
             return {oid: count for oid, count in counts.items() if count}, 0, 0
+        direct = self._direct_wraps(identity)
+        if direct is not None:
+            return direct[0], direct[1], 0
         bare: t.Dict[int, int] = {}
         wrapped = nested = 0
         # One entry for every open brace: "" or the kind of node; a query becomes "fromless" once its range table is
@@ -91,6 +95,19 @@ class Expression:
                     oid = int(found["funcid"])
                     bare[oid] = bare.get(oid, 0) + 1
         return bare, wrapped, nested
+
+    def _direct_wraps(self, identity: t.Collection[int]) -> t.Optional[t.Tuple[t.Dict[int, int], int]]:
+        """(bare calls by oid, wrapped calls) where every FROM-less sub-select is ``( SELECT auth.uid() AS uid)`` and
+        its kind, which the text tells sooner than the tree; None where one holds anything else.
+        """
+        called = [oid for oid in identity if oid in self.functions]
+        if len(called) != 1:
+            return None
+        wrapped = len(_DIRECT_WRAP.findall(self.text))
+        if wrapped != self.tree.count(":rtable <>"):
+            return None
+        bare = self.tree.count(f":funcid {called[0]} ") - wrapped
+        return ({called[0]: bare} if bare else {}), wrapped
 
     def self_comparisons(self) -> t.List[str]:
         """Comparisons of a column with itself: what is left of ``x.trip_id = trip_id`` when the inner table captured
@@ -247,7 +264,9 @@ class Catalog:
         Nothing else can recurse.
         """
         if "circular" not in self.uses:
-            self.uses["circular"] = _circular({oid: relation.references() for oid, relation in self.relations.items()})
+            self.uses["circular"] = leading_round(
+                {oid: relation.references() for oid, relation in self.relations.items()}
+            )
         found: t.FrozenSet[int] = self.uses["circular"]
         return found
 
@@ -457,7 +476,7 @@ def _built(
     return functions
 
 
-def _circular(references: t.Mapping[int, t.Set[int]]) -> t.FrozenSet[int]:
+def leading_round(references: t.Mapping[int, t.Set[int]]) -> t.FrozenSet[int]:
     """What is left when everything is taken away, again and again, that refers to nothing that is left."""
     referred: t.Dict[int, t.List[int]] = {}
     for oid, targets in references.items():

@@ -70,6 +70,26 @@ def identity_of(kind: str, name: str, details: t.Mapping[str, t.Any]) -> t.Tuple
     return (kind, name, *(str(step) for step in details.get("path") or ()))
 
 
+class _Later:
+    """A field that holds a text, or what makes it when it is first read: thousands of statements that nobody prints
+    would take longer to write than everything else takes to find.
+    """
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: t.Optional[object], _owner: t.Optional[type] = None) -> str:
+        if instance is None:
+            return ""  # the field's default
+        value = instance.__dict__[self._name]
+        if callable(value):
+            value = instance.__dict__[self._name] = value()
+        return str(value)
+
+    def __set__(self, instance: object, value: t.Union[str, t.Callable[[], str]]) -> None:
+        instance.__dict__[self._name] = value
+
+
 @dataclass(frozen=True)
 class Finding:
     """``object`` is the table, policy or function; ``why`` says why it matters; ``statement`` is the SQL that would fix
@@ -80,7 +100,7 @@ class Finding:
     kind: str
     object: str
     why: str
-    statement: str = ""
+    statement: _Later = _Later()
     severity: str = ""
     details: t.Dict[str, t.Any] = field(default_factory=dict)
 

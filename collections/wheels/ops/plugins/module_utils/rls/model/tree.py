@@ -9,6 +9,7 @@ here about names relies on it.
 
 from __future__ import annotations
 
+import functools
 import typing as t
 
 from ...core.results import OpsError
@@ -62,6 +63,7 @@ def show(node: Node) -> str:
     return printed
 
 
+@functools.lru_cache(maxsize=4096)
 def faithful(text: str) -> bool:
     """Whether an expression survives parsing and printing unchanged."""
     try:
@@ -71,31 +73,40 @@ def faithful(text: str) -> bool:
     return True
 
 
-def is_node(value: object) -> bool:
+@functools.cache
+def _node_class() -> type:
+    """Imported when it is first needed: pglast is heavy, and not there on every host."""
     from pglast import ast
 
-    return isinstance(value, ast.Node)
+    kind: type = ast.Node
+    return kind
+
+
+def is_node(value: object) -> bool:
+    return isinstance(value, _node_class())
 
 
 def children(node: Node) -> t.Iterator[Node]:
     """The nodes directly below, through lists and tuples."""
+    below = (_node_class(), tuple, list)
     if isinstance(node, (tuple, list)):
         for item in node:
-            if is_node(item) or isinstance(item, (tuple, list)):
+            if isinstance(item, below):
                 yield item
     else:
         for name in node:
             value = getattr(node, name)
-            if is_node(value) or isinstance(value, (tuple, list)):
+            if isinstance(value, below):
                 yield value
 
 
 def walk(node: Node) -> t.Iterator[Node]:
     """Every node of a tree, the root first."""
     todo = [node]
+    one = _node_class()
     while todo:
         current = todo.pop()
-        if is_node(current):
+        if isinstance(current, one):
             yield current
         todo += reversed(list(children(current)))
 
