@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import gc
@@ -119,6 +118,8 @@ def inspect(
     progress: Progress = silent,
 ) -> Audit:
     """The audit inside a transaction of the caller, whose ``search_path`` must be empty."""
+    import concurrent.futures  # slow to import, and ``wheels-ops --version`` needs none
+
     progress("reading the catalog")
     classes, build = catalog.fetch(cursor, schemas=schemas, roles=roles)
     leading = lints.leading(cursor)
