@@ -83,3 +83,24 @@ def test_junit_counts_what_it_holds(report: formats.Report) -> None:
 def test_writers_end_with_one_line_break(report: formats.Report, name: str) -> None:
     written = formats.WRITERS[name](report)
     assert written.endswith("\n") and not written.endswith("\n\n")
+
+
+def test_one_cause_is_one_paragraph() -> None:
+    """The same circle entered elsewhere, or met by another command, is no other cause; one through a third is."""
+
+    def entered(path: t.List[str], table: str, command: str) -> Finding:
+        details = {"path": path, "commands": [command], "roles": ["anon"], "sqlstate": "42P17"}
+        return Finding("recursion", table, "", "-- repair", details=details)
+
+    trips, parts = 'trips ({} policy "t")', 'parts ({} policy "p")'
+    audited = Audited()
+    audited.findings = [  # type: ignore[misc] # of the instance, not of the class
+        entered([trips.format("SELECT"), parts.format("SELECT"), "trips"], "public.trips", "select"),
+        entered([parts.format("SELECT"), trips.format("SELECT"), "parts"], "public.parts", "select"),
+        entered([parts.format("UPDATE"), trips.format("SELECT"), "parts"], "public.parts", "update"),
+        entered(['notes (SELECT policy "n")', parts.format("SELECT"), "notes"], "public.notes", "select"),
+    ]
+    shown = formats.text(formats.Report(t.cast("t.Any", audited), {}, [], "4 findings."))
+    assert shown.count("Infinite recursion") == 2
+    assert "          public.parts: select, update\n          public.trips: select\n" in shown
+    assert "UPDATE policy" not in shown

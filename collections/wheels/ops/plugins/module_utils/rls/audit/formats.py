@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing as t
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from ..model.findings import KINDS, Finding
 from ..model.roles import SUPABASE_ROLES
 from .audits import Audit
 
+_COMMAND = re.compile(r"\((?:SELECT|INSERT|UPDATE|DELETE|ALL) (?=policy \")")
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
@@ -35,12 +37,13 @@ class Report:
 def text(report: Report) -> str:
     """For people: one paragraph for each cause of recursion, then one for each other finding."""
     recursive = [finding for finding in report.audit.findings if finding.kind == "recursion"]
-    causes: t.Dict[t.Tuple[str, ...], t.List[Finding]] = {}
+    causes: t.Dict[t.FrozenSet[str], t.List[Finding]] = {}
     for finding in recursive:
-        causes.setdefault(cycle(finding.details["path"]), []).append(finding)
+        causes.setdefault(_policies(cycle(finding.details["path"])), []).append(finding)
     lines: t.List[str] = []
-    for steps, findings in causes.items():
-        lines += _cause(report, steps, findings)
+    for findings in causes.values():
+        told = min((cycle(finding.details["path"]) for finding in findings), key=_plainness)
+        lines += _cause(report, told, findings)
     for finding in report.audit.findings:
         if finding.kind == "recursion":
             continue
@@ -61,6 +64,16 @@ def cycle(path: t.Sequence[str]) -> t.Tuple[str, ...]:
         return ("a rule",)
     starts = [number for number, step in enumerate(path[:-1]) if step.partition(" (")[0] == path[-1]]
     return tuple(path[starts[-1] :] if starts else path)
+
+
+def _policies(steps: t.Sequence[str]) -> t.FrozenSet[str]:
+    """What a circle goes through, wherever one enters it and for whatever command a policy is applied."""
+    return frozenset(_COMMAND.sub("(", step).replace(", WITH CHECK)", ")") for step in steps[:-1] or steps)
+
+
+def _plainness(steps: t.Sequence[str]) -> t.Tuple[int, t.Tuple[str, ...]]:
+    """Reading is what people look at first."""
+    return sum(" (" in step and "(SELECT " not in step for step in steps), tuple(steps)
 
 
 def _cause(report: Report, steps: t.Sequence[str], findings: t.Sequence[Finding]) -> t.List[str]:
