@@ -137,6 +137,28 @@ def test_access_lists_and_attributes_are_kept_and_restored(host: Host) -> None:
     assert (extended(), host.tree()) == (original, tree)
 
 
+def test_a_diff_begins_with_a_summary_and_has_every_line_where_it_is_asked_for(host: Host) -> None:
+    brief = [entry["prepared"] for entry in host.install(check_mode=True, want_diff=True, full_diff=False)["diff"]]
+    assert re.match(r"4 files below \S+/production: \+\d+ -1 lines\n", brief[0])
+    row = r"  (install|replace|insert block) +\+(\d+) +-(\d+)  \S+/(app/\S+)"
+    rows = {match[4]: match.groups()[:3] for match in re.finditer(row, brief[0])}
+    assert rows["app/core/cors_config.py"] == ("replace", "1", "1")
+    assert (rows["app/ours/deep/extra.py"], rows["app/ours/__init__.py"]) == (
+        ("install", "1", "0"),
+        ("install", "0", "0"),
+    )
+    assert len(brief) == 2 and "app.append(1)" in brief[1] and "wheels_ops_full_diff" in brief[0]
+    full = [entry["prepared"] for entry in host.install(want_diff=True)["diff"]]
+    assert len(full) == 5 and full[0].startswith("4 files") and any("+ORIGINS = ['https://a']" in text for text in full)
+    back = [entry["prepared"] for entry in _restored_diff(host, full_diff=False)]
+    assert "restore" in back[0] and len(back) == 2 and "-app.append(1)" in back[1]
+    assert len(_restored_diff(host, full_diff=True)) == 5
+
+
+def _restored_diff(host: Host, **options: t.Any) -> t.List[t.Dict[str, t.Any]]:
+    return backend_patch.restore(host.state, "one", check_mode=True, want_diff=True, **options).diff
+
+
 def test_the_directories_of_the_roles_files_go_with_them(host: Host) -> None:
     """Those in one another, too, and with what Python compiled in them meanwhile."""
     listed = yaml.safe_load((ROLE / "defaults/main.yml").read_text())["backend_patches_directories"]

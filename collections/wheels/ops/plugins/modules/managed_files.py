@@ -107,6 +107,14 @@ options:
         backend's own stays.
     type: bool
     default: false
+  full_diff:
+    description:
+      - Whether a diff has every line. Otherwise it has a summary of one line for each file, and in full only what is
+        done to files of the backend's own, such as O(blocks).
+      - The summary comes first in either case.
+    type: bool
+    default: true
+    version_added: 1.1.0
 author:
   - The wheels.ops maintainers (@wheels-ops)
 """
@@ -198,7 +206,7 @@ from ansible_collections.wheels.ops.plugins.module_utils.services.manager import
 
 def call(module: AnsibleModule) -> Result:
     options = module.params
-    modes = {"check_mode": module.check_mode, "want_diff": module._diff}
+    modes = {"check_mode": module.check_mode, "want_diff": module._diff, "full_diff": module.params["full_diff"]}
     if options["state"] == "restored":
         name = options["deployment_id"] or backend_patch.latest(options["state_dir"])
         return backend_patch.restore(options["state_dir"], name, force=options["force"], **modes)
@@ -248,6 +256,7 @@ def main() -> None:
             **arguments.MANAGER,
             "import_environment": {"type": "dict", "default": {}},
             "force": {"type": "bool", "default": False},
+            "full_diff": {"type": "bool", "default": True},
         },
         required_if=[("state", "present", ("root", "deployment_id"))],
         supports_check_mode=True,

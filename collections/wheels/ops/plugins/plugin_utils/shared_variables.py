@@ -107,6 +107,9 @@ SHARED: t.Dict[str, Variable] = {
         False,
         "Replace or roll back patched files although somebody else changed them after the deployment; a copy is kept.",
     ),
+    "wheels_ops_full_diff": Variable(
+        "bool", False, "Have `--diff` show every line of the patched files; otherwise it has one line for each file."
+    ),
     "wheels_ops_hosts": Variable(
         "raw", "backend", "Host pattern of the run. The same for all hosts, or given with `-e`."
     ),

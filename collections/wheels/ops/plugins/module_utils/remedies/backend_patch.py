@@ -124,6 +124,7 @@ def install(
     *,
     check_mode: bool = False,
     want_diff: bool = False,
+    full_diff: bool = True,
 ) -> Result:
     """Brings every file and block to what the request says. Interrupted anywhere, the next call finishes it.
 
@@ -197,7 +198,11 @@ def install(
             if changes
             else f"Every file below {root} is in place."
         ),
-        diff=[_diff(change) for change in changes] if want_diff else [],
+        diff=(
+            _diffs([(c.action, str(c.path), c.before, c.after) for c in changes], str(root), full_diff)
+            if want_diff
+            else []
+        ),
         extra={"deployment_id": deployment_id, "proof": verified},
         warnings=[_unproved(verified)] if verified.get("user") and verified["left_out"] else [],
     )
@@ -205,7 +210,13 @@ def install(
 
 @changes_files
 def restore(
-    state_dir: str, deployment_id: str, *, force: bool = False, check_mode: bool = False, want_diff: bool = False
+    state_dir: str,
+    deployment_id: str,
+    *,
+    force: bool = False,
+    check_mode: bool = False,
+    want_diff: bool = False,
+    full_diff: bool = True,
 ) -> Result:
     """Rolls back every file of a deployment to its original, and removes what was not there before it.
 
@@ -219,7 +230,7 @@ def restore(
     manifest = journal.read(deployment_id)
     swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
     actions = _tidied(swept)
-    diffs: t.List[t.Dict[str, t.Any]] = []
+    diffs: t.List[_Difference] = []
     kept: t.List[str] = []
     replaced: t.Dict[str, bytes] = {}
     steps: t.List[t.Callable[[], None]] = []
@@ -257,7 +268,7 @@ def restore(
             }
         )
         if want_diff:
-            diffs.append(_text_diff(name, current, target))
+            diffs.append(("remove block" if entry.get("block") else actions[-1]["action"], name, current, target))
         steps.append(
             functools.partial(
                 _put_back,
@@ -295,7 +306,7 @@ def restore(
         actions=actions,
         msg=f"{len(actions) - len(swept)} files {would}put back as they were before deployment {deployment_id}."
         + _about_others(journal, manifest, kept, copies, would),
-        diff=diffs,
+        diff=_diffs(diffs, "/", full_diff),
         extra={"deployment_id": deployment_id, "kept": kept, "replaced": copies},
     )
 
@@ -711,6 +722,31 @@ def _last_lines(completed: run_as.Completed) -> str:
 
 def _diff(change: _Change) -> t.Dict[str, t.Any]:
     return _text_diff(str(change.path), change.before, change.after)
+
+
+#: What is done, the path, the content before and after.
+_Difference = t.Tuple[str, str, t.Optional[bytes], t.Optional[bytes]]
+
+
+def _diffs(differences: t.Sequence[_Difference], root: str, full: bool) -> t.List[t.Dict[str, t.Any]]:
+    """Of several files first a summary, one line a file; then the diffs, without ``full`` those of our blocks alone."""
+    whole = [(action, name, _text_diff(name, before, after)) for action, name, before, after in differences]
+    if len(whole) < 2:
+        return [diff for _action, _name, diff in whole]
+    rows, total = [], [0, 0]
+    for action, name, diff in whole:
+        lines = diff["prepared"].splitlines()[2:]
+        counts = [sum(line.startswith(sign) for line in lines) for sign in "+-"]
+        total = [total[0] + counts[0], total[1] + counts[1]]
+        rows.append(f"  {action:<12} {f'+{counts[0]}':>7} {f'-{counts[1]}':>7}  {name}\n")
+    head = f"{len(rows)} files below {root}: +{total[0]} -{total[1]} lines\n"
+    shown = [diff for action, _name, diff in whole if full or action.endswith("block")]
+    tail = (
+        ""
+        if full
+        else "Below are the lines in the backend's own files alone. All of them: -e wheels_ops_full_diff=true\n"
+    )
+    return [{"prepared": head + "".join(rows) + tail}, *shown]
 
 
 def _text_diff(name: str, before: t.Optional[bytes], after: t.Optional[bytes]) -> t.Dict[str, t.Any]:
