@@ -154,13 +154,16 @@ def test_what_is_not_checked_is_no_health(app: HealthApp) -> None:
     def said() -> str:
         return app.request("GET", PAGE, token=TOKEN).body.decode()
 
-    wait_until(lambda: "DATABASE_URL is not set" in said())
+    wait_until(lambda: "neither DATABASE_URL nor SUPABASE_URL with its key is set" in said())
     notes = app.request("GET", "/api/v1/system/health", token=TOKEN).json()["notes"]
-    assert "database:connection: DATABASE_URL is not set" in notes
+    assert "database:connection: neither DATABASE_URL nor SUPABASE_URL with its key is set" in notes
     page = said()
     assert "None: every check passes." not in page
     assert f'</b><span class="soft">{len(notes)} not checked</span>' in page
-    assert '<tr><th scope="row">database:connection</th><td>DATABASE_URL is not set</td></tr>' in page
+    assert (
+        '<tr><th scope="row">database:connection</th><td>neither DATABASE_URL nor SUPABASE_URL with its key is set</td></tr>'
+        in page
+    )
     metrics = app.request("GET", "/api/v1/system/metrics", token=TOKEN).body.decode()
     assert 'pam_health_check_skipped{check="database:connection"} 1' in metrics
     assert 'pam_health_check{check="database:connection"}' not in metrics

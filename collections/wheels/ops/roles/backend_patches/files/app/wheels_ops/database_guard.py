@@ -8,6 +8,9 @@
 4. After ``DATABASE_RESTART_AFTER`` seconds (60) without the primary the host is asked for a restart, at most every ten
    minutes.
 
+A backend without ``DATABASE_URL`` reaches its database through Supabase's REST interface: then that is what is watched
+and tried again, and ``SUPABASE_REPLICA_URL`` is where reads may go (see ``rest_door.py``).
+
 When the primary is back, the pools are pointed back at it and everything is cleared.
 """
 
@@ -22,6 +25,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from app.core.logging import get_logger
 from app.monitoring.memory_optimizer import within
+from app.wheels_ops.rest_door import RestDoor
 
 logger = get_logger(__name__)
 
@@ -89,6 +93,8 @@ class DatabaseGuard:
     ) -> None:
         self.primary = dsn_of("DATABASE_URL")
         self.replica = dsn_of("DATABASE_REPLICA_URL")
+        self.door = None if self.primary else RestDoor.of("SUPABASE_URL", timeout)
+        self.replica_door = RestDoor.of("SUPABASE_REPLICA_URL", timeout) if self.door else None
         self.timeout = timeout
         self.restart_after = restart_after
         self.state = "ok"
@@ -112,6 +118,11 @@ class DatabaseGuard:
     def current_dsn(self) -> str:
         """Where to connect to now."""
         return self.replica if self.read_only else self.primary
+
+    def current_url(self) -> str:
+        """Which REST interface to ask now; empty where the database is reached by ``current_dsn``."""
+        door = self.replica_door if self.read_only else self.door
+        return door.url if door else ""
 
     def register_pool(self, pool: t.Any, **connect_arguments: t.Any) -> None:
         """An asyncpg pool that is to follow the guard; ``connect_arguments`` are those it was made with."""
@@ -139,13 +150,16 @@ class DatabaseGuard:
             "state": self.state,
             "seconds_in_state": round(time.monotonic() - self.since, 1),
             "attempts": self.attempts,
-            "replica_configured": bool(self.replica),
+            "replica_configured": bool(self.replica or self.replica_door),
+            "reached_by": "postgresql" if self.primary else "rest" if self.door else "",
         }
 
     # -- the procedure ----------------------------------------------------------------------------------------------
 
     async def connect(self) -> t.Any:
-        """The kept connection to the primary, made anew where it is gone."""
+        """The kept connection to the primary, made anew where it is gone; or its REST interface."""
+        if self.door is not None:
+            return self.door
         import asyncpg
 
         if self.connection is None or self.connection.is_closed():
@@ -239,6 +253,12 @@ class DatabaseGuard:
             self.state, self.since = state, time.monotonic()
 
     async def _replica_answers(self) -> bool:
+        if self.replica_door is not None:
+            try:
+                return bool(await within(self.replica_door.state("profiles"), self.timeout))
+            except Exception as error:  # a replica that is down too is an answer
+                logger.warning(f"🛢️ The replica does not answer: {type(error).__name__}")
+                return False
         if not self.replica:
             return False
         import asyncpg

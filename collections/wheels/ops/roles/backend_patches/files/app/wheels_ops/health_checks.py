@@ -31,6 +31,7 @@ from app.monitoring.memory_optimizer import end_tasks, orphaned, within
 from app.wheels_ops import env, redis_url
 from app.wheels_ops.database_guard import DatabaseGuard
 from app.wheels_ops.load import LoadPublisher, ProcessorSampler, demoted, redis_address
+from app.wheels_ops.rest_door import RestDoor
 
 logger = get_logger(__name__)
 
@@ -200,14 +201,15 @@ class DatabaseCheck(Check):
 
     async def run(self) -> None:
         guard = self.guard
-        if not guard.primary:
-            self.skip("DATABASE_URL is not set")
+        if not guard.primary and guard.door is None:
+            self.skip("neither DATABASE_URL nor SUPABASE_URL with its key is set")
             return
         try:
             import asyncpg  # noqa: F401 - only whether it is there
         except ImportError:
-            self.skip("asyncpg is not installed")
-            return
+            if guard.door is None:
+                self.skip("asyncpg is not installed")
+                return
         if self._rounds is not None and not self._rounds.done():
             return  # the emergency procedure is at work and posts what it finds
         facts = await guard.attempt(self._ask)
@@ -265,6 +267,8 @@ class DatabaseCheck(Check):
 
     async def _ask(self, connection: t.Any) -> t.Tuple[float, t.List[str], t.Optional[t.List[str]]]:
         """(milliseconds of ``select 1``, missing tables, recursive tables or None where that cannot be asked)."""
+        if isinstance(connection, RestDoor):
+            return await connection.facts(self.tables)
         started = time.perf_counter()
         await connection.fetchval("select 1")
         milliseconds = 1000 * (time.perf_counter() - started)
