@@ -159,6 +159,20 @@ def _restored_diff(host: Host, **options: t.Any) -> t.List[t.Dict[str, t.Any]]:
     return backend_patch.restore(host.state, "one", check_mode=True, want_diff=True, **options).diff
 
 
+@pytest.mark.parametrize(
+    ("environment", "door"),
+    [
+        ({"DATABASE_URL": "postgresql://h/d", "SUPABASE_URL": "https://p", "SUPABASE_KEY": "k"}, "DATABASE_URL"),
+        ({"SUPABASE_URL": "https://p", "SUPABASE_SERVICE_ROLE_KEY": "k"}, "SUPABASE_URL"),
+        ({"SUPABASE_URL": "https://p"}, "none"),
+        ({"DATABASE_URL": "sqlite://"}, "none"),
+        ({}, ""),
+    ],
+)
+def test_by_which_door_a_backend_reaches_its_database(environment: t.Dict[str, str], door: str) -> None:
+    assert backend_patch.database_access(environment) == door
+
+
 def test_the_directories_of_the_roles_files_go_with_them(host: Host) -> None:
     """Those in one another, too, and with what Python compiled in them meanwhile."""
     listed = yaml.safe_load((ROLE / "defaults/main.yml").read_text())["backend_patches_directories"]

@@ -178,6 +178,14 @@ proof:
     left_out:
       description: What was not verified, and why; empty where everything was.
       type: str
+database_access:
+  description:
+    - By which variable of its environment the service of O(environment_of_service) reaches its database, V(DATABASE_URL)
+      or V(SUPABASE_URL); V(none) where neither is set.
+    - Empty where the service does not run, or is not asked for.
+  returned: O(state=present)
+  type: str
+  version_added: 1.1.0
 kept:
   description: Files that were not restored, because somebody changed them since. Where one of them had been replaced
     whole, the deployment ends as partly rolled back, and can be rolled back again with O(force).
@@ -234,7 +242,9 @@ def call(module: AnsibleModule) -> Result:
         service_uid=service_uid,
         in_check_mode=options["verify_in_check_mode"],
     )
-    return backend_patch.install(options["state_dir"], options["deployment_id"], request, proof, **modes)
+    result = backend_patch.install(options["state_dir"], options["deployment_id"], request, proof, **modes)
+    result.extra["database_access"] = backend_patch.database_access(environment)
+    return result
 
 
 def main() -> None:

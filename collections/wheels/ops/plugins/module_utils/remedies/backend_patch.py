@@ -405,6 +405,18 @@ def _restore_directory_times(manifest: t.Mapping[str, t.Any]) -> None:
                 files.set_time(Path(place), entry["mtime_ns"], below=entry["root"])
 
 
+def database_access(environment: t.Mapping[str, str]) -> str:
+    """By which door a backend with this environment reaches its database, as its database guard reads it: the name of a
+    variable, or ``none``; empty where nothing is known of the environment.
+    """
+    if not environment:
+        return ""
+    if environment.get("DATABASE_URL", "").startswith("postgres"):
+        return "DATABASE_URL"
+    key = environment.get("SUPABASE_KEY") or environment.get("SUPABASE_SERVICE_ROLE_KEY")
+    return "SUPABASE_URL" if key and environment.get("SUPABASE_URL", "").startswith("http") else "none"
+
+
 def latest(state_dir: str) -> str:
     """The id of the deployment that was interrupted, or of the newest that is in force.
 
