@@ -43,7 +43,7 @@ def test_check_mode_changes_nothing_and_predicts(stage: Stage) -> None:
     assert run.status == 0, run.output[-3000:]
     assert run.changed > 0
     assert fingerprint(stage) == before
-    for words in ("app/core/cors_config.py (after)", "BEGIN wheels.ops", "would be patched"):
+    for words in ("wheels_ops_full_diff", "app/core/cors_config.py", "BEGIN wheels.ops", "would be patched"):
         assert words in run.text, words
     stage.predicted = run.changed_tasks
 
