@@ -637,8 +637,52 @@ _WRONG_ARGUMENT = {
 MAX_ARGUMENTS = 20
 
 
+Documented = t.Dict[t.Union[int, str], t.Dict[str, t.Any]]
+
+
+def _content(kind: str, schema: t.Optional[t.Dict[str, t.Any]] = None) -> t.Dict[str, t.Any]:
+    return {"content": {kind: {"schema": schema or {"type": "string"}}}}
+
+
+_DETAIL = _content(
+    "application/json", {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+)
+_STATUS = {"type": "object", "properties": {"status": {"enum": ["pass", "warn", "fail"]}}, "required": ["status"]}
+_HEALTH = _content("application/health+json", _STATUS)
+_PAGE = _content("text/html")
+#: What the OpenAPI document says of answers other than the ordinary one.
+REFUSED: Documented = {"4XX": {"description": "Refused", **_DETAIL}}
+OF_OPERATORS: Documented = {
+    401: {"description": "No valid ops token", **_DETAIL},
+    403: {"description": "No ops token is configured on this server", **_DETAIL},
+    429: {"description": "Too often; see Retry-After", **_DETAIL},
+}
+HEALTH: Documented = {
+    200: {"description": "Healthy, or with warnings", **_HEALTH},
+    503: {"description": "A check fails", **_HEALTH},
+}
+NOT_DONE: Documented = {503: {"description": "It could not be done", "content": {"application/json": {}}}}
+PAGE: Documented = {
+    200: {"description": "The page, or its sign-in", **_PAGE},
+    401: {"description": "No valid token", **_PAGE},
+    403: {"description": "Refused", **_PAGE},
+    429: {"description": "Too many tries", **_PAGE},
+    503: {"description": "The dashboard is not installed", **_DETAIL},
+}
+METRICS: Documented = {
+    200: {"description": "In the text format of Prometheus", **_content("text/plain")},
+    503: {"description": "The package prometheus-client is missing, and how to install it", **_DETAIL},
+}
+SIGNED: Documented = {303: {"description": "To the page", "content": {"text/plain": {}}}, **PAGE}
+
+
 class SystemRoute(APIRoute):
     """A route that answers refusals and failures itself, the same in every application. No exception text leaves."""
+
+    def __init__(self, path: str, endpoint: t.Callable[..., t.Any], **options: t.Any) -> None:
+        needs_token = any(one.dependency is operator for one in options.get("dependencies") or ())
+        documented = {**REFUSED, **(OF_OPERATORS if needs_token else {}), **(options.get("responses") or {})}
+        super().__init__(path, endpoint, **{**options, "responses": documented})
 
     def get_route_handler(self) -> t.Callable[[Request], t.Coroutine[t.Any, t.Any, Response]]:
         handle = super().get_route_handler()
@@ -726,7 +770,7 @@ outside.router.route_class = SystemRoute
 # -- the endpoints -----------------------------------------------------------------------------------------------------
 
 
-@outside.get("/livez", tags=["System Health"])
+@outside.get("/livez", tags=["System Health"], responses={200: HEALTH[200]}, response_class=Response)
 async def livez() -> Answer:
     """The process runs and its loop turns; knows of no dependency."""
     return Answer(200, b'{"status":"pass"}', content_type="application/health+json")
@@ -738,7 +782,7 @@ def readiness() -> Answer:
     return Answer(200 if ready else 503, body, content_type="application/health+json")
 
 
-@outside.get("/readyz", tags=["System Health"])
+@outside.get("/readyz", tags=["System Health"], responses=HEALTH, response_class=Response)
 async def readyz() -> Answer:
     """Whether this process should get traffic; 503 while it stops or its database is gone."""
     return readiness()
@@ -750,7 +794,7 @@ def public_health() -> Answer:
     return Answer(code, body, {"Cache-Control": "max-age=1"}, "application/health+json")
 
 
-@router.get("/health")
+@router.get("/health", responses=HEALTH, response_class=Response)
 async def health(caller: t.Annotated[str, Depends(identify)]) -> Answer:
     """Statuses, 503 when a check fails. With the ops token also values, alerts and scores."""
     if not caller:
@@ -782,7 +826,11 @@ async def performance_report(
     return Answer(200, report)
 
 
-@router.post("/memory/optimize", dependencies=privileged(5))
+@router.post(
+    "/memory/optimize",
+    dependencies=privileged(5),
+    responses={409: {"description": "Nothing was done, and why", "content": {"application/json": {}}}},
+)
 @audited
 async def memory_optimize(force_aggressive: bool = False) -> Answer:
     """Gives memory back to the system; ``force_aggressive`` empties caches first."""
@@ -839,7 +887,7 @@ def _of_workers(others: t.Mapping[int, t.Mapping[str, t.Any]]) -> t.Dict[str, t.
     }
 
 
-@router.post("/cache/clear", dependencies=privileged(5))
+@router.post("/cache/clear", dependencies=privileged(5), responses=NOT_DONE)
 @audited
 async def cache_clear(
     cache_type: t.Annotated[
@@ -1028,7 +1076,7 @@ def _can_read_history() -> bool:
         return isinstance(error, FileNotFoundError)
 
 
-@router.post("/recovery/trigger", dependencies=privileged(2, 30.0))
+@router.post("/recovery/trigger", dependencies=privileged(2, 30.0), responses=NOT_DONE)
 @audited
 async def recovery_trigger(caller: t.Annotated[str, Depends(operator)]) -> Answer:
     """Leaves a request for the host's recovery."""
@@ -1262,8 +1310,10 @@ def _debug_facts() -> t.Dict[str, t.Any]:
     }
 
 
-@outside.get("/metrics", tags=["System Health"], dependencies=privileged(20, 0.5))
-@router.get("/metrics", dependencies=privileged(20, 0.5))
+@outside.get(
+    "/metrics", tags=["System Health"], dependencies=privileged(20, 0.5), responses=METRICS, response_class=Response
+)
+@router.get("/metrics", dependencies=privileged(20, 0.5), responses=METRICS, response_class=Response)
 async def metrics() -> Answer:
     """For Prometheus."""
     exposition = helper("exposition")
@@ -1279,7 +1329,7 @@ async def metrics() -> Answer:
 # -- the dashboard -----------------------------------------------------------------------------------------------------
 
 
-@router.get("/dashboard")
+@router.get("/dashboard", responses=PAGE, response_class=Response)
 async def dashboard(request: Request, caller: t.Annotated[str, Depends(identify)]) -> Answer:
     """The page for people; asks for the ops token by a form."""
     page = helper("dashboard")
@@ -1288,7 +1338,7 @@ async def dashboard(request: Request, caller: t.Annotated[str, Depends(identify)
     return t.cast(Answer, await page.show(request, caller, sys.modules[__name__]))
 
 
-@router.post("/dashboard/login")
+@router.post("/dashboard/login", status_code=303, responses=SIGNED, response_class=Response)
 async def dashboard_login(request: Request) -> Answer:
     """Takes the ops token, gives a session that opens the page and nothing else."""
     page = helper("dashboard")
@@ -1297,7 +1347,7 @@ async def dashboard_login(request: Request) -> Answer:
     return t.cast(Answer, await page.login(request, sys.modules[__name__]))
 
 
-@router.post("/dashboard/logout")
+@router.post("/dashboard/logout", status_code=303, responses=SIGNED, response_class=Response)
 async def dashboard_logout(request: Request) -> Answer:
     """Ends the session in this browser."""
     page = helper("dashboard")
