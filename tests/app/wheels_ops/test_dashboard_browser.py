@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import sqlite3
 import time
 import typing as t
@@ -132,6 +133,10 @@ def test_in_a_real_browser(app: HealthApp, tmp_path: Path) -> None:
                 f"no sideways scrolling at {width}"
             )
             assert contrast(page) >= 4.5, mode
+            assert page.evaluate(
+                "[...document.querySelectorAll('[data-l=\"What to do now\"]')].every(e =>"
+                " e.getBoundingClientRect().right <= innerWidth)"
+            ), f"what to do is read without scrolling sideways at {width}"
             page.screenshot(shots / f"dashboard-{name}.png")
         said = [line for line in page.console() if "status of 401" not in line]
         assert said == [], "nothing of the page itself is refused by its policy"
@@ -161,9 +166,9 @@ def test_what_is_not_checked_is_no_health(app: HealthApp) -> None:
     assert "None: every check passes." not in page
     assert f'</b><span class="soft">{len(notes)} not checked</span>' in page
     assert (
-        '<tr><th scope="row">database:connection</th><td>neither DATABASE_URL nor SUPABASE_URL with its key is set</td></tr>'
-        in page
-    )
+        "Database <code>database:connection</code></th>"
+        "<td>neither DATABASE_URL nor SUPABASE_URL with its key is set</td></tr>"
+    ) in page
     metrics = app.request("GET", "/api/v1/system/metrics", token=TOKEN).body.decode()
     assert 'pam_health_check_skipped{check="database:connection"} 1' in metrics
     assert 'pam_health_check{check="database:connection"}' not in metrics
@@ -268,3 +273,31 @@ def test_tries_are_limited_in_an_app_of_its_own() -> None:
         statuses = [login(app, f"guess {number}")[0] for number in range(30)]
         assert statuses[0] == 401 and statuses[-1] == 429
         assert login(app, TOKEN)[0] == 303
+
+
+def test_page_says_where_since_when_and_what_to_do(app: HealthApp) -> None:
+    wait_until(lambda: app.check("redis:connection") == "fail")
+    page = app.request("GET", PAGE, token=TOKEN).body.decode()
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page))
+    assert facts["Machine"] == socket.gethostname()
+    assert facts["Answered by"] == f"the only worker, process {app.process.pid}"
+    assert facts["Release"] and re.fullmatch(r"\d+ (seconds|minutes)", facts["Up for"])
+    row = re.search(r'<tr><td class="bad">Critical</td><td>Redis <code>redis:connection</code></td>(.*?)</tr>', page)
+    assert row is not None and "What to do now" in row[1] and "playbooks/recover.yml" in row[1]
+    since = app.request("GET", "/api/v1/system/health", token=TOKEN).json()["checks"]["redis:connection"][0]["since"]
+    assert since[:19].replace("T", " ") in row[1]
+
+
+def test_events_are_marked_in_each_chart_and_listed(app: HealthApp) -> None:
+    page = app.request("GET", PAGE, token=TOKEN).body.decode()
+    charts = re.findall(r"<svg .*?</svg>", page)
+    assert len(charts) >= 6
+    assert all("<title>restart: service started</title>" in chart for chart in charts)
+    assert "<td>restart</td><td>service started</td>" in page
+
+
+def test_thresholds_are_on_the_scale(app: HealthApp) -> None:
+    """Also those that the curve is far from."""
+    page = app.request("GET", PAGE, token=TOKEN).body.decode()
+    slow = next(chart for chart in re.findall(r"<svg .*?</svg>", page) if 'aria-label="Response time' in chart)
+    assert 'class="lw"' in slow and 'class="lc"' in slow and ">500<" in slow and ">1,000<" in slow

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The dashboard page ``/api/v1/system/dashboard``: scores, values against thresholds, 24 hours as charts, alerts,
-recovery.
+"""The dashboard page ``/api/v1/system/dashboard``, for whoever is woken at night: which machine and release this is,
+what is wrong and since when, what to do now, then every check, values against thresholds, 24 hours as charts, recovery.
 
 Made on the server as one HTML page with inline SVG: no external asset, a Content-Security-Policy that allows nothing
 but this page's own style and script by nonce. The ops token goes in by a form and is not kept: the session is a cookie
@@ -14,7 +14,9 @@ import hashlib
 import hmac
 import html
 import math
+import os
 import secrets
+import socket
 import time
 import typing as t
 from datetime import datetime, timezone
@@ -44,9 +46,76 @@ MORE_VALUES = (
     "celery_queue_age_s",
     "load_1m",
 )
+#: Names for people; of others the own name is shown with blanks.
+WORDS = {
+    "memory_percent": "Memory",
+    "cpu_percent": "CPU",
+    "disk_percent": "Disk space",
+    "disk_inodes_percent": "Disk inodes",
+    "process_memory_mb": "Memory of this process",
+    "response_time_ms": "Mean response time",
+    "response_p95_ms": "Response time, 95th percentile",
+    "error_rate": "Failed requests",
+    "active_connections": "WebSocket connections",
+    "loop_lag_ms": "Longest stall of the event loop",
+    "loop_blocked_percent": "Event loop blocked",
+    "requests_per_second": "Requests a second",
+    "cache_hit_rate": "Reads that the cache answered",
+    "db_query_ms": "Database query",
+    "db_pool_in_use": "Database connections in use",
+    "celery_queue_depth": "Waiting tasks",
+    "celery_queue_age_s": "Oldest waiting task",
+    "load_1m": "Load average, one minute",
+    "database:connection": "Database",
+    "database:tables": "Tables of the database",
+    "database:policies": "Row policies of the database",
+    "redis:connection": "Redis",
+    "redis:write": "Writes to Redis",
+    "celery:queues": "Queues of background tasks",
+    "celery:beat": "Scheduler of background tasks",
+    "cors:preflight": "Browsers of the front ends (CORS)",
+    "tts:engines": "Speech",
+    "websocket:heartbeat": "WebSocket heartbeat",
+    "websocket:connections": "WebSocket connections",
+    "process:stability": "Restarts and crash loops",
+    "process:memory": "Memory of this process",
+    "memory:utilization": "Memory",
+    "cpu:utilization": "CPU",
+    "disk:utilization": "Disk space",
+    "disk:inodes": "Disk inodes",
+    "http:responseTime": "Response time",
+    "http:errorRate": "Failed requests",
+    "eventloop:lag": "Longest stall of the event loop",
+    "eventloop:blocked": "Event loop blocked",
+    "monitoring:samples": "Monitoring",
+}
+#: What to do now, by the part before the colon, or by the whole name.
+TO_DO = {
+    "database:connection": "Is PostgreSQL up, and reachable from here? Then: playbooks/recover.yml.",
+    "database:tables": "Run playbooks/deploy.yml: it creates the missing tables.",
+    "database:policies": "Run playbooks/deploy.yml: it replaces the recursive policies.",
+    "redis": "Is Redis up, and its disk not full? Users see slower answers meanwhile. Then: playbooks/recover.yml.",
+    "celery": "Are the workers and beat running? playbooks/recover.yml starts what is stopped.",
+    "cors": "Compare the origin that users come from with ADDITIONAL_CORS_ORIGINS, and their headers with"
+    " ADDITIONAL_CORS_HEADERS.",
+    "tts": "Text is shown meanwhile. Is espeak-ng installed, and Edge reachable?",
+    "websocket": "Restart this service: playbooks/recover.yml.",
+    "process": "See the log from the last start on, then playbooks/rollback.yml if a deployment is the cause.",
+    "memory": "See the largest routes in performance/report; playbooks/recover.yml recycles the workers.",
+    "cpu": "See which process is busy on this machine; background work is slowed down already.",
+    "disk": "Run playbooks/recover.yml: it cleans up and rotates logs. Or enlarge the file system.",
+    "http": "See the slowest and the failing routes in performance/report.",
+    "eventloop": "Move the call that is named here into a thread.",
+    "monitoring": "POST monitoring/start, or restart the service.",
+}
+STARTED = time.time()
+#: Variables in which hosts and builds say which release runs.
+RELEASE_VARIABLES = ("RELEASE", "GIT_COMMIT", "RENDER_GIT_COMMIT", "SOURCE_VERSION", "HEROKU_SLUG_COMMIT")
 _THRESHOLDS_OF = {"response_p95_ms": "response_time_ms"}
 #: Time, and mean, lowest and highest value of half a minute.
 Point = t.Tuple[float, float, float, float]
+#: Time, kind (restart, deployment, recovery) and words of what happened.
+Event = t.Tuple[float, str, str]
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 150, 44, 22
 
 
@@ -115,8 +184,9 @@ async def show(request: t.Any, caller: str, api: t.Any) -> t.Any:
     if not caller and not opens(_cookie(request.headers), api.tokens.all(), time.time()):
         return _page(api, 200, "Sign in", _form())
     series = await _series(api)
-    history = await api.asyncio.to_thread(api.read_history, 10)
-    return _page(api, 200, "System health", _body(api, series, history), refresh=True)
+    history = await api.asyncio.to_thread(api.read_history, 100)
+    events = await _events(api, history)
+    return _page(api, 200, "System health", _body(api, series, history, events), refresh=True)
 
 
 async def login(request: t.Any, api: t.Any) -> t.Any:
@@ -175,6 +245,27 @@ async def _series(api: t.Any) -> t.Dict[str, t.List[Point]]:
     return {name: [(at, mean, mean, mean) for at, mean in rows] for name, rows in recent.items()}
 
 
+async def _events(api: t.Any, history: t.List[t.Mapping[str, t.Any]]) -> t.List[Event]:
+    """Starts of the service, deployments and recoveries of the last 24 hours, oldest first."""
+    events: t.List[Event] = []
+    store = api.performance_monitor.store
+    if store is not None:
+        try:
+            events += [(at, "restart", "service started") for at in await store.starts(24)]
+        except Exception as error:  # a busy or broken file: the charts have no marks of starts then
+            api.logger.warning(f"📊 The metrics history did not answer: {type(error).__name__}")
+    for entry in history:
+        try:
+            at = datetime.fromisoformat(str(entry.get("time")).replace("Z", "+00:00")).timestamp()
+        except ValueError:
+            continue
+        action = str(entry.get("action", ""))
+        kind = "deployment" if action in ("deploy", "rollback") else "recovery"
+        if at >= time.time() - 86400:
+            events.append((at, kind, f"{action}: {entry.get('outcome', '')}"[:80]))
+    return sorted(events)[-60:]
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
@@ -201,7 +292,14 @@ border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
 .grid{stroke:var(--grid)}.axis{fill:var(--soft);font-size:11px}.curve{fill:none;stroke:var(--accent);stroke-width:1.8;
 stroke-linecap:round}.lw{stroke:var(--warn);
-stroke-dasharray:5 4}.lc{stroke:var(--bad);stroke-dasharray:2 3}
+stroke-dasharray:5 4}line.er{stroke:var(--soft);stroke-dasharray:1 3}line.ed{stroke:var(--accent)}line.ev{stroke:var(--ok)}
+span.er{border-bottom:2px dotted var(--soft)}span.ed{border-bottom:2px solid var(--accent)}
+span.ev{border-bottom:2px solid var(--ok)}
+svg title{fill:var(--text)}.place{display:flex;flex-wrap:wrap;gap:.4rem 2rem}.place dt{color:var(--soft);font-size:.9rem}.place dd{margin:0;
+font-weight:600;overflow-wrap:anywhere}code{color:var(--soft);font-size:.8rem;white-space:nowrap}
+@media(max-width:40rem){.stack thead{display:none}.stack tr{display:block;padding:.5rem 0;
+border-bottom:1px solid var(--line)}.stack td,.stack th,.stack td.n{display:block;border:0;padding:.1rem 0;text-align:left}
+.stack td[data-l]::before{content:attr(data-l)': ';color:var(--soft)}}.lc{stroke:var(--bad);stroke-dasharray:2 3}
 button,input{font:inherit;padding:.5rem .8rem;border-radius:.4rem;border:1px solid var(--line);background:var(--card);
 color:var(--text)}
 button{background:var(--accent);color:var(--card);border-color:var(--accent);cursor:pointer}
@@ -285,7 +383,12 @@ def _number(value: t.Optional[float], unit: str = "") -> str:
     return f"{text} {unit}".strip()
 
 
-def _body(api: t.Any, series: t.Mapping[str, t.List[Point]], history: t.List[t.Mapping[str, t.Any]]) -> str:
+def _body(
+    api: t.Any,
+    series: t.Mapping[str, t.List[Point]],
+    history: t.List[t.Mapping[str, t.Any]],
+    events: t.Sequence[Event] = (),
+) -> str:
     monitor = api.performance_monitor
     states = api.board.states()
     notes = dict(api.board.notes)
@@ -293,13 +396,16 @@ def _body(api: t.Any, series: t.Mapping[str, t.List[Point]], history: t.List[t.M
     return "".join(
         (
             f'<p class="soft">As of {moment}. Times are UTC.</p>',
-            _scores(api.board.scores(), len(notes)),
+            _place(api),
             _alerts(states, notes),
+            _scores(api.board.scores(), len(notes)),
+            _checks(states),
             _not_checked(notes),
             _values(monitor),
             (
                 '<h2>Last 24 hours</h2><p class="soft">Curve: means of half a minute. Dashed line: warning. Dotted'
-                ' line: critical.</p><div class="charts">'
+                ' line: critical. Upright lines: <span class="er">restart</span>, <span class="ed">deployment</span>,'
+                ' <span class="ev">recovery</span>, listed below.</p><div class="charts">'
             ),
             *(
                 _chart(
@@ -308,12 +414,92 @@ def _body(api: t.Any, series: t.Mapping[str, t.List[Point]], history: t.List[t.M
                     series.get(name, []),
                     monitor.thresholds.get(_THRESHOLDS_OF.get(name, name)),
                     monitor.current.get(name),
+                    events,
                 )
                 for name, title, unit in CHARTS
             ),
             "</div>",
-            _recovery(history),
+            _event_list(events),
+            _recovery(history[:10]),
         )
+    )
+
+
+def named(name: str) -> str:
+    """A name for people, as text of HTML, with the one that logs and metrics use."""
+    words = WORDS.get(name, name.replace("_", " "))
+    return html.escape(words) if words == name else f"{html.escape(words)} <code>{html.escape(name)}</code>"
+
+
+def to_do(name: str) -> str:
+    return TO_DO.get(name, TO_DO.get(name.partition(":")[0], "See the log of this process."))
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"
+
+
+def _since(stamp: str) -> str:
+    """``2026-11-30 03:12:09, 14 minutes`` of an ISO time, or nothing."""
+    try:
+        seconds = time.time() - datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return "–"
+    return f"{html.escape(stamp[:19].replace('T', ' '))}, {_ago(seconds)}"
+
+
+def _place(api: t.Any) -> str:
+    """Which machine, release and worker answer, for how long, and where it says what to do."""
+    release = next((os.environ[name] for name in RELEASE_VARIABLES if os.environ.get(name)), "")
+    version = str(getattr(api.api.application, "version", "") or "")
+    workers = api.helper("workers")
+    worker = workers.describe() if workers is not None else {"scope": "the only worker", "pid": os.getpid()}
+    runbook = os.environ.get("WHEELS_OPS_RUNBOOK_URL", "")
+    facts = [
+        ("Machine", html.escape(socket.gethostname())),
+        ("Release", html.escape(release[:60] or (f"version {version}" if version else "not known"))),
+        ("Answered by", f"{html.escape(worker['scope'])}, process {worker['pid']}"),
+        ("Up for", f"{_ago(time.time() - STARTED)}"),
+    ]
+    if runbook.startswith(("https://", "http://")):
+        facts.append(("Runbook", f'<a href="{html.escape(runbook)}" rel="noreferrer">what to do</a>'))
+    return '<dl class="box place">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts) + "</dl>"
+
+
+def _checks(states: t.Mapping[str, t.Tuple[str, t.Any]]) -> str:
+    """Each check with its state, also those that pass."""
+    rows = []
+    for name, (status, check) in sorted(states.items()):
+        css, word = _word(status)
+        value = getattr(check, "value", None)
+        shown = _number(float(value), check.unit) if isinstance(value, (int, float)) else "–"
+        rows.append(
+            f'<tr><th scope="row">{named(name)}</th><td class="{css}">{word}</td>'
+            f'<td class="n" data-l="Value">{shown}</td>'
+            f"<td data-l='Since'>{_since(getattr(check, 'since', ''))}</td></tr>"
+        )
+    if not rows:
+        return ""
+    head = '<tr><th scope="col">Check</th><th scope="col">State</th><th scope="col" class="n">Value</th>'
+    head += '<th scope="col">In this state since</th></tr>'
+    return f'<h2>Every check</h2><div class="box wide"><table class="stack"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _event_list(events: t.Sequence[Event]) -> str:
+    if not events:
+        return '<h2>Restarts, deployments, recoveries</h2><p class="box">None in the last 24 hours.</p>'
+    rows = "".join(
+        f"<tr><td>{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M:%S}</td><td>{kind}</td>"
+        f"<td>{html.escape(text)}</td></tr>"
+        for at, kind, text in reversed(events[-20:])
+    )
+    head = '<tr><th scope="col">Time</th><th scope="col">Kind</th><th scope="col">What</th></tr>'
+    return (
+        '<h2>Restarts, deployments, recoveries</h2><div class="box'
+        f' wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -345,9 +531,10 @@ def _alerts(states: t.Mapping[str, t.Tuple[str, t.Any]], notes: t.Mapping[str, s
         css, word = _word(status)
         rows.append(
             "<tr><td"
-            f' class="{css}">{word}</td><td>{html.escape(name)}</td>'
+            f' class="{css}">{word}</td><td>{named(name)}</td>'
             f"<td>{html.escape(check.output or 'the sample is old')}</td>"
-            f"<td>{html.escape(check.time[:19].replace('T', ' '))}</td></tr>"
+            f'<td data-l="Since">{_since(check.since)}</td>'
+            f'<td data-l="What to do now">{html.escape(to_do(name))}</td></tr>'
         )
     if not rows and not states:
         return '<h2>Active alerts</h2><p class="box warn">Nothing has been checked yet.</p>'
@@ -355,12 +542,12 @@ def _alerts(states: t.Mapping[str, t.Tuple[str, t.Any]], notes: t.Mapping[str, s
         message = f"None. Healthy, {len(notes)} not checked." if notes else "None: every check passes."
         return f'<h2>Active alerts</h2><p class="box ok">{message}</p>'
     head = (
-        '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Last'
-        " sample</th></tr>"
+        '<tr><th scope="col">Level</th><th scope="col">Check</th><th scope="col">What</th><th scope="col">Since</th>'
+        '<th scope="col">What to do now</th></tr>'
     )
     return (
         '<h2>Active alerts</h2><div class="box'
-        f' wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f' wide"><table class="stack"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -369,7 +556,7 @@ def _not_checked(notes: t.Mapping[str, str]) -> str:
     if not notes:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(reason)}</td></tr>'
+        f'<tr><th scope="row">{named(name)}</th><td>{html.escape(reason)}</td></tr>'
         for name, reason in sorted(notes.items())
     )
     head = '<tr><th scope="col">Check</th><th scope="col">Why not</th></tr>'
@@ -387,7 +574,7 @@ def _values(monitor: t.Any) -> str:
         css, word = _word(alert.level.value if alert else "info")
         cell = f'<td class="{css}">{word}</td>' if limits else '<td class="soft">no threshold</td>'
         rows.append(
-            f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th><td'
+            f'<tr><th scope="row">{named(name)}</th><td'
             f' class="n">{_number(metric.value, metric.unit)}</td><td'
             f' class="n">{_number(limits.get("warning"), metric.unit)}</td><td'
             f' class="n">{_number(limits.get("critical"), metric.unit)}</td>{cell}</tr>'
@@ -401,7 +588,12 @@ def _values(monitor: t.Any) -> str:
 
 
 def _chart(
-    title: str, unit: str, points: t.List[Point], limits: t.Optional[t.Mapping[str, float]], current: t.Any
+    title: str,
+    unit: str,
+    points: t.List[Point],
+    limits: t.Optional[t.Mapping[str, float]],
+    current: t.Any,
+    events: t.Sequence[Event] = (),
 ) -> str:
     """One line over 24 hours; gaps stay gaps. The text alternative says the range, so nothing is told by the picture
     alone.
@@ -419,10 +611,9 @@ def _chart(
     highest = max([*last, *(high for _ignored, _ignored, _ignored, high in points)])
     points = _thin([point for point in points if point[0] >= begin - 60], 480)
     values = [mean for _ignored, mean, _ignored, _ignored in points]
-    shown_limits = [value for value in (limits or {}).values() if value <= 4 * max(*values, 1) or unit == "%"]
-    top = 100.0 if unit == "%" and max(values) > 10 else max([*values, *shown_limits, 1.0]) * 1.05
-    if unit == "%" and max(values) <= 10:
-        top = max(10.0, *shown_limits) if shown_limits and max(shown_limits) <= 10 else 100.0 if shown_limits else 10.0
+    # How far it is to a threshold is what one wants to see: each is on the scale.
+    highest_shown = max([*values, *(limits or {}).values()])
+    top = (100.0 if highest_shown > 10 else 10.0) if unit == "%" else max(highest_shown, 1.0) * 1.05
 
     def x(at: float) -> float:
         return LEFT + (WIDTH - LEFT - 6) * (at - begin) / 86400
@@ -445,6 +636,17 @@ def _chart(
     for css, limit in zip(("lw", "lc"), (limits or {}).values()):
         if limit <= top:
             parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - 6}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>')
+            parts.append(
+                f'<text class="axis" x="{WIDTH - 8}" y="{max(10.0, y(limit) - 3):.1f}" text-anchor="end">'
+                f"{_number(limit)}</text>"
+            )
+    for at, kind, text in events:
+        if begin <= at <= end:
+            css = {"restart": "er", "deployment": "ed"}.get(kind, "ev")
+            parts.append(
+                f'<line class="{css}" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="8" y2="{HEIGHT - BOTTOM}">'
+                f"<title>{html.escape(f'{kind}: {text}')}</title></line>"
+            )
     path: t.List[str] = []
     previous = 0.0
     for at, value, _ignored, _ignored in points:

@@ -312,6 +312,20 @@ class MetricsStore:
             series.setdefault(name, []).append((float(at), mean, low, high))
         return series
 
+    async def starts(self, hours: float) -> t.List[float]:
+        """When the service was started in the last ``hours``; workers that started together are one start."""
+        if not self.usable:
+            return []
+        since = self._clock() - 3600 * hours
+        rows = await self._ask(
+            lambda db: db.execute("select started from life where started >= ? order by started", (since,))
+        )
+        starts: t.List[float] = []
+        for (at,) in rows:
+            if not starts or at - starts[-1] > TOGETHER:
+                starts.append(float(at))
+        return starts
+
     async def alerts(self, hours: float) -> t.Dict[str, int]:
         """level -> how many alerts were raised in the last ``hours``."""
         if not self.usable:

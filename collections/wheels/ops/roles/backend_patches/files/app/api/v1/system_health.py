@@ -110,6 +110,8 @@ class CheckState:
     time: str = field(default_factory=_now)
     #: Seconds between two samples; 0: the check is not sampled and never goes stale.
     period: float = 0.0
+    #: Since when it has this status; empty where that is not known.
+    since: str = ""
 
     def current(self) -> str:
         """The status, worse where the sample is old: what is not known is not healthy."""
@@ -146,7 +148,8 @@ class HealthBoard:
         """Stores a sample under a health+json name such as ``redis:connection``."""
         before = self.checks.get(name)
         self.notes.pop(name, None)
-        self.checks[name] = CheckState(status, output, value, unit, kind, period=period)
+        since = before.since if before is not None and before.status == status else _now()
+        self.checks[name] = CheckState(status, output, value, unit, kind, period=period, since=since)
         if before is None or before.status != status:
             self.forget()
             if status != "pass":
@@ -203,6 +206,7 @@ class HealthBoard:
                         sample.unit if sample else "",
                         "system",
                         time=stamp,
+                        since=alert.timestamp.isoformat() if alert is not None else "",
                     ),
                 ),
             )
@@ -210,7 +214,8 @@ class HealthBoard:
             if metric not in MONITOR_CHECKS:
                 mild = alert.level in (AlertLevel.INFO, AlertLevel.WARNING) or metric in NEVER_FAILS
                 status = "warn" if mild else "fail"
-                yield f"{metric}:alert", (status, CheckState(status, alert.message, kind="component"))
+                since = alert.timestamp.isoformat()
+                yield f"{metric}:alert", (status, CheckState(status, alert.message, kind="component", since=since))
 
     def status(self) -> str:
         return max((status for status, _ignored in self.states().values()), key=_SEVERITY.index, default="warn")
@@ -249,6 +254,8 @@ class HealthBoard:
                 entry.update(componentType=check.kind, time=check.time)
                 if check.value is not None:
                     entry.update(observedValue=check.value, observedUnit=check.unit)
+                if check.since:
+                    entry["since"] = check.since
                 if one != "pass" and check.output:
                     entry["output"] = check.output
             checks[name] = [entry]
