@@ -170,6 +170,9 @@ def host(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> t.Callable[..., Check
         host_percent: float = 0.0,
         services_percent: float = 0.0,
         stall: t.Union[float, Exception, None] = None,
+        yielding: float = 0.0,
+        steal: float = 0.0,
+        throttled: int = 0,
         **options: t.Any,
     ) -> Check:
         whole = 4 * TICKS * 2
@@ -186,6 +189,11 @@ def host(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> t.Callable[..., Check
 
         monkeypatch.setattr(cpu, "_host_ticks", lambda: next(readings))
         monkeypatch.setattr(cpu, "_process_ticks", lambda pids: next(ticks) if list(pids) == [7, 9] else 0)
+        quotas = iter([{"/web": (100, 7)}, {"/web": (120, 7 + throttled)}])
+        monkeypatch.setattr(cpu.cpu_time, "look", lambda pids: list(pids))
+        monkeypatch.setattr(cpu.cpu_time, "shares", lambda before, after: (yielding, steal))
+        monkeypatch.setattr(cpu.cpu_time, "quotas", lambda pids: next(quotas))
+        monkeypatch.setattr(cpu.cpu_time, "pressure", lambda pids: {"/web": 4.0})
         monkeypatch.setattr(cpu, "stall_ms", stalled)
         monkeypatch.setattr(cpu, "pressure", lambda: 1.5)
         monkeypatch.setattr(
@@ -221,9 +229,38 @@ def test_the_host_is_graded(
         "load": (1.0, 2.0, 3.0),
         "cores": 4,
         "pressure_avg10": 1.5,
+        "yielding_percent": 0.0,
+        "steal_percent": 0.0,
+        "throttled_percent": {"/web": 0.0},
+        "groups_pressure_avg10": {"/web": 4.0},
         "stall_ms": None,
     }
     assert clock.slept == [2.0]
+
+
+def test_what_yields_is_not_counted_so_that_the_relief_ends_the_alarm(host: t.Callable[..., Check]) -> None:
+    assert host(host_percent=99).status == "critical"
+    check = host(host_percent=99, yielding=80)
+    assert (check.status, check.value, check.remedy, check.details["host_percent"]) == ("ok", 19, "", 19)
+    assert check.message == "19.0 % CPU; another 80.0 % is used by processes that yield (nice, idle class)."
+
+
+@pytest.mark.parametrize(("percent", "steal", "remedy"), [(90, 40, ""), (90, 10, "celery_throttle")])
+def test_steal_is_named_and_no_remedy_of_this_host_for_it(
+    host: t.Callable[..., Check], percent: float, steal: float, remedy: str
+) -> None:
+    check = host(host_percent=percent, steal=steal)
+    assert (check.status, check.remedy) == ("critical", remedy)
+    assert f"of which {steal:.1f} % went to other guests" in check.message
+
+
+@pytest.mark.parametrize(("throttled", "status"), [(2, "ok"), (3, "warning"), (11, "critical")])
+def test_a_quota_that_throttles_is_seen(host: t.Callable[..., Check], throttled: int, status: str) -> None:
+    """Of 20 periods; a quota keeps a service from the CPU although the host is idle."""
+    check = host(host_percent=10, throttled=throttled)
+    assert (check.status, check.remedy) == (status, "")
+    assert check.details["throttled_percent"] == {"/web": throttled * 5.0}
+    assert ("/web used up its CPU quota" in check.message) is (status != "ok")
 
 
 @pytest.mark.parametrize(("percent", "status"), [(70, "ok"), (70.5, "warning"), (85.5, "critical")])

@@ -30,7 +30,7 @@ def test_stat_of_a_command_with_brackets_and_spaces(tmp_path: Path) -> None:
     fields = " ".join(str(number) for number in range(5, 53))
     (tmp_path / "7/stat").write_text(f"7 (a) S 1) S 42 {fields}\n")
     facts = processes.stat(7, proc=str(tmp_path))
-    assert facts == processes.Stat(state="S", parent=42, user=14, system=15, start=22)
+    assert facts == processes.Stat(state="S", parent=42, user=14, system=15, start=22, nice=19, policy=41)
 
 
 @pytest.mark.parametrize("text", ["", "7 (web) S", "7 (web) S x y", "garbage"])

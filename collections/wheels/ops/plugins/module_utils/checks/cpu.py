@@ -13,10 +13,15 @@ from dataclasses import replace
 from ..core.results import OpsError
 from ..health.check import Check
 from ..health.thresholds import DEFAULTS, Thresholds, worst
-from ..host import memory_pressure, processes
+from ..host import cpu_time, memory_pressure, processes
 from .context import HostContext, Options
 from .http import require_url
 
+#: Percent of a quota's periods in which it was used up. A judgement: now and then a burst meets its quota; one that
+#: does so half of the time is slowed down all the time.
+THROTTLED = Thresholds(10, 50)
+#: Percent from which processes that yield, or other guests, are worth a word.
+_WORTH_A_WORD = 1.0
 #: How often the light endpoint is asked while the heavy one runs.
 _PROBE_EVERY = 0.05
 
@@ -81,9 +86,12 @@ def check(
     thresholds: t.Optional[Thresholds] = None,
     response: t.Optional[Thresholds] = None,
 ) -> Check:
-    """The worst of CPU use over ``sample_s`` seconds and of the stall that ``heavy`` causes.
+    """The worst of CPU use over ``sample_s`` seconds, of the stall that ``heavy`` causes, and of a quota that throttles
+    the given processes.
 
-    ``scope`` ``services`` measures the given processes instead of the host, in percent of all cores.
+    ``scope`` ``services`` measures the given processes instead of the host, in percent of all cores. What is used by
+    processes that yield to them does not count (``cpu_time``). What the hypervisor gave to other guests does, but no
+    remedy on this host is named for it.
     """
     limits, slow = thresholds or DEFAULTS["cpu"], response or DEFAULTS["response_time_ms"]
     members = list(pids)
@@ -91,6 +99,7 @@ def check(
         require_url(base_url, light)
     cores = os.cpu_count() or 1
     busy, total = _host_ticks()
+    earlier, quotas = cpu_time.look(members), cpu_time.quotas(members)
     ticks, started = _process_ticks(members), time.monotonic()
     stalled, silent = None, ""
     if base_url and heavy:
@@ -101,11 +110,19 @@ def check(
     time.sleep(max(0.0, sample_s - (time.monotonic() - started)))
     elapsed = time.monotonic() - started
     busy_after, total_after = _host_ticks()
-    host = 100.0 * (busy_after - busy) / max(1, total_after - total)
+    yielding, steal = cpu_time.shares(earlier, cpu_time.look(members))
+    host = max(0.0, 100.0 * (busy_after - busy) / max(1, total_after - total) - yielding)
+    throttled = _throttled(quotas, cpu_time.quotas(members))
     services = 100.0 * (_process_ticks(members) - ticks) / os.sysconf("SC_CLK_TCK") / elapsed / cores
     percent = host if scope == "host" else services
     status = limits.status(percent)
-    parts = [f"{percent:.1f} % CPU"]
+    own = limits.status(percent - steal) if scope == "host" else status
+    text = f"{percent:.1f} % CPU"
+    if scope == "host" and steal >= _WORTH_A_WORD:
+        text += f", of which {steal:.1f} % went to other guests of the hypervisor (steal)"
+    if scope == "host" and yielding >= _WORTH_A_WORD:
+        text += f"; another {yielding:.1f} % is used by processes that yield (nice, idle class)"
+    parts = [text]
     if stalled is not None:
         stall = slow.status(stalled)
         # What made the status comes first.
@@ -114,6 +131,15 @@ def check(
             f"{light} takes up to {stalled:.0f} ms while {heavy} is served",
         )
         status = worst([status, stall])
+    slowed = max(throttled, key=lambda path: throttled[path], default="")
+    if slowed and THROTTLED.status(throttled[slowed]) != "ok":
+        state = THROTTLED.status(throttled[slowed])
+        parts.insert(
+            0 if worst([status, state]) != status else 1,
+            f"{slowed} used up its CPU quota in {throttled[slowed]:.0f} % of the periods; raise CPUQuota, or lower its"
+            " load",
+        )
+        status = worst([status, state])
     if silent:
         parts.insert(0 if worst([status, "unknown"]) != status else 1, silent)
         status = worst([status, "unknown"])
@@ -128,7 +154,9 @@ def check(
             ""
             if status in ("ok", "unknown")
             else "managed_files"
-            if limits.status(percent) == "ok"
+            if stalled is not None and limits.status(percent) == "ok" and slow.status(stalled) != "ok"
+            else ""
+            if own == "ok"  # nothing on this host can be made to yield
             else "celery_throttle"
         ),
         details={
@@ -137,9 +165,25 @@ def check(
             "load": os.getloadavg(),
             "cores": cores,
             "pressure_avg10": pressure(),
+            "yielding_percent": round(yielding, 1),
+            "steal_percent": round(steal, 1),
+            "throttled_percent": {path: round(share, 1) for path, share in throttled.items()},
+            "groups_pressure_avg10": cpu_time.pressure(members),
             "stall_ms": stalled,
         },
     )
+
+
+def _throttled(
+    before: t.Mapping[str, t.Tuple[int, int]], after: t.Mapping[str, t.Tuple[int, int]]
+) -> t.Dict[str, float]:
+    """Percent of the periods between two readings in which a group's quota was used up."""
+    shares = {}
+    for path, (periods, throttled) in after.items():
+        earlier = before.get(path, (periods, throttled))
+        if periods > earlier[0]:
+            shares[path] = 100.0 * (throttled - earlier[1]) / (periods - earlier[0])
+    return shares
 
 
 def measure(context: HostContext, options: Options) -> Check:

@@ -41,7 +41,8 @@ def _read(path: str) -> str:
 class Stat:
     """What proc(5) says of a process in /proc/PID/stat.
 
-    ``state`` is a letter; times are in clock ticks, ``start`` counts from the boot.
+    ``state`` is a letter; times are in clock ticks, ``start`` counts from the boot. ``policy`` is that of
+    sched(7), as ``nice`` of its first thread.
     """
 
     state: str
@@ -49,6 +50,8 @@ class Stat:
     user: int
     system: int
     start: int
+    nice: int = 0
+    policy: int = 0
 
     @property
     def cpu_seconds(self) -> float:
@@ -75,7 +78,10 @@ def stat(pid: int, *, proc: str = "/proc") -> t.Optional[Stat]:
     try:
         # The command stands in brackets and may hold anything: fields count from the last bracket.
         fields = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
-        return Stat(fields[0], int(fields[1]), int(fields[11]), int(fields[12]), int(fields[19]))
+        policy = int(fields[38]) if len(fields) > 38 else 0
+        return Stat(
+            fields[0], int(fields[1]), int(fields[11]), int(fields[12]), int(fields[19]), int(fields[16]), policy
+        )
     except (OSError, IndexError, ValueError):
         return None
 

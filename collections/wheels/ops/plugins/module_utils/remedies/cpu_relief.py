@@ -23,6 +23,7 @@ from pathlib import Path
 from ..core.options import choice, in_range, no_empty_entry, regular_expression
 from ..core.results import OpsError, Result
 from ..host import processes
+from ..host.cpu_time import autogroup, control_group
 from ..host.files import write_atomically
 from ..state import documents, restarts
 
@@ -100,37 +101,6 @@ def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
                 }
             )
     return sorted(found, key=lambda entry: -t.cast(float, entry["percent"]))
-
-
-def control_group(pid: int) -> str:
-    """The group whose weight decides about a process's CPU: that of the cpu controller, or of the one hierarchy there
-    is.
-    """
-    try:
-        groups = processes.control_groups(pid)
-    except OSError:
-        return ""
-    return next(
-        (group.path for group in groups if "cpu" in group.controllers),
-        next((group.path for group in groups if not group.controllers), ""),
-    )
-
-
-def autogroup(pid: int) -> t.Tuple[str, int]:
-    """Name and nice of the group that the kernel makes of a session (sched(7)); empty where there is none.
-
-    Between two sessions only this nice counts: the hog of a cron job yields to a service of systemd only with both
-    changed.
-    """
-    try:
-        with (
-            open(f"/proc/{pid}/autogroup", encoding="ascii") as file,
-            open("/proc/sys/kernel/sched_autogroup_enabled", encoding="ascii") as switch,
-        ):
-            found = re.fullmatch(r"(\S+) nice (-?\d+)\s*", file.read())
-            return (found[1], int(found[2])) if found and switch.read().strip() == "1" else ("", 0)
-    except OSError:
-        return "", 0
 
 
 def _set_autogroup(pid: int, nice: int) -> None:
