@@ -142,6 +142,29 @@ def test_an_expired_relief_ends_with_the_next_run_and_the_protected_stay(tmp_pat
         assert seen(pids) == before
 
 
+#: The relief, killed by itself the moment that it has changed a process.
+_KILLED = """
+import os, signal, sys
+from wheels_ops.remedies import cpu_relief as c
+real = c._apply
+def apply(*words):
+    real(*words)
+    os.kill(os.getpid(), signal.SIGKILL)
+c._apply = apply
+c.run(c.Options(demote=(sys.argv[1],), sample_s=0.5, min_percent=1, state_dir=sys.argv[2]))
+"""
+
+
+@ROOT_ONLY
+def test_killed_in_between_a_process_is_put_back_all_the_same(tmp_path: Path) -> None:
+    with hogs(1) as (word, pids):
+        before = seen(pids)
+        subprocess.run([sys.executable, "-c", _KILLED, word, str(tmp_path)], check=False)
+        assert "IDL" in seen(pids)[0]
+        assert cpu_relief.run(Options(state="normal", state_dir=str(tmp_path))).changed
+        assert seen(pids) == before
+
+
 @pytest.mark.parametrize("method", ["idle", "nice"])
 def test_what_could_not_be_put_back_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

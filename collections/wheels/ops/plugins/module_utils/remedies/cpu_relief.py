@@ -175,12 +175,12 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
         for consumer in _chosen(top, options):
             if consumer["pid"] not in known:
                 entry: t.Optional[t.Dict[str, t.Any]]
-                entry, action = _make_yield(consumer, options, check_mode, held)
+                # Noted before it is changed: whenever this run is killed, what was changed can be put back.
+                note = None if check_mode else lambda entry: _write(path, [*held, entry])
+                entry, action = _make_yield(consumer, options, held, note)
                 actions.append(action)
                 if entry is not None:
                     held.append(entry)
-                    if not check_mode:
-                        _write(path, held)  # before the next one: whatever happens, what was changed can be put back
     if not check_mode and (due or path.exists()):
         _write(path, held)
     count = sum(entry["changed"] for entry in actions)
@@ -223,8 +223,14 @@ def _chosen(top: t.Sequence[t.Dict[str, t.Any]], options: Options) -> t.List[t.D
 
 
 def _make_yield(
-    consumer: t.Dict[str, t.Any], options: Options, check_mode: bool, held: t.Sequence[t.Mapping[str, t.Any]]
+    consumer: t.Dict[str, t.Any],
+    options: Options,
+    held: t.Sequence[t.Mapping[str, t.Any]],
+    note: t.Optional[t.Callable[[t.Dict[str, t.Any]], None]],
 ) -> t.Tuple[t.Optional[t.Dict[str, t.Any]], t.Dict[str, t.Any]]:
+    """The entry with what the process had before, None where nothing is to be changed, and the action. ``note`` keeps
+    the entry before the process is changed; without it (check mode) nothing is.
+    """
     pid = consumer["pid"]
     session, session_nice = autogroup(pid)
     # The session of the shell that began this run is that of whoever is at work on the host.
@@ -255,7 +261,18 @@ def _make_yield(
     )
     if not _privileged() and not _may_be_put_back(pid, ordinary):
         raise refusal
-    if not check_mode:
+    until = time.time() + options.revert_after if options.revert_after else 0.0
+    threads = {str(thread): state for thread, state in ordinary.items()}
+    entry = {
+        "pid": pid,
+        "born": consumer["born"],
+        "threads": threads,
+        "until": until,
+        "session": session if change_session else "",
+        "session_nice": session_nice,
+    }
+    if note is not None:
+        note(entry)
         for thread, state in ordinary.items():
             try:
                 if options.method == "idle":
@@ -269,16 +286,6 @@ def _make_yield(
         if change_session:
             with contextlib.suppress(OSError):  # it ended meanwhile
                 _set_autogroup(pid, 19)
-    until = time.time() + options.revert_after if options.revert_after else 0.0
-    threads = {str(thread): state for thread, state in ordinary.items()}
-    entry = {
-        "pid": pid,
-        "born": consumer["born"],
-        "threads": threads,
-        "until": until,
-        "session": session if change_session else "",
-        "session_nice": session_nice,
-    }
     return entry, action
 
 
