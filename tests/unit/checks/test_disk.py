@@ -210,7 +210,9 @@ def test_a_filesystem_is_graded_by_blocks_and_inodes(
     _filesystem(monkeypatch, home=(blocks, inodes))
     check = _check(["home"])
     assert (check.name, check.status, check.remedy, check.value, check.unit) == ("disk", status, remedy, value, "%")
-    assert check.message == f"home is {value:.1f} % full."
+    words = "has used" if inodes > blocks else "is"
+    assert check.message.startswith(f"home {words} {value:.1f} % ")
+    assert ("of its inodes" in check.message) is (inodes > blocks)
     assert check.thresholds == LIMITS.as_dict()
     assert check.details["filesystems"]["home"]["percent"] == pytest.approx(blocks)
     assert check.details["filesystems"]["home"]["inodes_percent"] == pytest.approx(inodes)
@@ -269,3 +271,20 @@ def test_logs_alone_have_no_percentage(tmp_path: Path) -> None:
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(OpsError, match="no disk to measure"):
         _check([])
+
+
+@pytest.mark.parametrize(
+    ("inodes", "status", "remedy"), [(99.5, "critical", "disk_cleanup"), (60.0, "warning", "log_rotate")]
+)
+def test_inodes_are_called_inodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inodes: float, status: str, remedy: str
+) -> None:
+    """df shows room then, and a rotation gives back none of them."""
+    log = tmp_path / "a.log"
+    log.write_bytes(b"x" * 8192)
+    _filesystem(monkeypatch, data=(20, inodes))
+    check = _check(["data"], logs=[str(log)], log_max_bytes=100)
+    assert (check.status, check.remedy) == (status, remedy)
+    assert f"data has used {inodes:.1f} % of its inodes (20.0 % of its bytes)" in check.message
+    assert " full" not in check.message
+    assert ("delete many small files" in check.message) is (status == "critical")

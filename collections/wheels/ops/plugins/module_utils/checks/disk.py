@@ -117,7 +117,15 @@ def check(
             "critical" if read_only else "ok",
         ]
     )
+    use = details["filesystems"].get(fullest, {})
+    by_inodes = bool(use) and use["inodes_percent"] > use["percent"]
     message = f"{fullest} is {shares[fullest]:.1f} % full" if fullest else "no filesystem was asked for"
+    if by_inodes:
+        message = (
+            f"{fullest} has used {use['inodes_percent']:.1f} % of its inodes ({use['percent']:.1f} % of its bytes)"
+        )
+        if limits.status(use["inodes_percent"]) != "ok":
+            message += ": delete many small files"
     if large:
         message += (
             f"; {len(large)} log{'s' if len(large) > 1 else ''} over {log_max_bytes / 1e6:.0f} MB:"
@@ -128,6 +136,7 @@ def check(
             f"{', '.join(read_only)} is mounted read-only, as the kernel does after an error of the disk: look at dmesg;"
             f" {message}"
         )
+    out_of_inodes = by_inodes and limits.status(use["inodes_percent"]) != "ok"
     return Check(
         name="disk",
         status=status,
@@ -135,8 +144,8 @@ def check(
         unit="%",
         thresholds=limits.as_dict(),
         message=message + ".",
-        # Neither can change what is read-only.
-        remedy="" if status == "ok" or read_only else "log_rotate" if large else "disk_cleanup",
+        # Neither can change what is read-only, and a rotation frees no inode.
+        remedy="" if status == "ok" or read_only else "log_rotate" if large and not out_of_inodes else "disk_cleanup",
         details=details,
     )
 
