@@ -71,7 +71,7 @@ class Host:
     def services(self, *names: str) -> t.List[t.Dict[str, t.Any]]:
         return [{"name": name, "gate": {"type": "celery", "url": self.url(name), "timeout": 1}} for name in names]
 
-    def run(self, name: str, **options: t.Any) -> Result:
+    def run(self, name: str, *, check_mode: bool = False, **options: t.Any) -> Result:
         settings: t.Dict[str, t.Any] = {
             "wait_timeout": 30,
             "wait_sleep": 0.1,
@@ -81,7 +81,10 @@ class Host:
         }
         settings.update(state_dir=str(self.directory / "state"), **options)
         return service_restart.run(
-            parse_services(self.services(name)), open_manager("supervisor", self.daemon.socket), Options(**settings)
+            parse_services(self.services(name)),
+            open_manager("supervisor", self.daemon.socket),
+            Options(**settings),
+            check_mode=check_mode,
         )
 
     def send(self, name: str, task: str) -> None:
@@ -136,6 +139,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Host]:
 
 def _pollers(host: Host) -> str:
     return "\n".join(line for line in host.cli("solo", "CLIENT", "LIST").splitlines() if "cmd=brpop" in line)
+
+
+def _poller(host: Host, database: int) -> str:
+    return next((line for line in _pollers(host).splitlines() if f" db={database} " in line), "")
 
 
 def check(host: Host, name: str) -> t.Any:
@@ -259,3 +266,36 @@ def test_a_process_that_computes_is_at_work(host: Host) -> None:
         client.close()
         process.kill()
         process.wait()
+
+
+def test_a_frozen_worker_is_continued_before_it_is_ended(host: Host) -> None:
+    """Redis gives a task to the worker that waits for one; it is in the socket of a process that cannot read it."""
+    wait_until(lambda: "db=0 " in _pollers(host), timeout=60, what="the worker")
+    frozen = host.daemon.pid("solo")
+    host.cli("solo", "SET", "wake:frozen", "1")
+    os.kill(frozen, signal.SIGSTOP)
+    wait_until(lambda: "flags=b" not in _poller(host, 0), what="the end of its question")
+    host.send("solo", "frozen")
+    message = host.cli("solo", "RPOP", "celery")
+    os.kill(frozen, signal.SIGCONT)
+
+    def given() -> bool:
+        """It asks for a second at a time: only within one the task goes to it while it is stopped."""
+        os.kill(frozen, signal.SIGSTOP)
+        waits = "flags=b" in _poller(host, 0)
+        if waits and host.cli("solo", "LPUSH", "celery", message) and not host.cli("solo", "RPOP", "celery"):
+            return True
+        os.kill(frozen, signal.SIGCONT)
+        return False
+
+    wait_until(given, what="Redis to give the task away")
+    predicted = host.run("solo", check_mode=True)
+    assert "process" in predicted.warnings[0] and "SIGSTOP" in predicted.warnings[0]
+    assert processes.is_stopped(frozen)
+    done = host.run("solo")
+    actions = [[entry["action"] for entry in result.actions] for result in (predicted, done)]
+    assert actions == [["continue", "restart"]] * 2
+    assert host.daemon.pid("solo") not in (0, frozen)
+    wait_until(lambda: host.cli("solo", "GET", "done:frozen") == "1", what="the task")
+    assert set(done.extra["queued_tasks"]["solo"]) == {"before", "after"}
+    assert done.extra["queued_tasks"]["solo"]["after"] is not None

@@ -25,6 +25,9 @@ description:
     read what it keeps, is not restarted while anything waits in it. Its dump is set aside before a restart, as
     C(dump.rdb.wheels-ops-TIME), three at
     most.
+  - A Celery worker that a signal has stopped (SIGSTOP) is continued before it is ended, as Redis may have given it a
+    task that it has not
+    read. What waits in its broker is counted before and after.
   - A second beat on the host is refused, as it would send every periodic task twice.
   - Restarts are counted over runs in C(restarts.jsonl) of the state directory, which bounds what an automatic recovery
     can do.
@@ -196,8 +199,8 @@ after:
   returned: always
   type: dict
 actions:
-  description: What was done, in order. RV(actions[].action) is V(daemon_reload), V(pause), V(restart), V(start) or
-    V(resume).
+  description: What was done, in order. RV(actions[].action) is V(daemon_reload), V(continue), V(pause), V(restart),
+    V(start) or V(resume).
   returned: always
   type: list
   elements: dict
@@ -255,7 +258,7 @@ order:
   elements: str
 queued_tasks:
   description:
-    - For every Redis that was restarted, what waits by queue before and after; C(unacked) are those that a worker had
+    - For every Redis that was restarted, and every worker that was continued, what waits by queue before and after; C(unacked) are those that a worker had
       taken. What lies in another
       database than that of the gate has its number behind its name.
   returned: always

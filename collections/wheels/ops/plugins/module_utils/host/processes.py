@@ -239,6 +239,12 @@ def cpu_demand(pid: int) -> float:
     return facts.cpu_seconds if facts is not None else 0.0
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal (SIGSTOP), so that SIGCONT lets it go on."""
+    facts = stat(pid)
+    return facts is not None and facts.state == "T"
+
+
 def all_stopped(pids: t.Collection[int]) -> int:
     """The lowest of some processes where every one of them is stopped (by SIGSTOP, or a debugger) or ended; 0 where one
     can run.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 import typing as t
 from dataclasses import dataclass, field, replace
@@ -146,6 +147,7 @@ class _Run:
         self.reload(steps, before, check_mode)
         if check_mode:
             for step in steps:
+                self.resume_stopped(step, before[step.service.unit], check_mode=True)
                 self.actions.append(self.describe(step, before[step.service.unit], changed=True))
             return self.result(before, self.predicted(before, steps), bool(steps), check_mode)
         self.first = {unit: state.instance for unit, state in before.items()}
@@ -382,6 +384,7 @@ class _Run:
         """One step, and its gate."""
         service, options = step.service, self.options
         state = self.control.states([service.unit])[service.unit]
+        self.resume_stopped(step, state, check_mode=False)
         entry = self.describe(step, state, changed=False)
         self.actions.append(entry)
         started = time.monotonic()
@@ -470,8 +473,10 @@ class _Run:
                 hint="Its manager did not restart it; look at its log.",
                 service=service.name,
             )
-        if service.name in self.tasks:
+        if service.name in self.tasks and service.gate.type == "redis":
             self.count_again(service)
+        elif service.name in self.tasks:
+            self.tasks[service.name]["after"] = self.count_of(service)
 
     def _name_drift(self, error: OpsError) -> None:
         """Says which files of a deployment were changed or deleted since, as one of them may be the reason."""
@@ -487,6 +492,64 @@ class _Run:
                 " deploy installs them again, with wheels_ops_force=true those that somebody changed."
             ).strip()
             error.details.setdefault("drifted", changed)
+
+    def resume_stopped(self, step: Step, state: ServiceState, *, check_mode: bool) -> None:
+        """Continues a worker that a signal has stopped, and waits until it answers, before it is ended.
+
+        Redis has given a task to a worker that was waiting for one, though it cannot read it: ended as it is, that task
+        is nowhere. What it reads when it goes on it finishes in its warm shutdown.
+        """
+        service = step.service
+        if service.gate.type != "celery" or step.action not in ("pause", "restart") or not state.pid:
+            return
+        stopped = [pid for pid in sorted(self.control.pids(state)) if processes.is_stopped(pid)]
+        if not stopped:
+            return
+        names = ", ".join(map(str, stopped))
+        reason = f"{'processes' if len(stopped) > 1 else 'process'} {names} stopped by a signal (SIGSTOP)"
+        self.actions.append(
+            {
+                "action": "continue",
+                "target": service.name,
+                "unit": service.unit,
+                "changed": True,
+                "reason": reason,
+            }
+        )
+        loss = "A task that Redis has given it and that it has not read is counted nowhere, and is lost if it does not."
+        if check_mode:
+            self.warnings.append(f"{service.name} would be continued before it is ended: {reason}. {loss}")
+            return
+        self.tasks[service.name] = {"before": self.count_of(service), "after": None}
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    os.kill(pid, signal.SIGCONT)
+                except PermissionError:
+                    raise OpsError(
+                        f"{service.name} is not restarted, as process {pid} may not be continued before.",
+                        hint=f"Run as root (become: true). {loss}",
+                        service=service.name,
+                    ) from None
+        deadline = time.monotonic() + min(self.options.wait_timeout, self.options.healthy_deadline)
+        while True:
+            probe = gates.probe(service, self.control.states([service.unit])[service.unit], self.control)
+            if probe.ready:
+                return
+            if time.monotonic() > deadline:
+                self.warnings.append(f"{service.name} was continued, but does not answer: {probe.why}. {loss}")
+                return
+            time.sleep(self.options.wait_sleep)
+
+    def count_of(self, service: Service) -> t.Optional[t.Dict[str, int]]:
+        """What waits in the broker of a worker; None where it does not say."""
+        import redis
+
+        try:
+            with contextlib.closing(broker.connect(service.gate.url, timeout=service.gate.timeout)) as client:
+                return broker.waiting_tasks(client, broker.queues(client, self.options.queues))
+        except redis.exceptions.RedisError:
+            return None
 
     def propagated(self, step: Step, state: ServiceState) -> t.Tuple[ServiceState, str]:
         """The state of a service, and the instance that this run has to replace.
