@@ -7,7 +7,9 @@ export ANSIBLE_HOME := $(CURDIR)/.ansible
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHON
 BIN := .venv/bin
-PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
+# One line a step; make deploy OUTPUT=default shows everything that Ansible says.
+OUTPUT ?= wheels.ops.steps
+PLAYBOOK = ANSIBLE_STDOUT_CALLBACK=$(OUTPUT) $(BIN)/ansible-playbook -i $(INVENTORY)
 # Whatever an interrupted run started is ended.
 SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
