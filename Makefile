@@ -40,8 +40,8 @@ test: dev-tools ## Run lint and every test that this machine can run, or one par
 unit: lint-tools ## Run the unit tests: no server, no system packages (half a minute)
 	@$(SUPERVISED) $(BIN)/pytest -q tests/unit
 
-stress: dev-tools ## Run everything that changes a host side by side and kill it at random: 400 runs of the library, 10 of playbooks (ten minutes)
-	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 $(SUPERVISED) $(BIN)/pytest -q --timeout=3000 tests/integration/stress
+stress: dev-tools ## Run everything that changes a host side by side and kill it at random: 400 runs of the library, 10 of playbooks; 300 random RLS schemas (fifteen minutes)
+	@WHEELS_OPS_STRESS_RUNS=400 WHEELS_OPS_STRESS_PLAYBOOKS=10 WHEELS_OPS_FUZZ=300 $(SUPERVISED) $(BIN)/pytest -q --timeout=3000 tests/integration/stress tests/integration/rls_fuzz
 
 test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
 	@$(SUPERVISED) $(BIN)/python -m tests.fleet test
