@@ -348,7 +348,7 @@ def check_locks() -> t.Iterator[Pair]:
                 with contextlib.closing(psycopg2.connect(connection.dsn)) as watcher, watcher.cursor() as cursor:
                     while not over.wait(0.002):
                         cursor.execute(HINDERING)
-                        seen += [count for (count,) in cursor.fetchall()]
+                        seen.extend(count for (count,) in cursor.fetchall())
 
             watching = threading.Thread(target=watch)
             watching.start()
