@@ -323,7 +323,8 @@ def undo_waits() -> t.Iterator[Pair]:
 #: Locks on the users' tables for which a SELECT, INSERT, UPDATE or DELETE would wait, held or asked for.
 HINDERING = """
 select count(*) from pg_locks l join pg_class c on c.oid = l.relation
- where c.relnamespace = 'public'::regnamespace and l.database = (select oid from pg_database where datname = current_database())
+ where c.relnamespace = 'public'::regnamespace
+   and l.database = (select oid from pg_database where datname = current_database())
    and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
 """
 
