@@ -28,6 +28,8 @@ from wheels_ops.core.results import OpsError
 REPOSITORY = Path(__file__).resolve().parents[4]
 CASE = next(case for case in db.CASES if case.stem.startswith("08_")).read_text()
 WAITING = "select true from pg_locks where not granted and mode = 'AccessExclusiveLock'"
+#: The repair is in its transaction, whether it waits for a lock just now or lets others pass.
+AT_WORK = "select pid from pg_locks where locktype = 'advisory' and granted"
 ALONE = (
     "select not exists (select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid())"
 )
@@ -125,6 +127,67 @@ def ended(session: t.Any) -> bool:
     return False
 
 
+class Fatal(psycopg2.extensions.cursor):
+    """A cursor whose session ends before the statement of that number; without one it counts."""
+
+    at: t.Optional[int] = None
+    number = 0
+    kill: t.Callable[[int], None]
+
+    def execute(self, *positional: t.Any, **named: t.Any) -> None:
+        Fatal.number += 1
+        if Fatal.number == Fatal.at:
+            Fatal.kill(self.connection.info.backend_pid)
+        super().execute(*positional, **named)
+
+
+def test_killed_before_each_statement(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """Of a repair, and of its undo: the old policies or the new ones, and nothing beside them."""
+    script = tmp_path / "undo.sql"
+    with db.database(postgres, CASE) as connection:
+        old = db.snapshot(connection)
+
+        def kill(backend: int) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("select pg_terminate_backend(%s, 5000)", (backend,))
+
+        def run(call: t.Callable[[t.Any], t.Any], at: t.Optional[int]) -> int:
+            with contextlib.closing(psycopg2.connect(connection.dsn, cursor_factory=Fatal)) as session:
+                session.autocommit = True
+                Fatal.at, Fatal.number, Fatal.kill = at, 0, staticmethod(kill)
+                # What only ends a transaction is not missed.
+                with contextlib.suppress(*(() if at is None else (OpsError, psycopg2.Error))):
+                    call(session)
+            return Fatal.number
+
+        plan = rls.plan(connection, rls.audit(connection))
+        repair = functools.partial(rls.apply, plan=plan, undo_path=script, retries=0)
+        total = run(repair, None)
+        new, helpers = db.snapshot(connection), db.helpers(connection)
+        kept = script.read_text()
+        undo = functools.partial(rls.undo, path=script, retries=0)
+        # The last one of an undo reads what is there, after COMMIT.
+        for call, other, first, then in (
+            (lambda session: undo(session), lambda: rls.apply(connection, plan, undo_path=script), new, old),
+            (lambda session: repair(session), lambda: rls.undo(connection, script), old, new),
+        ):
+            count = total if first is old else run(call, None)
+            if first is new:
+                other()
+            # Every one from the locks on; of the verification before, which changes nothing, one of ten.
+            for at in sorted({*range(1, count, 10), *range(max(1, count - 24), count + 1)}):
+                run(call, at)
+                state = db.snapshot(connection)
+                assert state in (old, new), at
+                assert db.helpers(connection) == (helpers if state == new else []), at
+                if state == then:
+                    other()
+                    assert db.snapshot(connection) == first
+            run(call, None)
+            assert db.snapshot(connection) == then
+        assert kept.splitlines()[1:] == script.read_text().splitlines()[1:]
+
+
 def test_killed_server(tmp_path: Path) -> None:
     """The server dies (SIGQUIT, as a crash: no checkpoint) while the repair holds half of its changes; recovery gives
     the old policies.
@@ -139,9 +202,7 @@ def test_killed_server(tmp_path: Path) -> None:
         process = start(connection.dsn, tmp_path / "undo.sql")
         go(process)
         wait_until(lambda: one(connection, WAITING), what="the repair waits")
-        backend = int(
-            one(connection, "select pid from pg_locks where not granted and mode = 'AccessExclusiveLock' limit 1")
-        )
+        backend = int(one(connection, AT_WORK))
         os.kill(backend, signal.SIGKILL)  # PostgreSQL takes every session down with it and recovers
         process.communicate()
         assert process.returncode != 0
@@ -159,9 +220,9 @@ def test_killed_server(tmp_path: Path) -> None:
             blocker.close()
 
 
-def test_concurrent_writers(postgres: servers.Postgres, tmp_path: Path) -> None:
-    """Writers insert all the time: none of their rows is lost, none waits longer than lock_timeout, and the comparison
-    is not disturbed.
+def test_concurrent_readers_and_writers(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """Writers insert and readers select all the time, during check mode, repair and undo: no row is lost, nobody waits
+    longer than lock_timeout, and the comparison is not disturbed.
     """
     with db.database(postgres, CASE) as connection:
         db.fill(connection)
@@ -186,15 +247,33 @@ def test_concurrent_writers(postgres: servers.Postgres, tmp_path: Path) -> None:
                     written.append(number)
                     number += 2
 
+        def read(table: str) -> None:
+            with contextlib.closing(psycopg2.connect(connection.dsn)) as reader:
+                reader.autocommit = True
+                while not stop.is_set():
+                    started = time.monotonic()
+                    try:
+                        with reader.cursor() as cursor:
+                            cursor.execute(f"select from {table}")
+                    except Exception as error:
+                        errors.append(error)
+                        return
+                    waits.append(time.monotonic() - started)
+
+        touched = {change.relation.qualified for change in rls.plan(connection, rls.audit(connection)).changes}
         threads = [threading.Thread(target=write, args=(1000 + number,)) for number in range(2)]
+        threads += [threading.Thread(target=read, args=(table,)) for table in sorted(touched)]
         for thread in threads:
             thread.start()
         try:
             wait_until(lambda: len(written) > 50)
             for _ in range(3):
+                plan = rls.plan(connection, rls.audit(connection))
+                checked = rls.apply(connection, plan, check_mode=True)
+                assert checked["changed"] and checked["after"]["comparisons"]
                 result = rls.apply(
                     connection,
-                    rls.plan(connection, rls.audit(connection)),
+                    plan,
                     undo_path=tmp_path / "undo.sql",
                     lock_timeout_ms=5_000,
                 )
@@ -254,6 +333,29 @@ def test_two_repairs_at_once(postgres: servers.Postgres, tmp_path: Path) -> None
         # The second finds that the policies are not those that it planned for.
         assert sorted(codes) in ([0, 1], [0, 0]) and rls.audit(connection).failing == []
         assert len(db.helpers(connection)) == len(set(db.helpers(connection)))
+
+
+def test_two_databases_of_one_server_at_once(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """Both need the same role; an undo takes its rights in that database away while the other one keeps it."""
+    rights = (
+        "select count(*) from pg_attribute a, aclexplode(a.attacl) g, pg_roles r"
+        " where r.oid = g.grantee and r.rolname = 'rls_definer'"
+    )
+    with db.database(postgres, CASE) as first, db.database(postgres, CASE) as second:
+        old = db.snapshot(first)
+        processes = [start(database.dsn, tmp_path / f"{number}.sql") for number, database in enumerate((first, second))]
+        for process in processes:
+            go(process)
+        assert [process.wait() for process in processes] == [0, 0]
+        for process in processes:
+            process.communicate()
+        assert [one(connection, rights) > 0 for connection in (first, second)] == [True, True]
+        for number, connection in enumerate((first, second)):
+            assert rls.audit(connection).failing == []
+            rls.undo(connection, tmp_path / f"{number}.sql")
+            assert [row[:4] for row in db.snapshot(connection)] == [row[:4] for row in old]
+            assert one(connection, rights) == 0 and db.helpers(connection) == []
+        assert not one(first, "select true from pg_roles where rolname = 'rls_definer'")
 
 
 def test_undo_script_that_cannot_be_kept(postgres: servers.Postgres, tmp_path: Path) -> None:

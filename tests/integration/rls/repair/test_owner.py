@@ -5,6 +5,11 @@ functions run.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
 import typing as t
 from pathlib import Path
 
@@ -13,6 +18,7 @@ import pytest
 
 from tests.support import rls_database as db
 from tests.support import servers
+from tests.support.waiting import free_port, wait_until
 from wheels_ops import rls
 from wheels_ops.checks import rls as check
 
@@ -111,6 +117,57 @@ def test_without_superuser(server: servers.Postgres, tmp_path: Path, name: str, 
             with admin.cursor() as cursor:
                 cursor.execute(f"drop owned by {name} cascade")
                 cursor.execute(f"drop role {name}")
+
+
+@contextlib.contextmanager
+def pooler(dsn: str) -> t.Iterator[str]:
+    """The DSN of a pgbouncer in transaction mode before that database."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    parts = psycopg2.extensions.parse_dsn(dsn)
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        folder.chmod(0o755)
+        (folder / "users").write_text(f'"{parts["user"]}" ""\n')
+        (folder / "ini").write_text(
+            f"[databases]\n{parts['dbname']} = host={parts['host']} port={parts['port']}\n[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
+            f"auth_file = {folder / 'users'}\npool_mode = transaction\n"
+        )
+        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        process = subprocess.Popen([program, "-q", *user, str(folder / "ini")], stderr=subprocess.DEVNULL)
+        try:
+            pooled = f"host=127.0.0.1 port={port} dbname={parts['dbname']} user={parts['user']}"
+            wait_until(lambda: psycopg2.connect(pooled), what="pgbouncer answers")
+            yield pooled
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_through_a_pooler_in_transaction_mode(postgres: servers.Postgres, tmp_path: Path) -> None:
+    """As the role of a hosted Supabase: nothing is needed that lasts longer than a transaction."""
+    name = "rls_pooled"
+    with db.database(postgres, TABLES + OWNER.format(name=name, attributes="bypassrls")) as admin:
+        db.fill(admin)
+        before = db.snapshot(admin)
+        try:
+            direct = f"{admin.dsn} host=127.0.0.1".replace("user=postgres", f"user={name}")
+            with pooler(direct) as dsn, contextlib.closing(psycopg2.connect(dsn)) as connection:
+                plan = rls.plan(connection, rls.audit(connection))
+                checked = rls.apply(connection, plan, check_mode=True)
+                assert db.snapshot(admin) == before
+                done = rls.apply(connection, plan, undo_path=tmp_path / "undo.sql")
+                assert done["after"] == checked["after"] and rls.audit(admin).failing == []
+                mine = db.see(admin, "select count(*) from trips", user=db.PEOPLE[0])[0][0]
+                assert 0 < mine < one_value(admin, "select count(*) from trips")
+                rls.undo(connection, tmp_path / "undo.sql")
+                assert db.snapshot(admin) == before and db.helpers(admin) == []
+        finally:
+            with admin.cursor() as cursor:
+                cursor.execute(f"drop owned by {name} cascade; drop role {name}")
 
 
 def test_a_role_that_may_not_become_others_is_told_so(postgres: servers.Postgres) -> None:

@@ -32,7 +32,7 @@ def texts(connection: t.Any) -> t.Dict[t.Tuple[str, str], t.Tuple[t.Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute("set search_path = ''")
         cursor.execute(
-            "select polrelid::regclass::text, polname, polcmd::text, polpermissive, polroles::oid[]::text::oid[]::bigint[],"
+            "select polrelid::regclass::text, polname, polcmd::text, polpermissive, polroles::bigint[],"
             " pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid), obj_description(oid, 'pg_policy')"
             " from pg_policy"
         )
