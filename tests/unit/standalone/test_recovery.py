@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support import transport
 from tests.support.collection import COLLECTION
 from wheels_ops.checks import suite
 from wheels_ops.core.results import Result
@@ -127,6 +128,27 @@ def test_program_leaves_alone_what_the_step_says(
     names = [each["name"] for each in SERVICES if each["name"] not in without]
     assert touched == {"restart": names, "trim": names}
     assert [(result.action, result.outcome) for result in results] == [(step.remedy, "") for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("counts", "calls", "remaining"),
+    [([60_000, 20_000, 0], 3, 0), ([60_000, 60_000], 2, 60_000), ([9, 8, 7, 6, 5], 4, 6), ([0], 1, 0)],
+)
+def test_cache_is_cleared_in_one_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counts: t.List[int], calls: int, remaining: int
+) -> None:
+    """The backend ends a call after 25 s, and goes on with the next one."""
+    sent = transport.answer(monkeypatch, lambda _request: (200, "{}", {}))
+    measured = iter(counts)
+    monkeypatch.setattr(suite, "run", lambda _options: {"checks": [{"name": "redis", "value": next(measured)}]})
+    settings = Settings(checks=suite.Options(base_url="http://backend:8000"), state_dir=tmp_path)
+    program = recovery.AutomatedRecovery(settings)
+    monkeypatch.setattr(recovery, "token_of", lambda _text, _path: "t" * 20)
+    result = program._clear_cache(
+        {"checks": [{"name": "redis", "value": 100_000}]}, plan.Step(plan.CACHE_CLEAR, ("redis",))
+    )
+    assert len(sent) == calls
+    assert result.after == {"keys_without_expiry": remaining} and result.changed
 
 
 def test_program_carries_out_nothing_that_is_refused(tmp_path: Path) -> None:
