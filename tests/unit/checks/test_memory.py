@@ -267,3 +267,12 @@ def test_memory_of_the_services_is_graded_as_it_was_measured(monkeypatch: pytest
     monkeypatch.setattr(memory, "check", lambda *words, **options: measured)
     context = HostContext((), lambda: t.cast("t.Any", None))
     assert memory.measure(context, Options()).status == status
+
+
+def test_a_group_without_a_limit_of_its_own_waits_for_memory(tree: Tree) -> None:
+    """Its tasks may wait although nothing but the machine bounds them: the group says so, the host's average hides it."""
+    tree.group("/app", 40.0, full=50.0)
+    tree.write("sys/fs/cgroup/app/memory.max", "max\n")
+    found = tree.check(["web"])
+    assert found.status == "critical"
+    assert "All tasks of web in its cgroup waited for memory 50.0 %" in found.message

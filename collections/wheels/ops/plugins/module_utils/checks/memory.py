@@ -87,6 +87,10 @@ def check(
         if around is not None:
             groups[name] = around
             shares[f"{name} in its cgroup"], stalled[f"{name} in its cgroup"] = around.percent, around.stalled
+        elif members:  # nothing limits it, and it may wait for memory all the same
+            own = memory_pressure.own_directory(min(members), proc=proc, root=root)
+            waits_here = memory_pressure.stalls(f"{own}/memory.pressure") if own else None
+            stalled[f"{name} in its cgroup"] = (waits_here or {}).get("full_avg10")
     details["cgroups"] = {name: group.as_dict() for name, group in groups.items()}
     for name, limit in limits_mb.items():
         in_range(f"The memory limit of {name}", limit, 0, unit="MiB", above=True)
