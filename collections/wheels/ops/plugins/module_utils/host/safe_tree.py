@@ -131,12 +131,12 @@ class Directory:
 
     def names(self) -> t.List[str]:
         """The names that lead here from the root, without it."""
-        found: t.List[str] = []
+        result: t.List[str] = []
         node: t.Optional[Directory] = self
         while node is not None and node.parent is not None:
-            found.append(node.name)
+            result.append(node.name)
             node = node.parent
-        return found[::-1]
+        return result[::-1]
 
 
 class Leftover(t.NamedTuple):
@@ -172,10 +172,10 @@ def require_safe(path: str, name: str = "path") -> str:
 def mount_id(descriptor: int) -> int:
     info = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _before, found, after = os.read(info, 4096).partition(b"mnt_id:")
+        _before, separator, after = os.read(info, 4096).partition(b"mnt_id:")
     finally:
         os.close(info)
-    return int(after.split(None, 1)[0]) if found else -1
+    return int(after.split(None, 1)[0]) if separator else -1
 
 
 def open_directory(path: str) -> int:
@@ -275,9 +275,9 @@ class _Shared(t.Generic[T]):
                 os.close(lots_in)
                 os.close(result_out)
                 tree.skipped.clear()
-                found = self._consume(drawn(lambda: draw() if os.getppid() == parent else None))
+                result = self._consume(drawn(lambda: draw() if os.getppid() == parent else None))
                 with os.fdopen(result_in, "wb") as pipe:
-                    pickle.dump((found, tree.skipped), pipe, protocol=4)
+                    pickle.dump((result, tree.skipped), pipe, protocol=4)
                 status = 0
             finally:
                 os._exit(status)
@@ -400,7 +400,7 @@ class Tree:
             self.skipped["locked"] += 1
             return []
         try:
-            found = [consume(self._below(self.node, os.dup(self._root), 0, chosen, shared))]
+            results = [consume(self._below(self.node, os.dup(self._root), 0, chosen, shared))]
             other = shared.result()
         except _SecondLost:
             # It ran out of memory, or somebody ended it: then this process walks alone.
@@ -409,9 +409,9 @@ class Tree:
         finally:
             shared.end()
         if other is not None:
-            found.append(other[0])
+            results.append(other[0])
             self.skipped.update(other[1])
-        return found
+        return results
 
     def _below(
         self, top: Directory, opened: int, depth: int, files: _Files, shared: t.Optional[_Shared[t.Any]] = None
@@ -453,8 +453,8 @@ class Tree:
         if depth >= MAX_DEPTH:
             self.skipped["deep"] += 1
             return None
-        opened = self._enter(descriptor, name, inode)
-        return None if opened is None else (Directory(directory, name, self.device, inode), opened)
+        child = self._enter(descriptor, name, inode)
+        return None if child is None else (Directory(directory, name, self.device, inode), child)
 
     def _share(self, levels: t.Sequence[_Level], depth: int, files: _Files, shared: _Shared[t.Any]) -> t.Iterator[Seen]:
         """Draws the directories that are still to be entered, lot by lot, together with a second process, which has
@@ -691,10 +691,10 @@ class Tree:
         return "removed"
 
     def _is_data(self, descriptor: int) -> bool:
-        found = any(_exists(marker, descriptor) for marker in DATA_MARKERS)
-        if found:
+        is_data = any(_exists(marker, descriptor) for marker in DATA_MARKERS)
+        if is_data:
             self.skipped["data"] += 1
-        return found
+        return is_data
 
     def _enter(self, parent: int, name: str, inode: t.Optional[int]) -> t.Optional[int]:
         """Opens a directory inside another if it is still the one that was seen, on our filesystem and mount."""
@@ -787,10 +787,10 @@ class Tree:
                 return "mount"
             with open_files.lease(descriptor) if descriptor >= 0 else contextlib.nullcontext() as free:
                 if free is None:
-                    known = is_open((status.st_dev, status.st_ino))
-                    if known is None:
+                    is_held = is_open((status.st_dev, status.st_ino))
+                    if is_held is None:
                         return "unseen"
-                    free = not known
+                    free = not is_held
                 if not free:
                     return "open"
                 if locked_by_another(parent):

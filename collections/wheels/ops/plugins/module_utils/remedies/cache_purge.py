@@ -244,7 +244,7 @@ def _run(nodes: t.Sequence[t.Any], options: Options, check_mode: bool, *, cluste
     queues = {queue for node in nodes for queue in broker.queues(node, ())}
     guards += [escape_glob(queue) for queue in sorted(queues) if queue not in options.unprotect]
     before = _facts(nodes)
-    started = time.monotonic()
+    start = time.monotonic()
     patterns = list(shown.values())
     for node in nodes:
         for index, name in enumerate(shown):
@@ -257,7 +257,7 @@ def _run(nodes: t.Sequence[t.Any], options: Options, check_mode: bool, *, cluste
                 options,
                 tally,
                 check_mode,
-                started,
+                start,
                 cluster=cluster,
             )
     after = {
@@ -308,7 +308,7 @@ def _run(nodes: t.Sequence[t.Any], options: Options, check_mode: bool, *, cluste
             "slices": tally.slices,
             "complete": tally.complete,
             "longest_slice_ms": round(tally.longest_ms, 2),
-            "duration_ms": round((time.monotonic() - started) * 1000, 1),
+            "duration_ms": round((time.monotonic() - start) * 1000, 1),
         },
     )
 
@@ -322,7 +322,7 @@ def _sweep(
     options: Options,
     tally: _Tally,
     check_mode: bool,
-    started: float,
+    start: float,
     *,
     cluster: bool,
 ) -> None:
@@ -339,18 +339,18 @@ def _sweep(
         cursor, keys = client.scan(cursor, match=pattern, count=size)
         scan_ms = (time.monotonic() - begun) * 1000
         tally.scanned += size
-        wanted = []
+        candidates = []
         for key in dict.fromkeys(keys):
             if earlier.fullmatch(key):
                 continue  # it was looked at for a pattern before this one
             if shield.fullmatch(key):
                 tally.left["protected"] += 1
             else:
-                wanted.append(key)
+                candidates.append(key)
         slowest = scan_ms
         # SCAN may give many keys at once from a table that is being resized: each step is cut to the size of a slice.
-        for index in range(0, len(wanted), size):
-            part = wanted[index : index + size]
+        for index in range(0, len(candidates), size):
+            part = candidates[index : index + size]
             if options.max_keys:
                 part = part[: options.max_keys - tally.keys]
             if not part:
@@ -374,7 +374,7 @@ def _sweep(
         tally.longest_ms = max(tally.longest_ms, slowest)
         size = int(min(5000, max(10, size * min(2.0, max(0.3, options.slice_ms / max(slowest, 0.01))))))
         full = bool(options.max_keys) and tally.keys >= options.max_keys
-        late = bool(options.max_seconds) and time.monotonic() - started > options.max_seconds
+        late = bool(options.max_seconds) and time.monotonic() - start > options.max_seconds
         if cursor == 0:
             return
         if full or late:

@@ -84,23 +84,23 @@ def consumers(sample_s: float) -> t.List[t.Dict[str, t.Any]]:
 
     Not over its life: over now.
     """
-    before, started = cpu_seconds(), time.monotonic()
+    before, start = cpu_seconds(), time.monotonic()
     time.sleep(sample_s)
-    after, took = cpu_seconds(), time.monotonic() - started
-    found = []
-    for pid, (seconds, born) in after.items():
-        earlier = before.get(pid, (0.0, born))
-        if earlier[1] == born and seconds > earlier[0]:
+    after, took = cpu_seconds(), time.monotonic() - start
+    result = []
+    for pid, (seconds, start_ticks) in after.items():
+        earlier = before.get(pid, (0.0, start_ticks))
+        if earlier[1] == start_ticks and seconds > earlier[0]:
             command = " ".join(processes.command_line(pid)) or f"[{pid}]"
-            found.append(
+            result.append(
                 {
                     "pid": pid,
                     "percent": round(100 * (seconds - earlier[0]) / took, 1),
                     "command": command[:300],
-                    "born": born,
+                    "born": start_ticks,
                 }
             )
-    return sorted(found, key=lambda entry: -t.cast(float, entry["percent"]))
+    return sorted(result, key=lambda entry: -t.cast(float, entry["percent"]))
 
 
 def _set_autogroup(pid: int, nice: int) -> None:
@@ -110,16 +110,16 @@ def _set_autogroup(pid: int, nice: int) -> None:
 
 def scheduling(pid: int) -> t.Dict[int, t.Dict[str, int]]:
     """Policy and nice of every thread of a process."""
-    found = {}
+    threads = {}
     with contextlib.suppress(OSError):
         for entry in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
                 thread = int(entry)
-                found[thread] = {
+                threads[thread] = {
                     "policy": os.sched_getscheduler(thread),
                     "nice": os.getpriority(os.PRIO_PROCESS, thread),
                 }
-    return found
+    return threads
 
 
 def _apply(thread: int, policy: int, nice: int) -> None:
@@ -155,34 +155,36 @@ def ends_at(directory: Path) -> float:
 
     Raises ``OpsError``.
     """
-    alive = {pid: born for pid, (_seconds, born) in cpu_seconds().items()}
-    held = [entry for entry in _read(directory / _FILE) if alive.get(entry["pid"]) == entry["born"]]
-    return min((float(entry["until"]) for entry in held if entry["until"]), default=0.0)
+    alive = {pid: start_ticks for pid, (_seconds, start_ticks) in cpu_seconds().items()}
+    entries = [entry for entry in _read(directory / _FILE) if alive.get(entry["pid"]) == entry["born"]]
+    return min((float(entry["until"]) for entry in entries if entry["until"]), default=0.0)
 
 
 def _run(options: Options, path: Path, check_mode: bool) -> Result:
-    held = _read(path)
-    alive = {pid: born for pid, (_seconds, born) in cpu_seconds().items()}
-    held = [entry for entry in held if alive.get(entry["pid"]) == entry["born"]]
+    entries = _read(path)
+    alive = {pid: start_ticks for pid, (_seconds, start_ticks) in cpu_seconds().items()}
+    entries = [entry for entry in entries if alive.get(entry["pid"]) == entry["born"]]
     actions: t.List[t.Dict[str, t.Any]] = []
-    due = [entry for entry in held if options.state == "normal" or (entry["until"] and time.time() >= entry["until"])]
-    actions += [_put_back(old, check_mode) for old in due]
-    held = [entry for entry in held if entry not in due]
+    expired = [
+        entry for entry in entries if options.state == "normal" or (entry["until"] and time.time() >= entry["until"])
+    ]
+    actions += [_put_back(old, check_mode) for old in expired]
+    entries = [entry for entry in entries if entry not in expired]
     top: t.List[t.Dict[str, t.Any]] = []
     if options.state == "relieved":
         top = consumers(options.sample_s)
-        known = {entry["pid"] for entry in held}
+        pids = {entry["pid"] for entry in entries}
         for consumer in _chosen(top, options):
-            if consumer["pid"] not in known:
+            if consumer["pid"] not in pids:
                 entry: t.Optional[t.Dict[str, t.Any]]
                 # Noted before it is changed: whenever this run is killed, what was changed can be put back.
-                note = None if check_mode else lambda entry: _write(path, [*held, entry])
-                entry, action = _make_yield(consumer, options, held, note)
+                note = None if check_mode else lambda entry: _write(path, [*entries, entry])
+                entry, action = _make_yield(consumer, options, entries, note)
                 actions.append(action)
                 if entry is not None:
-                    held.append(entry)
-    if not check_mode and (due or path.exists()):
-        _write(path, held)
+                    entries.append(entry)
+    if not check_mode and (expired or path.exists()):
+        _write(path, entries)
     count = sum(entry["changed"] for entry in actions)
     was = "would be" if check_mode else "was"
     verb = "restored" if options.state == "normal" else "lowered or restored"
@@ -190,9 +192,11 @@ def _run(options: Options, path: Path, check_mode: bool) -> Result:
     return Result(
         changed=bool(count),
         before={
-            "held": len(held) + len(due) - sum(entry["action"] == "yield" and entry["changed"] for entry in actions)
+            "held": len(entries)
+            + len(expired)
+            - sum(entry["action"] == "yield" and entry["changed"] for entry in actions)
         },
-        after={"held": len(held)},
+        after={"held": len(entries)},
         actions=actions,
         msg=f"The priority of {count} processes {was} {verb}." if actions else _idle(options),
         diff=(
@@ -211,21 +215,21 @@ def _idle(options: Options) -> str:
 def _chosen(top: t.Sequence[t.Dict[str, t.Any]], options: Options) -> t.List[t.Dict[str, t.Any]]:
     mine = {1, *processes.ancestors(os.getpid()), *options.protected_pids}
     shield = [re.compile(expression) for expression in (PROTECTED, *options.protect)]
-    wanted = [re.compile(expression) for expression in options.demote]
+    patterns = [re.compile(expression) for expression in options.demote]
     return [
         entry
         for entry in top
         if entry["percent"] >= options.min_percent
         and entry["pid"] not in mine
         and not any(expression.search(entry["command"]) for expression in shield)
-        and (not wanted or any(expression.search(entry["command"]) for expression in wanted))
+        and (not patterns or any(expression.search(entry["command"]) for expression in patterns))
     ]
 
 
 def _make_yield(
     consumer: t.Dict[str, t.Any],
     options: Options,
-    held: t.Sequence[t.Mapping[str, t.Any]],
+    entries: t.Sequence[t.Mapping[str, t.Any]],
     note: t.Optional[t.Callable[[t.Dict[str, t.Any]], None]],
 ) -> t.Tuple[t.Optional[t.Dict[str, t.Any]], t.Dict[str, t.Any]]:
     """The entry with what the process had before, None where nothing is to be changed, and the action. ``note`` keeps
@@ -235,8 +239,8 @@ def _make_yield(
     session, session_nice = autogroup(pid)
     # The session of the shell that began this run is that of whoever is at work on the host.
     shared = {autogroup(spared)[0] for spared in {*options.protected_pids, *processes.ancestors(os.getpid())}}
-    done = {entry["session"] for entry in held}
-    change_session = bool(session) and session not in shared and session not in done and session_nice < 19
+    sessions = {entry["session"] for entry in entries}
+    change_session = bool(session) and session not in shared and session not in sessions and session_nice < 19
     before = scheduling(pid)
     groups = {control_group(protected) for protected in options.protected_pids} - {""}
     action: t.Dict[str, t.Any] = {
@@ -311,11 +315,11 @@ def _may_be_put_back(pid: int, states: t.Mapping[int, t.Mapping[str, int]]) -> b
 
 def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]:
     """Every thread as it was; threads that were born since take after the first one."""
-    pid, known = entry["pid"], entry["threads"]
+    pid, threads = entry["pid"], entry["threads"]
     now = scheduling(pid)
-    first = known.get(str(pid)) or next(iter(known.values()))
+    first = threads.get(str(pid)) or next(iter(threads.values()))
     for thread in now if not check_mode else ():
-        state = known.get(str(thread), first)
+        state = threads.get(str(thread), first)
         try:
             _apply(thread, state["policy"], state["nice"])
         except ProcessLookupError:
@@ -328,7 +332,7 @@ def _put_back(entry: t.Dict[str, t.Any], check_mode: bool) -> t.Dict[str, t.Any]
     if entry["session"] and autogroup(pid)[0] == entry["session"] and not check_mode:
         with contextlib.suppress(OSError):
             _set_autogroup(pid, entry["session_nice"])
-    states = {int(thread): state for thread, state in known.items()}
+    states = {int(thread): state for thread, state in threads.items()}
     return {
         "action": "restore",
         "target": f"process {pid}",
@@ -383,5 +387,5 @@ def _whole(entry: t.Any) -> bool:
     )
 
 
-def _write(path: Path, held: t.Sequence[t.Dict[str, t.Any]]) -> None:
-    write_atomically(path, (json.dumps(list(held)) + "\n").encode(), mode=0o640)
+def _write(path: Path, entries: t.Sequence[t.Dict[str, t.Any]]) -> None:
+    write_atomically(path, (json.dumps(list(entries)) + "\n").encode(), mode=0o640)

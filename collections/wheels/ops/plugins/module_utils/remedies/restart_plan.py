@@ -55,13 +55,13 @@ def order(services: t.Sequence[Service]) -> t.List[Service]:
 
 def dependents(services: t.Sequence[Service], names: t.Collection[str]) -> t.Set[str]:
     """Everything that depends on one of ``names``, directly or through others; without ``names`` themselves."""
-    found = set(names)
+    result = set(names)
     grew = True
     while grew:
-        more = {service.name for service in services if service.name not in found and found & set(service.depends_on)}
+        more = {service.name for service in services if service.name not in result and result & set(service.depends_on)}
         grew = bool(more)
-        found |= more
-    return found - set(names)
+        result |= more
+    return result - set(names)
 
 
 def plan(
@@ -96,18 +96,18 @@ def plan(
             f"{service.name} ({service.unit})" if service.unit != service.name else service.name for service in missing
         )
         raise OpsError(f"The service manager does not know {names}.", hint="Install the unit, or name it with unit.")
-    wanted = [service for service in ordered if not targets or service.name in targets]
+    selected = [service for service in ordered if not targets or service.name in targets]
     reasons: t.Dict[str, str] = {}
-    for service in wanted:
-        found = _reason(
+    for service in selected:
+        reason = _reason(
             service, states[service.unit], state=state, only_if=only_if, unhealthy=unhealthy or {}, stale=stale or {}
         )
-        if found:
-            reasons[service.name] = found
+        if reason:
+            reasons[service.name] = reason
     if with_dependents and state == "restarted":
         for name in sorted(dependents(ordered, list(reasons))):
             service = next(entry for entry in ordered if entry.name == name)
-            if states[service.unit].running or name in {target.name for target in wanted}:
+            if states[service.unit].running or name in {target.name for target in selected}:
                 causes = [
                     entry.name
                     for entry in ordered
@@ -153,16 +153,16 @@ def _steps(
     """Who takes tasks or sends them is stopped before the Redis below it, so that what waits there can be counted and
     kept.
     """
-    chosen = [service for service in ordered if service.name in reasons]
-    stores = [service.name for service in chosen if service.gate.type == "redis" and states[service.unit].up]
+    selected = [service for service in ordered if service.name in reasons]
+    stores = [service.name for service in selected if service.gate.type == "redis" and states[service.unit].up]
     below = dependents(ordered, stores)
     paused = [
         service
-        for service in chosen
+        for service in selected
         if service.gate.type in ("celery", "beat") and service.name in below and states[service.unit].up
     ]
     steps = [Step("pause", service, f"its broker {', '.join(stores)} is restarted") for service in reversed(paused)]
-    for service in chosen:
+    for service in selected:
         now = states[service.unit]
         fills = now.partly_up and reasons[service.name] in _down(now)  # what runs of it may go on
         starts = service in paused or not now.up or fills

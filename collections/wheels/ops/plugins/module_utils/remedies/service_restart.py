@@ -55,11 +55,13 @@ class Options:
     state_dir: str = ""
 
 
-def options_of(given: t.Mapping[str, t.Any]) -> Options:
+def options_of(params: t.Mapping[str, t.Any]) -> Options:
     """The options among a caller's parameters; what is None keeps its default, lists become tuples."""
-    taken: t.Dict[str, t.Any] = {key: given[key] for key in Options.__dataclass_fields__ if given.get(key) is not None}
-    taken.update({key: tuple(value) for key, value in taken.items() if isinstance(value, list)})
-    return Options(**taken)
+    values: t.Dict[str, t.Any] = {
+        key: params[key] for key in Options.__dataclass_fields__ if params.get(key) is not None
+    }
+    values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+    return Options(**values)
 
 
 _RANGES: t.Tuple[t.Tuple[str, float, float], ...] = (
@@ -214,27 +216,27 @@ class _Run:
 
     def unhealthy(self, states: t.Mapping[str, ServiceState]) -> t.Dict[str, str]:
         """Services whose gate does not hold now: two probes, so that one dropped packet restarts nothing."""
-        found = {}
+        reasons = {}
         for service in self.services:
             state = states[service.unit]
             if not state.exists:
                 continue
-            seen = gates.probe(service, state, self.control)
-            if not seen.ready:
+            observation = gates.probe(service, state, self.control)
+            if not observation.ready:
                 time.sleep(self.options.wait_sleep)
-                seen = gates.probe(service, self.control.states([service.unit])[service.unit], self.control)
-            if seen.unfinished:
-                self.warnings.append(f"{service.name} is not restarted for its silence: {seen.why}.")
-            elif not seen.ready:
-                found[service.name] = f"its gate does not hold: {seen.why}"
-        return found
+                observation = gates.probe(service, self.control.states([service.unit])[service.unit], self.control)
+            if observation.unfinished:
+                self.warnings.append(f"{service.name} is not restarted for its silence: {observation.why}.")
+            elif not observation.ready:
+                reasons[service.name] = f"its gate does not hold: {observation.why}"
+        return reasons
 
     def stale(self, states: t.Mapping[str, ServiceState]) -> t.Dict[str, str]:
         """Services that run on older files than there are now."""
-        found = {}
+        reasons = {}
         for service in self.services:
             if states[service.unit].outdated and states[service.unit].up:
-                found[service.name] = f"its definition was changed on disk since {self.control.name} read it"
+                reasons[service.name] = f"its definition was changed on disk since {self.control.name} read it"
                 continue
             begun = processes.start_time(states[service.unit].pid) if states[service.unit].pid else None
             if begun is None:
@@ -243,8 +245,8 @@ class _Run:
                 with contextlib.suppress(OSError):
                     # ctime: a file that is copied with its old mtime is new here all the same.
                     if max(os.stat(path).st_mtime, os.stat(path).st_ctime) > begun:
-                        found[service.name] = f"{path} is newer than its process"
-        return found
+                        reasons[service.name] = f"{path} is newer than its process"
+        return reasons
 
     def allowed(self, steps: t.Sequence[Step]) -> None:
         """A missing right, budget, cool-down and a second beat stop a run before it touches anything."""
@@ -387,12 +389,12 @@ class _Run:
         self.resume_stopped(step, state, check_mode=False)
         entry = self.describe(step, state, changed=False)
         self.actions.append(entry)
-        started = time.monotonic()
+        start = time.monotonic()
         if step.action == "pause":
             self.paused.append(service)
             entry["changed"] = True
             self.control.stop(service.unit, options.wait_timeout)
-            entry["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
+            entry["duration_ms"] = round((time.monotonic() - start) * 1000, 1)
             return
         state, old = self.propagated(step, state)
         propagated = entry["propagated"] = old != state.instance
@@ -413,7 +415,7 @@ class _Run:
             planned=True,
         )
         entry["changed"] = True
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             if propagated:
                 pass  # only its gate is waited for
@@ -449,7 +451,7 @@ class _Run:
             raise
         entry.update(
             instance_after=passed.state.instance,
-            duration_ms=round((time.monotonic() - started) * 1000, 1),
+            duration_ms=round((time.monotonic() - start) * 1000, 1),
             ms_to_ready=passed.ms_to_ready,
             gate_attempts=passed.attempts,
             answer=passed.seen.answer,
@@ -595,7 +597,7 @@ class _Run:
         try:
             with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
                 self.tasks[service.name]["before"] = broker.count_tasks(client)
-                done = broker.persist(client, timeout=self.options.wait_timeout, dump=not outlook.certain)
+                outcome = broker.persist(client, timeout=self.options.wait_timeout, dump=not outlook.certain)
         except (OpsError, redis.exceptions.RedisError) as error:
             cause = error if isinstance(error, OpsError) else redis_errors.explain(error, service.gate.url)
             waiting = self.tasks[service.name].get("before")
@@ -607,8 +609,8 @@ class _Run:
                     blocked_reason="not persisted",
                     queued_tasks=waiting,
                 ) from None
-            done = {"method": "none", "why": cause.message}
-        return {**done, **outlook.as_dict(), **self.set_aside(service, outlook, needed="rdb" in done["method"])}
+            outcome = {"method": "none", "why": cause.message}
+        return {**outcome, **outlook.as_dict(), **self.set_aside(service, outlook, needed="rdb" in outcome["method"])}
 
     def set_aside(self, service: Service, outlook: redis_config.Outlook, *, needed: bool) -> t.Dict[str, str]:
         """The copy of the dump (``dump_copy``), or why there is none (``not_copied``, a warning where
@@ -626,10 +628,10 @@ class _Run:
     def count_again(self, service: Service) -> None:
         import redis
 
-        known = self.tasks[service.name]
+        counts = self.tasks[service.name]
         try:
             with contextlib.closing(broker.connect(service.gate.url, timeout=max(5.0, service.gate.timeout))) as client:
-                known["after"] = broker.count_tasks(client)
+                counts["after"] = broker.count_tasks(client)
                 queues = {broker.printable(name) for name in broker.queues(client, self.options.queues)}
         except redis.exceptions.RedisError as error:
             cause = redis_errors.explain(error, service.gate.url)
@@ -638,9 +640,9 @@ class _Run:
                 hint=cause.hint,
                 service=service.name,
             ) from None
-        if known["before"] is None:
+        if counts["before"] is None:
             return
-        lost = count_lost(known["before"], known["after"], queues)
+        lost = count_lost(counts["before"], counts["after"], queues)
         if lost > 0 and not self.options.allow_task_loss:
             copy = next(
                 (
@@ -658,7 +660,7 @@ class _Run:
                 )
                 + (f" ({copy})." if copy else "."),
                 service=service.name,
-                queued_tasks=dict(known),
+                queued_tasks=dict(counts),
             )
 
     def resume(self) -> t.List[str]:
@@ -666,13 +668,13 @@ class _Run:
 
         A forgotten beat is worse than a failing one.
         """
-        started = []
+        resumed = []
         for service in reversed(self.paused):
             try:
                 if service.gate.type == "beat":
                     self.refuse_second_beat(service)
                 self.control.start(service.unit, self.options.wait_timeout)
-                started.append(service.name)
+                resumed.append(service.name)
                 self.actions.append(
                     {
                         "action": "resume",
@@ -692,7 +694,7 @@ class _Run:
                         "failed": error.message,
                     }
                 )
-        return started
+        return resumed
 
     def predicted(self, before: t.Mapping[str, ServiceState], steps: t.Sequence[Step]) -> t.Dict[str, ServiceState]:
         """The states that a real run would leave: what is acted on runs as a new instance, which has no name yet."""

@@ -200,7 +200,7 @@ def run_audit(options: argparse.Namespace) -> int:
     shared = {"schemas": options.schema, "roles": options.role, **_timeouts(options)}
     with progress.Line(sys.stderr, wanted=options.progress) as line:
         if options.sql:
-            loaded = scratch.load(
+            schema = scratch.load(
                 dsn_of(options),
                 options.sql,
                 supabase=options.supabase,
@@ -209,7 +209,7 @@ def run_audit(options: argparse.Namespace) -> int:
                 progress=line,
                 **shared,
             )
-            present, introduced, errors = loaded.audit, loaded.introduced, loaded.errors
+            present, introduced, errors = schema.audit, schema.introduced, schema.errors
         else:
             with contextlib.closing(connect.connect(dsn_of(options))) as connection:
                 present = audit(connection, progress=line, **shared)
@@ -308,11 +308,11 @@ def run_repair(options: argparse.Namespace) -> int:
         return _write_migration(options)
     _check_matrix(options)
     with progress.Line(sys.stderr, wanted=options.progress) as line:
-        planned, result = _repair(options, line)
+        repair_plan, result = _repair(options, line)
     if options.format == "json":
-        sys.stdout.write(json.dumps({**result, "plan": planned.as_dict()}, indent=1, default=str) + "\n")
+        sys.stdout.write(json.dumps({**result, "plan": repair_plan.as_dict()}, indent=1, default=str) + "\n")
     else:
-        _show(planned, result["needs_review"], diff=options.diff)
+        _show(repair_plan, result["needs_review"], diff=options.diff)
         sys.stdout.write(result["msg"] + "\n" + (f"undo: {result['undo']}\n" if result.get("undo") else ""))
     return FOUND if result["needs_review"] else CLEAN
 
@@ -353,15 +353,15 @@ def _matrix_of_repair(
         sys.stderr.write(f"warning: no matrix was written: {error}\n")
 
 
-def _show(planned: Plan, reviews: t.Sequence[t.Mapping[str, t.Any]], *, diff: bool) -> None:
+def _show(repair_plan: Plan, reviews: t.Sequence[t.Mapping[str, t.Any]], *, diff: bool) -> None:
     if diff:
-        for entry in planned.diff():
+        for entry in repair_plan.diff():
             sys.stdout.write(f"--- {entry['before_header']}\n{entry['before']}+++\n{entry['after']}\n")
     for review in reviews:
         sys.stdout.write(f"needs a person: {review['object']}\n  {review['reason']}\n  {review['advice']}\n")
         for proposal in review.get("proposals", ()):
             sys.stdout.writelines(f"    {line}\n" for line in captured.sentences(proposal))
-    for warning in planned.warnings:
+    for warning in repair_plan.warnings:
         sys.stdout.write(f"not fixed: {warning}\n")
 
 
@@ -374,10 +374,10 @@ def _write_migration(options: argparse.Namespace) -> int:
     _check_matrix(options)
     with progress.Line(sys.stderr, wanted=options.progress) as line:
         draft = _draft(options, path, line)
-    planned, numbers = draft.plan, draft.verification
+    repair_plan, numbers = draft.plan, draft.verification
     files: t.List[str] = []
-    if options.write and not options.check and not planned.empty:
-        files = [str(written) for written in migration_source.write(draft, path, version=VERSION)]
+    if options.write and not options.check and not repair_plan.empty:
+        files = [str(file) for file in migration_source.write(draft, path, version=VERSION)]
     if options.format == "json":
         result = {
             "changed": bool(files),
@@ -386,19 +386,19 @@ def _write_migration(options: argparse.Namespace) -> int:
             "failing_before": numbers.failing_before,
             "failing_after": numbers.failing_after,
             "load_errors": draft.errors,
-            "needs_review": planned.needs_review,
-            "plan": planned.as_dict(),
+            "needs_review": repair_plan.needs_review,
+            "plan": repair_plan.as_dict(),
         }
         sys.stdout.write(json.dumps(result, indent=1, default=str) + "\n")
-        return FOUND if planned.needs_review else CLEAN
+        return FOUND if repair_plan.needs_review else CLEAN
     for error in draft.errors:
         sys.stdout.write(f"could not load: {error}\n")
-    _show(planned, planned.needs_review, diff=options.diff)
-    if planned.empty:
+    _show(repair_plan, repair_plan.needs_review, diff=options.diff)
+    if repair_plan.empty:
         sys.stdout.write("Nothing to repair; no file was written.\n")
     else:
         sys.stdout.write(
-            f"{len(planned.changes)} policies, {len(planned.functions)} functions: failing accesses"
+            f"{len(repair_plan.changes)} policies, {len(repair_plan.functions)} functions: failing accesses"
             f" {numbers.failing_before} -> {numbers.failing_after}.\n"
         )
         sys.stdout.writelines(f"{line}\n" for line in numbers.sentences)
@@ -406,7 +406,7 @@ def _write_migration(options: argparse.Namespace) -> int:
             sys.stdout.write(f"migration: {files[0]}\nundo: {files[1]}\n")
         else:
             sys.stdout.write("No file was written. To write the migration: --write FILE.sql\n")
-    return FOUND if planned.needs_review else CLEAN
+    return FOUND if repair_plan.needs_review else CLEAN
 
 
 def _draft(options: argparse.Namespace, path: Path, line: progress.Line) -> migration_source.Draft:

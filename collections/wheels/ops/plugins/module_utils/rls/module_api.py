@@ -40,9 +40,9 @@ def _timeouts(params: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
 def info(params: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     """The audit as a module's result."""
     with contextlib.closing(connect.from_params(params)) as connection:
-        found = audit(connection, schemas=params["schemas"], roles=params["roles"], **_timeouts(params))
-    state = summary(found)
-    return Result(before=state, after=state, msg=sentence(found), extra=found.as_dict()).as_dict()
+        report = audit(connection, schemas=params["schemas"], roles=params["roles"], **_timeouts(params))
+    state = summary(report)
+    return Result(before=state, after=state, msg=sentence(report), extra=report.as_dict()).as_dict()
 
 
 def repair(params: t.Mapping[str, t.Any], *, check_mode: bool) -> t.Dict[str, t.Any]:
@@ -53,9 +53,9 @@ def repair(params: t.Mapping[str, t.Any], *, check_mode: bool) -> t.Dict[str, t.
             if not params["undo_path"]:
                 raise OpsError("undo_path is missing.", hint="Name the script that rls_repair returned as `undo`.")
             return undo(connection, Path(params["undo_path"]), check_mode=check_mode, force=params["force"], **timeouts)
-        asked: Connection = connection
-        made = _plan(asked, params, timeouts)
-        if check_mode and params["after_scripts"] and not made.empty:
+        session: Connection = connection
+        repair_plan = _plan(session, params, timeouts)
+        if check_mode and params["after_scripts"] and not repair_plan.empty:
             variables = {name: str(value) for name, value in params["after_variables"].items()}
             limits = scripts.Limits(
                 lock_timeout_ms=timeouts["lock_timeout_ms"], statement_timeout_ms=timeouts["statement_timeout_ms"]
@@ -63,18 +63,18 @@ def repair(params: t.Mapping[str, t.Any], *, check_mode: bool) -> t.Dict[str, t.
             scripts.rehearse(
                 connection, scripts.from_entries(params["after_scripts"]), variables=variables, limits=limits
             )
-            asked = Rehearsal(connection)
-            made = _plan(asked, params, timeouts)
+            session = Rehearsal(connection)
+            repair_plan = _plan(session, params, timeouts)
         path = (
             None
-            if made.empty
+            if repair_plan.empty
             else Path(
                 params["undo_path"]
-                or Path(params["undo_dir"]) / undo_name(made.catalog.database if made.catalog else "")
+                or Path(params["undo_dir"]) / undo_name(repair_plan.catalog.database if repair_plan.catalog else "")
             )
         )
-        result = apply(asked, made, check_mode=check_mode, undo_path=path, run_id=params["run_id"], **timeouts)
-    result["plan"] = made.as_dict()
+        result = apply(session, repair_plan, check_mode=check_mode, undo_path=path, run_id=params["run_id"], **timeouts)
+    result["plan"] = repair_plan.as_dict()
     return result
 
 
@@ -97,27 +97,27 @@ def undo_name(database: str) -> str:
     return f"rls-{safe}-{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S%fZ}.sql"
 
 
-def summary(found: Audit) -> t.Dict[str, t.Any]:
+def summary(report: Audit) -> t.Dict[str, t.Any]:
     """The audit in numbers."""
     kinds: t.Dict[str, int] = {}
-    for finding in found.findings:
+    for finding in report.findings:
         kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
     return {
-        "checked": found.checked,
-        "failing": len(found.failing),
-        "tables": found.tables,
-        "policies": found.policies,
+        "checked": report.checked,
+        "failing": len(report.failing),
+        "tables": report.tables,
+        "policies": report.policies,
         "findings": kinds,
     }
 
 
-def sentence(found: Audit) -> str:
+def sentence(report: Audit) -> str:
     """The audit in one sentence."""
-    tables = sorted({failure.relation for failure in found.failing})
+    tables = sorted({failure.relation for failure in report.failing})
     failing = (
-        f"{len(found.failing)} of {found.checked} accesses fail ({', '.join(tables)})"
+        f"{len(report.failing)} of {report.checked} accesses fail ({', '.join(tables)})"
         if tables
-        else f"all {found.checked} accesses are accepted"
+        else f"all {report.checked} accesses are accepted"
     )
-    unasked = f" The session may not become {', '.join(found.unasked)}: predicted only." if found.unasked else ""
-    return f"{found.tables} tables, {found.policies} policies: {failing}; {len(found.findings)} findings.{unasked}"
+    unasked = f" The session may not become {', '.join(report.unasked)}: predicted only." if report.unasked else ""
+    return f"{report.tables} tables, {report.policies} policies: {failing}; {len(report.findings)} findings.{unasked}"

@@ -100,7 +100,7 @@ def readable(url: str) -> str:
     """
     return re.sub(
         r"(?<=[?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)",
-        lambda found: found[1].lower(),
+        lambda pair: pair[1].lower(),
         url,
         flags=re.IGNORECASE,
     )
@@ -141,37 +141,37 @@ def prefixes(client: t.Any) -> t.List[str]:
     )
 
 
-def queues(client: t.Any, named: t.Sequence[str] = QUEUES) -> t.List[str]:
+def queues(client: t.Any, names: t.Sequence[str] = QUEUES) -> t.List[str]:
     """The queues named by the caller and those that kombu's bindings know, without those of remote control and events.
 
     A queue of an application with a ``global_keyprefix`` has it before its name, as its key has.
     """
-    found = set(named)
+    result = set(names)
     for key in client.scan_iter(match=f"*{_BINDING}*", count=1000, _type="SET"):
         prefix, _binding, exchange = key.partition(_BINDING)
         if "pidbox" in exchange or "celeryev" in exchange:
             continue
-        found.update(prefix + member.split(SEPARATOR)[-1] for member in client.smembers(key))
-    return sorted(found)
+        result.update(prefix + member.split(SEPARATOR)[-1] for member in client.smembers(key))
+    return sorted(result)
 
 
-def waiting_tasks(client: t.Any, named: t.Sequence[str]) -> t.Dict[str, int]:
+def waiting_tasks(client: t.Any, names: t.Sequence[str]) -> t.Dict[str, int]:
     """Waiting tasks of these queues in this database by queue, whatever their priorities; and ``unacked``: those that a
     worker took and has not finished. One atomic moment.
     """
-    lists = sorted(set(client.scan_iter(match=f"*{SEPARATOR}*", count=1000, _type="LIST")) | set(named))
-    wanted = [key for key in lists if queue_of(key) in named]
+    lists = sorted(set(client.scan_iter(match=f"*{SEPARATOR}*", count=1000, _type="LIST")) | set(names))
+    keys = [key for key in lists if queue_of(key) in names]
     unacked = [f"{prefix}unacked" for prefix in prefixes(client)]
     pipe = client.pipeline(transaction=True)
-    for key in wanted:
+    for key in keys:
         pipe.llen(key)
     for key in unacked:
         pipe.hlen(key)
     answers = [_counted(answer) for answer in pipe.execute(raise_on_error=False)]
-    counts = dict.fromkeys(sorted(named), 0)
-    for key, count in zip(wanted, answers):
+    counts = dict.fromkeys(sorted(names), 0)
+    for key, count in zip(keys, answers):
         counts[queue_of(key)] += count
-    counts["unacked"] = sum(answers[len(wanted) :])
+    counts["unacked"] = sum(answers[len(keys) :])
     return {queue: count for queue, count in counts.items() if count or queue == "unacked"}
 
 
@@ -237,11 +237,11 @@ def inventory(client: t.Any) -> t.List[Stock]:
     dramatiq's messages, and the sorted sets of ``_JOB_SETS``. Replies of remote control do not count. Raises what
     redis-py raises; a right that is missing is such an error.
     """
-    found: t.List[Stock] = []
+    stocks: t.List[Stock] = []
     own = database(client)
     for number in databases(client):
         if number == own:
-            found += _stock(client, number)
+            stocks += _stock(client, number)
             continue
         pool = client.connection_pool
         other = type(client)(
@@ -250,9 +250,9 @@ def inventory(client: t.Any) -> t.List[Stock]:
             )
         )
         with contextlib.closing(other):
-            found += _stock(other, number)
+            stocks += _stock(other, number)
             other.connection_pool.disconnect()
-    return found
+    return stocks
 
 
 def database(client: t.Any) -> int:
@@ -321,7 +321,7 @@ def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
     """The hashes in which kombu keeps unfinished deliveries: by their name, or by what one entry looks like where
     ``unacked_key`` gives another.
     """
-    named = [key for key in hashes if key.endswith("unacked")]
+    unacked_hashes = [key for key in hashes if key.endswith("unacked")]
     others = [key for key in hashes if not key.endswith("unacked")][:_HASHES_LOOKED_INTO]
     for start in range(0, len(others), 200):  # a small hash is given whole
         part = others[start : start + 200]
@@ -330,15 +330,15 @@ def _deliveries(client: t.Any, hashes: t.Sequence[str]) -> t.List[str]:
             pipe.hscan(key, 0, count=1)
         for key, (_cursor, fields) in zip(part, pipe.execute()):
             if '"delivery_tag"' in next(iter(fields.values()), ""):
-                named.append(key)
-    return named
+                unacked_hashes.append(key)
+    return unacked_hashes
 
 
-def count_tasks(client: t.Any, named: t.Sequence[str] = ()) -> t.Dict[str, int]:
+def count_tasks(client: t.Any, names: t.Sequence[str] = ()) -> t.Dict[str, int]:
     """What waits in the whole server by queue (see ``inventory``), and ``unacked``: what a worker of this database took
     and has not finished.
 
-    What lies in another database has its number behind its name. ``named`` queues count in any case, as the others do.
+    What lies in another database has its number behind its name. ``names`` queues count in any case, as the others do.
     """
     return by_name(inventory(client), database(client))
 
@@ -362,12 +362,12 @@ def persistence(client: t.Any) -> t.Dict[str, t.Any]:
     return {"aof": bool(int(info.get("aof_enabled", 0))), "rdb": schedule, "info": info}
 
 
-def why_not_kept(kept: t.Mapping[str, t.Any]) -> str:
+def why_not_kept(settings: t.Mapping[str, t.Any]) -> str:
     """Why a restart would lose what this server holds; empty where it would not."""
-    info = kept["info"]
-    if kept["aof"]:
+    info = settings["info"]
+    if settings["aof"]:
         return "" if info.get("aof_last_write_status", "ok") == "ok" else "its append-only file cannot be written"
-    if not kept["rdb"]:
+    if not settings["rdb"]:
         return "it keeps nothing on disk (no save schedule, no append-only file)"
     return ""
 
@@ -382,28 +382,28 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bo
     """
     import redis
 
-    started = time.monotonic()
-    kept = persistence(client)
-    problem = why_not_kept(kept)
+    start = time.monotonic()
+    settings = persistence(client)
+    problem = why_not_kept(settings)
     if problem:
         raise OpsError(f"Redis would not keep its data: {problem}.", hint="Turn on appendonly or save, then run again.")
-    if kept["aof"]:
+    if settings["aof"]:
         while any(
             int(client.info("persistence").get(f"aof_rewrite_{word}", 0)) for word in ("in_progress", "scheduled")
         ):
-            if time.monotonic() > started + timeout:
+            if time.monotonic() > start + timeout:
                 raise OpsError(
                     f"Redis did not finish to rewrite its append-only file within {timeout:g} s.",
                     hint="Raise wait_timeout for a large dataset.",
                 )
             time.sleep(wait_sleep)
         if not dump:
-            return {"method": "aof", "duration_ms": round((time.monotonic() - started) * 1000, 1)}
-    while int(client.info("persistence")["rdb_bgsave_in_progress"]) and time.monotonic() < started + timeout:
+            return {"method": "aof", "duration_ms": round((time.monotonic() - start) * 1000, 1)}
+    while int(client.info("persistence")["rdb_bgsave_in_progress"]) and time.monotonic() < start + timeout:
         time.sleep(wait_sleep)  # it began before ours was asked for: what came since is not in it
     before = client.info("persistence")["rdb_last_save_time"]
     # LASTSAVE counts whole seconds: two saves within one second look like none.
-    deadline = started + timeout
+    deadline = start + timeout
     while client.time()[0] <= before and time.monotonic() < deadline:
         time.sleep(wait_sleep)
     try:
@@ -427,8 +427,8 @@ def persist(client: t.Any, *, timeout: float, wait_sleep: float = 0.05, dump: bo
                 )
             if info["rdb_last_save_time"] > before:
                 return {
-                    "method": "aof and rdb" if kept["aof"] else "rdb",
-                    "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                    "method": "aof and rdb" if settings["aof"] else "rdb",
+                    "duration_ms": round((time.monotonic() - start) * 1000, 1),
                 }
             with contextlib.suppress(redis.exceptions.ResponseError):
                 client.bgsave()  # a rewrite of the append-only file was in its way
@@ -483,43 +483,44 @@ def workers(
         },
     }
     channel = f"/{database(client)}.{_CONTROL}"
-    found: t.Dict[str, t.Any] = {}
-    started = time.monotonic()
-    deadline = started + timeout
-    asked: t.List[str] = []
+    answers: t.Dict[str, t.Any] = {}
+    start = time.monotonic()
+    deadline = start + timeout
+    methods: t.List[str] = []
 
     def ask(prefix: str) -> int:
         """How many listen to the remote control of one application: one with a key prefix has a channel and a reply
         queue of its own.
         """
-        asked.append(prefix)
+        methods.append(prefix)
         client.sadd(f"{prefix}{binding}", member)
         return int(client.publish(f"{prefix}{channel}", json.dumps(message)))
 
     try:
         listeners = ask("")
         every = False
-        while not wanted(found) and time.monotonic() < deadline:
+        while not wanted(answers) and time.monotonic() < deadline:
             # Looking for prefixes reads all keys: only where the usual answer, within milliseconds, does not come.
-            if not every and (not listeners or time.monotonic() > started + min(0.3, timeout / 4)):
+            if not every and (not listeners or time.monotonic() > start + min(0.3, timeout / 4)):
                 every = True
                 listeners += sum([ask(prefix) for prefix in prefixes(client) if prefix])
             if not listeners:
                 break
-            left = deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             popped = client.blpop(
-                [f"{prefix}{reply_queue}" for prefix in asked], timeout=max(0.05, min(1.0 if every else 0.1, left))
+                [f"{prefix}{reply_queue}" for prefix in methods],
+                timeout=max(0.05, min(1.0 if every else 0.1, remaining)),
             )
             if popped:
                 envelope = json.loads(popped[1])
                 text = envelope["body"]
                 if envelope.get("properties", {}).get("body_encoding") == "base64":
                     text = base64.b64decode(text).decode()
-                found.update(
+                answers.update(
                     {str(node): answer for node, answer in json.loads(text).items() if isinstance(answer, (dict, list))}
                 )
-        return found
+        return answers
     finally:
-        for prefix in asked:
+        for prefix in methods:
             client.srem(f"{prefix}{binding}", member)
             client.delete(f"{prefix}{reply_queue}")

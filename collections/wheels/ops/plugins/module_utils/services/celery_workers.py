@@ -110,7 +110,7 @@ class Watch:
         share = self._share()
         unacked = broker.waiting_tasks(self.client, ())["unacked"]
         owners, hidden = self._owners()
-        seen: t.List[Silence] = []
+        silences: t.List[Silence] = []
         if self.members is not None:
             stopped = processes.all_stopped(self.members)
             if stopped:
@@ -130,11 +130,11 @@ class Watch:
             pid = owners.get(_port(entry), 0)
             if self.members is not None and not pid and not hidden:
                 continue  # of another service, or another host
-            seen.append(self._judge(entry, pid, share, unacked))
-        if not seen and self.members is not None:
+            silences.append(self._judge(entry, pid, share, unacked))
+        if not silences and self.members is not None:
             evidence = self._evidence(share, unacked)
-            seen.append(Silence(BUSY, evidence) if evidence else Silence(HUNG, "it asks the broker for nothing"))
-        return seen
+            silences.append(Silence(BUSY, evidence) if evidence else Silence(HUNG, "it asks the broker for nothing"))
+        return silences
 
     def _polls(self) -> t.List[t.Mapping[str, str]]:
         """The clients of this database that last asked for a task; blocked where they were so in one of a few moments:
@@ -174,8 +174,8 @@ class Watch:
 
     def _share(self) -> float:
         """CPUs that the watched processes asked for since the start."""
-        used = sum(max(0.0, processes.cpu_demand(pid) - self.before.get(pid, 0.0)) for pid in self._watched())
-        return used / max(0.01, time.monotonic() - self.started)
+        seconds = sum(max(0.0, processes.cpu_demand(pid) - self.before.get(pid, 0.0)) for pid in self._watched())
+        return seconds / max(0.01, time.monotonic() - self.started)
 
     def _evidence(self, share: float, unacked: int) -> str:
         if unacked:

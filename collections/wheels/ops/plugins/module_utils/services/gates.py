@@ -69,11 +69,11 @@ def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manag
     if not gate.verify_owner:
         return None
     members = manager.pids(state)
-    found = processes.answering(port, host, pid=state.pid or None)
-    if not found:
+    listeners = processes.answering(port, host, pid=state.pid or None)
+    if not listeners:
         return _not_ready(f"nothing of this host listens on {host}:{port}")
-    held = processes.holders([listener.inode for listener in found], members)
-    foreign = [listener for listener in found if not held[listener.inode]]
+    holders = processes.holders([listener.inode for listener in listeners], members)
+    foreign = [listener for listener in listeners if not holders[listener.inode]]
     if not foreign:
         return None
     others = sorted(
@@ -106,7 +106,7 @@ def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
     gate = service.gate
     parts = urllib.parse.urlsplit(gate.url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    shown = urllib.parse.urlunsplit(parts._replace(netloc=f"{host}:{port}", query=""))
+    safe_url = urllib.parse.urlunsplit(parts._replace(netloc=f"{host}:{port}", query=""))
     try:
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment must not answer for the service
@@ -120,19 +120,19 @@ def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
             )
             body = _body(reply, gate.timeout)
     except requests.exceptions.Timeout:
-        return _not_ready(f"{shown} gives no answer within {gate.timeout:g} s")
+        return _not_ready(f"{safe_url} gives no answer within {gate.timeout:g} s")
     except requests.exceptions.RequestException as error:
-        return _not_ready(f"{shown} cannot be reached: {type(error).__name__}")
+        return _not_ready(f"{safe_url} cannot be reached: {type(error).__name__}")
     answer = {"status": reply.status_code, "body": body[:500]}
     if reply.status_code not in gate.status:
         return _not_ready(
-            f"{shown} answers {reply.status_code}, expected {' or '.join(map(str, gate.status))}", **answer
+            f"{safe_url} answers {reply.status_code}, expected {' or '.join(map(str, gate.status))}", **answer
         )
     if gate.body_regex and not re.search(gate.body_regex, body):
-        return _not_ready(f"the body of {shown} does not match {gate.body_regex!r}", **answer)
+        return _not_ready(f"the body of {safe_url} does not match {gate.body_regex!r}", **answer)
     wrong = _json_mismatch(body, gate.body_json)
     if wrong:
-        return _not_ready(f"the body of {shown}: {wrong}", **answer)
+        return _not_ready(f"the body of {safe_url}: {wrong}", **answer)
     return _owner(gate, host, port, state, manager) or Seen(True, answer=answer)
 
 
@@ -151,15 +151,15 @@ def _body(reply: t.Any, timeout: float, limit: int = 1 << 20) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def _json_mismatch(body: str, wanted: t.Mapping[str, t.Any]) -> str:
+def _json_mismatch(body: str, expectation: t.Mapping[str, t.Any]) -> str:
     """What of ``{"checks.database": "ok"}`` (dotted path: value) the body does not say; empty where it says all."""
-    if not wanted:
+    if not expectation:
         return ""
     try:
         document = json.loads(body)
     except ValueError:
         return "it is not JSON"
-    for path, value in wanted.items():
+    for path, value in expectation.items():
         found: t.Any = document
         for word in path.split("."):
             if isinstance(found, list):
@@ -229,10 +229,10 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
 
     gate, members = service.gate, manager.pids(state)
 
-    def ours(found: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
+    def ours(answers: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
         return [
             node
-            for node, stats in found.items()
+            for node, stats in answers.items()
             if (not gate.node or re.search(gate.node, node))
             and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
         ]
@@ -279,14 +279,14 @@ def beats(app: str = "") -> t.Dict[int, t.List[str]]:
     """The processes on this host that run a Celery beat (``celery beat``, or a worker with ``-B``), for one application
     or all.
     """
-    found = {}
+    result = {}
     above = processes.parents()
     for pid in above:
         words = processes.command_line(pid)
         if is_beat(words) and (not app or _module(app) == _module(application(words))):
-            found[pid] = words
+            result[pid] = words
     # A wrapper (sudo, unshare) that waits for its child is not a second beat.
-    return {pid: words for pid, words in found.items() if not any(above.get(other) == pid for other in found)}
+    return {pid: words for pid, words in result.items() if not any(above.get(other) == pid for other in result)}
 
 
 def is_beat(words: t.Sequence[str]) -> bool:
@@ -424,15 +424,15 @@ def foreign_beats(
         app=_module(service.gate.app) or own.app,
         broker=_broker(service.gate.url) if service.gate.url else own.broker,
     )
-    found = {}
+    result = {}
     for pid, words in beats().items():
         if pid in members:
             continue
         theirs = _installation(pid, words)
         elsewhere = ours.broker and not theirs.broker and processes.hidden(pid)
         if not elsewhere and _same(ours, theirs) is not False:
-            found[pid] = words
-    return found
+            result[pid] = words
+    return result
 
 
 def twice(several: t.Mapping[int, t.Sequence[str]]) -> str:
@@ -451,18 +451,18 @@ def _beat(service: Service, state: ServiceState, manager: Manager) -> Seen:
         return _not_ready(twice({**own, **others}), pids=sorted({**own, **others}))
     if gate.schedule_file:
         pid = next(iter(own))
-        written = schedule_written(gate.schedule_file)
+        schedule_time = schedule_written(gate.schedule_file)
         begun = processes.start_time(pid)
-        fresh = written is not None and (begun is None or written >= begun - 1)
+        fresh = schedule_time is not None and (begun is None or schedule_time >= begun - 1)
         # Berkeley DB, which Debian's Python takes, and SQLite, which 3.13 takes, hold the file open and write it when
         # beat ends.
-        if written is None or not (
+        if schedule_time is None or not (
             fresh or processes.has_open(pid, [gate.schedule_file + suffix for suffix in _SCHEDULE_SUFFIXES])
         ):
             return _not_ready(
                 f"it has neither written nor opened its schedule {gate.schedule_file} since it was started"
             )
-        return Seen(True, answer={"pid": next(iter(own)), "schedule_age_s": round(time.time() - written, 1)})
+        return Seen(True, answer={"pid": next(iter(own)), "schedule_age_s": round(time.time() - schedule_time, 1)})
     return Seen(True, answer={"pid": next(iter(own))})
 
 
@@ -522,30 +522,30 @@ def wait_healthy(
     allowed = service.gate.healthy_deadline if service.gate.healthy_deadline is not None else healthy_deadline
     if service.gate.type == "none":
         stable_for = 0.0
-    started = time.monotonic()
+    start = time.monotonic()
     attempts = 0
     healthy_since: t.Optional[float] = None
     instances: t.List[str] = []
-    seen = _not_ready("it was not probed yet")
+    observation = _not_ready("it was not probed yet")
     while True:
         state = manager.states([service.unit])[service.unit]
         if state.instance and state.instance not in instances:
             instances.append(state.instance)
             healthy_since = None  # another process answers now: its time begins anew
         attempts += 1
-        seen = probe(service, state, manager)
+        observation = probe(service, state, manager)
         now = time.monotonic()
-        if seen.ready:
+        if observation.ready:
             after = manager.states([service.unit])[service.unit]
             if after.instance != state.instance:
-                seen = _not_ready("it was restarted while it was probed")
-        healthy_since = (healthy_since or now) if seen.ready else None
+                observation = _not_ready("it was restarted while it was probed")
+        healthy_since = (healthy_since or now) if observation.ready else None
         if healthy_since is not None and now - healthy_since >= stable_for:
             return Passed(
                 state,
-                seen,
+                observation,
                 attempts,
-                round((healthy_since - started) * 1000, 1),
+                round((healthy_since - start) * 1000, 1),
                 round((now - healthy_since) * 1000, 1),
             )
         why = ""
@@ -555,11 +555,11 @@ def wait_healthy(
                 f" {state.state}{f', result {state.result}' if state.result and state.result != 'success' else ''}"
             )
         elif len(instances) > 2:
-            why = f"{service.name} crashes again and again: {len(instances)} instances within {now - started:.0f} s"
-        elif now - started >= allowed:
+            why = f"{service.name} crashes again and again: {len(instances)} instances within {now - start:.0f} s"
+        elif now - start >= allowed:
             why = (
                 f"{service.name} was not healthy within {allowed:g} s:"
-                f" {seen.why or f'it did not stay healthy for {stable_for:g} s'}"
+                f" {observation.why or f'it did not stay healthy for {stable_for:g} s'}"
             )
         if why:
             log = tail(manager, service.unit, log_lines) if read_log else []
@@ -571,11 +571,11 @@ def wait_healthy(
                 hint=failure_causes.last_lines(log) if read_log else "",
                 service=service.name,
                 last_state=state.as_dict(),
-                last_probe={"why": seen.why, **seen.answer},
+                last_probe={"why": observation.why, **observation.answer},
                 gate_attempts=attempts,
                 log=log,
             )
-        time.sleep(min(wait_sleep, max(0.01, allowed - (now - started))))
+        time.sleep(min(wait_sleep, max(0.01, allowed - (now - start))))
 
 
 def port_of(gate: Gate) -> int:

@@ -197,34 +197,34 @@ def _with_broker(service: Service, services: t.Sequence[Service]) -> Service:
     if service.gate.type != "beat" or service.gate.url:
         return service
     by_name = {other.name: other for other in services}
-    waiting, seen = list(service.depends_on), {service.name}
+    waiting, visited = list(service.depends_on), {service.name}
     while waiting:
         other = by_name[waiting.pop(0)]
         if other.gate.type in ("redis", "celery"):
             return replace(service, gate=replace(service.gate, url=other.gate.url))
-        if other.name not in seen:
-            seen.add(other.name)
+        if other.name not in visited:
+            visited.add(other.name)
             waiting.extend(other.depends_on)
     return service
 
 
 def parse_gate(service: str, raw: t.Mapping[str, t.Any]) -> Gate:
     """A gate with its defaults; see ``parse_services`` for the errors."""
-    given = {key: value for key, value in raw.items() if value is not None}
-    options.known_keys(f"The gate of {service}", given, Gate.__dataclass_fields__)
-    if "status" in given:
-        codes = given["status"] if isinstance(given["status"], (list, tuple)) else [given["status"]]
-        given["status"] = tuple(options.number(f"status in the gate of {service}", code, int) for code in codes)
+    values = {key: value for key, value in raw.items() if value is not None}
+    options.known_keys(f"The gate of {service}", values, Gate.__dataclass_fields__)
+    if "status" in values:
+        codes = values["status"] if isinstance(values["status"], (list, tuple)) else [values["status"]]
+        values["status"] = tuple(options.number(f"status in the gate of {service}", code, int) for code in codes)
     # A dictionary of an inventory comes as it was written: a templated port is a string.
     for key, kind in (("port", int), ("timeout", float), ("min_healthy_time", float), ("healthy_deadline", float)):
-        if key in given:
-            given[key] = options.number(f"{key} in the gate of {service}", given[key], kind)
+        if key in values:
+            values[key] = options.number(f"{key} in the gate of {service}", values[key], kind)
     for key in ("headers", "body_json"):
-        if not isinstance(given.get(key, {}), dict):
+        if not isinstance(values.get(key, {}), dict):
             raise OpsError(
                 f"{key} in the gate of {service} must be a dictionary.", hint=f"For example {key}: {{NAME: VALUE}}."
             )
-    gate = Gate(**given)
+    gate = Gate(**values)
     options.choice(f"type in the gate of {service}", gate.type, GATES)
     if gate.type in ("http", "redis", "celery") and not gate.url:
         raise OpsError(

@@ -43,7 +43,7 @@ def read(path: str, *, root: str = "", files: t.Optional[t.List[str]] = None, de
     reads them: the last counts, ``save`` adds up. ``root`` stands before every path; every file that was read is added
     to ``files``. Raises ``OSError`` or ``ValueError`` where one cannot be read.
     """
-    found: t.Dict[str, str] = {}
+    settings: t.Dict[str, str] = {}
     if files is not None:
         files.append(root + path)
     for line in _text(root + path).splitlines():
@@ -55,13 +55,13 @@ def read(path: str, *, root: str = "", files: t.Optional[t.List[str]] = None, de
             for other in sorted(glob.glob(root + values[0])) if glob.has_magic(values[0]) else [root + values[0]]:
                 included = read(other[len(root) :], root=root, files=files, depth=depth + 1)
                 if "save" in included:
-                    included["save"] = _saves(found.get("save"), included["save"])
-                found.update(included)
+                    included["save"] = _saves(settings.get("save"), included["save"])
+                settings.update(included)
         elif name == "save":
-            found["save"] = _saves(found.get("save"), " ".join(values))
+            settings["save"] = _saves(settings.get("save"), " ".join(values))
         elif name in DECISIVE and values:
-            found[name] = values[0]
-    return found
+            settings[name] = values[0]
+    return settings
 
 
 def _saves(before: t.Optional[str], more: str) -> str:
@@ -134,17 +134,19 @@ def outlook(client: t.Any, members: t.Collection[int]) -> Outlook:
             running, unknown="it runs where its files cannot be seen (a container, or another user's process)"
         )
     root = f"/proc/{pid}/root" if os.access(f"/proc/{pid}/root", os.X_OK) else ""
-    touched = _reconfigured(client)
+    reconfigured = _reconfigured(client)
     if not path:
         return Outlook(
             running,
-            unknown="it was reconfigured while it ran (CONFIG SET), and has no configuration file" if touched else "",
+            unknown="it was reconfigured while it ran (CONFIG SET), and has no configuration file"
+            if reconfigured
+            else "",
             root=root,
         )
     try:
         files: t.List[str] = []
-        written = {**_DEFAULTS, **read(path, root=root, files=files)}
-        if not touched and all(max(os.stat(file).st_mtime, os.stat(file).st_ctime) < begun for file in files):
+        file_settings = {**_DEFAULTS, **read(path, root=root, files=files)}
+        if not reconfigured and all(max(os.stat(file).st_mtime, os.stat(file).st_ctime) < begun for file in files):
             return Outlook(running, root=root)  # what differs was said on the command line, and will be said again
     except (OSError, ValueError) as error:
         return Outlook(
@@ -153,9 +155,9 @@ def outlook(client: t.Any, members: t.Collection[int]) -> Outlook:
             root=root,
         )
     different = {
-        name: (running[name], written[name])
+        name: (running[name], file_settings[name])
         for name in running
-        if name in written and _differ(name, running[name], written[name])
+        if name in file_settings and _differ(name, running[name], file_settings[name])
     }
     return Outlook(running, different, root=root)
 
@@ -173,7 +175,7 @@ def _reconfigured(client: t.Any) -> bool:
     Redis 6 does not tell CONFIG SET from CONFIG GET: it may.
     """
     statistics = client.info("commandstats")
-    return any(f"cmdstat_config{which}" in statistics for which in ("", "|set", "|resetstat", "|rewrite"))
+    return any(f"cmdstat_config{suffix}" in statistics for suffix in ("", "|set", "|resetstat", "|rewrite"))
 
 
 def set_aside(directory: str, name: str, *, root: str = "", now: t.Optional[float] = None) -> str:
@@ -190,10 +192,10 @@ def set_aside(directory: str, name: str, *, root: str = "", now: t.Optional[floa
             if not stat.S_ISREG(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode):
                 raise OpsError(f"{directory}/{name} is no regular file.", hint="Look who put it there.")
             copies = sorted(entry for entry in os.listdir(where) if entry.startswith(name + _MARK))
-            wanted = f"{name}{_MARK}{stamp}"
+            name_aside = f"{name}{_MARK}{stamp}"
             with contextlib.suppress(FileExistsError):  # one of the same second holds the same
-                os.link(name, wanted, src_dir_fd=where, dst_dir_fd=where, follow_symlinks=False)
-            for old in [entry for entry in copies if entry != wanted][: -(KEPT - 1)]:
+                os.link(name, name_aside, src_dir_fd=where, dst_dir_fd=where, follow_symlinks=False)
+            for old in [entry for entry in copies if entry != name_aside][: -(KEPT - 1)]:
                 os.unlink(old, dir_fd=where)
         finally:
             os.close(where)
@@ -202,4 +204,4 @@ def set_aside(directory: str, name: str, *, root: str = "", now: t.Optional[floa
             f"{directory}/{name} could not be set aside: {error.strerror}.",
             hint="Run as root, or as the user of Redis.",
         ) from error
-    return os.path.join(directory, wanted)
+    return os.path.join(directory, name_aside)

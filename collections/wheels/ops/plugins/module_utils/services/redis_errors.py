@@ -59,9 +59,9 @@ _CLASSES: t.Mapping[str, str] = {
 
 def code(error: BaseException) -> str:
     """The code with which Redis refuses writes (``OOM``, ``MISCONF``, ...); empty for any other error."""
-    known = next((_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CLASSES), "")
+    class_code = next((_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CLASSES), "")
     first = (getattr(error, "status_code", None) or str(error).partition(" ")[0]).upper()
-    return known or (first if first in WRITE_REFUSALS else "")
+    return class_code or (first if first in WRITE_REFUSALS else "")
 
 
 def answered(error: BaseException) -> bool:
@@ -71,16 +71,16 @@ def answered(error: BaseException) -> bool:
 
 def unserved(error: BaseException) -> str:
     """What is the matter with a server that gave us no service, as the end of a sentence about it."""
-    text, what = str(error).rstrip("."), kind(error)
-    if what == "silent":
+    text, error_kind = str(error).rstrip("."), kind(error)
+    if error_kind == "silent":
         return f"does not answer: {text}"
-    if what == "clients":
+    if error_kind == "clients":
         return f"has no connection free ({text}): close some, or raise maxclients"
-    if what == "cluster":
+    if error_kind == "cluster":
         return f"is a node of a cluster, on which Celery does not work ({text}): give a Redis without cluster mode"
-    if what == "command":
+    if error_kind == "command":
         return f"lacks a command ({text}): it is too old, or rename-command took it away"
-    if what == "busy":
+    if error_kind == "busy":
         return f"is busy with a script ({text}): wait for it, or end it with SCRIPT KILL"
     return f"answers with an error: {text}; check the user and the database in its URL"
 
@@ -144,8 +144,8 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
 
     ``details`` has ``redis_error`` (see ``kind``), and for NOPERM ``missing_right``.
     """
-    where, what, text = redact_url(url), kind(error), str(error).rstrip(".")
-    if what == "permission":
+    where, error_kind, text = redact_url(url), kind(error), str(error).rstrip(".")
+    if error_kind == "permission":
         right = missing_right(error)
         run = (
             f"run {right[1:].replace('|', ' ').upper()}"
@@ -157,13 +157,13 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
         return OpsError(
             f"Redis at {where} does not allow its user to {run} (NOPERM): the right {right} is missing.",
             hint=f"Grant it (ACL SETUSER USER {right}), or give a URL with a user that has it.",
-            redis_error=what,
+            redis_error=error_kind,
             missing_right=right,
         )
-    if what == "password":
+    if error_kind == "password":
         asks = "asks for a password" if "required" in text.lower() else "refuses the password"
         return OpsError(
-            f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=what
+            f"Redis at {where} {asks}.", hint="Give the right user and password in the URL.", redis_error=error_kind
         )
     refused = WRITE_REFUSALS.get(code(error))
     messages = {
@@ -198,5 +198,5 @@ def explain(error: BaseException, url: str, *, hint: str = "", silent: str = "do
             hint or "Look whether it runs, and whether the URL is right.",
         ),
     }
-    message, advice = messages[what]
-    return OpsError(message, hint=advice, redis_error=what)
+    message, advice = messages[error_kind]
+    return OpsError(message, hint=advice, redis_error=error_kind)

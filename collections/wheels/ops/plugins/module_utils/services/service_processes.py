@@ -17,12 +17,12 @@ def service_pids(services: t.Sequence[t.Mapping[str, t.Any]], manager: t.Callabl
     """
     if not services:
         return frozenset()
-    parsed, control = parse_services(services), manager()
-    states = control.states([service.unit for service in parsed])
-    strange = [service.unit for service in parsed if not states[service.unit].exists]
+    model, control = parse_services(services), manager()
+    states = control.states([service.unit for service in model])
+    strange = [service.unit for service in model if not states[service.unit].exists]
     if strange:
         raise OpsError(
             f"Unknown units in services: {', '.join(strange)}.",
             hint="Install the unit, or name it with unit.",
         )
-    return frozenset(pid for service in parsed for pid in control.pids(states[service.unit]))
+    return frozenset(pid for service in model for pid in control.pids(states[service.unit]))

@@ -244,21 +244,21 @@ class Supervisor:
 
     def states(self, units: t.Sequence[str]) -> t.Dict[str, ServiceState]:
         every = self._call("getAllProcessInfo")
-        found = {}
+        result = {}
         for unit in units:
             match = [info for info in every if unit in (f"{info['group']}:{info['name']}", info["name"])]
             exact = [info for info in match if info["group"] == info["name"]] or match
             group = [info for info in every if unit in (info["group"], f"{info['group']}:*")]
             if group and not match:
-                found[unit] = combined(unit, [state_of(unit, info) for info in group])
+                result[unit] = combined(unit, [state_of(unit, info) for info in group])
                 continue
             if len(exact) > 1:
                 names = ", ".join(f"{info['group']}:{info['name']}" for info in exact)
                 raise OpsError(
                     f"{unit} names several programs of supervisord: {names}.", hint="Give unit as group:program."
                 )
-            found[unit] = state_of(unit, exact[0]) if exact else ServiceState(unit=unit, state="not-found")
-        return found
+            result[unit] = state_of(unit, exact[0]) if exact else ServiceState(unit=unit, state="not-found")
+        return result
 
     def _names(self, unit: str) -> t.List[str]:
         """Its programs as ``group:program``: several for a group."""
@@ -282,9 +282,9 @@ class Supervisor:
             if done(state):
                 return state
             if failed(state):
-                what = f"exit status {state.exit_status}{', ' + state.result if state.result else ''}"
+                outcome = f"exit status {state.exit_status}{', ' + state.result if state.result else ''}"
                 raise OpsError(
-                    f"{unit} did not {verb}: supervisord gave up, {state.state} ({what}).",
+                    f"{unit} did not {verb}: supervisord gave up, {state.state} ({outcome}).",
                     hint="Its log says why.",
                     service=unit,
                     last_state=state.as_dict(),
@@ -356,10 +356,10 @@ class Supervisor:
         # supervisord signals and watches the first process only: what it had started may live on and hold the port.
         while members & set(processes.parents()) and time.monotonic() < deadline:
             time.sleep(self._wait_sleep)
-        left = members & set(processes.parents())
-        if left:
+        survivors = members & set(processes.parents())
+        if survivors:
             raise OpsError(
-                f"{unit} was stopped, but its processes {sorted(left)} live on.",
+                f"{unit} was stopped, but its processes {sorted(survivors)} live on.",
                 hint="Set stopasgroup=true and killasgroup=true in its program section.",
                 service=unit,
                 last_state=state.as_dict(),

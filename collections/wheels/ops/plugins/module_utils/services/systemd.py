@@ -203,26 +203,26 @@ class Systemd:
                     " systemd."
                 ),
             )
-        found = shutil.which("systemctl")
-        if not found:
+        program = shutil.which("systemctl")
+        if not program:
             raise OpsError("systemctl is missing.", hint="Install the package systemd.")
-        self._systemctl = found
+        self._systemctl = program
 
     def _run(self, words: t.Sequence[str], timeout: float = 30.0) -> str:
         try:
             command = [self._systemctl, *self._scope, "--no-pager", "--no-ask-password", *words]
-            done = subprocesses.run(command, timeout=timeout, environment=self._environment)
+            process = subprocesses.run(command, timeout=timeout, environment=self._environment)
         except subprocess.TimeoutExpired:
             raise OpsError(
                 f"systemctl {words[0]} did not answer within {timeout:g} s.",
                 hint="See whether systemd is alive: systemctl status.",
             ) from None
-        if done.returncode:
-            error = (done.stderr or done.stdout).strip()
+        if process.returncode:
+            error = (process.stderr or process.stdout).strip()
             denied = os.geteuid() and re.search(r"denied|authenticat|Permission", error, re.I)
             hint = "Run as root (become: true), or allow it by a rule of polkit." if denied else ""
-            raise OpsError(f"systemctl {' '.join(words)} failed: {error}", hint=hint, rc=done.returncode)
-        return done.stdout
+            raise OpsError(f"systemctl {' '.join(words)} failed: {error}", hint=hint, rc=process.returncode)
+        return process.stdout
 
     def states(self, units: t.Sequence[str]) -> t.Dict[str, ServiceState]:
         if not units:
@@ -371,11 +371,11 @@ class Systemd:
         if not program:
             return []
         try:
-            done = subprocesses.run([program, "--no-pager", "--quiet", "--output=json", *words], timeout=15)
+            process = subprocesses.run([program, "--no-pager", "--quiet", "--output=json", *words], timeout=15)
         except subprocess.TimeoutExpired:
             return []
         entries = []
-        for line in done.stdout.splitlines():
+        for line in process.stdout.splitlines():
             try:
                 entries.append(json.loads(line))
             except ValueError:
@@ -391,11 +391,11 @@ class Systemd:
         units = [f"{self._unit_field}={name}" for name in self._names(unit)]
         entries = self._journal([f"--since=-{int(seconds) + 1}s", self._sender, f"MESSAGE_ID={message_id}", *units])
         since = time.time() - seconds
-        found = [
+        result = [
             {"time": int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6, "invocation": entry.get(self._invocation, "")}
             for entry in entries
         ]
-        return [event for event in found if event["time"] >= since]
+        return [event for event in result if event["time"] >= since]
 
     def automatic_restarts(self, unit: str, seconds: float) -> int:
         return len(self.events(unit, seconds, AUTOMATIC_RESTART))

@@ -131,8 +131,8 @@ def inspect(
         predicted = predict(read)
         review = lints.Review(cursor, read, leading)
         static = [*meanings.findings(read), *openings.from_catalog(read)]
-        asked = asking.result()
-    failing = explain(read, asked, predicted)
+        probe = asking.result()
+    failing = explain(read, probe, predicted)
     progress("looking at policies, views and functions")
     findings = [
         *lints.recursion(read, failing),
@@ -143,11 +143,11 @@ def inspect(
     ]
     secured = [relation for relation in read.relations.values() if read.audited(relation) and relation.secured]
     return Audit(
-        asked.checked + sum(1 for who, _relation, _variant, _path in predicted if not who.settable),
+        probe.checked + sum(1 for who, _relation, _variant, _path in predicted if not who.settable),
         failing,
         sorted(findings, key=Finding.order),
         read,
-        asked.unasked,
+        probe.unasked,
         tables=len(secured),
         policies=sum(len(relation.policies) for relation in secured),
     )
@@ -163,30 +163,30 @@ def predict(read: catalog.Catalog) -> t.List[Predicted]:
     return predicted
 
 
-def explain(read: catalog.Catalog, asked: oracle.Probe, predicted: t.Sequence[Predicted]) -> t.List[Failure]:
+def explain(read: catalog.Catalog, probe: oracle.Probe, predicted: t.Sequence[Predicted]) -> t.List[Failure]:
     """The server's failures with their witness paths, and those that it could not be asked for; raises
     ``Disagreement``.
     """
     relations = {relation.qualified: relation for relation in read.relations.values()}
-    told = {(failure.role, failure.relation, failure.command): failure for failure in asked.failing}
+    failures = {(failure.role, failure.relation, failure.command): failure for failure in probe.failing}
     failing, disputed = [], []
     for who, relation, variant, path in predicted:
         key = (who.name, relation.qualified, variant)
-        failure = told.pop(key, None)
+        failure = failures.pop(key, None)
         if failure is None and path and not who.settable:
             failure = Failure(
                 *key, oracle.RECURSION, "predicted: the session may not become this role", roles=who.members
             )
         elif who.settable and not relation.ruled and bool(path) != bool(failure and failure.recursive):
-            said = f"{failure.sqlstate} {failure.message}" if failure else "no error"
+            outcome = f"{failure.sqlstate} {failure.message}" if failure else "no error"
             disputed.append(
-                f"{who.name}, {variant} of {relation.qualified}: the server says {said}, the simulation"
+                f"{who.name}, {variant} of {relation.qualified}: the server says {outcome}, the simulation"
                 f" {'recursion' if path else 'no error'}"
             )
         if failure:
             failing.append(dataclasses.replace(failure, witness=path or []))
     # What the simulation does not model (a rule's own commands) is the server's word alone.
-    failing += [failure for key, failure in told.items() if relations[key[1]].ruled]
+    failing += [failure for key, failure in failures.items() if relations[key[1]].ruled]
     if disputed:
         raise Disagreement(
             f"The server and the simulation disagree about {len(disputed)} accesses, the first: {disputed[0]}.",
@@ -203,9 +203,9 @@ def working(
     read: catalog.Catalog, failing: t.Sequence[Failure]
 ) -> t.Iterator[t.Tuple[RoleClass, catalog.Relation, str]]:
     """The accesses that do not fail."""
-    known = {(failure.role, failure.relation, failure.command) for failure in failing}
+    keys = {(failure.role, failure.relation, failure.command) for failure in failing}
     for who, relation, variant in accesses(read):
-        if (who.name, relation.qualified, variant) not in known:
+        if (who.name, relation.qualified, variant) not in keys:
             yield who, relation, variant
 
 

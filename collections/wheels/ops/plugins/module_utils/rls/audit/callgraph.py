@@ -152,15 +152,15 @@ class CallGraph:
 
     def _reaches_open(self, node: Node, who: RoleClass, stack: t.List[Node]) -> bool:
         above = set(stack[:-1])
-        seen: t.Set[Node] = set()
+        visited: t.Set[Node] = set()
         todo = [node]
         while todo:
             current = todo.pop()
             for hop in self.hops(current, who):
                 if hop.target in above:
                     return True
-                if hop.target not in seen and hop.target not in self._clean.get(who.oid, ()):
-                    seen.add(hop.target)
+                if hop.target not in visited and hop.target not in self._clean.get(who.oid, ()):
+                    visited.add(hop.target)
                     todo.append(hop.target)
         return False
 
@@ -256,25 +256,25 @@ def runtime(
     graph = graph or CallGraph(read)
     if not graph.any:
         return []
-    found = []
+    circles = []
     for who, relation, variant in accesses:
         path = graph.check(who, relation, variant)
         if path is not None:
-            found.append(Runtime(who.name, who.members, relation, variant, tuple(path)))
-    return found
+            circles.append(Runtime(who.name, who.members, relation, variant, tuple(path)))
+    return circles
 
 
 def findings(read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, str]]) -> t.List[Finding]:
     """One finding for each relation and path, and one for each function that cannot be followed."""
     graph = CallGraph(read)
     groups: t.Dict[t.Tuple[str, t.Tuple[str, ...]], t.List[Runtime]] = {}
-    for one in runtime(read, accesses, graph):
-        groups.setdefault((one.relation.qualified, tuple(graph.words(one.path))), []).append(one)
-    found = []
+    for circle in runtime(read, accesses, graph):
+        groups.setdefault((circle.relation.qualified, tuple(graph.words(circle.path))), []).append(circle)
+    result = []
     for (relation, path), members in groups.items():
         commands = sorted({member.variant for member in members})
         roles = sorted({role for member in members for role in member.roles})
-        found.append(
+        result.append(
             Finding(
                 "possible_54001",
                 relation,
@@ -298,5 +298,7 @@ def findings(read: Catalog, accesses: t.Iterable[t.Tuple[RoleClass, Relation, st
                 f"What it reads cannot be told: {'; '.join(dict.fromkeys(reasons))}. A recursion through it would go"
                 " unseen."
             )
-            found.append(Finding("unknown_function", function.signature, why, details={"function": function.signature}))
-    return found
+            result.append(
+                Finding("unknown_function", function.signature, why, details={"function": function.signature})
+            )
+    return result

@@ -105,16 +105,17 @@ def named(roles: t.Collection[str], most: int = 4) -> str:
 
 
 def as_json(report: Report) -> str:
-    found = report.audit.as_dict()
-    for entry, finding in zip(found["findings"], report.audit.findings):
+    document = report.audit.as_dict()
+    for entry, finding in zip(document["findings"], report.audit.findings):
         entry["introduced_by"] = report.source(finding)
     return (
-        json.dumps({"msg": report.sentence, **found, "load_errors": list(report.errors)}, indent=1, default=str) + "\n"
+        json.dumps({"msg": report.sentence, **document, "load_errors": list(report.errors)}, indent=1, default=str)
+        + "\n"
     )
 
 
 def sarif(report: Report) -> str:
-    used = sorted({finding.kind for finding in report.audit.findings})
+    kinds = sorted({finding.kind for finding in report.audit.findings})
     results = []
     for finding in report.audit.findings:
         location: t.Dict[str, t.Any] = {
@@ -139,7 +140,7 @@ def sarif(report: Report) -> str:
             "shortDescription": {"text": KINDS[kind][1]},
             "defaultConfiguration": {"level": _LEVELS[KINDS[kind][0]]},
         }
-        for kind in used
+        for kind in kinds
     ]
     run = {"tool": {"driver": {"name": "wheels.ops rls", "rules": rules}}, "results": results}
     return (

@@ -57,7 +57,7 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
     groups: t.Dict[t.Tuple[str, t.Tuple[str, ...], str], t.List[Failure]] = {}
     for failure in failing:
         groups.setdefault((failure.relation, tuple(failure.witness), failure.sqlstate), []).append(failure)
-    found = []
+    result = []
     for (relation, path, state), members in groups.items():
         commands = sorted({member.command for member in members})
         roles = sorted({role for member in members for role in member.roles})
@@ -67,7 +67,7 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
                 f"{', '.join(commands)} as {', '.join(roles)} fail with {members[0].message!r}:"
                 f" {' -> '.join(path) or 'through a rule'}."
             )
-            found.append(
+            result.append(
                 Finding(
                     "recursion",
                     relation,
@@ -78,8 +78,8 @@ def recursion(read: Catalog, failing: t.Sequence[Failure]) -> t.List[Finding]:
             )
         else:
             why = f"{', '.join(commands)} as {', '.join(roles)} fail with {state}: {members[0].message}"
-            found.append(Finding("rewrite_error", relation, why, details=details))
-    return found
+            result.append(Finding("rewrite_error", relation, why, details=details))
+    return result
 
 
 class Review:
@@ -103,7 +103,7 @@ class Review:
 
     def _look(self) -> None:
         """What tables and policies say by themselves."""
-        found, read = self._found, self._read
+        result, read = self._found, self._read
         for relation in read.relations.values():
             if not read.audited(relation):
                 continue
@@ -113,38 +113,38 @@ class Review:
                     " grant sees every row."
                 )
                 statement = f"ALTER TABLE {relation.qualified} ENABLE ROW LEVEL SECURITY;"
-                found.append(
+                result.append(
                     Finding(
                         "policy_without_rls", relation.qualified, why, statement, details={"table": relation.qualified}
                     )
                 )
             if relation.secured and not relation.policies and not relation.extension:
                 why = "Nobody but the owner and roles with BYPASSRLS sees a row. If that is meant, nothing is wrong."
-                found.append(
+                result.append(
                     Finding("rls_without_policy", relation.qualified, why, details={"table": relation.qualified})
                 )
             for policy in relation.policies:
-                found += _policy(read, relation, policy, self._bare, self._users)
+                result += _policy(read, relation, policy, self._bare, self._users)
             _unindexed(read, relation, self._leading, self._wanted)
             _converted(read, relation, self._leading, self._converted)
-            found += _multiple(read, relation)
+            result += _multiple(read, relation)
 
     def findings(self, working: t.Callable[[], t.Iterable[t.Tuple[t.Any, Relation, str]]]) -> t.List[Finding]:
         """All of them. ``working`` gives the accesses that PostgreSQL accepts."""
         read, cursor = self._read, self._cursor
-        found = [
+        result = [
             *self._found,
             *(
                 _index_finding(read.relations[oid], column, sorted(names))
                 for (oid, column), names in _columns(cursor, self._wanted).items()
             ),
         ]
-        found += _unindexable(cursor, read, self._converted)
+        result += _unindexable(cursor, read, self._converted)
         latent = _latent(read, self._bare, working)
-        found = latent + [_cautious(finding, latent) for finding in found]
-        found += _denied(cursor, read, self._reading)
-        found += _functions(cursor, read)
-        return found
+        result = latent + [_cautious(finding, latent) for finding in result]
+        result += _denied(cursor, read, self._reading)
+        result += _functions(cursor, read)
+        return result
 
 
 def _about(relation: Relation, policy: Policy) -> str:
@@ -164,7 +164,7 @@ def _details(relation: Relation, policy: Policy, **more: t.Any) -> t.Dict[str, t
 def _policy(
     read: Catalog, relation: Relation, policy: Policy, bare: t.Set[int], users: t.Optional[Relation]
 ) -> t.List[Finding]:
-    found = []
+    result = []
     name = _about(relation, policy)
     calls: t.Dict[str, int] = {}
     nested = 0
@@ -183,9 +183,11 @@ def _policy(
         reads_users = reads_users or (users is not None and users.oid in expression.relations)
     if calls:
         bare.add(policy.oid)
-        told = ", ".join(f"{called.replace('pg_catalog.', '')}() x {count}" for called, count in sorted(calls.items()))
-        why = f"{told} runs for every row that is looked at. In a sub-select it runs once for a query."
-        found.append(
+        calls_text = ", ".join(
+            f"{called.replace('pg_catalog.', '')}() x {count}" for called, count in sorted(calls.items())
+        )
+        why = f"{calls_text} runs for every row that is looked at. In a sub-select it runs once for a query."
+        result.append(
             Finding(
                 "unwrapped_auth",
                 name,
@@ -199,7 +201,7 @@ def _policy(
             f"{nested} sub-selects hold nothing but another one, as repeated search-and-replace leaves them. They are"
             " useless and hide the policy's meaning."
         )
-        found.append(
+        result.append(
             Finding(
                 "nested_wraps",
                 name,
@@ -214,7 +216,7 @@ def _policy(
             " of the inner table. The policy lets through what its author meant to compare with the outer row."
         )
         advice = "-- Qualify the column with the table that was meant; which one only its author knows."
-        found.append(
+        result.append(
             Finding("captured_column", name, why, advice, details=_details(relation, policy, comparisons=compared))
         )
     if reads_users:
@@ -226,9 +228,9 @@ def _policy(
             "-- Use the token: (SELECT auth.jwt() ->> 'email'), or a SECURITY DEFINER function in a schema that is not"
             " exposed."
         )
-        found.append(Finding("reads_auth_users", name, why, advice, details=_details(relation, policy)))
-    found += _always_true(relation, policy)
-    return found
+        result.append(Finding("reads_auth_users", name, why, advice, details=_details(relation, policy)))
+    result += _always_true(relation, policy)
+    return result
 
 
 def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
@@ -239,14 +241,14 @@ def _always_true(relation: Relation, policy: Policy) -> t.List[Finding]:
     if not policy.permissive:
         why = f"A RESTRICTIVE policy that is always true narrows nothing, here for {', '.join(policy.role_names)}."
     else:
-        what = (
+        meaning = (
             "every row may be read"
             if not writes
             else "every row may be written"
             if check or policy.check is None
             else "every row may be reached"
         )
-        why = f"{what} by {', '.join(policy.role_names)}, whatever the other permissive policies say."
+        why = f"{meaning} by {', '.join(policy.role_names)}, whatever the other permissive policies say."
     advice = f"-- If it is not meant: DROP POLICY {policy.quoted} ON {relation.qualified};"
     return [
         Finding(
@@ -289,10 +291,10 @@ def _wrap_text(expression: Expression, parse: bool) -> str:
         holder = tree.parse(text)
         return tree.show(holder.val) if wrap.wrap(holder) else text
 
-    def replaced(found: t.Match[str]) -> str:
-        if not found["call"] or found["wrapped"]:
-            return found[0]
-        return f"( SELECT {found['call']})" + (found["alias"] or "")
+    def replaced(match: t.Match[str]) -> str:
+        if not match["call"] or match["wrapped"]:
+            return match[0]
+        return f"( SELECT {match['call']})" + (match["alias"] or "")
 
     return _CALL.sub(replaced, text)
 
@@ -305,13 +307,15 @@ def _multiple(read: Catalog, relation: Relation) -> t.List[Finding]:
         return []
     groups: t.Dict[t.Tuple[str, ...], t.Dict[str, t.Set[str]]] = {}
     for who in read.classes:
-        held = who.held | {who.oid, 0}
-        mine = [policy for policy in relation.policies if policy.permissive and not held.isdisjoint(policy.roles)]
+        memberships = who.held | {who.oid, 0}
+        mine = [
+            policy for policy in relation.policies if policy.permissive and not memberships.isdisjoint(policy.roles)
+        ]
         for command in ("r", "a", "w", "d"):
             names = tuple(policy.name for policy in mine if policy.command in ("*", command))
             if len(names) > 1:
                 groups.setdefault(names, {}).setdefault(COMMANDS[command], set()).update(who.members)
-    found = []
+    result = []
     for names, commands in groups.items():
         roles = sorted({role for members in commands.values() for role in members})
         why = (
@@ -323,10 +327,10 @@ def _multiple(read: Catalog, relation: Relation) -> t.List[Finding]:
         if alike:
             statement = functools.partial(merged, relation, alike)
         details = {"table": relation.qualified, "policies": list(names), "commands": list(commands), "roles": roles}
-        found.append(
+        result.append(
             Finding("multiple_permissive", f"{relation.qualified}: {', '.join(names)}", why, statement, details=details)
         )
-    return found
+    return result
 
 
 def _alike(relation: Relation, names: t.Collection[str]) -> t.List[Policy]:
@@ -344,8 +348,14 @@ def merge(members: t.Sequence[policies.Piece]) -> policies.Piece:
     """
 
     def either(texts: t.List[t.Optional[str]]) -> t.Optional[str]:
-        known = list(dict.fromkeys(text for text in texts if text is not None))
-        return None if not known else known[0] if len(known) == 1 else " OR ".join(f"({text})" for text in known)
+        distinct = list(dict.fromkeys(text for text in texts if text is not None))
+        return (
+            None
+            if not distinct
+            else distinct[0]
+            if len(distinct) == 1
+            else " OR ".join(f"({text})" for text in distinct)
+        )
 
     first = members[0]
     using = [piece.using for piece in members]
@@ -367,32 +377,32 @@ def merged(relation: Relation, members: t.Sequence[Policy]) -> str:
 
 def leading(cursor: Cursor) -> t.Dict[int, t.Set[str]]:
     """The first columns of every usable index, quoted as PostgreSQL prints them."""
-    found: t.Dict[int, t.Set[str]] = {}
+    columns: t.Dict[int, t.Set[str]] = {}
     query = (
         "select i.indrelid::bigint as relation, quote_ident(a.attname) as name from pg_catalog.pg_index i join"
         " pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] where i.indisvalid and"
         " i.indpred is null"
     )
     for row in rows(cursor, query):
-        found.setdefault(row["relation"], set()).add(row["name"])
-    return found
+        columns.setdefault(row["relation"], set()).add(row["name"])
+    return columns
 
 
 def _unindexed(
     read: Catalog,
     relation: Relation,
     leading: t.Dict[int, t.Set[str]],
-    wanted: t.Dict[t.Tuple[int, str], t.Set[str]],
+    columns: t.Dict[t.Tuple[int, str], t.Set[str]],
     later: t.Sequence[t.Tuple[str, str]] = (),
 ) -> None:
     for policy in relation.policies:
         for expression in (policy.using, policy.check):
             if expression is not None:
                 _look(
-                    read, relation, expression.text, expression.has_sublink, _about(relation, policy), leading, wanted
+                    read, relation, expression.text, expression.has_sublink, _about(relation, policy), leading, columns
                 )
     for name, text in later:
-        _look(read, relation, text, True, f"{relation.qualified}: {name}", leading, wanted)
+        _look(read, relation, text, True, f"{relation.qualified}: {name}", leading, columns)
 
 
 def _look(
@@ -402,7 +412,7 @@ def _look(
     has_sublink: bool,
     about: str,
     leading: t.Dict[int, t.Set[str]],
-    wanted: t.Dict[t.Tuple[int, str], t.Set[str]],
+    columns: t.Dict[t.Tuple[int, str], t.Set[str]],
 ) -> None:
     places = sources(read, relation, text, has_sublink)
     correlated = _CORRELATED if has_sublink and relation.oid in read.circular() else ()
@@ -410,7 +420,7 @@ def _look(
         for place in pattern.finditer(text):
             table = places.get(place["alias"] or "")
             if table is not None and table.kind in ("r", "p") and place["column"] not in leading.get(table.oid, ()):
-                wanted.setdefault((table.oid, place["column"]), set()).add(about)
+                columns.setdefault((table.oid, place["column"]), set()).add(about)
 
 
 #: (table, column quoted, whether a function converts it rather than a cast) and the policies that do.
@@ -472,10 +482,10 @@ def unindexed(
     ``later``: for a table's oid (policy, expression) as they will be.
     """
     begins = leading(cursor)
-    wanted: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
+    columns: t.Dict[t.Tuple[int, str], t.Set[str]] = {}
     for relation in read.relations.values():
-        _unindexed(read, relation, begins, wanted, later.get(relation.oid, ()))
-    return [(read.relations[oid], column) for oid, column in _columns(cursor, wanted)]
+        _unindexed(read, relation, begins, columns, later.get(relation.oid, ()))
+    return [(read.relations[oid], column) for oid, column in _columns(cursor, columns)]
 
 
 def _index_finding(table: Relation, column: str, names: t.List[str]) -> Finding:
@@ -521,7 +531,7 @@ def _latent(
             commands, roles = groups.setdefault((relation.qualified, tuple(then.words(path))), (set(), set()))
             commands.add(variant)
             roles.update(who.members)
-    found = []
+    result = []
     for (table, words), (commands, roles) in groups.items():
         why = (
             f"{', '.join(sorted(commands))} work today, but fail with 42P17 for {', '.join(sorted(roles))} as soon as"
@@ -530,8 +540,8 @@ def _latent(
         )
         details = {"table": table, "commands": sorted(commands), "roles": sorted(roles), "path": list(words)}
         advice = "-- Leave auth.uid() as it is there, or let rls_repair wrap it: fix: [recursion, initplan]"
-        found.append(Finding("latent_recursion", table, why, advice, details=details))
-    return found
+        result.append(Finding("latent_recursion", table, why, advice, details=details))
+    return result
 
 
 def _cautious(finding: Finding, latent: t.Sequence[Finding]) -> Finding:
@@ -563,16 +573,16 @@ def _reading(read: Catalog, users: t.Optional[Relation]) -> Reading:
                 or relation.schema not in who.schemas
             ):
                 continue
-            held = who.held | {who.oid, 0}
+            memberships = who.held | {who.oid, 0}
             for policy in relation.policies:
-                if held.isdisjoint(policy.roles) or simulator.exempt(relation, who.oid):
+                if memberships.isdisjoint(policy.roles) or simulator.exempt(relation, who.oid):
                     continue
                 for target in {
                     oid for expression in (policy.using, policy.check) if expression for oid in expression.relations
                 }:
                     if target != relation.oid and target in read.relations and (users is None or target != users.oid):
-                        told = f'{COMMANDS[policy.command]} policy "{policy.name}"'
-                        pairs.setdefault((who.oid, target), set()).add((relation.oid, policy.oid, told))
+                        label = f'{COMMANDS[policy.command]} policy "{policy.name}"'
+                        pairs.setdefault((who.oid, target), set()).add((relation.oid, policy.oid, label))
     return pairs
 
 
@@ -588,25 +598,29 @@ def _denied(cursor: Cursor, read: Catalog, pairs: Reading) -> t.List[Finding]:
     flat = sorted(
         {(role, inner, outer) for (role, inner), places in pairs.items() for outer, _first, _second in places}
     )
-    values = {"roles": [one[0] for one in flat], "inners": [one[1] for one in flat], "outers": [one[2] for one in flat]}
+    values = {
+        "roles": [triple[0] for triple in flat],
+        "inners": [triple[1] for triple in flat],
+        "outers": [triple[2] for triple in flat],
+    }
     names = {who.oid: who for who in read.classes}
     groups: t.Dict[t.Tuple[int, int, int, str], t.Set[str]] = {}
     for row in rows(cursor, query, values):
-        for outer, policy_oid, told in pairs[row["role"], row["inner"]]:
+        for outer, policy_oid, label in pairs[row["role"], row["inner"]]:
             if outer == row["outer"]:
-                groups.setdefault((outer, row["inner"], policy_oid, told), set()).update(names[row["role"]].members)
-    found = []
-    for (outer, inner, _ignored, told), roles in sorted(groups.items()):
+                groups.setdefault((outer, row["inner"], policy_oid, label), set()).update(names[row["role"]].members)
+    result = []
+    for (outer, inner, _ignored, label), roles in sorted(groups.items()):
         table, below = read.relations[outer], read.relations[inner]
         listed = sorted(roles)
         why = (
-            f"{told} reads {below.short}, which {', '.join(listed)} may not: the access fails with 42501, perhaps only"
+            f"{label} reads {below.short}, which {', '.join(listed)} may not: the access fails with 42501, perhaps only"
             " once another error is out of the way."
         )
         grant = f"GRANT SELECT ON {below.qualified} TO {', '.join(tree.quote(role) for role in listed)};"
         details = {"table": table.qualified, "reads": below.qualified, "roles": listed}
-        found.append(Finding("inner_table_denied", f"{table.qualified}: {told}", why, grant, details=details))
-    return found
+        result.append(Finding("inner_table_denied", f"{table.qualified}: {label}", why, grant, details=details))
+    return result
 
 
 # -- functions ---------------------------------------------------------------------------------------------------------
@@ -638,7 +652,7 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
         for expression in (policy.using, policy.check)
         for oid in (expression.functions if expression else ())
     }
-    found = []
+    result = []
     for function in mine:
         details = {"function": function.signature, "schema": function.schema}
         who = callers.get(function.oid)
@@ -660,7 +674,7 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
                 )
             else:
                 statement = f"REVOKE EXECUTE ON FUNCTION {function.signature} FROM PUBLIC, {roles};"
-            found.append(
+            result.append(
                 Finding("definer_exposed", function.signature, why, statement, details={**details, "roles": who})
             )
         if function.search_path and openings.unqualified(function) and not _ends_in_pg_temp(function.search_path):
@@ -669,7 +683,7 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
                 " temporary table of its caller stands in for one that its body does not qualify."
             )
             statement = f"ALTER FUNCTION {function.signature} SET search_path = {function.search_path}, pg_temp;"
-            found.append(Finding("definer_search_path", function.signature, why, statement, "info", details))
+            result.append(Finding("definer_search_path", function.signature, why, statement, "info", details))
         if function.search_path is None and function.body is None:
             why = (
                 "It looks names up in the caller's search_path: whoever may create objects in a schema listed there"
@@ -678,9 +692,9 @@ def _functions(cursor: Cursor, read: Catalog) -> t.List[Finding]:
             statement = (
                 f"ALTER FUNCTION {function.signature} SET search_path = '';  -- after qualifying the names in its body"
             )
-            found.append(Finding("definer_search_path", function.signature, why, statement, details=details))
-        found += _still_bound(read, function, function.oid in in_policies, details)
-    return found
+            result.append(Finding("definer_search_path", function.signature, why, statement, details=details))
+        result += _still_bound(read, function, function.oid in in_policies, details)
+    return result
 
 
 def _ends_in_pg_temp(search_path: str) -> bool:

@@ -412,14 +412,14 @@ def _user_metadata(relation: Relation, policy: Policy) -> t.List[Finding]:
 
 def _applicable(read: Catalog, relation: Relation, role: str, command: str) -> t.List[Policy]:
     """The permissive policies of a command that apply to a role of the API."""
-    who = next((one for one in read.classes if role in one.members), None)
+    who = next((candidate for candidate in read.classes if role in candidate.members), None)
     if who is None:
         return []
-    held = who.held | {who.oid, 0}
+    memberships = who.held | {who.oid, 0}
     return [
         policy
         for policy in relation.policies
-        if policy.permissive and policy.command in ("*", command) and not held.isdisjoint(policy.roles)
+        if policy.permissive and policy.command in ("*", command) and not memberships.isdisjoint(policy.roles)
     ]
 
 
@@ -434,9 +434,9 @@ def _no_select_policy(read: Catalog, relation: Relation) -> t.List[Finding]:
             roles[role] = commands
     if not roles:
         return []
-    told = "; ".join(f"{role} has policies for {', '.join(commands)}" for role, commands in roles.items())
+    rights = "; ".join(f"{role} has policies for {', '.join(commands)}" for role, commands in roles.items())
     why = (
-        f"{told}, and none for SELECT: INSERT ... RETURNING (the client's .insert().select()) fails with 42501, UPDATE"
+        f"{rights}, and none for SELECT: INSERT ... RETURNING (the client's .insert().select()) fails with 42501, UPDATE"
         " and DELETE with a WHERE find no row."
     )
     advice = f"-- CREATE POLICY ... ON {relation.qualified} FOR SELECT TO {', '.join(roles)} USING (...);"

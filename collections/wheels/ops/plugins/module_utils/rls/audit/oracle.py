@@ -224,20 +224,20 @@ def ask(
     relations: t.Optional[t.Collection[int]] = None,
 ) -> Probe:
     """The probe inside a transaction of the caller; ``relations`` (oids) narrows it down."""
-    asked = [one for one in classes if one.settable]
-    unasked = [one.name for one in classes if not one.settable]
+    subjects = [candidate for candidate in classes if candidate.settable]
+    unasked = [candidate.name for candidate in classes if not candidate.settable]
     found = rows(cursor, RELATIONS, {"schemas": None if schemas is None else list(schemas)})
     if relations is not None:
         found = [row for row in found if row["oid"] in relations]
-    if not asked or not found:
+    if not subjects or not found:
         return Probe(0, [], unasked)
     # A role that may not look into a schema cannot name a relation there.
     without = {
-        schema: [number for number, one in enumerate(asked) if schema not in one.schemas]
+        schema: [number for number, candidate in enumerate(subjects) if schema not in candidate.schemas]
         for schema in {row["schema"] for row in found}
     }
     question = {
-        "roles": [{"name": one.name, "number": number} for number, one in enumerate(asked)],
+        "roles": [{"name": candidate.name, "number": number} for number, candidate in enumerate(subjects)],
         "relations": [
             {
                 "relation": row["relation"],
@@ -258,7 +258,7 @@ def ask(
     cursor.execute("select pg_catalog.current_setting('wheels_ops.answer')")
     answer = json.loads(cursor.fetchone()[0])
     failing = [
-        Failure(asked[who].name, found[what]["relation"], way, state, complaint, roles=asked[who].members)
-        for who, what, way, state, complaint in answer["failing"]
+        Failure(subjects[who].name, found[relation]["relation"], way, state, complaint, roles=subjects[who].members)
+        for who, relation, way, state, complaint in answer["failing"]
     ]
     return Probe(answer["checked"], failing, unasked)

@@ -172,7 +172,7 @@ def scratch_database(dsn: str, *, supabase: bool, migration_role: bool = False) 
     name = f"wheels_ops_scratch_{secrets.token_hex(4)}"
     with contextlib.closing(connect.connect(dsn)) as server:
         server.autocommit = True
-        created: t.List[str] = []
+        databases: t.List[str] = []
         with server.cursor() as cursor, connect.translated("Creating a scratch database"):
             cursor.execute("select rolsuper from pg_catalog.pg_roles where rolname = current_user")
             acting = name if migration_role and supabase and cursor.fetchone() == (True,) else ""
@@ -183,7 +183,7 @@ def scratch_database(dsn: str, *, supabase: bool, migration_role: bool = False) 
                     cursor.execute("select true from pg_catalog.pg_roles where rolname = %s", (role,))
                     if cursor.fetchone() is None:
                         cursor.execute(f"create role {role} nologin" + (" bypassrls" if role == "service_role" else ""))
-                        created.append(role)
+                        databases.append(role)
                 if acting:
                     cursor.execute(f"create role {acting} {MIGRATION_ROLE_RIGHTS}")
                     cursor.execute(f"grant {', '.join(SUPABASE_ROLES)} to {acting}")
@@ -200,7 +200,7 @@ def scratch_database(dsn: str, *, supabase: bool, migration_role: bool = False) 
         finally:
             with server.cursor() as cursor:
                 cursor.execute(f"drop database if exists {tree.quote(name)}")
-                for role in [*created, *([acting] if acting else [])]:
+                for role in [*databases, *([acting] if acting else [])]:
                     with contextlib.suppress(psycopg2.Error):
                         cursor.execute(f"drop role {role}")
 

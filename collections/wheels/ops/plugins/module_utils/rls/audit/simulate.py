@@ -78,8 +78,8 @@ class Cut:
     edges: t.Mapping[Edge, t.FrozenSet[Context]]
 
     def hides(self, edge: Edge, context: Context) -> bool:
-        kept = self.edges.get(edge)
-        return kept is not None and context not in kept
+        hidden = self.edges.get(edge)
+        return hidden is not None and context not in hidden
 
 
 class Simulator:
@@ -136,24 +136,24 @@ class Simulator:
 
     def _uses(self, relation: Relation, user: int, variant: str) -> t.Tuple[Use, ...]:
         """The same for every simulation of a catalog."""
-        found: t.Dict[Use, None] = {}
+        uses: t.Dict[Use, None] = {}
         for command, manner in _STEPS[variant]:
             key = (relation.oid, user, command, manner)
             step = self.catalog.uses.get(key)
             if step is None:
-                held = self.catalog.held.get(user, frozenset()) | {user, 0}
+                memberships = self.catalog.held.get(user, frozenset()) | {user, 0}
                 mine = [
                     policy
                     for policy in relation.policies
-                    if policy.command in ("*", command) and not held.isdisjoint(policy.roles)
+                    if policy.command in ("*", command) and not memberships.isdisjoint(policy.roles)
                 ]
                 step = [use for use in (_use(policy, command, manner) for policy in mine) if use]
                 # Without a permissive policy nothing is visible anyway: PostgreSQL puts "false" there and leaves the
                 # restrictive ones out.
                 step = step if any(use.policy.permissive for use in step) else []
                 self.catalog.uses[key] = step
-            found.update(dict.fromkeys(step))
-        return tuple(found)
+            uses.update(dict.fromkeys(step))
+        return tuple(uses)
 
     def _counts(self, policy: Policy) -> bool:
         return policy.oid in self.sublinks or (policy.has_sublink and policy.oid not in self.unwrapped)
@@ -175,8 +175,8 @@ class Simulator:
             return
         effective = user or role
         for use in self.applied(relation, effective, variant)[0]:
-            found = use.policy.slot(use.slot)
-            for target in found.relations if found else ():
+            expression = use.policy.slot(use.slot)
+            for target in expression.relations if expression else ():
                 if not (
                     self.cut and self.cut.hides(Edge(use.policy.oid, use.slot, target), Context(effective, use.command))
                 ):
@@ -200,12 +200,12 @@ class Simulator:
         """Whether nothing can go wrong there for anybody: no policy of the table holds a sub-select, or no reference
         from it leads in a circle.
         """
-        known = self._inert_tables.get(relation.oid)
-        if known is None:
+        cached = self._inert_tables.get(relation.oid)
+        if cached is None:
             silent = relation.kind != "v" and not any(self._counts(policy) for policy in relation.policies)
-            known = silent or relation.oid not in self.catalog.circular()
-            self._inert_tables[relation.oid] = known
-        return known
+            cached = silent or relation.oid not in self.catalog.circular()
+            self._inert_tables[relation.oid] = cached
+        return cached
 
     def _from(self, who: RoleClass, relation: Relation, variant: str) -> t.Optional[t.List[Step]]:
         below: t.Set[int] = set()
@@ -226,9 +226,9 @@ class Simulator:
             return [step]
         # A plain read is decided once; one that locks rows is too rare to remember.
         key = (role, relation.oid, step.user)
-        known = self._clean.get(key) if variant == "select" else None
-        if known is not None and known.isdisjoint(stack):
-            below |= known
+        cached = self._clean.get(key) if variant == "select" else None
+        if cached is not None and cached.isdisjoint(stack):
+            below |= cached
             return None
         mine: t.Set[int] = {relation.oid}
         stack.append(relation.oid)
@@ -265,14 +265,14 @@ class Simulator:
 
     def words(self, path: t.Sequence[Step]) -> t.List[str]:
         """A path for people: ``trips (SELECT policy "p") -> parts (SELECT policy "q") -> trips``."""
-        told = []
+        words = []
         for step in path:
             relation = self.catalog.relations[step.relation]
             if step.use is None:
-                told.append(f"{relation.short} (view, read as {'its caller' if relation.invoker else 'its owner'})")
+                words.append(f"{relation.short} (view, read as {'its caller' if relation.invoker else 'its owner'})")
             else:
-                told.append(f"{relation.short} ({describe(step.use)})")
-        return [*told, self.catalog.relations[path[-1].target].short]
+                words.append(f"{relation.short} ({describe(step.use)})")
+        return [*words, self.catalog.relations[path[-1].target].short]
 
 
 def describe(use: Use) -> str:
@@ -295,5 +295,5 @@ def _use(policy: Policy, command: str, manner: str) -> t.Optional[Use]:
 
 
 def _variant(step: Step) -> str:
-    found = step.use.policy.slot(step.use.slot) if step.use else None
-    return "select_for_update" if found and found.locks_rows else "select"
+    expression = step.use.policy.slot(step.use.slot) if step.use else None
+    return "select_for_update" if expression and expression.locks_rows else "select"

@@ -70,29 +70,29 @@ class Expression:
         # One entry for every open brace: "" or the kind of node; a query becomes "fromless" once its range table is
         # seen empty.
         stack: t.List[str] = []
-        for found in _NODE.finditer(self.tree):
-            kind = found.lastgroup
-            if found["close"]:
+        for match in _NODE.finditer(self.tree):
+            kind = match.lastgroup
+            if match["close"]:
                 stack.pop()
-            elif found["sublink"]:
-                stack.append("sublink" if found["linktype"] == "4" else "other")
-            elif found["query"]:
+            elif match["sublink"]:
+                stack.append("sublink" if match["linktype"] == "4" else "other")
+            elif match["query"]:
                 stack.append("query")
-            elif found["open"]:
+            elif match["open"]:
                 stack.append("")
-            elif found["fromless"]:
+            elif match["fromless"]:
                 if stack and stack[-1] == "query":
                     stack[-1] = "fromless"
                     # Node above node: SUBLINK, QUERY, TARGETENTRY, SUBLINK, QUERY. Anything between would be another
                     # expression.
                     if stack[-2:-1] == ["sublink"] and stack[-4:-2] == ["fromless", ""] and stack[-5:-4] == ["sublink"]:
                         nested += 1
-            elif kind == "funcid" and int(found["funcid"]) in identity:
+            elif kind == "funcid" and int(match["funcid"]) in identity:
                 inner = next((name for name in reversed(stack) if name in ("query", "fromless")), "")
                 if inner == "fromless":
                     wrapped += 1
                 else:
-                    oid = int(found["funcid"])
+                    oid = int(match["funcid"])
                     bare[oid] = bare.get(oid, 0) + 1
         return bare, wrapped, nested
 
@@ -115,7 +115,7 @@ class Expression:
         """
         if not _SUSPECT.search(self.text):
             return []
-        return [found[0] for found in _SELF_COMPARISON.finditer(self.text)]
+        return [match[0] for match in _SELF_COMPARISON.finditer(self.text)]
 
 
 def expression(text: t.Optional[str], tree: t.Optional[str]) -> t.Optional[Expression]:
@@ -216,9 +216,9 @@ class Function:
     extension: bool
     public_execute: bool
 
-    def accepts(self, given: int) -> bool:
+    def accepts(self, count: int) -> bool:
         """Whether a call with that many arguments can be one of this function."""
-        return self.optional is None or self.arguments - self.optional <= given <= self.arguments
+        return self.optional is None or self.arguments - self.optional <= count <= self.arguments
 
     @property
     def search_path(self) -> t.Optional[str]:
@@ -267,8 +267,8 @@ class Catalog:
             self.uses["circular"] = leading_round(
                 {oid: relation.references() for oid, relation in self.relations.items()}
             )
-        found: t.FrozenSet[int] = self.uses["circular"]
-        return found
+        oids: t.FrozenSet[int] = self.uses["circular"]
+        return oids
 
     def policies(self) -> t.Iterator[Policy]:
         for relation in self.relations.values():
@@ -419,14 +419,16 @@ def fetch(
         )
     }
     classes = role_classes(cursor, roles, named={oid for row in policies for oid in row["roles"]})
-    named = {oid for row in policies if row["relation"] in relations for oid in row["roles"] if oid}
-    named |= {relation.owner for relation in relations.values() if relation.secured}
-    users = {one.oid for one in classes} | {relation.owner for relation in relations.values() if relation.kind == "v"}
-    users |= {row["owner"] for row in called if row["definer"]} | set(named)
+    role_oids = {oid for row in policies if row["relation"] in relations for oid in row["roles"] if oid}
+    role_oids |= {relation.owner for relation in relations.values() if relation.secured}
+    users = {role_class.oid for role_class in classes} | {
+        relation.owner for relation in relations.values() if relation.kind == "v"
+    }
+    users |= {row["owner"] for row in called if row["definer"]} | set(role_oids)
     held = {
         row["user"]: frozenset(row["held"] or ())
         for row in rows(
-            cursor, _HELD, {"users": sorted(users & set(all_roles)), "named": sorted(named & set(all_roles))}
+            cursor, _HELD, {"users": sorted(users & set(all_roles)), "named": sorted(role_oids & set(all_roles))}
         )
     }
     identity = {row["oid"]: row["name"] for row in rows(cursor, _IDENTITY, {"names": list(AUTH_FUNCTIONS)})}
@@ -461,12 +463,17 @@ def _built(
         if row["relation"] in relations:
             relations[row["relation"]].policies.append(policy(row))
     for row in views:
-        found = expression("", row["tree"])
-        if found and row["relation"] in relations:
+        parsed_expression = expression("", row["tree"])
+        if parsed_expression and row["relation"] in relations:
             # A view's own rule names the view itself as OLD and NEW, which are never read.
-            mine = tuple(oid for oid in found.relations if oid != row["relation"])
+            mine = tuple(oid for oid in parsed_expression.relations if oid != row["relation"])
             relations[row["relation"]].query = Expression(
-                "", found.tree, mine, found.functions, found.has_sublink, found.locks_rows
+                "",
+                parsed_expression.tree,
+                mine,
+                parsed_expression.functions,
+                parsed_expression.has_sublink,
+                parsed_expression.locks_rows,
             )
     functions = {}
     for row in called:

@@ -99,8 +99,8 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
         relations = set()
         for policy in catalog.policies():
             relations.add(policy.relation)
-            for found in (policy.using, policy.check):
-                relations.update(found.relations if found else ())
+            for part in (policy.using, policy.check):
+                relations.update(part.relations if part else ())
     values = {"relations": sorted(relations)}
     details = Details()
     for row in rows(cursor, _COLUMNS, values):
@@ -126,8 +126,8 @@ def read(cursor: Cursor, catalog: Catalog, relations: t.Optional[t.Collection[in
     details.identity_bound = dict(cursor.fetchall())
     called: t.Set[int] = set()
     for policy in catalog.policies():
-        for found in (policy.using, policy.check):
-            called |= found.functions if found else set()
+        for part in (policy.using, policy.check):
+            called |= part.functions if part else set()
     body = "pg_get_function_sqlbody(oid)" if catalog.version >= 140000 else "null::text"
     for row in rows(cursor, _FUNCTIONS.format(body=body), {"oids": sorted(called & set(catalog.functions))}):
         oid = row.pop("oid")

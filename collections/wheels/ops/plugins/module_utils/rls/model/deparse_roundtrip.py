@@ -64,9 +64,9 @@ def same_tree(text: str) -> str:
             open_groups.append(inner)
         elif word == ")":
             # White space before a closing parenthesis belongs to nobody.
-            closed = open_groups.pop()
+            group = open_groups.pop()
             if gap:
-                closed.add(gap, "")
+                group.add(gap, "")
         else:
             open_groups[-1].add(gap, word)
     return text if not _restore(open_groups[0]) else open_groups[0].text() + text[at:]
@@ -87,11 +87,11 @@ def _restore(group: _Group) -> bool:
         return True
     first = group.items[0]
     if isinstance(first, _Group):
-        made = _membership(word, _spine(first, word)) or _construct(
+        node = _membership(word, _spine(first, word)) or _construct(
             word, [_comparison(item) for item in _joined(first, word)]
         )
-        if made:
-            group.items[0] = f"({made})"
+        if node:
+            group.items[0] = f"({node})"
             return True
     return changed
 
@@ -154,13 +154,13 @@ def _membership(word: str, members: t.Sequence[Item]) -> str:
 
 def _construct(word: str, parts: t.Sequence[t.Optional[_Comparison]]) -> str:
     """BETWEEN, or the comparison of rows; empty where the parts are neither."""
-    known = [part for part in parts if part is not None and part.right.items[0] not in ("ANY", "ALL")]
-    if len(known) != len(parts) or not known:
+    comparisons = [part for part in parts if part is not None and part.right.items[0] not in ("ANY", "ALL")]
+    if len(comparisons) != len(parts) or not comparisons:
         return ""
     lefts, operators, rights = (
-        [part.left for part in known],
-        [part.operator for part in known],
-        [part.right.text().strip() for part in known],
+        [part.left for part in comparisons],
+        [part.operator for part in comparisons],
+        [part.right.text().strip() for part in comparisons],
     )
     if len(set(lefts)) == 1 and (word, operators) in (("AND", [">=", "<="]), ("OR", ["<", ">"])):
         return f"{lefts[0]} {'BETWEEN' if word == 'AND' else 'NOT BETWEEN'} ({rights[0]}) AND ({rights[1]})"

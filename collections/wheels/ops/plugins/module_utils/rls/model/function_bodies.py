@@ -92,15 +92,15 @@ class Bodies:
         for query in tree.of_type(statement, "SelectStmt"):
             body.effects += [_LOCKS] if query.lockingClause else []
             body.effects += ["it creates a table"] if query.intoClause else []
-        named = {cte.ctename for cte in tree.of_type(statement, "CommonTableExpr")}
+        cte_names = {cte.ctename for cte in tree.of_type(statement, "CommonTableExpr")}
         targets = {
             id(node.relation): _WRITES[tree.kind(node)] for node in tree.walk(statement) if tree.kind(node) in _WRITES
         }
         for item in tree.of_type(statement, "RangeVar"):
-            if item.schemaname is None and item.relname in named:
+            if item.schemaname is None and item.relname in cte_names:
                 continue
             schemas = [item.schemaname] if item.schemaname else path
-            found = next(
+            relation = next(
                 (
                     self._relations[schema, item.relname]
                     for schema in schemas
@@ -108,17 +108,17 @@ class Bodies:
                 ),
                 None,
             )
-            if found is not None:
-                body.relations.add((found, targets.get(id(item), "select")))
+            if relation is not None:
+                body.relations.add((relation, targets.get(id(item), "select")))
         for call in tree.of_type(statement, "FuncCall"):
             name = tree.function_name(call)
             schemas = [name[-2]] if len(name) > 1 else path
             body.calls |= {(schema, name[-1]) for schema in (schemas if len(name) > 1 else ("pg_catalog", *path))}
             for schema in schemas:
                 candidates = self._functions.get((schema, name[-1]), [])
-                fitting = [one for one in candidates if one.arguments >= len(call.args or ())]
+                fitting = [candidate for candidate in candidates if candidate.arguments >= len(call.args or ())]
                 if fitting:
-                    body.functions |= {one.oid for one in fitting}
+                    body.functions |= {candidate.oid for candidate in fitting}
                     break
 
 
@@ -135,13 +135,13 @@ def _plpgsql_statements(definition: str) -> t.Tuple[t.Tuple[tree.Node, ...], t.T
     if len(definition) > LONGEST:
         raise ValueError(f"its text has {len(definition):,} characters, more than the {LONGEST:,} that are read")
     try:
-        parsed = parse_plpgsql(definition)
+        trees = parse_plpgsql(definition)
     except (ParseError, ValueError) as error:
         raise ValueError(f"its body cannot be parsed: {error}") from error
     statements: t.List[tree.Node] = []
     unknown: t.List[str] = []
     effects: t.List[str] = []
-    todo: t.List[t.Any] = [parsed]
+    todo: t.List[t.Any] = [trees]
     while todo:
         item = todo.pop()
         if isinstance(item, list):

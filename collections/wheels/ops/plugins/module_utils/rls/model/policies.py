@@ -113,12 +113,12 @@ def _created(table: str, wanted: t.Iterable[t.Tuple[Piece, t.Optional[str]]]) ->
     return statements
 
 
-def unused_name(wanted: str, taken: t.Container[str]) -> str:
+def unused_name(wanted: str, names: t.Container[str]) -> str:
     """``wanted`` cut to the 63 bytes of an identifier, numbered where it is taken."""
     number = 1
     while True:
         ending = "" if number == 1 else f" {number}"
         name = wanted.encode()[: 63 - len(ending)].decode(errors="ignore") + ending
-        if name not in taken:
+        if name not in names:
             return name
         number += 1

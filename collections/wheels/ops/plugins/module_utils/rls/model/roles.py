@@ -64,17 +64,17 @@ def role_classes(
         "set": "SET" if cursor.connection.server_version >= 160000 else "MEMBER",
         "named": None if named is None else sorted(named),
     }
-    found = rows(cursor, _ROLES, values)
+    records = rows(cursor, _ROLES, values)
     if only is not None:
         cursor.execute("select rolname from pg_catalog.pg_roles where rolname = any(%s)", (list(only),))
         missing = sorted(set(only) - {name for (name,) in cursor.fetchall()})
         if missing:
             raise OpsError(f"There is no role {', '.join(missing)}.", hint="Name roles of this server.")
-        return [_class([row]) for row in found if row["name"] in only]
+        return [_class([row]) for row in records if row["name"] in only]
     groups: t.Dict[t.Tuple[t.Tuple[int, ...], t.Tuple[str, ...]], t.List[t.Dict[str, t.Any]]] = {}
-    for row in found:
+    for row in records:
         groups.setdefault((tuple(sorted(row["held"])), tuple(sorted(row["schemas"]))), []).append(row)
-    return sorted((_class(group) for group in groups.values()), key=lambda one: one.name)
+    return sorted((_class(group) for group in groups.values()), key=lambda role_class: role_class.name)
 
 
 def _class(group: t.List[t.Dict[str, t.Any]]) -> RoleClass:

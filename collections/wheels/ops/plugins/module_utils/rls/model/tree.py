@@ -113,7 +113,7 @@ def walk(node: Node) -> t.Iterator[Node]:
 
 def of_type(node: Node, name: str) -> t.Iterator[Node]:
     """Every node of the class ``name`` (``ColumnRef``, ``SelectStmt``...)."""
-    return (found for found in walk(node) if type(found).__name__ == name)
+    return (item for item in walk(node) if type(item).__name__ == name)
 
 
 def kind(node: Node) -> str:

@@ -99,7 +99,7 @@ def apply(
     # The planner counts a sub-select that it replaces as still there; where the new text has none, what it gave up on
     # works as well.
     still = proof.pop("still_failing", None)
-    review = [one for one in plan.needs_review if still is None or one["object"] in still]
+    review = [entry for entry in plan.needs_review if still is None or entry["object"] in still]
     if plan.indexes and not check_mode:
         _build_indexes(connection, plan)
     result.changed = True

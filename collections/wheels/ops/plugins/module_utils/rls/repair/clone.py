@@ -96,8 +96,8 @@ def clone(
     """The copy of a function; ``CannotRewrite`` with the reason where running it with other rights could change what it
     does. ``read_volatile``: the copy of a VOLATILE function that only reads is STABLE.
     """
-    shown = details.functions.get(function.oid)
-    if shown is None:
+    function_details = details.functions.get(function.oid)
+    if function_details is None:
         raise CannotRewrite(f"{short(function)} is not known any more")
     if function.volatility == "v":
         effect = Volatility(catalog, details, bodies).effect(function)
@@ -108,35 +108,37 @@ def clone(
                 f"{short(function)} is VOLATILE, though its body only reads: --fix volatile (fix: [volatile]) uses a"
                 f" STABLE copy in the policy and leaves the function alone. {DIFFERENCE}"
             )
-        shown = dataclasses.replace(shown, volatility="s")
+        function_details = dataclasses.replace(function_details, volatility="s")
     others = [
-        one
-        for one in catalog.functions.values()
-        if (one.schema, one.name) == (function.schema, function.name) and one.oid != function.oid
+        candidate
+        for candidate in catalog.functions.values()
+        if (candidate.schema, candidate.name) == (function.schema, function.name) and candidate.oid != function.oid
     ]
     if any(
-        one.accepts(given) and function.accepts(given)
-        for one in others
-        for given in range(max(one.arguments, function.arguments) + 1)
+        candidate.accepts(count) and function.accepts(count)
+        for candidate in others
+        for count in range(max(candidate.arguments, function.arguments) + 1)
     ):
         raise CannotRewrite(
             f"there are several functions called {short(function)} that take the same number of arguments"
         )
     inner = _inside(function, catalog, bodies)
     relations: t.Set[int] = set()
-    for one in inner:
-        body = bodies.of(one)
+    for candidate in inner:
+        body = bodies.of(candidate)
         if body.unknown:
-            raise CannotRewrite(f"what {short(one)} reads cannot be told: {'; '.join(dict.fromkeys(body.unknown))}")
+            raise CannotRewrite(
+                f"what {short(candidate)} reads cannot be told: {'; '.join(dict.fromkeys(body.unknown))}"
+            )
         if body.writes:
-            raise CannotRewrite(f"{short(one)} changes data")
+            raise CannotRewrite(f"{short(candidate)} changes data")
         relations |= {oid for oid, _ignored in body.relations}
-        asked = _asked(one, details)
-        if one is function and _can_be_handed(function, shown, asked):
+        asked = _asked(candidate, details)
+        if candidate is function and _can_be_handed(function, function_details, asked):
             continue
         if asked:
             raise CannotRewrite(
-                f"{short(one)} asks for {asked[0]}, which is another inside a SECURITY DEFINER function"
+                f"{short(candidate)} asks for {asked[0]}, which is another inside a SECURITY DEFINER function"
             )
     path = split_search_path(function.search_path) if function.search_path is not None else catalog.search_path
     path = tuple(name for name in path if name in details.schemas and name != "pg_temp")
@@ -149,27 +151,27 @@ def clone(
             f" {', '.join(tree.quote(name) for name in unsafe)} FROM PUBLIC, {who}"
         )
     settings = tuple(setting for setting in function.settings if not setting.startswith("search_path="))
-    source, handed = function.source or shown.sqlbody or "", _asked(function, details)
+    source, handed = function.source or function_details.sqlbody or "", _asked(function, details)
     if handed:
         parameter = f"{_PARAMETER} name"
-        shown = dataclasses.replace(
-            shown,
-            arguments=", ".join(filter(None, (shown.arguments, parameter))),
-            identity=", ".join(filter(None, (shown.identity, parameter))),
+        function_details = dataclasses.replace(
+            function_details,
+            arguments=", ".join(filter(None, (function_details.arguments, parameter))),
+            identity=", ".join(filter(None, (function_details.identity, parameter))),
         )
         source = _with_parameter(source)
     return Clone(
         function=function.oid,
         relation_name=function.qualified,
         stem=function.name,
-        shown=shown,
+        shown=function_details,
         language=function.language,
         search_path=path,
         settings=settings,
         source=source,
         handed=("CURRENT_USER",) if handed else (),
         relations=tuple(sorted(relations)),
-        calls=tuple(sorted(one.oid for one in inner if one.oid != function.oid)),
+        calls=tuple(sorted(candidate.oid for candidate in inner if candidate.oid != function.oid)),
     )
 
 
@@ -221,12 +223,12 @@ def _inside(function: Function, catalog: Catalog, bodies: Bodies) -> t.List[Func
     """The function and those that run with its rights: what it calls, but for SECURITY DEFINER functions, which have
     their own.
     """
-    found: t.List[Function] = []
+    functions: t.List[Function] = []
     todo = [function]
     while todo:
         current = todo.pop()
-        if current in found or (current.definer and current is not function):
+        if current in functions or (current.definer and current is not function):
             continue
-        found.append(current)
+        functions.append(current)
         todo += [catalog.functions[oid] for oid in bodies.of(current).functions]
-    return found
+    return functions

@@ -109,13 +109,13 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
             for expression in (policy.using, policy.check):
                 accounts = accounts or bool(expression and "auth.uid()" in expression.text)
                 for kind, pattern in (("claim", _UID), ("claim", _UID_LEFT), ("claim", _CLAIM), ("setting", _SETTING)):
-                    for found in pattern.finditer(expression.text if expression else ""):
-                        what = (
-                            {"uid": "sub"}.get(found["what"], found["what"])
+                    for match in pattern.finditer(expression.text if expression else ""):
+                        setting = (
+                            {"uid": "sub"}.get(match["what"], match["what"])
                             if pattern in (_UID, _UID_LEFT)
-                            else found["what"]
+                            else match["what"]
                         )
-                        bindings.setdefault((kind, what), set()).add(found["column"].strip('"'))
+                        bindings.setdefault((kind, setting), set()).add(match["column"].strip('"'))
                 for binding, column in _through_functions(catalog, expression.text if expression else ""):
                     bindings.setdefault(binding, set()).add(column)
     values = {
@@ -127,15 +127,15 @@ def users(cursor: Cursor, catalog: Catalog, touched: t.Collection[int], *, count
     for number in range(count):
         claims: t.List[t.Tuple[str, str]] = []
         settings: t.List[t.Tuple[str, str]] = []
-        for (kind, what), known in values.items():
-            if number < len(known):
-                (claims if kind == "claim" else settings).append((what, known[number]))
+        for (kind, setting), groups in values.items():
+            if number < len(groups):
+                (claims if kind == "claim" else settings).append((setting, groups[number]))
         if claims or settings:
             found_users.append(User(tuple(claims), tuple(settings)))
     outsider = str(uuid.UUID(int=0x0DD))
     return [
         *found_users,
-        User((("sub", outsider),), tuple((what, outsider) for (kind, what) in values if kind == "setting")),
+        User((("sub", outsider),), tuple((setting, outsider) for (kind, setting) in values if kind == "setting")),
         User(),
     ]
 
@@ -169,7 +169,7 @@ def _values(
         " 1, 2",
         {"relations": sorted(relations), "columns": sorted(columns)},
     )
-    seen: t.Dict[str, int] = {}
+    counts: t.Dict[str, int] = {}
     for place in places:
         # The first rows suffice: a sample, not a statistic. A table that fails to be read is one of those to be
         # repaired.
@@ -181,14 +181,14 @@ def _values(
                 f" order by v limit {4 * count}"
             )
             for (value,) in cursor.fetchall():
-                seen[value] = seen.get(value, 0) + 1
+                counts[value] = counts.get(value, 0) + 1
         except Exception as error:
             if getattr(error, "pgcode", None) not in ("42P17", "42501", "54001"):
                 raise
         # Rolled back where it succeeded as well, which gives the lock back.
         cursor.execute("rollback to savepoint wheels_ops_values")
         cursor.execute("release savepoint wheels_ops_values")
-    return [value for value, _ignored in sorted(seen.items(), key=lambda item: (-item[1], item[0]))][:count]
+    return [value for value, _ignored in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:count]
 
 
 class Counting:

@@ -135,22 +135,22 @@ class Planner:
             else:
                 for use, context in self.simulator.reached(who, relation, variant, working.setdefault(who.name, set())):
                     self.kept.setdefault((use.policy.oid, use.slot), set()).add(context)
-        seen: t.Dict[str, t.Set[t.Tuple[int, int, str]]] = {}
+        visited: t.Dict[str, t.Set[t.Tuple[int, int, str]]] = {}
         for who, relation, variant in [*self.failing, *self.runtime]:
-            for use, context in self.simulator.reached(who, relation, variant, seen.setdefault(who.name, set())):
+            for use, context in self.simulator.reached(who, relation, variant, visited.setdefault(who.name, set())):
                 slot = (use.policy.oid, use.slot)
                 if context not in self.kept.get(slot, ()):
                     self.broken.setdefault(slot, set()).add(context)
 
     def reads_captured(self, access: Access) -> t.List[t.Tuple[int, str]]:
         """The policies (oid, in words) below an access that compare a column with itself: what the error hides."""
-        found = set()
+        result = set()
         for use, _ignored in self.simulator.reached(*access, set()):
             expression = use.policy.slot(use.slot)
             if expression and expression.self_comparisons():
                 table = self.catalog.relations[use.policy.relation].short
-                found.add((use.policy.oid, f"{table}, {describe(use)}: {expression.self_comparisons()[0]}"))
-        return sorted(found)
+                result.add((use.policy.oid, f"{table}, {describe(use)}: {expression.self_comparisons()[0]}"))
+        return sorted(result)
 
     # -- which references ----------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Planner:
         self._realize(decision, bool(review))
         for access, refusal in review.items():
             decision.left.add((access.who.name, access.relation.qualified, access.variant))
-            if refusal.as_dict() not in [known.as_dict() for known in decision.refusals]:
+            if refusal.as_dict() not in [earlier.as_dict() for earlier in decision.refusals]:
                 decision.refusals.append(refusal)
         return decision
 
@@ -217,12 +217,12 @@ class Planner:
         unwrapped: t.Set[int] = set()
         while True:
             simulator = Simulator(self.catalog, cut=Cut(cut), unwrapped=unwrapped)
-            found = False
+            progress = False
             for access in self.failing:
                 path = None if access in review else simulator.check(*access)
                 if not path:
                     continue
-                found = True
+                progress = True
                 candidates = self._candidates(access, path)
                 if candidates:
                     constraints.setdefault(candidates, set()).add(access)
@@ -232,9 +232,9 @@ class Planner:
                     unwrapped |= plain
                 else:
                     review[access] = self._refuse(access, path, simulator)
-            if not found:
-                found = self._solve_runtime(Cut(cut), review, constraints)
-            if not found:
+            if not progress:
+                progress = self._solve_runtime(Cut(cut), review, constraints)
+            if not progress:
                 members: t.Dict[Access, t.Set[Edge]] = {}
                 for edges, accesses in constraints.items():
                     for access in accesses:
@@ -246,8 +246,8 @@ class Planner:
                 for edges, accesses in constraints.items()
                 if not accesses <= review.keys()
             }
-            chosen = hitting_set(set(constraints), lambda edge: self._option(edge).weight)
-            cut = {edge: frozenset(self.kept.get((edge.policy, edge.slot), ())) for edge in chosen}
+            selection = hitting_set(set(constraints), lambda edge: self._option(edge).weight)
+            cut = {edge: frozenset(self.kept.get((edge.policy, edge.slot), ())) for edge in selection}
 
     def _solve_runtime(
         self, cut: Cut, review: t.Dict[Access, Refusal], constraints: t.Dict[t.FrozenSet[Edge], t.Set[Access]]
@@ -256,12 +256,12 @@ class Planner:
         if not self.graph.any:
             return False
         graph = callgraph.CallGraph(self.catalog, cut=cut, bodies=self.bodies)
-        found = False
+        progress = False
         for access in [*self.failing, *self.runtime]:
             path = None if access in review else graph.check(*access)
             if not path:
                 continue
-            found = True
+            progress = True
             candidates, reasons = set(), {}
             for hop in callgraph.cycle(path):
                 if hop.use is None:
@@ -288,7 +288,7 @@ class Planner:
                     or "Make the function SECURITY DEFINER by hand.",
                     {"path": words},
                 )
-        return found
+        return progress
 
     def _candidates(self, access: Access, path: t.Sequence[Step]) -> t.FrozenSet[Edge]:
         edges = set()
@@ -321,14 +321,14 @@ class Planner:
                 advice="Connect as the table's owner or as a superuser.",
             )
         try:
-            done = self._rewrite(policy, edge.slot, [edge.target])
-            for helper in done.helpers:
+            outcome = self._rewrite(policy, edge.slot, [edge.target])
+            for helper in outcome.helpers:
                 self.owners.of_helper(helper)
         except rewrite.CannotRewrite as error:
             return _Option(reason=str(error), advice="Rewrite the policy by hand with a SECURITY DEFINER function.")
         if edge.target > 0:
             target = self.catalog.relations[edge.target]
-        if done.unbounded and not self.options.allow_unbounded:
+        if outcome.unbounded and not self.options.allow_unbounded:
             undeclared = self._undeclared(policy, edge)
             if undeclared:
                 return _Option(
@@ -351,16 +351,16 @@ class Planner:
                     " EXECUTE can read it, and none of them can name it without USAGE of its schema."
                 ),
             )
-        weight = float(done.weight) + (100 if expression.self_comparisons() else 0)
-        kept = self.kept.get((edge.policy, edge.slot))
-        if kept:
+        weight = float(outcome.weight) + (100 if expression.self_comparisons() else 0)
+        cached = self.kept.get((edge.policy, edge.slot))
+        if cached:
             reason = self._inseparable(policy)
             if reason:
                 return _Option(
                     reason=reason, advice="Split the policy by hand, so that what works has a policy of its own."
                 )
             weight += SPLIT_COST
-        return _Option(weight, bool(kept))
+        return _Option(weight, bool(cached))
 
     def _undeclared(self, policy: Policy, edge: Edge) -> str:
         """The VOLATILE functions that only read and without which the cut would be bound; empty for none."""
@@ -481,7 +481,7 @@ class Planner:
         alike.
         """
         relevant = [slot for slot in slots if policy.slot(slot) is not None and slot in _slots_of(policy, command)]
-        wanted: t.Dict[int, t.FrozenSet[str]] = {}
+        columns: t.Dict[int, t.FrozenSet[str]] = {}
         users = {
             context.user
             for slot in relevant
@@ -491,11 +491,11 @@ class Planner:
         }
         for user in users:
             context = Context(user, command)
-            wanted[user] = frozenset(slot for slot in relevant if context not in self.kept.get((policy.oid, slot), ()))
+            columns[user] = frozenset(slot for slot in relevant if context not in self.kept.get((policy.oid, slot), ()))
         everything = frozenset(relevant)
-        if len(set(wanted.values())) <= 1:
-            return [_Version(policy.role_names, next(iter(wanted.values()), everything))]
-        by_class = {member: version for user, version in wanted.items() for member in self._members(user)}
+        if len(set(columns.values())) <= 1:
+            return [_Version(policy.role_names, next(iter(columns.values()), everything))]
+        by_class = {member: version for user, version in columns.items() for member in self._members(user)}
         names = {role.oid: role.name for role in self.catalog.roles.values()}
         public = 0 in policy.roles
         if public:
@@ -540,9 +540,9 @@ class Planner:
 
     def _members(self, user: int) -> t.List[int]:
         by_name = {role.name: role.oid for role in self.catalog.roles.values()}
-        for one in self.catalog.classes:
-            if one.oid == user:
-                return [by_name[name] for name in one.members]
+        for role_class in self.catalog.classes:
+            if role_class.oid == user:
+                return [by_name[name] for name in role_class.members]
         return [user]
 
     def _wrap(self, policy: Policy, texts: t.Dict[str, str]) -> None:
@@ -604,8 +604,8 @@ class Planner:
                 )
 
     def _new_text(self, decision: Decision, policy: Policy, relation: Relation, slot: str, targets: t.List[int]) -> str:
-        done = self._rewrite(policy, slot, targets)
-        for helper in done.helpers:
+        outcome = self._rewrite(policy, slot, targets)
+        for helper in outcome.helpers:
             decision.helpers.setdefault(helper.name, (helper, set()))
         decision.cuts.append(
             {
@@ -616,14 +616,14 @@ class Planner:
                     (self.catalog.relations[target] if target > 0 else self.catalog.functions[-target]).qualified
                     for target in targets
                 ],
-                "form": ", ".join(dict.fromkeys(done.forms)),
-                "helpers": [helper.name for helper in done.helpers],
-                "bound": [helper.bound or "unbounded" for helper in done.helpers],
-                "weight": done.weight,
+                "form": ", ".join(dict.fromkeys(outcome.forms)),
+                "helpers": [helper.name for helper in outcome.helpers],
+                "bound": [helper.bound or "unbounded" for helper in outcome.helpers],
+                "weight": outcome.weight,
                 "split": bool(self.kept.get((policy.oid, slot))),
             }
         )
-        return done.text
+        return outcome.text
 
     def _pieces(
         self,
@@ -646,7 +646,7 @@ class Planner:
                 policies.Piece(old.name, old.command, old.permissive, old.roles, text("using", cut), text("check", cut))
             ]
         plan = {command: self._versions(policy, command, cut) for command in _commands(policy)}
-        taken = {other.name for other in relation.policies}
+        names = {other.name for other in relation.policies}
         pieces: t.List[policies.Piece] = []
         for command, versions in plan.items():
             for version in versions:
@@ -665,9 +665,9 @@ class Planner:
                 name = (
                     policy.name
                     if not pieces
-                    else policies.unused_name(f"{policy.name} ({COMMANDS[command].lower()})", taken)
+                    else policies.unused_name(f"{policy.name} ({COMMANDS[command].lower()})", names)
                 )
-                taken.add(name)
+                names.add(name)
                 pieces.append(policies.Piece(name, command, policy.permissive, version.roles, using, check))
                 if version.others:
                     guarded[name] = frozenset(version.others)
@@ -713,11 +713,11 @@ def _guarded(text: t.Optional[str], others: t.Sequence[str], permissive: bool) -
 
 def _held(cursor: Cursor) -> t.Dict[int, t.FrozenSet[int]]:
     """For every role that is not PostgreSQL's own the roles whose privileges it has."""
-    found: t.Dict[int, t.Set[int]] = {}
+    memberships: t.Dict[int, t.Set[int]] = {}
     query = (
         "select a.oid::bigint as holder, b.oid::bigint as held from pg_catalog.pg_roles a, pg_catalog.pg_roles b"
         " where a.rolname !~ '^pg_' and b.rolname !~ '^pg_' and not a.rolsuper and pg_has_role(a.oid, b.oid, 'USAGE')"
     )
     for row in rows(cursor, query):
-        found.setdefault(row["holder"], set()).add(row["held"])
-    return {holder: frozenset(held) for holder, held in found.items()}
+        memberships.setdefault(row["holder"], set()).add(row["held"])
+    return {holder: frozenset(held) for holder, held in memberships.items()}

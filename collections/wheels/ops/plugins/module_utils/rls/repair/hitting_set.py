@@ -18,21 +18,21 @@ def hitting_set(constraints: t.Iterable[t.FrozenSet[T]], cost: t.Callable[[T], f
 
     Equal costs are decided by the elements' own order, so that the same input gives the same answer in every run.
     """
-    chosen: t.Set[T] = set()
+    selection: t.Set[T] = set()
     for component in _components(_minimal(constraints)):
-        chosen |= _solve(component, cost)
-    return frozenset(chosen)
+        selection |= _solve(component, cost)
+    return frozenset(selection)
 
 
 def _minimal(constraints: t.Iterable[t.FrozenSet[T]]) -> t.List[t.FrozenSet[T]]:
     """Without those that hold another one, which is harder to meet."""
-    kept: t.List[t.FrozenSet[T]] = []
-    for constraint in sorted(set(constraints), key=lambda one: (len(one), sorted(map(repr, one)))):
+    minimal: t.List[t.FrozenSet[T]] = []
+    for constraint in sorted(set(constraints), key=lambda item: (len(item), sorted(map(repr, item)))):
         if not constraint:
             raise ValueError("a constraint without any element cannot be met")
-        if not any(other <= constraint for other in kept):
-            kept.append(constraint)
-    return kept
+        if not any(other <= constraint for other in minimal):
+            minimal.append(constraint)
+    return minimal
 
 
 def _components(constraints: t.List[t.FrozenSet[T]]) -> t.List[t.List[t.FrozenSet[T]]]:
@@ -55,31 +55,31 @@ def _solve(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) ->
 
     def bound(open_constraints: t.List[t.FrozenSet[T]]) -> float:
         """What disjoint open constraints cost at least."""
-        used: t.Set[T] = set()
+        covered: t.Set[T] = set()
         total = 0.0
         for constraint in open_constraints:
-            if used.isdisjoint(constraint):
-                used |= constraint
+            if covered.isdisjoint(constraint):
+                covered |= constraint
                 total += min(cost(one) for one in constraint)
         return total
 
     def descend(
-        open_constraints: t.List[t.FrozenSet[T]], taken: t.Set[T], spent: float, banned: t.FrozenSet[T]
+        open_constraints: t.List[t.FrozenSet[T]], selection: t.Set[T], spent: float, banned: t.FrozenSet[T]
     ) -> None:
         nonlocal best, best_cost, branches
         branches += 1
         if not open_constraints:
             if spent < best_cost:
-                best, best_cost = set(taken), spent
+                best, best_cost = set(selection), spent
             return
         if branches > MAX_BRANCHES or spent + bound(open_constraints) >= best_cost:
             return
-        tightest = min(open_constraints, key=lambda one: (len(one - banned), sorted(map(repr, one))))
+        tightest = min(open_constraints, key=lambda item: (len(item - banned), sorted(map(repr, item))))
         refused = banned
-        for element in sorted(tightest - banned, key=lambda one: (cost(one), repr(one))):
+        for element in sorted(tightest - banned, key=lambda item: (cost(item), repr(item))):
             descend(
-                [one for one in open_constraints if element not in one],
-                taken | {element},
+                [item for item in open_constraints if element not in item],
+                selection | {element},
                 spent + cost(element),
                 refused,
             )
@@ -90,11 +90,17 @@ def _solve(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) ->
 
 
 def _greedy(constraints: t.List[t.FrozenSet[T]], cost: t.Callable[[T], float]) -> t.Set[T]:
-    chosen: t.Set[T] = set()
-    left = list(constraints)
-    while left:
-        elements = {element for constraint in left for element in constraint}
-        element = min(elements, key=lambda one: (cost(one) / sum(one in constraint for constraint in left), repr(one)))
-        chosen.add(element)
-        left = [constraint for constraint in left if element not in constraint]
-    return chosen
+    selection: t.Set[T] = set()
+    remaining = list(constraints)
+    while remaining:
+        elements = {element for constraint in remaining for element in constraint}
+        element = min(
+            elements,
+            key=lambda candidate: (
+                cost(candidate) / sum(candidate in constraint for constraint in remaining),
+                repr(candidate),
+            ),
+        )
+        selection.add(element)
+        remaining = [constraint for constraint in remaining if element not in constraint]
+    return selection

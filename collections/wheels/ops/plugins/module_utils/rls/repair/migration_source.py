@@ -73,7 +73,7 @@ def from_files(
     do in the scratch database what its plan says.
     """
     with scratch.scratch_database(dsn, supabase=supabase, migration_role=True) as connection:
-        loaded = scratch.load_into(
+        schema = scratch.load_into(
             connection,
             files,
             schemas=schemas,
@@ -85,11 +85,11 @@ def from_files(
         )
         progress("planning")
         draft = Draft(
-            loaded.audit,
-            plan(connection, loaded.audit, **options, **timeouts),
+            schema.audit,
+            plan(connection, schema.audit, **options, **timeouts),
             [str(file) for file in files],
-            Verification(len(loaded.audit.failing), sources=loaded.policies),
-            loaded.errors,
+            Verification(len(schema.audit.failing), sources=schema.policies),
+            schema.errors,
         )
         observe(connection, draft.audit, draft.plan)
         if not draft.plan.empty:
@@ -113,17 +113,17 @@ def from_database(
     """
     present = audit(connection, schemas=schemas, roles=roles, progress=progress, **timeouts)
     progress("planning")
-    planned = plan(connection, present, **options, **timeouts)
-    observe(connection, present, planned)
+    repair_plan = plan(connection, present, **options, **timeouts)
+    observe(connection, present, repair_plan)
     verification = Verification(
         len(present.failing),
-        len(planned.left),
+        len(repair_plan.left),
         sentences=[
             "The number after is predicted, and nothing was run: rls repair --check verifies it on the database"
             " and rolls that back."
         ],
     )
-    return Draft(present, planned, [f"the database {present.catalog.database}"], verification)
+    return Draft(present, repair_plan, [f"the database {present.catalog.database}"], verification)
 
 
 def _rehearse(
@@ -137,10 +137,11 @@ def _rehearse(
     _run(connection, text, "The migration")
     once = _fingerprints(connection, draft)
     present = audit(connection, schemas=draft.plan.schemas, roles=draft.plan.roles, **timeouts)
-    left = [failure for failure in present.failing if failure.recursive]
-    if len(left) > len(draft.plan.left):
+    failures = [failure for failure in present.failing if failure.recursive]
+    if len(failures) > len(draft.plan.left):
         raise OpsError(
-            f"The migration would leave {len(left)} accesses that fail.", hint="Nothing was written. Please report it."
+            f"The migration would leave {len(failures)} accesses that fail.",
+            hint="Nothing was written. Please report it.",
         )
     _run(connection, text, "The second run of the migration")
     if _fingerprints(connection, draft) != once:
@@ -153,7 +154,7 @@ def _rehearse(
         if draft.audit.catalog.current_user.startswith("wheels_ops_scratch_")
         else f"the role {draft.audit.catalog.current_user}"
     )
-    draft.verification.failing_after = len(left)
+    draft.verification.failing_after = len(failures)
     draft.verification.sentences = [
         f"Verified in a scratch database, as {me}: run twice, the second run changed nothing;"
         " the undo script restored every policy exactly.",
@@ -169,7 +170,7 @@ def _fingerprints(connection: Connection, draft: Draft) -> t.Dict[str, str]:
         return apply.fingerprint(catalog.read(cursor), tables)
 
 
-def _run(connection: Connection, text: str, what: str) -> None:
+def _run(connection: Connection, text: str, label: str) -> None:
     """One transaction, as ``psql -1`` has it."""
     import psycopg2
 
@@ -181,7 +182,7 @@ def _run(connection: Connection, text: str, what: str) -> None:
         except psycopg2.Error as error:
             cursor.execute("rollback")
             raise OpsError(
-                f"{what} fails in the scratch database: {(error.diag.message_primary or str(error)).strip()}",
+                f"{label} fails in the scratch database: {(error.diag.message_primary or str(error)).strip()}",
                 hint="Nothing was written. Please report it.",
                 sqlstate=error.pgcode,
             ) from error

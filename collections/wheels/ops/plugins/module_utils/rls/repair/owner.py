@@ -67,17 +67,17 @@ class Owners:
 
     def below(self, relation: Relation) -> t.List[Relation]:
         """The relation, and what a view with security_invoker reads with the rights of the helper's owner."""
-        found, todo = [], [relation]
+        result, todo = [], [relation]
         while todo:
             current = todo.pop()
-            if current in found:
+            if current in result:
                 continue
-            found.append(current)
+            result.append(current)
             if current.kind == "v" and current.invoker and current.query:
                 todo += [
                     self.catalog.relations[oid] for oid in current.query.relations if oid in self.catalog.relations
                 ]
-        return found
+        return result
 
     def _exempt(self, relation: Relation, owner: int) -> bool:
         self._simulator = self._simulator or Simulator(self.catalog)
@@ -111,8 +111,10 @@ class Owners:
                         if isinstance(helper, Helper) and relation.oid == oid and helper.reads
                         else None
                     )
-                    known = needed.get(relation.oid, set())
-                    needed[relation.oid] = None if columns is None or known is None else known | columns
+                    present_columns = needed.get(relation.oid, set())
+                    needed[relation.oid] = (
+                        None if columns is None or present_columns is None else present_columns | columns
+                    )
         pairs: t.List[t.Tuple[str, str]] = []
         for oid, names in sorted(needed.items()):
             relation = self.catalog.relations[oid]
@@ -159,14 +161,14 @@ class Owners:
 
     def _schemas(self, helpers: t.Sequence[Creatable]) -> t.Set[str]:
         """The schemas in which a body that is kept as text looks its names up when it runs, with the owner's rights."""
-        found: t.Set[str] = set()
+        names: t.Set[str] = set()
         for helper in helpers:
             if isinstance(helper, Clone) or self.catalog.version < 140000:
-                found |= {self.catalog.relations[oid].schema for oid in _relations(helper)}
-                found |= {"auth"} & {function.schema for function in self.catalog.functions.values()}
+                names |= {self.catalog.relations[oid].schema for oid in _relations(helper)}
+                names |= {"auth"} & {function.schema for function in self.catalog.functions.values()}
             if isinstance(helper, Clone):
-                found |= set(helper.search_path) | {self.catalog.functions[oid].schema for oid in helper.calls}
-        return found
+                names |= set(helper.search_path) | {self.catalog.functions[oid].schema for oid in helper.calls}
+        return names
 
     def _private_functions(self, helpers: t.Sequence[Creatable]) -> t.List[Function]:
         """What the helpers call and not everybody may."""
@@ -176,9 +178,9 @@ class Owners:
                 called |= set(helper.calls)
             elif isinstance(helper, Helper):
                 called |= {
-                    one.oid
-                    for one in self.catalog.functions.values()
-                    if one.schema == "auth" and f"auth.{one.name}" in helper.identity
+                    function.oid
+                    for function in self.catalog.functions.values()
+                    if function.schema == "auth" and f"auth.{function.name}" in helper.identity
                 }
         return [self.catalog.functions[oid] for oid in sorted(called) if not self.catalog.functions[oid].public_execute]
 

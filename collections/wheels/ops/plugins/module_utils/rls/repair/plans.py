@@ -64,13 +64,13 @@ class Plan:
 
     def diff(self) -> t.List[t.Dict[str, str]]:
         """Policy texts before and after, and the functions, for ``--diff``."""
-        found = []
+        result = []
         for change in self.changes:
             before, after = change.texts()
             name = f"policies of {change.relation.qualified}"
-            found.append({"before": before, "after": after, "before_header": name, "after_header": name})
+            result.append({"before": before, "after": after, "before_header": name, "after_header": name})
         for function in self.functions:
-            found.append(
+            result.append(
                 {
                     "before": "",
                     "after": function["definition"] + ";\n",
@@ -78,7 +78,7 @@ class Plan:
                     "after_header": function["signature"],
                 }
             )
-        return found
+        return result
 
     def as_dict(self) -> t.Dict[str, t.Any]:
         return {
@@ -128,31 +128,31 @@ def plan(
 
 
 def _plan(cursor: Cursor, catalog: Catalog, fix: t.Sequence[str], options: Options, requested: t.Optional[str]) -> Plan:
-    known = column_details.read(cursor, catalog)
+    details = column_details.read(cursor, catalog)
     owners = owner.choose(cursor, catalog, requested)
-    proposals = captured.propose(cursor, catalog, known) if "captured" in fix else []
+    proposals = captured.propose(cursor, catalog, details) if "captured" in fix else []
     original, catalog = catalog, captured.applied(catalog, proposals) if proposals else catalog
-    planner = Planner(cursor, catalog, known, owners, options)
+    planner = Planner(cursor, catalog, details, owners, options)
     decision = planner.decide() if "recursion" in fix else Decision()
-    made = Plan(catalog=original, cuts=decision.cuts, left=decision.left, cut=decision.cut)
-    made.helper_schema = options.helper_schema
-    made.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
-    made.roles = catalog.asked_roles
-    made.runtime_before = len(planner.runtime)
-    made.needs_review = [refusal.as_dict() for refusal in decision.refusals]
+    result = Plan(catalog=original, cuts=decision.cuts, left=decision.left, cut=decision.cut)
+    result.helper_schema = options.helper_schema
+    result.schemas = tuple(sorted(catalog.schemas)) if catalog.schemas is not None else None
+    result.roles = catalog.asked_roles
+    result.runtime_before = len(planner.runtime)
+    result.needs_review = [refusal.as_dict() for refusal in decision.refusals]
     if "recursion" not in fix:
         planner.survey()
-        made.left = {
+        result.left = {
             (access.who.name, access.relation.qualified, access.variant)
             for access in [*planner.failing, *planner.runtime]
         }
-    made.indexes, made.drop_indexes, slow = speed_fixes.extend(cursor, decision, catalog, known, fix)
-    made.warnings = [*decision.warnings, *slow]
-    made.reworded = _qualify(decision, original, proposals)
-    made.changes = decision.changes
-    _functions(cursor, made, decision, catalog, owners, options)
-    _policies(made, decision)
-    return made
+    result.indexes, result.drop_indexes, slow = speed_fixes.extend(cursor, decision, catalog, details, fix)
+    result.warnings = [*decision.warnings, *slow]
+    result.reworded = _qualify(decision, original, proposals)
+    result.changes = decision.changes
+    _functions(cursor, result, decision, catalog, owners, options)
+    _policies(result, decision)
+    return result
 
 
 def _qualify(decision: Decision, original: Catalog, proposals: t.Sequence[captured.Proposal]) -> t.FrozenSet[int]:
@@ -176,28 +176,28 @@ def _qualify(decision: Decision, original: Catalog, proposals: t.Sequence[captur
 
 
 def _functions(
-    cursor: Cursor, made: Plan, decision: Decision, catalog: Catalog, owners: owner.Owners, options: Options
+    cursor: Cursor, result: Plan, decision: Decision, catalog: Catalog, owners: owner.Owners, options: Options
 ) -> None:
     """The helpers with their schema, owner and grants."""
     schema = options.helper_schema
-    wanted = sorted(decision.helpers.items())
-    if not wanted:
+    helpers = sorted(decision.helpers.items())
+    if not helpers:
         return
     present, exists = _present(cursor, schema)
     _check_schema(cursor, schema, exists)
     strangers = _strangers(cursor)
-    new = [(name, helper, roles) for name, (helper, roles) in wanted if name not in present]
-    made.owner = owners.single or "the tables' owners"
-    made.statements += owners.role_statements() if new else []
+    new = [(name, helper, roles) for name, (helper, roles) in helpers if name not in present]
+    result.owner = owners.single or "the tables' owners"
+    result.statements += owners.role_statements() if new else []
     if not exists and new:
-        made.statements.append(f"CREATE SCHEMA {tree.quote(schema)}")
-        made.statements.append(
+        result.statements.append(f"CREATE SCHEMA {tree.quote(schema)}")
+        result.statements.append(
             f"REVOKE ALL ON SCHEMA {tree.quote(schema)} FROM {', '.join(['PUBLIC', *strangers['n']])}"
         )
     grants = owners.grants(cursor, [helper for _text, helper, _roles in new]) if new else []
-    made.statements += [grant for grant, _ignored in grants]
+    result.statements += [grant for grant, _ignored in grants]
     dropped: t.List[str] = []
-    for name, (helper, roles) in wanted:
+    for name, (helper, roles) in helpers:
         signature = helper.signature(schema)
         belongs = owners.of_helper(helper)
         if name in present:
@@ -208,27 +208,29 @@ def _functions(
                 )
         else:
             definition = helper.create(schema, atomic=catalog.version >= 140000)
-            made.functions.append(_described(helper, signature, definition, belongs, roles))
-            made.statements.append(definition)
+            result.functions.append(_described(helper, signature, definition, belongs, roles))
+            result.statements.append(definition)
             if belongs != catalog.current_user:
-                made.statements.append(f"ALTER FUNCTION {signature} OWNER TO {tree.quote(belongs)}")
-            made.statements.append(f"REVOKE ALL ON FUNCTION {signature} FROM {', '.join(['PUBLIC', *strangers['f']])}")
-            made.statements.append(
+                result.statements.append(f"ALTER FUNCTION {signature} OWNER TO {tree.quote(belongs)}")
+            result.statements.append(
+                f"REVOKE ALL ON FUNCTION {signature} FROM {', '.join(['PUBLIC', *strangers['f']])}"
+            )
+            result.statements.append(
                 f"COMMENT ON FUNCTION {signature} IS"
                 f" {tree.literal('wheels.ops: reads ' + helper.relation_name + ' for its policies, without their recursion')}"
             )
             dropped.append(_guarded(f"DROP FUNCTION IF EXISTS {signature}"))
         callers = ["PUBLIC"] if "public" in roles else sorted(roles)
-        made.statements.append(f"GRANT EXECUTE ON FUNCTION {signature} TO {', '.join(callers)}")
-    made.undo += dropped
-    made.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)] if not owners.created else []
+        result.statements.append(f"GRANT EXECUTE ON FUNCTION {signature} TO {', '.join(callers)}")
+    result.undo += dropped
+    result.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)] if not owners.created else []
     if not exists and new:
-        made.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
+        result.undo.append(_guarded(f"DROP SCHEMA IF EXISTS {tree.quote(schema)}"))
     if owners.created and new:
         # Each by itself: the role stays where a repair of another database needs it, and its rights here go all the
         # same.
-        made.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)]
-        made.undo.append(_guarded(f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
+        result.undo += [_guarded(revoke) for _ignored, revoke in reversed(grants)]
+        result.undo.append(_guarded(f"DROP ROLE IF EXISTS {tree.quote(owner.DEDICATED)}"))
 
 
 def _described(
@@ -245,12 +247,12 @@ def _described(
     }
 
 
-def _policies(made: Plan, decision: Decision) -> None:
-    made.undo = [statement for change in reversed(decision.changes) for statement in change.undo()] + made.undo
+def _policies(result: Plan, decision: Decision) -> None:
+    result.undo = [statement for change in reversed(decision.changes) for statement in change.undo()] + result.undo
     for change in decision.changes:
         statements = change.apply()
-        made.statements += statements
-        made.locking += len(statements)
+        result.statements += statements
+        result.locking += len(statements)
 
 
 def _guarded(*statements: str) -> str:
@@ -264,28 +266,28 @@ def _guarded(*statements: str) -> str:
 
 def _present(cursor: Cursor, schema: str) -> t.Tuple[t.Dict[str, str], bool]:
     """(functions of the helper schema with their owners, does the schema exist)."""
-    found = rows(
+    records = rows(
         cursor,
         "select p.proname as name, pg_get_userbyid(p.proowner) as owner from pg_catalog.pg_proc p"
         " join pg_catalog.pg_namespace n on n.oid = p.pronamespace where n.nspname = %(schema)s",
         {"schema": schema},
     )
     cursor.execute("select true from pg_catalog.pg_namespace where nspname = %s", (schema,))
-    return {row["name"]: row["owner"] for row in found}, cursor.fetchone() is not None
+    return {row["name"]: row["owner"] for row in records}, cursor.fetchone() is not None
 
 
 def _check_schema(cursor: Cursor, schema: str, exists: bool) -> None:
     if not exists:
         return
-    found = rows(
+    records = rows(
         cursor,
         "select r.rolname as name from pg_catalog.pg_roles r, pg_catalog.pg_namespace n where n.nspname = %(schema)s"
         " and not r.rolsuper and not r.rolbypassrls and r.rolname !~ '^pg_' and not pg_has_role(r.oid, n.nspowner,"
         " 'USAGE') and has_schema_privilege(r.oid, n.oid, 'USAGE, CREATE') order by 1",
         {"schema": schema},
     )
-    if found:
-        names = ", ".join(row["name"] for row in found)
+    if records:
+        names = ", ".join(row["name"] for row in records)
         raise OpsError(
             f"The schema {schema} is open to {names}: functions in it could be called from outside.",
             hint=(
@@ -297,10 +299,10 @@ def _check_schema(cursor: Cursor, schema: str, exists: bool) -> None:
 
 def _strangers(cursor: Cursor) -> t.Dict[str, t.List[str]]:
     """Roles that default privileges would let into new functions (f) and schemas (n)."""
-    found = rows(
+    records = rows(
         cursor,
         "select distinct d.defaclobjtype::text as kind, quote_ident(r.rolname) as name"
         " from pg_catalog.pg_default_acl d, aclexplode(d.defaclacl) a join pg_catalog.pg_roles r on r.oid = a.grantee"
         " where d.defaclobjtype in ('f', 'n') and not r.rolsuper order by 1, 2",
     )
-    return {kind: [row["name"] for row in found if row["kind"] == kind] for kind in ("f", "n")}
+    return {kind: [row["name"] for row in records if row["kind"] == kind] for kind in ("f", "n")}

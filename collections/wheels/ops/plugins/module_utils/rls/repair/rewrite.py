@@ -140,11 +140,11 @@ def rewrite(
     holder = tree.parse(text)
     result = Rewritten(text)
     work = _Rewriter(holder, owner, catalog, details, schema, result, Conditions(details, types))
-    found = work.repoint(copies or {})
+    repointed = work.repoint(copies or {})
     for place, target in list(work.places(targets)):
         work.replace(place, target)
-        found = True
-    if not found:
+        repointed = True
+    if not repointed:
         raise CannotRewrite("the reference is not in the expression's text")
     work.tidy()
     result.text = tree.show(holder.val)
@@ -212,14 +212,14 @@ class _Rewriter:
             item = item.relation
         if tree.kind(item) != "RangeVar" or not item.schemaname:
             return None
-        found = self.catalog.by_name(item.schemaname, item.relname)
-        return found.oid if found else None
+        relation = self.catalog.by_name(item.schemaname, item.relname)
+        return relation.oid if relation else None
 
     def repoint(self, copies: t.Mapping[int, Creatable]) -> bool:
         """Calls the copies instead of the functions."""
         from pglast import ast
 
-        found = False
+        repointed = False
         for oid, copy in copies.items():
             function = self.catalog.functions[oid]
             named = [
@@ -237,8 +237,8 @@ class _Rewriter:
                 call.args = (*(call.args or ()), *(tree.parse(text).val for text in copy.handed)) or None
             self.result.helpers.append(copy)
             self.result.forms.append("copy of the function")
-            found = True
-        return found
+            repointed = True
+        return repointed
 
     # -- one reference -------------------------------------------------------------------------------------------------
 
@@ -270,9 +270,11 @@ class _Rewriter:
                         movable.append((holder, name, Move(part)))
                         bound = "arguments"
             for holder, name, move in movable:
-                kept = [other for other in tree.conjuncts(getattr(holder, name)) if other is not move.part]
+                remaining = [other for other in tree.conjuncts(getattr(holder, name)) if other is not move.part]
                 # A join needs a condition; a WHERE does not.
-                setattr(holder, name, tree.conjunction(kept) or (None if holder is query else tree.parse("true").val))
+                setattr(
+                    holder, name, tree.conjunction(remaining) or (None if holder is query else tree.parse("true").val)
+                )
                 moves.append(move)
         whole, used = self._used(query, alias, columns, renamed=renamed)
         inside = {name[1] for move in moves for name in columns_of(move.part) if len(name) == 2 and name[0] == alias}
@@ -415,25 +417,25 @@ class _Rewriter:
         """(is the whole row used, which columns are still used) by what is left of the query; ``renamed``: the columns
         have other names in it.
         """
-        used: t.Set[str] = set()
+        names: t.Set[str] = set()
         whole = renamed
         for name in columns_of(query):
             if name == (alias,) or name[:2] == (alias, "*"):
                 whole = True
             elif name[0] == alias and len(name) >= 2:
-                used.add(name[1])
+                names.add(name[1])
             elif len(name) == 1 and name[0] in columns:
-                used.add(name[0])  # a column merged by JOIN ... USING is printed without a table
+                names.add(name[0])  # a column merged by JOIN ... USING is printed without a table
         for join in tree.of_type(query, "JoinExpr"):
-            used |= {word.sval for word in join.usingClause or () if word.sval in columns}
-        if used & SYSTEM_COLUMNS - set(columns):
+            names |= {word.sval for word in join.usingClause or () if word.sval in columns}
+        if names & SYSTEM_COLUMNS - set(columns):
             raise CannotRewrite("a system column of the table is used")
         if whole:
             return True, []
-        unknown = used - set(columns)
+        unknown = names - set(columns)
         if unknown:
             raise CannotRewrite(f"the column {', '.join(sorted(unknown))} is not one of the table")
-        return False, sorted((columns[name] for name in used), key=lambda column: column.number)
+        return False, sorted((columns[name] for name in names), key=lambda column: column.number)
 
     # -- faster forms --------------------------------------------------------------------------------------------------
 
@@ -447,10 +449,10 @@ class _Rewriter:
         for node in list(tree.positive(self.holder.val)):
             if tree.kind(node) != "SubLink" or not self._calls_helper(node):
                 continue
-            found = self._membership(node)
-            if found is None:
+            membership = self._membership(node)
+            if membership is None:
                 continue
-            outside, query = found
+            outside, query = membership
             indexed = tree.kind(outside) == "ColumnRef" and tree.names(outside)[-1] in self.details.leading.get(
                 self.owner.oid, frozenset()
             )

@@ -21,7 +21,7 @@ from .cuts import Decision
 
 
 def extend(
-    cursor: Cursor, decision: Decision, catalog: Catalog, known: Details, fix: t.Sequence[str]
+    cursor: Cursor, decision: Decision, catalog: Catalog, details: Details, fix: t.Sequence[str]
 ) -> t.Tuple[t.List[str], t.List[str], t.List[str]]:
     """Adds the rewordings asked for to a decision; gives (statements that build indexes, those that drop them again,
     warnings).
@@ -82,7 +82,11 @@ def _wrap(decision: Decision, catalog: Catalog) -> t.List[str]:
         else None
     )
     for relation, policy in todo:
-        together = {one.oid for one in changed[policy.oid].before} if policy.oid in changed else {policy.oid}
+        together = (
+            {policy_before.oid for policy_before in changed[policy.oid].before}
+            if policy.oid in changed
+            else {policy.oid}
+        )
         if safe is None and _failing(catalog, decision, wrapped | together) - failing:
             warnings.append(
                 f"{relation.qualified}: {policy.name} keeps its bare identity calls: wrapped, accesses would fail with"
@@ -136,7 +140,7 @@ def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.
     cannot have it.
     """
     creates, drops = [], []
-    taken = _index_names(cursor)
+    names = _index_names(cursor)
     # The policies as the plan leaves them, too: what they look up by then would otherwise be found by the next run
     # only.
     later: t.Dict[int, t.List[t.Tuple[str, str]]] = {}
@@ -149,8 +153,8 @@ def _indexes(cursor: Cursor, catalog: Catalog, decision: Decision) -> t.Tuple[t.
         if relation.kind != "r" or not catalog.audited(relation) or not relation.owned:
             continue
         plain = column[1:-1].replace('""', '"') if column.startswith('"') else column
-        name = policies.unused_name(f"{relation.name}_{plain}_rls_idx", taken.get(relation.schema, set()))
-        taken.setdefault(relation.schema, set()).add(name)
+        name = policies.unused_name(f"{relation.name}_{plain}_rls_idx", names.get(relation.schema, set()))
+        names.setdefault(relation.schema, set()).add(name)
         creates.append(f"CREATE INDEX CONCURRENTLY {tree.quote(name)} ON {relation.qualified} ({column})")
         drops.append(f"DROP INDEX CONCURRENTLY IF EXISTS {tree.quote(relation.schema)}.{tree.quote(name)}")
     return creates, drops
@@ -161,7 +165,7 @@ def _index_names(cursor: Cursor) -> t.Dict[str, t.Set[str]]:
         "select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid ="
         " c.relnamespace"
     )
-    found: t.Dict[str, t.Set[str]] = {}
+    names: t.Dict[str, t.Set[str]] = {}
     for schema, name in cursor.fetchall():
-        found.setdefault(schema, set()).add(name)
-    return found
+        names.setdefault(schema, set()).add(name)
+    return names

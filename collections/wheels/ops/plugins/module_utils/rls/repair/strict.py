@@ -47,10 +47,10 @@ class StrictReading:
         """How many rows of ``relation`` the strict reading shows; ``NotComputed`` with the reason where that cannot be
         told.
         """
-        known = self._known.setdefault((who.name, user), {})
-        if relation.oid not in known:
-            known.update(self._fixpoint(who, user, self._below(who, relation)))
-        return len(known[relation.oid])
+        cache = self._known.setdefault((who.name, user), {})
+        if relation.oid not in cache:
+            cache.update(self._fixpoint(who, user, self._below(who, relation)))
+        return len(cache[relation.oid])
 
     def admitted(self, who: RoleClass, user: User, relation: Relation, text: str) -> t.Tuple[int, int]:
         """(rows of ``relation`` for which the condition ``text`` is true, all its rows), every table read in full;
@@ -90,11 +90,11 @@ class StrictReading:
 
     def _below(self, who: RoleClass, relation: Relation) -> t.List[Relation]:
         """Every table under row-level security that the policies read, directly or not."""
-        found: t.List[Relation] = []
+        result: t.List[Relation] = []
         todo = [relation]
         while todo:
             current = todo.pop()
-            if current in found:
+            if current in result:
                 continue
             if current.kind != "r":
                 raise NotComputed(f"{current.short} is not an ordinary table")
@@ -102,7 +102,7 @@ class StrictReading:
                 raise NotComputed(f"row-level security of {current.short} binds the session")
             if not self._fits(current):
                 raise NotComputed(f"{current.short} has more than {MAX_ROWS} rows")
-            found.append(current)
+            result.append(current)
             for policy in self._policies(who, current):
                 if policy.using is None:
                     continue
@@ -116,7 +116,7 @@ class StrictReading:
                         raise NotComputed("a policy reads a view")
                     if target is not None and not self.simulator.exempt(target, who.oid):
                         todo.append(target)
-        return found
+        return result
 
     def _fits(self, relation: Relation) -> bool:
         if relation.oid not in self._small:
@@ -136,17 +136,17 @@ class StrictReading:
                     raise NotComputed(
                         "a policy denies something (NOT, an aggregate, an outer join): there is no least fixpoint"
                     )
-        queries = {table.oid: self._query(who, table, {one.oid for one in tables}) for table in tables}
-        seen: t.Dict[int, t.Set[str]] = {table.oid: set() for table in tables}
+        queries = {table.oid: self._query(who, table, {member.oid for member in tables}) for table in tables}
+        visible: t.Dict[int, t.Set[str]] = {table.oid: set() for table in tables}
         set_local(self.cursor, **identify(who, user))
         for _ignored in range(_ROUNDS):
             now = {}
             for oid, (text, order) in queries.items():
-                self.cursor.execute(text, [sorted(seen[target]) for target in order])
+                self.cursor.execute(text, [sorted(visible[target]) for target in order])
                 now[oid] = {row for (row,) in self.cursor.fetchall()}
-            if now == seen:
-                return seen
-            seen = now
+            if now == visible:
+                return visible
+            visible = now
         raise NotComputed("it does not come to an end")
 
     def _query(self, who: RoleClass, table: Relation, bound: t.Set[int]) -> t.Tuple[str, t.List[int]]:
@@ -251,21 +251,21 @@ def read(cursor: Cursor, catalog: Catalog, cases: t.Iterable[t.Tuple[RoleClass, 
     import psycopg2
 
     reading = StrictReading(cursor, catalog)
-    found: Strict = {}
+    result: Strict = {}
     for who, user, relation in cases:
         cursor.execute("savepoint wheels_ops_strict")
         try:
-            found[who.name, user, relation.qualified] = reading.visible(who, user, relation)
+            result[who.name, user, relation.qualified] = reading.visible(who, user, relation)
         except NotComputed as error:
-            found[who.name, user, relation.qualified] = str(error)
+            result[who.name, user, relation.qualified] = str(error)
         except psycopg2.errors.QueryCanceled:
             raise
         except psycopg2.Error as error:
-            found[who.name, user, relation.qualified] = f"it fails with {error.pgcode}"
+            result[who.name, user, relation.qualified] = f"it fails with {error.pgcode}"
         # The user's claims go with it: whoever is measured next must not inherit them.
         cursor.execute("rollback to savepoint wheels_ops_strict")
         cursor.execute("release savepoint wheels_ops_strict")
-    return found
+    return result
 
 
 def report(strict: Strict, visible: t.Mapping[t.Tuple[str, User, str], int]) -> t.List[t.Dict[str, t.Any]]:
@@ -276,11 +276,11 @@ def report(strict: Strict, visible: t.Mapping[t.Tuple[str, User, str], int]) -> 
     for key, count in visible.items():
         entry = tables.setdefault(key[2], {"table": key[2], "visible": 0, "strict": 0, "reason": ""})
         entry["visible"] += count
-        due = strict.get(key, "it was not asked for")
-        if isinstance(due, str):
-            entry["reason"] = entry["reason"] or due
+        reading = strict.get(key, "it was not asked for")
+        if isinstance(reading, str):
+            entry["reason"] = entry["reason"] or reading
         else:
-            entry["strict"] += due
+            entry["strict"] += reading
     for entry in tables.values():
         if entry["reason"]:
             entry.update(
