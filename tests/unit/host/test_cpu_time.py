@@ -42,6 +42,8 @@ def hog(change: str) -> t.Iterator[int]:
     ],
 )
 def test_what_yields_to_us_is_told_from_what_does_not(change: str, yields: bool) -> None:
+    if not yields and os.getpriority(os.PRIO_PROCESS, 0) >= 8:
+        pytest.skip("this run is nice itself, so whatever it starts yields")
     with hog(change) as pid:
         before = cpu_time.look([os.getpid()])
         first = psutil.Process(pid).cpu_times()
