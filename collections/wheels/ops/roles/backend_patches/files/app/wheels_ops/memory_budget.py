@@ -65,8 +65,10 @@ class Budget:
             self._making_room = False
         if self.shrunk & (self.shrunk - 1) == 0:  # the first, second, fourth time and so on
             logger.warning(
-                f"🧹 What is kept for clients and as speech reached {self.limit >> 20} MiB"
-                f" ({VARIABLE}), {self.shrunk} times so far: the oldest is given up"
+                "🧹 What is kept for clients and as speech reached %d MiB (%s), %d times so far: the oldest is given up",
+                self.limit >> 20,
+                VARIABLE,
+                self.shrunk,
             )
 
 
