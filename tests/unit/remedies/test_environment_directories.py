@@ -66,6 +66,7 @@ def test_create_for_the_user_of_the_backend(tmp_path: Path) -> None:
     uid = pwd.getpwnam("nobody").pw_uid
     assert create(tmp_path, owner="nobody").changed
     assert not create(tmp_path, owner="nobody").changed
+    assert not create(tmp_path, owner=str(uid)).changed, "a user may be named by number"
     token = tmp_path / "etc/secret/token"
     assert [path.stat().st_uid for path in (token, tmp_path / "state/metrics")] == [uid, uid]
     assert ((tmp_path / "state").stat().st_uid, mode(tmp_path / "state")) == (0, 0o711)
@@ -74,6 +75,8 @@ def test_create_for_the_user_of_the_backend(tmp_path: Path) -> None:
 def test_create_for_nobody_known(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="owner must be a user of this host, got 'no-such-user'. Name the user"):
         create(tmp_path, owner="no-such-user")
+    with pytest.raises(OpsError, match="owner must be a user of this host, got '99999999999'"):
+        create(tmp_path, owner="99999999999")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -80,8 +80,9 @@ def _account(owner: str) -> t.Optional[pwd.struct_passwd]:
     if not owner:
         return None
     try:
-        return pwd.getpwnam(owner)
-    except KeyError:
+        # As Ansible's own modules take an owner: by name, or by number.
+        return pwd.getpwuid(int(owner)) if owner.isdigit() else pwd.getpwnam(owner)
+    except (KeyError, OverflowError):
         raise OpsError(
             f"owner must be a user of this host, got {owner!r}.",
             hint="Name the user of the backend with wheels_ops_backend_user.",
