@@ -51,7 +51,7 @@ def check(
     try:
         client.ping()
         watch = celery_workers.Watch(client, broker.port(redis_url))
-        nodes = broker.workers(client, timeout=timeout, wanted=lambda found: len(found) >= max(1, expect_workers))
+        nodes = broker.workers(client, timeout=timeout, wanted=lambda answers: len(answers) >= max(1, expect_workers))
         if len(nodes) < expect_workers:
             watch.wait(min(timeout, 1.0))
             silent = _silent(watch, nodes)

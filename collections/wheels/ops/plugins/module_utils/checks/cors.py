@@ -52,15 +52,15 @@ def variants(origin: str) -> t.List[str]:
     """
     parts = urllib.parse.urlsplit(origin)
     host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
-    found = [
+    origins_to_try = [
         f"{parts.scheme}://{host}.evil.example{port}",
         f"{parts.scheme}://evil{host}{port}",
         f"{'http' if parts.scheme == 'https' else 'https'}://{host}{port}",
         f"{parts.scheme}://{host}:{(parts.port or 443) + 1}",
     ]
     if "." in host:
-        found.append(f"{parts.scheme}://{host.replace('.', 'x', 1)}{port}")
-    return [FOREIGN, "null", *found]
+        origins_to_try.append(f"{parts.scheme}://{host.replace('.', 'x', 1)}{port}")
+    return [FOREIGN, "null", *origins_to_try]
 
 
 def preflight(
@@ -78,7 +78,7 @@ def preflight(
     """One OPTIONS request as a browser sends it, and whether its answer is the one that is right for this origin."""
     import requests
 
-    sent = {
+    request_headers = {
         "Origin": origin,
         "Access-Control-Request-Method": method,
         "Sec-Fetch-Mode": "cors",
@@ -86,19 +86,21 @@ def preflight(
     }
     if headers:
         # A browser sends them lower case and sorted, separated by a comma without a space.
-        sent["Access-Control-Request-Headers"] = ",".join(sorted(header.lower() for header in headers))
+        request_headers["Access-Control-Request-Headers"] = ",".join(sorted(header.lower() for header in headers))
     expected = "allowed" if allowed else "refused"
-    started = time.monotonic()
+    start = time.monotonic()
     try:
-        reply = session.request("OPTIONS", url, headers=sent, timeout=timeout, allow_redirects=False, verify=verify)
+        reply = session.request(
+            "OPTIONS", url, headers=request_headers, timeout=timeout, allow_redirects=False, verify=verify
+        )
     except requests.exceptions.RequestException as error:
-        return Exchange("preflight", origin, method, None, expected, False, _UNANSWERED + _silence(error), _ms(started))
+        return Exchange("preflight", origin, method, None, expected, False, _UNANSWERED + _silence(error), _ms(start))
     why = (
         _granted(reply, origin, method=method, headers=headers, credentials=credentials)
         if allowed
         else _refused(reply, origin)
     )
-    return Exchange("preflight", origin, method, reply.status_code, expected, not why, why, _ms(started), _shown(reply))
+    return Exchange("preflight", origin, method, reply.status_code, expected, not why, why, _ms(start), _shown(reply))
 
 
 def simple(
@@ -110,7 +112,7 @@ def simple(
     import requests
 
     expected = "allowed" if allowed else "refused"
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         reply = session.get(
             url,
@@ -122,7 +124,7 @@ def simple(
         )
         reply.close()
     except requests.exceptions.RequestException as error:
-        return Exchange("request", origin, "GET", None, expected, False, _UNANSWERED + _silence(error), _ms(started))
+        return Exchange("request", origin, "GET", None, expected, False, _UNANSWERED + _silence(error), _ms(start))
     why = _origin_and_credentials(reply, origin, credentials=credentials) if allowed else _refused(reply, origin)
     if (
         not why
@@ -130,11 +132,11 @@ def simple(
         and _header(reply, "Access-Control-Allow-Origin") not in ("", "*")
     ):
         why = "Vary does not name Origin: a cache would give one site's answer to another"
-    return Exchange("request", origin, "GET", reply.status_code, expected, not why, why, _ms(started), _shown(reply))
+    return Exchange("request", origin, "GET", reply.status_code, expected, not why, why, _ms(start), _shown(reply))
 
 
-def _ms(started: float) -> float:
-    return round((time.monotonic() - started) * 1000, 1)
+def _ms(start: float) -> float:
+    return round((time.monotonic() - start) * 1000, 1)
 
 
 def _header(reply: t.Any, name: str) -> str:
@@ -154,11 +156,11 @@ def _shown(reply: t.Any) -> t.Dict[str, str]:
 
 
 def _origin_and_credentials(reply: t.Any, origin: str, *, credentials: bool) -> str:
-    granted = _header(reply, "Access-Control-Allow-Origin")
-    if not granted:
+    allowed_origin = _header(reply, "Access-Control-Allow-Origin")
+    if not allowed_origin:
         return "Access-Control-Allow-Origin is missing"
-    if granted != origin and not (granted == "*" and not credentials):
-        return f"Access-Control-Allow-Origin is {granted!r}, not the origin"
+    if allowed_origin != origin and not (allowed_origin == "*" and not credentials):
+        return f"Access-Control-Allow-Origin is {allowed_origin!r}, not the origin"
     if credentials and _header(reply, "Access-Control-Allow-Credentials") != "true":
         return f"Access-Control-Allow-Credentials is {_header(reply, 'Access-Control-Allow-Credentials')!r}, not 'true'"
     return ""
@@ -189,13 +191,13 @@ def _refused(reply: t.Any, origin: str) -> str:
 
     The status does not matter: only headers let a page read.
     """
-    granted = _header(reply, "Access-Control-Allow-Origin").strip()
+    allowed_origin = _header(reply, "Access-Control-Allow-Origin").strip()
     with_cookies = _header(reply, "Access-Control-Allow-Credentials") == "true"
-    if granted == origin:
+    if allowed_origin == origin:
         return f"the foreign origin {origin} is reflected{' with credentials' if with_cookies else ''}"
-    if granted == "*":
+    if allowed_origin == "*":
         return "any origin is allowed (*)" + (", and credentials are promised too" if with_cookies else "")
-    if granted and origin in [word.strip() for word in granted.split(",")]:
+    if allowed_origin and origin in [word.strip() for word in allowed_origin.split(",")]:
         return f"the foreign origin {origin} is listed in Access-Control-Allow-Origin"
     return ""
 

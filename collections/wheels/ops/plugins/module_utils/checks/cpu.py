@@ -51,7 +51,7 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
     import requests
 
     def ask(path: str) -> float:
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             with requests.Session() as session:
                 session.trust_env = False  # a proxy of the environment must not answer for the backend
@@ -60,16 +60,16 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
             raise OpsError(
                 f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more."
             ) from error
-        return (time.monotonic() - started) * 1000
+        return (time.monotonic() - start) * 1000
 
     ask(light)  # the first answer pays for the connection's set-up on the server
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         running = pool.submit(ask, heavy)
         longest = 0.0
         while True:
-            done = running.done()
+            is_done = running.done()
             longest = max(longest, ask(light))
-            if done:
+            if is_done:
                 running.result()
                 return longest
             concurrent.futures.wait([running], timeout=_PROBE_EVERY)
@@ -100,15 +100,15 @@ def check(
     cores = os.cpu_count() or 1
     busy, total = _host_ticks()
     earlier, quotas = cpu_time.look(members), cpu_time.quotas(members)
-    ticks, started = _process_ticks(members), time.monotonic()
+    ticks, start = _process_ticks(members), time.monotonic()
     stalled, silent = None, ""
     if base_url and heavy:
         try:
             stalled = stall_ms(base_url, heavy, light)
         except OpsError as error:  # the use of the CPU is measured all the same
             silent = str(error).rstrip(".")
-    time.sleep(max(0.0, sample_s - (time.monotonic() - started)))
-    elapsed = time.monotonic() - started
+    time.sleep(max(0.0, sample_s - (time.monotonic() - start)))
+    elapsed = time.monotonic() - start
     busy_after, total_after = _host_ticks()
     yielding, steal = cpu_time.shares(earlier, cpu_time.look(members))
     host = max(0.0, 100.0 * (busy_after - busy) / max(1, total_after - total) - yielding)
@@ -196,7 +196,7 @@ def measure(context: HostContext, options: Options) -> Check:
         if options.scope != "host":
             raise
         missing = True
-    measured = check(
+    result = check(
         {pid for group in services.values() for pid in group},
         scope=options.scope,
         base_url=options.base_url,
@@ -205,4 +205,4 @@ def measure(context: HostContext, options: Options) -> Check:
         thresholds=options.limits("cpu"),
         response=options.limits("response_time_ms"),
     )
-    return replace(measured, details={**measured.details, "services_percent": None}) if missing else measured
+    return replace(result, details={**result.details, "services_percent": None}) if missing else result

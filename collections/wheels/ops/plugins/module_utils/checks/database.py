@@ -113,11 +113,11 @@ def check(
     )
 
 
-def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:
+def _ask(dsn: str, tables: t.Iterable[str], schema: str, timeout: int) -> t.Dict[str, t.Any]:
     """``version``, ``latency_ms``, ``standby``, ``read_only``, and ``present``: the columns of each table that is
     there.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     connection = connect.connect(dsn, connect_timeout=timeout)
     try:
         connection.set_session(readonly=True)
@@ -134,12 +134,12 @@ def _ask(dsn: str, wanted: t.Iterable[str], schema: str, timeout: int) -> t.Dict
                 " from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
                 " left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
                 " where n.nspname = %s and c.relname = any(%s) and c.relkind in ('r', 'p', 'v', 'f') group by 1",
-                (schema, list(wanted)),
+                (schema, list(tables)),
             )
             present = dict(cursor.fetchall())
     finally:
         connection.close()
-    latency = round((time.monotonic() - started) * 1000, 1)
+    latency = round((time.monotonic() - start) * 1000, 1)
     return {"version": version, "latency_ms": latency, "standby": standby, "read_only": read_only, "present": present}
 
 

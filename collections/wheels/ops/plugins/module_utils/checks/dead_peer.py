@@ -19,22 +19,22 @@ def seconds_until_closed(url: str, *, within: float, origin: str = "") -> t.Opti
     """
     import websocket
 
-    started = time.monotonic()
+    start = time.monotonic()
     connection = websocket.create_connection(url, timeout=within, origin=origin or None, suppress_origin=not origin)
     try:
         while True:
-            left = within - (time.monotonic() - started)
-            if left <= 0:
+            remaining = within - (time.monotonic() - start)
+            if remaining <= 0:
                 return None
-            connection.settimeout(left)
+            connection.settimeout(remaining)
             try:
                 frame = connection.recv_frame()
             except websocket.WebSocketTimeoutException:
                 return None
             except (websocket.WebSocketException, OSError):
-                return time.monotonic() - started
+                return time.monotonic() - start
             if frame is None or frame.opcode == websocket.ABNF.OPCODE_CLOSE:
-                return time.monotonic() - started
+                return time.monotonic() - start
     finally:
         connection.shutdown()
 

@@ -21,12 +21,12 @@ def filesystem(path: str) -> t.Dict[str, t.Any]:
     percent of inodes.
     """
     try:
-        found = os.statvfs(path)
+        status = os.statvfs(path)
     except OSError as error:
         raise OpsError(f"Cannot look at the filesystem of {path}: {error.strerror}.") from error
-    used = (found.f_blocks - found.f_bfree) * found.f_frsize
-    available = found.f_bavail * found.f_frsize
-    inodes = 100.0 * (found.f_files - found.f_ffree) / found.f_files if found.f_files else 0.0
+    used = (status.f_blocks - status.f_bfree) * status.f_frsize
+    available = status.f_bavail * status.f_frsize
+    inodes = 100.0 * (status.f_files - status.f_ffree) / status.f_files if status.f_files else 0.0
     return {
         "percent": 100.0 * used / max(1, used + available),
         "inodes_percent": inodes,
@@ -38,7 +38,7 @@ def filesystem(path: str) -> t.Dict[str, t.Any]:
 def directory_bytes(path: str) -> int:
     """Bytes on disk below a directory, on its own filesystem, links not followed; every hard-linked file once."""
     total = 0
-    seen: t.Set[t.Tuple[int, int]] = set()
+    visited: t.Set[t.Tuple[int, int]] = set()
     try:
         device = os.lstat(path).st_dev
     except OSError as error:
@@ -57,15 +57,15 @@ def directory_bytes(path: str) -> int:
             if stat.S_ISDIR(status.st_mode):
                 if status.st_dev == device:
                     waiting.append(entry.path)
-            elif (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
+            elif (status.st_dev, status.st_ino) not in visited:
+                visited.add((status.st_dev, status.st_ino))
                 total += status.st_blocks * 512
     return total
 
 
 def large_logs(patterns: t.Iterable[str], limit: int = LOG_MAX_BYTES) -> t.Dict[str, int]:
     """Regular files matching ``patterns`` whose bytes on disk are over ``limit``."""
-    found = {}
+    sizes = {}
     for pattern in patterns:
         for path in glob.glob(pattern):
             try:
@@ -74,8 +74,8 @@ def large_logs(patterns: t.Iterable[str], limit: int = LOG_MAX_BYTES) -> t.Dict[
                 continue
             on_disk = min(status.st_size, status.st_blocks * 512)
             if stat.S_ISREG(status.st_mode) and on_disk > limit:
-                found[path] = on_disk
-    return found
+                sizes[path] = on_disk
+    return sizes
 
 
 def check(

@@ -101,40 +101,40 @@ def check(
     with requests.Session() as session:
         session.trust_env = False  # a proxy of the environment must not answer for the backend
         session.verify = verify
-        seen = _sample(session, base_url, paths, samples, timeout)
-        if slow.status(_percentile(seen.times) or 0.0) != "ok" and not seen.errors:
-            _sample(session, base_url, paths, _MORE * samples, timeout, seen, time.monotonic() + _MORE_SECONDS)
-        p95 = _percentile(seen.times)
-        rate = 100.0 * sum(seen.errors.values()) / max(1, seen.asked)
+        sampling = _sample(session, base_url, paths, samples, timeout)
+        if slow.status(_percentile(sampling.times) or 0.0) != "ok" and not sampling.errors:
+            _sample(session, base_url, paths, _MORE * samples, timeout, sampling, time.monotonic() + _MORE_SECONDS)
+        p95 = _percentile(sampling.times)
+        rate = 100.0 * sum(sampling.errors.values()) / max(1, sampling.asked)
         if p95 is None:
             findings.append(
                 Finding(
                     "critical",
-                    f"{base_url} does not answer: {', '.join(seen.errors) or 'no path is asked for'}",
+                    f"{base_url} does not answer: {', '.join(sampling.errors) or 'no path is asked for'}",
                     "service_restart",
                 )
             )
         else:
-            findings += _graded(seen, p95, rate, slow, wrong)
-            findings += _said(seen.documents, details)
+            findings += _graded(sampling, p95, rate, slow, wrong)
+            findings += _said(sampling.documents, details)
             findings += [
                 Finding("ok", f"{path} redirects to {host}, which gave the answers")
-                for path, host in seen.elsewhere.items()
+                for path, host in sampling.elsewhere.items()
             ]
             if health_path and health_path not in paths:
                 findings += _application(session, base_url, health_path, timeout, settle, details)
     return conclude(
         "http",
         findings,
-        fine=f"{', '.join(paths)}: {len(seen.times)} answers, 95 % within {p95 or 0:.0f} ms",
+        fine=f"{', '.join(paths)}: {len(sampling.times)} answers, 95 % within {p95 or 0:.0f} ms",
         value=round(p95, 1) if p95 is not None else None,
         unit="ms",
         thresholds=slow.as_dict(),
         details={
             "error_rate_percent": round(rate, 2),
-            "errors": seen.errors,
-            "asked": seen.asked,
-            "median_ms": round(statistics.median(seen.times), 1) if seen.times else None,
+            "errors": sampling.errors,
+            "asked": sampling.asked,
+            "median_ms": round(statistics.median(sampling.times), 1) if sampling.times else None,
             **details,
         },
     )
@@ -146,36 +146,36 @@ def _sample(
     paths: t.Sequence[str],
     samples: int,
     timeout: float,
-    seen: t.Optional[_Samples] = None,
+    sampling: t.Optional[_Samples] = None,
     until: float = float("inf"),
 ) -> _Samples:
-    """Asks each path ``samples`` times, or ``until`` that time of the monotonic clock; adds to ``seen``."""
+    """Asks each path ``samples`` times, or ``until`` that time of the monotonic clock; adds to ``sampling``."""
     import requests
 
-    seen = seen or _Samples()
+    sampling = sampling or _Samples()
     for path in paths:
         for _ignored in range(samples):
             if time.monotonic() > until:
                 break
-            started = time.monotonic()
-            seen.asked += 1
+            start = time.monotonic()
+            sampling.asked += 1
             try:
                 answer = session.get(base_url + path, timeout=timeout, headers=_AGENT)
             except requests.RequestException as error:
                 if is_ours(error):
                     raise unresolved(getattr(error.request, "url", None) or base_url) from None
-                seen.miss(f"{path}: {type(error).__name__}")
+                sampling.miss(f"{path}: {type(error).__name__}")
                 if isinstance(error, (requests.ConnectionError, requests.Timeout)):
                     break  # the next ones would only wait as long
                 continue
-            seen.times.append((time.monotonic() - started) * 1000)
-            seen.documents[path] = _document(answer)
+            sampling.times.append((time.monotonic() - start) * 1000)
+            sampling.documents[path] = _document(answer)
             host = urllib.parse.urlsplit(answer.url or base_url).hostname
             if host != urllib.parse.urlsplit(base_url).hostname:
-                seen.elsewhere[path] = str(host)
+                sampling.elsewhere[path] = str(host)
             if answer.status_code >= 400:
-                seen.miss(f"{path}: {answer.status_code}")
-    return seen
+                sampling.miss(f"{path}: {answer.status_code}")
+    return sampling
 
 
 def _percentile(times: t.Sequence[float]) -> t.Optional[float]:
@@ -204,10 +204,12 @@ def _document(answer: t.Any) -> t.Any:
         return answer.content.decode(errors="replace").strip() if len(answer.content) <= _LONGEST_WORDS else None
 
 
-def _graded(seen: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Thresholds) -> t.Iterator[Finding]:
+def _graded(sampling: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Thresholds) -> t.Iterator[Finding]:
     status = wrong.status(rate)
-    if seen.errors:
-        yield Finding(status, f"{rate:.0f} % of the answers are errors: {', '.join(seen.errors)}", "service_restart")
+    if sampling.errors:
+        yield Finding(
+            status, f"{rate:.0f} % of the answers are errors: {', '.join(sampling.errors)}", "service_restart"
+        )
     status = slow.status(p95)
     if status != "ok":
         yield Finding(
@@ -218,17 +220,17 @@ def _graded(seen: _Samples, p95: float, rate: float, slow: Thresholds, wrong: Th
 def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.Iterator[Finding]:
     """What the paths themselves say: an answer 200 that calls itself unhealthy is none that a user is helped with."""
     for path, document in documents.items():
-        said = self_report.read(document)
-        if said is None:
+        report = self_report.read(document)
+        if report is None:
             continue
         details.setdefault("said", {})[path] = {
-            "status": said.status,
-            "reasons": list(said.reasons),
-            "left_out": list(said.left_out),
+            "status": report.status,
+            "reasons": list(report.reasons),
+            "left_out": list(report.left_out),
         }
-        if said.status != "ok":
+        if report.status != "ok":
             says = ":" if isinstance(document, self_report.Unreadable) else " says:"
-            yield Finding(said.status, f"{path}{says} {', '.join(said.reasons)}")
+            yield Finding(report.status, f"{path}{says} {', '.join(report.reasons)}")
 
 
 def _application(
@@ -237,9 +239,9 @@ def _application(
     """The health of a deployed backend, asked for until it is well or ``settle`` seconds have passed."""
     deadline = time.monotonic() + settle
     while True:
-        found, details["application"] = _ask_application(session, base_url, path, timeout)
-        if all(finding.status == "ok" for finding in found) or time.monotonic() + _AGAIN_AFTER > deadline:
-            return found
+        findings, details["application"] = _ask_application(session, base_url, path, timeout)
+        if all(finding.status == "ok" for finding in findings) or time.monotonic() + _AGAIN_AFTER > deadline:
+            return findings
         time.sleep(_AGAIN_AFTER)
 
 
@@ -256,32 +258,33 @@ def _ask_application(
         facts["status"] = "critical"
         return [Finding("critical", f"{path} gives no answer: {type(error).__name__}", "service_restart")], facts
     code = facts["http_status"] = answer.status_code
-    said = self_report.read(_document(answer))
-    if code < 500 and (code >= 300 or said is None):
+    report = self_report.read(_document(answer))
+    if code < 500 and (code >= 300 or report is None):
         # A release before the deployment, or one whose firewall knows no such path: nothing is known, and nothing is
         # wrong.
         facts["status"] = "not deployed" if code == 404 else "not readable"
-        what = "is not there" if code == 404 else "says nothing of health" if code < 300 else "refuses us"
-        return [Finding("ok", f"the application's own health is not known: {path} {what} ({code})")], facts
-    if said is not None:
-        facts.update(status=said.status, reasons=list(said.reasons), left_out=list(said.left_out))
-    if said is None or (code >= 500 and said.status == "ok" and not said.left_out):
+        problem = "is not there" if code == 404 else "says nothing of health" if code < 300 else "refuses us"
+        return [Finding("ok", f"the application's own health is not known: {path} {problem} ({code})")], facts
+    if report is not None:
+        facts.update(status=report.status, reasons=list(report.reasons), left_out=list(report.left_out))
+    if report is None or (code >= 500 and report.status == "ok" and not report.left_out):
         facts["status"] = "critical"
         return [
             Finding(
                 "critical",
                 f"{path} answers {code}"
-                + (" without a reason" if said is None else " although every check in it passes"),
+                + (" without a reason" if report is None else " although every check in it passes"),
             )
         ], facts
-    if said.status == "ok":
+    if report.status == "ok":
         return [], facts
     # 503 of an application says that it cannot serve, unless what is not well in it is measured from outside.
-    status = worst([said.status, "critical"]) if code >= 500 and not said.left_out else said.status
+    status = worst([report.status, "critical"]) if code >= 500 and not report.left_out else report.status
     facts["status"] = status
-    text = f"the application itself says ({path}, {code}): {', '.join(said.reasons)}"
+    text = f"the application itself says ({path}, {code}): {', '.join(report.reasons)}"
     login = next(
-        (variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in said.reasons)), ""
+        (variable for part, variable in _LOGINS.items() if any(reason.startswith(part) for reason in report.reasons)),
+        "",
     )
     return [Finding(status, text + (f"; check {login} in its environment" if login else ""))], facts
 

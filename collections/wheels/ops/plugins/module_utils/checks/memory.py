@@ -38,11 +38,11 @@ def resident_bytes(pids: t.Iterable[int]) -> int:
             total += sum(parts)
         except (OSError, KeyError):
             try:
-                known = processes.kilobytes(pid, "smaps_rollup").get("Pss", 0)
+                proportional = processes.kilobytes(pid, "smaps_rollup").get("Pss", 0)
             except OSError:
-                known = 0
+                proportional = 0
             try:
-                total += known or processes.kilobytes(pid, "status").get("VmRSS", 0)
+                total += proportional or processes.kilobytes(pid, "status").get("VmRSS", 0)
             except OSError:
                 continue  # it ended meanwhile
     return (total + files) * 1024
@@ -141,18 +141,18 @@ def measure(context: HostContext, options: Options) -> Check:
         if options.scope != "host":
             raise
         missing = str(error)
-    measured = check(
+    result = check(
         services,
         {} if missing else options.memory_limits_mb,
         scope=options.scope,
         thresholds=options.limits("memory"),
     )
     if not missing:
-        return measured
+        return result
     return replace(
-        measured,
-        status=worst([measured.status, "unknown"]),
-        message=f"{measured.message} The memory of the services was not measured: {missing}".lstrip(),
+        result,
+        status=worst([result.status, "unknown"]),
+        message=f"{result.message} The memory of the services was not measured: {missing}".lstrip(),
     )
 
 

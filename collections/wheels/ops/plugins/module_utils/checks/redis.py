@@ -102,11 +102,11 @@ def check(
         findings = _look(client, prefixes, max_keys, limits, facts)
     except redis.AuthenticationError as error:
         facts = {}
-        said = str(error).partition(".")[0]
-        what = (
-            "wants a password" if "required" in said or said.startswith("HELLO") else f"refuses the password ({said})"
+        text = str(error).partition(".")[0]
+        problem = (
+            "wants a password" if "required" in text or text.startswith("HELLO") else f"refuses the password ({text})"
         )
-        findings = [Finding("critical", f"Redis at {redact_url(url)} {what}: check the one in its URL")]
+        findings = [Finding("critical", f"Redis at {redact_url(url)} {problem}: check the one in its URL")]
     except redis.RedisError as error:
         if is_ours(error):
             raise OpsError(
@@ -148,14 +148,14 @@ def _look(
 
     findings: t.List[Finding] = []
     refusal = ""
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         client.ping()
     except (redis.ResponseError, redis.exceptions.BusyLoadingError) as error:
         refusal = redis_errors.code(error)  # LOADING, MISCONF and MASTERDOWN refuse a PING, too
         if not refusal:
             raise
-    facts["latency_ms"] = round((time.monotonic() - started) * 1000, 2)
+    facts["latency_ms"] = round((time.monotonic() - start) * 1000, 2)
     info: t.Dict[str, t.Any] = {}
     try:
         info = client.info()

@@ -238,15 +238,19 @@ def read(document: t.Any) -> t.Optional[SelfReport]:
         document = {"components": document}
     if not isinstance(document, dict):
         return None
-    said = _read(document)
+    report = _read(document)
     inside = [
-        found
+        report_part
         for key in _AROUND
         if isinstance(document.get(key), dict)
-        for found in [_read(document[key])]
-        if found is not None
+        for report_part in [_read(document[key])]
+        if report_part is not None
     ]
-    return max([*([said] if said else []), *inside], key=lambda found: STATUSES.index(found.status), default=None)
+    return max(
+        [*([report] if report else []), *inside],
+        key=lambda report_part: STATUSES.index(report_part.status),
+        default=None,
+    )
 
 
 def _first_word(text: str) -> str:
@@ -291,16 +295,16 @@ def _read(document: t.Mapping[str, t.Any]) -> t.Optional[SelfReport]:
     return SelfReport(str(overall), (f"its status is {word}" + (f" ({why})" if why else ""),), left_out)
 
 
-def _entries(found: t.Any, level: int = 1) -> t.Iterator[t.Tuple[str, Status, str]]:
+def _entries(value: t.Any, level: int = 1) -> t.Iterator[t.Tuple[str, Status, str]]:
     """(name, status, reason) of every component that has a status."""
-    if isinstance(found, list):
-        for number, entry in enumerate(found):
+    if isinstance(value, list):
+        for number, entry in enumerate(value):
             name = (
                 str(entry.get("name") or entry.get("component") or number) if isinstance(entry, dict) else str(number)
             )
             yield from _entry(name, entry, level)
-    elif isinstance(found, dict):
-        for name, entry in found.items():
+    elif isinstance(value, dict):
+        for name, entry in value.items():
             yield from _entry(str(name), entry, level)
 
 

@@ -47,8 +47,8 @@ def check(
         return unknown("services", str(error))
     parsed, states = context.services, context.states()
     details: t.Dict[str, t.Any] = {}
-    found: t.Dict[str, t.List[str]] = {"critical": [], "unknown": [], "warning": [], "ok": []}
-    known: t.Set[str] = set()
+    by_status: t.Dict[str, t.List[str]] = {"critical": [], "unknown": [], "warning": [], "ok": []}
+    member_pids: t.Set[str] = set()
     for service in parsed:
         state = states[service.unit]
         status, why = _judge(service, state, control)
@@ -60,8 +60,8 @@ def check(
         elif again:
             status, why = "warning", f"{control.name} had to start it again {again} times within the last hour"
         if why:
-            known.add(service.name)  # said of one that does its work, too, though not every question is answered
-        found[status].append(f"{service.name}: {why}")
+            member_pids.add(service.name)  # said of one that does its work, too, though not every question is answered
+        by_status[status].append(f"{service.name}: {why}")
         details[service.name] = {
             "state": state.state,
             "pid": state.pid,
@@ -71,10 +71,10 @@ def check(
             "why": why,
             "healthy": status in ("ok", "warning"),
         }
-    status = next(name for name in ("critical", "unknown", "warning", "ok") if found[name])
-    healthy = 100.0 * (len(found["ok"]) + len(found["warning"])) / len(parsed)
-    bad = [*found["critical"], *found["unknown"], *found["warning"]]
-    notes = [f" {service.name}: {details[service.name]['why']}." for service in parsed if service.name in known]
+    status = next(name for name in ("critical", "unknown", "warning", "ok") if by_status[name])
+    healthy = 100.0 * (len(by_status["ok"]) + len(by_status["warning"])) / len(parsed)
+    bad = [*by_status["critical"], *by_status["unknown"], *by_status["warning"]]
+    notes = [f" {service.name}: {details[service.name]['why']}." for service in parsed if service.name in member_pids]
     return Check(
         name="services",
         status=status,
@@ -91,12 +91,12 @@ def _judge(service: Service, state: ServiceState, control: Manager) -> t.Tuple[s
     if not state.exists:
         return "critical", f"{control.name} does not know it"
     try:
-        seen = gates.probe(service, state, control)
+        observation = gates.probe(service, state, control)
     except OpsError as error:
         return "unknown", str(error)
-    if seen.ready:
-        return "ok", seen.why
-    return ("warning" if seen.unfinished else "critical"), seen.why
+    if observation.ready:
+        return "ok", observation.why
+    return ("warning" if observation.unfinished else "critical"), observation.why
 
 
 def measure(context: HostContext, options: Options) -> Check:

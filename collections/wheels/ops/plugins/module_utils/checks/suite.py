@@ -35,14 +35,14 @@ def run(options: Options) -> t.Dict[str, t.Any]:
     """
     if options.subjects:
         choices("subjects", options.subjects, SUBJECTS)
-    started = time.monotonic()
+    start = time.monotonic()
     context = HostContext(
         parse_services(options.services) if options.services else (),
         lambda: open_manager(**options.manager_arguments()),
     )
     calls = _calls(options, context)
-    wanted = {name: calls[name] for name in SUBJECTS if name in options.subjects}
-    checks = health.measure(wanted, timeout=options.timeout)
+    selected = {name: calls[name] for name in SUBJECTS if name in options.subjects}
+    checks = health.measure(selected, timeout=options.timeout)
     return {
         "status": health.overall(checks),
         "checks": [check.as_dict() for check in checks],
@@ -51,7 +51,7 @@ def run(options: Options) -> t.Dict[str, t.Any]:
         "left_out": [name for name in SUBJECTS if name not in options.subjects],
         "scores": scores_of(checks, scope=options.scope),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "duration_ms": round((time.monotonic() - started) * 1000, 1),
+        "duration_ms": round((time.monotonic() - start) * 1000, 1),
     }
 
 

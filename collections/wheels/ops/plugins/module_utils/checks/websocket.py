@@ -407,7 +407,7 @@ class Connection:
         self._timeout = timeout
         self.close_code: t.Optional[int] = None
         self.close_reason = ""
-        started = time.monotonic()
+        start = time.monotonic()
         self._socket = websocket.WebSocket(
             enable_multithread=False,
             sslopt={} if validate_certs else {"cert_reqs": ssl.CERT_NONE, "check_hostname": False},
@@ -433,15 +433,15 @@ class Connection:
             self._refuse_redirect(url)
             name = _silence(error, timeout)
             unresolved = isinstance(error, websocket.WebSocketAddressException) or is_ours(error)
-            shown = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
+            reason = redact(str(error), secrets_of(url, {"headers": headers or {}}))[:200]
             raise _Refused(
                 f"no connection: {name}",
                 restart=not isinstance(error, ssl.SSLError),
-                error=shown,
+                error=reason,
                 **({"unresolved": True} if unresolved else {}),
             ) from None
         self._refuse_redirect(url)
-        self.handshake_ms = round((time.monotonic() - started) * 1000, 2)
+        self.handshake_ms = round((time.monotonic() - start) * 1000, 2)
         answered = {name.lower(): value for name, value in (self._socket.getheaders() or {}).items()}
         self.subprotocol = self._socket.getsubprotocol()
         self.extensions = answered.get("sec-websocket-extensions", "")
@@ -455,17 +455,17 @@ class Connection:
             return
         self._socket.shutdown()
         target = str((getattr(answer, "headers", None) or {}).get("location") or "")
-        shown = _shown(urllib.parse.urljoin(_as(url, "http"), target)) if target else "nowhere"
-        here, there = urllib.parse.urlsplit(_as(url, "http")), urllib.parse.urlsplit(shown)
+        place = _shown(urllib.parse.urljoin(_as(url, "http"), target)) if target else "nowhere"
+        here, there = urllib.parse.urlsplit(_as(url, "http")), urllib.parse.urlsplit(place)
         if there.hostname == here.hostname and there.scheme == "https" and here.scheme == "http":
             advice = "set wheels_ops_base_url to that https:// address"
         else:
             advice = "set wheels_ops_base_url or monitoring_websocket_path to it, or have the proxy pass the upgrade on"
         raise _Refused(
-            f"the upgrade is redirected to {shown} ({status}), which no WebSocket follows: {advice}",
+            f"the upgrade is redirected to {place} ({status}), which no WebSocket follows: {advice}",
             restart=False,
             status=status,
-            location=shown,
+            location=place,
         )
 
     def ended(self) -> str:
@@ -486,10 +486,10 @@ class Connection:
         """The next frame as (opcode, payload); None when time is up or the connection has ended. Pings are answered."""
         import websocket
 
-        left = until - time.monotonic()
-        if left <= 0 or not self.open:
+        remaining = until - time.monotonic()
+        if remaining <= 0 or not self.open:
             return None
-        self._socket.settimeout(left)
+        self._socket.settimeout(remaining)
         try:
             frame = self._socket.recv_frame()
         except websocket.WebSocketTimeoutException:
@@ -525,7 +525,7 @@ class Connection:
         import websocket
 
         word = os.urandom(8).hex().encode()
-        started = time.monotonic()
+        start = time.monotonic()
         self._send(
             lambda: (
                 self._socket.ping(word)
@@ -534,40 +534,40 @@ class Connection:
             )
         )
         while True:
-            frame = self._frame(started + self._timeout)
+            frame = self._frame(start + self._timeout)
             if frame is None or not self.open:
                 return None
             opcode, data = frame
             if (ping == "frame" and opcode == websocket.ABNF.OPCODE_PONG and data == word) or (
                 ping == "json" and _type(data) == "pong"
             ):
-                return round((time.monotonic() - started) * 1000, 3)
+                return round((time.monotonic() - start) * 1000, 3)
 
     def heartbeats(self, count: int, within: float) -> t.List[float]:
         """When pings of the server arrived, in seconds from now; each was answered."""
         import websocket
 
-        started = time.monotonic()
-        found: t.List[float] = []
-        while len(found) < count:
-            frame = self._frame(started + within)
+        start = time.monotonic()
+        moments: t.List[float] = []
+        while len(moments) < count:
+            frame = self._frame(start + within)
             if frame is None or not self.open:
                 break
             if frame[0] == websocket.ABNF.OPCODE_PING or _is_ping(frame[1]):
-                found.append(round(time.monotonic() - started, 3))
-        return found
+                moments.append(round(time.monotonic() - start, 3))
+        return moments
 
     def close(self) -> t.Dict[str, t.Any]:
         """Says goodbye with 1000 and waits for the answer: ``clean``, ``code``, ``duration_ms``."""
-        started = time.monotonic()
+        start = time.monotonic()
         self._send(lambda: self._socket.send_close(1000))
-        while self.open and self._frame(started + self._timeout) is not None:
+        while self.open and self._frame(start + self._timeout) is not None:
             continue
         return {
             "clean": not self.open and self.close_code is not None,
             "code": self.close_code,
             "reason": self.close_reason,
-            "duration_ms": round((time.monotonic() - started) * 1000, 2),
+            "duration_ms": round((time.monotonic() - start) * 1000, 2),
         }
 
     def abort(self) -> None:

@@ -231,7 +231,7 @@ def restore(
     swept = leftovers.sweep(state_dir, journal.all(), check_mode=check_mode)
     actions = _tidied(swept)
     diffs: t.List[_Difference] = []
-    kept: t.List[str] = []
+    spared: t.List[str] = []
     replaced: t.Dict[str, bytes] = {}
     steps: t.List[t.Callable[[], None]] = []
     for name, entry in sorted(manifest["files"].items()):
@@ -256,7 +256,7 @@ def restore(
                 replaced[name] = there[0]
             else:
                 target = without
-                kept.append(name)
+                spared.append(name)
                 if target == current:
                     continue
         actions.append(
@@ -277,7 +277,7 @@ def restore(
                 real,
                 root,
                 target,
-                there[1] if there and name in kept else None,
+                there[1] if there and name in spared else None,
                 leftovers.token_of(manifest),
             )
         )
@@ -305,9 +305,9 @@ def restore(
         after={"deployment_id": deployment_id, "state": "restored"},
         actions=actions,
         msg=f"{len(actions) - len(swept)} files {would}put back as they were before deployment {deployment_id}."
-        + _about_others(journal, manifest, kept, copies, would),
+        + _about_others(journal, manifest, spared, copies, would),
         diff=_diffs(diffs, "/", full_diff),
-        extra={"deployment_id": deployment_id, "kept": kept, "replaced": copies},
+        extra={"deployment_id": deployment_id, "kept": spared, "replaced": copies},
     )
 
 
@@ -551,10 +551,10 @@ def _replace(change: _Change, mode: int, manifest: t.Mapping[str, t.Any]) -> Non
     entry = manifest["files"][str(change.path)]
     status = change.status
     owner = (entry["uid"], entry["gid"]) if status is None else (status.st_uid, status.st_gid)
-    made = [change.real.parents[index] for index in range(len(entry["made_directories"]))]
-    files.make_directories(change.real.parent, below=change.root, mode=0o755, owner=owner, ours=made)
-    kept = mode if status is None else status.st_mode & 0o7777
-    write_atomically(change.real, change.after, mode=kept, owner=owner, below=change.root, token=manifest["token"])
+    directories = [change.real.parents[index] for index in range(len(entry["made_directories"]))]
+    files.make_directories(change.real.parent, below=change.root, mode=0o755, owner=owner, ours=directories)
+    file_mode = mode if status is None else status.st_mode & 0o7777
+    write_atomically(change.real, change.after, mode=file_mode, owner=owner, below=change.root, token=manifest["token"])
 
 
 def _require_writable(changes: t.Sequence[_Change]) -> None:
@@ -573,8 +573,8 @@ def _require_writable(changes: t.Sequence[_Change]) -> None:
 
 def _remove_empty_parents(name: str, entry: t.Mapping[str, t.Any], real: Path, root: str) -> None:
     """Removes the directories that this deployment made for a file, the innermost first, as long as they are empty."""
-    for given, parent in zip(Path(name).parents, real.parents):
-        if str(given) not in entry["made_directories"] or not files.remove_empty(parent, below=root):
+    for name_parent, parent in zip(Path(name).parents, real.parents):
+        if str(name_parent) not in entry["made_directories"] or not files.remove_empty(parent, below=root):
             return
 
 

@@ -272,10 +272,10 @@ def origin_problem(origin: object, environment: str = "production") -> t.Optiona
         return f'{name} has upper-case letters, which browsers never send: write "{_shown(lowered)}"'
     if origin.endswith("/"):
         return f'{name} ends with a slash and would never match: write "{_shown(origin.rstrip("/"))}"'
-    found = _ORIGIN.fullmatch(origin)
-    if not found:
+    match = _ORIGIN.fullmatch(origin)
+    if not match:
         return f"{name} is not of the form scheme://host or scheme://host:port (no path, user, query or trailing dot)"
-    scheme, host, port = found["scheme"], found["host"], found["port"]
+    scheme, host, port = match["scheme"], match["host"], match["port"]
     if scheme not in _DEFAULT_PORTS:
         return f"{name} is neither https nor http"
     if port == _DEFAULT_PORTS[scheme]:
@@ -517,32 +517,32 @@ class CORSDecider:
 
     def headers_for(self, origin: bytes) -> t.Optional[t.Tuple[HeaderPair, ...]]:
         """The headers of an actual response to ``origin``, ``Vary`` last; None when it is not allowed."""
-        found = self.shared.get(origin)
-        if found is not None:
-            return found
+        headers = self.shared.get(origin)
+        if headers is not None:
+            return headers
         if self._anonymous is not None:
             return self._anonymous
         if origin in self._foreign:
             return None
-        found = self._from_pattern.get(origin)
-        return found if found is not None else self._matched(origin)
+        headers = self._from_pattern.get(origin)
+        return headers if headers is not None else self._matched(origin)
 
     def _matched(self, raw: bytes) -> t.Optional[t.Tuple[HeaderPair, ...]]:
         origin = raw.strip(b" \t")  # optional whitespace around a field value is not part of it
-        found = self.shared.get(origin)
+        headers = self.shared.get(origin)
         if (
-            found is None
+            headers is None
             and len(origin) <= _LONGEST_ORIGIN
             and any(pattern.fullmatch(origin) for pattern in self._patterns)
         ):
-            found = self._actual_headers(origin)
+            headers = self._actual_headers(origin)
             if len(self._from_pattern) < 256:  # bounded: an attacker can invent numbers of previews
-                self._from_pattern[origin] = found
-        if found is None and len(raw) <= _LONGEST_ORIGIN:
+                self._from_pattern[origin] = headers
+        if headers is None and len(raw) <= _LONGEST_ORIGIN:
             if len(self._foreign) >= 256:
                 self._foreign.clear()
             self._foreign.add(raw)
-        return found
+        return headers
 
     def method_allowed(self, method: t.Optional[bytes]) -> bool:
         """Byte for byte: the standard normalises only what browsers send in upper case anyway."""
@@ -575,14 +575,14 @@ class CORSDecider:
             and _TOKEN.fullmatch(name.decode("latin-1")) is not None
         )
 
-    def preflight_headers(self, granted: t.Tuple[HeaderPair, ...], private_network: bool) -> t.List[HeaderPair]:
+    def preflight_headers(self, shared_headers: t.Tuple[HeaderPair, ...], private_network: bool) -> t.List[HeaderPair]:
         """The complete headers of the answer to an allowed preflight."""
-        key = granted[0][1]
-        found = self._preflights.get(key)
-        if found is None:
+        key = shared_headers[0][1]
+        cached = self._preflights.get(key)
+        if cached is None:
             policy = self.policy
-            found = [pair for pair in granted if pair[0] not in (b"vary", b"access-control-expose-headers")]
-            found += [
+            cached = [pair for pair in shared_headers if pair[0] not in (b"vary", b"access-control-expose-headers")]
+            cached += [
                 (b"access-control-allow-methods", ", ".join(policy.allow_methods).encode()),
                 (b"access-control-allow-headers", ", ".join(policy.allow_headers).encode()),
                 (b"access-control-max-age", str(policy.max_age).encode()),
@@ -591,12 +591,12 @@ class CORSDecider:
                 (b"content-length", b"2"),
             ]
             if not policy.allow_headers:
-                found = [pair for pair in found if pair[0] != b"access-control-allow-headers"]
+                cached = [pair for pair in cached if pair[0] != b"access-control-allow-headers"]
             if len(self._preflights) < 512:
-                self._preflights[key] = found
+                self._preflights[key] = cached
         if private_network and self.policy.allow_private_network:
-            return [(b"access-control-allow-private-network", b"true"), *found]
-        return found
+            return [(b"access-control-allow-private-network", b"true"), *cached]
+        return cached
 
     def preflight_refusal(
         self, granted: object, method: t.Optional[bytes], lists: t.Sequence[bytes]
@@ -626,10 +626,10 @@ class CORSDecider:
         lowered = text.lower().rstrip("/")
         if lowered.encode("latin-1") in self.shared:
             return "differs from a listed origin in case or a trailing slash; no browser sends this"
-        found = _ORIGIN.fullmatch(lowered)
-        if not found:
+        match = _ORIGIN.fullmatch(lowered)
+        if not match:
             return "not an origin"
-        scheme, host, port = found["scheme"], found["host"], found["port"]
+        scheme, host, port = match["scheme"], match["host"], match["port"]
         listed = {
             t.cast("re.Match[str]", _ORIGIN.fullmatch(o))["host"]: o for o in self.policy.allow_origins if o != "*"
         }
@@ -637,10 +637,10 @@ class CORSDecider:
             if port and port == _DEFAULT_PORTS.get(scheme):
                 return "names the default port; no browser sends this"
             return f"the host is listed, with another scheme or port: {listed[host]}"
-        for known, whole in listed.items():
-            if host.endswith("." + known):
+        for candidate, whole in listed.items():
+            if host.endswith("." + candidate):
                 return f"a subdomain of {whole}, which is not listed"
-            if known in host or host.replace("-", "") == known.replace("-", ""):
+            if candidate in host or host.replace("-", "") == candidate.replace("-", ""):
                 return f"resembles {whole}"
         return "not listed"
 
@@ -908,11 +908,11 @@ class CORSConfig:
         method = None if isinstance(requested_method, bool) else requested_method
         if isinstance(requested_method, bool):
             cache_bust = requested_method
-        granted = self.decider.headers_for(origin.encode("latin-1", "replace")) if origin else None
+        allowed_headers = self.decider.headers_for(origin.encode("latin-1", "replace")) if origin else None
         refusal = None
         if origin is not None:
             refusal = self.decider.preflight_refusal(
-                granted,
+                allowed_headers,
                 method.encode("latin-1", "replace") if method else self.policy.allow_methods[0].encode(),
                 [requested_headers.encode("latin-1", "replace")] if requested_headers else [],
             )
@@ -920,8 +920,8 @@ class CORSConfig:
             response = Response(content="CORS preflight denied", status_code=403, media_type="text/plain")
         else:
             response = Response(content="OK", status_code=200, media_type="text/plain")
-            if granted is not None:
-                for name, value in self.decider.preflight_headers(granted, False):
+            if allowed_headers is not None:
+                for name, value in self.decider.preflight_headers(allowed_headers, False):
                     if name.startswith(b"access-control-"):
                         response.headers[name.decode()] = value.decode()
         response.headers["Vary"] = VARY_PREFLIGHT.decode()
@@ -936,8 +936,8 @@ class CORSConfig:
 
         def lines(name: str) -> t.List[str]:
             every = getattr(request.headers, "getlist", None)
-            one = request.headers.get(name)
-            return list(every(name)) if every else [] if one is None else [one]
+            line = request.headers.get(name)
+            return list(every(name)) if every else [] if line is None else [line]
 
         origins, methods = lines("origin"), lines("access-control-request-method")
         return self.create_options_response(
@@ -979,25 +979,25 @@ class CORSConfig:
 
 def _merged(headers: t.Iterable[HeaderPair], cors: t.Tuple[HeaderPair, ...]) -> t.List[HeaderPair]:
     """A response's headers with ours in place of whatever a handler or an inner middleware set."""
-    kept: t.List[HeaderPair] = []
+    merged: t.List[HeaderPair] = []
     vary: t.Optional[t.List[bytes]] = None
     for pair in headers:
         name = pair[0].lower()
         if name not in _REPLACED:
-            kept.append(pair)
+            merged.append(pair)
         elif name == b"vary":
             vary = [*(vary or ()), pair[1]]
     if vary is None:
-        kept += cors
-        return kept
-    kept += cors[:-1]
+        merged += cors
+        return merged
+    merged += cors[:-1]
     names = [name.strip() for value in vary for name in value.split(b",") if name.strip()]
     if b"*" in names:
-        kept.append((b"vary", b"*"))
+        merged.append((b"vary", b"*"))
     else:
         others = list(dict.fromkeys(name for name in names if name.lower() != b"origin"))
-        kept.append((b"vary", b", ".join([VARY_ACTUAL, *others])))
-    return kept
+        merged.append((b"vary", b", ".join([VARY_ACTUAL, *others])))
+    return merged
 
 
 class CORSMiddleware:
@@ -1108,17 +1108,17 @@ class CORSMiddleware:
         method: t.Optional[bytes] = None
         lists: t.List[bytes] = []
         private_network = False
-        found = False
+        has_origin = False
         for raw, value in scope["headers"]:
             name = raw.lower()
             if name == b"access-control-request-method":
-                method = None if found else value.strip(b" \t")
-                found = True
+                method = None if has_origin else value.strip(b" \t")
+                has_origin = True
             elif name == b"access-control-request-headers":
                 lists.append(value)
             elif name == b"access-control-request-private-network":
                 private_network = value == b"true"
-        if not found:
+        if not has_origin:
             return False
         refusal = self._decider.preflight_refusal(granted, method, lists)
         if refusal is None and granted is not None:

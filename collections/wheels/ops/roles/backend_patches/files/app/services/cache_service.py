@@ -393,12 +393,12 @@ def redacted(url: object) -> str:
         )
         for word in query.split("&")
     ]
-    shown = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
+    text = f"{scheme}://{user}{colon}{'***' if password else ''}{at}{host}{path}{mark}{'&'.join(words)}"
     try:
-        port = urlsplit(shown).port
+        port = urlsplit(text).port
     except ValueError:
         return "***"
-    return shown if port is None or port >= 0 else "***"
+    return text if port is None or port >= 0 else "***"
 
 
 def _first(rest: str, start: int) -> int:
@@ -711,8 +711,8 @@ class Invalidations:
         if not most or heads[most] < MOST_PENDING // 10:
             most = ""
         going = [place for place in self.entries if not most or (place[0] == "key" and _head(place[1]) == most)]
-        removed = [self.entries.pop(place) for place in going]
-        uncertain = any(entry.uncertain for entry in removed)
+        entries = [self.entries.pop(place) for place in going]
+        uncertain = any(entry.uncertain for entry in entries)
         self.entries[("pattern", escape_glob(most) + "*")] = Pending(self.serial, uncertain)
         self._index()
 
@@ -957,7 +957,7 @@ class Link:
             if client is None:
                 raise CacheUnavailableError("the cache has been closed")
             pool = client.connection_pool
-            started = time.monotonic()
+            start = time.monotonic()
             try:
                 async with time_limit(timeout):
                     result = await work(client)
@@ -970,7 +970,7 @@ class Link:
                 if not is_outage(error):
                     self.defect(error)
                     raise _unavailable(error) from None
-                if time.monotonic() - started > timeout + HICCUP:
+                if time.monotonic() - start > timeout + HICCUP:
                     if again and not last:
                         continue
                     self.counters.errors += 1
@@ -1037,7 +1037,7 @@ class Link:
             return None
         pool = self.client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             async with time_limit(CALL_TIMEOUT):
                 await connection.connect()
@@ -1049,7 +1049,7 @@ class Link:
             if not is_outage(error):
                 self.defect(error)
                 return None
-            return None if time.monotonic() - started > CALL_TIMEOUT + HICCUP else False
+            return None if time.monotonic() - start > CALL_TIMEOUT + HICCUP else False
         finally:
             with contextlib.suppress(Exception):
                 await connection.disconnect(nowait=True)
@@ -1189,11 +1189,11 @@ class Link:
         refusals: t.List[Exception] = []
         for start in range(0, len(keys), SLICE):
             part = keys[start : start + SLICE]
-            named = [(place[1], due[place].digest) for place in part]
-            unlink = functools.partial(_unlink_keys, keys=named, old_name=self.store.old_name)
+            replacements = [(place[1], due[place].digest) for place in part]
+            unlink = functools.partial(_unlink_keys, keys=replacements, old_name=self.store.old_name)
             answers = await self._background(unlink, timeout=1.0)
-            gone = [place for place, answer in zip(part, answers) if answer is None]
-            self.invalidations.delivered({place: due[place].serial for place in gone})
+            delivered = [place for place, answer in zip(part, answers) if answer is None]
+            self.invalidations.delivered({place: due[place].serial for place in delivered})
             refusals += [answer for answer in answers if answer is not None]
         for place in due:
             if place[0] == "pattern":
@@ -1296,15 +1296,15 @@ async def _is_string(client: t.Any, key: t.Any) -> bool:
 async def _sweep_slice(client: t.Any, cursor: str, count: int, ttl: int) -> t.List[t.Any]:
     following, page = await client.scan(cursor, count=count)
     heads = [(key, PREFIX if _text(key).startswith(PREFIX) else _head(_text(key))) for key in page]
-    known = [(key, head == PREFIX) for key, head in heads if head == PREFIX or head in LEGACY_PREFIXES]
-    asked = client.pipeline(transaction=False)
-    for key, _own in known:
-        asked.pttl(key)
-        asked.type(key)
-    answers = await asked.execute() if known else []
+    own_keys = [(key, head == PREFIX) for key, head in heads if head == PREFIX or head in LEGACY_PREFIXES]
+    pipeline = client.pipeline(transaction=False)
+    for key, _own in own_keys:
+        pipeline.pttl(key)
+        pipeline.type(key)
+    answers = await pipeline.execute() if own_keys else []
     set_end = client.pipeline(transaction=False)
     mine = legacy = adopted = 0
-    for (key, own), left, kind in zip(known, answers[::2], answers[1::2]):
+    for (key, own), left, kind in zip(own_keys, answers[::2], answers[1::2]):
         if left == -2 or not (own or _text(kind) == "string"):
             continue
         mine, legacy = mine + own, legacy + (not own)
@@ -1344,8 +1344,8 @@ async def _drop_unless(client: t.Any, key: str, digest: str) -> int:
 
 
 async def _give_back(client: t.Any, key: str, token: str) -> int:
-    held = await client.get(key)
-    return int(await client.delete(key)) if held is not None and _text(held) == token else 0
+    holder = await client.get(key)
+    return int(await client.delete(key)) if holder is not None and _text(holder) == token else 0
 
 
 _WITHOUT_SCRIPTS: t.Dict[str, t.Callable[..., t.Awaitable[t.Any]]] = {
@@ -1717,19 +1717,19 @@ class CacheService:
                 self.counters.sets += 1
 
     async def _unlink(self, name: str, old: t.Optional[str]) -> int:
-        gone = 0
+        count = 0
         if old is not None:  # first: a read of another process moves what is there under the name of today
-            gone += int(await self._call(lambda client: _run(client, _DROP, (old,), ())))
-        return gone + int(await self._call(lambda client: client.unlink(name)))
+            count += int(await self._call(lambda client: _run(client, _DROP, (old,), ())))
+        return count + int(await self._call(lambda client: client.unlink(name)))
 
     async def _remove(self, key: str) -> int:
         name, old = self._name(key), self._old_name(key)
         try:
-            gone = int(await self._replace("key", [key], lambda: self._unlink(name, old)))
+            count = int(await self._replace("key", [key], lambda: self._unlink(name, old)))
         except CacheUnavailableError:
             return 0
-        self.counters.deletes += gone
-        return gone
+        self.counters.deletes += count
+        return count
 
     async def delete(self, key: str) -> int:
         """Deletes a key and gives how many went. With ``*`` in it, everything that it matches."""
@@ -1755,34 +1755,34 @@ class CacheService:
         """The cached ones among ``keys``; the others are not in the result."""
         covers = self._store.pending.covers
         asked = list(dict.fromkeys(map(str, keys)))
-        wanted = [key for key in asked if not covers(key)]
-        if not wanted:
+        uncovered = [key for key in asked if not covers(key)]
+        if not uncovered:
             self.counters.misses += len(asked)
             return {}
         version = self._store.version
-        names = [self._name(key) for key in wanted]
-        old = [name for name in (self._old_name(key) for key in wanted) if name is not None]
+        names = [self._name(key) for key in uncovered]
+        old = [name for name in (self._old_name(key) for key in uncovered) if name is not None]
         try:
             texts = await self._call(lambda client: client.mget(*names, *old), timeout=1.0, again=True)
         except CacheUnavailableError:
-            texts = [self._usable(key) for key in wanted]
+            texts = [self._usable(key) for key in uncovered]
             self.counters.stale_hits += sum(text is not None for text in texts)
             version = -1
-        before = dict(zip(old, texts[len(wanted) :]))
-        found: t.Dict[str, t.Any] = {}
-        for key, text in zip(wanted, texts):
+        before = dict(zip(old, texts[len(uncovered) :]))
+        result: t.Dict[str, t.Any] = {}
+        for key, text in zip(uncovered, texts):
             text = before.get(key) if text is None else text
             if text is None or covers(key):
                 continue
             text = _text(text) if isinstance(text, bytes) else text
             good, value = self._value(text)
             if good:
-                found[key] = value
+                result[key] = value
                 if version == self._store.version:
                     self._store.put(key, text, fresh=True)
-        self.counters.hits += len(found)
-        self.counters.misses += len(asked) - len(found)
-        return found
+        self.counters.hits += len(result)
+        self.counters.misses += len(asked) - len(result)
+        return result
 
     async def batch_set(self, data: t.Mapping[str, t.Any], ttl: t.Union[int, float, dt.timedelta, None] = None) -> None:
         """``set`` for several keys in one exchange."""
@@ -1825,8 +1825,8 @@ class CacheService:
             except CacheUnavailableError as error:
                 if not error.refused or error.code not in ("", "OOM"):
                     raise
-                named = [(key, "") for key in texts]
-                unlink = functools.partial(_unlink_keys, keys=named, old_name=self._old_name)  # as in set()
+                pairs = [(key, "") for key in texts]
+                unlink = functools.partial(_unlink_keys, keys=pairs, old_name=self._old_name)  # as in set()
                 for answer in await self._call(unlink, timeout=1.0):
                     if answer is not None:
                         raise _unavailable(answer) from None
@@ -1966,11 +1966,11 @@ class CacheService:
         deadline = time.monotonic() + PATTERN_TIMEOUT
         try:
             unlink = functools.partial(_unlink_slices, call, match, beginnings, deadline)
-            gone = int(await self._replace("pattern", [pattern], unlink))
+            count = int(await self._replace("pattern", [pattern], unlink))
         except CacheUnavailableError:
             return 0
-        self.counters.deletes += gone
-        return gone
+        self.counters.deletes += count
+        return count
 
     async def clear_prefix(self, prefix: str) -> int:
         """Deletes every entry whose key begins with ``prefix``."""
@@ -1988,7 +1988,7 @@ class CacheService:
         that have no end the default one. Keys of others are read by name only: never opened, changed or touched.
         Stops after ``max_seconds``; the next call, in any process, goes on. One process at a time.
         """
-        started = time.monotonic()
+        start = time.monotonic()
         token = uuid.uuid4().hex
         try:
             if not await self._call(
@@ -2019,7 +2019,7 @@ class CacheService:
                     finished = True
                     break
                 now = time.monotonic()
-                if now - started > max_seconds:
+                if now - start > max_seconds:
                     break
                 # Slow answers mean that Redis, or this machine, has better things to do.
                 size = SLICE // 2 if now - at > 0.003 else SLICE
@@ -2039,7 +2039,7 @@ class CacheService:
             adopted=adopted,
             expired=expired,
             finished=finished,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(time.monotonic() - start, 3),
         )
         logger.info(
             "Cache: swept",
@@ -2120,7 +2120,7 @@ class CacheService:
         """Writes, reads and deletes an entry. Raises ``CacheUnavailableError`` when that fails: callers take a return
         for good."""
         name = f"{_INTERNAL}probe:{uuid.uuid4().hex}"
-        started = time.monotonic()
+        start = time.monotonic()
 
         async def probe(client: t.Any) -> bool:
             await client.set(name, "1", px=5000)
@@ -2133,7 +2133,7 @@ class CacheService:
         return {
             "status": "healthy",
             "connected": True,
-            "latency_ms": round((time.monotonic() - started) * 1000, 2),
+            "latency_ms": round((time.monotonic() - start) * 1000, 2),
             "hit_rate": self.counters.hit_rate,
         }
 

@@ -395,36 +395,36 @@ class Installed:
 def install(app: t.Any) -> Installed:
     """Puts everything into a Celery application, once. Settings that the application made itself are kept where they
     work."""
-    done = Installed()
+    outcome = Installed()
     if getattr(app, "_wheels_ops_throttle", False):
-        return done
+        return outcome
     app._wheels_ops_throttle = True
     conf = app.conf
-    _plain_urls(conf, done)
+    _plain_urls(conf, outcome)
     if env.flag("CELERY_THROTTLE_ENABLED", True):
         if conf.beat_scheduler == "celery.beat:PersistentScheduler":
             conf.beat_scheduler = f"{__name__}:{LoadAwareScheduler.__name__}"
-            done.changes.append("beat is load-aware")
+            outcome.changes.append("beat is load-aware")
         else:
             logger.warning("Beat keeps its own scheduler %s, periodic tasks are not throttled", conf.beat_scheduler)
         app.steps["consumer"].add(ThrottleStep)
-        _expire(app, done)
-    _consume_default(app, done)
-    _recycle(conf, done)
-    logger.info("Celery: %s", "; ".join(done.changes))
-    return done
+        _expire(app, outcome)
+    _consume_default(app, outcome)
+    _recycle(conf, outcome)
+    logger.info("Celery: %s", "; ".join(outcome.changes))
+    return outcome
 
 
-def _plain_urls(conf: t.Any, done: Installed) -> None:
+def _plain_urls(conf: t.Any, outcome: Installed) -> None:
     """In one release the URLs are objects of pydantic, which Celery cannot use."""
     for name in ("broker_url", "result_backend", "broker_read_url", "broker_write_url"):
         value = conf.get(name)
         if value is not None and not isinstance(value, (str, list, tuple)):
             conf[name] = str(value)
-            done.changes.append(f"{name} is text")
+            outcome.changes.append(f"{name} is text")
 
 
-def _expire(app: t.Any, done: Installed) -> None:
+def _expire(app: t.Any, outcome: Installed) -> None:
     schedule = dict(app.conf.beat_schedule or {})
     for name, entry in schedule.items():
         options = dict(entry.get("options") or {})
@@ -441,11 +441,11 @@ def _expire(app: t.Any, done: Installed) -> None:
         if kind not in QUEUES or "expires" in options or not seconds:
             continue
         schedule[name] = {**entry, "options": {**options, "expires": EXPIRES_SHARE * float(seconds)}}
-        done.changes.append(f"{name} expires")
+        outcome.changes.append(f"{name} expires")
     app.conf.beat_schedule = schedule
 
 
-def _consume_default(app: t.Any, done: Installed) -> None:
+def _consume_default(app: t.Any, outcome: Installed) -> None:
     """Tasks without a route went to the queue ``celery``, which no worker took from. Now they go to ``default``, and
     what is already in ``celery``, or still sent there by an old process, is taken from there."""
     from kombu import Queue
@@ -465,15 +465,15 @@ def _consume_default(app: t.Any, done: Installed) -> None:
     # Made from the old settings if somebody has asked already.
     for name in ("queues", "router", "default_exchange"):
         app.amqp.__dict__.pop(name, None)
-    done.changes.append(f"default queue {old} -> default, {old} is consumed too")
+    outcome.changes.append(f"default queue {old} -> default, {old} is consumed too")
 
 
-def _recycle(conf: t.Any, done: Installed) -> None:
+def _recycle(conf: t.Any, outcome: Installed) -> None:
     """A child is replaced after its task when it has grown too big, and after a number of tasks in any case."""
     if not conf.worker_max_memory_per_child:
         limit = max(64, env.integer("CELERY_MAX_MEMORY_PER_CHILD_MB", 400))
         conf.worker_max_memory_per_child = limit * 1024
-        done.changes.append(f"children are replaced above {limit} MB")
+        outcome.changes.append(f"children are replaced above {limit} MB")
     if not conf.worker_max_tasks_per_child:
         conf.worker_max_tasks_per_child = 1000
-        done.changes.append("children are replaced after 1000 tasks")
+        outcome.changes.append("children are replaced after 1000 tasks")

@@ -679,12 +679,12 @@ class StabilityCheck(Check):
         if time.monotonic() >= self._next:
             self.board.sections["stability"] = await store.stability()
             self._next = time.monotonic() + 60
-        found = self.board.sections.get("stability", {})
-        loops = found.get("crash_loops") or 0
+        section = self.board.sections.get("stability", {})
+        loops = section.get("crash_loops") or 0
         self.post(
             "warn" if loops else "pass",
             f"{loops} crash loops in the last 24 hours" if loops else "",
-            value=found.get("restarts"),
+            value=section.get("restarts"),
         )
 
     async def failed(self, reason: str) -> None:

@@ -35,10 +35,10 @@ def on_curve(value: float, curve: Curve) -> float:
 def combine(parts: t.Iterable[t.Optional[float]]) -> t.Optional[float]:
     """Half the worst part, half the mean: one exhausted resource must show, whatever the others do. None without
     parts."""
-    known = [part for part in parts if part is not None]
-    if not known:
+    numbers = [part for part in parts if part is not None]
+    if not numbers:
         return None
-    return round(0.5 * min(known) + 0.5 * sum(known) / len(known), 1)
+    return round(0.5 * min(numbers) + 0.5 * sum(numbers) / len(numbers), 1)
 
 
 def _part(value: t.Optional[float], curve: Curve) -> t.Optional[float]:
@@ -84,9 +84,9 @@ def user_experience(
 def overall(statuses: t.Iterable[str]) -> str:
     """``healthy``, ``warning`` or ``critical`` from the statuses of all checks. What is unknown is never shown as
     healthy."""
-    found = [status for status in statuses if status != "skipped"]
-    if any(status in ("critical", "emergency", "fail") for status in found):
+    measured_statuses = [status for status in statuses if status != "skipped"]
+    if any(status in ("critical", "emergency", "fail") for status in measured_statuses):
         return "critical"
-    if not found or any(status not in ("ok", "pass", "healthy") for status in found):
+    if not measured_statuses or any(status not in ("ok", "pass", "healthy") for status in measured_statuses):
         return "warning"
     return "healthy"

@@ -287,22 +287,22 @@ class Program:
 
 def find_programs() -> t.List[Program]:
     """The local engines of this machine, best first. Looks, and starts nothing."""
-    found = []
+    programs = []
     for name in ("espeak-ng", "espeak"):
         path = shutil.which(name)
         if path:
-            found.append(Program("espeak", path, to_file=False))
+            programs.append(Program("espeak", path, to_file=False))
             break
     if sys.platform == "darwin" and shutil.which("say"):
-        found.insert(0, Program("macos_say", str(shutil.which("say")), to_file=True))
+        programs.insert(0, Program("macos_say", str(shutil.which("say")), to_file=True))
     if os.name == "nt":
         path = shutil.which("pwsh") or shutil.which("powershell")
         if path:
-            found.append(Program("powershell_tts", path, to_file=True))
+            programs.append(Program("powershell_tts", path, to_file=True))
     with contextlib.suppress(ImportError, ValueError):
         if importlib.util.find_spec("pyttsx3") is not None and sys.executable:
-            found.append(Program("pyttsx3", sys.executable, to_file=True))
-    return found
+            programs.append(Program("pyttsx3", sys.executable, to_file=True))
+    return programs
 
 
 def _limit(pid: int) -> None:
@@ -500,7 +500,7 @@ class FallbackTTSService:
             raise SpeechError("busy", "more is to be said than this machine can say") from None
         try:
             now = time.monotonic()
-            for program in sorted(self.programs, key=lambda one: self._slow.get(one.name, 0.0) > now):
+            for program in sorted(self.programs, key=lambda candidate: self._slow.get(candidate.name, 0.0) > now):
                 try:
                     return await self._speak_with(program, text, voice or Voice())
                 except SpeechError as error:
@@ -587,7 +587,7 @@ class SystemTTS(BaseTTSEngine):
 
     async def synthesize(self, request: TTSRequest) -> TTSResponse:
         """A response with audio, or ``success=False`` so that a manager can ask its next engine."""
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             audio = await self.fallback_service.speak(request.text, voice_of(request.voice_profile))
         except SpeechError as error:
@@ -595,14 +595,14 @@ class SystemTTS(BaseTTSEngine):
                 request=request,
                 error=str(error),
                 success=False,
-                generation_time_ms=int(1000 * (time.monotonic() - started)),
+                generation_time_ms=int(1000 * (time.monotonic() - start)),
             )
         request.format, request.sample_rate = audio.format, audio.sample_rate
         return TTSResponse(
             request=request,
             audio_data=audio.data,
             duration_ms=audio.duration_ms,
-            generation_time_ms=int(1000 * (time.monotonic() - started)),
+            generation_time_ms=int(1000 * (time.monotonic() - start)),
             engine_used=t.cast(TTSEngine, LocalEngine.SYSTEM),
         )
 

@@ -288,13 +288,13 @@ class EdgeEngine:
     def proxy(self) -> t.Optional[str]:
         """The proxy for the service; passed on by us, as the library's HTTP client ignores HTTPS_PROXY for web
         sockets."""
-        chosen = setting("TTS_EDGE_PROXY", None)
-        if chosen:
-            return str(chosen)
+        address = setting("TTS_EDGE_PROXY", None)
+        if address:
+            return str(address)
         if urllib.request.proxy_bypass("speech.platform.bing.com"):
             return None
-        known = urllib.request.getproxies()
-        return known.get("wss") or known.get("https") or known.get("all")
+        proxies = urllib.request.getproxies()
+        return proxies.get("wss") or proxies.get("https") or proxies.get("all")
 
     async def stream(self, text: str, voice: Voice, wanted: str) -> t.AsyncIterator[bytes]:
         if self.module is None:
@@ -648,14 +648,14 @@ class Cache:
         return hashlib.sha256(repr((engine, voice, wanted, text)).encode("utf-8", "replace")).hexdigest()
 
     def get(self, key: str) -> t.Optional[Audio]:
-        found = self.entries.get(key)
-        if found is None:
+        entry = self.entries.get(key)
+        if entry is None:
             return None
-        if time.time() - found[0] > self.lifetime:
+        if time.time() - entry[0] > self.lifetime:
             self._drop(key)
             return None
         self.entries.move_to_end(key)
-        return found[1]
+        return entry[1]
 
     def put(self, key: str, audio: Audio, made: t.Optional[float] = None) -> None:
         if not self.enabled or len(audio.data) > CACHE_BYTES // 4:
@@ -667,11 +667,11 @@ class Cache:
             self._drop(next(iter(self.entries)))
 
     def _drop(self, key: str) -> int:
-        found = self.entries.pop(key, None)
-        if found is None:
+        entry = self.entries.pop(key, None)
+        if entry is None:
             return 0
-        self._count(-len(found[1].data))
-        return len(found[1].data)
+        self._count(-len(entry[1].data))
+        return len(entry[1].data)
 
     def _count(self, size: int) -> None:
         self.bytes += size
@@ -691,13 +691,13 @@ class Cache:
         old = [key for key, (made, _ignored) in self.entries.items() if made <= limit]
         for key in old:
             self._drop(key)
-        gone = set(old)
+        names = set(old)
         for path in self._files():
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime <= limit:
                     path.unlink()
-                    gone.add(path.stem)
-        return len(gone)
+                    names.add(path.stem)
+        return len(names)
 
     def _files(self) -> t.List[Path]:
         with contextlib.suppress(OSError):
@@ -769,7 +769,7 @@ def segments(text: str, limit: int = SEGMENT) -> t.List[str]:
     parts: t.List[str] = []
     rest = text.strip()
     while len(rest) > limit:
-        ends = [found.end() for found in re.finditer(r"[.!?…。！？]+[\"')\]]*\s+|\n+", rest[:limit])]
+        ends = [match.end() for match in re.finditer(r"[.!?…。！？]+[\"')\]]*\s+|\n+", rest[:limit])]
         cut = ends[-1] if ends else rest.rfind(" ", 1, limit)
         cut = cut if cut > 0 else limit
         parts.append(rest[:cut].strip())
@@ -1074,9 +1074,9 @@ class TTSService:
         """What the engine that would speak now, or a better one, has said before."""
         best = self.chain.index(order[0]) if order else len(self.chain) - 1
         for name in self.chain[: best + 1]:
-            found = self.cache.get(Cache.key(name, voice, wanted, text))
-            if found is not None:
-                return found
+            audio = self.cache.get(Cache.key(name, voice, wanted, text))
+            if audio is not None:
+                return audio
         return None
 
     def _remember(self, text: str, voice: Voice, wanted: str, audio: Audio) -> None:
@@ -1151,12 +1151,12 @@ class TTSService:
     def _profile(self, data: t.Mapping[str, t.Any]) -> VoiceProfile:
         name = str(data.get("voice_id") or data.get("name") or "")
         edge = bool(EDGE_VOICE.fullmatch(name))
-        given = data.get("settings") if isinstance(data.get("settings"), dict) else {}
+        values = data.get("settings") if isinstance(data.get("settings"), dict) else {}
         settings = VoiceSettings()
         for key in ("stability", "similarity_boost", "speed", "pitch", "volume"):
             with contextlib.suppress(TypeError, ValueError):
                 setattr(
-                    settings, key, min(2.0, max(0.25, float(t.cast(t.Any, given).get(key, getattr(settings, key)))))
+                    settings, key, min(2.0, max(0.25, float(t.cast(t.Any, values).get(key, getattr(settings, key)))))
                 )
         try:
             engine = TTSEngine(data.get("engine") or "edge")
@@ -1346,19 +1346,19 @@ class TTSService:
 
     async def get_available_voices(self, user_id: t.Optional[str] = None) -> t.List[t.Dict[str, t.Any]]:
         """The voices of the engines in the chain."""
-        found = []
+        voices = []
         if "edge" in self.chain or not self.chain:
             for (language, gender), name in EDGE_VOICES.items():
                 person, region = name.rpartition("-")[2].removesuffix("Neural"), language.rpartition("-")[2]
-                found.append(VoiceProfile(name, person, gender, "adult", region, language, TTSEngine.EDGE))
+                voices.append(VoiceProfile(name, person, gender, "adult", region, language, TTSEngine.EDGE))
         if "system" in self.chain:
             for gender in ("female", "male"):
-                found.append(
+                voices.append(
                     VoiceProfile(
                         f"system-{gender}", f"System voice ({gender})", gender, "adult", "US", "en-US", TTSEngine.AZURE
                     )
                 )
-        return [self._describe(voice) for voice in found]
+        return [self._describe(voice) for voice in voices]
 
     def _describe(self, voice: VoiceProfile) -> t.Dict[str, t.Any]:
         settings = voice.settings or VoiceSettings()

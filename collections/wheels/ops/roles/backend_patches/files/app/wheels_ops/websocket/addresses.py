@@ -116,10 +116,10 @@ def is_cloudflare(address: str, proxies: t.Sequence[Network]) -> bool:
 
 def counting_key(address: str) -> str:
     """An IPv6 client has a whole /64 to choose its address from."""
-    parsed = parse_address(address)
-    if parsed is None or parsed.version == 4 or parsed.is_loopback:
+    ip_address = parse_address(address)
+    if ip_address is None or ip_address.version == 4 or ip_address.is_loopback:
         return address
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(ipaddress.ip_network((ip_address, 64), strict=False))
 
 
 def is_nameless_proxy(scope: t.Mapping[str, t.Any], proxies: t.Sequence[Network]) -> bool:
