@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A writer of numbered lines, and the count of what became of them.
 
-Run as a program: ``log_writer.py PATH append|plain|reopen|each LINES_PER_SECOND START``. It ends on SIGTERM and says
+Run as a program: ``log_writer.py PATH append|plain|reopen|each|bursty LINES_PER_SECOND START``. It ends on SIGTERM and says
 how many lines it wrote. ``reopen`` opens the log again on SIGHUP, ``each`` opens it for every line, ``plain`` does not
-append.
+append, ``bursty`` writes the lines of a fifth of a second at once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def write(path: str, how: str, rate: int, start: int) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     number, begun = start, time.monotonic()
+    burst = max(1, rate // 5) if how == "bursty" else 1
     while not state["stop"]:
         if state["reopen"]:
             state["reopen"] = False
             os.close(descriptor)
             descriptor = os.open(path, flags, 0o644)
-        due = start + int((time.monotonic() - begun) * rate)
+        due = start + int((time.monotonic() - begun) * rate) // burst * burst
         # At most so many before the next look at the signals; a writer that was held off catches up.
         for _ in range(min(due - number, 500)):
             if how == "each":
