@@ -15,6 +15,7 @@ import requests
 
 from tests.support import transport
 from wheels_ops.checks import cpu
+from wheels_ops.checks.context import HostContext, Options
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
 from wheels_ops.health.thresholds import Thresholds
@@ -338,7 +339,7 @@ def test_the_worse_of_use_and_stall_counts(
 
 @pytest.mark.parametrize(
     ("percent", "status", "remedy", "first"),
-    [(10, "unknown", "", URL), (90, "critical", "celery_throttle", "90.0 %")],
+    [(10, "unknown", "", URL), (75, "unknown", "", URL), (90, "critical", "celery_throttle", "90.0 %")],
 )
 def test_an_application_that_does_not_answer_hides_no_busy_host(
     host: t.Callable[..., Check],
@@ -355,6 +356,25 @@ def test_an_application_that_does_not_answer_hides_no_busy_host(
     assert check.message.startswith(first)
     assert f"{URL} does not answer" in check.message and f"{percent:.1f} % CPU" in check.message
     assert check.details["stall_ms"] is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_use_of_services_that_nobody_names_is_not_there(
+    host: t.Callable[..., Check], monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Zero would say that they use nothing."""
+    result = host(host_percent=10, services_percent=5)
+    monkeypatch.setattr(cpu, "check", lambda pids, **_options: result)
+
+    def pids() -> t.Dict[str, t.Set[int]]:
+        if known:
+            return {"web": {7, 9}}
+        raise OpsError("systemctl does not answer.")
+
+    context = t.cast("HostContext", types.SimpleNamespace(pids=pids))
+    check = cpu.measure(context, Options())
+    assert check.details["services_percent"] == (5.0 if known else None)
+    assert check.details["host_percent"] == 10.0
 
 
 @pytest.mark.parametrize("options", [{"base_url": URL}, {"heavy": "/heavy"}])

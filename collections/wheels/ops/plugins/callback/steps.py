@@ -56,7 +56,8 @@ _CONTROLLER = frozenset(
 _COLORS = {"ok": "32", "changed": "33", "failed": "31", "quiet": "2"}
 _BAR = 10
 #: Columns of "  12.3 s  changed  ".
-_TIME, _STATE = 8, 9
+_TIME = 8
+_STATE = 9
 _PLAIN_WIDTH = 80
 
 

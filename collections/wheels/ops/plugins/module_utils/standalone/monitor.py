@@ -222,7 +222,8 @@ def text(report: Report, *, plugin: bool = False) -> str:
     if plugin:
         # What follows a bar is data, wherever it stands.
         lines = [line.replace("|", "/") for line in lines]
-        lines[0] += f" | {performance_data(report)}"
+        data = performance_data(report)
+        lines[0] += f" | {data}" if data else ""
     return "\n".join(lines)
 
 
