@@ -29,6 +29,7 @@ PLACES: t.Dict[str, t.Any] = {
     "monitoring_config_file": "/etc/wheels-ops/monitor.json",
     "monitoring_state_dir": "/var/lib/wheels-ops",
     "monitoring_deadline": 20,
+    "monitoring_prometheus_file": "",
 }
 #: What the configuration of the programs says of the recovery.
 RECOVERY: t.Dict[str, t.Any] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 import typing as t
 from pathlib import Path
 
@@ -276,3 +277,15 @@ def test_a_group_without_a_limit_of_its_own_waits_for_memory(tree: Tree) -> None
     found = tree.check(["web"])
     assert found.status == "critical"
     assert "All tasks of web in its cgroup waited for memory 50.0 %" in found.message
+
+
+def test_services_that_cannot_be_named_are_not_called_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pids() -> t.Dict[str, t.Set[int]]:
+        raise OpsError("systemctl does not answer.")
+
+    monkeypatch.setattr(memory, "check", lambda *_words, **_options: Check("memory", "ok", message="Fine."))
+    result = memory.measure(t.cast("HostContext", types.SimpleNamespace(pids=pids)), Options())
+    assert (result.status, "The memory of the services was not measured: systemctl" in result.message) == (
+        "unknown",
+        True,
+    )

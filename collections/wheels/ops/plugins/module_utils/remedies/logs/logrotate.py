@@ -22,6 +22,8 @@ _SECONDS = 300
 #: What a word in a policy may hold; logrotate has no way to escape anything else.
 _PLAIN = re.compile(r"[^\x00-\x1f\"'\\{}]+")
 
+_INCLUDE = re.compile(rb"^[ \t]*include[ \t=].*$", re.M)
+
 
 def installed() -> str:
     """The path of logrotate, empty where it is not installed.
@@ -236,7 +238,8 @@ def validated(text: str, others: t.Sequence[Path] = ()) -> None:
         policy.write_bytes(os.fsencode(text))
         policy.chmod(0o600)
         done = _run([program, "--debug", "--state", str(Path(place, "state")), str(policy)])
-        words = [program, "--debug", "--state", str(Path(place, "state")), *map(str, others), str(policy)]
+        read = [_without_includes(other, Path(place, f"other-{number}")) for number, other in enumerate(others)]
+        words = [program, "--debug", "--state", str(Path(place, "state")), *map(str, read), str(policy)]
         together = _run(words).stderr if others else ""
     # It ends with 0 for some mistakes, and only says "error:".
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -245,6 +248,19 @@ def validated(text: str, others: t.Sequence[Path] = ()) -> None:
         raise OpsError(
             f"logrotate refuses the policy: {'; '.join(errors) or done.stderr.strip()}.", hint="Nothing was installed."
         )
+
+
+def _without_includes(policy: Path, copy: Path) -> Path:
+    """A policy, or a copy without what it includes: that is read by itself, but for the one that is to be replaced."""
+    try:
+        content = policy.read_bytes()
+    except OSError:
+        return policy
+    if not _INCLUDE.search(content):
+        return policy
+    copy.write_bytes(_INCLUDE.sub(b"", content))
+    copy.chmod(0o600)
+    return copy
 
 
 def policy_path(name: str, directory: str = POLICIES) -> Path:
