@@ -239,6 +239,13 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 @ROOT
+def test_a_mount_that_is_read_only_for_us_alone_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    """As systemd's ProtectSystem makes it for the unit of the monitor."""
+    with filesystems.mounted("ext4", tmp_path) as top, filesystems.read_only_view(top) as view:
+        assert disk.check([str(view)]).status == "ok"
+
+
+@ROOT
 def test_a_read_only_filesystem_is_critical(tmp_path: Path) -> None:
     with filesystems.mounted("ext4", tmp_path) as top:
         assert disk.check([str(top)]).status == "ok"

@@ -7,7 +7,6 @@ Each filesystem meets every fault, with the writers in turn. ``make matrix`` (WH
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -65,20 +64,6 @@ def refused(call: t.Callable[[], object]) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def read_only_view(directory: Path) -> t.Iterator[Path]:
-    """The same directory, mounted read-only in another place: a filesystem that is written to stays as it is."""
-    view = directory.with_name(f"{directory.name}-view")
-    view.mkdir()
-    filesystems.run("mount", "--bind", str(directory), str(view))
-    try:
-        filesystems.run("mount", "-o", "remount,bind,ro", str(view))
-        yield view
-    finally:
-        filesystems.run("umount", str(view))
-        view.rmdir()
-
-
 def endure(fault: str, top: Path, log: Path, options: rotate.Options, process: subprocess.Popen[str]) -> None:
     """A rotation with a fault in its way."""
     if fault == "none":
@@ -93,7 +78,7 @@ def endure(fault: str, top: Path, log: Path, options: rotate.Options, process: s
             process.send_signal(signal.SIGCONT)
         assert "is full" in words or "no room" in words or "still writes" in words or not words, words
     elif fault == "read-only":
-        with read_only_view(log.parent) as view:
+        with filesystems.read_only_view(log.parent) as view:
             assert "mounted read-only" in refused(lambda: rotate.run([str(view / log.name)], options))
     elif fault == "attribute":
         with filesystems.attribute(log, "a"):

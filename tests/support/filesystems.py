@@ -89,6 +89,20 @@ def read_only(top: Path) -> t.Iterator[None]:
 
 
 @contextlib.contextmanager
+def read_only_view(directory: Path) -> t.Iterator[Path]:
+    """The same directory, mounted read-only in another place: a filesystem that is written to stays as it is."""
+    view = directory.with_name(f"{directory.name}-view")
+    view.mkdir()
+    run("mount", "--bind", str(directory), str(view))
+    try:
+        run("mount", "-o", "remount,bind,ro", str(view))
+        yield view
+    finally:
+        run("umount", str(view))
+        view.rmdir()
+
+
+@contextlib.contextmanager
 def attribute(path: Path, letter: str) -> t.Iterator[None]:
     """A file or directory with an attribute of chattr(1), which is taken away again."""
     done = subprocess.run([_tool("chattr") or "chattr", f"+{letter}", str(path)], capture_output=True, check=False)

@@ -99,7 +99,7 @@ def check(
         use = filesystem(path)
         details["filesystems"][path] = use
         shares[path] = max(use["percent"], use["inodes_percent"])
-        if attributes.is_mounted_read_only(path):
+        if attributes.is_filesystem_read_only(path):
             read_only.append(path)
     for paths, budget in (budgets or {}).items():
         used = sum(directory_bytes(path) for path in paths.split(":"))

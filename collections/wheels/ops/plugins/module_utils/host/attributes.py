@@ -91,20 +91,27 @@ def keeping(descriptor: int) -> t.List[t.Tuple[str, str]]:
     return [(word, letter) for bit, word, letter in _KEEPING if flags & bit]
 
 
-def mount_point(descriptor: int) -> str:
-    """Where the filesystem of an open file is mounted; empty where that cannot be seen."""
+def _mount(descriptor: int) -> t.List[str]:
+    """The fields of ``mountinfo`` (proc(5)) for the mount of an open file; empty where they cannot be read."""
     wanted = str(mount_id(descriptor))
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
-                fields = line.split(" ")
+                fields = line.split()
                 if fields[0] == wanted:
-                    # Space, tab, newline and backslash are written as octal numbers.
-                    point = os.fsencode(fields[4]).decode("unicode_escape").encode("latin-1")
-                    return os.fsdecode(point)
+                    return fields
     except OSError:
         pass
-    return ""
+    return []
+
+
+def mount_point(descriptor: int) -> str:
+    """Where the filesystem of an open file is mounted; empty where that cannot be seen."""
+    fields = _mount(descriptor)
+    if not fields:
+        return ""
+    # Space, tab, newline and backslash are written as octal numbers.
+    return os.fsdecode(os.fsencode(fields[4]).decode("unicode_escape").encode("latin-1"))
 
 
 def is_read_only(descriptor: int) -> bool:
@@ -112,15 +119,21 @@ def is_read_only(descriptor: int) -> bool:
     return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
 
 
-def is_mounted_read_only(path: str) -> bool:
-    """Whether a path lies on a filesystem or mount that is read-only; one that is not there does not."""
+def is_filesystem_read_only(path: str) -> bool:
+    """Whether the filesystem of a path is read-only for everybody; one that is not there, or cannot be seen, is not.
+
+    A mount of our own sandbox that is read-only (ProtectSystem of systemd) says nothing of the filesystem: its own
+    options are the last field of ``mountinfo``.
+    """
     try:
-        require_writable(path)
-    except OpsError:
-        return True
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return False
-    return False
+    try:
+        fields = _mount(descriptor)
+    finally:
+        os.close(descriptor)
+    return bool(fields) and "ro" in fields[-1].split(",")
 
 
 def require_writable(path: str) -> None:
