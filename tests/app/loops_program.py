@@ -107,6 +107,9 @@ async def dropped_together_with_an_error() -> bool:
     class Failing:
         name = "failing"
 
+        def key(self, _voice: t.Any, _wanted: str) -> str:
+            return "one voice"
+
         async def stream(self, text: str, voice: t.Any, wanted: str) -> t.AsyncIterator[bytes]:
             await gate.wait()
             if gate.is_set():

@@ -80,7 +80,8 @@ HEALTH_JSON: t.Dict[str, t.Any] = {
                         "output": {"type": "string"},
                     },
                     "additionalProperties": False,
-                    "patternProperties": {"^(componentId|affectedEndpoints|links|observedValue)$": {}},
+                    # ``since`` is ours: the draft allows further keys here (section 4.10).
+                    "patternProperties": {"^(componentId|affectedEndpoints|links|observedValue|since)$": {}},
                 },
             },
         },
