@@ -140,16 +140,18 @@ def test_looking_at_a_directory_does_not_make_it_young(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", filesystems.KINDS)
 def test_no_more_goes_than_the_target_lacks(tmp_path: Path, kind: str) -> None:
     """On filesystems that give back late, too: btrfs says so when it commits, half a minute later."""
+    # Some 150 kB go into btrfs's own trees meanwhile: as small as elsewhere against what is lacking.
+    size = 16_384 if kind == "btrfs" else 4096
     with filesystems.mounted(kind, tmp_path, mib={"btrfs": 150, "tmpfs": 16}.get(kind, 0)) as top:
         for number in range(1200):
-            make(top / f"old/{number % 7}/{number:04}", size=4096, days=30 - number / 100)
+            make(top / f"old/{number % 7}/{number:04}", size=size, days=30 - number / 100)
         os.sync()
-        goal: t.Dict[str, t.Any] = {"filesystem": str(top), "free_bytes": free(top) + 3_000_000}
+        lacking = 730 * size
+        goal: t.Dict[str, t.Any] = {"filesystem": str(top), "free_bytes": free(top) + lacking}
         done = cleanup.run([source(top / "old")], [goal])
         os.sync()
-        lacking = 3_000_000
         assert not done.extra["missed"], done.msg
-        assert done.extra["bytes_freed"] <= lacking * 1.05, done.extra["bytes_freed"]
+        assert done.extra["bytes_freed"] <= lacking * 1.05, (done.extra["bytes_freed"], lacking)
         assert free(top) >= goal["free_bytes"]
         names = sorted(path.name for path in (top / "old").rglob("*") if path.is_file())
         assert names == [f"{number:04}" for number in range(1200 - len(names), 1200)], "not the oldest"

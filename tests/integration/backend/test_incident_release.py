@@ -413,7 +413,7 @@ def test_the_cache_cannot_be_tidied_and_keys_live_for_ever(incident: Backend) ->
 
 def test_agent_logs_cannot_be_written(incident: Backend) -> None:
     incident.request("POST", "/api/v1/pam/chat", user=ANNA, body={"message": f"log this {time.time()}"})
-    wait_until(lambda: "sqlstate='42501'" in incident.logged(), what="42501 in the log")
+    wait_until(lambda: '"sqlstate": "42501"' in incident.logged(), what="42501 in the log")
 
 
 # -- who may ask --
