@@ -334,19 +334,33 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
+async def _start(words: t.Sequence[str], environment: t.Optional[t.Dict[str, str]]) -> asyncio.subprocess.Process:
+    """A program in a session of its own. Cancelled meanwhile, it is ended with all that it has started."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # By itself asyncio would end the program alone, and wait for ever while its children hold the pipe.
+        with contextlib.suppress(OSError):  # it did not start
+            await asyncio.shield(_kill(await starting))
+        raise
+
+
 async def run_program(
     words: t.Sequence[str], text: str, *, limit: float, environment: t.Optional[t.Dict[str, str]] = None
 ) -> bytes:
     """Starts a program, writes the text to it, gives what it printed. Kills its group on time-out and on
     cancellation."""
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
+    process = await _start(words, environment)
     _limit(process.pid)
     try:
         output, _ignored = await asyncio.wait_for(process.communicate(text.encode("utf-8")), limit)
