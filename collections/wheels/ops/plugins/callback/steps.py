@@ -90,7 +90,7 @@ def fit(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 3)].rstrip() + "..."
 
 
-def bar(part: int, whole: int) -> str:
+def share_bar(part: int, whole: int) -> str:
     filled = _BAR * part // whole if whole else 0
     return f"[{'#' * filled}{'.' * (_BAR - filled)}] {part}/{whole}"
 
@@ -137,7 +137,7 @@ class CallbackModule(CallbackBase):
     def _move_bar(self) -> None:
         step = self._step
         if step and self._terminal and len(step.hosts) > 1:
-            text = fit(f"{bar(len(step.finished), len(step.hosts))} {short(step.name)}", self._width() - 1)
+            text = fit(f"{share_bar(len(step.finished), len(step.hosts))} {short(step.name)}", self._width() - 1)
             self._write(f"\r\033[K{text}")
 
     def _end_step(self) -> None:
@@ -148,7 +148,7 @@ class CallbackModule(CallbackBase):
             self._write("\r\033[K")
         if not step.finished:
             return
-        hosts = f"{bar(len(step.finished), len(step.hosts))} " if len(step.hosts) > 1 else ""
+        hosts = f"{share_bar(len(step.finished), len(step.hosts))} " if len(step.hosts) > 1 else ""
         reason = f": {'; '.join(step.reasons)}" if step.changed and step.reasons else ""
         state = "changed" if step.changed else "ok"
         self._line(state, time.monotonic() - step.started, state, f"{hosts}{short(step.name)}{reason}")
