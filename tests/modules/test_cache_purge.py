@@ -238,7 +238,8 @@ def test_a_cluster_is_purged_key_by_key_on_every_primary() -> None:
         nodes = [stack.enter_context(servers.redis(options=["--cluster-enabled", "yes"])) for _ in range(2)]
         for node, slots in zip(nodes, (("0", "8191"), ("8192", "16383"))):
             node.cli("CLUSTER", "ADDSLOTSRANGE", *slots)
-        nodes[0].cli("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port))
+        bus_port = nodes[1].cli("CONFIG", "GET", "cluster-port").split()[-1]
+        nodes[0].cli("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port), bus_port)
 
         def ready(node: Redis) -> bool:
             return "cluster_state:ok" in node.cli("CLUSTER", "INFO") and "slots_ok:16384" in node.cli("CLUSTER", "INFO")

@@ -162,6 +162,9 @@ def redis(*, options: t.Sequence[str] = ()) -> t.Iterator[Redis]:
     directory = Path(tempfile.mkdtemp(prefix="wops-redis-"))
     port = free_port()
     words = [programs.path("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    if "--cluster-enabled" in options:
+        # Its own choice is 10000 above the port, where a connection of some other program may be.
+        words += ["--cluster-port", str(free_port())]
     words += [
         "--save",
         "",

@@ -22,7 +22,7 @@ _SECONDS = 300
 #: What a word in a policy may hold; logrotate has no way to escape anything else.
 _PLAIN = re.compile(r"[^\x00-\x1f\"'\\{}]+")
 
-_INCLUDE = re.compile(rb"^[ \t]*include[ \t=].*$", re.M)
+_INCLUDE = re.compile(rb"^[ \t]*include[ \t=]+(.*?)[ \t]*$", re.M)
 
 
 def installed() -> str:
@@ -226,9 +226,9 @@ def _shared(path: str) -> bool:
     return status.st_uid != 0 or bool(status.st_mode & 0o022)
 
 
-def validated(text: str, others: t.Sequence[Path] = ()) -> None:
+def validated(text: str, others: t.Sequence[Path] = (), *, replaces: t.Optional[Path] = None) -> None:
     """Has ``logrotate -d`` read a policy, which changes nothing. And once more after the ``others``, whose own faults do
-    not count.
+    not count, and without the policy of an earlier run that it ``replaces``.
 
     Raises ``OpsError`` with what it does not understand, or what is named twice.
     """
@@ -238,7 +238,9 @@ def validated(text: str, others: t.Sequence[Path] = ()) -> None:
         policy.write_bytes(os.fsencode(text))
         policy.chmod(0o600)
         done = _run([program, "--debug", "--state", str(Path(place, "state")), str(policy)])
-        read = [_without_includes(other, Path(place, f"other-{number}")) for number, other in enumerate(others)]
+        read = [
+            _without_inclusion(replaces, other, Path(place, f"other-{number}")) for number, other in enumerate(others)
+        ]
         words = [program, "--debug", "--state", str(Path(place, "state")), *map(str, read), str(policy)]
         together = _run(words).stderr if others else ""
     # It ends with 0 for some mistakes, and only says "error:".
@@ -250,15 +252,24 @@ def validated(text: str, others: t.Sequence[Path] = ()) -> None:
         )
 
 
-def _without_includes(policy: Path, copy: Path) -> Path:
-    """A policy, or a copy without what it includes: that is read by itself, but for the one that is to be replaced."""
+def _without_inclusion(replaced: t.Optional[Path], policy: Path, copy: Path) -> Path:
+    """A policy, or a copy that does not include the ``replaced`` one, nor the directory that holds it: whose other files
+    are given one by one.
+    """
     try:
         content = policy.read_bytes()
     except OSError:
         return policy
-    if not _INCLUDE.search(content):
+
+    def keep(match: "re.Match[bytes]") -> bytes:
+        target = os.path.realpath(match[1].strip(b"\"'"))
+        leads = replaced and target in map(os.path.realpath, (os.fsencode(replaced), os.fsencode(replaced.parent)))
+        return b"" if leads else match[0]
+
+    without = _INCLUDE.sub(keep, content)
+    if without == content:
         return policy
-    copy.write_bytes(_INCLUDE.sub(b"", content))
+    copy.write_bytes(without)
     copy.chmod(0o600)
     return copy
 

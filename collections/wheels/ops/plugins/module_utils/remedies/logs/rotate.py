@@ -968,7 +968,7 @@ def manage_policy(
                 f" {', '.join(dict.fromkeys(log for logs in taken.values() for log in logs))}.",
                 hint="Remove it there: logrotate refuses a log that is named twice.",
             )
-        logrotate.validated(wanted, others)
+        logrotate.validated(wanted, others, replaces=path)
         slower = other_policies.slower_than_hourly() if frequency == "hourly" else ""
         if slower:
             sentences.append(
