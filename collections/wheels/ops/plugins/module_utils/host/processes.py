@@ -296,8 +296,17 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(packed))
 
 
+def listening(pids: t.Collection[int]) -> t.List[Listener]:
+    """The TCP sockets that any of ``pids``, which share a network namespace, listens on. Raises ``OpsError`` as
+    ``holders`` does.
+    """
+    every = listeners(0, pid=min(pids)) if pids else []
+    owners = holders([listener.inode for listener in every], pids) if every else {}
+    return [listener for listener in every if owners[listener.inode]]
+
+
 def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
-    """The sockets that listen on a TCP port, in the network namespace of ``pid``."""
+    """The sockets that listen on a TCP port, 0 for any, in the network namespace of ``pid``."""
     result = []
     for name in ("tcp", "tcp6"):
         try:
@@ -307,8 +316,8 @@ def listeners(port: int, *, pid: t.Optional[int] = None) -> t.List[Listener]:
         for line in lines:
             fields = line.split()
             host, _colon, number = fields[1].rpartition(":")
-            if fields[3] == _LISTEN and int(number, 16) == port:
-                result.append(Listener(_address(host), port, int(fields[9])))
+            if fields[3] == _LISTEN and port in (0, int(number, 16)):
+                result.append(Listener(_address(host), int(number, 16), int(fields[9])))
     return result
 
 

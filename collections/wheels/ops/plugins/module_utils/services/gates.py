@@ -64,8 +64,40 @@ def probe(service: Service, state: ServiceState, manager: Manager) -> Seen:
     return seen
 
 
-def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manager) -> t.Optional[Seen]:
-    """None where only processes of the service listen there; otherwise what is wrong."""
+#: Programs that pass requests on to a service behind them; their sockets are never the service's own.
+FRONT_ENDS = frozenset(
+    [
+        "nginx",
+        "haproxy",
+        "caddy",
+        "traefik",
+        "envoy",
+        "apache2",
+        "httpd",
+        "lighttpd",
+        "varnishd",
+        "hitch",
+        "h2o",
+        "pound",
+        "cloudflared",
+        "angie",
+    ]
+)
+
+
+def _owner(
+    gate: Gate,
+    host: str,
+    port: int,
+    state: ServiceState,
+    manager: Manager,
+    ask: t.Optional[t.Callable[[str, int], Seen]] = None,
+) -> t.Optional[Seen]:
+    """None where only processes of the service listen there, or a proxy in front of it; otherwise what is wrong.
+
+    Behind a proxy the service counts as ready where it also answers, by ``ask``, where it listens itself. Without
+    ``ask`` it has to listen by itself.
+    """
     if not gate.verify_owner:
         return None
     members = manager.pids(state)
@@ -79,8 +111,20 @@ def _owner(gate: Gate, host: str, port: int, state: ServiceState, manager: Manag
     others = sorted(
         {pid for pids in processes.holders([listener.inode for listener in foreign]).values() for pid in pids} - members
     )
-    names = [{"pid": pid, "command": " ".join(processes.command_line(pid))[:200]} for pid in others]
-    return _not_ready(f"{host}:{port} belongs to {_who(names)}, not to the service", owners=names)
+    names = [{"pid": pid, "command": " ".join(" ".join(processes.command_line(pid)).split())[:200]} for pid in others]
+    behind = f"{host}:{port} belongs to {_who(names)}, not to the service"
+    if not ask or not others or not all(processes.program(pid) in FRONT_ENDS for pid in others):
+        return _not_ready(behind, owners=names)
+    own = processes.listening(members)
+    if not own:
+        return _not_ready(f"{behind}, which listens nowhere", owners=names)
+    failures = [seen.why for seen in (ask(_reachable(each.address), each.port) for each in own) if not seen.ready]
+    return _not_ready(failures[0], owners=names) if len(failures) == len(own) else None
+
+
+def _reachable(address: str) -> str:
+    """An address to connect to, of one that is listened on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
 def _who(names: t.Sequence[t.Mapping[str, t.Any]]) -> str:
@@ -92,27 +136,45 @@ def _who(names: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 
 def _tcp(service: Service, state: ServiceState, manager: Manager) -> Seen:
     gate = service.gate
-    try:
-        with socket.create_connection((gate.host, gate.port), timeout=gate.timeout):
-            pass
-    except OSError as error:
-        return _not_ready(f"{gate.host}:{gate.port} does not accept: {error}")
-    return _owner(gate, gate.host, gate.port, state, manager) or Seen(True, answer={"port": gate.port})
+
+    def accept(host: str, port: int) -> Seen:
+        try:
+            with socket.create_connection((host, port), timeout=gate.timeout):
+                return Seen(True, answer={"port": port})
+        except OSError as error:
+            return _not_ready(f"{host}:{port} does not accept: {error}")
+
+    seen = accept(gate.host, gate.port)
+    return (seen.ready and _owner(gate, gate.host, gate.port, state, manager, accept)) or seen
 
 
 def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
-    import requests
-
     gate = service.gate
     parts = urllib.parse.urlsplit(gate.url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    seen = _request(gate, gate.url)
+
+    def ask(own_host: str, own_port: int) -> Seen:
+        # TLS ends at the proxy.
+        place = f"[{own_host}]:{own_port}" if ":" in own_host else f"{own_host}:{own_port}"
+        return _request(gate, urllib.parse.urlunsplit(parts._replace(scheme="http", netloc=place)), name=parts.netloc)
+
+    return (seen.ready and _owner(gate, host, port, state, manager, ask)) or seen
+
+
+def _request(gate: Gate, url: str, *, name: str = "") -> Seen:
+    """What a gate's request to ``url`` sees; ``name`` is the host to ask for, where it is another than the URL's."""
+    import requests
+
+    parts = urllib.parse.urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     safe_url = urllib.parse.urlunsplit(parts._replace(netloc=f"{host}:{port}", query=""))
     try:
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment must not answer for the service
             reply = session.get(
-                gate.url,
-                headers=dict(gate.headers),
+                url,
+                headers={**({"Host": name.rpartition("@")[2]} if name else {}), **gate.headers},
                 timeout=gate.timeout,
                 verify=gate.validate_certs,
                 allow_redirects=False,
@@ -133,7 +195,7 @@ def _http(service: Service, state: ServiceState, manager: Manager) -> Seen:
     wrong = _json_mismatch(body, gate.body_json)
     if wrong:
         return _not_ready(f"the body of {safe_url}: {wrong}", **answer)
-    return _owner(gate, host, port, state, manager) or Seen(True, answer=answer)
+    return Seen(True, answer=answer)
 
 
 def _body(reply: t.Any, timeout: float, limit: int = 1 << 20) -> str:

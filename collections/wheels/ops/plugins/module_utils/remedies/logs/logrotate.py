@@ -261,7 +261,7 @@ def _without_inclusion(replaced: t.Optional[Path], policy: Path, copy: Path) -> 
     except OSError:
         return policy
 
-    def keep(match: "re.Match[bytes]") -> bytes:
+    def keep(match: re.Match[bytes]) -> bytes:
         target = os.path.realpath(match[1].strip(b"\"'"))
         leads = replaced and target in map(os.path.realpath, (os.fsencode(replaced), os.fsencode(replaced.parent)))
         return b"" if leads else match[0]
