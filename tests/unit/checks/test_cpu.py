@@ -162,6 +162,15 @@ def test_an_application_that_does_not_answer_stalls_for_no_known_time(
         cpu.stall_ms(URL, "/heavy", "/light")
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_proxy_answers_for_a_backend_is_no_measurement(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, status: int
+) -> None:
+    transport.answer(monkeypatch, lambda request: (status, "", {}))
+    with pytest.raises(OpsError, match=f"{URL}/light answers {status}"):
+        cpu.stall_ms(URL, "/heavy", "/light")
+
+
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> t.Callable[..., Check]:
     """Checks a host of four cores on which so many percent of all CPU time were used within two seconds."""

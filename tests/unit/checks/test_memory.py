@@ -159,6 +159,17 @@ def test_nothing_to_measure_is_no_health(tree: Tree) -> None:
         memory.check({"web": []}, {}, scope="services")
 
 
+def test_a_service_that_does_not_run_uses_nothing_that_could_be_healthy(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "resident_bytes", lambda pids: 10 * MIB * len(list(pids)))
+    with pytest.raises(OpsError, match="web does not run: its memory cannot be measured"):
+        memory.check({"web": []}, {"web": 100.0}, scope="services")
+    beside = memory.check({"web": [], "worker": [1]}, {"web": 100.0, "worker": 100.0}, scope="services")
+    assert (beside.status, beside.value, beside.remedy) == ("unknown", 10.0, "")
+    assert beside.message.endswith("The memory of web, which does not run, was not measured.")
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_of_nothing_is_refused(tree: Tree, limit: float) -> None:
     with pytest.raises(OpsError, match=f"The memory limit of web must be greater than 0 MiB, got {limit}"):

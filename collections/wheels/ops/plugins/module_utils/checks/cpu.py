@@ -22,6 +22,8 @@ from .http import require_url
 THROTTLED = Thresholds(10, 50)
 #: Percent from which processes that yield, or other guests, are worth a word.
 _WORTH_A_WORD = 1.0
+#: What a proxy answers for a backend that does not: its time says nothing of the backend.
+_ANSWERS_OF_A_PROXY = (502, 503, 504)
 #: How often the light endpoint is asked while the heavy one runs.
 _PROBE_EVERY = 0.05
 
@@ -55,11 +57,13 @@ def stall_ms(base_url: str, heavy: str, light: str, *, timeout: float = 15.0) ->
         try:
             with requests.Session() as session:
                 session.trust_env = False  # a proxy of the environment must not answer for the backend
-                session.get(base_url + path, timeout=timeout)
+                status = session.get(base_url + path, timeout=timeout).status_code
         except requests.RequestException as error:
             raise OpsError(
                 f"{base_url} does not answer: {type(error).__name__}.", hint="The http check says more."
             ) from error
+        if status in _ANSWERS_OF_A_PROXY:
+            raise OpsError(f"{base_url}{path} answers {status}.", hint="The http check says more.")
         return (time.monotonic() - start) * 1000
 
     ask(light)  # the first answer pays for the connection's set-up on the server

@@ -92,17 +92,24 @@ def check(
             waits_here = memory_pressure.stalls(f"{own}/memory.pressure") if own else None
             stalled[f"{name} in its cgroup"] = (waits_here or {}).get("full_avg10")
     details["cgroups"] = {name: group.as_dict() for name, group in groups.items()}
+    stopped: t.List[str] = []
     for name, limit in limits_mb.items():
         in_range(f"The memory limit of {name}", limit, 0, unit="MiB", above=True)
         pids = list(services.get(name, ()))
         used = resident_bytes(pids)
-        shares[name] = 100.0 * used / (limit * MEBIBYTE)
+        percent = 100.0 * used / (limit * MEBIBYTE)
+        if pids:
+            shares[name] = percent
+        else:
+            stopped.append(name)
         details["services"][name] = {
-            "percent": round(shares[name], 1),
+            "percent": round(percent, 1),
             "resident_bytes": used,
             "limit_bytes": int(limit * MEBIBYTE),
             "processes": len(pids),
         }
+    if not shares and stopped:
+        raise OpsError(f"{', '.join(stopped)} does not run: its memory cannot be measured.", hint="Start it.")
     if not shares:
         raise OpsError(
             "There is no memory to measure.", hint="Give memory limits for services, or let the host be measured."
@@ -117,6 +124,9 @@ def check(
     message = f"{highest} uses {shares[highest]:.1f} % of its memory" + (
         "." if by_share == "ok" else f", over {_crossed(limits, shares[highest]):g} %."
     )
+    if stopped:
+        status = worst([status, "unknown"])
+        message += f" The memory of {', '.join(stopped)}, which does not run, was not measured."
     if waits:
         message = f"All tasks of {longest} waited for memory {waits[longest]:.1f} % of the last 10 s. {message}"
     return Check(
@@ -126,7 +136,7 @@ def check(
         unit="%",
         thresholds=limits.as_dict(),
         message=message,
-        remedy="" if status == "ok" else "memory_trim",
+        remedy="memory_trim" if by_share != "ok" or waits else "",
         details=details,
     )
 
