@@ -50,6 +50,12 @@ _value:
 import typing as t
 
 
+def _sentence(text: t.Any) -> str:
+    """One that another may follow."""
+    words = str(text).strip()
+    return words if words.endswith((".", "!", "?", ":")) else f"{words}."
+
+
 def rollback_verdict(
     checks: t.Iterable[t.Mapping[str, t.Any]],
     failing_before: t.Collection[str],
@@ -58,15 +64,15 @@ def rollback_verdict(
 ) -> t.Dict[str, t.Any]:
     checks = list(checks)
     bad = [check for check in checks if check["status"] not in ("ok", "skipped", "warning")]
-    warnings = [str(check["message"]) for check in checks if check["status"] == "warning"]
+    warnings = [_sentence(check["message"]) for check in checks if check["status"] == "warning"]
     sentences = ["The backend answers again."]
     if bad and not check_mode:
-        sentences = ["But it is not healthy: " + " ".join(str(check["message"]) for check in bad)]
-    sentences += [str(check["message"]) for check in checks if check["status"] == "skipped"]
+        sentences = ["But it is not healthy: " + " ".join(_sentence(check["message"]) for check in bad)]
+    sentences += [_sentence(check["message"]) for check in checks if check["status"] == "skipped"]
     if warnings and not check_mode:
-        sentences.append(f"Warnings: {'; '.join(warnings).rstrip('.')}.")
+        sentences.append(f"Warnings: {' '.join(warnings)}")
     if restart_error:
-        sentences.append(f"The restart with the original files failed: {restart_error}")
+        sentences.append(f"The restart with the original files failed: {_sentence(restart_error)}")
     bad_before = [str(check["name"]) for check in bad if check["name"] in failing_before]
     if bad_before and not check_mode:
         sentences.append(f"It was not healthy before that deployment either ({', '.join(bad_before)}).")

@@ -609,8 +609,8 @@ def drifted(journal: Journal) -> t.List[str]:
     """
     newest: t.Dict[str, t.Mapping[str, t.Any]] = {}
     for manifest in journal.in_force():
-        if manifest["state"] == PARTLY_ROLLED_BACK:
-            continue
+        if manifest["state"] in (PARTLY_ROLLED_BACK, ROLLING_BACK):
+            continue  # its files are meant to be others by now
         for name, entry in manifest["files"].items():
             newest.setdefault(name, entry)
     return sorted(name for name, entry in newest.items() if not _as_installed(name, entry, entry["installed"]))
