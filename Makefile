@@ -15,7 +15,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ stress: dev-tools ## Run everything that changes a host side by side and kill it
 
 matrix: dev-tools ## Rotate logs on five filesystems under five writers and five faults: 125 cells (root; minutes)
 	@WHEELS_OPS_MATRIX=1 $(SUPERVISED) $(BIN)/pytest -q tests/modules/test_log_rotate_matrix.py
+
+test-releases: dev-tools ## Deploy to three releases of the backend under uvicorn, gunicorn and nginx with 1, 2 and 4 processes; roll back (twenty minutes)
+	@WHEELS_OPS_RELEASES=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=3000 tests/playbooks/test_releases.py
 
 test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
 	@$(SUPERVISED) $(BIN)/python -m tests.fleet test

@@ -7,17 +7,22 @@ import base64
 import hmac
 import json
 import os
+import re
 import secrets
 import typing as t
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.backend.materialise import RELEASES
 from tests.sandbox.binaries import REPOSITORY
 from tests.support.waiting import free_port, port_open
 
 #: A unix socket's address holds 107 bytes.
 _LONGEST_SOCKET = 107
 PROGRAMS = ("postgres", "redis", "pam-backend", "celery-worker", "celery-beat")
+#: How the application is served: ``uvicorn`` or ``gunicorn`` (which loads it before it forks), the processes, and
+#: whether nginx is in front.
+_SERVER = re.compile(r"(?P<program>uvicorn|gunicorn)(:(?P<processes>[1-9]))?(?P<nginx>\+nginx)?")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Facts:
     app_database_password: str
     redis_password: str
     secret_key: str
+    #: Where the application listens, if nginx has the ``http_port``; 0 without nginx.
+    app_port: int = 0
 
     @property
     def database_dsn(self) -> str:
@@ -65,9 +72,25 @@ class Facts:
 class Sandbox:
     """The paths below one directory, ``.sandbox`` in the repository unless WHEELS_OPS_SANDBOX names another."""
 
-    def __init__(self, directory: t.Optional[Path] = None) -> None:
+    def __init__(
+        self, directory: t.Optional[Path] = None, *, release: t.Optional[str] = None, server: t.Optional[str] = None
+    ) -> None:
         named = os.environ.get("WHEELS_OPS_SANDBOX")
         self.directory = (directory or Path(named or REPOSITORY / ".sandbox")).resolve()
+        self.release = release or os.environ.get("WHEELS_OPS_SANDBOX_RELEASE", "incident")
+        if self.release not in RELEASES:
+            raise SystemExit(
+                f"WHEELS_OPS_SANDBOX_RELEASE must be one of {', '.join(sorted(RELEASES))}, got {self.release}."
+            )
+        self.server = server or os.environ.get("WHEELS_OPS_SANDBOX_SERVER", "uvicorn")
+        parts = _SERVER.fullmatch(self.server)
+        if not parts:
+            raise SystemExit(
+                "WHEELS_OPS_SANDBOX_SERVER must be uvicorn or gunicorn with the number of processes, and +nginx for a"
+                f" proxy in front, such as gunicorn:2+nginx, got {self.server}."
+            )
+        self.server_program, self.processes = parts["program"], int(parts["processes"] or 1)
+        self.nginx = bool(parts["nginx"])
         self.etc = self.directory / "etc"
         self.run = self.directory / "run"
         self.log = self.directory / "log"
@@ -108,11 +131,13 @@ class Sandbox:
                 app_database_password=secrets.token_hex(16),
                 redis_password=secrets.token_hex(16),
                 secret_key=secrets.token_hex(32),
+                app_port=free_port() if self.nginx else 0,
             )
         else:
             raise SystemExit("There is no sandbox. Make one: make sandbox-up")
         if create:
-            ports = {name: getattr(facts, name) for name in ("postgres_port", "redis_port", "http_port")}
+            names = ("postgres_port", "redis_port", "http_port", *(["app_port"] if facts.app_port else []))
+            ports = {name: getattr(facts, name) for name in names}
             facts = Facts(
                 **{**asdict(facts), **{name: free_port() if port_open(port) else port for name, port in ports.items()}}
             )
@@ -121,10 +146,12 @@ class Sandbox:
         return facts
 
     def _write(self, facts: Facts) -> None:
-        derived = {
+        derived: t.Dict[str, t.Any] = {
             name: getattr(facts, name)
             for name in ("database_dsn", "database_url", "redis_url", "base_url", "health_token")
         }
+        # What one process has after the deployment stays below two thirds of it; before, it is above.
+        derived["memory_limit_mb"] = 430 * self.processes
         new = self.facts_file.with_suffix(".new")
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump({"facts": asdict(facts), **derived, "paths": self.paths()}, file, indent=1)

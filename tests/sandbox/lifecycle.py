@@ -26,6 +26,10 @@ DATABASE = REPOSITORY / "tests/backend/database"
 SHIM = REPOSITORY / "tests/support/supabase_shim.sql"
 
 
+#: Releases whose own files keep the application from starting.
+NEVER_STARTS = ("august",)
+
+
 def say(text: str) -> None:
     sys.stdout.write(f"  {text}\n")
     sys.stdout.flush()
@@ -43,7 +47,7 @@ def up(sandbox: Sandbox) -> int:
         if not (sandbox.postgres / "PG_VERSION").exists():
             _initdb(sandbox, facts)
         if not (sandbox.backend / "app/main.py").exists():
-            materialise("incident", sandbox.backend)
+            materialise(sandbox.release, sandbox.backend)
         supervisor.write_configuration(sandbox, facts)
         supervisor.start_daemon(sandbox)
         wait_until(lambda: supervisor.running(sandbox), what="supervisord")
@@ -58,6 +62,11 @@ def up(sandbox: Sandbox) -> int:
     _start(sandbox, "redis")
     wait_until(lambda: redis_client.Redis.from_url(facts.redis_url).ping(), what="Redis")
     say(f"Redis answers on port {facts.redis_port}")
+    if sandbox.nginx:
+        _start(sandbox, "nginx")
+    if sandbox.release in NEVER_STARTS and not _deployed(sandbox):
+        say(f"the release {sandbox.release} does not start by itself; deploy to it")
+        return 0
     for name in ("pam-backend", "celery-worker", "celery-beat"):
         _start(sandbox, name)
     wait_until(
@@ -78,19 +87,21 @@ def up(sandbox: Sandbox) -> int:
 
 
 def break_it(sandbox: Sandbox) -> int:
-    """Puts the incident release's files and the eight incidents back, whatever was repaired since."""
+    """Puts the release's files and the eight incidents back, whatever was repaired since."""
     facts = sandbox.facts()
     for name in ("celery-beat", "celery-worker", "pam-backend"):
         _stop(sandbox, name)
     shutil.rmtree(sandbox.backend, ignore_errors=True)
-    materialise("incident", sandbox.backend)
+    materialise(sandbox.release, sandbox.backend)
     sandbox.env_file.unlink(missing_ok=True)
     shutil.rmtree(sandbox.state, ignore_errors=True)
     sandbox.state.mkdir(mode=0o700)
-    say("the incident release's files are back")
+    say(f"the files of the release {sandbox.release} are back")
     breakage.database(facts, reset=lambda: _seed(facts, fresh=True))
     breakage.cache(facts)
     breakage.disk(sandbox)
+    if sandbox.release in NEVER_STARTS:
+        return 0
     for name in ("pam-backend", "celery-worker", "celery-beat"):
         _start(sandbox, name)
     wait_until(
@@ -158,6 +169,10 @@ def _stop(sandbox: Sandbox, name: str) -> None:
     rpc = supervisor.rpc(sandbox)
     if rpc.getProcessInfo(name)["statename"] in ("RUNNING", "STARTING", "BACKOFF"):
         rpc.stopProcess(name, True)
+
+
+def _deployed(sandbox: Sandbox) -> bool:
+    return (sandbox.backend / "app/wheels_ops").is_dir()
 
 
 def _initdb(sandbox: Sandbox, facts: Facts) -> None:

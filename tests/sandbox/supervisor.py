@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import typing as t
@@ -62,6 +63,7 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
         "REDIS_URL": facts.redis_url,
         "SECRET_KEY": facts.secret_key,
         "ENVIRONMENT": "production",
+        "NODE_ENV": "production",
         "PORT": str(facts.http_port),
         "LOG_DIR": str(sandbox.log),
         "TMPDIR": str(sandbox.tmp),
@@ -88,7 +90,7 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
         ("redis", shlex.join([redis.path("redis-server"), str(redis_conf)]), redis.env, sandbox.redis, "TERM"),
         (
             "pam-backend",
-            application(f"{python} uvicorn app.main:app --host 127.0.0.1 --port {facts.http_port}"),
+            application(_serve(sandbox, facts, python)),
             release_env,
             sandbox.backend,
             "TERM",
@@ -108,6 +110,8 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
             "TERM",
         ),
     ]
+    if sandbox.nginx:
+        programs.append(("nginx", _nginx(sandbox, facts), {}, sandbox.directory, "QUIT"))
     lines = [
         "[supervisord]",
         f"logfile={sandbox.log}/supervisord.log",
@@ -144,6 +148,58 @@ def write_configuration(sandbox: Sandbox, facts: Facts) -> None:
         ]
     sandbox.supervisor_conf.write_text("\n".join(lines) + "\n")
     sandbox.supervisor_conf.chmod(0o600)
+
+
+def _serve(sandbox: Sandbox, facts: Facts, python: str) -> str:
+    """The command that serves the application; the proxy in front is believed as the release believes it."""
+    port = facts.app_port or facts.http_port
+    if sandbox.server_program == "uvicorn":
+        workers = f" --workers {sandbox.processes}" if sandbox.processes > 1 else ""
+        return f"{python} uvicorn app.main:app --host 127.0.0.1 --port {port}{workers}"
+    return (
+        f"{python} gunicorn app.main:app --preload --workers {sandbox.processes} --timeout 60 --bind 127.0.0.1:{port}"
+        f" --worker-class uvicorn.workers.UvicornWorker --worker-tmp-dir {shlex.quote(str(sandbox.tmp))}"
+    )
+
+
+def _nginx(sandbox: Sandbox, facts: Facts) -> str:
+    """Writes nginx's configuration, with WebSocket and the client's address as its manual has it; gives the command."""
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if not program:
+        raise SystemExit("nginx is not installed: apt-get install nginx-light")
+    place = sandbox.run / "nginx"
+    place.mkdir(mode=0o700, exist_ok=True)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    configuration = sandbox.etc / "nginx.conf"
+    configuration.write_text(
+        "\n".join(
+            [
+                *(["user root;"] if os.geteuid() == 0 else []),
+                f"pid {place}/pid;",
+                f"error_log {sandbox.log}/nginx.log;",
+                "events {}",
+                "http {",
+                "    access_log off;",
+                *(f"    {kind}_temp_path {place}/{kind};" for kind in kinds),
+                "    map $http_upgrade $connection_upgrade { default upgrade; '' close; }",
+                "    server {",
+                f"        listen 127.0.0.1:{facts.http_port};",
+                "        location / {",
+                f"            proxy_pass http://127.0.0.1:{facts.app_port};",
+                "            proxy_http_version 1.1;",
+                "            proxy_set_header Host $http_host;",
+                "            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
+                "            proxy_set_header X-Forwarded-Proto $scheme;",
+                "            proxy_set_header Upgrade $http_upgrade;",
+                "            proxy_set_header Connection $connection_upgrade;",
+                "        }",
+                "    }",
+                "}",
+                "",
+            ]
+        )
+    )
+    return shlex.join([program, "-e", f"{sandbox.log}/nginx.log", "-c", str(configuration), "-g", "daemon off;"])
 
 
 def _escape(text: str) -> str:
