@@ -150,3 +150,32 @@ def test_a_state_directory_that_others_can_change_ends_every_module(tmp_path: Pa
     with pytest.raises(Ended) as caught:
         _ansible.run(t.cast(t.Any, module), Result)
     assert f"The state directory {tmp_path} is refused: it has the mode 0777" in caught.value.args[0]["msg"]
+
+
+def test_references_are_resolved_and_shown_nowhere(tmp_path: Path) -> None:
+    """The secret of a referenced file reaches the call, and neither the arguments nor a message."""
+    file = tmp_path / "api.env"
+    file.write_text(f"REDIS_URL={URL}\nDATABASE_URL=postgresql://app:hunter2222@db/pam\n")
+    module = Module()
+    module.argument_spec = {"dsn": {"no_log": True}}
+    module.params = {"url": f"file://{file}#REDIS_URL", "dsn": f"file://{file}#DATABASE_URL", "level": 2}
+
+    def call() -> Result:
+        assert module.params["url"] == URL
+        raise OpsError(f"No answer from {module.params['url']}, with the password s3cret, nor hunter2222.")
+
+    with pytest.raises(Ended) as caught:
+        _ansible.run(t.cast(t.Any, module), call)
+    shown = json.dumps(caught.value.args[0])
+    assert f"file://{file}#REDIS_URL" in shown
+    assert "s3cret" not in shown
+    assert "hunter2222" not in shown
+    assert module.no_log_values == {"postgresql://app:hunter2222@db/pam"}
+
+
+def test_reference_that_fails_is_one_clear_message(tmp_path: Path) -> None:
+    module = Module()
+    module.params = {"url": f"file://{tmp_path}/missing#REDIS_URL"}
+    with pytest.raises(Ended) as caught:
+        _ansible.run(t.cast(t.Any, module), Result)
+    assert f"{tmp_path}/missing cannot be read" in caught.value.args[0]["msg"]

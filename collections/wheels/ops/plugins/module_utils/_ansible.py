@@ -13,6 +13,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
 from .core.results import OpsError, Result, escape_names
+from .host import environment_files
 from .state import directory, lock
 
 
@@ -30,6 +31,7 @@ def run(
     secrets = _secrets(module)
     _keep_words_readable(module)
     try:
+        secrets += _resolve_references(module)
         if module.params.get("state_dir"):
             directory.require(module.params["state_dir"])
         with (
@@ -67,6 +69,19 @@ def run(
     diff = {"diff": redact_diff(shown.pop("diff"), secrets)} if "diff" in shown else {}
     module.exit_json(**escape_names({"invocation": invocation, **redact_value(shown, secrets), **diff}))
     raise AssertionError("exit_json returned")
+
+
+def _resolve_references(module: AnsibleModule) -> t.List[str]:
+    """Puts what the options refer to in their place, and gives the secrets of it."""
+    resolved = environment_files.resolve(module.params)
+    secrets = []
+    for name, value in resolved.items():
+        if value != module.params[name]:
+            module.params[name] = value
+            secrets += secrets_of(value)
+            if isinstance(value, str) and (module.argument_spec.get(name) or {}).get("no_log"):
+                module.no_log_values.add(value)
+    return secrets
 
 
 #: Options whose values, under whatever name, are what a person gave for an environment: their names are shown.

@@ -78,7 +78,8 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_database_dsn": Variable(
         "str",
         "",
-        "PostgreSQL connection string or URL (secret). Empty: the checks `database` and `rls` are skipped.",
+        "PostgreSQL connection string or URL (secret), or a reference to the variable of a file on the host, such as"
+        " `file:///etc/api.env#DATABASE_URL`. Empty: the checks `database` and `rls` are skipped.",
     ),
     "wheels_ops_deployment_id": Variable(
         "str", "", "Deployment to roll back. Empty: the newest, or the one that was interrupted."
@@ -142,7 +143,10 @@ SHARED: t.Dict[str, Variable] = {
     ),
     "wheels_ops_redis_unit": Variable("str", "redis-server", "Unit of Redis, as the service manager calls it."),
     "wheels_ops_redis_url": Variable(
-        "str", "redis://127.0.0.1:6379/0", "URL of the Redis of cache and broker (secret if it has a password)."
+        "str",
+        "redis://127.0.0.1:6379/0",
+        "URL of the Redis of cache and broker (secret if it has a password), or a reference such as"
+        " `file:///etc/api.env#REDIS_URL`.",
     ),
     "wheels_ops_report_dir": Variable(
         "str", "reports/{inventory_hostname}", "Directory on the controller for the reports of this host."

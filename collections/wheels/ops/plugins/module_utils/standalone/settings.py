@@ -25,6 +25,7 @@ from ..core.options import in_range, known_keys
 from ..core.redaction import redact_value, secrets_of
 from ..core.results import OpsError
 from ..health.thresholds import parse
+from ..host import environment_files
 from ..report import alerts
 from ..report.alerts import Receiver
 from ..services.manager import open_manager
@@ -145,7 +146,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     in_range("deadline", deadline, MARGIN + 1, 3600, unit="seconds")
     state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", content.get("state_dir", ""), "") or _state_dir(env)
     checks["thresholds"] = parse(checks.get("thresholds") or {})
-    options = suite.Options(**checks)
+    options = suite.Options(**environment_files.resolve(checks))
     options = _within(
         replace(options, timeout=min(options.timeout, deadline - MARGIN) if "timeout" in checks else deadline - MARGIN),
         notes,
