@@ -11,6 +11,7 @@ import typing as t
 from .core.results import OpsError
 from .core.version import VERSION
 from .rls import cli as rls_cli
+from .standalone import patch_cli
 
 #: Exit status of every subcommand.
 CLEAN, FOUND, UNKNOWN = 0, 1, 2
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"wheels-ops {VERSION}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
+    patch_cli.register(commands)
     return main_parser
 
 
