@@ -12,6 +12,7 @@ from wheels_ops.checks import celery, dead_peer, http, suite, websocket
 from wheels_ops.core.results import OpsError
 from wheels_ops.health import check as health
 from wheels_ops.health import thresholds
+from wheels_ops.health.subjects import REGISTRY
 from wheels_ops.health.thresholds import DEFAULTS, STATUSES, Thresholds
 from wheels_ops.report import metrics, report
 from wheels_ops.standalone import program_output
@@ -314,7 +315,11 @@ def test_the_http_check_is_given_what_the_options_say(monkeypatch: pytest.Monkey
         "settle": 6.0,
         "response": Thresholds(1),
         "errors": Thresholds(2),
+        "view": suite.View(outside=False),
     }
+    outside = suite.View(outside=True, ops_token="a-token-of-this-test")
+    suite.run(suite.Options(subjects=("http",), base_url="http://h"), outside)
+    assert given["view"] == outside
     suite.run(suite.Options(subjects=("http",), base_url="http://h"))
     assert (given["health_path"], given["settle"]) == ("/api/v1/system/health", 10.0)
 
@@ -322,3 +327,17 @@ def test_the_http_check_is_given_what_the_options_say(monkeypatch: pytest.Monkey
 def test_a_subject_that_nobody_knows_is_refused() -> None:
     with pytest.raises(OpsError, match="subjects must contain only .*, got ram"):
         suite.run(suite.Options(subjects=("redis", "ram")))
+
+
+def test_a_subject_that_needs_the_host_is_never_measured_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where everything that it needs is given: what is seen here is another machine."""
+
+    def fail(*_words: t.Any) -> health.Check:
+        raise AssertionError("was measured")
+
+    names = [subject.name for subject in REGISTRY if subject.needs_host]
+    assert names == ["memory", "cpu", "disk", "services"]
+    monkeypatch.setattr(suite, "MEASURES", dict.fromkeys(suite.MEASURES, fail))
+    result = suite.run(suite.Options(subjects=names, services=[{"name": "redis"}]), suite.View(outside=True))
+    assert result["status"] == "unknown" and result["not_measured"] == names
+    assert {check["message"] for check in result["checks"]} == {"Not checked: needs the host."}

@@ -11,7 +11,7 @@ import typing as t
 from .core.results import OpsError
 from .core.version import VERSION
 from .rls import cli as rls_cli
-from .standalone import patch_cli
+from .standalone import health_cli, patch_cli
 
 #: Exit status of every subcommand.
 CLEAN, FOUND, UNKNOWN = 0, 1, 2
@@ -21,12 +21,16 @@ def parser() -> argparse.ArgumentParser:
     """Every subcommand adds itself with ``register(subparsers)`` and names the function that runs it as ``run``."""
     main_parser = argparse.ArgumentParser(
         prog="wheels-ops",
-        description="Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 unknown.",
+        description=(
+            "Checks and remedies of wheels.ops. Exit status: 0 clean, 1 findings, 2 unknown; of health: 0 healthy,"
+            " 1 warning, 2 critical, 3 unknown."
+        ),
     )
     main_parser.add_argument("--version", action="version", version=f"wheels-ops {VERSION}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
     patch_cli.register(commands)
+    health_cli.register(commands)
     return main_parser
 
 

@@ -34,6 +34,7 @@ def check(
     expect_workers: int = 1,
     expect_beat: bool = True,
     members: t.Collection[int] = (),
+    outside: bool = False,
 ) -> Check:
     """Asks every worker by remote control over Redis, as ``celery inspect`` does, but without starting the application.
 
@@ -42,6 +43,7 @@ def check(
     than a task may take (``celery_workers``), or nothing tells of a beat, neither its heartbeat in Redis nor a process
     of this broker on this host (``gates.beats_of``; ``members`` are the processes of our services). Critical, too: two
     such beats run. A worker that is seen to ask for tasks or to be at one does its work, whether it answers or not.
+    ``outside``: the processes of this machine are not those of the host, and none is looked at.
     Raises ``OpsError`` where Redis refuses the password or a command.
     """
     import redis
@@ -50,13 +52,13 @@ def check(
     silent: t.List[celery_workers.Silence] = []
     try:
         client.ping()
-        watch = celery_workers.Watch(client, broker.port(redis_url))
+        watch = celery_workers.Watch(client, 0 if outside else broker.port(redis_url))
         nodes = broker.workers(client, timeout=timeout, wanted=lambda answers: len(answers) >= max(1, expect_workers))
         if len(nodes) < expect_workers:
             watch.wait(min(timeout, 1.0))
             silent = _silent(watch, nodes)
         counts = broker.waiting_tasks(client, broker.queues(client, queues))
-        beat = _beat(client, redis_url, members)
+        beat = _beat(client, redis_url, members, outside)
         throttle = _throttle(client)
         consumed = _consumed(client)
     except redis.AuthenticationError:
@@ -176,13 +178,13 @@ def _worker(stats: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     }
 
 
-def _beat(client: t.Any, redis_url: str, members: t.Collection[int]) -> t.Dict[str, t.Any]:
+def _beat(client: t.Any, redis_url: str, members: t.Collection[int], outside: bool) -> t.Dict[str, t.Any]:
     """What is known of beat: ``source`` is ``heartbeat`` or ``process``; empty when there is no sign of it.
 
     ``several``: the processes where more than one runs on this host, with their command lines.
     """
     try:
-        here = gates.beats_of(redis_url, members)
+        here = {} if outside else gates.beats_of(redis_url, members)
     except (OpsError, OSError):
         here = {}
     several = {"several": here} if len(here) > 1 else {}
@@ -250,4 +252,5 @@ def measure(context: HostContext, options: Options) -> Check:
         expect_workers=1 if workers or not services else 0,
         expect_beat=bool(beats),
         members=members,
+        outside=context.view.outside,
     )

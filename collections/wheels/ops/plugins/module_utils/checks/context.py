@@ -71,6 +71,17 @@ class Options:
         return self.thresholds.get(threshold, DEFAULTS[threshold])
 
 
+@dataclass(frozen=True)
+class View:
+    """From where a run looks. ``outside``: from another machine, so that nothing that is seen here is the host's.
+
+    ``ops_token``: with which the application says more of its own health.
+    """
+
+    outside: bool = False
+    ops_token: str = field(default="", repr=False)
+
+
 class Once(t.Generic[T]):
     """A call that is made at most once, from however many threads; its error is raised again for each caller."""
 
@@ -100,8 +111,11 @@ class HostContext:
     them does so.
     """
 
-    def __init__(self, services: t.Sequence[Service], open_manager: t.Callable[[], Manager]) -> None:
+    def __init__(
+        self, services: t.Sequence[Service], open_manager: t.Callable[[], Manager], view: t.Optional[View] = None
+    ) -> None:
         self.services: t.Tuple[Service, ...] = tuple(services)
+        self.view = view or View()
         #: The service manager.
         self.manager: t.Callable[[], Manager] = Once(open_manager)
         #: unit -> what the manager says of it; empty, without asking, where no service is listed.

@@ -17,7 +17,7 @@ from ..core.results import OpsError
 from ..health.check import Check, Finding, conclude, is_ours
 from ..health.thresholds import DEFAULTS, Thresholds, worst
 from . import self_report
-from .context import HostContext, Options
+from .context import HostContext, Options, View
 
 HEALTH_PATH = Options.health_path
 #: The health of a deployed backend comes from samples: what was repaired shows within ten seconds.
@@ -81,6 +81,7 @@ def check(
     verify: t.Union[bool, str] = True,
     response: t.Optional[Thresholds] = None,
     errors: t.Optional[Thresholds] = None,
+    view: t.Optional[View] = None,
 ) -> Check:
     """Asks every path ``samples`` times over one connection. The value is the 95th percentile of the time to the answer
     in ms; where it is over a limit, more answers are asked for before it counts.
@@ -89,12 +90,15 @@ def check(
     paths and ``health_path`` (empty: not asked) say of the application's health in JSON counts as well, without what
     the suite measures from outside (``self_report``); where a health is bad, it is asked for again for ``settle``
     seconds. A release without ``health_path`` is no fault: ``details.application`` says so. The few distinct paths keep
-    the backend's own address blocking from seeing a scan.
+    the backend's own address blocking from seeing a scan. Seen from outside (``view``), what the application says of
+    the host's resources counts as well; its ops token is sent where nobody else can read it.
     """
     import requests
 
     for path in (*paths, *([health_path] if health_path else [])):
         require_url(base_url, path)
+    view = view or View()
+    measured = self_report.MEASURED_FROM_AFAR if view.outside else self_report.MEASURED_OUTSIDE
     slow, wrong = response or DEFAULTS["response_time_ms"], errors or DEFAULTS["error_rate"]
     details: t.Dict[str, t.Any] = {}
     findings: t.List[Finding] = []
@@ -116,13 +120,16 @@ def check(
             )
         else:
             findings += _graded(sampling, p95, rate, slow, wrong)
-            findings += _said(sampling.documents, details)
+            findings += _said(sampling.documents, measured, details)
             findings += [
                 Finding("ok", f"{path} redirects to {host}, which gave the answers")
                 for path, host in sampling.elsewhere.items()
             ]
             if health_path and health_path not in paths:
-                findings += _application(session, base_url, health_path, timeout, settle, details)
+                if view.ops_token and _is_private(base_url):
+                    # Where it redirects to another host, requests leaves this header out.
+                    session.headers["Authorization"] = f"Bearer {view.ops_token}"
+                findings += _application(session, base_url, health_path, timeout, settle, measured, details)
     return conclude(
         "http",
         findings,
@@ -217,10 +224,18 @@ def _graded(sampling: _Samples, p95: float, rate: float, slow: Thresholds, wrong
         )
 
 
-def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.Iterator[Finding]:
+def _is_private(base_url: str) -> bool:
+    """Whether nobody between here and there can read what is sent."""
+    parts = urllib.parse.urlsplit(base_url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _said(
+    documents: t.Mapping[str, t.Any], measured: t.Collection[str], details: t.Dict[str, t.Any]
+) -> t.Iterator[Finding]:
     """What the paths themselves say: an answer 200 that calls itself unhealthy is none that a user is helped with."""
     for path, document in documents.items():
-        report = self_report.read(document)
+        report = self_report.read(document, measured)
         if report is None:
             continue
         details.setdefault("said", {})[path] = {
@@ -234,19 +249,25 @@ def _said(documents: t.Mapping[str, t.Any], details: t.Dict[str, t.Any]) -> t.It
 
 
 def _application(
-    session: t.Any, base_url: str, path: str, timeout: float, settle: float, details: t.Dict[str, t.Any]
+    session: t.Any,
+    base_url: str,
+    path: str,
+    timeout: float,
+    settle: float,
+    measured: t.Collection[str],
+    details: t.Dict[str, t.Any],
 ) -> t.List[Finding]:
     """The health of a deployed backend, asked for until it is well or ``settle`` seconds have passed."""
     deadline = time.monotonic() + settle
     while True:
-        findings, details["application"] = _ask_application(session, base_url, path, timeout)
+        findings, details["application"] = _ask_application(session, base_url, path, timeout, measured)
         if all(finding.status == "ok" for finding in findings) or time.monotonic() + _AGAIN_AFTER > deadline:
             return findings
         time.sleep(_AGAIN_AFTER)
 
 
 def _ask_application(
-    session: t.Any, base_url: str, path: str, timeout: float
+    session: t.Any, base_url: str, path: str, timeout: float, measured: t.Collection[str]
 ) -> t.Tuple[t.List[Finding], t.Dict[str, t.Any]]:
     """One look at the application's own health: findings, and what stands of it in the details."""
     import requests
@@ -258,7 +279,7 @@ def _ask_application(
         facts["status"] = "critical"
         return [Finding("critical", f"{path} gives no answer: {type(error).__name__}", "service_restart")], facts
     code = facts["http_status"] = answer.status_code
-    report = self_report.read(_document(answer))
+    report = self_report.read(_document(answer), measured)
     if code < 500 and (code >= 300 or report is None):
         # A release before the deployment, or one whose firewall knows no such path: nothing is known, and nothing is
         # wrong.
@@ -289,7 +310,7 @@ def _ask_application(
     return [Finding(status, text + (f"; check {login} in its environment" if login else ""))], facts
 
 
-def measure(_context: HostContext, options: Options) -> Check:
+def measure(context: HostContext, options: Options) -> Check:
     return check(
         options.base_url,
         paths=options.http_paths,
@@ -297,4 +318,5 @@ def measure(_context: HostContext, options: Options) -> Check:
         settle=min(SETTLE, options.timeout / 2),
         response=options.limits("response_time_ms"),
         errors=options.limits("error_rate"),
+        view=context.view,
     )

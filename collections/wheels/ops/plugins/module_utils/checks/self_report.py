@@ -166,6 +166,16 @@ _REASONS = ("output", "error", "message", "reason", "detail")
 MEASURED_OUTSIDE = frozenset(
     {subject.name for subject in REGISTRY if not subject.backend_reports} | {"eventloop", "load", "process", "system"}
 )
+#: The same for a run that sees no host: what the application says of the host's resources is all that is known of them.
+MEASURED_FROM_AFAR = (
+    MEASURED_OUTSIDE
+    - {subject.name for subject in REGISTRY if subject.needs_host}
+    - {
+        "eventloop",
+        "load",
+        "system",
+    }
+)
 #: Of a text that the application gives: enough for a reason, too little for a page of a traceback.
 _LONGEST = 120
 
@@ -227,8 +237,8 @@ def _say(word: t.Any, status: Status) -> str:
     return f"{str(word)[:40]}, which cannot be understood" if status == "unknown" and grade(word) is None else str(word)
 
 
-def read(document: t.Any) -> t.Optional[SelfReport]:
-    """What a document says; None where it says nothing of health."""
+def read(document: t.Any, measured: t.Collection[str] = MEASURED_OUTSIDE) -> t.Optional[SelfReport]:
+    """What a document says; None where it says nothing of health. Components in ``measured`` do not count."""
     if isinstance(document, Unreadable):
         return SelfReport("unknown", (document.reason,))
     if isinstance(document, str):
@@ -238,12 +248,12 @@ def read(document: t.Any) -> t.Optional[SelfReport]:
         document = {"components": document}
     if not isinstance(document, dict):
         return None
-    report = _read(document)
+    report = _read(document, measured)
     inside = [
         report_part
         for key in _AROUND
         if isinstance(document.get(key), dict)
-        for report_part in [_read(document[key])]
+        for report_part in [_read(document[key], measured)]
         if report_part is not None
     ]
     return max(
@@ -259,7 +269,7 @@ def _first_word(text: str) -> str:
     return match[1] if match else text
 
 
-def _read(document: t.Mapping[str, t.Any]) -> t.Optional[SelfReport]:
+def _read(document: t.Mapping[str, t.Any], measured: t.Collection[str]) -> t.Optional[SelfReport]:
     words = _words(document)
     overall = worst(status for _word, status in words) if words else None
     parts = [entry for key in _PARTS for entry in _entries(document.get(key))]
@@ -276,7 +286,7 @@ def _read(document: t.Mapping[str, t.Any]) -> t.Optional[SelfReport]:
     counted = [
         (name, status, why)
         for name, status, why in bad
-        if name.lower().rpartition(".")[2].split(":")[0] not in MEASURED_OUTSIDE
+        if name.lower().rpartition(".")[2].split(":")[0] not in measured
     ]
     counted.sort(key=lambda entry: -STATUSES.index(entry[1]))
     left_out = tuple(f"{name} ({status})" for name, status, _why in bad if (name, status, _why) not in counted)

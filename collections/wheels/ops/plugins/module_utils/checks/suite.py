@@ -14,9 +14,9 @@ from ..health.subjects import NAMES, REGISTRY, Subject
 from ..services.manager import open_manager
 from ..services.model import parse_services
 from . import celery, cors, cpu, database, disk, http, memory, redis, rls, services, tts, websocket
-from .context import HostContext, Options
+from .context import HostContext, Options, View
 
-__all__ = ["SUBJECTS", "WEBSOCKET_PATHS", "HostContext", "Options", "run", "scores_of"]
+__all__ = ["SUBJECTS", "WEBSOCKET_PATHS", "HostContext", "Options", "View", "run", "scores_of"]
 
 #: Every subject, in the order of a report.
 SUBJECTS: t.Tuple[str, ...] = NAMES
@@ -29,9 +29,9 @@ MEASURES: t.Mapping[str, t.Callable[[HostContext, Options], health.Check]] = {
 WEBSOCKET_PATHS = websocket.PATHS
 
 
-def run(options: Options) -> t.Dict[str, t.Any]:
+def run(options: Options, view: t.Optional[View] = None) -> t.Dict[str, t.Any]:
     """Measures and gives ``status``, ``checks`` (in report order), names by outcome, ``scores``, ``duration_ms`` and
-    the time.
+    the time. Seen from outside, a subject that needs the host is ``skipped``.
     """
     if options.subjects:
         choices("subjects", options.subjects, SUBJECTS)
@@ -39,6 +39,7 @@ def run(options: Options) -> t.Dict[str, t.Any]:
     context = HostContext(
         parse_services(options.services) if options.services else (),
         lambda: open_manager(**options.manager_arguments()),
+        view,
     )
     calls = _calls(options, context)
     selected = {name: calls[name] for name in SUBJECTS if name in options.subjects}
@@ -95,6 +96,8 @@ def _calls(options: Options, context: HostContext) -> t.Dict[str, t.Callable[[],
 
 
 def _call(subject: Subject, options: Options, context: HostContext) -> t.Callable[[], health.Check]:
+    if context.view.outside and subject.needs_host:
+        return lambda: health.Check(name=subject.name, status="skipped", message="Not checked: needs the host.")
     missing = next((need for need in subject.needs if not all(getattr(options, name) for name in need.options)), None)
     if missing is None:
         return lambda: MEASURES[subject.name](context, options)

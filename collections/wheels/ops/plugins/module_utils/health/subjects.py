@@ -46,7 +46,8 @@ class Subject:
 
     ``incident`` is the number in the incident report, 0 for a subject that it does not have. ``thresholds`` are the
     names of those that grade the check, ``remedies`` the modules that it may name. ``backend_reports``: what a backend
-    says about its own component of this name counts as well, as it has a login of its own there.
+    says about its own component of this name counts as well, as it has a login of its own there. ``needs_host``: only
+    a program on the host itself can measure it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Subject:
     remedies: t.Tuple[str, ...] = ()
     scores: t.Tuple[ScoreInput, ...] = ()
     backend_reports: bool = False
+    needs_host: bool = False
 
     @property
     def check(self) -> str:
@@ -83,6 +85,7 @@ REGISTRY: t.Tuple[Subject, ...] = (
         thresholds=("memory",),
         remedies=("memory_trim",),
         scores=(ScoreInput("performance", "memory_percent"),),
+        needs_host=True,
     ),
     Subject(
         "cpu",
@@ -94,6 +97,7 @@ REGISTRY: t.Tuple[Subject, ...] = (
             ScoreInput("performance", "cpu_percent", detail="host_percent", services_detail="services_percent"),
             ScoreInput("performance", "loop_lag_ms", detail="stall_ms"),
         ),
+        needs_host=True,
     ),
     Subject(
         "disk",
@@ -102,6 +106,7 @@ REGISTRY: t.Tuple[Subject, ...] = (
         thresholds=("disk",),
         remedies=("log_rotate", "disk_cleanup"),
         scores=(ScoreInput("performance", "disk_percent"),),
+        needs_host=True,
     ),
     Subject(
         "database",
@@ -169,6 +174,7 @@ REGISTRY: t.Tuple[Subject, ...] = (
         needs=(SERVICES,),
         remedies=("service_restart",),
         backend_reports=True,
+        needs_host=True,
     ),
 )
 
@@ -185,6 +191,8 @@ INCIDENTS: t.Mapping[int, str] = {
 }
 
 NAMES: t.Tuple[str, ...] = tuple(subject.name for subject in REGISTRY)
+#: What can be measured from another machine.
+FROM_OUTSIDE: t.Tuple[str, ...] = tuple(subject.name for subject in REGISTRY if not subject.needs_host)
 
 
 def subject_of(name: str) -> Subject:

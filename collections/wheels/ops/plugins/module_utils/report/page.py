@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 import typing as t
 from dataclasses import dataclass
@@ -75,9 +76,11 @@ def page(
     before: t.Optional[Health] = None,
     remedies: t.Optional[t.Mapping[str, str]] = None,
     past: t.Optional[Past] = None,
+    advice: t.Optional[t.Callable[[t.Mapping[str, t.Any]], str]] = None,
 ) -> str:
     """The whole page. With ``before``, the result of an earlier run, it compares both: ``remedies`` says what was done
-    in between, by check. Everything measured is escaped.
+    in between, by check. ``advice`` gives what to do about a check where no playbook reaches the host. Everything
+    measured is escaped.
     """
     past = past or Past()
     status = str(after.get("status", "unknown"))
@@ -94,7 +97,7 @@ def page(
         "</div>",
         _element("p", report.summary(after)),
         _scores(after),
-        _problems(after, past),
+        _problems(after, past, advice or _command),
         _comparison(before, after, remedies or {}) if before else "",
         _missed(after),
         _checks(after),
@@ -115,7 +118,7 @@ def _scores(after: Health) -> str:
     return f'<div class="scores">{tiles}</div>'
 
 
-def _problems(after: Health, past: Past) -> str:
+def _problems(after: Health, past: Past, advice: t.Callable[[t.Mapping[str, t.Any]], str]) -> str:
     failing = [check for check in after.get("checks", []) if check["status"] not in ("ok", "skipped")]
     failing.sort(key=lambda check: _ORDER.get(check["status"], 0))
     if not failing:
@@ -129,17 +132,23 @@ def _problems(after: Health, past: Past) -> str:
             f'<div class="card {html.escape(check["status"])}">'
             f"<h3>{html.escape(_TITLES.get(name, name))}: "
             f"{_element('span', check['status'], 'status ' + check['status'])}{html.escape(since)}</h3>"
-            f"{_element('p', check['message'])}{_advice(check)}</div>"
+            f"{_element('p', check['message'])}{_advice(check, advice)}</div>"
         )
     return f"<h2>What is wrong</h2>{''.join(cards)}"
 
 
-def _advice(check: t.Mapping[str, t.Any]) -> str:
-    """What to do next: the command that applies the remedy, and where the check is described."""
-    remedy = check.get("remedy")
-    playbook = "deploy" if remedy == "managed_files" else "recover"
-    command = f"What to do: <code>ansible-playbook -i INVENTORY playbooks/{playbook}.yml</code> ({html.escape(str(remedy))}). "
-    return f"<p>{command if remedy else ''}Runbook: docs/checks.md, {html.escape(_TITLES.get(check['name'], ''))}.</p>"
+def _advice(check: t.Mapping[str, t.Any], advice: t.Callable[[t.Mapping[str, t.Any]], str]) -> str:
+    """What to do next, and where the check is described."""
+    text = html.escape(advice(check)) if check.get("remedy") else ""
+    # A command stands between backticks.
+    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", f"What to do: {text} " if text else "")
+    return f"<p>{text}Runbook: docs/checks.md, {html.escape(_TITLES.get(check['name'], ''))}.</p>"
+
+
+def _command(check: t.Mapping[str, t.Any]) -> str:
+    """The command that applies the remedy of a check."""
+    playbook = "deploy" if check["remedy"] == "managed_files" else "recover"
+    return f"`ansible-playbook -i INVENTORY playbooks/{playbook}.yml` ({check['remedy']})."
 
 
 def _comparison(before: Health, after: Health, remedies: t.Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ as one HTML page.
 
 from __future__ import annotations
 
+import re
 import textwrap
 import typing as t
 
@@ -16,7 +17,7 @@ from ..health.thresholds import worst
 Health = t.Mapping[str, t.Any]
 
 #: How a message of a check that was not made begins.
-_NOT_MEASURED = "Not measured: "
+_NOT_MEASURED = re.compile(r"\ANot (?:measured|checked): ")
 _COLOURS = {"ok": "32", "warning": "33", "unknown": "35", "critical": "31", "emergency": "31;1", "skipped": "2"}
 
 
@@ -51,7 +52,7 @@ def not_measured(health: Health) -> t.Dict[str, t.List[str]]:
     for check in health.get("checks", []):
         if check["status"] == "skipped":
             message = check["message"]
-            reason = message[len(_NOT_MEASURED) :] if message.startswith(_NOT_MEASURED) else message
+            reason = _NOT_MEASURED.sub("", message, count=1)
             reasons.setdefault(reason.partition(". ")[0].rstrip(".") or "no reason is given", []).append(check["name"])
     return reasons
 

@@ -27,7 +27,7 @@ from ..report import alerts, metrics, page
 from ..report import report as reports
 from ..state import history, problems
 from ..state.history import HistoryRecord
-from . import program_output
+from . import program_output, report_options
 from .settings import Settings, load
 
 Report = t.Dict[str, t.Any]
@@ -55,14 +55,19 @@ class ProductionHealthMonitor:
     async def run_all_checks(self) -> Report:
         """Every check, side by side; a check that raises or hangs is ``unknown`` and counts as an issue."""
         # Raises what nothing can be measured with: settings that make no sense.
-        health = await asyncio.to_thread(suite.run, self.settings.checks)
+        health = await asyncio.to_thread(suite.run, self.settings.checks, self.settings.view)
         return self.report_of(health)
 
     def report_of(self, health: t.Mapping[str, t.Any]) -> Report:
         """The report of one look, without any secret: the keys of the first version and those of ``health_info``."""
-        results = {check["name"]: program_output.detailed(check) for check in health["checks"]}
+        outside = self.settings.view.outside
+        results = {check["name"]: program_output.detailed(check, outside=outside) for check in health["checks"]}
         self.issues_found = self.settings.scrubbed(
-            [program_output.issue(check) for check in health["checks"] if not program_output.is_quiet(check)]
+            [
+                program_output.issue(check, outside=outside)
+                for check in health["checks"]
+                if not program_output.is_quiet(check)
+            ]
         )
         self.recommendations = list(dict.fromkeys(each["recommendation"] for each in self.issues_found))
         seconds = health["duration_ms"] / 1000
@@ -90,7 +95,9 @@ class ProductionHealthMonitor:
 
     async def check(self, subject: str) -> t.Dict[str, t.Any]:
         """One subject alone."""
-        health = await asyncio.to_thread(suite.run, replace(self.settings.checks, subjects=(subject,)))
+        health = await asyncio.to_thread(
+            suite.run, replace(self.settings.checks, subjects=(subject,)), self.settings.view
+        )
         return t.cast("t.Dict[str, t.Any]", self.settings.scrubbed(program_output.detailed(health["checks"][0])))
 
     # The names of the first version.
@@ -166,6 +173,12 @@ def _is_terminal() -> bool:
 
 def _head(settings: Settings, report: Report, host: str) -> t.Dict[str, t.Any]:
     """What the page has beside the report: title, facts and the last day of this host."""
+    head: t.Dict[str, t.Any] = {
+        "title": f"wheels.ops: {host}",
+        "facts": {"took": f"{report['duration_seconds']:.1f} s"},
+    }
+    if settings.view.outside:
+        return {**head, "advice": functools.partial(program_output.recommendation, outside=True)}
     state = settings.state_dir
     try:
         since = {problem.subject: problem.since for problem in problems.read(state).problems}
@@ -177,7 +190,7 @@ def _head(settings: Settings, report: Report, host: str) -> t.Dict[str, t.Any]:
         since=since,
         now=time.time(),
     )
-    return {"title": f"wheels.ops: {host}", "facts": {"took": f"{report['duration_seconds']:.1f} s"}, "past": past}
+    return {**head, "past": past}
 
 
 def performance_data(report: Report) -> str:
@@ -228,9 +241,11 @@ def text(report: Report, *, plugin: bool = False) -> str:
 
 
 async def main(settings: t.Optional[Settings] = None) -> Report:
-    """One look, noted in the history; gives the report."""
+    """One look, noted in the history where this is the host; gives the report."""
     monitor = ProductionHealthMonitor(settings)
     report = await monitor.run_all_checks()
+    if monitor.settings.view.outside:
+        return report
     try:
         note(monitor.settings, report)
     except OpsError as error:
@@ -267,41 +282,38 @@ def parser() -> argparse.ArgumentParser:
     program_parser.add_argument(
         "--config", default="", metavar="FILE", help="configuration to read instead of /etc/wheels-ops/monitor.json"
     )
-    program_parser.add_argument("--json", action="store_true", help="the whole report as JSON")
-    program_parser.add_argument(
-        "--output", default="", metavar="FILE", help="also write the JSON there, as a whole, readable by its owner only"
-    )
-    program_parser.add_argument(
-        "--html", default="", metavar="FILE", help="also write the report as one HTML page, readable by its owner only"
-    )
-    program_parser.add_argument(
-        "--prometheus",
-        default="",
-        metavar="FILE",
-        help="also write the metrics there, for the textfile collector of node_exporter (the name ends in .prom)",
-    )
-    program_parser.add_argument("--quiet", action="store_true", help="print nothing where everything is healthy")
+    report_options.add(program_parser)
     program_parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION} (wheels.ops)")
-    program_parser.add_argument(
-        "--only", default="", metavar="CHECK,...", help=f"measure only these of: {', '.join(NAMES)}"
-    )
     return program_parser
 
 
 def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     """The command line; gives the exit status. What is unknown is 3, in one line on standard error."""
     options = parser().parse_args(words)
+    return look_and_tell(options, lambda: load(options.config), socket.gethostname())
+
+
+def look_and_tell(
+    options: argparse.Namespace,
+    load_settings: t.Callable[[], Settings],
+    host: str,
+    wording: t.Callable[[Report], Report] = lambda report: report,
+) -> int:
+    """One look with these settings, in the forms of ``report_options``; gives the exit status.
+
+    ``host``: what is looked at. ``wording`` gives a report in the words of the program.
+    """
     start = time.monotonic()
     settings = None
     try:
-        settings = load(options.config)
+        settings = load_settings()
         if options.only:
             settings = replace(
                 settings,
                 checks=replace(settings.checks, subjects=tuple(filter(None, options.only.replace(" ", "").split(",")))),
             )
         with program_output.deadline(settings.deadline):
-            report = _looked(settings, start)
+            report = wording(_looked(settings, start))
     except (OpsError, program_output.DeadlineExceeded) as error:
         return program_output.report_unknown(str(error), settings, as_json=options.json)
     except KeyboardInterrupt:
@@ -313,7 +325,6 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
             as_json=options.json,
         )
     failure = program_output.write_report(options.output, report)
-    host = socket.gethostname()
     # Nobody reads a file of another user's, but node_exporter reads the metrics, which have no message in them.
     failure = (
         program_output.write_text(options.prometheus, lambda: metrics.text(report, host), report, 0o644) and failure
@@ -333,7 +344,11 @@ def run(words: t.Optional[t.Sequence[str]] = None) -> int:
 
 
 def _looked(settings: Settings, start: float) -> Report:
-    """One run at a time; where our state cannot be written the host is measured all the same, and that is said."""
+    """One run at a time; where our state cannot be written the host is measured all the same, and that is said. From
+    another machine there is no state.
+    """
+    if settings.view.outside:
+        return asyncio.run(main(settings))
     with contextlib.ExitStack() as stack:
         lock = settings.state_dir / "monitor.lock"
         recorded = True

@@ -53,11 +53,15 @@ def is_quiet(check: t.Mapping[str, t.Any]) -> bool:
     return check["status"] in ("ok", "skipped")
 
 
-def recommendation(check: t.Mapping[str, t.Any]) -> str:
-    """What a person does about a check, in one sentence; empty where nothing is wrong."""
+def recommendation(check: t.Mapping[str, t.Any], *, outside: bool = False) -> str:
+    """What a person does about a check, in one sentence; empty where nothing is wrong. ``outside``: where there is no
+    host to run a playbook or a remedy on.
+    """
     remedy = check.get("remedy", "")
     if is_quiet(check):
         return ""
+    if outside and remedy:
+        return FROM_OUTSIDE.get(remedy, "Look at the message; the remedies of wheels.ops need a host.")
     if remedy in ("sql_script", "rls_repair"):
         return "Repair the database: the playbook deploy, or python3 scripts/automated_recovery.py --repair-database."
     if remedy in ("managed_files", "tts_engine"):
@@ -71,7 +75,17 @@ def recommendation(check: t.Mapping[str, t.Any]) -> str:
     )
 
 
-def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+#: remedy -> what is done about it where there is no host.
+FROM_OUTSIDE: t.Mapping[str, str] = {
+    "sql_script": "Repair the database: `psql -f sql/critical_database_fixes.sql`.",
+    "rls_repair": "Repair the policies: `wheels-ops rls repair`.",
+    "managed_files": "Install the patched files into the build: `wheels-ops patch install`.",
+    "tts_engine": "Install the patched files into the build: `wheels-ops patch install`.",
+    "service_restart": "Restart the service where it runs, and read its log there.",
+}
+
+
+def detailed(check: t.Mapping[str, t.Any], *, outside: bool = False) -> t.Dict[str, t.Any]:
     """One check with the keys of the first version beside ours.
 
     What was not measured is not there; ``healthy`` is None for a skipped check.
@@ -84,7 +98,7 @@ def detailed(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
         "skipped": skipped,
     }
     if entry["healthy"] is False:
-        entry.update(issue=check["message"], recommendation=recommendation(check))
+        entry.update(issue=check["message"], recommendation=recommendation(check, outside=outside))
     entry.update({key: value for key, value in _measures(check).items() if value is not None})
     return entry
 
@@ -167,12 +181,12 @@ FIRST_VERSION: t.Mapping[str, t.Callable[[t.Mapping[str, t.Any], t.Mapping[str, 
 }
 
 
-def issue(check: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+def issue(check: t.Mapping[str, t.Any], *, outside: bool = False) -> t.Dict[str, t.Any]:
     return {
         "check": check["name"],
         "issue": check["message"],
         "severity": SEVERITY[check["status"]],
-        "recommendation": recommendation(check),
+        "recommendation": recommendation(check, outside=outside),
     }
 
 

@@ -113,11 +113,13 @@ class Settings:
     deadline: float = DEADLINE
     source: str = "discovery"
     notes: t.Tuple[str, ...] = ()
+    #: From another machine, nothing is kept of a run.
+    view: suite.View = field(default_factory=suite.View)
 
     def secrets(self) -> t.List[str]:
         """Every secret in it, the longest first: what no output may show."""
         checks = {each.name: getattr(self.checks, each.name) for each in fields(self.checks)}
-        return secrets_of({**checks, "alerts": [asdict(receiver) for receiver in self.alerts]})
+        return secrets_of({**checks, "alerts": [asdict(receiver) for receiver in self.alerts], **asdict(self.view)})
 
     def scrubbed(self, value: t.Any) -> t.Any:
         """A copy of any output without a secret in any of its texts."""
