@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import time
 import typing as t
 
 import pytest
@@ -267,6 +268,9 @@ def test_check_tells_workers_beat_and_queues(backend: CeleryBackend, redis: serv
     wait_until(lambda: backend.redis.exists("pam:beat:heartbeat"), timeout=30)
     alive = check.check(redis.url)
     assert alive.status == "ok", alive.message
+    newest = json.loads(backend.redis.get("pam:workers:heartbeat"))
+    assert abs(time.time() - newest["at"]) < 60 and newest["solo"] is False
+    assert backend.redis.ttl("pam:workers:heartbeat") > 80_000, "it is to outlive every worker"
     assert alive.details["workers"]["worker@test"]["concurrency"] == 2
     assert (
         alive.details["beat"]["source"] == "heartbeat" and alive.details["beat"]["pid"] == backend.processes["beat"].pid

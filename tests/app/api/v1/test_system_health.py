@@ -514,6 +514,22 @@ def test_what_is_checked_after_all_is_no_longer_noted_as_unchecked(redis_server:
         assert not any(note.startswith("celery:beat: ") for note in app.health()["notes"])
 
 
+def test_workers_of_which_none_lives_fail_the_health(redis_server: servers.Redis) -> None:
+    """Also of a backend that starts after their end; a worker that cannot show a heartbeat is not called stopped."""
+    quick = {"HEALTH_CHECK_INTERVAL": "0.2", "MONITORING_INTERVAL": "0.2"}
+
+    def show(age: float, **facts: t.Any) -> None:
+        redis_server.cli("set", "workers-of-this-test", json.dumps({"at": time.time() - age, **facts}))
+
+    show(600)
+    with health_app(quick, REDIS_URL=redis_server.url, CELERY_WORKERS_HEARTBEAT_KEY="workers-of-this-test") as app:
+        wait_until(lambda: app.check("celery:workers") == "fail", timeout=30)
+        show(-60)
+        wait_until(lambda: app.check("celery:workers") == "pass", timeout=30)
+        show(600, solo=True)
+        wait_until(lambda: any(note.startswith("celery:workers: ") for note in app.health()["notes"]), timeout=30)
+
+
 def test_only_the_files_of_the_report_through_the_router() -> None:
     """Copied by hand as the report says, mounted by ``include_router``: everything but what needs the other files."""
     with health_app(files=REPORT_FILES, ROUTER_ONLY="1") as app:

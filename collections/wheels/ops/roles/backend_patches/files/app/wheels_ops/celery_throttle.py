@@ -65,6 +65,10 @@ logger = get_logger("app.wheels_ops.celery_throttle")
 
 BEAT_KEY = "pam:beat:heartbeat"
 WORKER_KEY = "pam:worker:heartbeat:"
+#: The last heartbeat of any worker. It outlives them all, so that a backend that starts later knows of their end.
+WORKERS_KEY = "pam:workers:heartbeat"
+#: Seconds that the last heartbeat of all is kept.
+REMEMBERED = 86_400
 #: How much rarer by level.
 FACTORS: t.Tuple[int, ...] = (1, 2, 4, 8)
 #: Seconds a periodic task of the class may be late by our doing: an hourly one comes at least every four hours, and the
@@ -176,9 +180,9 @@ class Reader:
         pipe.exists(OBSERVER_KEY, observer_key())
         return pipe.execute()
 
-    def show(self, key: str, facts: t.Mapping[str, t.Any]) -> None:
-        """Writes a heartbeat, which expires."""
-        on_current_server(self.client, lambda client: client.set(key, json.dumps(facts), ex=60))
+    def show(self, key: str, facts: t.Mapping[str, t.Any], expires: int = 60) -> None:
+        """Writes a heartbeat, which expires after that many seconds."""
+        on_current_server(self.client, lambda client: client.set(key, json.dumps(facts), ex=expires))
 
 
 # Beat ----------------------------------------------------------------------------------------------------------------
@@ -378,6 +382,9 @@ class ThrottleStep(bootsteps.StartStopStep):
         facts = {"at": round(time.time(), 1), "pid": os.getpid(), "left_alone": sorted(self._left)}
         try:
             self._reader.show(WORKER_KEY + str(parent.hostname), facts)
+            # A worker that runs tasks in this very process shows nothing while it runs one.
+            solo = type(getattr(parent, "pool", None)).__module__ == "celery.concurrency.solo"
+            self._reader.show(WORKERS_KEY, {"at": facts["at"], "solo": solo}, expires=REMEMBERED)
         except Exception as error:  # as above
             logger.debug("Heartbeat cannot be written: %s", type(error).__name__)
 

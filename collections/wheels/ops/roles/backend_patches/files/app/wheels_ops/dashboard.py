@@ -73,6 +73,7 @@ WORDS = {
     "redis:write": "Writes to Redis",
     "celery:queues": "Queues of background tasks",
     "celery:beat": "Scheduler of background tasks",
+    "celery:workers": "Workers of background tasks",
     "cors:preflight": "Browsers of the front ends (CORS)",
     "tts:engines": "Speech",
     "websocket:heartbeat": "WebSocket heartbeat",

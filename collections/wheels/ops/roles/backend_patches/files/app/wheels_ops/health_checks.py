@@ -339,7 +339,8 @@ class DatabaseCheck(Check):
 
 
 class RedisCheck(Check):
-    """PING, a write under an own key, the depth and age of the Celery queues, and the heartbeat of celery beat."""
+    """PING, a write under an own key, the depth and age of the Celery queues, and the heartbeats of celery beat and of
+    the workers."""
 
     name = "redis:connection"
     kind = "datastore"
@@ -350,6 +351,7 @@ class RedisCheck(Check):
         self.key = f"wheels_ops:probe:{socket.gethostname()}:{os.getpid()}"
         self.queues = env.names("CELERY_QUEUES", QUEUES)
         self.heartbeat_key = env.text("CELERY_BEAT_HEARTBEAT_KEY", "pam:beat:heartbeat")
+        self.workers_key = env.text("CELERY_WORKERS_HEARTBEAT_KEY", "pam:workers:heartbeat")
         self._client: t.Any = None
         self._heads: t.Dict[str, t.Tuple[bytes, float]] = {}
         self._beat_seen = False
@@ -435,6 +437,7 @@ class RedisCheck(Check):
                 pipe.llen(queue)
                 pipe.lindex(queue, -1)
             pipe.get(self.heartbeat_key)
+            pipe.get(self.workers_key)
             answers = await pipe.execute(raise_on_error=False)
         now = time.monotonic()
         depth, oldest = 0, 0.0
@@ -453,7 +456,8 @@ class RedisCheck(Check):
         deep = depth > env.number("CELERY_QUEUE_DEPTH_WARNING", 1000)
         reason = f"the oldest task waits for {oldest:.0f} s at least" if late else f"{depth} tasks wait" if deep else ""
         self.post("warn" if late or deep else "pass", reason, name="celery:queues", value=depth)
-        self._beat(answers[-1])
+        self._beat(answers[-2])
+        self._workers(answers[-1])
 
     def _beat(self, answer: t.Any) -> None:
         """The heartbeat says when celery beat was last alive (``at``, epoch); without one ever seen nothing is
@@ -475,6 +479,28 @@ class RedisCheck(Check):
         reason = f"last tick of celery beat {age:.0f} s ago" if late else ""
         self.post("warn" if late else "pass", reason, name="celery:beat", value=round(age, 1), unit="s")
 
+    def _workers(self, answer: t.Any) -> None:
+        """The newest heartbeat of any worker (``at``, epoch), kept for a day: it fails where no worker lives any more.
+
+        One that runs its tasks in its own process (``solo``) shows none while it runs one, and nothing can be told.
+        """
+        name = "celery:workers"
+        if answer is None or isinstance(answer, Exception):
+            self.skip("no heartbeat of a Celery worker seen", name=name)
+            return
+        try:
+            facts = json.loads(answer)
+            age, solo = time.time() - float(facts["at"]), facts.get("solo") is True
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.skip("the heartbeat of the Celery workers cannot be read", name=name)
+            return
+        late = age > env.number("CELERY_WORKER_MAX_AGE", 15.0)
+        if late and solo:
+            self.skip(f"last heartbeat {age:.0f} s ago: the worker is at a task, or has stopped", name=name)
+            return
+        reason = f"no Celery worker lives: the last heartbeat of any was {age:.0f} s ago" if late else ""
+        self.post("fail" if late else "pass", reason, name=name, value=round(age, 1), unit="s")
+
     async def _cache(self) -> None:
         """What the cache service says of itself, within the timeout; its hit rate is a metric."""
         service = getattr(sys.modules.get("app.services.cache_service"), "cache_service", None)
@@ -493,7 +519,7 @@ class RedisCheck(Check):
 
     async def failed(self, reason: str) -> None:
         self.post("fail", reason)
-        for name in ("redis:write", "celery:queues", "celery:beat"):
+        for name in ("redis:write", "celery:queues", "celery:beat", "celery:workers"):
             self.board.note(name, "Redis does not answer")
         for name in ("celery_queue_depth", "celery_queue_age_s"):
             self.checks.numbers.pop(name, None)
