@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what is generated from the variables: the defaults in the roles' ``argument_specs.yml``, and
-``docs/variables.md``.
+"""Writes what is generated: the defaults in the roles' ``argument_specs.yml``, ``docs/variables.md``, and the drawing of
+``docs/architecture.md``.
 
 ``make docs`` runs it; ``python -m tests.generate --check`` only names what is stale.
 
@@ -21,11 +21,14 @@ from pathlib import Path
 
 import yaml
 
+from tests import drawing
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 COLLECTION = REPOSITORY / "collections/wheels/ops"
 ROLES = COLLECTION / "roles"
 PLAYBOOKS = COLLECTION / "playbooks"
 PAGE = REPOSITORY / "docs/variables.md"
+DRAWING = REPOSITORY / "docs/pictures/architecture.svg"
 HEADER = (
     "---\n# SPDX-License-Identifier: GPL-3.0-or-later\n# Defaults and the options of each entry point: make docs.\n"
 )
@@ -446,7 +449,7 @@ former name `recovery_X`. "none" under Playbooks: only a play that includes the 
 
 def outputs() -> t.Dict[Path, str]:
     texts = {ROLES / role / "meta/argument_specs.yml": spec_text(role) for role in role_names() if options(role)}
-    return {**texts, PAGE: page_text()}
+    return {**texts, PAGE: page_text(), DRAWING: drawing.svg()}
 
 
 def main() -> int:
@@ -456,6 +459,7 @@ def main() -> int:
             print(f"{path.relative_to(REPOSITORY)} is stale: run make docs")
         return 1 if stale else 0
     for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(outputs()[path], encoding="utf-8")
         print(f"wrote {path.relative_to(REPOSITORY)}")
     return 0
