@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what is generated: the defaults in the roles' ``argument_specs.yml``, ``docs/variables.md``, and the drawing of
-``docs/architecture.md``.
+"""Writes what is generated: the defaults in the roles' ``argument_specs.yml``, ``docs/variables.md``, the drawing of
+``docs/architecture.md``, and the facts of the runbooks.
 
 ``make docs`` runs it; ``python -m tests.generate --check`` only names what is stale.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import drawing
+from tests import drawing, runbooks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COLLECTION = REPOSITORY / "collections/wheels/ops"
@@ -449,7 +449,7 @@ former name `recovery_X`. "none" under Playbooks: only a play that includes the 
 
 def outputs() -> t.Dict[Path, str]:
     texts = {ROLES / role / "meta/argument_specs.yml": spec_text(role) for role in role_names() if options(role)}
-    return {**texts, PAGE: page_text(), DRAWING: drawing.svg()}
+    return {**texts, PAGE: page_text(), DRAWING: drawing.svg(), **runbooks.texts()}
 
 
 def main() -> int:

@@ -88,6 +88,11 @@ minor_changes:
     health_info - new check ``{name}``.
 """
 )
+#: What every runbook answers, in this order.
+HEADINGS = ("What it means", "Look first", "What recover does", "What a person decides", "How to verify")
+BEGIN, END = "<!-- Facts: `make docs` writes this list. -->", "<!-- End of the facts. -->"
+UNWRITTEN = "To be written."
+RUNBOOK = "\n\n".join(["# {title}", f"{BEGIN}\n{END}", *(f"## {each}\n\n{UNWRITTEN}" for each in HEADINGS)]) + "\n"
 NEXT = """\
 Next:
   1. Write check() in {check}.
@@ -97,7 +102,8 @@ Next:
   3. If it needs an option: Options in checks/context.py, the module health_info, and the variable of the role
      monitoring. tests/unit/health/test_subjects.py says what is still missing.
   4. Replace the first test in {test}.
-  5. make checks-page lint, and make test T="tests/unit/health tests/unit/checks"
+  5. Write its runbook, {runbook}: what whoever is woken by it has to know.
+  6. make docs lint, and make test T="tests/unit/health tests/unit/checks"
 """
 
 
@@ -176,6 +182,7 @@ def new_files(name: str, title: str) -> t.Dict[Path, str]:
         LIBRARY / f"checks/{name}.py": CHECK.format(name=name, title=title),
         Path(f"tests/unit/checks/test_{name}.py"): TEST.format(name=name),
         COLLECTION / f"changelogs/fragments/check_{name}.yml": FRAGMENT.format(name=name),
+        Path(f"docs/runbooks/{name}.md"): RUNBOOK.format(title=title),
     }
 
 
@@ -242,10 +249,30 @@ def changed_files(name: str, title: str, remedies: t.Sequence[str]) -> t.Dict[Pa
     return contents
 
 
+def sentence_of(subject: t.Any) -> str:
+    """What a check measures: the first paragraph of its file."""
+    docstring = importlib.import_module(f"wheels_ops.{subject.check.rpartition('.')[0]}").__doc__ or ""
+    return " ".join(docstring.strip().partition("\n\n")[0].split()).replace("``", "`")
+
+
+def facts_of(subject: t.Any, *, remedies: bool = True) -> t.List[str]:
+    """What the registry says of a subject (``health.subjects.Subject``), a sentence each."""
+    from wheels_ops.health import subjects
+    from wheels_ops.health.thresholds import DEFAULTS
+
+    facts = [f"Incident {subject.incident}: {subjects.INCIDENTS[subject.incident]}"] if subject.incident else []
+    facts += [f"Needs the {need.what}: {need.variables}" for need in subject.needs]
+    for name in subject.thresholds:
+        limits = [f"{level} {limit:g}" for level, limit in DEFAULTS[name].as_dict().items() if limit is not None]
+        facts.append(f"Threshold `{name}`: {', '.join(limits)}")
+    if remedies and subject.remedies:
+        facts.append(f"Remedies: {', '.join(f'`{each}`' for each in subject.remedies)}")
+    return [re.sub(r"(wheels_ops|monitoring)_[a-z_]+", r"`\g<0>`", fact) for fact in facts]
+
+
 def page() -> str:
     """``docs/checks.md``: every subject of the registry, with the docstring of its check's file."""
     from wheels_ops.health import subjects
-    from wheels_ops.health.thresholds import DEFAULTS
 
     lines = [
         "<!-- `make checks-page` writes this file from health/subjects.py and the docstrings of the checks' files. -->",
@@ -255,23 +282,9 @@ def page() -> str:
         "needs is `skipped`. [adding-a-check.md](adding-a-check.md) says how to add one.",
     ]
     for subject in subjects.REGISTRY:
-        docstring = importlib.import_module(f"wheels_ops.{subject.check.rpartition('.')[0]}").__doc__ or ""
-        facts = [f"Incident {subject.incident}: {subjects.INCIDENTS[subject.incident]}"] if subject.incident else []
-        facts += [f"Needs the {need.what}: {need.variables}" for need in subject.needs]
-        for name in subject.thresholds:
-            limits = [f"{level} {limit:g}" for level, limit in DEFAULTS[name].as_dict().items() if limit is not None]
-            facts.append(f"Threshold `{name}`: {', '.join(limits)}")
-        if subject.remedies:
-            facts.append(f"Remedies: {', '.join(f'`{each}`' for each in subject.remedies)}")
-        sentence = " ".join(docstring.strip().partition("\n\n")[0].split()).replace("``", "`")
-        lines += ["", f"## {subject.title} (`{subject.name}`)", "", *textwrap.wrap(sentence, WIDTH), ""]
-        lines += [
-            line
-            for fact in facts
-            for line in textwrap.wrap(
-                "- " + re.sub(r"(wheels_ops|monitoring)_[a-z_]+", r"`\g<0>`", fact), WIDTH, subsequent_indent="  "
-            )
-        ]
+        lines += ["", f"## {subject.title} (`{subject.name}`)", "", *textwrap.wrap(sentence_of(subject), WIDTH), ""]
+        facts = [*facts_of(subject), f"Runbook: [{subject.name}](runbooks/{subject.name}.md)"]
+        lines += [line for fact in facts for line in textwrap.wrap("- " + fact, WIDTH, subsequent_indent="  ")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -293,6 +306,7 @@ def create(name: str, title: str, remedies: t.Sequence[str]) -> None:
     for path in [*changed, PAGE]:
         print(f"changed  {path}")
     paths = {"check": LIBRARY / f"checks/{name}.py", "test": f"tests/unit/checks/test_{name}.py"}
+    paths["runbook"] = f"docs/runbooks/{name}.md"
     print(NEXT.format(**paths, page=PAGE, registry=REGISTRY), end="")
 
 

@@ -288,7 +288,7 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
             return refused(f"{reason}{f' ({option})' if option else ''}.", advice=_advice(remedy.name))
     reason = _ended_for_now(remedy, subjects, checks, allowed, state)
     if reason:
-        return refused(reason, advice=_NEXT.get(remedy.name) or _advice(remedy.name))
+        return refused(reason, advice=next_step(remedy.name))
     writes = refused_writes(checks)
     worse, without = _harm(remedy.name, confirmed, checks, allowed, state, writes)
     if worse:
@@ -299,7 +299,7 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
         reason, until = _waits(remedy.name, allowed, state)
         if reason:
             return refused(reason, advice=_NEXT.get(remedy.name, ""), until=until)
-    return Step(remedy.name, subjects, advice=_NEXT.get(remedy.name) or _advice(remedy.name), without=without)
+    return Step(remedy.name, subjects, advice=next_step(remedy.name), without=without)
 
 
 def _ended_for_now(
@@ -370,6 +370,11 @@ def _harm(
 
 def _option(allowed: Allowed, program: str, playbook: str) -> str:
     return playbook if allowed.caller == PLAYBOOK else program
+
+
+def next_step(name: str) -> str:
+    """What a person does where a remedy did not help; empty where nothing can be said of every host."""
+    return _NEXT.get(name) or _advice(name)
 
 
 def _advice(name: str) -> str:
