@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.collection import REPOSITORY
 from tests.support.health_app import TOKEN, HealthApp, health_app
 from tests.support.recovery_run import append_run
 from tests.support.waiting import wait_until
@@ -39,6 +40,18 @@ def test_a_reason_is_text_and_no_markup(app_modules: Modules) -> None:
     dashboard = app_modules("wheels_ops.dashboard")
     assert "<td>&lt;img&gt;</td>" in dashboard._not_checked({"a:b": "<img>"})
     assert dashboard._not_checked({}) == ""
+
+
+def test_runbooks_are_linked_by_the_page_of_each_check(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check that the page names leads to a runbook that exists, where an address is set."""
+    dashboard = app_modules("wheels_ops.dashboard")
+    pages = {path.stem for path in (REPOSITORY / "docs/runbooks").glob("*.md")}
+    checks = {name for name in dashboard.WORDS if ":" in name}
+    assert checks and {name: dashboard.runbook(name) for name in checks if dashboard.runbook(name) not in pages} == {}
+    monkeypatch.setenv("WHEELS_OPS_RUNBOOK_URL", "https://docs.example.com/{name}.html")
+    assert 'href="https://docs.example.com/rls.html"' in dashboard._runbook_link("database:policies")
+    monkeypatch.setenv("WHEELS_OPS_RUNBOOK_URL", "javascript:alert(1)")
+    assert dashboard._runbook_link("disk:utilization") == ""
 
 
 def rows_of(page: str) -> t.List[t.List[t.Tuple[str, str]]]:

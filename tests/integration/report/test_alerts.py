@@ -67,6 +67,18 @@ def test_webhook_is_told_of_changes_and_not_of_runs(tmp_path: Path, hook: Hook) 
     assert {headers["X-Key"] for headers in hook.headers} == {"k"}
 
 
+def test_alerts_link_the_runbook(tmp_path: Path, hook: Hook) -> None:
+    template = "https://docs.example.com/{name}.html"
+    receivers = alerts.parse([{"type": kind, "name": kind, "url": hook.url} for kind in ("webhook", "slack")])
+    measured = checks("critical")
+    alerts.record(tmp_path / "with", measured, measured, [], receivers, "web1", runbook_url=template)
+    webhook, slack = hook.bodies
+    assert webhook["runbook"] == "https://docs.example.com/disk.html"
+    assert slack["text"].endswith("Runbook: https://docs.example.com/disk.html")
+    alerts.record(tmp_path / "without", measured, measured, [], receivers, "web1")
+    assert hook.bodies[2]["runbook"] == "docs/runbooks/disk.md" and "Runbook" not in hook.bodies[3]["text"]
+
+
 def test_receiver_that_fails_is_tried_again_at_once(tmp_path: Path, hook: Hook) -> None:
     hook.fail = 2
     outcome = run(tmp_path, "critical", [{"type": "webhook", "url": hook.url}])

@@ -55,6 +55,13 @@ def test_metrics_carry_host_time_status_scores_and_release() -> None:
     assert all('host="web1"' in name for name in written)
 
 
+def test_metrics_say_where_the_runbooks_are_if_the_inventory_does() -> None:
+    written = metrics.text(health(), "web1", "https://docs.example.com/{name}.html")
+    sample = 'wheels_ops_runbook_info{runbook="disk",url="https://docs.example.com/disk.html",host="web1"}'
+    assert samples(written)[sample] == "1"
+    assert "wheels_ops_runbook_info{" not in metrics.text(health(), "web1")
+
+
 def test_metrics_of_two_hosts_are_different_series() -> None:
     first, second = (samples(metrics.text(health(status), host)) for host, status in (("a", "ok"), ("b", "critical")))
     assert not set(first) & set(second)
@@ -96,11 +103,13 @@ def test_rules_fire_as_they_should(tmp_path: Path) -> None:
     """A critical check for five minutes, a host that is not measured any more, and neither on a healthy host."""
     shutil.copy(RULES, tmp_path / "rules.yml")
     critical, seen = 'wheels_ops_check_severity{check="disk",host="b"}', "wheels_ops_last_run_timestamp_seconds"
+    runbook = "https://docs.example.com/disk.html"
     series = [
         {"series": 'wheels_ops_check_severity{check="disk",host="a"}', "values": "0x120"},
         {"series": critical, "values": "0 3x119"},
         {"series": f'{seen}{{host="a"}}', "values": "0+60x120"},
         {"series": f'{seen}{{host="c"}}', "values": "0x120"},
+        {"series": f'wheels_ops_runbook_info{{runbook="disk",url="{runbook}",host="b"}}', "values": "1x120"},
     ]
 
     def expect(alert: str, at: str, *alerts: t.Dict[str, t.Any]) -> t.Dict[str, t.Any]:
@@ -112,6 +121,7 @@ def test_rules_fire_as_they_should(tmp_path: Path) -> None:
         "exp_labels": labels,
         "exp_annotations": {
             "summary": "disk is critical on b",
+            "runbook_url": runbook,
             "description": rules["WheelsOpsCheckCritical"]["annotations"]["description"].replace(
                 "{{ $labels.host }}", "b"
             ),
@@ -122,6 +132,8 @@ def test_rules_fire_as_they_should(tmp_path: Path) -> None:
         "exp_annotations": {
             "summary": "c is not measured any more",
             "description": "The last run was 1h 1m 0s ago. On the host: systemctl status wheels-ops-monitor.timer",
+            # This host's metrics do not say where runbooks are published.
+            "runbook_url": "docs/runbooks/WheelsOpsRunStopped.md",
         },
     }
     tests = {

@@ -48,6 +48,16 @@ def test_page_begins_with_host_time_and_the_most_serious_problem() -> None:
     assert "no database DSN is given" in text and "celery: left out on purpose" in text
 
 
+def test_page_links_the_runbook_of_what_is_wrong() -> None:
+    """A link where the runbooks are published, the file of the repository where they are not."""
+    template = "https://docs.example.com/runbooks/{name}.html?a=1&b=2"
+    linked = page(health(), title="x", facts={}, runbook_url=template)
+    assert 'href="https://docs.example.com/runbooks/disk.html?a=1&amp;b=2"' in linked
+    assert "runbooks/memory" not in linked, "nothing is wrong with it"
+    plain = page(health(), title="x", facts={})
+    assert "Runbook: docs/runbooks/disk.md" in text_of(plain) and "<a " not in plain
+
+
 def test_page_compares_where_there_was_a_deployment() -> None:
     text = text_of(page(health("ok"), before=health(), remedies={"disk": "log_rotate"}, title="x", facts={}))
     assert "Before and after" in text and "log_rotate" in text

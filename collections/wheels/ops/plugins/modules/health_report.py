@@ -47,6 +47,12 @@ options:
     type: str
     default: ""
     version_added: 1.1.0
+  runbook_url:
+    description: Where the runbooks are published, with C({name}) for the name of the page. Without it the page names the file in the
+      repository, and the metrics name none.
+    type: str
+    default: ""
+    version_added: 1.1.0
   dest:
     description: The directory to write to; it is made where it does not exist. Nothing is written if it is empty.
     type: path
@@ -93,17 +99,19 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import Result
 from ansible_collections.wheels.ops.plugins.module_utils.host.files import make_directories, write_atomically
-from ansible_collections.wheels.ops.plugins.module_utils.report import metrics, page, report
+from ansible_collections.wheels.ops.plugins.module_utils.report import metrics, page, report, runbooks
 
 
 def call(module: AnsibleModule) -> Result:
     options = module.params
+    runbooks.require(options["runbook_url"])
     content = page.page(
         options["after"],
         before=options["before"] or None,
         remedies=options["done"],
         title=options["title"],
         facts=options["facts"],
+        runbook_url=options["runbook_url"],
     )
     table = (
         report.text(options["before"], options["after"], options["done"])
@@ -122,7 +130,7 @@ def call(module: AnsibleModule) -> Result:
         contents = {
             "health.json": json.dumps(options["after"], indent=1) + "\n",
             "health.txt": table + "\n",
-            "health.prom": metrics.text(options["after"], options["host"]),
+            "health.prom": metrics.text(options["after"], options["host"], options["runbook_url"]),
             "health.html": content,
         }
     paths = {name: Path(options["dest"]) / name for name in contents} if options["dest"] else {}
@@ -153,6 +161,7 @@ def main() -> None:
             "facts": {"type": "dict", "default": {}},
             "title": {"type": "str", "default": "wheels.ops report"},
             "host": {"type": "str", "default": ""},
+            "runbook_url": {"type": "str", "default": ""},
             "dest": {"type": "path", "default": ""},
         },
         supports_check_mode=True,

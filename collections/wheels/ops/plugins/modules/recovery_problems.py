@@ -50,6 +50,12 @@ options:
     description: What the alerts call this host. Its own name by default.
     type: str
     default: ""
+  runbook_url:
+    description: Where the runbooks that alerts link to are published, with C({name}) for the name of the page. Without it they are named as
+      files of the repository.
+    type: str
+    default: ""
+    version_added: 1.1.0
   state_dir:
     description: Where C(problems.json) and C(history.jsonl) lie.
     type: path
@@ -181,7 +187,7 @@ from ansible_collections.wheels.ops.plugins.module_utils._ansible import run
 from ansible_collections.wheels.ops.plugins.module_utils.core.options import in_range
 from ansible_collections.wheels.ops.plugins.module_utils.core.results import OpsError, Result
 from ansible_collections.wheels.ops.plugins.module_utils.remedies.plan import TRIED
-from ansible_collections.wheels.ops.plugins.module_utils.report import alerts
+from ansible_collections.wheels.ops.plugins.module_utils.report import alerts, runbooks
 from ansible_collections.wheels.ops.plugins.module_utils.state import directory, history
 from ansible_collections.wheels.ops.plugins.module_utils.state.problems import Attempt
 
@@ -198,6 +204,7 @@ def _attempts(entries: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Attempt]:
 def call(module: AnsibleModule) -> Result:
     params = module.params
     in_range("max_failures", params["max_failures"], 0, 1000)
+    runbooks.require(params["runbook_url"])
     state = directory.require(params["state_dir"])
     attempts = _attempts(params["attempts"])
     outcome = alerts.record(
@@ -210,6 +217,7 @@ def call(module: AnsibleModule) -> Result:
         confirmed=params["confirmed"],
         max_failures=params["max_failures"],
         check_mode=module.check_mode,
+        runbook_url=params["runbook_url"],
     )
     changes = [change.as_json() for change in outcome.changes]
     notable = bool(changes) or params["always_record"] or any(attempt.outcome in TRIED for attempt in attempts)
@@ -257,6 +265,7 @@ def main() -> None:
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
             "record": {"type": "dict"},
             "always_record": {"type": "bool", "default": False},
+            "runbook_url": {"type": "str", "default": ""},
             "alerts": {"type": "list", "elements": "dict", "default": [], "options": receiver},
         },
         supports_check_mode=True,

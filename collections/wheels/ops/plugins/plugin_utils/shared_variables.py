@@ -151,6 +151,12 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_report_dir": Variable(
         "str", "reports/{inventory_hostname}", "Directory on the controller for the reports of this host."
     ),
+    "wheels_ops_runbook_url": Variable(
+        "str",
+        "",
+        "Where the runbooks are published, with `{name}` for the page, such as"
+        " `https://docs.example.com/runbooks/{name}.html`. Alerts, reports and the dashboard link to it.",
+    ),
     "wheels_ops_schedule_file": Variable("str", "", "Schedule file of Celery beat. Empty: it is not checked."),
     "wheels_ops_scope": Variable(
         "str", "host", "`host`, or `services` on a machine that also serves others: only our services are graded."

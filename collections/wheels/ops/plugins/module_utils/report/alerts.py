@@ -49,6 +49,7 @@ from ..state.problems import (
     update,
     update_file,
 )
+from . import runbooks
 
 WEBHOOK, SLACK, ALERTMANAGER, EMAIL, SYSLOG = "webhook", "slack", "alertmanager", "email", "syslog"
 TYPES: t.Tuple[str, ...] = (WEBHOOK, SLACK, ALERTMANAGER, EMAIL, SYSLOG)
@@ -170,6 +171,7 @@ def record(
     confirmed: bool = True,
     max_failures: int = MAX_FAILURES,
     check_mode: bool = False,
+    runbook_url: str = "",
 ) -> Outcome:
     """Updates the problems of a host by what a run measured and did, and tells the receivers of the changes.
 
@@ -183,13 +185,13 @@ def record(
         problems, changes = update(
             present, before, after, attempts, now, confirmed=confirmed, max_failures=max_failures
         )
-        return enqueue(problems, changes, receivers, host, now), changes
+        return enqueue(problems, changes, receivers, host, now, runbook_url), changes
 
     try:
         problems, changes, warnings = update_file(directory, step, check_mode=check_mode)
         if check_mode:
             return Outcome(problems, tuple(changes), (), tuple(warnings))
-        delivered, failures = deliver(directory, receivers, host, now)
+        delivered, failures = deliver(directory, receivers, host, now, runbook_url)
     except (OpsError, OSError) as error:
         problems, changes = step(_readable(directory))
         delivered, failures, _results = _send(problems.pending, receivers, now)
@@ -204,10 +206,15 @@ def record(
 
 
 def enqueue(
-    problems: Problems, changes: t.Sequence[Change], receivers: t.Sequence[Receiver], host: str, now: float
+    problems: Problems,
+    changes: t.Sequence[Change],
+    receivers: t.Sequence[Receiver],
+    host: str,
+    now: float,
+    runbook_url: str = "",
 ) -> Problems:
     """The problems with an alert for each change and each receiver that it reaches."""
-    alerts = [alert_of(change, host) for change in changes if _is_told(change)]
+    alerts = [alert_of(change, host, runbook_url) for change in changes if _is_told(change)]
     entries = [
         {
             "id": f"{receiver.title} {alert['id']} {alert['event']} {now:.3f}",
@@ -225,7 +232,7 @@ def enqueue(
 
 
 def deliver(
-    directory: Path, receivers: t.Sequence[Receiver], host: str, now: float
+    directory: Path, receivers: t.Sequence[Receiver], host: str, now: float, runbook_url: str = ""
 ) -> t.Tuple[t.List[str], t.List[str]]:
     """(what was delivered, warnings): sends what is pending and due. Raises nothing that a receiver does.
 
@@ -236,7 +243,7 @@ def deliver(
         delivered, warnings, results = _send(problems.pending, receivers, now)
         for receiver in receivers:
             if receiver.type == ALERTMANAGER and not any(text.startswith(f"{receiver.title} ") for text in warnings):
-                failure = _renew(receiver, problems.problems, host, now)
+                failure = _renew(receiver, problems.problems, host, now, runbook_url)
                 if failure:
                     warnings.append(f"{receiver.title} was not renewed ({failure}).")
         if results:
@@ -301,8 +308,10 @@ def _reaches(receiver: Receiver, alert: t.Mapping[str, t.Any]) -> bool:
     return receiver.minimum == "warning" or alert["worst"] in ("critical", "emergency")
 
 
-def alert_of(change: Change, host: str) -> t.Dict[str, t.Any]:
-    """The generic form, which the webhook sends as it is. Times are in UTC."""
+def alert_of(change: Change, host: str, runbook_url: str = "") -> t.Dict[str, t.Any]:
+    """The generic form, which the webhook sends as it is. Times are in UTC. People get the runbook only where it has an
+    address that they can open.
+    """
     problem = change.problem
     title = f"{_TITLES[change.kind]}: {problem.subject} on {host}"
     parts = [problem.message]
@@ -312,6 +321,9 @@ def alert_of(change: Change, host: str) -> t.Dict[str, t.Any]:
         by = f" Repaired by {', '.join(change.repaired_by)}." if change.repaired_by else ""
         parts = [f"It lasted {_duration(change.at - problem.since)}.{by}"]
     text = " ".join(f"{part.rstrip('.')}." for part in parts if part)
+    runbook = runbooks.address(problem.subject, runbook_url)
+    if runbook_url and change.kind != ENDED:
+        text += f" Runbook: {runbook}"
     return {
         "version": 1,
         "event": {BEGUN: "begun", ESCALATED: "escalated", WORSENED: "worsened", ENDED: "ended"}[change.kind],
@@ -325,6 +337,7 @@ def alert_of(change: Change, host: str) -> t.Dict[str, t.Any]:
         "message": problem.message,
         "reason": problem.reason,
         "advice": problem.advice,
+        "runbook": runbook,
         "since": _stamp(problem.since),
         "at": _stamp(change.at),
         "runs": problem.runs,
@@ -394,15 +407,19 @@ def _alertmanager(alert: t.Mapping[str, t.Any], ends: str) -> t.Dict[str, t.Any]
             "description": alert["text"],
             "status": alert["status"],
             "advice": alert["advice"],
+            # The name by which Grafana and others link it. One that was queued by an earlier release has none.
+            "runbook_url": alert.get("runbook", ""),
         },
         "startsAt": alert["since"],
         "endsAt": ends,
     }
 
 
-def _renew(receiver: Receiver, problems: t.Sequence[Problem], host: str, now: float) -> str:
+def _renew(receiver: Receiver, problems: t.Sequence[Problem], host: str, now: float, runbook_url: str) -> str:
     """Why Alertmanager was not told that the open problems go on; empty where it was."""
-    alerts = [alert_of(Change(BEGUN, problem, now), host) for problem in problems if problem.state != SUSPECTED]
+    alerts = [
+        alert_of(Change(BEGUN, problem, now), host, runbook_url) for problem in problems if problem.state != SUSPECTED
+    ]
     body = [_alertmanager(alert, _stamp(now + _RENEW_WITHIN)) for alert in alerts if _reaches(receiver, alert)]
     if not body:
         return ""

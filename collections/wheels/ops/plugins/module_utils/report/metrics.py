@@ -14,6 +14,7 @@ from time import strptime
 
 from ..core.version import VERSION
 from ..health.thresholds import STATUSES
+from . import runbooks
 
 Health = t.Mapping[str, t.Any]
 Sample = t.Tuple[t.Mapping[str, str], float]
@@ -34,12 +35,19 @@ METRICS: t.Mapping[str, str] = {
     "wheels_ops_check_status": "1 for the status that the check has.",
     "wheels_ops_check_value": "What the check measured, in the unit that the label names.",
     "wheels_ops_check_duration_seconds": "How long the check took.",
+    "wheels_ops_runbook_info": "1; where the runbook of a check or an alert is, if wheels_ops_runbook_url says so.",
 }
 
 
-def text(health: Health, host: str) -> str:
-    """The metrics of one host. What was not measured has no sample."""
+def text(health: Health, host: str, runbook_url: str = "") -> str:
+    """The metrics of one host. What was not measured has no sample. ``runbook_url`` is a template of
+    ``runbooks.address``; annotations of alert rules read it from here.
+    """
     samples = _samples(health)
+    if runbook_url:
+        samples["wheels_ops_runbook_info"] = [
+            ({"runbook": name, "url": runbooks.address(name, runbook_url)}, 1) for name in runbooks.PAGES
+        ]
     lines = []
     for name, description in METRICS.items():
         lines += [f"# HELP {name} {description}", f"# TYPE {name} gauge"]

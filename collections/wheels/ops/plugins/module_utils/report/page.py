@@ -19,7 +19,7 @@ from ..core.units import quantity
 from ..health.subjects import REGISTRY
 from ..health.thresholds import STATUSES
 from ..state.history import HistoryRecord
-from . import report
+from . import report, runbooks
 from .report import Health
 
 _TITLES = {subject.name: subject.title for subject in REGISTRY}
@@ -77,10 +77,11 @@ def page(
     remedies: t.Optional[t.Mapping[str, str]] = None,
     past: t.Optional[Past] = None,
     advice: t.Optional[t.Callable[[t.Mapping[str, t.Any]], str]] = None,
+    runbook_url: str = "",
 ) -> str:
     """The whole page. With ``before``, the result of an earlier run, it compares both: ``remedies`` says what was done
-    in between, by check. ``advice`` gives what to do about a check where no playbook reaches the host. Everything
-    measured is escaped.
+    in between, by check. ``advice`` gives what to do about a check where no playbook reaches the host. ``runbook_url``
+    is a template of ``runbooks.address``. Everything measured is escaped.
     """
     past = past or Past()
     status = str(after.get("status", "unknown"))
@@ -97,7 +98,7 @@ def page(
         "</div>",
         _element("p", report.summary(after)),
         _scores(after),
-        _problems(after, past, advice or _command),
+        _problems(after, past, advice or _command, runbook_url),
         _comparison(before, after, remedies or {}) if before else "",
         _missed(after),
         _checks(after),
@@ -118,7 +119,7 @@ def _scores(after: Health) -> str:
     return f'<div class="scores">{tiles}</div>'
 
 
-def _problems(after: Health, past: Past, advice: t.Callable[[t.Mapping[str, t.Any]], str]) -> str:
+def _problems(after: Health, past: Past, advice: t.Callable[[t.Mapping[str, t.Any]], str], runbook_url: str) -> str:
     failing = [check for check in after.get("checks", []) if check["status"] not in ("ok", "skipped")]
     failing.sort(key=lambda check: _ORDER.get(check["status"], 0))
     if not failing:
@@ -132,17 +133,21 @@ def _problems(after: Health, past: Past, advice: t.Callable[[t.Mapping[str, t.An
             f'<div class="card {html.escape(check["status"])}">'
             f"<h3>{html.escape(_TITLES.get(name, name))}: "
             f"{_element('span', check['status'], 'status ' + check['status'])}{html.escape(since)}</h3>"
-            f"{_element('p', check['message'])}{_advice(check, advice)}</div>"
+            f"{_element('p', check['message'])}{_advice(check, advice, runbook_url)}</div>"
         )
     return f"<h2>What is wrong</h2>{''.join(cards)}"
 
 
-def _advice(check: t.Mapping[str, t.Any], advice: t.Callable[[t.Mapping[str, t.Any]], str]) -> str:
+def _advice(
+    check: t.Mapping[str, t.Any], advice: t.Callable[[t.Mapping[str, t.Any]], str], runbook_url: str
+) -> str:
     """What to do next, and where the check is described."""
     text = html.escape(advice(check)) if check.get("remedy") else ""
     # A command stands between backticks.
     text = re.sub(r"`([^`]*)`", r"<code>\1</code>", f"What to do: {text} " if text else "")
-    return f"<p>{text}Runbook: docs/checks.md, {html.escape(_TITLES.get(check['name'], ''))}.</p>"
+    place = html.escape(runbooks.address(check["name"], runbook_url))
+    runbook = f'<a href="{place}" rel="noreferrer">{place}</a>' if runbook_url else f"<code>{place}</code>"
+    return f"<p>{text}Runbook: {runbook}</p>"
 
 
 def _command(check: t.Mapping[str, t.Any]) -> str:

@@ -190,7 +190,7 @@ def _head(settings: Settings, report: Report, host: str) -> t.Dict[str, t.Any]:
         since=since,
         now=time.time(),
     )
-    return {**head, "past": past}
+    return {**head, "past": past, "runbook_url": settings.runbook_url}
 
 
 def performance_data(report: Report) -> str:
@@ -262,7 +262,14 @@ def tell(settings: Settings, report: Report) -> t.Tuple[str, ...]:
         return ()
     checks = report["checks"]
     outcome = alerts.record(
-        settings.state_dir, checks, checks, [], settings.alerts, socket.gethostname(), confirmed=False
+        settings.state_dir,
+        checks,
+        checks,
+        [],
+        settings.alerts,
+        socket.gethostname(),
+        confirmed=False,
+        runbook_url=settings.runbook_url,
     )
     return outcome.warnings
 
@@ -327,7 +334,10 @@ def look_and_tell(
     failure = program_output.write_report(options.output, report)
     # Nobody reads a file of another user's, but node_exporter reads the metrics, which have no message in them.
     failure = (
-        program_output.write_text(options.prometheus, lambda: metrics.text(report, host), report, 0o644) and failure
+        program_output.write_text(
+            options.prometheus, lambda: metrics.text(report, host, settings.runbook_url), report, 0o644
+        )
+        and failure
     )
     failure = (
         program_output.write_text(options.html, lambda: page.page(report, **_head(settings, report, host)), report)

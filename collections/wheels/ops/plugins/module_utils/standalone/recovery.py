@@ -171,6 +171,7 @@ class AutomatedRecovery:
             socket.gethostname(),
             max_failures=self._policy().max_failures,
             check_mode=self.dry_run,
+            runbook_url=self.settings.runbook_url,
         )
         self.notes += outcome.warnings
         return outcome

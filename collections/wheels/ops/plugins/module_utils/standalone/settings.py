@@ -5,7 +5,8 @@ found without either.
 
 The file is JSON and holds secrets. Keys: ``state_dir``, ``deadline``, ``checks`` (the options of ``suite.Options``) and
 ``recovery`` (the fields of ``Recovery``). ``REDIS_URL``, ``DATABASE_URL`` and ``BASE_URL`` of the environment take the
-place of what the file says. ``alerts`` are the receivers of ``report/alerts.py``.
+place of what the file says. ``alerts`` are the receivers of ``report/alerts.py``, ``runbook_url`` is the template of
+``report/runbooks.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..core.redaction import redact_value, secrets_of
 from ..core.results import OpsError
 from ..health.thresholds import parse
 from ..host import environment_files
-from ..report import alerts
+from ..report import alerts, runbooks
 from ..report.alerts import Receiver
 from ..services.manager import open_manager
 from ..state import restarts
@@ -109,6 +110,7 @@ class Settings:
     checks: suite.Options = field(default_factory=suite.Options)
     recovery: Recovery = field(default_factory=Recovery)
     alerts: t.Tuple[Receiver, ...] = ()
+    runbook_url: str = ""
     state_dir: Path = Path(restarts.DEFAULT_STATE_DIR)
     deadline: float = DEADLINE
     source: str = "discovery"
@@ -148,6 +150,8 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
     in_range("deadline", deadline, MARGIN + 1, 3600, unit="seconds")
     state = env.get("WHEELS_OPS_STATE_DIR") or _typed("state_dir", content.get("state_dir", ""), "") or _state_dir(env)
     checks["thresholds"] = parse(checks.get("thresholds") or {})
+    runbook_url = str(_typed("runbook_url", content.get("runbook_url", ""), ""))
+    runbooks.require(runbook_url)
     options = suite.Options(**environment_files.resolve(checks))
     options = _within(
         replace(options, timeout=min(options.timeout, deadline - MARGIN) if "timeout" in checks else deadline - MARGIN),
@@ -157,6 +161,7 @@ def load(config: str = "", environment: t.Optional[t.Mapping[str, str]] = None) 
         checks=options,
         recovery=Recovery(**_section(content, "recovery", Recovery())),
         alerts=alerts.parse(_typed("alerts", content.get("alerts", []), ())),
+        runbook_url=runbook_url,
         state_dir=restarts.state_dir(str(state)),
         deadline=deadline,
         source=source,
@@ -202,7 +207,7 @@ def _read(path: Path, notes: t.List[str]) -> t.Dict[str, t.Any]:
         raise OpsError(f"{path} is no JSON: {error}.", hint="Let the role monitoring write it again.") from None
     if not isinstance(content, dict):
         raise OpsError(f"{path} holds no object.", hint='It looks like {"checks": {...}, "recovery": {...}}.')
-    known_keys(str(path), content, ("checks", "recovery", "alerts", "state_dir", "deadline"))
+    known_keys(str(path), content, ("checks", "recovery", "alerts", "runbook_url", "state_dir", "deadline"))
     return content
 
 

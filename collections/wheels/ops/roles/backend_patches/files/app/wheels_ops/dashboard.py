@@ -109,6 +109,8 @@ TO_DO = {
     "eventloop": "Move the call that is named here into a thread.",
     "monitoring": "POST monitoring/start, or restart the service.",
 }
+#: The page of the runbooks for a check, where it has another name than the part before the colon.
+RUNBOOKS = {"database:policies": "rls", "process": "services", "eventloop": "cpu", "monitoring": "WheelsOpsRunStopped"}
 STARTED = time.time()
 #: Variables in which hosts and builds say which release runs.
 RELEASE_VARIABLES = ("RELEASE", "GIT_COMMIT", "RENDER_GIT_COMMIT", "SOURCE_VERSION", "HEROKU_SLUG_COMMIT")
@@ -436,6 +438,25 @@ def to_do(name: str) -> str:
     return TO_DO.get(name, TO_DO.get(name.partition(":")[0], "See the log of this process."))
 
 
+def runbook(name: str) -> str:
+    """The name of the page that says what to do about a check."""
+    subject = name.partition(":")[0]
+    return RUNBOOKS.get(name, RUNBOOKS.get(subject, subject))
+
+
+def _runbook_address(page: str) -> str:
+    """Where a page of the runbooks is; an address without a place for its name is the same for all. Empty where none
+    is configured.
+    """
+    address = os.environ.get("WHEELS_OPS_RUNBOOK_URL", "")
+    return address.replace("{name}", page) if address.startswith(("https://", "http://")) else ""
+
+
+def _runbook_link(name: str) -> str:
+    address = _runbook_address(runbook(name))
+    return f' <a href="{html.escape(address)}" rel="noreferrer">Runbook</a>' if address else ""
+
+
 def _ago(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
@@ -458,15 +479,15 @@ def _place(api: t.Any) -> str:
     version = str(getattr(api.api.application, "version", "") or "")
     workers = api.helper("workers")
     worker = workers.describe() if workers is not None else {"scope": "the only worker", "pid": os.getpid()}
-    runbook = os.environ.get("WHEELS_OPS_RUNBOOK_URL", "")
+    address = _runbook_address("index")
     facts = [
         ("Machine", html.escape(socket.gethostname())),
         ("Release", html.escape(release[:60] or (f"version {version}" if version else "not known"))),
         ("Answered by", f"{html.escape(worker['scope'])}, process {worker['pid']}"),
         ("Up for", f"{_ago(time.time() - STARTED)}"),
     ]
-    if runbook.startswith(("https://", "http://")):
-        facts.append(("Runbook", f'<a href="{html.escape(runbook)}" rel="noreferrer">what to do</a>'))
+    if address:
+        facts.append(("Runbook", f'<a href="{html.escape(address)}" rel="noreferrer">what to do</a>'))
     return '<dl class="box place">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts) + "</dl>"
 
 
@@ -535,7 +556,7 @@ def _alerts(states: t.Mapping[str, t.Tuple[str, t.Any]], notes: t.Mapping[str, s
             f' class="{css}">{word}</td><td>{named(name)}</td>'
             f"<td>{html.escape(check.output or 'the sample is old')}</td>"
             f'<td data-l="Since">{_since(check.since)}</td>'
-            f'<td data-l="What to do now">{html.escape(to_do(name))}</td></tr>'
+            f'<td data-l="What to do now">{html.escape(to_do(name))}{_runbook_link(name)}</td></tr>'
         )
     if not rows and not states:
         return '<h2>Active alerts</h2><p class="box warn">Nothing has been checked yet.</p>'
