@@ -259,8 +259,10 @@ def defaults() -> t.Dict[str, t.Any]:
             raise SystemExit(done.stdout + done.stderr)
         evaluated: t.Dict[str, t.Any] = {}
         for role in role_names():
-            path = Path(place, f"{role}.json")
-            evaluated.update(json.loads(path.read_text(encoding="utf-8").replace(_HOST, "{{ inventory_hostname }}")))
+            text = Path(place, f"{role}.json").read_text(encoding="utf-8")
+            # A path on the controller is below the directory in which Ansible was started.
+            text = text.replace(f"{Path(place).resolve()}/", "").replace(_HOST, "{{ inventory_hostname }}")
+            evaluated.update(json.loads(text))
     return evaluated
 
 

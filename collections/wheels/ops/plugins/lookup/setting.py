@@ -20,6 +20,8 @@ description:
   - What is of a whole run (C(wheels_ops_hosts), C(wheels_ops_serial)) is also found where the inventory has it for
     hosts, if all that
     have it agree.
+  - A relative path on the controller (C(wheels_ops_report_dir)) is given as an absolute one, below the directory in
+    which Ansible was started, never below the playbook or the collection.
   - No error repeats a value.
 options:
   _terms:
@@ -52,12 +54,13 @@ _raw:
   elements: raw
 """
 
+import os
 import typing as t
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 from ansible_collections.wheels.ops.plugins.plugin_utils import settings
-from ansible_collections.wheels.ops.plugins.plugin_utils.shared_variables import RUN_WIDE, SHARED
+from ansible_collections.wheels.ops.plugins.plugin_utils.shared_variables import ON_CONTROLLER, RUN_WIDE, SHARED
 
 
 class LookupModule(LookupBase):
@@ -71,11 +74,19 @@ class LookupModule(LookupBase):
                 "The lookup wheels.ops.setting takes names of variables, default and shipped."
                 " Without default one of the names must be a shared variable (docs/variables.md)."
             )
-        for name in () if shipped else terms:
+        values = self._values(() if shipped else terms, variables)
+        if not values and "default" in kwargs:
+            return [kwargs["default"]]
+        values = values or [settings.default_of(self._templar, variables, shared[0])]
+        if ON_CONTROLLER.intersection(terms):
+            return [os.path.abspath(os.path.expanduser(value)) if value else value for value in values]
+        return values
+
+    def _values(self, names: t.Iterable[str], variables: t.Any) -> t.List[t.Any]:
+        """The value of the first that is set, in a list; empty where none is."""
+        for name in names:
             if name in variables and (values := settings.values_of(self._templar, variables, name)):
                 return values
             if name in RUN_WIDE and (values := settings.values_of_run(self._templar, variables, name)):
                 return values
-        if "default" in kwargs:
-            return [kwargs["default"]]
-        return [settings.default_of(self._templar, variables, shared[0])]
+        return []

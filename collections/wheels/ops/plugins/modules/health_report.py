@@ -54,7 +54,9 @@ options:
     default: ""
     version_added: 1.1.0
   dest:
-    description: The directory to write to; it is made where it does not exist. Nothing is written if it is empty.
+    description:
+      - The directory to write to; it is made where it does not exist. Nothing is written if it is empty.
+      - Give an absolute path, as Ansible runs a module on the controller in the directory of the playbook.
     type: path
     default: ""
 author:
@@ -66,7 +68,7 @@ EXAMPLES = r"""
   wheels.ops.health_report:
     before: "{{ health_before }}"
     after: "{{ health_after }}"
-    dest: reports
+    dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/reports"
   delegate_to: localhost
 """
 
@@ -93,6 +95,7 @@ msg:
 """
 
 import json
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -133,14 +136,15 @@ def call(module: AnsibleModule) -> Result:
             "health.prom": metrics.text(options["after"], options["host"], options["runbook_url"]),
             "health.html": content,
         }
-    paths = {name: Path(options["dest"]) / name for name in contents} if options["dest"] else {}
+    place = os.path.abspath(options["dest"]) if options["dest"] else ""
+    paths = {name: Path(place) / name for name in contents} if place else {}
     if not module.check_mode:
         for name, path in paths.items():
             make_directories(path.parent)
             write_atomically(path, contents[name].encode("utf-8"))
     return Result(
         msg=(
-            f"The report {'would be' if module.check_mode else 'is'} in {options['dest']}."
+            f"The report {'would be' if module.check_mode else 'is'} in {place}."
             if paths
             else "No report was asked for."
         ),

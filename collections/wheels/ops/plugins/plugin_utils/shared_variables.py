@@ -149,7 +149,10 @@ SHARED: t.Dict[str, Variable] = {
         " `file:///etc/api.env#REDIS_URL`.",
     ),
     "wheels_ops_report_dir": Variable(
-        "str", "reports/{inventory_hostname}", "Directory on the controller for the reports of this host."
+        "str",
+        "reports/{inventory_hostname}",
+        "Directory on the controller for the reports of this host. A relative one is below the directory in which"
+        " `ansible-playbook` was started.",
     ),
     "wheels_ops_runbook_url": Variable(
         "str",
@@ -223,5 +226,7 @@ SHARED: t.Dict[str, Variable] = {
 }
 #: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
 RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
+#: Paths on the controller. Ansible resolves a relative one against the playbook, which lies in the installed collection.
+ON_CONTROLLER: t.FrozenSet[str] = frozenset({"wheels_ops_report_dir"})
 #: Variables that a renamed role or variable still reads, by the name that replaced each.
 FORMER_PREFIXES: t.Dict[str, str] = {"recovery_": "host_cleanup_"}
