@@ -138,9 +138,7 @@ def _problems(after: Health, past: Past, advice: t.Callable[[t.Mapping[str, t.An
     return f"<h2>What is wrong</h2>{''.join(cards)}"
 
 
-def _advice(
-    check: t.Mapping[str, t.Any], advice: t.Callable[[t.Mapping[str, t.Any]], str], runbook_url: str
-) -> str:
+def _advice(check: t.Mapping[str, t.Any], advice: t.Callable[[t.Mapping[str, t.Any]], str], runbook_url: str) -> str:
     """What to do next, and where the check is described."""
     text = html.escape(advice(check)) if check.get("remedy") else ""
     # A command stands between backticks.

@@ -178,7 +178,11 @@ def _head(settings: Settings, report: Report, host: str) -> t.Dict[str, t.Any]:
         "facts": {"took": f"{report['duration_seconds']:.1f} s"},
     }
     if settings.view.outside:
-        return {**head, "advice": functools.partial(program_output.recommendation, outside=True)}
+        return {
+            **head,
+            "advice": functools.partial(program_output.recommendation, outside=True),
+            "runbook_url": settings.runbook_url,
+        }
     state = settings.state_dir
     try:
         since = {problem.subject: problem.since for problem in problems.read(state).problems}
