@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tests.support.container_host import REPOSITORY
-from wheels_ops.remedies import plan
-from wheels_ops.state import history
+from wheels_ops.remedies import backend_patch, plan
+from wheels_ops.state import deployments, history
 from wheels_ops.state.restarts import Ledger
 
 SERVICES: t.List[t.Dict[str, t.Any]] = [
@@ -50,6 +50,7 @@ def defaults(state: Path) -> t.Dict[str, t.Any]:
     return {
         **spec,
         "confirm_after": 0,
+        "deploys": False,
         "token_file": str(state / "no-token"),
         "cooldown": 600,
         "max_cooldown": 14400,
@@ -70,6 +71,22 @@ def asked(state: Path, **params: t.Any) -> t.Dict[str, t.Any]:
 
 def steps(result: t.Mapping[str, t.Any]) -> t.Dict[str, t.Dict[str, t.Any]]:
     return {step["remedy"]: step for step in result["steps"]}
+
+
+def test_deployment_is_planned_for_what_a_missing_file_may_have_broken(tmp_path: Path) -> None:
+    """By the journal of the state directory: the check itself knows nothing of files."""
+    state, tree = tmp_path / "state", tmp_path / "tree"
+    tree.mkdir()
+    deployments.begin(str(state), "a", holder="one")
+    request = backend_patch.Request(root=str(tree), files={"main.py": b"new = 1\n"})
+    backend_patch.install(str(state), "a", request, backend_patch.Proof())
+    deployments.end(str(state), "a", holder="one", state=deployments.FINISHED)
+    down = check("http", "service_restart")
+    assert list(steps(asked(state, checks=[down], services=SERVICES, deploys=True))) == ["service_restart"]
+    (tree / "main.py").unlink()
+    named = steps(asked(state, checks=[down], services=SERVICES))["deploy"]
+    assert str(tree / "main.py") in named["refused"] and "playbooks/deploy.yml" in named["advice"]
+    assert not steps(asked(state, checks=[down], services=SERVICES, deploys=True))["deploy"]["refused"]
 
 
 def test_documentation_names_every_remedy_in_order() -> None:

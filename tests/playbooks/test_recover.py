@@ -67,6 +67,24 @@ def test_recover_repairs_it(stage: Stage) -> None:
         assert words in run.text, words
 
 
+def test_recover_deploys_where_that_is_allowed_and_only_that_helps(stage: Stage) -> None:
+    """A restart finds the file missing and says so; the deployment under the same lock installs it again."""
+    patched = stage.sandbox.backend / "app/services/cache_service.py"
+    content = patched.read_bytes()
+    patched.unlink()
+    stage.rpc().stopProcess("pam-backend", True)
+    words = (*LOOK, "-e", "recovery_ignore_cooldown=true", "-e", "recovery_confirm_after=0")
+    run = stage.playbook("recover", *words, "-e", "wheels_ops_recover_deploys=true")
+    assert run.status == 0, run.output[-4000:]
+    assert patched.read_bytes() == content
+    assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200
+    states = [json.loads(path.read_text())["state"] for path in stage.sandbox.state.glob("deployments/*/manifest.json")]
+    assert set(states) == {"finished"} and not (stage.sandbox.state / "deploy.lock").exists()
+    history = [json.loads(line) for line in (stage.sandbox.state / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["run_id"].startswith("recover-") and history[-1]["outcome"] == "healthy"
+    assert ("deploy", "done") in {(each["action"], each["outcome"]) for each in history[-1]["results"]}
+
+
 def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     """Asked for over the API, done by the host, seen over the API; a file that is no request is not in the way."""
     key = {"X-Ops-Token": (stage.sandbox.etc / "ops-token").read_text().strip()}

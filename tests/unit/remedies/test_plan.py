@@ -339,6 +339,36 @@ def test_plan_says_deploy_where_files_are_missing(name: str) -> None:
     assert step.refused
 
 
+@pytest.mark.parametrize(
+    ("asker", "forbidden"),
+    [
+        (check("cors", remedy="managed_files"), ()),
+        (check("tts", remedy="tts_engine"), {plan.SPEECH_ENGINE}),
+        (redis(), {plan.CACHE_CLEAR}),
+    ],
+)
+def test_plan_begins_a_deployment_only_where_that_is_allowed(
+    asker: t.Dict[str, t.Any], forbidden: t.Collection[str]
+) -> None:
+    (refused,) = plan.plan([asker], Allowed(SERVICES, forbidden=forbidden), HEALTHY)
+    assert refused.refused and refused.advice == "Run ansible-playbook -i INVENTORY playbooks/deploy.yml."
+    (begun,) = plan.plan([asker], Allowed(SERVICES, forbidden=forbidden, deploys=True), HEALTHY)
+    assert (begun.remedy, begun.subjects, begun.refused) == (plan.DEPLOY, (asker["name"],), "")
+    deployed = State(NOW, tries=[Try(plan.DEPLOY, NOW - 30, "failed")])
+    (waits,) = plan.plan([asker], Allowed(SERVICES, forbidden=forbidden, deploys=True), deployed)
+    assert "cool-down" in waits.refused
+
+
+def test_plan_deploys_after_the_restart_where_a_file_is_not_as_deployed() -> None:
+    state = State(NOW, drifted=("/srv/app/main.py",))
+    restart, deploy = plan.plan([services("pam-backend")], Allowed(SERVICES, caller=plan.PLAYBOOK), state)
+    assert (restart.remedy, restart.refused, deploy.remedy) == (plan.SERVICE_RESTART, "", plan.DEPLOY)
+    for words in ("/srv/app/main.py", "wheels_ops_recover_deploys", "wheels_ops_force=true"):
+        assert words in deploy.refused
+    assert [step.refused for step in plan.plan([services("nginx")], Allowed(SERVICES, deploys=True), state)] == ["", ""]
+    assert plan.plan([], Allowed(SERVICES, deploys=True), state) == [], "nothing fails for it"
+
+
 def test_plan_installs_speech_engines_only_where_that_is_allowed() -> None:
     checks = [check("tts", remedy="tts_engine")]
     assert not step_of(plan.SPEECH_ENGINE, checks, Allowed()).refused

@@ -115,7 +115,7 @@ def test_report_names_before_what_was_done_and_after() -> None:
         " 100 %" in table
     )
     assert report.remaining(AFTER) == []
-    assert report.remaining(BEFORE) == ["cors: critical: <b>bad</b> Remedy: x."]
+    assert report.remaining(BEFORE) == ["cors: critical: <b>bad</b>. Remedy: x."]
 
 
 def test_page_escapes_what_was_measured() -> None:

@@ -58,6 +58,13 @@ options:
     elements: str
     choices: *remedies
     default: []
+  deploys:
+    description:
+      - Whether a deployment may be begun where only that helps.
+      - Speech engines that may not be installed, and a cache that cannot be cleared for want of a token, are left to it.
+    type: bool
+    default: false
+    version_added: 1.1.0
   token_file:
     description: The file with the ops token. Without it V(cache_clear) is unavailable.
     type: path
@@ -252,6 +259,7 @@ def call(params: t.Mapping[str, t.Any]) -> Result:
         services=params["services"],
         unavailable=unavailable,
         forbidden=set(params["forbidden"]),
+        deploys=params["deploys"],
         ignore_cooldown=params["ignore_cooldown"],
         policy=policy,
         caller=plan.PLAYBOOK,
@@ -291,6 +299,7 @@ def main() -> None:
             "services": {**arguments.SERVICES, "default": []},
             "unavailable": {"type": "list", "elements": "str", "choices": list(plan.NAMES), "default": []},
             "forbidden": {"type": "list", "elements": "str", "choices": list(plan.NAMES), "default": []},
+            "deploys": {"type": "bool", "default": False},
             # It is a path, not a secret.
             "token_file": {"type": "path", "default": "/etc/wheels-ops/ops-token", "no_log": False},
             "cooldown": {"type": "float", "default": 600},

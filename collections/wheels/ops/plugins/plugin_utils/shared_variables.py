@@ -135,6 +135,12 @@ SHARED: t.Dict[str, Variable] = {
         "{wheels_ops_venv}/bin/python",
         "Python interpreter that runs the modules of this collection on the host.",
     ),
+    "wheels_ops_recover_deploys": Variable(
+        "bool",
+        False,
+        "Let `recover` begin a deployment where only that helps: speech, CORS, files that are missing or changed. It"
+        " rolls itself back. Without, the deployment is named.",
+    ),
     "wheels_ops_recovery_policy": Variable(
         "dict",
         {},

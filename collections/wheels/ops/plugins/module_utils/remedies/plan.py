@@ -123,7 +123,10 @@ _NEXT: t.Mapping[str, str] = {
     CACHE_CLEAR: "Raise maxmemory of Redis, or give the keys that fill it an expiry.",
     BACKGROUND_THROTTLE: "Start more workers if the queue does not get shorter; celery status lists those that run.",
     MEMORY_CLEANUP: "Find what uses the memory: ps aux --sort=-rss | head; raise its limit, or restart it.",
+    DEPLOY: "Run ansible-playbook -i INVENTORY playbooks/deploy.yml -v, and read where it ends.",
 }
+#: Remedies in whose place a deployment is, where they have nothing to work with or are switched off.
+_DEPLOY_INSTEAD: t.FrozenSet[str] = frozenset({CACHE_CLEAR, SPEECH_ENGINE})
 _IGNORE_COOLDOWN = ("--now", "-e recovery_ignore_cooldown=true")
 _NO_SERVICES = "No service is configured, so that the backend itself could be slowed down"
 _DEPLOY = "ansible-playbook -i INVENTORY playbooks/deploy.yml"
@@ -135,13 +138,14 @@ class Allowed:
     switched off.
 
     ``services`` are dictionaries as ``service_restart`` takes them. ``only``: no other remedy is planned, any where it
-    is empty.
+    is empty. ``deploys``: whether a deployment may be begun, which takes a controller.
     """
 
     services: t.Sequence[Service] = ()
     unavailable: t.Collection[str] = ()
     forbidden: t.Collection[str] = ()
     only: t.Collection[str] = ()
+    deploys: bool = False
     ignore_cooldown: bool = False
     policy: Policy = field(default_factory=Policy)
     caller: str = PROGRAM
@@ -170,7 +174,8 @@ class State:
 
     ``confirmed``: subjects that failed in two measurements, None where every failure counts. ``restarts``: services
     that may not be restarted now. ``relief_ends``: when the first lowered priority is due to be restored,
-    0 where there is none. ``problems``: those that earlier runs left open.
+    0 where there is none. ``problems``: those that earlier runs left open. ``drifted``: files that are no longer as the
+    deployment in force left them.
     """
 
     now: float
@@ -179,6 +184,7 @@ class State:
     restarts: t.Mapping[str, Blocked] = field(default_factory=dict)
     relief_ends: float = 0.0
     problems: Problems = field(default_factory=Problems)
+    drifted: t.Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ def plan(checks: t.Sequence[Check], allowed: Allowed, state: State) -> t.List[St
     for remedy in REMEDIES:
         if allowed.only and remedy.name not in allowed.only:
             continue
-        askers = [check for check in asking if _asks(check, remedy, allowed.policy)]
+        askers = [check for check in asking if _asks(check, remedy, allowed, state)]
         if remedy.name == CPU_RELIEF_END:
             steps += _relief_end(checks, steps, state)
         elif askers:
@@ -255,10 +261,34 @@ def remaining_services(services: t.Sequence[Service], without: t.Collection[str]
     ]
 
 
-def _asks(check: Check, remedy: Remedy, policy: Policy) -> bool:
-    if check["name"] in policy.remedies:
-        return remedy.name in policy.remedies[check["name"]]
+def _asks(check: Check, remedy: Remedy, allowed: Allowed, state: State) -> bool:
+    if check["name"] in allowed.policy.remedies:
+        return remedy.name in allowed.policy.remedies[check["name"]]
+    if remedy.name == DEPLOY:
+        return _asks_for_deployment(check, state) or any(
+            each.name in _DEPLOY_INSTEAD and _deploys_instead(each, allowed) and _names(check, each)
+            for each in REMEDIES
+        )
+    return _names(check, remedy) and not _deploys_instead(remedy, allowed)
+
+
+def _names(check: Check, remedy: Remedy) -> bool:
     return check["name"] in subjects_of(remedy.name) and check.get("remedy") in (*remedy.modules, *remedy.also)
+
+
+def _asks_for_deployment(check: Check, state: State) -> bool:
+    """Whether files are missing, or what a restart may not help for may fail for a file that is not as deployed."""
+    (deploy,) = (each for each in REMEDIES if each.name == DEPLOY)
+    return _names(check, deploy) or (bool(state.drifted) and check.get("remedy") == "service_restart")
+
+
+def _deploys_instead(remedy: Remedy, allowed: Allowed) -> bool:
+    return (
+        remedy.name in _DEPLOY_INSTEAD
+        and allowed.deploys
+        and not allowed.only
+        and remedy.name in {*allowed.unavailable, *allowed.forbidden}
+    )
 
 
 def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], allowed: Allowed, state: State) -> Step:
@@ -279,8 +309,8 @@ def _step(remedy: Remedy, askers: t.Sequence[Check], checks: t.Sequence[Check], 
             "The policy leaves this remedy to a person.",
             advice=f"If it is right now: {_option(allowed, f'--only {remedy.name}', 'take it out of ask_person')}.",
         )
-    if remedy.name == DEPLOY:
-        return refused("Only a deployment installs the files that it needs.", advice=f"Run {_DEPLOY}.")
+    if remedy.name == DEPLOY and not allowed.deploys:
+        return refused(_needs_deployment(state, allowed), advice=_advice(DEPLOY))
     for names, reasons in ((allowed.unavailable, _UNAVAILABLE), (allowed.forbidden, _FORBIDDEN)):
         if remedy.name in names:
             reason, *options = reasons.get(remedy.name, ("It is not available here", "", ""))
@@ -377,8 +407,18 @@ def next_step(name: str) -> str:
     return _NEXT.get(name) or _advice(name)
 
 
+def _needs_deployment(state: State, allowed: Allowed) -> str:
+    option = " (wheels_ops_recover_deploys)" if allowed.caller == PLAYBOOK else ""
+    if not state.drifted:
+        return f"Only a deployment installs the files that it needs{option}."
+    return (
+        f"{', '.join(state.drifted)}: not as the deployment left them; only a deployment installs them again{option},"
+        " with -e wheels_ops_force=true those that somebody changed."
+    )
+
+
 def _advice(name: str) -> str:
-    return f"Run {_DEPLOY}." if name in (CACHE_CLEAR, SPEECH_ENGINE) else ""
+    return f"Run {_DEPLOY}." if name in (*_DEPLOY_INSTEAD, DEPLOY) else ""
 
 
 def _harm_advice(name: str, checks: t.Sequence[Check]) -> str:

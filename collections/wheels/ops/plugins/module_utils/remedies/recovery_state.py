@@ -9,7 +9,7 @@ import typing as t
 from pathlib import Path
 
 from ..core.results import OpsError
-from ..state import documents, history, problems, restarts
+from ..state import deployments, documents, history, problems, restarts
 from . import cpu_relief
 from .plan import Blocked, Policy, State, Try, exhausted_services
 
@@ -54,6 +54,11 @@ def read(
         )
         if reason:
             blocked[str(service["name"])] = Blocked(reason, until)
+    try:
+        drifted = tuple(deployments.drifted(deployments.Journal(str(directory))))
+    except OpsError as error:
+        drifted = ()
+        warnings.append(f"Whether the files are as the deployment left them is unknown: {error}")
     state = State(
         now=time.time(),
         tries=tries_of(records),
@@ -61,6 +66,7 @@ def read(
         restarts=blocked,
         relief_ends=relief_ends,
         problems=open_problems,
+        drifted=drifted,
     )
     return state, warnings
 

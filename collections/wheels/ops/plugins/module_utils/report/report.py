@@ -145,7 +145,7 @@ def listing(health: Health) -> str:
 def remaining(after: Health) -> t.List[str]:
     """One line for everything that is not healthy now, with the remedy where one is known."""
     return [
-        f"{check['name']}: {check['status']}: {check['message']}"
+        f"{check['name']}: {check['status']}: {str(check['message']).rstrip('.')}."
         + (f" Remedy: {check['remedy']}." if check.get("remedy") else "")
         for check in after.get("checks", [])
         if check["status"] not in ("ok", "skipped")
