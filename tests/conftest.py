@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import sys
 import typing as t
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import pytest
 from tests import supervise
 from tests.support import collection, servers
 from tests.support.app_modules import app_modules as app_modules
+
+# Of the tests and the library, also where the environment asks for none, as in many images of containers: to compile
+# them anew takes each worker more than ten seconds. What the tests start still follows the environment.
+sys.dont_write_bytecode = False
 
 # How long one example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("suite", deadline=None)
