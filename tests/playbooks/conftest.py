@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -20,6 +21,10 @@ from tests.sandbox.layout import Facts, Sandbox
 
 #: Gates that hold for one second are enough here; production's default is three.
 FAST = ("-e", "services_min_healthy_time=1")
+#: Stands in for a proxy: a line each time, with what was asked for and whether the backend answers.
+PROXY = """
+printf '%s %s\\n' "$0" "$(curl -s -o /dev/null -w '%{http_code}' -m 20 "$2/health")" >> "$1"
+"""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,28 @@ class Stage:
     def facts(self) -> Facts:
         return self.sandbox.facts()
 
+    @property
+    def words(self) -> t.List[str]:
+        """What every playbook is given beside its own words."""
+        proxy = {
+            f"wheels_ops_{name}_command": ["sh", "-c", PROXY, name, str(self._proxy_log), self.facts.base_url]
+            for name in ("drain", "restore")
+        }
+        return [*FAST, "-e", json.dumps(proxy)]
+
+    @property
+    def _proxy_log(self) -> Path:
+        return self.sandbox.directory / "proxy.log"
+
+    def proxy_requests(self) -> t.List[str]:
+        """What the proxy was asked for since the last call, such as ``drain 200``."""
+        lines = self._proxy_log.read_text().splitlines() if self._proxy_log.exists() else []
+        self._proxy_log.unlink(missing_ok=True)
+        return lines
+
     def command(self, name: str, *words: str) -> t.List[str]:
         program = str(Path(sys.executable).with_name("ansible-playbook"))
-        return [program, "-i", "inventories/sandbox", f"playbooks/{name}.yml", *FAST, *words]
+        return [program, "-i", "inventories/sandbox", f"playbooks/{name}.yml", *self.words, *words]
 
     def environment(self) -> t.Dict[str, str]:
         return {
@@ -90,7 +114,7 @@ class Stage:
             "ANSIBLE_CONFIG": str(place / "ansible.cfg"),
             "ANSIBLE_HOME": str(place / "home"),
         }
-        command = [program, "-i", inventory, f"wheels.ops.{name}", *FAST, *words]
+        command = [program, "-i", inventory, f"wheels.ops.{name}", *self.words, *words]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         return Run(done.returncode, done.stdout + done.stderr)
 

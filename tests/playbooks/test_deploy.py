@@ -45,6 +45,7 @@ def test_check_mode_changes_nothing_and_predicts(stage: Stage) -> None:
     assert fingerprint(stage) == before
     for words in ("wheels_ops_full_diff", "app/core/cors_config.py", "BEGIN wheels.ops", "would be patched"):
         assert words in run.text, words
+    assert stage.proxy_requests() == []
     stage.predicted = run.changed_tasks
 
 
@@ -69,6 +70,7 @@ def test_deploy_makes_it_healthy_and_loses_no_task(stage: Stage) -> None:
     )
     run = stage.playbook("deploy")
     assert run.status == 0, run.output[-5000:]
+    assert stage.proxy_requests() == ["drain 200", "restore 200"]
     # The repaired backend's own beat may have cleared the cache before the deployment comes to it: then there is
     # nothing left to ask for.
     cache = {
@@ -170,6 +172,7 @@ def test_a_second_deploy_changes_nothing(stage: Stage, tmp_path: Path) -> None:
     run = stage.playbook("deploy", environment=remote_tasks.counting(names))
     assert run.status == 0, run.output[-3000:]
     assert run.changed == 0
+    assert stage.proxy_requests() == []
     tasks = remote_tasks.counted(names)
     assert 0 < len(tasks) <= REMOTE_TASKS, tasks
     assert len([name for name in tasks if "Run health checks" in name]) == 1, "the baseline is the result"
@@ -233,4 +236,8 @@ def test_a_gate_that_fails_takes_everything_back(stage: Stage) -> None:
     assert "The backend answers again." in run.text, run.output[-4000:]
     assert tree(stage.sandbox.backend) == before
     assert stage.sandbox.env_file.read_text() == environment
+    requests_of_the_proxy = stage.proxy_requests()
+    assert requests_of_the_proxy[0] == "drain 200", "before the bad setting is in force"
+    assert requests_of_the_proxy[-1] == "restore 200", "not before the old release answers"
+    assert [line.split()[0] for line in requests_of_the_proxy].count("restore") == 1, requests_of_the_proxy
     assert requests.get(f"{stage.facts.base_url}/health", timeout=10).status_code == 200

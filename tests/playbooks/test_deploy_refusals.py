@@ -87,3 +87,22 @@ def test_what_only_a_step_can_find_replaces_no_file(stage: Stage, extra: str, me
     assert run.status != 0
     assert message in run.text, run.output[-3000:]
     assert tree(stage.sandbox.backend) == before
+
+
+def test_a_host_that_no_proxy_lets_go_is_not_restarted(stage: Stage) -> None:
+    """It serves the old release undisturbed, and is in the rotation again although nobody knows how far the drain came."""
+    before = tree(stage.sandbox.backend)
+    processes = {name: pid for name, pid in fingerprint(stage).items() if name.startswith("process ")}
+    run = stage.playbook("deploy", "-e", '{"wheels_ops_drain_command": ["sh", "-c", "echo gone >&2; exit 3"]}', *LOOK)
+    assert run.status != 0
+    assert "Take this host out of the proxies' rotation" in run.text, run.output[-3000:]
+    assert stage.proxy_requests() == ["restore 200"]
+    assert tree(stage.sandbox.backend) == before
+    assert {name: pid for name, pid in fingerprint(stage).items() if name.startswith("process ")} == processes
+
+
+def test_a_drain_without_a_restore_is_refused(stage: Stage) -> None:
+    run = stage.playbook("deploy", "-e", '{"wheels_ops_restore_command": []}', *LOOK)
+    assert run.status != 0
+    assert "wheels_ops_restore_command must be set as well" in run.text, run.output[-3000:]
+    assert stage.proxy_requests() == []

@@ -36,6 +36,7 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
             break
     process.stdout.close()
     process.wait()
+    assert stage.proxy_requests() == ["drain 200"]
     assert "BEGIN wheels.ops" in (stage.sandbox.backend / "app/main.py").read_text()
     before = fingerprint(stage)
     for playbook in ("recover", "maintenance"):
@@ -49,9 +50,11 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(stage: Stage, installed:
         ):
             assert words in run.text, run.output[-3000:]
     assert fingerprint(stage) == before
+    assert stage.proxy_requests() == [], "what is half-installed serves nobody"
     run = stage.installed_playbook(installed, "deploy")
     assert run.status == 0, run.output[-4000:]
     assert "was interrupted at step" in run.text
+    assert stage.proxy_requests() == ["drain 200", "restore 200"]
     assert set(statuses(report(stage, "after.json")).values()) == {"ok"}
 
 
@@ -83,6 +86,7 @@ def test_rollback_leaves_no_trace(stage: Stage, tmp_path: Path) -> None:
     )
     assert run.status == 0, run.output[-3000:]
     assert "The backend answers again." in run.text
+    assert stage.proxy_requests() == ["drain 200", "restore 200"]
     assert tree(stage.sandbox.backend) == tree(materialise("incident", tmp_path / "incident"))
     assert not stage.sandbox.env_file.exists()
     assert stage.sandbox.etc.stat().st_mode & 0o777 == 0o700, "a directory that was there is nobody's to open"

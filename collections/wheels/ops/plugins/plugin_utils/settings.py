@@ -260,7 +260,21 @@ def problems(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
             # An option of a role may need that role's own files, which only it has.
             if shared or error.missing or " must be " in error.sentence:
                 sentences.append(error.sentence)
-    return sentences
+    return sentences + _half_of_a_pair(templar, variables)
+
+
+def _half_of_a_pair(templar: t.Any, variables: t.Mapping[str, t.Any]) -> t.List[str]:
+    """A host that is drained and never restored serves nobody, after a run that succeeded."""
+    pair = ("wheels_ops_drain_command", "wheels_ops_restore_command")
+    if not any(name in variables for name in pair):
+        return []
+    try:
+        missing = [name for name in pair if not value_of(templar, variables, name)]
+    except Unusable:
+        return []  # which has a sentence of its own
+    if len(missing) != 1:
+        return []
+    return [f"{missing[0]} must be set as well: what one of {pair[0]} and {pair[1]} does, the other undoes."]
 
 
 def unknown_variables(variables: t.Mapping[str, t.Any]) -> t.List[str]:

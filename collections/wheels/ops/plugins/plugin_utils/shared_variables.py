@@ -87,6 +87,12 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_disk_budgets": Variable(
         "dict of float", {}, "Bytes that directories may hold; a key is one directory, or several joined by `:`."
     ),
+    "wheels_ops_drain_command": Variable(
+        "list of str",
+        [],
+        "Command, word by word, that takes a host out of the proxies' rotation before its services restart, and ends when"
+        " it serves nobody any more. Empty: there is no proxy to tell. See [fleet.md](fleet.md).",
+    ),
     "wheels_ops_eda_host": Variable(
         "str", "127.0.0.1", "Address on which the rulebook listens. See [event-driven.md](event-driven.md)."
     ),
@@ -130,6 +136,12 @@ SHARED: t.Dict[str, Variable] = {
         "str", "/etc/wheels-ops/monitor.json", "Configuration file of the standalone programs."
     ),
     "wheels_ops_program_dir": Variable("str", "/opt/wheels-ops", "Directory of the standalone programs."),
+    "wheels_ops_proxies": Variable(
+        "list of str",
+        ["localhost"],
+        "Where `wheels_ops_drain_command` and `wheels_ops_restore_command` run, one after the other: hosts of the inventory,"
+        " or `localhost`, the controller.",
+    ),
     "wheels_ops_python": Variable(
         "str",
         "{wheels_ops_venv}/bin/python",
@@ -165,6 +177,11 @@ SHARED: t.Dict[str, Variable] = {
         "",
         "Where the runbooks are published, with `{name}` for the page, such as"
         " `https://docs.example.com/runbooks/{name}.html`. Alerts, reports and the dashboard link to it.",
+    ),
+    "wheels_ops_restore_command": Variable(
+        "list of str",
+        [],
+        "Command, word by word, that puts a drained host back, once its checks pass, and ends when the proxy has it.",
     ),
     "wheels_ops_schedule_file": Variable("str", "", "Schedule file of Celery beat. Empty: it is not checked."),
     "wheels_ops_scope": Variable(
