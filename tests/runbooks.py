@@ -73,7 +73,7 @@ def _check(subject: Subject) -> t.Iterator[str]:
         yield f"Remedies, in this order: {', '.join(words)}"
         after = list(dict.fromkeys(plan.next_step(each.name) for each in wanted))
         yield f"Where they do not help: {' '.join(filter(None, after))}"
-    alerts = [f"[{name}]({name}.md)" for name, rule in rules().items() if "check" in rule["expr"]]
+    alerts = [f"[{name}]({name}.md)" for name, rule in rules().items() if "wheels_ops_check_severity" in rule["expr"]]
     yield f'Alerts: {", ".join(alerts)}, each with the label `check="{subject.name}"`'
 
 

@@ -20,7 +20,9 @@ import requests
 
 from tests.playbooks.conftest import Stage
 from tests.playbooks.witnesses import LOOK, report
+from tests.support import alert_loop
 from tests.support.container_host import REPOSITORY
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,37 @@ def test_recover_takes_what_the_backend_asked_for(stage: Stage) -> None:
     ).json()["history"][0]
     assert (newest["action"], newest["trigger"], newest["outcome"]) == ("recover", "api", "healthy")
     assert [entry["id"] for entry in newest["requests"]] == [asked]
+
+
+@pytest.mark.skipif(bool(alert_loop.missing()), reason=f"not installed: {alert_loop.missing()}")
+def test_an_alert_of_prometheus_starts_recover_for_its_host_and_is_resolved(stage: Stage, tmp_path: Path) -> None:
+    """The files that are shipped; and labels of somebody who means harm."""
+    variables = {"recovery_ignore_cooldown": True, "services_min_healthy_time": 1}
+    planted = tmp_path / "planted"
+    with alert_loop.alert_loop(stage.sandbox, tmp_path, variables) as loop:
+        assert loop.notify("another-token-of-somebody", host="sandbox") == 401
+        assert loop.notify(host=f"{{{{ lookup('pipe', 'touch {planted}') }}}}") == 200
+        assert loop.notify() == 200
+        wait_until(lambda: "have no label host in common" in loop.log, timeout=60, what="why nothing is started")
+        # A group, which would be every host.
+        assert loop.notify(host="all") == 200
+        wait_until(lambda: "The alert is about a host that is none of backend" in loop.log, timeout=120)
+        assert "TASK [Reach this host]" not in loop.log
+        stage.rpc().stopProcess("celery-worker", True)
+        wait_until(loop.alerts, timeout=90, what="the alert fires")
+        wait_until(lambda: not loop.alerts(), timeout=180, what="the alert is resolved")
+        assert stage.rpc().getProcessInfo("celery-worker")["statename"] == "RUNNING"
+        history = stage.sandbox.state / "history.jsonl"
+        newest = wait_until(
+            lambda: [
+                record for record in map(json.loads, history.read_text().splitlines()) if record["trigger"] == "alert"
+            ],
+            timeout=120,
+            what="the run is in the history",
+        )
+        assert [(record["host"], record["outcome"]) for record in newest] == [("sandbox", "healthy")]
+        assert len(re.findall(r"PLAY \[Require a known host\]", loop.log)) == 2, "one refused, one for its host"
+    assert not planted.exists()
 
 
 def test_commands_of_the_procedures_page_work_here(stage: Stage, tmp_path: Path) -> None:

@@ -89,6 +89,62 @@ def test_rules_use_the_numbers_of_the_metrics() -> None:
     assert [name for name, rule in rules.items() if "wheels_ops" in rule["labels"]] == ["WheelsOpsCheckCritical"]
 
 
+@promtool
+def test_rules_of_the_backend_fire_within_seconds(tmp_path: Path) -> None:
+    """With the interval that is shipped; what passes again and a restart fire nothing."""
+    (group,) = (entry for entry in yaml.safe_load(RULES.read_text())["groups"] if entry["name"] == "wheels-ops-backend")
+    assert {rule["labels"]["wheels_ops"] for rule in group["rules"]} == {"recover"}
+    shutil.copy(RULES, tmp_path / "rules.yml")
+    failing, passing = (f'pam_health_check{{check="celery:workers",host="{host}"}}' for host in "ab")
+    up = 'up{job="pam-backend",host="%s"}'
+    series = [
+        {"series": failing, "values": "0 2x50"},
+        {"series": passing, "values": "0 2 0x50"},
+        {"series": up % "c", "values": "1 0x50"},
+        {"series": up % "d", "values": "1 0x5 1x50"},
+    ]
+    expected = {"WheelsOpsBackendFailing": {"15s": ["a"]}, "WheelsOpsBackendDown": {"30s": [], "40s": ["c"]}}
+    rules = {rule["alert"]: rule for rule in group["rules"]}
+
+    def fired(alert: str, host: str) -> t.Dict[str, t.Any]:
+        labels = {"host": host, "severity": "critical", "wheels_ops": "recover"}
+        more = {"check": "celery:workers"} if "Failing" in alert else {"job": "pam-backend"}
+        texts = {
+            name: text.replace("{{ $labels.host }}", host).replace("{{ $labels.check }}", "celery:workers")
+            for name, text in rules[alert]["annotations"].items()
+        }
+        return {"exp_labels": {**labels, **more}, "exp_annotations": texts}
+
+    asked = [
+        {"eval_time": at, "alertname": alert, "exp_alerts": [fired(alert, host) for host in hosts]}
+        for alert, moments in expected.items()
+        for at, hosts in moments.items()
+    ]
+    tests = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": group["interval"],
+        "tests": [{"interval": "5s", "input_series": series, "alert_rule_test": asked}],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_shipped_configurations_are_valid(tmp_path: Path) -> None:
+    prometheus = yaml.safe_load((FILES / "prometheus/prometheus.yml").read_text())
+    prometheus["rule_files"] = [str(RULES)]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(prometheus))
+    commands = [["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]]
+    if shutil.which("amtool"):
+        commands.append(["amtool", "check-config", str(FILES / "prometheus/alertmanager.yml")])
+    for words in commands:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_grafana_dashboard_asks_for_metrics_that_exist() -> None:
     dashboard = json.loads((FILES / "grafana/wheels-ops.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

@@ -54,6 +54,12 @@ REPORT_SERVICES: t.List[t.Dict[str, t.Any]] = [
 ]
 
 SHARED: t.Dict[str, Variable] = {
+    "wheels_ops_alert_host": Variable(
+        "str",
+        "",
+        "Host to which `recover` keeps itself: the exact name of one host of the run, else it refuses. Set by the"
+        " rulebook ([event-driven.md](event-driven.md)).",
+    ),
     "wheels_ops_alerts": Variable(
         "list of dict",
         [],

@@ -21,6 +21,8 @@ ALERTS: t.Tuple[str, ...] = (
     "WheelsOpsCheckWarning",
     "WheelsOpsRunStopped",
     "WheelsOpsClockAhead",
+    "WheelsOpsBackendFailing",
+    "WheelsOpsBackendDown",
     "WheelsOpsProblem",
 )
 PAGES: t.Tuple[str, ...] = (*NAMES, *ALERTS)
