@@ -123,6 +123,9 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_full_diff": Variable(
         "bool", False, "Have `--diff` show every line of the patched files; otherwise it has one line for each file."
     ),
+    "wheels_ops_health_must_pass": Variable(
+        "bool", False, "Whether `health` fails where a check fails, as a scheduled job should. See [awx.md](awx.md)."
+    ),
     "wheels_ops_hosts": Variable(
         "raw", "backend", "Host pattern of the run. The same for all hosts, or given with `-e`."
     ),
