@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import typing as t
+from pathlib import Path
 
 import pytest
 import yaml
@@ -78,3 +82,37 @@ def test_a_rulebook_is_whole_and_harmless(path: t.Any) -> None:
             assert [key for key, value in playbook["extra_vars"].items() if "event" in value] == [
                 "wheels_ops_alert_host"
             ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("here", "PLAY [Recover]"),
+        ("there", "The alert is about a host that is none of backend"),
+        ("all", "The alert is about a host that is none of backend"),
+        ("backend", "The alert is about a host that is none of backend"),
+        ("he*", "The alert is about a host that is none of backend"),
+    ],
+)
+def test_recover_keeps_to_the_host_of_the_alert(tmp_path: t.Any, name: str, words: str) -> None:
+    """Of two hosts that cannot be reached it tries the one that is named; a group or a pattern is no host."""
+    (tmp_path / "hosts.yml").write_text(
+        "backend: {hosts: {here: {ansible_python_interpreter: /none}, other: {}},"
+        " vars: {ansible_connection: local, ansible_shell_executable: /none}}"
+    )
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            *("-i", str(tmp_path / "hosts.yml"), "playbooks/recover.yml", "-e", f"wheels_ops_alert_host={name}"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0, output
+    assert words in output, output
+    assert "other" not in output.partition("PLAY [Recover]")[2], output
+    assert ("PLAY [Recover]" in output) == (name == "here")

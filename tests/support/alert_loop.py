@@ -51,7 +51,8 @@ class AlertLoop:
 
     @property
     def log(self) -> str:
-        return (self.directory / "ansible-rulebook.log").read_text(errors="replace")
+        """White space is folded, as messages are wrapped."""
+        return " ".join((self.directory / "ansible-rulebook.log").read_text(errors="replace").split())
 
     def alerts(self) -> t.List[t.Dict[str, t.Any]]:
         """The alerts that Alertmanager holds as firing and that may start a recovery."""
