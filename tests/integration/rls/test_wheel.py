@@ -16,9 +16,9 @@ import pytest
 from tests.integration.rls.repair.test_migration import PERSON, RECURSION, ROWS, TABLES
 from tests.sandbox.binaries import REPOSITORY
 from tests.support import servers
+from tests.support.wheel import UV, build
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-UV = str(REPOSITORY / ".venv/bin/uv")
 #: How each of them puts the wheel ``{wheel}`` for the Python ``{python}`` into the empty directory that it runs in.
 WAYS: t.Dict[str, t.List[str]] = {
     "pip": ["{python} -m venv here", "here/bin/pip install -q '{wheel}[rls]'", "here/bin/wheels-ops"],
@@ -45,15 +45,7 @@ def interpreter(version: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources, as nothing may be written among them."""
-    place = tmp_path_factory.mktemp("wheel")
-    source = place / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "src", "collections"):
-        subprocess.run(["cp", "-rL" if name == "src" else "-r", str(REPOSITORY / name), str(source / name)], check=True)
-    subprocess.run([UV, "build", "--wheel", "--out-dir", str(place)], check=True, capture_output=True, cwd=source)
-    (built,) = place.glob("*.whl")
-    return built
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def run(place: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
