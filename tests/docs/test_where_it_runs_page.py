@@ -23,6 +23,8 @@ from tests.support.wheel import build
 from wheels_ops import __main__
 from wheels_ops.health.subjects import REGISTRY
 from wheels_ops.remedies import build_patch
+from wheels_ops.services import arguments
+from wheels_ops.services.model import parse_services
 from wheels_ops.standalone import health_cli
 
 PAGE = (REPOSITORY / "docs/where-it-runs.md").read_text(encoding="utf-8")
@@ -130,9 +132,16 @@ def test_health_commands_are_understood(tmp_path: Path) -> None:
     (line,) = [line for line in block("sh", 1).splitlines() if line.startswith("wheels-ops")]
     options = __main__.parser().parse_args(shlex.split(line)[1:])
     assert options.url == "https://api.example.com" and options.origin == ["https://www.example.com"]
-    job = yaml.safe_load(block("yaml"))
+    job = yaml.safe_load(block("yaml", 1))
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert __main__.parser().parse_args(container["command"][1:]).json
+
+
+def test_services_of_compose_are_understood() -> None:
+    variables = yaml.safe_load(block("yaml"))
+    assert variables["wheels_ops_service_manager"] in arguments.MANAGER["service_manager"]["choices"]
+    services = parse_services(variables["wheels_ops_services"])
+    assert [(service.name, service.unit) for service in services] == [("redis", "redis"), ("api", "shop:api")]
 
 
 def test_page_names_every_option_variable_and_subject() -> None:

@@ -101,3 +101,8 @@ def test_each_file_of_a_process_has_one_reader() -> None:
                 if match and match[1] in readers:
                     readers[match[1]].add(path.relative_to(COLLECTION / "plugins/module_utils").as_posix())
     assert readers == {name: {reader} for name, reader in READERS.items()}
+
+
+def test_number_of_a_process_in_its_own_namespace_is_that_of_the_kernel() -> None:
+    assert processes.inner_pid(os.getpid()) == os.getpid()
+    assert processes.inner_pid(2**22 + 1) == 0

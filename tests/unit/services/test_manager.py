@@ -79,6 +79,6 @@ def test_from_params_hands_on_the_account(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_manager_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        OpsError, match="service_manager must be one of auto, systemd, systemd_user, supervisor, got 'runit'"
+        OpsError, match="service_manager must be one of auto, systemd, systemd_user, supervisor, compose, got 'runit'"
     ):
         manager.open_manager("runit")

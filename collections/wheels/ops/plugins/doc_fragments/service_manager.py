@@ -13,12 +13,15 @@ options:
   service_manager:
     description:
       - What runs the services. V(auto) takes supervisord where O(supervisor_socket) is given, else systemd,
-        else any supervisord.
+        else any supervisord, else Compose.
       - V(systemd_user) is the systemd of the user who runs the task (C(systemctl --user)); give it with
         C(become_user). It runs without a login
         where lingering is on (C(loginctl enable-linger USER)).
+      - V(compose) has the containers of C(docker compose) or C(podman compose) on this host, whichever has them. A unit is
+        the name of a service, or C(project:service) where several projects have one of that name. They are started and
+        stopped, never created or removed.
     type: str
-    choices: [auto, systemd, systemd_user, supervisor]
+    choices: [auto, systemd, systemd_user, supervisor, compose]
     default: auto
     aliases: [manager]
   supervisor_socket:

@@ -265,7 +265,7 @@ queued_tasks:
   type: dict
   sample: {redis: {before: {celery: 12, unacked: 1}, after: {celery: 12, unacked: 1}}}
 manager:
-  description: V(systemd) or V(supervisor).
+  description: V(systemd), V(supervisor) or V(compose).
   returned: always
   type: str
 diff:

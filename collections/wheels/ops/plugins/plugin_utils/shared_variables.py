@@ -204,7 +204,7 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_service_manager": Variable(
         "str",
         "auto",
-        "`systemd`, `systemd_user`, `supervisor` or `auto`. `auto` takes supervisord where"
+        "`systemd`, `systemd_user`, `supervisor`, `compose` or `auto`. `auto` takes supervisord where"
         " `wheels_ops_supervisor_socket` is set.",
     ),
     "wheels_ops_services": Variable(

@@ -130,6 +130,16 @@ def ancestors(pid: int) -> t.Set[int]:
     return line
 
 
+def inner_pid(pid: int) -> int:
+    """The number of a process in its own PID namespace, that of a container for example; 0 where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    numbers = next((line.split()[1:] for line in text.splitlines() if line.startswith("NSpid:")), [str(pid)])
+    return int(numbers[-1])
+
+
 def tree(root: int) -> t.Set[int]:
     """A process and all its descendants; empty where it is gone."""
     children: t.Dict[int, t.List[int]] = {}

@@ -45,7 +45,7 @@ SERVICES: t.Dict[str, t.Any] = {
 MANAGER: t.Dict[str, t.Dict[str, t.Any]] = {
     "service_manager": {
         "type": "str",
-        "choices": ["auto", "systemd", "systemd_user", "supervisor"],
+        "choices": ["auto", "systemd", "systemd_user", "supervisor", "compose"],
         "default": "auto",
         "aliases": ["manager"],
     },

@@ -98,8 +98,8 @@ def _owner(
     Behind a proxy the service counts as ready where it also answers, by ``ask``, where it listens itself. Without
     ``ask`` it has to listen by itself.
     """
-    if not gate.verify_owner:
-        return None
+    if not gate.verify_owner or port in (state.details.get("published_ports") or ()):
+        return None  # a container's engine forwards a published port, and publishes none that another has
     members = manager.pids(state)
     listeners = processes.answering(port, host, pid=state.pid or None)
     if not listeners:
@@ -290,13 +290,19 @@ def _celery(service: Service, state: ServiceState, manager: Manager) -> Seen:
     import redis
 
     gate, members = service.gate, manager.pids(state)
+    # A worker in a container names itself after that, and numbers itself as there.
+    inner = {processes.inner_pid(pid) for pid in members} if state.details.get("hostnames") else set()
+    hosts = state.details.get("hostnames") or ()
+
+    def is_ours(node: str, pid: int) -> bool:
+        return pid in members or (pid in inner and node.rpartition("@")[2] in hosts)
 
     def ours(answers: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.List[str]:
         return [
             node
             for node, stats in answers.items()
             if (not gate.node or re.search(gate.node, node))
-            and (not gate.verify_owner or int(stats.get("pid") or 0) in members)
+            and (not gate.verify_owner or is_ours(node, int(stats.get("pid") or 0)))
         ]
 
     silent: t.List[celery_workers.Silence] = []

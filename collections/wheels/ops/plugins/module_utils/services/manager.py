@@ -8,6 +8,7 @@ import typing as t
 
 from ..core.options import choice
 from ..core.results import OpsError
+from . import compose
 from .model import Manager
 from .supervisor import Supervisor, find_socket
 from .systemd import Systemd, available
@@ -15,16 +16,21 @@ from .systemd import Systemd, available
 
 def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
     """The service manager: ``systemd``, ``systemd_user`` (that of the user who runs this), ``supervisor``, or ``auto``:
-    supervisord where its socket is named, else systemd, else any supervisord.
+    supervisord where its socket is named, else systemd, else any supervisord, else Compose. ``compose``: the containers
+    of ``docker compose`` or ``podman compose``.
     """
-    choice("service_manager", kind, ("auto", "systemd", "systemd_user", "supervisor"))
+    choice("service_manager", kind, ("auto", "systemd", "systemd_user", "supervisor", "compose"))
+    if kind == "compose":
+        return compose.Compose()
     if kind == "systemd_user":
         return Systemd(user=True)
     if kind == "systemd" or (kind == "auto" and not socket and available()):
         return Systemd()
     if kind == "auto" and not socket and not find_socket():
+        if compose.available():
+            return compose.Compose()
         raise OpsError(
-            "Neither systemd nor supervisord runs on this host.",
+            "Neither systemd nor supervisord runs on this host, nor a container of Compose.",
             hint="Set service_manager, and supervisor_socket where it is not in /run.",
         )
     return Supervisor(socket, username=username, password=password)
