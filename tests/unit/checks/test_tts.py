@@ -138,12 +138,23 @@ def test_a_route_that_is_not_ours_to_ask(
 
 def test_no_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def respond(request: requests.PreparedRequest) -> transport.Answer:
-        raise requests.ReadTimeout
+        if (request.url or "").endswith("/tts/test"):
+            raise requests.ReadTimeout
+        return 404, {}, {}
 
     transport.answer(monkeypatch, respond)
     check = tts.check(URL, timeout=1.5)
     _is_silent(check, "/api/v1/tts/test gave no answer within 1.5 s.")
     assert check.details == {"path": "/api/v1/tts/test"}
+
+
+def test_a_backend_that_hangs_as_a_whole_needs_no_speech_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def respond(request: requests.PreparedRequest) -> transport.Answer:
+        raise requests.ReadTimeout
+
+    transport.answer(monkeypatch, respond)
+    words = "/api/v1/tts/test gave no answer within 1.5 s, nor does the backend give any other."
+    _is_silent(tts.check(URL, timeout=1.5), words, "service_restart")
 
 
 def test_a_backend_that_does_not_answer_needs_another_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

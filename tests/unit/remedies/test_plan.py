@@ -292,6 +292,19 @@ def test_plan_clears_the_cache_where_that_can_help(writes: str, value: int, reas
     assert (reason in step.refused) if reason else not step.refused
 
 
+def test_plan_says_why_a_service_that_is_down_is_not_restarted() -> None:
+    """Whatever else fails since it is down: restarting the others, which are healthy, would not help."""
+    checks = [check("http", remedy="service_restart"), services("pam-backend")]
+    blocked = State(NOW, restarts={"pam-backend": Blocked("its budget is spent", NOW + 60)})
+    (step,) = plan.plan(checks, Allowed(SERVICES), blocked)
+    assert step.refused == "pam-backend is not restarted: its budget is spent." and step.waits_until == NOW + 60
+    (step,) = plan.plan(
+        [check("http", remedy="service_restart"), services("pam-backend", "nginx")], Allowed(SERVICES), blocked
+    )
+    assert not step.refused and "pam-backend" in step.without
+    assert "pam-backend is not restarted: its budget is spent." in step.advice
+
+
 def test_plan_leaves_out_what_depends_on_a_service_that_may_not_be_restarted() -> None:
     state = State(NOW, restarts={"worker": Blocked("its budget is spent", NOW + 90)})
     step = step_of(plan.SERVICE_RESTART, [services("worker", "nginx")], Allowed(SERVICES), state)

@@ -46,7 +46,10 @@ def check(
             else:
                 answer = session.get(base_url + route, timeout=timeout)
     except requests.Timeout:
-        return _silent(f"{route} gave no answer within {timeout:g} s.", {"path": route})
+        message = f"{route} gave no answer within {timeout:g} s"
+        if _answers(base_url, verify):
+            return _silent(f"{message}.", {"path": route})
+        return _silent(f"{message}, nor does the backend give any other.", {"path": route}, remedy="service_restart")
     except requests.RequestException as error:
         if is_ours(error):
             raise unresolved(base_url) from None
@@ -93,6 +96,20 @@ def check(
         message=f"Speech works: engine {engine}, {size} bytes.",
         details=details,
     )
+
+
+def _answers(base_url: str, verify: t.Any) -> bool:
+    """Whether the backend answers anything at all: if not, its speech engines are not at fault."""
+    import requests
+
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify = verify
+            session.get(base_url, timeout=5, allow_redirects=False, stream=True)
+    except requests.RequestException:
+        return False
+    return True
 
 
 def _heard(answer: t.Any, route: str) -> Check:

@@ -454,16 +454,19 @@ def _restart(
     leaves = (*without, *sorted(remaining))
     names = [str(service["name"]) for service in allowed.services]
     waiting = [name for name in names if name not in leaves]
-    # The other subjects may fail for a service whose own readiness check passes.
-    only_down = bool(down) and set(subjects) <= {"services", "redis", "celery"}
+    # Where nothing that is down may be started, the rest of what fails is no reason to touch the others. The other
+    # subjects may fail for a service whose own readiness check passes.
+    only_down = bool(down) and (bool(blocked) or set(subjects) <= {"services", "redis", "celery"})
+    reasons = "; ".join(f"{name} is not restarted: {state.restarts[name].reason}" for name in blocked)
     if waiting and not (only_down and not set(down) & set(waiting)):
-        return Step(SERVICE_RESTART, subjects, advice=_NEXT[SERVICE_RESTART], without=leaves)
+        advice = f"{reasons}. {_NEXT[SERVICE_RESTART]}" if blocked else _NEXT[SERVICE_RESTART]
+        return Step(SERVICE_RESTART, subjects, advice=advice, without=leaves)
     if blocked:
         first = min(blocked, key=lambda name: (state.restarts[name].until, name))
         return Step(
             SERVICE_RESTART,
             subjects,
-            refused="; ".join(f"{name} is not restarted: {state.restarts[name].reason}" for name in blocked) + ".",
+            refused=f"{reasons}.",
             advice="Find out why it needs restarts: its log says why it ends.",
             waits_until=state.restarts[first].until,
         )

@@ -142,10 +142,14 @@ def listing(health: Health) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    return text if text[-1:] in (".", "?", "!") else f"{text}."
+
+
 def remaining(after: Health) -> t.List[str]:
     """One line for everything that is not healthy now, with the remedy where one is known."""
     return [
-        f"{check['name']}: {check['status']}: {str(check['message']).rstrip('.')}."
+        f"{check['name']}: {check['status']}: {_sentence(str(check['message']))}"
         + (f" Remedy: {check['remedy']}." if check.get("remedy") else "")
         for check in after.get("checks", [])
         if check["status"] not in ("ok", "skipped")
