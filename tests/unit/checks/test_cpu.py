@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import types
 import typing as t
@@ -14,6 +16,8 @@ import pytest
 import requests
 
 from tests.support import transport
+from tests.support.container_host import REPOSITORY
+from tests.support.waiting import wait_until
 from wheels_ops.checks import cpu
 from wheels_ops.checks.context import HostContext, Options
 from wheels_ops.core.results import OpsError
@@ -206,6 +210,7 @@ def host(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> t.Callable[..., Check
         monkeypatch.setattr(cpu.cpu_time, "pressure", lambda pids: {"/web": 4.0})
         monkeypatch.setattr(cpu, "stall_ms", stalled)
         monkeypatch.setattr(cpu, "pressure", lambda: 1.5)
+        monkeypatch.setattr(cpu, "holders", lambda pids: ["hog (process 11)"])
         monkeypatch.setattr(
             cpu,
             "os",
@@ -246,6 +251,29 @@ def test_the_host_is_graded(
         "stall_ms": None,
     }
     assert clock.slept == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("host_percent", "services_percent", "held", "remedy"),
+    [(95, 5, True, ""), (95, 60, False, "managed_files"), (30, 5, False, "managed_files")],
+)
+def test_a_slow_answer_is_not_blamed_on_the_backend_while_others_hold_the_processor(
+    host: t.Callable[..., Check], host_percent: float, services_percent: float, held: bool, remedy: str
+) -> None:
+    check = host(host_percent=host_percent, services_percent=services_percent, stall=1500, scope="services")
+    words = "other processes than the services hold 90 % of the CPU, most of it hog (process 11)."
+    assert (check.status, check.remedy, words in check.message) == ("critical", remedy, held)
+
+
+def test_the_holders_of_the_processor_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes: on a busy machine others may hold more."""
+    with subprocess.Popen([sys.executable, "-m", "tests.support.hog"], cwd=REPOSITORY) as hog:
+        try:
+            monkeypatch.setattr(processes, "pids", lambda: [hog.pid, os.getppid()])
+            wait_until(lambda: any(f"(process {hog.pid})" in each for each in cpu.holders([])), what="the hog")
+            assert not any(f"(process {hog.pid})" in each for each in cpu.holders([hog.pid]))
+        finally:
+            hog.kill()
 
 
 def test_what_yields_is_not_counted_so_that_the_relief_ends_the_alarm(host: t.Callable[..., Check]) -> None:

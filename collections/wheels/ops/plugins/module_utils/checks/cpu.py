@@ -24,6 +24,10 @@ THROTTLED = Thresholds(10, 50)
 _WORTH_A_WORD = 1.0
 #: What a proxy answers for a backend that does not: its time says nothing of the backend.
 _ANSWERS_OF_A_PROXY = (502, 503, 504)
+#: Percent of the CPU from which others than the services hold it, where they also have more than these.
+_HELD = 50.0
+#: Seconds in which it is measured which processes those are.
+_LOOK = 0.2
 #: How often the light endpoint is asked while the heavy one runs.
 _PROBE_EVERY = 0.05
 
@@ -37,6 +41,17 @@ def _host_ticks() -> t.Tuple[int, int]:
 def _process_ticks(pids: t.Iterable[int]) -> int:
     every = (processes.stat(pid) for pid in pids)
     return sum(facts.user + facts.system for facts in every if facts is not None)  # None: it ended meanwhile
+
+
+def holders(services: t.Collection[int]) -> t.List[str]:
+    """The two processes that use the most CPU now, other than the services, as a person knows them."""
+    pids = [pid for pid in processes.pids() if pid not in services and pid != os.getpid()]
+    before, start = {pid: _process_ticks([pid]) for pid in pids}, time.monotonic()
+    time.sleep(_LOOK)
+    per_percent = os.sysconf("SC_CLK_TCK") * max(time.monotonic() - start, 0.001) / 100
+    used = {pid: (_process_ticks([pid]) - ticks) / per_percent for pid, ticks in before.items()}
+    busiest = sorted(used, key=lambda pid: (-used[pid], pid))[:2]
+    return [f"{processes.program(pid)} (process {pid})" for pid in busiest if used[pid] >= _WORTH_A_WORD]
 
 
 def pressure(path: str = "/proc/pressure/cpu") -> t.Optional[float]:
@@ -147,6 +162,15 @@ def check(
     if silent:
         parts.insert(0 if worst([status, "unknown"]) != status else 1, silent)
         status = worst([status, "unknown"])
+    # A slow answer says nothing of the application while others hold the processor.
+    others = max(0.0, host - services - steal)
+    elsewhere = status != "ok" and others >= max(_HELD, services)
+    if elsewhere:
+        names = " and ".join(holders(members))
+        parts.append(
+            f"other processes than the services hold {others:.0f} % of the CPU"
+            + (f", most of it {names}" if names else "")
+        )
     return Check(
         name="cpu",
         status=status,
@@ -158,7 +182,7 @@ def check(
             ""
             if status in ("ok", "unknown")
             else "managed_files"
-            if stalled is not None and limits.status(percent) == "ok" and slow.status(stalled) != "ok"
+            if stalled is not None and limits.status(percent) == "ok" and slow.status(stalled) != "ok" and not elsewhere
             else ""
             if own == "ok"  # nothing on this host can be made to yield
             else "celery_throttle"
