@@ -265,6 +265,11 @@ def test_a_slow_answer_is_not_blamed_on_the_backend_while_others_hold_the_proces
     assert (check.status, check.remedy, words in check.message) == ("critical", remedy, held)
 
 
+def test_services_that_end_meanwhile_use_no_less_than_nothing(host: t.Callable[..., Check]) -> None:
+    check = host(services_percent=-5, scope="services")
+    assert (check.value, check.message, check.details["services_percent"]) == (0.0, "0.0 % CPU.", 0.0)
+
+
 def test_the_holders_of_the_processor_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two processes: on a busy machine others may hold more."""
     with subprocess.Popen([sys.executable, "-m", "tests.support.hog"], cwd=REPOSITORY) as hog:

@@ -132,7 +132,9 @@ def check(
     yielding, steal = cpu_time.shares(earlier, cpu_time.look(members))
     host = max(0.0, 100.0 * (busy_after - busy) / max(1, total_after - total) - yielding)
     throttled = _throttled(quotas, cpu_time.quotas(members))
-    services = 100.0 * (_process_ticks(members) - ticks) / os.sysconf("SC_CLK_TCK") / elapsed / cores
+    # What ended meanwhile takes its time with it.
+    used = max(0, _process_ticks(members) - ticks)
+    services = 100.0 * used / os.sysconf("SC_CLK_TCK") / elapsed / cores
     percent = host if scope == "host" else services
     status = limits.status(percent)
     own = limits.status(percent - steal) if scope == "host" else status
