@@ -150,20 +150,23 @@ def run(options: Options, *, check_mode: bool = False) -> Result:
         os.close(lock)
 
 
+def _alive(entry: t.Mapping[str, t.Any]) -> bool:
+    """Whether the process of an entry still runs: another may have its number now."""
+    facts = processes.stat(entry["pid"])
+    return facts is not None and facts.start == entry["born"]
+
+
 def ends_at(directory: Path) -> float:
     """When the first process that yields is due to be put back, in seconds since the epoch; 0 where none is.
 
     Raises ``OpsError``.
     """
-    alive = {pid: start_ticks for pid, (_seconds, start_ticks) in cpu_seconds().items()}
-    entries = [entry for entry in _read(directory / _FILE) if alive.get(entry["pid"]) == entry["born"]]
+    entries = filter(_alive, _read(directory / _FILE))
     return min((float(entry["until"]) for entry in entries if entry["until"]), default=0.0)
 
 
 def _run(options: Options, path: Path, check_mode: bool) -> Result:
-    entries = _read(path)
-    alive = {pid: start_ticks for pid, (_seconds, start_ticks) in cpu_seconds().items()}
-    entries = [entry for entry in entries if alive.get(entry["pid"]) == entry["born"]]
+    entries = list(filter(_alive, _read(path)))
     actions: t.List[t.Dict[str, t.Any]] = []
     expired = [
         entry for entry in entries if options.state == "normal" or (entry["until"] and time.time() >= entry["until"])
