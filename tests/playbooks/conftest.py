@@ -148,7 +148,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Stage]:
     """A sandbox in the broken state, of this file alone."""
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
     try:
-        lifecycle.up(sandbox)
+        lifecycle.start_servers(sandbox)
         lifecycle.break_it(sandbox)
         yield Stage(sandbox)
     finally:

@@ -38,6 +38,18 @@ def say(text: str) -> None:
 def up(sandbox: Sandbox) -> int:
     """Starts what does not run yet, in order, and waits for each until it answers."""
     started = time.monotonic()
+    start_servers(sandbox)
+    facts = sandbox.facts()
+    if not _start_applications(sandbox):
+        say(f"the release {sandbox.release} does not start by itself; deploy to it")
+        return 0
+    say(f"the backend answers on {facts.base_url}")
+    say(f"the Celery worker and beat run; sandbox up in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def start_servers(sandbox: Sandbox) -> None:
+    """Starts supervisord, PostgreSQL and Redis where they do not run yet, and makes what they need."""
     if supervisor.running(sandbox):
         facts = sandbox.facts(rewrite=True)
     else:
@@ -64,9 +76,13 @@ def up(sandbox: Sandbox) -> int:
     say(f"Redis answers on port {facts.redis_port}")
     if sandbox.nginx:
         _start(sandbox, "nginx")
+
+
+def _start_applications(sandbox: Sandbox) -> bool:
+    """Whether they run: some releases do not before they were deployed to."""
+    facts = sandbox.facts()
     if sandbox.release in NEVER_STARTS and not _deployed(sandbox):
-        say(f"the release {sandbox.release} does not start by itself; deploy to it")
-        return 0
+        return False
     for name in ("pam-backend", "celery-worker", "celery-beat"):
         _start(sandbox, name)
     wait_until(
@@ -74,7 +90,6 @@ def up(sandbox: Sandbox) -> int:
         timeout=60,
         what=f"{facts.base_url}/health",
     )
-    say(f"the backend answers on {facts.base_url}")
     connection = redis_client.Redis.from_url(facts.redis_url)
     wait_until(
         lambda: connection.exists("_kombu.binding.celery.pidbox"), timeout=60, what="the Celery worker's mailbox"
@@ -82,12 +97,14 @@ def up(sandbox: Sandbox) -> int:
     wait_until(
         lambda: supervisor.rpc(sandbox).getProcessInfo("celery-beat")["statename"] == "RUNNING", what="celery-beat"
     )
-    say(f"the Celery worker and beat run; sandbox up in {time.monotonic() - started:.1f} s")
-    return 0
+    return True
 
 
 def break_it(sandbox: Sandbox) -> int:
-    """Puts the release's files and the eight incidents back, whatever was repaired since."""
+    """Puts the release's files and the eight incidents back, whatever was repaired since.
+
+    The applications need not run before; they do afterwards.
+    """
     facts = sandbox.facts()
     for name in ("celery-beat", "celery-worker", "pam-backend"):
         _stop(sandbox, name)
@@ -100,13 +117,7 @@ def break_it(sandbox: Sandbox) -> int:
     breakage.database(facts, reset=lambda: _seed(facts, fresh=True))
     breakage.cache(facts)
     breakage.disk(sandbox)
-    if sandbox.release in NEVER_STARTS:
-        return 0
-    for name in ("pam-backend", "celery-worker", "celery-beat"):
-        _start(sandbox, name)
-    wait_until(
-        lambda: requests.get(f"{facts.base_url}/health", timeout=5).status_code == 200, timeout=60, what="the backend"
-    )
+    _start_applications(sandbox)
     return 0
 
 

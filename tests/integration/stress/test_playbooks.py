@@ -41,7 +41,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Stage]:
         pytest.skip("whole playbooks are part of make stress")
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
     try:
-        lifecycle.up(sandbox)
+        lifecycle.start_servers(sandbox)
         lifecycle.break_it(sandbox)
         yield Stage(sandbox)
     finally:
