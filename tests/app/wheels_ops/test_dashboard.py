@@ -42,6 +42,19 @@ def test_a_reason_is_text_and_no_markup(app_modules: Modules) -> None:
     assert dashboard._not_checked({}) == ""
 
 
+def test_up_for_is_the_age_of_the_process(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the age of the page's own file, which is read with the first request for it."""
+    dashboard = app_modules("wheels_ops.dashboard")
+    api = types.SimpleNamespace(
+        api=types.SimpleNamespace(application=types.SimpleNamespace(version="1")), helper=lambda _name: None
+    )
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+    started = int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(dashboard.time, "time", lambda: started + 90)
+    assert "<dt>Up for</dt><dd>90 seconds</dd>" in dashboard._place(api)
+
+
 def test_runbooks_are_linked_by_the_page_of_each_check(app_modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check that the page names leads to a runbook that exists, where an address is set."""
     dashboard = app_modules("wheels_ops.dashboard")

@@ -111,7 +111,6 @@ TO_DO = {
 }
 #: The page of the runbooks for a check, where it has another name than the part before the colon.
 RUNBOOKS = {"database:policies": "rls", "process": "services", "eventloop": "cpu", "monitoring": "WheelsOpsRunStopped"}
-STARTED = time.time()
 #: Variables in which hosts and builds say which release runs.
 RELEASE_VARIABLES = ("RELEASE", "GIT_COMMIT", "RENDER_GIT_COMMIT", "SOURCE_VERSION", "HEROKU_SLUG_COMMIT")
 _THRESHOLDS_OF = {"response_p95_ms": "response_time_ms"}
@@ -473,6 +472,15 @@ def _since(stamp: str) -> str:
     return f"{html.escape(stamp[:19].replace('T', ' '))}, {_ago(seconds)}"
 
 
+def _up_for() -> str:
+    """How long this process runs. This file is read with the first request for the page, long after the start."""
+    try:
+        import psutil
+    except ImportError:
+        return "not known: psutil is not installed"
+    return _ago(time.time() - psutil.Process().create_time())
+
+
 def _place(api: t.Any) -> str:
     """Which machine, release and worker answer, for how long, and where it says what to do."""
     release = next((os.environ[name] for name in RELEASE_VARIABLES if os.environ.get(name)), "")
@@ -484,7 +492,7 @@ def _place(api: t.Any) -> str:
         ("Machine", html.escape(socket.gethostname())),
         ("Release", html.escape(release[:60] or (f"version {version}" if version else "not known"))),
         ("Answered by", f"{html.escape(worker['scope'])}, process {worker['pid']}"),
-        ("Up for", f"{_ago(time.time() - STARTED)}"),
+        ("Up for", f"{_up_for()}"),
     ]
     if address:
         facts.append(("Runbook", f'<a href="{html.escape(address)}" rel="noreferrer">what to do</a>'))
