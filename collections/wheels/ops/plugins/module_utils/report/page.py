@@ -43,6 +43,7 @@ h1{margin:0 0 .25rem;font-size:1.6rem}h2{margin:2rem 0 .5rem;font-size:1.2rem}
 .scores{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin:1rem 0;padding:0}
 .scores div{background:var(--card);padding:.5rem .8rem;border-radius:.25rem}.scores b{display:block;font-size:1.3rem}
 table{border-collapse:collapse;width:100%}
+thead th{overflow-wrap:normal}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 code,pre{background:var(--card);border-radius:.2rem;padding:.1rem .3rem}pre{overflow:auto;padding:1rem}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:CanvasText}
