@@ -15,7 +15,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ build: run-tools ## Build the collection's tarball into build/
 
 docs: checks-page ## Write docs/variables.md, docs/checks.md and the defaults of the roles' argument_specs.yml
 	@$(BIN)/python -m tests.generate
+
+pictures: dev-tools ## Make docs/pictures from the running sandbox (runs the demo first where there is none)
+	@$(BIN)/python -m tests.pictures
 
 site: lint-tools ## Build the documentation as a site, strictly and without network: build/site/html/index.html
 	@$(BIN)/python -m tests.site
