@@ -35,6 +35,7 @@ MENU: t.Mapping[str, t.Tuple[str, ...]] = {
         "runbooks/index",
         "recovery",
         "upgrade",
+        "fleet",
         "procedures",
         "event-driven",
         "awx",
