@@ -41,7 +41,7 @@ def test_console_blocks_print_what_the_page_shows(fresh: servers.Postgres, tmp_p
     """In an empty folder, with the page's own SQL files."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/wheels-ops"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wheels_ops "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m wheels_ops.command_line "$@"\n')
     program.chmod(0o755)
     environ = {"PATH": f"{program.parent}:{os.environ['PATH']}", "DATABASE_URL": fresh.dsn(), "HOME": str(tmp_path)}
     commands = 0
@@ -70,7 +70,7 @@ def test_yaml_blocks_name_commands_that_exist(text: str) -> None:
     """They are YAML, and each of their commands of ours has options that the program knows."""
     assert yaml.safe_load(text)
     (line,) = re.findall(r"wheels-ops (rls [^'\n]*)", text)
-    from wheels_ops.__main__ import parser
+    from wheels_ops.command_line import parser
 
     options = parser().parse_args([word.replace("*", "1") for word in line.split()])
     assert options.action == "audit" and options.supabase

@@ -36,7 +36,7 @@ def project(tmp_path: Path) -> Path:
     programs = tmp_path / "bin"
     programs.mkdir()
     scripts = {
-        "wheels-ops": f'exec "{sys.executable}" -m wheels_ops "$@"',
+        "wheels-ops": f'exec "{sys.executable}" -m wheels_ops.command_line "$@"',
         "pip": "exit 0",
         "pipx": 'if [ "$1" = run ]; then [ "$2" = --spec ] && [ -e "${3%\\[rls\\]}/pyproject.toml" ] || exit 9; shift 3;'
         ' exec "$@"; fi',

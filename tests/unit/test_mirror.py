@@ -71,9 +71,7 @@ OF_NO_FILE = frozenset({"test_imports.py", "test_mirror.py", "test_new_check.py"
 
 def sources(root: Path) -> t.List[str]:
     """The Python files below a directory that hold something, relative to it."""
-    return sorted(
-        str(path.relative_to(root)) for path in root.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
-    )
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.py") if path.name != "__init__.py")
 
 
 def name_of_test(source: str) -> str:

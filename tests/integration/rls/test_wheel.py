@@ -107,7 +107,7 @@ def test_a_stranger_gets_a_migration_that_is_right(
 def test_the_program_starts_without_what_takes_long_to_import() -> None:
     """--version and --help need no driver, no parser of SQL and no HTTP."""
     program = (
-        "import sys, wheels_ops.__main__; print([name for name in ('psycopg2', 'pglast', 'ssl', 'http.client',"
+        "import sys, wheels_ops.command_line; print([name for name in ('psycopg2', 'pglast', 'ssl', 'http.client',"
         " 'urllib.request', 'asyncio', 'concurrent.futures', 'yaml', 'requests', 'redis') if name in sys.modules])"
     )
     completed = subprocess.run(

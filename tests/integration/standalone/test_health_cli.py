@@ -31,7 +31,7 @@ def call(*words: str, blocked: t.Sequence[str] = (), **variables: str) -> subpro
     start = (
         "import importlib.util, sys; find = importlib.util.find_spec;"
         f" importlib.util.find_spec = lambda name, *more: None if name in {list(blocked)!r} else find(name, *more);"
-        " from wheels_ops.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        " from wheels_ops.command_line import main; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.run(
         [sys.executable, "-c", start, *words],

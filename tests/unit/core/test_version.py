@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import wheels_ops
-from wheels_ops.__main__ import main
+from wheels_ops.command_line import main
 
 REPOSITORY = Path(__file__).parents[3]
 

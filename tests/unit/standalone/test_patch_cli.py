@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wheels_ops.__main__ import main
+from wheels_ops.command_line import main
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_policy_that_works_is_narrowed_on_request_only(postgres: servers.Postgre
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wheels_ops", "rls", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "wheels_ops.command_line", "rls", *words], capture_output=True, text=True, check=False
     )
 
 

@@ -44,14 +44,14 @@ PERSON = "00000000-0000-0000-0000-000000000001"
 def command(
     folder: Path, *words: str, python: str = sys.executable, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m wheels_ops rls ...`` in a folder, without the variables of whoever runs the tests."""
+    """``python -m wheels_ops.command_line rls ...`` in a folder, without the variables of whoever runs the tests."""
     environ = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("PG") and name not in ("DATABASE_URL", "SUPABASE_DB_URL")
     }
     return subprocess.run(
-        [python, "-m", "wheels_ops", "rls", *words],
+        [python, "-m", "wheels_ops.command_line", "rls", *words],
         cwd=folder,
         env={**environ, **variables},
         capture_output=True,

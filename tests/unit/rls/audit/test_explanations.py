@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from wheels_ops.__main__ import main
+from wheels_ops.command_line import main
 from wheels_ops.rls.audit.explanations import EXPLANATIONS
 from wheels_ops.rls.model.findings import KINDS
 

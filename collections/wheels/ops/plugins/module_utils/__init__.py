@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The library behind the modules of C(wheels.ops), the health monitor and the command line C(python3 -m wheels_ops).
+"""The library behind the modules of C(wheels.ops), the health monitor and the program C(wheels-ops).
 
 Plain typed Python with relative imports. Only ``_ansible`` knows Ansible; ``checks`` measure, ``remedies`` change.
 """

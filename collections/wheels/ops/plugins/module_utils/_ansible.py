@@ -11,6 +11,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from .core.packages import package_of
 from .core.redaction import is_secret, redact, redact_diff, redact_value, secrets_of
 from .core.results import OpsError, Result, escape_names
 from .host import environment_files
@@ -46,10 +47,9 @@ def run(
             **{"invocation": invocation, **escape_names(redact_value(error.details, secrets))},
         )
     except ImportError as error:
-        name = getattr(error, "name", None) or str(error)
         module.fail_json(
             msg=missing_required_lib(
-                name.split(".", maxsplit=1)[0],
+                package_of(error),
                 reason="The role wheels.ops.prerequisites installs it into the virtual environment of our tasks.",
             ),
             exception=redact(traceback.format_exc(), secrets),

@@ -43,7 +43,7 @@ EXAMPLES = r"""
 - name: Look at the host
   wheels.ops.preflight_info:
     interpreter: /opt/wheels-ops/venv/bin/python
-    modules: [psutil, psycopg2, redis, requests, websocket]
+    modules: [psycopg2, redis, requests, websocket]
     backend_dir: /production
   register: host
 """

@@ -23,6 +23,7 @@ import time
 import typing as t
 from dataclasses import asdict, dataclass, field
 
+from ..core.packages import package_of
 from ..core.redaction import redact_value
 from ..core.results import OpsError
 from .thresholds import STATUSES, Status, Thresholds, worst
@@ -150,7 +151,7 @@ def _timed(name: str, call: t.Callable[[], Check]) -> Check:
     except ImportError as error:
         check = unknown(
             name,
-            f"The library {error.name} is not installed for the Python of this check. The playbook prepare"
+            f"The library {package_of(error)} is not installed for the Python of this check. The playbook prepare"
             " installs it.",
         )
     except Exception as error:  # one broken probe must not take the others with it

@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 # Ansible sends with a module what its files import: these bring everything that the programs and the command line need.
-from .. import __main__ as command_line
+from .. import command_line
 from ..core import options
 from ..core.results import OpsError, Result
 from ..host.files import sha256

@@ -18,15 +18,8 @@ import sys
 import typing as t
 from pathlib import Path
 
-#: What the library imports, by the name of the package that brings it.
-PACKAGES: t.Dict[str, str] = {
-    "psutil": "psutil",
-    "psycopg2": "psycopg2-binary",
-    "redis": "redis",
-    "requests": "requests",
-    "websocket": "websocket-client",
-    "pglast": "pglast",
-}
+from ..core.packages import PACKAGES
+
 #: Exit status of a monitor whose result is unknown.
 UNKNOWN = 3
 _MARK = "WHEELS_OPS_INTERPRETER"

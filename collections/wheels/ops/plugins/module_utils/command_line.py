@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""``python3 -m wheels_ops``: the library without Ansible."""
+"""The program C(wheels-ops), also C(python3 -m wheels_ops.command_line): the library without Ansible."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import argparse
 import sys
 import typing as t
 
+from .core.packages import package_of
 from .core.results import OpsError
 from .core.version import VERSION
 from .rls import cli as rls_cli
@@ -15,6 +16,24 @@ from .standalone import health_cli, patch_cli
 
 #: Exit status of every subcommand.
 CLEAN, FOUND, UNKNOWN = 0, 1, 2
+
+
+class _Completion(argparse.Action):
+    """Derived from the parser that it is part of. Only who asks for it needs shtab."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: t.Any,
+        option_string: t.Optional[str] = None,
+    ) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.exit(UNKNOWN, "wheels-ops: the package shtab is missing: pip install shtab\n")
+        sys.stdout.write(shtab.complete(parser, values) + "\n")
+        parser.exit(CLEAN)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     main_parser.add_argument("--version", action="version", version=f"wheels-ops {VERSION}")
+    main_parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "fish"),
+        help="print the completion of this program for a shell, and end",
+    )
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rls_cli.register(commands)
     patch_cli.register(commands)
@@ -42,7 +67,7 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
     except OpsError as error:
         sys.stderr.write(f"wheels-ops: {error}\n")
     except ImportError as error:
-        sys.stderr.write(f"wheels-ops: the Python package {error.name} is missing: pip install 'wheels-ops[rls]'\n")
+        sys.stderr.write(f"wheels-ops: the package {package_of(error)} is missing: pip install {package_of(error)}\n")
     except KeyboardInterrupt:
         sys.stderr.write("wheels-ops: interrupted; nothing half done is left\n")
     return UNKNOWN
