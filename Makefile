@@ -6,6 +6,10 @@ SHELL := /bin/sh
 export ANSIBLE_HOME := $(CURDIR)/.ansible
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHON
+# Ansible ends where the locale's encoding is not UTF-8, as that of LC_ALL=C is.
+ifneq ($(filter C POSIX,$(or $(LC_ALL),$(LC_CTYPE),$(LANG),C)),)
+export LC_ALL := C.UTF-8
+endif
 BIN := .venv/bin
 # One line a step; make deploy OUTPUT=default shows everything that Ansible says.
 OUTPUT ?= wheels.ops.steps
@@ -15,7 +19,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +52,10 @@ matrix: dev-tools ## Rotate logs on five filesystems under five writers and five
 
 test-releases: dev-tools ## Deploy to three releases of the backend under uvicorn, gunicorn and nginx with 1, 2 and 4 processes; roll back (twenty minutes)
 	@WHEELS_OPS_RELEASES=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=3000 tests/playbooks/test_releases.py
+
+compatibility: dev-tools ## Deploy, verify and roll back on the sandbox with each ansible-core and Python that is here: docs/compatibility.md (CELLS="2.18:3.11")
+	@$(BIN)/python -m tests.sandbox up
+	@$(SUPERVISED) $(BIN)/python -m tests.compatibility $(CELLS)
 
 test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
 	@$(SUPERVISED) $(BIN)/python -m tests.fleet test
@@ -104,8 +112,12 @@ monitor: ## Install the health monitor and the automated recovery for hosts with
 sandbox-down: ## Stop the sandbox; its files stay in .sandbox
 	@$(BIN)/python -m tests.sandbox down
 
-build: run-tools ## Build the collection's tarball into build/
-	@mkdir -p build && $(BIN)/ansible-galaxy collection build $(COLLECTION) --output-path build --force
+build: run-tools ## Build the collection's tarball into build/, out of what git tracks
+	@$(BIN)/python -m tests.release
+
+release: ## Build tarball, wheel, SBOM, changelog and checksums into build/: make release REPOSITORY=https://... (ISSUES= DOCUMENTATION= HOMEPAGE=)
+	@requirements/bootstrap release
+	@$(BIN)/python -m tests.release --release --repository "$(REPOSITORY)" --issues "$(ISSUES)" --documentation "$(DOCUMENTATION)" --homepage "$(HOMEPAGE)"
 
 docs: checks-page ## Write docs/variables.md, docs/checks.md and the defaults of the roles' argument_specs.yml
 	@$(BIN)/python -m tests.generate
@@ -118,4 +130,4 @@ site: lint-tools ## Build the documentation as a site, strictly and without netw
 
 clean: ## Stop the sandbox and remove everything that make created
 	@[ ! -x $(BIN)/python ] || $(BIN)/python -m tests.sandbox down || true
-	rm -rf .sandbox .venv .venv-backend .cache .ansible build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .sandbox .venv .venv-backend .venv-release .cache .ansible build .mypy_cache .ruff_cache .pytest_cache
