@@ -19,7 +19,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility inventory prepare clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,18 @@ sandbox-compare: run-tools ## Put the same load on the broken and the deployed s
 
 sandbox-status: ## Show what runs in the sandbox
 	@$(BIN)/python -m tests.sandbox status
+
+# Of the command line alone: some shells have a variable HOST of their own.
+HOST_GIVEN = $(if $(filter command,$(origin HOST)),$(HOST))
+DISCOVERED = $(if $(filter-out file,$(origin INVENTORY)),$(INVENTORY),inventories/production)
+
+inventory: run-tools ## Look at a host and write its inventory: make inventory HOST=user@host (INVENTORY=inventories/production)
+	@[ -n "$(HOST_GIVEN)" ] || { echo "Name the host: make inventory HOST=user@host, or HOST=localhost" >&2; exit 2; }
+	@ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false ANSIBLE_STDOUT_CALLBACK=$(OUTPUT) \
+		$(BIN)/ansible-playbook $(if $(wildcard $(DISCOVERED)/*),-i $(DISCOVERED)) playbooks/discover.yml -e wheels_ops_address=$(HOST_GIVEN) -e wheels_ops_inventory=$(DISCOVERED) $(ARGS)
+
+prepare: run-tools ## Create the virtual environment of our tasks on the hosts, once; the backend is not touched
+	@$(PLAYBOOK) playbooks/prepare.yml $(ARGS)
 
 deploy: ## Run playbooks/deploy.yml on the sandbox, or on INVENTORY=... (ARGS="--check --diff")
 	@$(PLAYBOOK) playbooks/deploy.yml $(ARGS)

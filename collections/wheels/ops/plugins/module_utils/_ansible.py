@@ -19,10 +19,14 @@ from .state import directory, lock
 
 
 def run(
-    module: AnsibleModule, call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]], *, renews_lock: bool = True
+    module: AnsibleModule,
+    call: t.Callable[[], t.Union[Result, t.Dict[str, t.Any]]],
+    *,
+    renews_lock: bool = True,
+    references: bool = True,
 ) -> t.NoReturn:
     """Calls a check or a remedy and ends the module with its result. Meanwhile the lock of its run is renewed, with
-    ``renews_lock``.
+    ``renews_lock``. With ``references`` the call sees what those among its options refer to.
 
     An ``OpsError`` becomes one clear message with its details beside it; a missing library names the package and the
     interpreter; anything else is a defect of ours and says so.
@@ -32,7 +36,8 @@ def run(
     secrets = _secrets(module)
     _keep_words_readable(module)
     try:
-        secrets += _resolve_references(module)
+        if references:
+            secrets += _resolve_references(module)
         if module.params.get("state_dir"):
             directory.require(module.params["state_dir"])
         with (

@@ -54,6 +54,9 @@ REPORT_SERVICES: t.List[t.Dict[str, t.Any]] = [
 ]
 
 SHARED: t.Dict[str, Variable] = {
+    "wheels_ops_address": Variable(
+        "str", "", "Host to look at, as USER@HOST:PORT. Empty: the hosts of the inventory. Given with `-e`."
+    ),
     "wheels_ops_alert_host": Variable(
         "str",
         "",
@@ -128,6 +131,9 @@ SHARED: t.Dict[str, Variable] = {
     ),
     "wheels_ops_hosts": Variable(
         "raw", "backend", "Host pattern of the run. The same for all hosts, or given with `-e`."
+    ),
+    "wheels_ops_inventory": Variable(
+        "str", "", "Directory of the inventory that `discover` writes. Empty: that of the host."
     ),
     "wheels_ops_lock_force": Variable(
         "raw", "", "Holder of a stale lock that this run may take over, as the error message names it."

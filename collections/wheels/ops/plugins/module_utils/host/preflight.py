@@ -50,14 +50,15 @@ def free_space(paths: t.Sequence[str]) -> t.Dict[str, t.Any]:
         except OSError as error:
             raise OpsError(f"The free space of {path} cannot be measured: {error.strerror}.") from error
         if status.f_blocks:
-            spaces.append((status.f_bavail * status.f_frsize, _mount_point(path)))
+            spaces.append((status.f_bavail * status.f_frsize, mount_point(path)))
     if not spaces:
         raise OpsError(f"No file system of {', '.join(paths)} has a size.")
     least, where = min(spaces)
     return {"bytes": least, "path": where}
 
 
-def _mount_point(path: str) -> str:
+def mount_point(path: str) -> str:
+    """Where the file system of a path is mounted."""
     place = Path(os.path.realpath(path))
     while not os.path.ismount(place):
         place = place.parent

@@ -211,6 +211,28 @@ def ending(pid: int) -> bool:
         return True
 
 
+def directory_of(pid: int) -> str:
+    """Its working directory; empty where it is gone or may not be looked into."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
+def open_paths(pid: int) -> t.Set[str]:
+    """The files that a process has open; empty where it is gone or may not be looked into."""
+    paths = set()
+    try:
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                paths.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        pass
+    return {path for path in paths if path.startswith("/")}
+
+
 def has_open(pid: int, paths: t.Iterable[str]) -> bool:
     """Whether a process has one of these files open; False where it is gone or may not be looked into."""
     targets = {os.path.realpath(path) for path in paths}

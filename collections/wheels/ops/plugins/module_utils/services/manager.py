@@ -13,6 +13,8 @@ from .model import Manager
 from .supervisor import Supervisor, find_socket
 from .systemd import Systemd, available
 
+__all__ = ["available", "from_params", "open_manager"]
+
 
 def open_manager(kind: str = "auto", socket: str = "", *, username: str = "", password: str = "") -> Manager:
     """The service manager: ``systemd``, ``systemd_user`` (that of the user who runs this), ``supervisor``, or ``auto``:

@@ -70,6 +70,17 @@ class ServiceState:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """How a service is set up. ``files``: where the variables of its environment may lie, those that count last at the
+    end. ``user`` is empty and ``memory_limit`` (bytes) 0 where its manager sets none.
+    """
+
+    user: str = ""
+    files: t.Tuple[str, ...] = ()
+    memory_limit: int = 0
+
+
 class Manager(t.Protocol):
     """A service manager.
 
@@ -98,6 +109,12 @@ class Manager(t.Protocol):
 
     def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
         """The command that it is started with, and in which directory; empty where that is not known."""
+
+    def units(self) -> t.List[str]:
+        """Every service that it knows, running or not."""
+
+    def configuration(self, state: ServiceState) -> Configuration:
+        """How a service is set up, as far as its manager says."""
 
     def reload(self) -> None:
         """Reads every definition anew; nothing is restarted by it."""

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import base64
+import glob
 import http.client
 import os
+import re
 import shlex
 import socket
 import stat
@@ -20,9 +22,11 @@ from dataclasses import replace
 from ..core import options
 from ..core.results import OpsError
 from ..host import processes
-from .model import ServiceState
+from .model import Configuration, ServiceState
 
 SOCKETS: t.Tuple[str, ...] = ("/run/supervisor.sock", "/var/run/supervisor.sock", "/run/supervisor/supervisor.sock")
+#: Where supervisord looks for its configuration where its command line names none.
+CONFIGURATIONS: t.Tuple[str, ...] = ("/etc/supervisor/supervisord.conf", "/etc/supervisord.conf")
 #: Fault codes of supervisor/xmlrpc.py.
 SHUTDOWN_STATE, BAD_NAME, NO_FILE, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING = (
     6,
@@ -204,6 +208,11 @@ class Supervisor:
     """A running supervisord. Whoever may open its socket may do everything."""
 
     name = "supervisor"
+
+    @property
+    def path(self) -> str:
+        """Its socket, or its URL."""
+        return self._path
 
     def __init__(
         self, path: str = "", *, username: str = "", password: str = "", wait_sleep: float = 0.1, timeout: float = 10.0
@@ -417,6 +426,19 @@ class Supervisor:
         except (OpsError, StopIteration, ValueError):
             return [], ""
 
+    def units(self) -> t.List[str]:
+        # A program of a group is group:program, as several groups may have one of the same name.
+        return sorted(
+            str(entry["name"]) if entry["group"] == entry["name"] else f"{entry['group']}:{entry['name']}"
+            for entry in self._call("getAllProcessInfo")
+        )
+
+    def configuration(self, state: ServiceState) -> Configuration:
+        words = processes.command_line(int(self._call("getPID")))
+        path = next((following for word, following in zip(words, words[1:]) if word in ("-c", "--configuration")), "")
+        path = path or next((each for each in CONFIGURATIONS if os.path.exists(each)), "")
+        return Configuration(files=tuple(configuration_files(path)) if os.path.isabs(path) else ())
+
     def reload(self) -> None:
         return  # a changed program section counts from ``supervisorctl update`` on, which restarts it by itself
 
@@ -434,6 +456,32 @@ class Supervisor:
 
     def require_right(self) -> None:
         return  # whoever may open its socket may do everything
+
+
+def configuration_files(path: str) -> t.List[str]:
+    """A configuration file of supervisord with those that its ``[include]`` names."""
+    found = [path]
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return found
+    section = re.search(r"^\[include\]\s*$(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
+    patterns = re.search(r"^files\s*=\s*(.*?)(?=^\S|\Z)", section[1], re.MULTILINE | re.DOTALL) if section else None
+    for pattern in patterns[1].split() if patterns else ():
+        found += sorted(glob.glob(os.path.join(os.path.dirname(path), pattern)))
+    return found
+
+
+def socket_of(configuration: str) -> str:
+    """The unix socket that a configuration file names; empty where it names none or cannot be read."""
+    try:
+        with open(configuration, encoding="utf-8", errors="replace") as file:
+            match = re.search(r"^\[unix_http_server\]\s*$[^\[]*?^file\s*=\s*(\S+)", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    path = match[1].replace("%(here)s", os.path.dirname(configuration)) if match else ""
+    return path if path and os.path.exists(path) else ""
 
 
 def _exits(text: str, program: str, since: float) -> int:

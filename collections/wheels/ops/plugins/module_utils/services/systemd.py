@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ..core.results import OpsError
 from ..host import processes, subprocesses
-from .model import ServiceState
+from .model import Configuration, ServiceState
 
 _PROPERTIES = (
     "Id",
@@ -338,6 +338,28 @@ class Systemd:
     def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
         # A dash, an at sign or others before the directory or the program are orders to systemd.
         return list(state.details.get("command") or ()), str(state.details.get("directory") or "").lstrip("!-")
+
+    def units(self) -> t.List[str]:
+        words = ["list-units", "--type=service", "--all", "--plain", "--no-legend", "--full"]
+        names = [line.split()[0] for line in self._run(words).splitlines() if line.strip()]
+        return [name[: -len(".service")] for name in names if name.endswith(".service")]
+
+    def configuration(self, state: ServiceState) -> Configuration:
+        names = ("User", "EnvironmentFiles", "FragmentPath", "DropInPaths", "MemoryMax")
+        unit = str(state.details.get("id") or state.unit)
+        lines = self._run(["show", f"--property={','.join(names)}", "--", unit]).splitlines()
+        values: t.Dict[str, t.List[str]] = {}
+        for name, _sign, value in (line.partition("=") for line in lines):
+            values.setdefault(name, []).append(value)
+        # Files of variables count after the variables of the unit itself (systemd.exec(5)).
+        files = [*values.get("FragmentPath", ()), *" ".join(values.get("DropInPaths", ())).split()]
+        files += [value.rpartition(" (")[0] for value in values.get("EnvironmentFiles", ())]
+        limit = next(iter(values.get("MemoryMax", ())), "")
+        return Configuration(
+            user=next(iter(values.get("User", ())), ""),
+            files=tuple(file.lstrip("-") for file in files if file.lstrip("-").startswith("/")),
+            memory_limit=int(limit) if limit.isdigit() and int(limit) < 1 << 60 else 0,
+        )
 
     def reload(self) -> None:
         self._run(["daemon-reload"], timeout=90.0)  # generators run, and every unit file is read
