@@ -17,6 +17,9 @@ from tests.support.container_host import MODULES, REPOSITORY
 NAMES = sorted(path.stem for path in MODULES.glob("*.py") if path.stem != "__init__")
 #: What the examples take from variables and lookups.
 VARIABLES: t.Dict[str, t.Any] = {
+    "backend.missing": [],
+    "backend.variables": [],
+    "inventory_hostname": "pam-1",
     "services_list": [{"name": "pam-backend", "gate": {"type": "http", "url": "http://127.0.0.1:8000/readyz"}}],
     "database_dsn": "postgresql://postgres@127.0.0.1/postgres",
     "health.checks": [{"name": "redis", "status": "warning", "remedy": "cache_purge"}],

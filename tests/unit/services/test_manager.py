@@ -46,7 +46,7 @@ def test_a_module_that_opens_the_manager_takes_all_of_its_options() -> None:
         if "arguments.MANAGER" in text or "supervisor_socket" in text or "wheels.ops.service_manager" in text:
             users.append(path.stem)
             assert "**arguments.MANAGER" in text and "- wheels.ops.service_manager\n" in text, path.stem
-    assert users == ["cpu_relief", "health_info", "managed_files", "memory_trim", "service_restart"]
+    assert users == ["backend_info", "cpu_relief", "health_info", "managed_files", "memory_trim", "service_restart"]
 
 
 def test_a_role_that_names_the_socket_names_the_account() -> None:

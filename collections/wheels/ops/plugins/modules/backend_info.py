@@ -92,7 +92,7 @@ def call(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=dict(arguments.MANAGER), supports_check_mode=True)
+    module = AnsibleModule(argument_spec={**arguments.MANAGER}, supports_check_mode=True)
     run(module, lambda: call(module))
 
 

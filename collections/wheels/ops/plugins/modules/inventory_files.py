@@ -64,7 +64,7 @@ EXAMPLES = r"""
 
 - name: Write the inventory
   wheels.ops.inventory_files:
-    directory: "{{ playbook_dir }}/inventories/production"
+    directory: /srv/wheels-ops/inventories/production
     host: "{{ inventory_hostname }}"
     connection:
       ansible_user: deploy

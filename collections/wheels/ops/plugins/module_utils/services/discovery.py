@@ -51,6 +51,8 @@ _LOGS, _TEMPORARY = ("LOG_DIR", "LOG_DIRECTORY", "LOGS_DIR"), ("TMPDIR", "TEMP_D
 _SYSTEM = frozenset({"/", "/tmp", "/var/tmp", "/var/log", "/dev", "/dev/shm", "/run", "/root", "/home"})
 #: Seconds for the backend to answer at one path.
 _PROBE = 3.0
+#: Bytes of a start script; anything larger is a program.
+_SCRIPT = 65_536
 _ORDER = (REDIS, API, WORKER, BEAT)
 
 
@@ -73,8 +75,9 @@ class Unit:
         return min(matching or self.pids, default=0)
 
     def commands(self) -> t.Iterator[t.Sequence[str]]:
-        """What it executes: as its manager was told, then as its processes say."""
+        """What it executes: as its manager was told, as a script of it says, then as its processes do."""
         yield self.command
+        yield from script_commands(self.command)
         for pid in self.pids:
             yield processes.command_line(pid)
 
@@ -248,12 +251,28 @@ def _recognised(manager: Manager) -> t.List[Unit]:
         state = states[name]
         command, directory = manager.definition(state)
         pids = sorted(manager.pids(state)) if state.running else []
-        lines = [processes.command_line(pid) for pid in pids]
+        lines = [*script_commands(command), *(processes.command_line(pid) for pid in pids)]
         kind = next(filter(None, (recognition.kind_of(words) for words in [command, *lines])), "")
         if kind:
             configuration = manager.configuration(state) if kind in _ORDER else Configuration()
             units.append(Unit(name, kind, state, command, directory, pids, configuration))
     return [unit for unit in units if not unit.state.details.get("parts")]
+
+
+def script_commands(command: t.Sequence[str]) -> t.List[t.List[str]]:
+    """The lines of a shell script that a command starts, if they execute a service: what a stopped one will be."""
+    for word in command[:3]:
+        try:
+            if not os.path.isabs(word) or not os.path.isfile(word) or os.path.getsize(word) > _SCRIPT:
+                continue
+            with open(word, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError:
+            continue
+        if re.match(r"#!\s*\S*(?:/|env )(?:ba|da|z)?sh\b", text):
+            commands = [line.split() for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+            return [words for words in commands if recognition.kind_of(words)]
+    return []
 
 
 # The backend itself
@@ -283,10 +302,9 @@ def _directory(unit: Unit, result: Discovery) -> None:
     application = next(filter(None, (recognition.application_of(words) for words in unit.commands())), "app.main:app")
     parts = application.partition(":")[0].split(".")
     package = parts[: parts.index("app")] if "app" in parts else []
-    where = processes.directory_of(unit.main) if unit.main else ""
-    starts = [unit.option("--app-dir", "--chdir"), where or unit.directory, unit.directory]
-    starts += _environment(unit).get("PYTHONPATH", "").split(":")
-    candidates = [os.path.join(where or unit.directory or "/", start, *package) for start in starts if start]
+    where = _working_directory(unit)
+    starts = [unit.option("--app-dir", "--chdir"), where, *_environment(unit).get("PYTHONPATH", "").split(":")]
+    candidates = [os.path.join(where or "/", start, *package) for start in starts if start]
     directory = next((each for each in candidates if os.path.isfile(os.path.join(each, "app/main.py"))), "")
     if not directory:
         looked = ", ".join(dict.fromkeys(candidates)) or "no directory"
@@ -306,6 +324,14 @@ def _directory(unit: Unit, result: Discovery) -> None:
         result.lacks(
             "a WebSocket route below app", "monitoring_websocket_path", "Name the path, or leave the check out."
         )
+
+
+def _working_directory(unit: Unit) -> str:
+    """As its manager names it where that is where it is: the process itself knows no links, such as ``current``."""
+    where = processes.directory_of(unit.main) if unit.main else ""
+    if unit.directory and (not where or os.path.realpath(unit.directory) == where):
+        return unit.directory
+    return where
 
 
 def _release(directory: str, unit: Unit) -> str:
@@ -438,7 +464,7 @@ class Place:
 def _files(unit: Unit, directory: str) -> t.List[str]:
     """Where the variables of a service may lie, the one that counts first at the beginning."""
     files = [*unit.configuration.files, *recognition.sourced_files(unit.command)]
-    places = [directory, unit.directory, processes.directory_of(unit.main) if unit.main else ""]
+    places = [directory, _working_directory(unit)]
     dotenv = [f"{place}/.env" for place in places if place]
     dotenv += [os.path.join(os.path.dirname(directory), ".env")] if directory else []
     return [path for path in dict.fromkeys([*reversed(files), *dotenv]) if os.path.isfile(path)]
@@ -624,8 +650,7 @@ def _broker(unit: Unit, result: Discovery) -> str:
 
 def _schedule_file(unit: Unit) -> str:
     path = unit.option("-s", "--schedule") or "celerybeat-schedule"
-    where = (processes.directory_of(unit.main) if unit.main else "") or unit.directory or "/"
-    path = os.path.join(where, path)
+    path = os.path.join(_working_directory(unit) or "/", path)
     # Other formats of dbm have an ending of their own.
     here = any(os.path.exists(path + ending) for ending in ("", ".db", ".dat"))
     return os.path.normpath(path) if unit.kind == BEAT and here else ""

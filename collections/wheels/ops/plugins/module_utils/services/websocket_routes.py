@@ -91,15 +91,13 @@ def _read(tree: ast.AST, module: str, is_package: bool) -> _Source:
             for alias in node.names:
                 if alias.asname:
                     source.names[alias.asname] = (alias.name, "")
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            kind = _dotted(node.value.func).rpartition(".")[2]
-            for target in targets:
-                if isinstance(target, ast.Name) and kind in ("FastAPI", "APIRouter"):
-                    source.prefixes[target.id] = _prefix(node.value)
-                    if kind == "FastAPI":
-                        source.prefixes[target.id] = ""
-                        source.applications.add(target.id)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target, value in _assigned(node):
+                kind = _dotted(value.func).rpartition(".")[2]
+                if isinstance(target, ast.Name) and kind == "APIRouter":
+                    source.prefixes[target.id] = _prefix(value)
+                elif isinstance(target, ast.Name) and kind == "FastAPI":
+                    source.applications.add(target.id)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for call in node.decorator_list:
                 owner, _dot, verb = _dotted(call.func).rpartition(".") if isinstance(call, ast.Call) else ("", "", "")
@@ -109,6 +107,17 @@ def _read(tree: ast.AST, module: str, is_package: bool) -> _Source:
             parent = _dotted(node.func).rpartition(".")[0]
             source.includes.append((parent, _dotted(node.args[0]), _prefix(node)))
     return source
+
+
+def _assigned(node: t.Union[ast.Assign, ast.AnnAssign]) -> t.Iterator[t.Tuple[ast.AST, ast.Call]]:
+    """The calls that an assignment stores, each with its target; also of ``app, router = FastAPI(), APIRouter()``."""
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        pairs: t.Iterable[t.Tuple[ast.AST, t.Optional[ast.AST]]] = [(target, node.value)]
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = zip(target.elts, node.value.elts)
+        for name, value in pairs:
+            if isinstance(value, ast.Call):
+                yield name, value
 
 
 def _prefix(call: ast.Call) -> str:
