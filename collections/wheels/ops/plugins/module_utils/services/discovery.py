@@ -419,14 +419,10 @@ def _unverified() -> ssl.SSLContext:
 
 
 def _listeners(unit: Unit) -> t.List[processes.Listener]:
-    if not unit.pids:
-        return []
-    every = processes.listeners(0, pid=unit.pids[0])
     try:
-        owners = processes.holders({listener.inode for listener in every}, unit.pids)
+        return processes.listening(unit.pids)
     except OpsError:
         return []
-    return [listener for listener in every if owners.get(listener.inode)]
 
 
 def _user(unit: Unit) -> str:
