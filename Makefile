@@ -19,7 +19,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility inventory prepare clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility inventory prepare wheelhouse clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,13 @@ inventory: run-tools ## Look at a host and write its inventory: make inventory H
 
 prepare: run-tools ## Create the virtual environment of our tasks on the hosts, once; the backend is not touched
 	@$(PLAYBOOK) playbooks/prepare.yml $(ARGS)
+
+# Debian 12 and 13, Ubuntu 22.04 and 24.04.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+MACHINE ?= x86_64
+
+wheelhouse: run-tools ## Download the packages for hosts without a package index into build/wheelhouse (PYTHONS="3.11 3.13" MACHINE=aarch64)
+	@$(BIN)/python requirements/wheelhouse build/wheelhouse $(MACHINE) $(PYTHONS)
 
 deploy: ## Run playbooks/deploy.yml on the sandbox, or on INVENTORY=... (ARGS="--check --diff")
 	@$(PLAYBOOK) playbooks/deploy.yml $(ARGS)

@@ -105,3 +105,26 @@ def test_look_wants_whole_paths() -> None:
         preflight.look(interpreter="/x", modules=["json"], backend_dir="here", application="x", state_dir="/")
     with pytest.raises(OpsError, match="interpreter must be an absolute path"):
         preflight.environment_works("python3", ["json"])
+
+
+def test_system_is_named_with_its_python(tmp_path: Path) -> None:
+    release = tmp_path / "os-release"
+    release.write_text('PRETTY_NAME="Debian 12"\nID=debian\nVERSION_ID="12"\n')
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    facts = preflight.system(sys.executable, release=str(release))
+    assert facts == {"name": "debian 12", "machine": os.uname().machine, "python": version, "venv": True}
+
+
+def test_system_without_a_python_or_a_name(tmp_path: Path) -> None:
+    facts = preflight.system(str(tmp_path / "python3"), release=str(tmp_path / "os-release"))
+    assert (facts["name"], facts["python"], facts["venv"]) == ("unknown", "", False)
+
+
+def test_system_whose_python_makes_no_environments(tmp_path: Path) -> None:
+    """As Debian without python3-venv."""
+    (tmp_path / "ensurepip.py").write_text("raise ImportError\n")
+    program = tmp_path / "python3"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    facts = preflight.system(str(program))
+    assert (facts["python"] != "", facts["venv"]) == (True, False)

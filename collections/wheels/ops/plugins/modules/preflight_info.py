@@ -35,6 +35,11 @@ options:
     description: Where the originals of replaced files are kept. It need not be there yet.
     type: path
     default: /var/lib/wheels-ops
+  system_python:
+    description: The Python of the host that makes the virtual environment.
+    type: path
+    default: /usr/bin/python3
+    version_added: 1.1.0
 author:
   - The wheels.ops maintainers (@wheels-ops)
 """
@@ -53,6 +58,11 @@ environment:
   description: Whether the interpreter starts and has every one of the modules.
   returned: success
   type: bool
+system:
+  description: "The host: C(name) such as C(debian 12), C(machine) such as C(x86_64), C(python), the version of
+    O(system_python) and empty for none, and C(venv), whether that makes virtual environments."
+  returned: success
+  type: dict
 application:
   description: Whether the application is there.
   returned: success
@@ -89,6 +99,7 @@ def main() -> None:
             "backend_dir": {"type": "path", "required": True},
             "application": {"type": "str", "default": "app/main.py"},
             "state_dir": {"type": "path", "default": "/var/lib/wheels-ops"},
+            "system_python": {"type": "path", "default": "/usr/bin/python3"},
         },
         supports_check_mode=True,
     )

@@ -261,10 +261,16 @@ SHARED: t.Dict[str, Variable] = {
     "wheels_ops_websocket_token": Variable(
         "str", "", "Token (JWT) with which the check opens the WebSocket (secret). Empty: the refusal is reported."
     ),
+    "wheels_ops_wheelhouse": Variable(
+        "str",
+        "",
+        "Directory on the controller with the wheels for hosts without a package index, made by `make wheelhouse`."
+        " Empty: the hosts have an index.",
+    ),
 }
 #: What is of a whole run: keywords of plays, which Ansible evaluates without any host.
 RUN_WIDE: t.FrozenSet[str] = frozenset({"wheels_ops_hosts", "wheels_ops_serial"})
 #: Paths on the controller. Ansible resolves a relative one against the playbook, which lies in the installed collection.
-ON_CONTROLLER: t.FrozenSet[str] = frozenset({"wheels_ops_report_dir"})
+ON_CONTROLLER: t.FrozenSet[str] = frozenset({"wheels_ops_report_dir", "wheels_ops_wheelhouse"})
 #: Variables that a renamed role or variable still reads, by the name that replaced each.
 FORMER_PREFIXES: t.Dict[str, str] = {"recovery_": "host_cleanup_"}

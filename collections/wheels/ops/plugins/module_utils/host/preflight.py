@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import typing as t
@@ -41,6 +43,34 @@ def environment_works(interpreter: str, modules: t.Sequence[str]) -> bool:
     return done.returncode == 0
 
 
+#: Prints the version of a Python, and whether it makes virtual environments with pip in them: Debian keeps that apart.
+_VERSION = """
+import json, sys
+try:
+    import ensurepip, venv
+except ImportError:
+    ensurepip = None
+print(json.dumps({"python": "%d.%d" % sys.version_info[:2], "venv": ensurepip is not None}))
+"""
+
+
+def system(python: str, *, release: str = "/etc/os-release") -> t.Dict[str, t.Any]:
+    """``name`` (``debian 12``), ``machine`` (``x86_64``), ``python`` (``3.11``, empty where there is none) and whether
+    it makes virtual environments (``venv``).
+    """
+    try:
+        lines = Path(release).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    words = {name: value.strip("\"' ") for name, _sign, value in (line.partition("=") for line in lines)}
+    facts: t.Dict[str, t.Any] = {"python": "", "venv": False}
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+        done = subprocess.run([python, "-c", _VERSION], capture_output=True, check=False, timeout=_TIMEOUT, cwd="/")
+        facts = json.loads(done.stdout)
+    name = f"{words.get('ID', 'unknown')} {words.get('VERSION_ID', '')}".strip()
+    return {"name": name, "machine": os.uname().machine, **facts}
+
+
 def free_space(paths: t.Sequence[str]) -> t.Dict[str, t.Any]:
     """``bytes`` that an ordinary user may still write, and ``path`` of the mount point, where there is the least."""
     spaces = []
@@ -73,8 +103,16 @@ def _nearest(path: str) -> str:
     return str(place)
 
 
-def look(*, interpreter: str, modules: t.Sequence[str], backend_dir: str, application: str, state_dir: str) -> Result:
-    """``environment`` works, the ``application`` is there, its ``directory`` is ``writable``, and ``free`` space of the
+def look(
+    *,
+    interpreter: str,
+    modules: t.Sequence[str],
+    backend_dir: str,
+    application: str,
+    state_dir: str,
+    system_python: str = "/usr/bin/python3",
+) -> Result:
+    """The ``system``, whether the ``environment`` works, the ``application`` is there, its ``directory`` is ``writable``, and ``free`` space of the
     backend's directory and the state directory; of what is not there yet, of the directory in which it will be made.
 
     Changes nothing. Raises ``OpsError`` for paths that are none.
@@ -87,6 +125,7 @@ def look(*, interpreter: str, modules: t.Sequence[str], backend_dir: str, applic
     return Result(
         msg=f"{path} is {'there' if here else 'missing'}.",
         extra={
+            "system": system(system_python),
             "environment": environment_works(interpreter, modules),
             "application": here,
             "directory": str(path.parent),
