@@ -846,3 +846,10 @@ def test_drift_is_measured_against_the_newest_installation_of_each_file(tmp_path
     one.unlink()
     one.symlink_to(two)
     assert deployments.query(str(tmp_path / "state")).extra["drifted"] == [str(one)], "what a link leads to is not ours"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="no mode stops root")
+def test_journal_of_another_user_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deployments").mkdir(mode=0)
+    with pytest.raises(OpsError, match=r"deployments cannot be read: Permission denied. Run as root"):
+        deployments.query(str(tmp_path))

@@ -75,7 +75,8 @@ def test_neither_links_nor_devices_nor_pipes_are_read(tmp_path: Path) -> None:
 def test_what_may_not_be_read_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("{}")
     (tmp_path / "a").chmod(0)
-    assert reason(tmp_path / "a") == "it cannot be read (Permission denied)"
+    with pytest.raises(OpsError, match=r"cannot be read: Permission denied. Run as root"):
+        documents.load(tmp_path / "a", hint="")
 
 
 def test_a_disk_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +198,17 @@ def test_write_into_what_is_no_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         documents.write(tmp_path / "file/state.json", {})
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_file_of_another_user_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without the rights must not be told to remove a lock that is whole."""
+    path = tmp_path / "deploy.lock"
+    path.write_text("{}")
+
+    def refuse(*_words: object, **_options: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(documents.os, "open", refuse)
+    with pytest.raises(OpsError, match=r"deploy.lock cannot be read: Permission denied. Run as root") as caught:
+        documents.load(path, hint="Remove the file.")
+    assert not isinstance(caught.value, documents.Damaged)

@@ -207,8 +207,8 @@ def _read(path: Path) -> str:
 
 def _sealed(body: str) -> str:
     return (
-        "---\n# Written by wheels.ops (make inventory), which replaces it. What you set in another file of the"
-        " inventory\n# wins and is left out here: put it into main.yml beside this file, or into group_vars.\n"
+        "---\n# Written by wheels.ops (make inventory), which replaces it. Put your own values into main.yml beside this"
+        " file,\n# which wins, or anywhere in the inventory: the next run leaves out here what is set elsewhere.\n"
         f"# Checksum of what follows: {hashlib.sha256(body.encode('utf-8')).hexdigest()[:16]}\n{body}"
     )
 

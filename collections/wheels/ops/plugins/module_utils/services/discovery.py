@@ -135,7 +135,8 @@ def discover(
     result = Discovery()
     if os.geteuid():
         result.notes.append(
-            "This did not run as root: what belongs to other users may be missing. Set ansible_become: true."
+            "This did not run as root: what belongs to other users may be missing. Run it again as root, or as a user"
+            " with sudo (ansible_become: true)."
         )
     manager, units = _units(service_manager, supervisor_socket, username, password, result)
     chosen = [unit for kind in _ORDER for unit in units if unit.kind == kind]
@@ -383,7 +384,8 @@ def _base_url(unit: Unit, result: Discovery) -> None:
             "Name a path that answers 200 where the backend works, also in the gate of wheels_ops_services.",
         )
     else:
-        result.notes.append(f"{unit.name} does not run, so its health path is taken to be /health.")
+        reason = "its sockets are hidden from this user" if unit.state.running else "it does not run"
+        result.notes.append(f"The health path of {unit.name} is taken to be /health: {reason}.")
 
 
 def health_path(url: str) -> str:
@@ -517,7 +519,7 @@ def _addresses(units: t.Sequence[Unit], result: Discovery) -> None:
         else:
             if variable == "wheels_ops_redis_url" and _assumed_redis(units, result):
                 continue
-            reason = next(filter(None, reasons), "No file of its services has one.")
+            reason = next(filter(None, reasons), "No file of its services has one.").rstrip(".")
             result.lacks(
                 f"the address of {what}. {reason}",
                 variable,

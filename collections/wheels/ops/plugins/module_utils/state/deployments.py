@@ -73,6 +73,14 @@ class Journal:
         self.root = state_directory.require(state_dir)
         self.deployments = self.root / "deployments"
         self.lock = self.root / lock.NAME
+        try:
+            os.scandir(self.deployments).close()
+        except PermissionError as error:
+            raise OpsError(
+                f"{self.deployments} cannot be read: {error.strerror}.", hint="Run as root (ansible_become: true)."
+            ) from None
+        except OSError:
+            pass  # not there yet, or no directory: told where it matters
 
     def directory(self, name: str) -> Path:
         if not name or name.startswith(".") or "/" in name or "\0" in name:

@@ -64,6 +64,8 @@ def content(path: Path, *, hint: str) -> t.Optional[bytes]:
         return None
     except NotADirectoryError:
         raise Damaged(path, f"{path.parent} is no directory", hint) from None
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except OSError as error:
         raise Damaged(path, f"it cannot be read ({error.strerror})", hint) from None
     try:
@@ -71,6 +73,8 @@ def content(path: Path, *, hint: str) -> t.Optional[bytes]:
             raise Damaged(path, "it is no regular file", hint)
         with open(descriptor, "rb", closefd=False) as file:
             text = file.read(MAX_BYTES + 1)
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except OSError as error:
         raise Damaged(path, f"it cannot be read ({error.strerror})", hint) from None
     finally:
@@ -78,6 +82,11 @@ def content(path: Path, *, hint: str) -> t.Optional[bytes]:
     if len(text) > MAX_BYTES:
         raise Damaged(path, f"it has more than {MAX_BYTES} bytes", hint)
     return text
+
+
+def _unreadable(path: Path, error: OSError) -> OpsError:
+    """Nothing is wrong with the file: this user may not look."""
+    return OpsError(f"{path} cannot be read: {error.strerror}.", hint="Run as root (ansible_become: true).")
 
 
 def parse(content: t.Union[bytes, str]) -> t.Any:
