@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ..core.results import OpsError
 from ..host import processes, subprocesses
-from .model import ServiceState
+from .model import Configuration, ServiceState
 
 #: In the order in which they are asked. ``podman compose`` and ``podman-compose`` write Compose's labels, too.
 ENGINES = ("docker", "podman")
@@ -273,6 +273,15 @@ class Compose:
 
     def definition(self, state: ServiceState) -> t.Tuple[t.List[str], str]:
         return list(state.details.get("command") or ()), ""  # its directory is one of the container's
+
+    def units(self) -> t.List[str]:
+        raise OpsError(
+            "The services of Compose are not discovered.",
+            hint="List them in wheels_ops_services, with wheels_ops_service_manager: compose.",
+        )
+
+    def configuration(self, state: ServiceState) -> Configuration:
+        return Configuration()
 
     def reload(self) -> None:
         return  # a changed Compose file counts from ``compose up`` on, which replaces the containers
