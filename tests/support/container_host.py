@@ -52,6 +52,11 @@ class ContainerHost:
             )
         return done
 
+    def address(self) -> str:
+        """Its address, which this machine reaches."""
+        words = ["podman", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", self.name]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
     def write(self, path: str, text: str) -> None:
         self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat > "$0"', path, stdin=text)
 
@@ -123,7 +128,7 @@ class ContainerHost:
 
 
 @contextlib.contextmanager
-def container_host(capabilities: t.Sequence[str] = ()) -> t.Iterator[ContainerHost]:
+def container_host(capabilities: t.Sequence[str] = (), *, debian: str = "12") -> t.Iterator[ContainerHost]:
     """A fresh host. Raises ``Unavailable`` where podman, root or an OCI runtime is missing.
 
     ``capabilities``: what its root has beyond that of a container, ``SYS_ADMIN`` for example.
@@ -134,7 +139,9 @@ def container_host(capabilities: t.Sequence[str] = ()) -> t.Iterator[ContainerHo
     bases = {str(REPOSITORY), os.path.realpath(sys.base_prefix), os.path.realpath(_backend_base())}
     mounts = [f"--volume={path}:{path}:ro" for path in sorted(bases) if path not in ("/", "/usr")]
     mounts += [f"--cap-add={capability}" for capability in capabilities]
-    done = subprocess.run([str(BUILD), "--run", name, *mounts], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(BUILD), "--debian", debian, "--run", name, *mounts], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise Unavailable(done.stderr.strip()[-500:])
     host = ContainerHost(name)
