@@ -57,7 +57,7 @@ compatibility: dev-tools ## Deploy, verify and roll back on the sandbox with eac
 	@$(BIN)/python -m tests.sandbox up
 	@$(SUPERVISED) $(BIN)/python -m tests.compatibility $(CELLS)
 
-test-fleet: dev-tools ## Deploy to two hosts with systemd in Podman, one after the other (root; five to fifteen minutes; not part of make test)
+test-fleet: dev-tools ## Deploy under load to two hosts behind HAProxy, with one PostgreSQL and one Redis, in Podman (root; ten to thirty minutes; not part of make test)
 	@$(SUPERVISED) $(BIN)/python -m tests.fleet test
 
 lint: lint-tools ## Run ansible-lint, ruff, mypy, yamllint and antsibull-docs; installs no system packages
