@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How deploy and recover go from host to host: which are reached when one fails.
+"""How deploy, rollback and recover go from host to host: which are reached when one fails.
 
 What is done on a host is replaced, the playbooks are as installed.
 """
@@ -25,14 +25,25 @@ HOST = """
   ansible.builtin.debug:
     msg: "finished {{ inventory_hostname }}"
 """
+#: What a rollback needs around that: no lock, no preflight, and a verdict.
+AROUND = {
+    "playbooks/tasks/lock.yml": "- ansible.builtin.set_fact: {lock_environment: {}, lock_holder: me}\n",
+    "playbooks/tasks/unlock.yml": "- ansible.builtin.meta: noop\n",
+    "playbooks/tasks/rollback_host.yml": HOST
+    + "- ansible.builtin.set_fact: {rollback_verdict: {healthy: true, message: ''}, rollback_files: {msg: ''}}\n",
+    "roles/prerequisites/tasks/main.yml": "- ansible.builtin.meta: noop\n",
+}
 
 
 @pytest.fixture(scope="module")
 def collections(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("rolling")
     shutil.copytree(installed, place / "collections", symlinks=True)
+    collection = place / "collections/ansible_collections/wheels/ops"
     for name in ("deploy_host", "recover_host"):
-        (place / f"collections/ansible_collections/wheels/ops/playbooks/tasks/{name}.yml").write_text(HOST)
+        (collection / f"playbooks/tasks/{name}.yml").write_text(HOST)
+    for path, text in AROUND.items():
+        (collection / path).write_text(text)
     (place / "ansible.cfg").touch()
     return place / "collections"
 
@@ -68,18 +79,19 @@ def four(collections: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("serial", "bad", "finished", "untouched"),
+    ("playbook", "serial", "bad", "finished", "untouched"),
     [
-        (2, "", "abcd", ""),
-        (1, "b", "a", ""),
-        (2, "b", "a", "cd"),
-        ([1, 3], "c", "abd", ""),
+        ("deploy", 2, "", "abcd", ""),
+        ("deploy", 1, "b", "a", ""),
+        ("deploy", 2, "b", "a", "cd"),
+        ("deploy", [1, 3], "c", "abd", ""),
+        ("rollback", 2, "b", "a", "cd"),
     ],
 )
 def test_no_batch_is_begun_after_a_failure(
-    collections: Path, four: str, serial: object, bad: str, finished: str, untouched: str
+    collections: Path, four: str, playbook: str, serial: object, bad: str, finished: str, untouched: str
 ) -> None:
-    status, out = play(collections, "deploy", four, wheels_ops_serial=serial, bad=bad or "nobody")
+    status, out = play(collections, playbook, four, wheels_ops_serial=serial, bad=bad or "nobody")
     assert (status == 0) == (not bad), out
     assert "".join(sorted(re.findall(r"finished ([a-d])", out))) == finished, out
     assert "".join(sorted(set(re.findall(r"failed, so ([a-d]) was not touched", out)))) == untouched, out
