@@ -77,7 +77,7 @@ PLAY = """
       when: restore_error | default('') != ''
 """
 DRAIN = {
-    f"wheels_ops_{word}_command": ["/usr/local/sbin/haproxy-server", word, "pam/{{ inventory_hostname }}"]
+    f"wheels_ops_{word}_command": ["python3", "/usr/local/lib/haproxy_server.py", word, "pam/{{ inventory_hostname }}"]
     for word in ("drain", "restore")
 }
 
@@ -149,8 +149,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Hosts]:
         # A container has no namespaces to give away, and Debian's unit mounts /dev/log into one.
         proxy.write("/etc/systemd/system/haproxy.service.d/container.conf", "[Service]\nBindReadOnlyPaths=\n")
         program = REPOSITORY / "collections/wheels/ops/playbooks/files/haproxy_server.py"
-        proxy.write("/usr/local/sbin/haproxy-server", program.read_text())
-        proxy.run("chmod", "755", "/usr/local/sbin/haproxy-server")
+        proxy.write("/usr/local/lib/haproxy_server.py", program.read_text())
         proxy.run("systemctl", "daemon-reload")
         proxy.run("systemctl", "restart", "haproxy")
         fleet = Hosts(place, machines)
