@@ -28,6 +28,7 @@ run-tools:
 	@requirements/bootstrap run
 
 dev-tools: system-packages lint-tools
+	@tests/awx-collection
 
 lint-tools:
 	@requirements/bootstrap dev
