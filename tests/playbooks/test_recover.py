@@ -20,6 +20,8 @@ import requests
 
 from tests.playbooks.conftest import Stage
 from tests.playbooks.witnesses import LOOK, report
+from tests.sandbox import faults
+from tests.sandbox.faults import Bench
 from tests.support import alert_loop
 from tests.support.container_host import REPOSITORY
 from tests.support.waiting import wait_until
@@ -199,3 +201,18 @@ def test_maintenance_tidies_once_and_reports_what_was_measured(stage: Stage) -> 
     assert {entry["verdict"] for entry in report(stage, "thresholds.json")} == {"unknown"}, (
         "minutes of history are no ground for advice"
     )
+
+
+@pytest.fixture(scope="module")
+def bench(stage: Stage) -> Bench:
+    run = stage.playbook("monitor")
+    assert run.status == 0, run.output[-4000:]
+    return Bench(stage.sandbox)
+
+
+@pytest.mark.parametrize("name", ["celery-beat stopped", "recursive policy", "lock damaged", "PostgreSQL stopped"])
+def test_program_meets_faults(name: str, bench: Bench) -> None:
+    """One for each way in which a run can end; ``test_faults.py`` has all of them."""
+    (fault,) = (each for each in faults.FAULTS if each.name == name)
+    faults.meet(bench, fault, lambda: faults.script(bench))
+    bench.restore()
