@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,9 @@ class AlertLoop:
 
     @property
     def log(self) -> str:
-        """White space is folded, as messages are wrapped."""
-        return " ".join((self.directory / "ansible-rulebook.log").read_text(errors="replace").split())
+        """Without colours, and with white space folded, as messages are wrapped."""
+        text = (self.directory / "ansible-rulebook.log").read_text(errors="replace")
+        return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
 
     def alerts(self) -> t.List[t.Dict[str, t.Any]]:
         """The alerts that Alertmanager holds as firing and that may start a recovery."""
