@@ -19,7 +19,7 @@ SUPERVISED = $(BIN)/python -m tests.supervise
 INVENTORY ?= inventories/sandbox
 COLLECTION := collections/wheels/ops
 
-.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility inventory prepare wheelhouse faults clean
+.PHONY: help run-tools dev-tools lint-tools system-packages demo test unit stress matrix faults test-releases test-fleet lint new-check checks-page bench mutants sandbox-up sandbox-break sandbox-compare sandbox-status deploy verify recover rollback health maintenance monitor sandbox-down build docs site pictures release compatibility inventory prepare wheelhouse faults clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ stress: dev-tools ## Run everything that changes a host side by side and kill it
 
 matrix: dev-tools ## Rotate logs on five filesystems under five writers and five faults: 125 cells (root; minutes)
 	@WHEELS_OPS_MATRIX=1 $(SUPERVISED) $(BIN)/pytest -q tests/modules/test_log_rotate_matrix.py
+
+faults: dev-tools ## Break a deployed sandbox in 31 ways and 10 pairs, recover by playbook and by program, write docs/faults.md; 50 healthy runs (an hour)
+	@WHEELS_OPS_FAULTS=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=1800 tests/playbooks/test_faults.py
 
 faults: dev-tools ## Break a deployed sandbox in 31 ways and 10 pairs, recover by playbook and by program, write docs/faults.md; 50 healthy runs (an hour)
 	@WHEELS_OPS_FAULTS=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=1800 tests/playbooks/test_faults.py
