@@ -20,7 +20,7 @@ from tests.backend.materialise import materialise
 from tests.sandbox.binaries import REPOSITORY
 from tests.support.container_host import BUILD
 from tests.support.wheel import build
-from wheels_ops import __main__
+from wheels_ops import command_line
 from wheels_ops.health.subjects import REGISTRY
 from wheels_ops.remedies import build_patch
 from wheels_ops.services import arguments
@@ -130,11 +130,11 @@ def test_dockerfile_builds_an_image_with_the_patched_files(wheel: Path, tmp_path
 
 def test_health_commands_are_understood(tmp_path: Path) -> None:
     (line,) = [line for line in block("sh", 1).splitlines() if line.startswith("wheels-ops")]
-    options = __main__.parser().parse_args(shlex.split(line)[1:])
+    options = command_line.parser().parse_args(shlex.split(line)[1:])
     assert options.url == "https://api.example.com" and options.origin == ["https://www.example.com"]
     job = yaml.safe_load(block("yaml", 1))
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert __main__.parser().parse_args(container["command"][1:]).json
+    assert command_line.parser().parse_args(container["command"][1:]).json
 
 
 def test_services_of_compose_are_understood() -> None:
@@ -149,7 +149,7 @@ def test_page_names_every_option_variable_and_subject() -> None:
         assert [name for name in variables if f"`{name}`" not in PAGE] == []
     for name in ("health", "patch install", "patch remove", "patch check"):
         words = [*name.split(), *(["DIR"] if "patch" in name else [])]
-        for option in vars(__main__.parser().parse_args(words)):
+        for option in vars(command_line.parser().parse_args(words)):
             word = f"--{option.replace('_', '-')}"
             if option not in ("command", "action", "directory", "run", "lock_force"):
                 assert word in PAGE, (name, word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from wheels_ops import __main__
+from wheels_ops import command_line
 from wheels_ops.standalone import monitor, report_options
 
 
@@ -15,4 +15,4 @@ def test_both_programs_have_every_form() -> None:
     forms = set(vars(shared.parse_args([])))
     assert forms == {"json", "output", "html", "prometheus", "quiet", "only"}
     assert forms <= set(vars(monitor.parser().parse_args([])))
-    assert forms <= set(vars(__main__.parser().parse_args(["health"])))
+    assert forms <= set(vars(command_line.parser().parse_args(["health"])))
