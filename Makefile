@@ -51,10 +51,7 @@ stress: dev-tools ## Run everything that changes a host side by side and kill it
 matrix: dev-tools ## Rotate logs on five filesystems under five writers and five faults: 125 cells (root; minutes)
 	@WHEELS_OPS_MATRIX=1 $(SUPERVISED) $(BIN)/pytest -q tests/modules/test_log_rotate_matrix.py
 
-faults: dev-tools ## Break a deployed sandbox in 31 ways and 10 pairs, recover by playbook and by program, write docs/faults.md; 50 healthy runs (an hour)
-	@WHEELS_OPS_FAULTS=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=1800 tests/playbooks/test_faults.py
-
-faults: dev-tools ## Break a deployed sandbox in 31 ways and 10 pairs, recover by playbook and by program, write docs/faults.md; 50 healthy runs (an hour)
+faults: dev-tools ## Break a deployed sandbox in 31 ways and 10 pairs, recover by playbook and by program, write docs/fault-matrix.md; 50 healthy runs (an hour)
 	@WHEELS_OPS_FAULTS=1 $(SUPERVISED) $(BIN)/pytest -q --timeout=1800 tests/playbooks/test_faults.py
 
 test-releases: dev-tools ## Deploy to three releases of the backend under uvicorn, gunicorn and nginx with 1, 2 and 4 processes; roll back (twenty minutes)

@@ -30,7 +30,7 @@ DOCS = REPOSITORY / "docs"
 SITE = REPOSITORY / "build/site"
 #: Heading of the menu -> pages, in reading order. A page of docs/ that is not named goes below "Further pages".
 MENU: t.Mapping[str, t.Tuple[str, ...]] = {
-    "Start": ("start", "your-own-hosts", "without-a-host", "on-call", "faq"),
+    "Start": ("start", "your-own-hosts", "where-it-runs", "on-call", "faq"),
     "Operate": (
         "runbooks/index",
         "recovery",

@@ -2,7 +2,7 @@
 """Every fault is found, rightly named, and healed in one run or left to a person; a second run changes nothing; no row,
 no task that waits and no line of a log is lost. A healthy sandbox raises no alarm.
 
-``make faults`` runs all of it, each fault with the playbook and with the program, and writes ``docs/faults.md``;
+``make faults`` runs all of it, each fault with the playbook and with the program, and writes ``docs/fault-matrix.md``;
 ``test_recover.py`` has some of the faults.
 """
 
@@ -23,7 +23,7 @@ from tests.sandbox import faults
 from tests.sandbox.faults import FAULTS, PAIRS, Bench, Fault, Outcome
 from tests.support.container_host import REPOSITORY
 
-PAGE = REPOSITORY / "docs/faults.md"
+PAGE = REPOSITORY / "docs/fault-matrix.md"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.environ.get("WHEELS_OPS_FAULTS") != "1", reason="make faults: it takes an hour"),

@@ -545,9 +545,9 @@ def failing(text: str) -> t.Tuple[str, ...]:
 
 
 def page(rows: t.Sequence[t.Tuple[str, ...]]) -> str:
-    """``docs/faults.md``, out of what a whole run of the matrix has met."""
+    """``docs/fault-matrix.md``, out of what a whole run of the matrix has met."""
     lines = [
-        "# Faults",
+        "# Fault matrix",
         "",
         "What a recovery does about each fault, by the playbook `recover` and the program `automated_recovery.py` on the",
         "sandbox. `make faults` runs them and writes this page. What is healed is healed in one run, and a second one",
