@@ -165,10 +165,10 @@ def problems(words: t.List[str], *, strict: bool) -> t.Iterator[str]:
                 yield f"no variable {value.split('=')[0]}"
     elif script in PROGRAMS:
         yield from unknown_options(rest, help_of(sys.executable, str(REPOSITORY / PROGRAMS[script])))
-    elif program == "wheels-ops" or rest[:2] == ["-m", "wheels_ops"]:
-        rest = rest[2:] if rest[:2] == ["-m", "wheels_ops"] else rest
+    elif program == "wheels-ops" or rest[:2] == ["-m", "wheels_ops.command_line"]:
+        rest = rest[2:] if rest[:2] == ["-m", "wheels_ops.command_line"] else rest
         subcommands = [word for word in rest[:2] if re.fullmatch(r"[a-z-]+", word) and not word.startswith("-")]
-        yield from unknown_options(rest, help_of(sys.executable, "-m", "wheels_ops", *subcommands))
+        yield from unknown_options(rest, help_of(sys.executable, "-m", "wheels_ops.command_line", *subcommands))
     elif strict and program not in OTHERS and re.fullmatch(r"[\w./-]+", program):
         yield f"{program} is no program that the pages name elsewhere: is it right? Then add it to OTHERS."
 

@@ -66,4 +66,5 @@ def test_missing_library_is_named_as_pip_knows_it(
     except SystemExit as ended:
         status = t.cast("int", ended.code)
     assert status == command_line.UNKNOWN
-    assert f"the package {package} is missing: pip install {package}\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"the package {package} is missing: " in said and said.endswith(f"pip install {package}\n")

@@ -529,7 +529,7 @@ def test_it_runs_under_a_python_that_has_nothing_and_says_what_is_missing(place:
     nothing = (sys.executable, "-S")
     done = place.run(program, python=nothing, WHEELS_OPS_INTERPRETER="none")
     assert done.returncode == 3 and done.stdout.count("\n") == 1
-    for words in ("psutil", "psycopg2-binary", "playbook prepare", "pip install"):
+    for words in ("pglast", "psycopg2-binary", "playbook prepare", "pip install"):
         assert words in done.stdout
     (library.parent / "interpreter").write_text(f"{sys.executable}\n")
     (library.parent / "config").write_text(f"{place.config}\n")

@@ -245,7 +245,9 @@ def test_a_library_that_is_missing_is_our_fault() -> None:
         raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
 
     (check,) = health.measure({"database": call})
-    assert check.status == "unknown" and "psycopg2 is not installed" in check.message and "prepare" in check.message
+    assert (
+        check.status == "unknown" and "psycopg2-binary is not installed" in check.message and "prepare" in check.message
+    )
 
 
 @pytest.mark.parametrize(

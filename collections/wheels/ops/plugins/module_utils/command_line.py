@@ -67,7 +67,9 @@ def main(words: t.Optional[t.Sequence[str]] = None) -> int:
     except OpsError as error:
         sys.stderr.write(f"wheels-ops: {error}\n")
     except ImportError as error:
-        sys.stderr.write(f"wheels-ops: the package {package_of(error)} is missing: pip install {package_of(error)}\n")
+        name = package_of(error)
+        extra = f"pip install 'wheels-ops[{options.command}]', or " if options.command in ("rls", "health") else ""
+        sys.stderr.write(f"wheels-ops: the package {name} is missing: {extra}pip install {name}\n")
     except KeyboardInterrupt:
         sys.stderr.write("wheels-ops: interrupted; nothing half done is left\n")
     return UNKNOWN

@@ -68,7 +68,7 @@ EXAMPLES = r"""
   wheels.ops.health_report:
     before: "{{ health_before }}"
     after: "{{ health_after }}"
-    dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/reports"
+    dest: /home/deploy/reports
   delegate_to: localhost
 """
 

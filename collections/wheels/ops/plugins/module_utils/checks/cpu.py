@@ -166,7 +166,7 @@ def check(
         status = worst([status, "unknown"])
     # A slow answer says nothing of the application while others hold the processor.
     others = max(0.0, host - services - steal)
-    elsewhere = status != "ok" and others >= max(_HELD, services)
+    elsewhere = status not in ("ok", "unknown") and others >= max(_HELD, services)
     if elsewhere:
         names = " and ".join(holders(members))
         parts.append(
