@@ -270,7 +270,7 @@ class TestLimits:
                 connect_now(server.url("v4"), additional_headers={"X-Forwarded-For": "198.51.100.8, 203.0.113.9"})
             stack.pop_all().close()
             wait_until(lambda: server.stats()["open"] == 0)
-            connect_now(server.url("u5"), legacy=True).close()
+            connect_now(server.url("u5")).close()
 
     def test_in_total_and_per_user(self) -> None:
         with (
@@ -295,12 +295,12 @@ class TestLimits:
             statuses = []
             for _ in range(30):
                 try:
-                    connect_now(server.url("ann"), legacy=True).close()
+                    connect_now(server.url("ann")).close()
                     statuses.append(101)
                 except InvalidStatus as refused:
                     statuses.append(refused.response.status_code)
             assert 429 in statuses and statuses[:8] == [101] * 8
-            connect_now(server.url("bob"), legacy=True).close()
+            connect_now(server.url("bob")).close()
 
 
 async def test_sigterm_tells_everybody_when_to_come_back() -> None:

@@ -149,8 +149,9 @@ def test_modules_of_awx_take_every_argument(tmp_path: Path) -> None:
         module, arguments = json.loads(line)
         objects.setdefault(module.rpartition(".")[2], []).append(arguments)
     templates = {entry["name"]: entry for entry in objects["job_template"]}
+    # discover writes an inventory into the directory of whoever runs it: a job's is gone with the job.
     assert {entry["playbook"] for entry in templates.values()} == {
-        str(path) for path in tracked() if path.parts[0] == "playbooks"
+        str(path) for path in tracked() if path.parts[0] == "playbooks" and path.name != "discover.yml"
     }
     assert templates["wheels.ops health"]["extra_vars"] == {"wheels_ops_health_must_pass": True}
     credentials = {entry["name"]: entry for entry in objects["credential"]}

@@ -113,6 +113,7 @@ def test_rules_of_the_backend_fire_within_seconds(tmp_path: Path) -> None:
             name: text.replace("{{ $labels.host }}", host).replace("{{ $labels.check }}", "celery:workers")
             for name, text in rules[alert]["annotations"].items()
         }
+        texts["runbook_url"] = f"docs/runbooks/{alert}.md"
         return {"exp_labels": {**labels, **more}, "exp_annotations": texts}
 
     asked = [

@@ -35,10 +35,10 @@ _STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 HEALTHY, NOT_HEALTHY = "healthy", "not healthy"
 
-_TEXTS = ("time", "action", "trigger", "host", "run_id", "subject", "outcome", "started_at")
+_TEXTS = ("time", "action", "trigger", "host", "run_id", "subject", "outcome", "started_at", "awx_schedule")
 _NAMES = ("before", "after", "not_checked", "errors")
 _OBJECTS = ("results", "requests", "problems")
-_NUMBERS = ("duration_s", "bytes_freed")
+_NUMBERS = ("awx_job_id", "duration_s", "bytes_freed")
 _MAPPINGS = ("checks", "scores")
 
 
@@ -49,8 +49,9 @@ class HistoryRecord:
     ``before`` and ``after`` are the names of the checks that failed before and after it, ``not_checked`` those that
     were skipped in the last health run; ``after`` is None where nothing was checked afterwards. ``results`` has an
     object for each remedy, ``problems`` one for each change of a problem (``state/problems.py``), ``checks`` the status
-    of each check by name (of the monitor). ``extra`` holds every other key of the line, and every key of ours whose
-    value has another shape, so that no reader loses what a writer wrote.
+    of each check by name (of the monitor). ``awx_job_id`` and ``awx_schedule`` are of the job that ran it. ``extra``
+    holds every other key of the line, and every key of ours whose value has another shape, so that no reader loses what
+    a writer wrote.
     """
 
     time: str = ""
@@ -70,6 +71,8 @@ class HistoryRecord:
     checks: t.Mapping[str, str] = field(default_factory=dict)
     scores: t.Mapping[str, t.Any] = field(default_factory=dict)
     started_at: str = ""
+    awx_schedule: str = ""
+    awx_job_id: t.Optional[float] = None
     duration_s: t.Optional[float] = None
     bytes_freed: t.Optional[float] = None
     extra: t.Mapping[str, t.Any] = field(default_factory=dict)
