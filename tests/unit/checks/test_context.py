@@ -15,6 +15,7 @@ from wheels_ops.checks import services as services_check
 from wheels_ops.checks.context import HostContext, Once, Options
 from wheels_ops.core.results import OpsError
 from wheels_ops.health.check import Check
+from wheels_ops.health.thresholds import Thresholds
 from wheels_ops.services import gates, model
 from wheels_ops.services.model import Service, ServiceState
 
@@ -45,6 +46,11 @@ class Manager:
 
 def context_of(manager: Manager) -> HostContext:
     return HostContext([Service("web", "web.service"), Service("worker", "worker")], lambda: t.cast("t.Any", manager))
+
+
+def test_limits_are_those_of_the_report_unless_others_are_given() -> None:
+    assert Options().limits("cpu") == Thresholds(70, 85)
+    assert Options(thresholds={"cpu": Thresholds(1, 2)}).limits("cpu") == Thresholds(1, 2)
 
 
 def test_once_in_many_threads() -> None:
