@@ -149,3 +149,38 @@ def test_origins(environment: t.Mapping[str, str], origins: t.Sequence[str]) -> 
 
 def test_unit_without_processes_has_no_main_one() -> None:
     assert Unit("x", "api", ServiceState("x")).main == 0
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("head", "commit", "release"),
+    [
+        (COMMIT, "", COMMIT),
+        ("ref: refs/heads/main", COMMIT, f"{COMMIT} (main)"),
+        ("root:$6$hash:1::", "", ""),
+        ("ref: refs/heads/main", "root:$6$hash:1::", ""),
+        ("ref: ../../private", COMMIT, ""),
+    ],
+)
+def test_release_is_a_commit_and_nothing_else_of_a_file(tmp_path: Path, head: str, commit: str, release: str) -> None:
+    git = tmp_path / "app/.git"
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "HEAD").write_text(f"{head}\n")
+    (git / "refs/heads/main").write_text(f"{commit}\n")
+    (tmp_path / "private").write_text(COMMIT)
+    unit = Unit("api", "api", ServiceState(unit="api"))
+    assert discovery._release(str(tmp_path / "app"), unit) == release
+
+
+@pytest.mark.parametrize("name", ["HEAD", "refs/heads/main"])
+def test_release_follows_no_link_to_a_file_of_another_user(tmp_path: Path, name: str) -> None:
+    git = tmp_path / "app/.git"
+    (git / "refs/heads").mkdir(parents=True)
+    (tmp_path / "private").write_text(COMMIT)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / name).unlink(missing_ok=True)
+    (git / name).symlink_to(tmp_path / "private")
+    unit = Unit("api", "api", ServiceState(unit="api"))
+    assert not discovery._release(str(tmp_path / "app"), unit)

@@ -18,11 +18,12 @@ import re
 import ssl
 import typing as t
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..core import options
 from ..core.results import OpsError
-from ..host import environment_files, preflight, processes
+from ..host import environment_files, files, preflight, processes
 from . import manager as managers
 from . import recognition, supervisor
 from .model import Configuration, Manager, ServiceState
@@ -54,6 +55,8 @@ _PROBE = 3.0
 #: Bytes of a start script; anything larger is a program.
 _SCRIPT = 65_536
 _ORDER = (REDIS, API, WORKER, BEAT)
+#: All that is shown of what git keeps; whoever owns the directory may have put anything there.
+_COMMIT, _BRANCH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?"), re.compile(r"ref: (refs/\S+)")
 
 
 @dataclass
@@ -338,17 +341,26 @@ def _working_directory(unit: Unit) -> str:
 def _release(directory: str, unit: Unit) -> str:
     """A commit, or what the backend is told that it is; empty where nothing says so. Reads files alone."""
     for place in (directory, os.path.dirname(directory)):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            with open(f"{place}/.git/HEAD", encoding="ascii") as file:
-                head = file.read(200).strip()
-            if not head.startswith("ref: "):
-                return head
-            with open(f"{place}/.git/{head[5:]}", encoding="ascii") as file:
-                return f"{file.read(60).strip()} ({head[5:].rpartition('/')[2]})"
+        head = _line(f"{place}/.git/HEAD")
+        if _COMMIT.fullmatch(head):
+            return head
+        branch = _BRANCH.fullmatch(head)
+        commit = _line(f"{place}/.git/{branch[1]}") if branch and ".." not in head else ""
+        if branch and _COMMIT.fullmatch(commit):
+            return f"{commit} ({branch[1].rpartition('/')[2]})"
     environment = _environment(unit)
     named = next((environment[name] for name in _RELEASES if environment.get(name)), "")
     match = re.search(r"/releases/([^/]+)", os.path.realpath(directory))
     return named or (match[1] if match else "")
+
+
+def _line(path: str) -> str:
+    """The text of a small file below a directory that may belong to another user: no link of theirs is followed."""
+    with contextlib.suppress(OpsError):
+        content = files.read_regular(Path(path))
+        if content:
+            return content[0].decode("ascii", errors="replace").strip()
+    return ""
 
 
 def _base_url(unit: Unit, result: Discovery) -> None:
