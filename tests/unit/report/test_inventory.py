@@ -121,3 +121,11 @@ def test_inventory_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match=r"group_vars/all.yml is no YAML, line 2"):
         write(tmp_path)
     assert not (tmp_path / "host_vars").exists()
+
+
+def test_commented_line_of_an_ini_inventory_sets_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hosts.ini").write_text(
+        "[backend]\npam-1\n[backend:vars]\n# wheels_ops_base_url=http://old\n;wheels_ops_redis_url=redis://old\n"
+    )
+    assert not write(tmp_path).extra["kept"]
+    assert read(tmp_path)["wheels_ops_base_url"] == "http://127.0.0.1:9000"

@@ -165,7 +165,7 @@ def _vars_of_inventory(text: str, path: Path, host: str) -> t.Set[str]:
     ``=``.
     """
     if path.suffix not in (".yml", ".yaml", ".json"):
-        return set(re.findall(r"(\w+)\s*=", text))
+        return set(re.findall(r"(\w+)\s*=", re.sub(r"^\s*[#;].*$", "", text, flags=re.MULTILINE)))
     names: t.Set[str] = set()
 
     def visit(groups: t.Any) -> None:
