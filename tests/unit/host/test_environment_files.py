@@ -81,3 +81,20 @@ def test_another_user_cannot_make_root_read_a_file_of_their_choice(tmp_path: Pat
     with pytest.raises(OpsError, match="can be changed by another user"):
         environment_files.value_of(str(path), "A")
     assert environment_files.value_of(str(path), "B")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "value",
+    [
+        "password=a://b host=h passfile=/root/.pgpass",
+        "postgresql://h/db#?passfile=/root/.pgpass",
+        "postgresql://h/db?pass%66ile=/root/.pgpass",
+    ],
+)
+def test_another_user_cannot_hide_the_file_that_root_reads(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "api.env"
+    path.write_text(f"A={value}\n")
+    os.chown(path, 65534, 65534)
+    with pytest.raises(OpsError, match="can be changed by another user"):
+        environment_files.value_of(str(path), "A")
