@@ -98,3 +98,9 @@ def test_another_user_cannot_hide_the_file_that_root_reads(tmp_path: Path, value
     os.chown(path, 65534, 65534)
     with pytest.raises(OpsError, match="can be changed by another user"):
         environment_files.value_of(str(path), "A")
+
+
+@pytest.mark.parametrize("line", ['A="x y" # the "main" one', "A='x y' # it's the main one"])
+def test_comment_after_a_quoted_value_is_no_part_of_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"{line}\n")
+    assert environment_files.value_of(str(tmp_path / ".env"), "A") == "x y"

@@ -23,6 +23,8 @@ _REFERENCE = re.compile(r"file://(/[^#\n]*)#([A-Za-z_][A-Za-z0-9_]*)")
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.]*)\s*=(.*)")
 #: ``environment=`` of supervisord: ``KEY="value"`` or ``KEY=value``, with commas between them.
 _PAIR = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)\s*=\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,\s]+)""")
+#: A quoted value before a comment, which may have quotes of its own.
+_COMMENT = re.compile(r"""^("(?:[^"\\]|\\.)*"|'[^']*')\s+#.*$""")
 _LARGEST = 1 << 20
 #: What libpq reads from a file that a connection string names. Whoever writes one must not make root read their choice.
 _FILE_OPTIONS = frozenset({"passfile", "service", "servicefile", "sslkey", "sslcert"})
@@ -125,6 +127,7 @@ def _words(line: str) -> t.List[str]:
 
 def _unquoted(value: str) -> str:
     if value[:1] in ("'", '"') and value[0]:
+        value = _COMMENT.sub(r"\1", value)
         end = value.rfind(value[0])
         inner = value[1:end] if end else value[1:]
         return re.sub(r'\\(["\\$`])', r"\1", inner) if value[0] == '"' else inner
