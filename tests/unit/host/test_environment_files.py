@@ -104,3 +104,10 @@ def test_another_user_cannot_hide_the_file_that_root_reads(tmp_path: Path, value
 def test_comment_after_a_quoted_value_is_no_part_of_it(tmp_path: Path, line: str) -> None:
     (tmp_path / ".env").write_text(f"{line}\n")
     assert environment_files.value_of(str(tmp_path / ".env"), "A") == "x y"
+
+
+def test_file_that_is_too_large_is_not_read_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "api.env"
+    path.write_text(f"A=old\n#{'x' * (1 << 20)}\nA=new\n")
+    with pytest.raises(OpsError, match="larger than 1 MiB"):
+        environment_files.value_of(str(path), "A")

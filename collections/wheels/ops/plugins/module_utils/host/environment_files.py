@@ -150,6 +150,8 @@ def _read(path: str) -> t.Tuple[str, int]:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OpsError(f"{path} is no regular file.", hint="Name the file that sets the variables.")
+            if status.st_size > _LARGEST:
+                raise OpsError(f"{path} is larger than 1 MiB.", hint="Name the file that sets the variables.")
             return file.read(_LARGEST), status.st_uid
     except OSError as error:
         hint = (
