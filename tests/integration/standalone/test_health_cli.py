@@ -146,6 +146,7 @@ def test_server_that_is_away_is_critical_and_its_password_hidden() -> None:
         ([], (), "There is nothing to measure. Give --url, --dsn or --redis"),
         (["--redis", "redis://127.0.0.1/0", "--only", "speed"], (), "speed"),
         (["--redis", "redis://127.0.0.1/0", "--deadline", "1"], (), "deadline must be"),
+        (["--url", "http://[x", "--only", "http"], (), "must be an http(s) URL, got"),
         (["--url", "http://127.0.0.1:1"], ("websocket",), "This Python lacks websocket-client. pip install"),
         (["--dsn", "host=127.0.0.1"], ("psycopg2", "redis"), "This Python lacks psycopg2-binary. pip install"),
     ],

@@ -89,7 +89,10 @@ def run(options: argparse.Namespace) -> int:
     from . import monitor
 
     url = _value(options, "url", os.environ)
-    host = urllib.parse.urlsplit(url if "://" in url else f"//{url}").hostname if url else ""
+    try:
+        host = urllib.parse.urlsplit(url if "://" in url else f"//{url}").hostname if url else ""
+    except ValueError:  # the check says so of the address
+        host = ""
     return monitor.look_and_tell(options, lambda: settings_of(options, os.environ), host or "outside", words)
 
 
