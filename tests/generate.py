@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes what is generated: the defaults in the roles' ``argument_specs.yml``, ``docs/variables.md``, the drawing of
-``docs/architecture.md``, and the facts of the runbooks.
+``docs/architecture.md``, the facts of the runbooks, and the JSON schemas of ``docs/schemas/``.
 
 ``make docs`` runs it; ``python -m tests.generate --check`` only names what is stale.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import drawing, runbooks
+from tests import drawing, runbooks, schemas
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COLLECTION = REPOSITORY / "collections/wheels/ops"
@@ -451,7 +451,7 @@ former name `recovery_X`. "none" under Playbooks: only a play that includes the 
 
 def outputs() -> t.Dict[Path, str]:
     texts = {ROLES / role / "meta/argument_specs.yml": spec_text(role) for role in role_names() if options(role)}
-    return {**texts, PAGE: page_text(), DRAWING: drawing.svg(), **runbooks.texts()}
+    return {**texts, PAGE: page_text(), DRAWING: drawing.svg(), **runbooks.texts(), **schemas.texts()}
 
 
 def main() -> int:
