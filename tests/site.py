@@ -43,7 +43,16 @@ MENU: t.Mapping[str, t.Tuple[str, ...]] = {
         "health-api",
     ),
     "Use a part": ("rls", "use-modules-alone"),
-    "Reference": ("variables", "checks", "scores", "schemas/index", "modules/index", "roles/index", "changelog"),
+    "Reference": (
+        "variables",
+        "checks",
+        "scores",
+        "tags",
+        "schemas/index",
+        "modules/index",
+        "roles/index",
+        "changelog",
+    ),
     "How it works": ("architecture", "guarantees", "faults", "benchmarks", "comparison", "decisions/index"),
     "Change it": ("contributing", "adding-a-check"),
 }
