@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ..core.results import OpsError
 from ..host import processes
-from . import broker, celery_workers, failure_causes, redis_errors
+from . import broker, celery_workers, failure_causes, recognition, redis_errors
 from .model import Gate, Manager, Service, ServiceState
 
 
@@ -64,27 +64,6 @@ def probe(service: Service, state: ServiceState, manager: Manager) -> Seen:
     return seen
 
 
-#: Programs that pass requests on to a service behind them; their sockets are never the service's own.
-FRONT_ENDS = frozenset(
-    [
-        "nginx",
-        "haproxy",
-        "caddy",
-        "traefik",
-        "envoy",
-        "apache2",
-        "httpd",
-        "lighttpd",
-        "varnishd",
-        "hitch",
-        "h2o",
-        "pound",
-        "cloudflared",
-        "angie",
-    ]
-)
-
-
 def _owner(
     gate: Gate,
     host: str,
@@ -113,7 +92,7 @@ def _owner(
     )
     names = [{"pid": pid, "command": " ".join(" ".join(processes.command_line(pid)).split())[:200]} for pid in others]
     behind = f"{host}:{port} belongs to {_who(names)}, not to the service"
-    if not ask or not others or not all(processes.program(pid) in FRONT_ENDS for pid in others):
+    if not ask or not others or not all(processes.program(pid) in recognition.FRONT_ENDS for pid in others):
         return _not_ready(behind, owners=names)
     own = processes.listening(members)
     if not own:

@@ -11,10 +11,15 @@ import typing as t
 
 API, WORKER, BEAT, REDIS, POSTGRES, FRONT_END = "api", "celery_worker", "celery_beat", "redis", "postgres", "front_end"
 _SERVERS = frozenset({"uvicorn", "gunicorn", "hypercorn", "daphne", "granian", "fastapi"})
+#: Programs that pass requests on to a service behind them; their sockets are never the service's own.
+FRONT_ENDS = (
+    *("nginx", "angie", "haproxy", "caddy", "traefik", "envoy", "apache2", "httpd", "lighttpd", "h2o"),
+    *("varnishd", "hitch", "pound", "cloudflared"),
+)
 _PROGRAMS: t.Mapping[str, str] = {
     **dict.fromkeys(("redis-server", "valkey-server", "keydb-server"), REDIS),
     **dict.fromkeys(("postgres", "postmaster"), POSTGRES),
-    **dict.fromkeys(("nginx", "caddy", "cloudflared", "haproxy", "traefik", "apache2", "httpd", "envoy"), FRONT_END),
+    **dict.fromkeys(FRONT_ENDS, FRONT_END),
 }
 #: What comes before the program that a service is about.
 _WRAPPERS = frozenset({"env", "exec", "nice", "ionice", "nohup", "dumb-init", "tini", "runuser", "sudo", "setpriv"})
