@@ -133,11 +133,9 @@ def ancestors(pid: int) -> t.Set[int]:
 def inner_pid(pid: int) -> int:
     """The number of a process in its own PID namespace, that of a container for example; 0 where it is gone."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        return int(status(pid).get("NSpid", str(pid)).split()[-1])
     except OSError:
         return 0
-    numbers = next((line.split()[1:] for line in text.splitlines() if line.startswith("NSpid:")), [str(pid)])
-    return int(numbers[-1])
 
 
 def tree(root: int) -> t.Set[int]:
@@ -235,18 +233,7 @@ def open_paths(pid: int) -> t.Set[str]:
 
 def has_open(pid: int, paths: t.Iterable[str]) -> bool:
     """Whether a process has one of these files open; False where it is gone or may not be looked into."""
-    targets = {os.path.realpath(path) for path in paths}
-    try:
-        descriptors = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for descriptor in descriptors:
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") in targets:
-                return True
-        except OSError:
-            continue  # closed meanwhile
-    return False
+    return not open_paths(pid).isdisjoint(os.path.realpath(path) for path in paths)
 
 
 def start_time(pid: int) -> t.Optional[float]:
