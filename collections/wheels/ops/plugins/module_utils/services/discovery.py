@@ -269,10 +269,11 @@ def script_commands(command: t.Sequence[str]) -> t.List[t.List[str]]:
         try:
             if not os.path.isabs(word) or not os.path.isfile(word) or os.path.getsize(word) > _SCRIPT:
                 continue
-            with open(word, encoding="utf-8", errors="replace") as file:
-                text = file.read()
-        except OSError:
+            # What lies in a directory of another user may be a named pipe by now, for which one would wait.
+            content = files.read_regular(Path(os.path.realpath(word)))
+        except (OSError, OpsError):
             continue
+        text = content[0].decode("utf-8", errors="replace") if content else ""
         if re.match(r"#!\s*\S*(?:/|env )(?:ba|da|z)?sh\b", text):
             commands = [line.split() for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#")]
             return [words for words in commands if recognition.kind_of(words)]
