@@ -411,8 +411,9 @@ def _needs_deployment(state: State, allowed: Allowed) -> str:
     option = " (wheels_ops_recover_deploys)" if allowed.caller == PLAYBOOK else ""
     if not state.drifted:
         return f"Only a deployment installs the files that it needs{option}."
+    names = ", ".join([*state.drifted[:5], *(["..."] if len(state.drifted) > 5 else [])])
     return (
-        f"{', '.join(state.drifted)}: not as the deployment left them; only a deployment installs them again{option},"
+        f"{names}: not as the deployment left them; only a deployment installs them again{option},"
         " with -e wheels_ops_force=true those that somebody changed."
     )
 
