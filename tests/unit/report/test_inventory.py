@@ -28,7 +28,7 @@ MISSING = [{"what": "the origins", "variable": "wheels_ops_cors_origins", "advic
 
 def write(place: Path, variables: t.Sequence[t.Mapping[str, t.Any]] = VARIABLES, **options: t.Any) -> Result:
     options = {"missing": MISSING, "connection": {"ansible_user": "deploy"}, **options}
-    return inventory.write(str(place), "pam-1", variables=variables, **options)
+    return inventory.write(str(place), "pam-1", variables=variables, want_diff=True, **options)
 
 
 def read(place: Path) -> t.Dict[str, t.Any]:

@@ -108,7 +108,7 @@ actions:
   type: list
   elements: dict
 diff:
-  description: For each file its text before and after.
+  description: For each file that changes its text before and after; with C(--diff).
   returned: success
   type: list
   elements: dict
@@ -142,7 +142,7 @@ def main() -> None:
     # What the variables refer to is on another machine.
     run(
         module,
-        lambda: inventory.write(directory, host, **options, check_mode=module.check_mode),
+        lambda: inventory.write(directory, host, **options, check_mode=module.check_mode, want_diff=module._diff),
         renews_lock=False,
         references=False,
     )

@@ -40,6 +40,7 @@ def write(
     groups: t.Sequence[str] = (GROUP,),
     complete: bool = True,
     check_mode: bool = False,
+    want_diff: bool = False,
 ) -> Result:
     """``variables``, ``missing`` and ``notes`` as the module ``backend_info`` gives them. ``groups``: those of the host.
     ``complete``: everything ran; otherwise what an earlier run had found stays.
@@ -85,6 +86,7 @@ def write(
         diff=[
             {"before_header": str(path), "after_header": str(path), "before": text, "after": changes[path]}
             for path, text in former_texts.items()
+            if want_diff
         ],
         extra={
             "directory": directory,
