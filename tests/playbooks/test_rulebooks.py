@@ -100,19 +100,8 @@ def test_recover_keeps_to_the_host_of_the_alert(tmp_path: t.Any, name: str, word
         "backend: {hosts: {here: {ansible_python_interpreter: /none}, other: {}},"
         " vars: {ansible_connection: local, ansible_shell_executable: /none}}"
     )
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(tmp_path / "hosts.yml"), "playbooks/recover.yml", "-e", f"wheels_ops_alert_host={name}"),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode != 0, output
+    status, output = _recover(tmp_path, "-e", f"wheels_ops_alert_host={name}")
+    assert status != 0, output
     assert words in output, output
     assert "other" not in output.partition("PLAY [Recover]")[2], output
     assert ("PLAY [Recover]" in output) == (name == "here")
@@ -121,20 +110,8 @@ def test_recover_keeps_to_the_host_of_the_alert(tmp_path: t.Any, name: str, word
 def test_a_group_is_no_host_of_an_alert_where_the_limit_leaves_out_localhost(tmp_path: Path) -> None:
     """The plays on localhost are skipped then, as under a rulebook whose hosts do not name it."""
     (tmp_path / "hosts.yml").write_text("backend: {hosts: {here: {ansible_connection: local}}}")
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(tmp_path / "hosts.yml"), "--limit", "all", "playbooks/recover.yml"),
-            *("-e", "wheels_ops_alert_host=backend"),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode != 0, output
+    status, output = _recover(tmp_path, "--limit", "all", "-e", "wheels_ops_alert_host=backend")
+    assert status != 0, output
     assert "The alert is about a host that is none of the run" in output, output
     assert "Reach this host" not in output, output
 
@@ -143,3 +120,17 @@ def test_the_limit_of_a_rulebook_leaves_localhost_in() -> None:
     for path in RULEBOOKS:
         for ruleset in yaml.safe_load(path.read_text()):
             assert "localhost" in ruleset["hosts"].split(",")
+
+
+def _recover(directory: Path, *words: str) -> t.Tuple[int, str]:
+    """The status of ``recover`` with the inventory of a directory, and what it printed, with white space folded."""
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    done = subprocess.run(
+        [program, "-i", str(directory / "hosts.yml"), "playbooks/recover.yml", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_HOME": str(directory / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
