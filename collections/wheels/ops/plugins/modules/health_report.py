@@ -48,7 +48,8 @@ options:
     default: ""
     version_added: 1.1.0
   runbook_url:
-    description: Where the runbooks are published, with C({name}) for the name of the page. Without it the page names the file in the
+    description: >-
+      Where the runbooks are published, with C({name}) for the name of the page. Without it the page names the file in the
       repository, and the metrics name none.
     type: str
     default: ""

@@ -51,7 +51,8 @@ options:
     type: str
     default: ""
   runbook_url:
-    description: Where the runbooks that alerts link to are published, with C({name}) for the name of the page. Without it they are named as
+    description: >-
+      Where the runbooks that alerts link to are published, with C({name}) for the name of the page. Without it they are named as
       files of the repository.
     type: str
     default: ""

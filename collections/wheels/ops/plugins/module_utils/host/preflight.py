@@ -112,8 +112,9 @@ def look(
     state_dir: str,
     system_python: str = "/usr/bin/python3",
 ) -> Result:
-    """The ``system``, whether the ``environment`` works, the ``application`` is there, its ``directory`` is ``writable``, and ``free`` space of the
-    backend's directory and the state directory; of what is not there yet, of the directory in which it will be made.
+    """The ``system``, whether the ``environment`` works, the ``application`` is there, its ``directory`` is ``writable``,
+    and ``free`` space of the backend's directory and the state directory; of what is not there yet, of the directory in
+    which it will be made.
 
     Changes nothing. Raises ``OpsError`` for paths that are none.
     """

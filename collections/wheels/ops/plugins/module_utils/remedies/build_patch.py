@@ -134,8 +134,8 @@ def remove(
     """Rolls back everything that was installed below ``directory``, the newest first.
 
     A file that somebody changed after us stays as it is, but for our block, unless ``force``. The journal and the
-    originals are kept as long as they hold what is nowhere else, and removed otherwise. In check mode only the newest installation is looked at: what lies
-    below it is not on the disk.
+    originals are kept as long as they hold what is nowhere else, and removed otherwise. In check mode only the newest
+    installation is considered: what lies below it is not on the disk.
     """
     root = _directory(directory)
     state = _state(root, state_dir)

@@ -93,11 +93,11 @@ def run(options: argparse.Namespace) -> int:
         host = urllib.parse.urlsplit(url if "://" in url else f"//{url}").hostname if url else ""
     except ValueError:  # the check says so of the address
         host = ""
-    return monitor.look_and_tell(options, lambda: settings_of(options, os.environ), host or "outside", words)
+    return monitor.measure_and_report(options, lambda: settings_of(options, os.environ), host or "outside", words)
 
 
 def settings_of(options: argparse.Namespace, environment: t.Mapping[str, str]) -> Settings:
-    """The settings of one look from outside. Raises ``OpsError`` where nothing could be measured with them, and where a
+    """The settings of one measurement from outside. Raises ``OpsError`` where nothing could be measured with them, and where a
     library is missing that one of the checks needs.
     """
     from ..checks import suite

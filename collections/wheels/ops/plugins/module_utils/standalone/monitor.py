@@ -245,7 +245,7 @@ def text(report: Report, *, plugin: bool = False) -> str:
 
 
 async def main(settings: t.Optional[Settings] = None) -> Report:
-    """One look, noted in the history where this is the host; gives the report."""
+    """Measures once, and notes it in the history where this is the host; gives the report."""
     monitor = ProductionHealthMonitor(settings)
     report = await monitor.run_all_checks()
     if monitor.settings.view.outside:
@@ -301,16 +301,16 @@ def parser() -> argparse.ArgumentParser:
 def run(words: t.Optional[t.Sequence[str]] = None) -> int:
     """The command line; gives the exit status. What is unknown is 3, in one line on standard error."""
     options = parser().parse_args(words)
-    return look_and_tell(options, lambda: load(options.config), socket.gethostname())
+    return measure_and_report(options, lambda: load(options.config), socket.gethostname())
 
 
-def look_and_tell(
+def measure_and_report(
     options: argparse.Namespace,
     load_settings: t.Callable[[], Settings],
     host: str,
     wording: t.Callable[[Report], Report] = lambda report: report,
 ) -> int:
-    """One look with these settings, in the forms of ``report_options``; gives the exit status.
+    """Measures once with these settings, and reports in the forms of ``report_options``; gives the exit status.
 
     ``host``: what is looked at. ``wording`` gives a report in the words of the program.
     """
